@@ -1,0 +1,1 @@
+//! Interrupt controllers in this process, for hypervisors that bring none.

@@ -1,0 +1,1 @@
+//! KVM: interrupts through the kernel's interrupt controller.

@@ -1,0 +1,13 @@
+//! What carries an interrupt to the guest.
+//!
+//! Each backend implements what [`crate::interrupt`] asks for, behind a feature of its own, and none of them knows a
+//! device.
+
+#[cfg(feature = "hvf")]
+pub mod hvf;
+#[cfg(feature = "irqchip")]
+pub mod irqchip;
+#[cfg(feature = "kvm")]
+pub mod kvm;
+#[cfg(feature = "recorder")]
+pub mod recorder;

@@ -1,0 +1,1 @@
+//! A recorder of everything that devices signal, for tests.

@@ -1,0 +1,176 @@
+//! The device's end of a level line: a set of causes from which the line is derived, delivered without a lock.
+
+use std::{fmt, io};
+
+use super::LevelInterrupt;
+use crate::sync::{AtomicU64, Ordering};
+
+/// Somebody is telling the line its level now; whoever changes a cause meanwhile leaves the telling to them.
+const BUSY: u64 = 1 << 63;
+/// The level that the line was last told.
+const TOLD: u64 = 1 << 62;
+
+/// Derives a level line from a set of causes: the line is up while any cause is.
+///
+/// A device that computes its level under a lock must not call its line there (the backend may call back into the
+/// device), and must not call it after the unlock either (two threads would race, and the stale one could win and
+/// leave the line stuck). This type settles it: causes change with [`update`](Self::update), which calls nobody and
+/// is safe under any lock; [`settle`](Self::settle), called after the unlock, tells the line. One thread at a time does
+/// the telling and goes on until line and causes agree; others that come meanwhile return at once. So
+///
+/// - the line hears transitions, never repeats, and always in order;
+/// - when all calls have returned, the line is what the causes say;
+/// - no lock is held while the line is called, so the line may call back, even into this output.
+///
+/// *For device authors*: keep one of these per line, and call [`set`](Self::set) from the one place that derives it.
+/// *For who implements the line*: your `trigger` and `clear` alternate, one at a time.
+///
+/// A `trigger` or `clear` that fails is told again by the next `settle`; [`failures`](Self::failures) counts them.
+///
+/// ```
+/// use devisor::interrupt::{LevelOutput, level_from_fn};
+/// use std::sync::Mutex;
+///
+/// let heard = Mutex::new(Vec::new());
+/// let output = LevelOutput::new(level_from_fn(|up| Ok(heard.lock().unwrap().push(up))));
+///
+/// const TX: u64 = 1 << 0;
+/// const RX: u64 = 1 << 1;
+/// for causes in [TX, TX | RX, RX, 0, 0] {
+///     output.update(|_| causes);
+///     output.settle()?;
+/// }
+/// assert_eq!(*heard.lock().unwrap(), [true, false]);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub struct LevelOutput<L> {
+    line: L,
+    /// Causes and notes, and above them `TOLD` and `BUSY`: one word, so that a change of a cause and the decision
+    /// who tells the line are one step.
+    state: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl<L: LevelInterrupt> LevelOutput<L> {
+    /// The bits that are causes: each of them alone holds the line up.
+    pub const CAUSES: u64 = (1 << 48) - 1;
+    /// Bits that the owner may use for whatever must change in one step with the causes. They do not move the line.
+    pub const NOTES: u64 = ((1 << 62) - 1) & !Self::CAUSES;
+
+    /// An output without a cause, over a `line` that is down.
+    pub fn new(line: L) -> Self {
+        Self {
+            line,
+            state: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+        }
+    }
+
+    /// The line behind this output.
+    pub fn line(&self) -> &L {
+        &self.line
+    }
+
+    /// The causes and notes as they are now.
+    pub fn bits(&self) -> u64 {
+        self.state.load(Ordering::SeqCst) & (Self::CAUSES | Self::NOTES)
+    }
+
+    /// Whether any cause holds the line up. The line itself may not have been told yet.
+    pub fn is_up(&self) -> bool {
+        self.bits() & Self::CAUSES != 0
+    }
+
+    /// How often the line refused to be told.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Changes causes and notes in one atomic step, and returns what they were. Does not call the line: follow it
+    /// with [`settle`](Self::settle) once your locks are released. `change` may run more than once.
+    pub fn update(&self, mut change: impl FnMut(u64) -> u64) -> u64 {
+        let bits = Self::CAUSES | Self::NOTES;
+        let mut state = self.state.load(Ordering::SeqCst);
+        loop {
+            let new = state & !bits | change(state & bits) & bits;
+            if new == state {
+                return state & bits;
+            }
+            match self
+                .state
+                .compare_exchange_weak(state, new, Ordering::SeqCst, Ordering::SeqCst)
+            {
+                Ok(_) => return state & bits,
+                Err(now) => state = now,
+            }
+        }
+    }
+
+    /// [`update`](Self::update) for a device with one cause.
+    pub fn set(&self, up: bool) {
+        self.update(|notes| notes & Self::NOTES | u64::from(up));
+    }
+
+    /// Tells the line its level, if it was last told another.
+    ///
+    /// # Errors
+    /// What the line answered. The causes stand, and the next `settle` tells it again.
+    pub fn settle(&self) -> io::Result<()> {
+        let state = self.state.load(Ordering::SeqCst);
+        if self.agrees(state) {
+            return Ok(());
+        }
+        let mut state = self.state.fetch_or(BUSY, Ordering::SeqCst);
+        if state & BUSY != 0 {
+            // The other thread cannot let go before it has seen the causes as they are now: see the exchange below.
+            return Ok(());
+        }
+        let mut told = state & TOLD != 0;
+        loop {
+            let up = state & Self::CAUSES != 0;
+            let result = match (told, up) {
+                (false, true) => self.line.trigger(),
+                (true, false) => self.line.clear(),
+                _ => Ok(()),
+            };
+            match &result {
+                Ok(()) => told = up,
+                Err(_) => _ = self.failures.fetch_add(1, Ordering::Relaxed),
+            }
+            let bits = Self::CAUSES | Self::NOTES;
+            let told_bit = if told { TOLD } else { 0 };
+            // Only `bits` can have changed under us. If they did, somebody may have left the telling to us: look
+            // again, also after a failure, for theirs is the later signal that is to carry the lost one.
+            let held = state & (bits | TOLD) | BUSY;
+            match self
+                .state
+                .compare_exchange(held, state & bits | told_bit, Ordering::SeqCst, Ordering::SeqCst)
+            {
+                Ok(_) => return result,
+                Err(now) => state = now,
+            }
+        }
+    }
+
+    /// [`set`](Self::set) and [`settle`](Self::settle): for a device that holds no lock.
+    ///
+    /// # Errors
+    /// As [`settle`](Self::settle).
+    pub fn drive(&self, up: bool) -> io::Result<()> {
+        self.set(up);
+        self.settle()
+    }
+
+    fn agrees(&self, state: u64) -> bool {
+        state & BUSY == 0 && (state & Self::CAUSES != 0) == (state & TOLD != 0)
+    }
+}
+
+impl<L> fmt::Debug for LevelOutput<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LevelOutput")
+            .field("state", &format_args!("{:#x}", self.state.load(Ordering::SeqCst)))
+            .field("failures", &self.failures.load(Ordering::Relaxed))
+            .finish_non_exhaustive()
+    }
+}

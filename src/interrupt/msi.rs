@@ -1,0 +1,169 @@
+//! Message-signalled interrupts: the message, and the two ways in which a platform delivers it.
+
+use std::{
+    fmt, io,
+    sync::{Arc, Mutex},
+};
+
+use super::Interrupt;
+use crate::sync::lock;
+
+/// What a device writes to interrupt the guest: `data`, to `address` (PCI Local Bus 3.0, section 6.8).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct MsiMessage {
+    /// Guest physical address that the write goes to. It names a doorbell, not memory.
+    pub address: u64,
+    /// The 32 bits that are written.
+    pub data: u32,
+}
+
+/// Who sends a message: bus, device and function of the PCI function, as on the bus (`bus << 8 | device << 3 | function`).
+/// An interrupt translation service or a remapper decides by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequesterId(pub u16);
+
+/// Takes any message at any time: what a software controller, `KVM_SIGNAL_MSI` or `hv_gic_send_msi` offers.
+///
+/// *For who calls it*: as [`Interrupt::trigger`]; a message to an address that nothing listens to is an `Err`.
+/// *For who implements it*: address and data come from the guest and are hostile; refuse with `Err`, never panic.
+///
+/// ```
+/// use devisor::interrupt::{MsiMessage, MsiSink, RequesterId};
+/// use std::{io, sync::Mutex};
+///
+/// #[derive(Default)]
+/// struct Doorbells(Mutex<Vec<u32>>);
+///
+/// impl MsiSink for Doorbells {
+///     fn send(&self, _requester: RequesterId, message: MsiMessage) -> io::Result<()> {
+///         match message.address {
+///             0xfee0_0000 => Ok(self.0.lock().unwrap().push(message.data)),
+///             _ => Err(io::Error::other("no doorbell at this address")),
+///         }
+///     }
+/// }
+///
+/// let sink = Doorbells::default();
+/// sink.send(RequesterId(8), MsiMessage { address: 0xfee0_0000, data: 33 })?;
+/// assert!(sink.send(RequesterId(8), MsiMessage { address: 0, data: 33 }).is_err());
+/// # Ok::<(), io::Error>(())
+/// ```
+pub trait MsiSink: Send + Sync {
+    /// Delivers `message` as if the function `requester` had written it.
+    ///
+    /// # Errors
+    /// The message was not delivered.
+    fn send(&self, requester: RequesterId, message: MsiMessage) -> io::Result<()>;
+}
+
+/// Hands out vectors that are programmed with a message first and triggered later: what irqfd and GSI routes offer.
+///
+/// The PCI layer is written against this; a platform that has an [`MsiSink`] gets it from [`SinkVectors`].
+pub trait MsiVectors: Send + Sync {
+    /// A vector for the function `requester`, with no message yet. Dropping it gives its resources back.
+    ///
+    /// # Errors
+    /// The platform has no vector left, or refuses the requester.
+    fn vector(&self, requester: RequesterId) -> io::Result<Box<dyn MsiVector>>;
+}
+
+/// One programmable vector of [`MsiVectors`]: an [`Interrupt`] that sends the message it was last given.
+///
+/// *For who calls it*: triggering a vector without a message is an `Err` and delivers nothing. *For who implements it*: a
+/// `trigger` that begins after `program` has returned sends the new message.
+pub trait MsiVector: Interrupt {
+    /// Sets the message that the next [`trigger`](Interrupt::trigger) sends, or takes it away.
+    ///
+    /// # Errors
+    /// The platform cannot deliver such a message; the vector has none now.
+    fn program(&self, message: Option<MsiMessage>) -> io::Result<()>;
+}
+
+/// Makes [`MsiVectors`] of an [`MsiSink`]: each vector remembers its message and sends it when triggered.
+///
+/// ```
+/// use devisor::interrupt::{Interrupt, MsiMessage, MsiSink, MsiVectors, RequesterId, SinkVectors};
+/// use std::{io, sync::{Arc, Mutex}};
+///
+/// struct Log(Mutex<Vec<(RequesterId, MsiMessage)>>);
+/// impl MsiSink for Log {
+///     fn send(&self, requester: RequesterId, message: MsiMessage) -> io::Result<()> {
+///         Ok(self.0.lock().unwrap().push((requester, message)))
+///     }
+/// }
+///
+/// let log = Arc::new(Log(Mutex::default()));
+/// let vector = SinkVectors::new(Arc::clone(&log)).vector(RequesterId(0x18))?;
+/// assert!(vector.trigger().is_err(), "it has no message yet");
+///
+/// let message = MsiMessage { address: 0x0802_0040, data: 80 };
+/// vector.program(Some(message))?;
+/// vector.trigger()?;
+/// assert_eq!(*log.0.lock().unwrap(), [(RequesterId(0x18), message)]);
+/// # Ok::<(), io::Error>(())
+/// ```
+pub struct SinkVectors<S: ?Sized> {
+    sink: Arc<S>,
+}
+
+impl<S: MsiSink + ?Sized> SinkVectors<S> {
+    /// Vectors that all send to `sink`.
+    pub fn new(sink: Arc<S>) -> Self {
+        Self { sink }
+    }
+}
+
+impl<S: MsiSink + ?Sized + 'static> MsiVectors for SinkVectors<S> {
+    fn vector(&self, requester: RequesterId) -> io::Result<Box<dyn MsiVector>> {
+        Ok(Box::new(SinkVector {
+            sink: Arc::clone(&self.sink),
+            requester,
+            message: Mutex::new(None),
+        }))
+    }
+}
+
+struct SinkVector<S: ?Sized> {
+    sink: Arc<S>,
+    requester: RequesterId,
+    message: Mutex<Option<MsiMessage>>,
+}
+
+impl<S: MsiSink + ?Sized> Interrupt for SinkVector<S> {
+    fn trigger(&self) -> io::Result<()> {
+        // Copied out: the sink is not called under the lock.
+        let message = *lock(&self.message);
+        match message {
+            Some(message) => self.sink.send(self.requester, message),
+            None => Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the vector has no message: program it first",
+            )),
+        }
+    }
+}
+
+impl<S: MsiSink + ?Sized> MsiVector for SinkVector<S> {
+    fn program(&self, message: Option<MsiMessage>) -> io::Result<()> {
+        *lock(&self.message) = message;
+        Ok(())
+    }
+}
+
+macro_rules! forward {
+    ($($pointer:ty),*) => {$(
+        impl<T: MsiSink + ?Sized> MsiSink for $pointer {
+            fn send(&self, requester: RequesterId, message: MsiMessage) -> io::Result<()> {
+                (**self).send(requester, message)
+            }
+        }
+    )*};
+}
+
+forward!(&T, Box<T>, Arc<T>);
+
+impl<S: ?Sized> fmt::Debug for SinkVectors<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SinkVectors").finish_non_exhaustive()
+    }
+}

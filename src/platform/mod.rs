@@ -1,0 +1,1 @@
+//! Devices that are not virtio: UARTs, clocks, reset controllers.

@@ -1,0 +1,138 @@
+//! Time, injected: no device and no controller reads the host's clock itself.
+//!
+//! A device that keeps time is given a [`Clock`] to read and, if it has deadlines, an [`Alarm`] to set. The embedder
+//! (or a test) decides what time is, and calls the device back when a deadline has passed.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// Tells the time since an origin that the embedder chooses and that stays put. It never runs backwards.
+///
+/// ```
+/// use devisor::time::{Clock, ManualClock};
+/// use std::time::Duration;
+///
+/// let clock = ManualClock::new(Duration::from_secs(100));
+/// clock.advance(Duration::from_millis(1));
+/// assert_eq!(clock.now(), Duration::from_millis(100_001));
+/// ```
+pub trait Clock: Send + Sync {
+    /// The time now.
+    fn now(&self) -> Duration;
+}
+
+/// Where a device says when it next wants to be called.
+///
+/// *For device authors*: call [`set`](Self::set) whenever the next deadline changes, with no lock held. *For embedders*:
+/// arrange that the device's expiry method runs once the [`Clock`] has reached the deadline; early or twice is
+/// harmless, late is merely late. A new deadline replaces the last; `None` means that there is none.
+///
+/// ```
+/// use devisor::time::Alarm;
+/// use std::{sync::Mutex, time::Duration};
+///
+/// struct Next(Mutex<Option<Duration>>);
+/// impl Alarm for Next {
+///     fn set(&self, deadline: Option<Duration>) {
+///         *self.0.lock().unwrap() = deadline;
+///     }
+/// }
+///
+/// let next = Next(Mutex::new(None));
+/// next.set(Some(Duration::from_secs(5)));
+/// assert_eq!(*next.0.lock().unwrap(), Some(Duration::from_secs(5)));
+/// ```
+pub trait Alarm: Send + Sync {
+    /// Replaces the deadline, on the same scale as [`Clock::now`].
+    fn set(&self, deadline: Option<Duration>);
+}
+
+/// Deadlines are of no interest: for an embedder that polls the device anyway.
+impl Alarm for () {
+    fn set(&self, _deadline: Option<Duration>) {}
+}
+
+/// The host's monotonic clock, counted from `origin`. An embedder's choice; nothing in this crate makes one by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct HostClock {
+    started: Instant,
+    origin: Duration,
+}
+
+impl HostClock {
+    /// A clock that reads `origin` now. For a real-time clock, give the time since the Unix epoch.
+    pub fn starting_at(origin: Duration) -> Self {
+        Self {
+            started: Instant::now(),
+            origin,
+        }
+    }
+}
+
+impl Clock for HostClock {
+    fn now(&self) -> Duration {
+        self.origin.saturating_add(self.started.elapsed())
+    }
+}
+
+/// A clock that stands still until it is advanced: for tests, and for embedders with virtual time. Whole nanoseconds,
+/// 584 years of them.
+#[derive(Default)]
+pub struct ManualClock(AtomicU64);
+
+impl ManualClock {
+    /// A clock that reads `now`.
+    pub fn new(now: Duration) -> Self {
+        Self(AtomicU64::new(nanoseconds(now)))
+    }
+
+    /// Lets `step` pass.
+    pub fn advance(&self, step: Duration) {
+        self.0.fetch_add(nanoseconds(step), Ordering::SeqCst);
+    }
+
+    /// Moves on to `now`; a time that has passed already changes nothing.
+    pub fn advance_to(&self, now: Duration) {
+        self.0.fetch_max(nanoseconds(now), Ordering::SeqCst);
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::SeqCst))
+    }
+}
+
+impl fmt::Debug for ManualClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ManualClock").field(&self.now()).finish()
+    }
+}
+
+macro_rules! forward {
+    ($($pointer:ty),*) => {$(
+        impl<T: Clock + ?Sized> Clock for $pointer {
+            fn now(&self) -> Duration {
+                (**self).now()
+            }
+        }
+
+        impl<T: Alarm + ?Sized> Alarm for $pointer {
+            fn set(&self, deadline: Option<Duration>) {
+                (**self).set(deadline)
+            }
+        }
+    )*};
+}
+
+forward!(&T, Box<T>, Arc<T>);
