@@ -106,12 +106,12 @@ impl Log {
         if fails {
             line.counts.failed += 1;
         }
-        if self.entries.len() == self.capacity {
-            if let Some(oldest) = self.entries.pop_front() {
-                self.dropped += 1;
-                if oldest.outcome == Outcome::Delivered {
-                    apply(&mut self.lanes[oldest.lane].was_up, oldest.action);
-                }
+        if self.entries.len() == self.capacity
+            && let Some(oldest) = self.entries.pop_front()
+        {
+            self.dropped += 1;
+            if oldest.outcome == Outcome::Delivered {
+                apply(&mut self.lanes[oldest.lane].was_up, oldest.action);
             }
         }
         self.entries.push_back(Entry {
