@@ -506,13 +506,11 @@ fn two_devices_on_one_wire_are_both_served() {
             });
             running.guest.wait_done(DEVICE, 2).unwrap();
             assert_eq!((first.output.bits(), second.output.bits()), (0, 0));
-            assert_eq!(
-                running.settled(DEVICE),
-                2,
-                "the second time for the second device alone"
-            );
+            // The second time for the second device alone.
+            let taken = running.settled(DEVICE);
+            assert_taken(controller, taken, 2);
 
-            // A device that goes takes its level along.
+            // The first withdraws, and the wire goes on to say what the second does.
             running.while_busy(|| {
                 first.raise(1);
                 assert!(wire.output().is_up());

@@ -483,6 +483,11 @@ fn load(memory: &GuestMemoryMmap, program: &Program) -> Result<(), Box<dyn Error
 
     let mut lists = vec![vec![]; WIRES + 1];
     lists[0] = program.controller.boot(&program.wires);
+    if program.controller == Controller::Pic {
+        // A request that went away from the second 8259 arrives as its last input, and the first one has to be told
+        // that it is over. One that went away from the first arrives as *its* last input, and is over by itself.
+        lists[16] = program.controller.end_of_interrupt(Gsi(pic::CASCADE.into()));
+    }
     for wire in &program.wires {
         let pins = program.controller.pins();
         if wire.gsi.0 >= pins {
