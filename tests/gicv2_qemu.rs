@@ -475,9 +475,11 @@ impl Pair {
                 self.write_both(GICC, GICC_CTLR, 4, control);
             }
             2 | 3 => {
+                // Most telling is the priority of what waits.
+                let first = self.view().first.map_or(0xff, |(priority, _)| u32::from(priority));
                 let mask = self
                     .random
-                    .pick(&[0xff, 0xff, 0xff, 0xff, 0xf0, 0x80, value & 0xff, value]);
+                    .pick(&[0xff, 0xff, 0xff, 0xf0, first, first.wrapping_add(1), value]);
                 self.write_both(GICC, GICC_PMR, 4, mask);
             }
             4 => self.write_both(GICC, GICC_BPR, 4, value),
