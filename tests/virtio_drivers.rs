@@ -102,7 +102,9 @@ impl<D: VirtioDevice<GuestMemoryMmap> + 'static> Machine<D> {
     fn cpu(&self) -> Rc<dyn Cpu> {
         let device = Arc::clone(&self.device);
         let line = self.recorder.line(LINE).unwrap();
-        Rc::new(RecorderCpu::new(line, self.patience, move || _ = acknowledge(&*device)))
+        Rc::new(RecorderCpu::new(line, self.patience, move || {
+            !acknowledge(&*device).is_empty()
+        }))
     }
 
     /// How often the line was raised.

@@ -22,6 +22,10 @@ pub enum GuestError {
     /// A call of the driver failed.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// The device did what the driver asked for, but not right.
+    #[error("{0}")]
+    #[allow(dead_code, reason = "for guests that verify")]
+    Wrong(String),
 }
 
 impl From<Error> for GuestError {

@@ -23,7 +23,7 @@ use std::{
 };
 
 use devisor::{
-    backends::recorder::{Awaited, Line},
+    backends::recorder::{Awaited, Counts, Line},
     bus::{BusDevice, read_le, write_le},
 };
 use virtio_drivers::{
@@ -411,6 +411,7 @@ impl Drop for MmioTransport {
 /// The guest's processor, as its drivers use it.
 pub trait Cpu {
     /// Sleeps until the device's interrupt is there, takes it, and handles it: acknowledges it at the device, and ends it.
+    /// Goes on sleeping after one for which the device has no reason: a level that was still up for a moment.
     ///
     /// # Errors
     /// It did not come. The text says what did.
@@ -421,14 +422,15 @@ pub trait Cpu {
 pub struct RecorderCpu {
     line: Line,
     patience: Duration,
-    handler: Box<dyn Fn()>,
+    handler: Box<dyn Fn() -> bool>,
     /// How many raises were taken. As with a pending bit, one interrupt is for all raises before it.
     taken: Cell<u64>,
 }
 
 impl RecorderCpu {
-    /// Takes the interrupts of `line`, by `handler`. An interrupt that does not come within `patience` is lost.
-    pub fn new(line: Line, patience: Duration, handler: impl Fn() + 'static) -> Self {
+    /// Takes the interrupts of `line`, by `handler`, which returns whether the device had a reason. An interrupt that does
+    /// not come within `patience` is lost.
+    pub fn new(line: Line, patience: Duration, handler: impl Fn() -> bool + 'static) -> Self {
         let handler = Box::new(handler);
         let taken = Cell::new(0);
         Self {
@@ -442,14 +444,30 @@ impl RecorderCpu {
 
 impl Cpu for RecorderCpu {
     fn take_interrupt(&self) -> std::result::Result<(), String> {
-        // A level that the last acknowledgement left up is not raised again.
-        if !self.line.is_up() {
-            let raised = self.line.wait_for(Awaited::Raised, self.taken.get() + 1, self.patience);
-            raised.map_err(|error| error.to_string())?;
+        let wait_for = |awaited, nth| {
+            let event = self.line.wait_for(awaited, nth, self.patience);
+            event.map(|_| ()).map_err(|error| error.to_string())
+        };
+        loop {
+            // A level that the last acknowledgement left up is not raised again.
+            if !self.line.is_up() {
+                wait_for(Awaited::Raised, self.taken.get() + 1)?;
+            }
+            let Counts {
+                raised,
+                cleared,
+                failed,
+                ..
+            } = self.line.counts();
+            self.taken.set(raised);
+            if (self.handler)() {
+                return Ok(());
+            }
+            if self.line.is_up() {
+                // Who raised it is about to lower it. A real CPU would take the interrupt again and again until then.
+                wait_for(Awaited::Any, raised + cleared + failed + 1)?;
+            }
         }
-        self.taken.set(self.line.counts().raised);
-        (self.handler)();
-        Ok(())
     }
 }
 

@@ -1,0 +1,110 @@
+//! What the tour asks of a backend: a line for a device, and a CPU that takes its interrupts.
+
+use std::{error::Error, rc::Rc, sync::Arc};
+
+use devisor::{
+    backends::recorder::{Line as Recorded, Recorder},
+    bus::BusDevice,
+    interrupt::{Interrupt, LevelInterrupt},
+    virtio::transport::mmio::Line,
+};
+use vm_memory::GuestMemoryMmap;
+
+use crate::guest_drivers::{Cpu, acknowledge};
+
+/// One way in which a backend interrupts.
+#[derive(Clone, Copy)]
+pub struct Wiring {
+    /// Name of the backend.
+    pub backend: &'static str,
+    /// What kind of line it is.
+    pub line: &'static str,
+    /// Builds it.
+    pub plug: fn(&Bench) -> Result<Board, PlugError>,
+}
+
+/// What a board is built on.
+pub struct Bench {
+    /// The guest's memory. The first 64 KiB are for a program.
+    pub memory: GuestMemoryMmap,
+    /// Where lines are recorded.
+    pub trace: Trace,
+}
+
+/// A line for a device, and the CPU at its other end.
+pub struct Board {
+    /// What the device is given.
+    pub line: Line,
+    /// Starts the CPU, once the device is there whose interrupts it handles.
+    pub start: Box<dyn FnOnce(Handler) -> Result<Rc<dyn Cpu>, Box<dyn Error>>>,
+}
+
+/// There is no board.
+#[derive(Debug, thiserror::Error)]
+pub enum PlugError {
+    /// This machine does not have what the backend needs.
+    #[error("cannot run here: {0}")]
+    Unavailable(String),
+    /// It does, and something went wrong.
+    #[error("set-up: {0}")]
+    Failed(String),
+}
+
+impl PlugError {
+    /// Something went wrong.
+    pub fn failed(error: impl ToString) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// What the guest does with an interrupt.
+pub struct Handler {
+    /// The registers of the device that interrupts.
+    pub device: Arc<dyn BusDevice>,
+    /// Its line, as it was recorded.
+    pub line: Recorded,
+    /// Triggered when the guest has taken an interrupt.
+    pub taken: Arc<dyn Interrupt>,
+}
+
+impl Handler {
+    /// The guest has taken the interrupt.
+    pub fn taken(&self) {
+        // It leads nowhere but to the recorder.
+        let _ = self.taken.trigger();
+    }
+
+    /// The whole handler: takes the interrupt and acknowledges it at the device. Returns whether that had a reason for it.
+    pub fn handle(&self) -> bool {
+        self.taken();
+        !acknowledge(&*self.device).is_empty()
+    }
+}
+
+/// Records the lines of one row, and once more for the waveform of the whole tour if one was asked for.
+pub struct Trace {
+    /// The row's own recorder.
+    pub recorder: Recorder,
+    /// The tour's, and what the row is called there.
+    pub waveform: Option<(Recorder, String)>,
+}
+
+impl Trace {
+    /// Records an edge line.
+    pub fn edge(&self, name: &str, line: impl Interrupt + 'static) -> Arc<dyn Interrupt> {
+        let line = self.recorder.wrap_edge(name, line);
+        match &self.waveform {
+            Some((recorder, row)) => Arc::new(recorder.wrap_edge(&format!("{row} {name}"), line)),
+            None => Arc::new(line),
+        }
+    }
+
+    /// Records a level line.
+    pub fn level(&self, name: &str, line: impl LevelInterrupt + 'static) -> Arc<dyn LevelInterrupt> {
+        let line = self.recorder.wrap_level(name, line);
+        match &self.waveform {
+            Some((recorder, row)) => Arc::new(recorder.wrap_level(&format!("{row} {name}"), line)),
+            None => Arc::new(line),
+        }
+    }
+}

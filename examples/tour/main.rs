@@ -1,0 +1,171 @@
+//! A tour of the backends: the same two devices, driven by guest drivers that we did not write and woken by interrupts alone,
+//! on every backend that this machine has.
+//!
+//! ```text
+//! cargo run --release --example tour
+//! ```
+
+mod board;
+mod guest;
+#[allow(dead_code, reason = "shared with tests, which need other parts of it")]
+#[path = "../../tests/support/guest_drivers.rs"]
+mod guest_drivers;
+mod irqchip;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod kvm;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[allow(dead_code, reason = "shared with tests, which need other parts of it")]
+#[path = "../../tests/support/kvm_guest.rs"]
+mod kvm_guest;
+mod recorder;
+mod row;
+mod table;
+mod worker;
+
+use std::{error::Error, fs::File, io::BufWriter, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use devisor::{backends::recorder::Recorder, time::HostClock};
+
+use board::{PlugError, Wiring};
+use row::{Device, RunsOn};
+
+const HELP: &str = "\
+Drives a disk and a source of entropy through every backend, with guest drivers that sleep until they are interrupted.
+
+Usage: cargo run --release --example tour [-- OPTIONS]
+
+  --backend NAME   this backend alone, and fail if it cannot run; may be repeated (recorder, irqchip, kvm, hvf)
+  --vcd FILE       write the waveform of all lines, for a viewer such as GTKWave or Surfer
+  --help           this text
+
+The columns: the device's thread, requests that the guest made, bytes that it compared, how often the line was raised,
+completions that the guest did not want to hear of, interrupts that the guest took, and the median of the time from raise
+to taken. The exit status is 0 if every row is good; a backend that this machine does not have is not a failure.
+";
+
+/// The ways to interrupt, backend by backend.
+fn wirings() -> Vec<Wiring> {
+    [recorder::WIRINGS, irqchip::WIRINGS, kvm::WIRINGS].concat()
+}
+
+/// KVM's guest program is for another processor than this one.
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+mod kvm {
+    use super::board::{PlugError, Wiring};
+
+    pub const WIRINGS: &[Wiring] = &[Wiring {
+        backend: "kvm",
+        line: "",
+        plug: |_| {
+            Err(PlugError::Unavailable(
+                "the guest program is for x86_64 under Linux".into(),
+            ))
+        },
+    }];
+}
+
+/// What the command line asks for.
+#[derive(Default)]
+struct Arguments {
+    help: bool,
+    backends: Vec<String>,
+    vcd: Option<PathBuf>,
+}
+
+impl Arguments {
+    fn parse(mut words: impl Iterator<Item = String>, known: &[&str]) -> Result<Self, String> {
+        let mut arguments = Self::default();
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--help" | "-h" => arguments.help = true,
+                "--backend" => {
+                    let name = words.next().ok_or("--backend needs a name")?;
+                    if !known.contains(&name.as_str()) {
+                        return Err(format!("no backend `{name}`: there are {}", known.join(", ")));
+                    }
+                    arguments.backends.push(name);
+                }
+                "--vcd" => arguments.vcd = Some(words.next().ok_or("--vcd needs a file")?.into()),
+                _ => return Err(format!("unknown argument `{word}`: try --help")),
+            }
+        }
+        Ok(arguments)
+    }
+
+    fn named(&self, backend: &str) -> bool {
+        self.backends.iter().any(|name| name == backend)
+    }
+}
+
+fn main() -> ExitCode {
+    let wirings = wirings();
+    let mut backends: Vec<_> = wirings.iter().map(|wiring| wiring.backend).collect();
+    backends.dedup();
+    let arguments = match Arguments::parse(std::env::args().skip(1), &backends) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            eprintln!("tour: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    if arguments.help {
+        print!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
+    match tour(&wirings, &arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("tour: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs and prints every row that was asked for. Returns whether all are good.
+fn tour(wirings: &[Wiring], arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
+    // The only clock in the process, and the embedder's.
+    let clock = Arc::new(HostClock::starting_at(Duration::ZERO));
+    let waveform = arguments.vcd.as_ref().map(|path| {
+        let recorder = Recorder::builder().clock(clock.clone()).capacity(1 << 20).build();
+        (path, recorder)
+    });
+    let mut bad = 0;
+    let mut good = 0;
+    let mut absent: Option<&str> = None;
+    table::print_header();
+    for (number, wiring) in wirings.iter().enumerate() {
+        if !arguments.backends.is_empty() && !arguments.named(wiring.backend) {
+            continue;
+        }
+        for (device, other) in [(Device::Block, 0), (Device::Entropy, 1)] {
+            if absent == Some(wiring.backend) {
+                continue;
+            }
+            // Each device runs on either thread, in turns.
+            let runs_on = [RunsOn::Worker, RunsOn::Kick][(number + other) % 2];
+            let waveform = waveform.as_ref().map(|(_, recorder)| recorder);
+            match row::run(wiring, device, runs_on, clock.clone(), waveform) {
+                Ok(row) => {
+                    good += 1;
+                    table::print_row(wiring, device, runs_on, &row);
+                }
+                Err(row::RowError::Plug(PlugError::Unavailable(why))) => {
+                    absent = Some(wiring.backend);
+                    bad += u32::from(arguments.named(wiring.backend));
+                    table::print_absent(wiring, &why);
+                }
+                Err(error) => {
+                    bad += 1;
+                    table::print_failure(wiring, device, runs_on, &error);
+                }
+            }
+        }
+    }
+    if let Some((path, recorder)) = waveform {
+        recorder.write_vcd(&mut BufWriter::new(File::create(path)?))?;
+        println!("\nThe waveform is in {}.", path.display());
+    }
+    println!("\n{good} rows are good, {bad} are not.");
+    Ok(bad == 0)
+}
