@@ -250,6 +250,28 @@ mod level_output {
         });
     }
 
+    /// The level is up for old work, the device adds more. Either the guest sees it (it looks after it has cleared the
+    /// cause) or the line is up again. This holds only if a signal that changes nothing still publishes.
+    #[test]
+    fn publishes_what_came_before_a_signal_also_when_the_cause_is_there_already() {
+        model(|| {
+            let output = Arc::new(LevelOutput::new(Strict::default()));
+            output.drive(true).unwrap();
+            let work = Arc::new(AtomicBool::new(false));
+            let (device_output, device_work) = (Arc::clone(&output), Arc::clone(&work));
+            let device = thread::spawn(move || {
+                device_work.store(true, Relaxed);
+                device_output.update(|causes| causes | 1);
+                device_output.settle().unwrap();
+            });
+            output.update(|causes| causes & !1);
+            output.settle().unwrap();
+            let seen = work.load(Relaxed);
+            device.join().unwrap();
+            assert!(seen || output.line().is_up(), "work that the guest neither saw nor hears of");
+        });
+    }
+
     /// A line whose guest acknowledges within `trigger`, as an in-process one may, and takes its cause away there.
     struct Synchronous {
         line: Strict,

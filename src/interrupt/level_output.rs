@@ -92,10 +92,9 @@ impl<L: LevelInterrupt> LevelOutput<L> {
         let bits = Self::CAUSES | Self::NOTES;
         let mut state = self.state.load(Ordering::SeqCst);
         loop {
+            // Exchanged also when nothing changes: who then takes the cause away and looks for work must see what the
+            // device did before it came here. A plain load could run ahead of that.
             let new = state & !bits | change(state & bits) & bits;
-            if new == state {
-                return state & bits;
-            }
             match self
                 .state
                 .compare_exchange_weak(state, new, Ordering::SeqCst, Ordering::SeqCst)
