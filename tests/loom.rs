@@ -163,7 +163,10 @@ mod shared_line {
             let b = wire.source().unwrap();
             b.trigger().unwrap();
             other.join().unwrap();
-            assert!(wire.output().line().is_up(), "the drop of a took the cause of b with it");
+            assert!(
+                wire.output().line().is_up(),
+                "the drop of a took the cause of b with it"
+            );
         });
     }
 
@@ -214,6 +217,19 @@ mod level_output {
                 assert!(output.line().is_up());
             });
         }
+    }
+
+    /// Whoever comes while the line is being told leaves the telling to the other thread, and gets `Ok` for it. So a
+    /// refusal there must not stand for both.
+    #[test]
+    fn lets_one_refusal_defeat_one_signal_and_not_the_one_that_came_meanwhile() {
+        model(|| {
+            let output = Arc::new(LevelOutput::new(Strict::refusing(1)));
+            let theirs = Arc::clone(&output);
+            let other = thread::spawn(move || theirs.drive(true));
+            let results = [output.drive(true), other.join().unwrap()];
+            assert!(output.line().is_up(), "two signals, one refusal: {results:?}");
+        });
     }
 
     /// The way a register-level model uses it: compute under the lock, call the line after it.
@@ -268,7 +284,10 @@ mod level_output {
             output.settle().unwrap();
             let seen = work.load(Relaxed);
             device.join().unwrap();
-            assert!(seen || output.line().is_up(), "work that the guest neither saw nor hears of");
+            assert!(
+                seen || output.line().is_up(),
+                "work that the guest neither saw nor hears of"
+            );
         });
     }
 
@@ -420,7 +439,10 @@ mod edge_to_level {
                     assert!(line.is_up(), "a trigger that succeeded holds the line up");
                 }
                 if !line.edge().is_pending() {
-                    assert!(raised.is_err() || done.is_err(), "nobody was told that the edge is lost");
+                    assert!(
+                        raised.is_err() || done.is_err(),
+                        "nobody was told that the edge is lost"
+                    );
                     while line.trigger().is_err() {}
                     assert!(line.edge().is_pending());
                 }
