@@ -17,7 +17,7 @@ use std::{
     },
 };
 
-use devisor::interrupt::{EdgeToLevel, Interrupt, LevelInterrupt, LevelOutput, SharedLine};
+use devisor::interrupt::{EdgeToLevel, Interrupt, LevelInterrupt, LevelOutput, LineSource, SharedLine};
 use loom::{
     sync::{
         Arc, Mutex,
@@ -422,6 +422,21 @@ mod edge_to_level {
         });
     }
 
+    /// As with the level output: who finds an edge under way leaves it at that, so its failure must not stand for both.
+    #[test]
+    fn lets_one_refusal_defeat_one_trigger_and_not_the_one_that_came_meanwhile() {
+        model(|| {
+            let line = Arc::new(EdgeToLevel::new(Latch::refusing(1)));
+            let device = Arc::clone(&line);
+            let device = thread::spawn(move || device.trigger());
+            let results = [line.trigger(), device.join().unwrap()];
+            assert!(
+                line.is_up() && line.edge().is_pending(),
+                "two triggers, one refusal: {results:?}"
+            );
+        });
+    }
+
     /// Any of the first three edges may be refused, while the guest finishes and the level falls and rises.
     #[test]
     fn tells_somebody_of_a_refused_edge_and_delivers_it_with_the_next_call() {
@@ -445,6 +460,24 @@ mod edge_to_level {
                     );
                     while line.trigger().is_err() {}
                     assert!(line.edge().is_pending());
+                }
+            });
+        }
+    }
+
+    /// A trigger that fails may have been overtaken by a fall and by a rise that succeeded: that level stays.
+    #[test]
+    fn keeps_a_level_that_rose_again_while_the_first_trigger_failed() {
+        for refused in [0b01, 0b10] {
+            model(move || {
+                let line = Arc::new(EdgeToLevel::new(Latch::refusing(refused)));
+                let first = Arc::clone(&line);
+                let first = thread::spawn(move || first.trigger());
+                line.clear().unwrap();
+                let second = line.trigger();
+                let first = first.join().unwrap();
+                if second.is_ok() {
+                    assert!(line.is_up() && line.edge().is_pending(), "{first:?}");
                 }
             });
         }
@@ -479,6 +512,74 @@ mod edge_to_level {
             }
             assert_eq!(device.bits(), 0, "the guest sleeps on a cause that it never heard of");
             assert!(!device.line().is_up());
+        });
+    }
+
+    /// Two register-level devices on one wire, each with a status that is derived under its lock, and a guest that asks
+    /// both: the whole of floor 0 on a platform with edges.
+    #[test]
+    fn leaves_nothing_unhandled_of_two_devices_that_share_the_line() {
+        struct Uart {
+            status: Mutex<bool>,
+            output: LevelOutput<LineSource<EdgeToLevel<Latch>>>,
+        }
+        impl Uart {
+            fn set(&self, pending: bool) {
+                let mut status = self.status.lock().unwrap();
+                *status = pending;
+                self.output.set(*status);
+                drop(status);
+                self.output.settle().unwrap();
+            }
+        }
+        fn handle(uarts: &[Uart; 2], line: &EdgeToLevel<Latch>) {
+            if line.edge().acknowledge() {
+                uarts.iter().for_each(|uart| uart.set(false));
+                line.guest_done().unwrap();
+            }
+        }
+        model(|| {
+            let wire = SharedLine::new(EdgeToLevel::new(Latch::default()));
+            let uarts = Arc::new([(); 2].map(|()| Uart {
+                status: Mutex::new(false),
+                output: LevelOutput::new(wire.source().unwrap()),
+            }));
+            let other = Arc::clone(&uarts);
+            let other = thread::spawn(move || other[0].set(true));
+            let (guest, line) = (Arc::clone(&uarts), wire.clone());
+            let guest = thread::spawn(move || handle(&guest, line.output().line()));
+            uarts[1].set(true);
+            other.join().unwrap();
+            guest.join().unwrap();
+
+            let line = wire.output().line();
+            while line.edge().is_pending() {
+                handle(&uarts, line);
+            }
+            for uart in &*uarts {
+                assert!(
+                    !*uart.status.lock().unwrap(),
+                    "the guest sleeps on a device that it never heard of"
+                );
+            }
+            assert!(!line.is_up());
+        });
+    }
+
+    /// A refused edge must leave nothing behind that would interrupt the guest for ever, once the cause is gone.
+    #[test]
+    fn is_down_after_a_refused_edge_whose_cause_went_by_itself() {
+        model(|| {
+            let device = Arc::new(Device::new(EdgeToLevel::new(Latch::refusing(1))));
+            let poller = Arc::clone(&device);
+            let poller = thread::spawn(move || {
+                poller.update(|_| 0);
+                let _ = poller.settle();
+            });
+            device.update(|_| 1);
+            let _ = device.settle();
+            poller.join().unwrap();
+            assert!(!device.line().is_up() || device.is_up(), "up without a cause");
         });
     }
 }
