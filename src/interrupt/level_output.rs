@@ -1,6 +1,6 @@
 //! The device's end of a level line: a set of causes from which the line is derived, delivered without a lock.
 
-use std::{fmt, io};
+use std::{fmt, io, mem};
 
 use super::LevelInterrupt;
 use crate::sync::{AtomicU64, Ordering};
@@ -143,19 +143,22 @@ impl<L: LevelInterrupt> LevelOutput<L> {
     /// Tells the line until it and the causes agree, beginning with what `state` says. `BUSY` is ours.
     fn tell(&self, mut state: u64) -> io::Result<()> {
         let bits = Self::CAUSES | Self::NOTES;
-        let mut told = state & TOLD != 0;
+        let mut teller = Teller {
+            state: &self.state,
+            told: state & TOLD != 0,
+        };
         loop {
             let up = state & Self::CAUSES != 0;
-            let result = match (told, up) {
+            let result = match (teller.told, up) {
                 (false, true) => self.line.trigger(),
                 (true, false) => self.line.clear(),
                 _ => Ok(()),
             };
             match &result {
-                Ok(()) => told = up,
+                Ok(()) => teller.told = up,
                 Err(_) => _ = self.failures.fetch_add(1, Ordering::Relaxed),
             }
-            let told_bit = if told { TOLD } else { 0 };
+            let told_bit = if teller.told { TOLD } else { 0 };
             // Only `bits` and `AGAIN` can have changed under us. If they did, somebody may have left the telling to us:
             // look again, also after a failure, for theirs is the later signal that is to carry the lost one.
             let held = state & (bits | TOLD) | BUSY;
@@ -163,7 +166,10 @@ impl<L: LevelInterrupt> LevelOutput<L> {
                 .state
                 .compare_exchange(held, state & bits | told_bit, Ordering::SeqCst, Ordering::SeqCst)
             {
-                Ok(_) => return result,
+                Ok(_) => {
+                    mem::forget(teller);
+                    return result;
+                }
                 Err(_) => state = self.state.fetch_and(!AGAIN, Ordering::SeqCst),
             }
         }
@@ -180,6 +186,25 @@ impl<L: LevelInterrupt> LevelOutput<L> {
 
     fn agrees(&self, state: u64) -> bool {
         state & BUSY == 0 && (state & Self::CAUSES != 0) == (state & TOLD != 0)
+    }
+}
+
+/// Holds `BUSY` while the line is called. Dropped only if the line panics: that call counts as refused, and the next
+/// `settle` tells the line again. Without it, one panic would leave the line as it is for ever.
+struct Teller<'a> {
+    state: &'a AtomicU64,
+    /// The level that the line was last told.
+    told: bool,
+}
+
+impl Drop for Teller<'_> {
+    fn drop(&mut self) {
+        if self.told {
+            self.state.fetch_or(TOLD, Ordering::SeqCst);
+            self.state.fetch_and(!(BUSY | AGAIN), Ordering::SeqCst);
+        } else {
+            self.state.fetch_and(!(BUSY | AGAIN | TOLD), Ordering::SeqCst);
+        }
     }
 }
 
