@@ -234,9 +234,14 @@ mod loom_tests {
         model.check(move || {
             let pin: Pin = Arc::new(AtomicU64::new(0));
             let wire = pin.clone();
+            // Swapped, not stored: in loom, a swap may overtake a store that it should have read.
+            let set = move |up: u64| {
+                wire.swap(up, SeqCst);
+                Ok(())
+            };
             let line = match edge {
-                true => Line::Edge(StdArc::new(from_fn(move || Ok(wire.store(1, SeqCst))))),
-                false => Line::Level(StdArc::new(level_from_fn(move |up| Ok(wire.store(up.into(), SeqCst))))),
+                true => Line::Edge(StdArc::new(from_fn(move || set(1)))),
+                false => Line::Level(StdArc::new(level_from_fn(move |up| set(up.into())))),
             };
             let interrupt = StdArc::new(MmioInterrupt::new(line));
             let used_idx = Arc::new(AtomicU64::new(0));
