@@ -73,13 +73,15 @@ impl Ring {
             driver_area,
             device_area,
         };
-        Self {
+        let mut ring = Self {
             memory: Arc::clone(memory),
             layout,
             free: 0,
             avail_idx: 0,
             used_seen: 0,
-        }
+        };
+        ring.start_at(0);
+        ring
     }
 
     pub fn put<T: ByteValued>(&self, address: u64, value: T) {
