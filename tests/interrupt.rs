@@ -192,7 +192,7 @@ mod level_output {
             (notes, false),
             (notes | 1, true),
             (1 << 47, true),
-            (0, false),
+            (notes, false),
             (u64::MAX, true),
         ] {
             output.update(|_| bits);

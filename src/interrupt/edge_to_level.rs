@@ -101,8 +101,7 @@ impl<I: Interrupt> EdgeToLevel<I> {
         }
     }
 
-    /// Changes the state in one atomic step, and returns what it was. An exchange also where nothing changes, so that
-    /// what the caller did before is seen by whoever takes the level down after.
+    /// Changes the state in one atomic step, and returns what it was.
     fn change(&self, change: impl Fn(u64) -> u64) -> u64 {
         let mut state = self.state.load(Ordering::SeqCst);
         loop {
@@ -119,6 +118,8 @@ impl<I: Interrupt> EdgeToLevel<I> {
 
 impl<I: Interrupt> Interrupt for EdgeToLevel<I> {
     fn trigger(&self) -> io::Result<()> {
+        // Counted, so exchanged, also when the level is up: who then takes it down and looks for work must see what the
+        // device did before it came here.
         let raise = |state: u64| ((state | UP) & !OWED).wrapping_add(CALL);
         let before = self.change(raise);
         match (before & UP != 0, before & OWED != 0) {
