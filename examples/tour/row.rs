@@ -8,7 +8,7 @@ use devisor::{
     time::Clock,
     virtio::{
         QueueIndex, VirtioDevice, VirtioMmio,
-        block::{Block, MemoryStorage},
+        block::{Block, BlockError, BlockOptions, MemoryStorage},
         entropy::{Entropy, SeededRandom, Source},
         queue::QueueCounters,
         transport::mmio::Line,
@@ -115,7 +115,7 @@ pub fn run(
         }),
     };
     let guest = || match device {
-        Device::Block => with_guest(wiring, trace, runs_on, disk(), use_disk),
+        Device::Block => with_guest(wiring, trace, runs_on, disk().map_err(RowError::set_up)?, use_disk),
         Device::Entropy => with_guest(wiring, trace, runs_on, Entropy::seeded(SEED), use_rng),
     };
     thread::scope(|scope| {
@@ -264,12 +264,16 @@ const DEPTH: usize = 8;
 const RNG_REQUESTS: usize = 256;
 const RNG_BYTES: usize = 512;
 
-fn disk() -> Block<MemoryStorage> {
-    Block::new(MemoryStorage::new((PIECES * PIECE_SECTORS * SECTOR) as u64))
+fn disk() -> Result<Block, BlockError> {
+    let options = BlockOptions {
+        id: DISK_ID.into(),
+        ..BlockOptions::default()
+    };
+    Block::new(MemoryStorage::new(PIECES * PIECE_SECTORS * SECTOR), options)
 }
 
 /// Writes the whole disk in random order, flushes, reads all of it back in another order and compares.
-fn use_disk(machine: &Machine<Block<MemoryStorage>>) -> Result<Work, GuestError> {
+fn use_disk(machine: &Machine<Block>) -> Result<Work, GuestError> {
     let mut disk = Disk::new(Arc::clone(&machine.device) as _, Rc::clone(&machine.cpu))?;
     let id = disk.id()?;
     if id != DISK_ID {
