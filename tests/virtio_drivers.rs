@@ -8,6 +8,7 @@ mod guest_drivers;
 mod worker;
 
 use std::{
+    ops::Range,
     rc::Rc,
     sync::{
         Arc,
@@ -17,16 +18,24 @@ use std::{
 };
 
 use devisor::{
-    backends::recorder::Recorder,
+    backends::recorder::{self, Recorder},
     bus::{BusDevice, read_le, write_le},
     virtio::{
-        DeviceId, QueueError, QueueIndex, Queues, Round, VirtioDevice, VirtioMmio, features, queue::QueueCounters,
+        QueueIndex, VirtioDevice, VirtioMmio,
+        block::{Block, BlockOptions, MemoryStorage},
+        entropy::{Entropy, SeededRandom, Source},
+        features,
+        queue::QueueCounters,
         transport::mmio::Line,
     },
 };
-use guest::{GuestError, Rng};
-use guest_drivers::{CallError, Cpu, GuestDma, MmioTransport, RecorderCpu, acknowledge, dma_in_use, give_dma_memory};
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
+use guest::{Disk, GuestError, Rng, Sectors};
+use guest_drivers::{
+    CallError, Cpu, GuestDma, MmioTransport, RecorderCpu, acknowledge, barrier_before_sleep, dma_in_use,
+    give_dma_memory,
+};
+use virtio_drivers::{Error, device::common::Feature, queue::VirtQueue, transport::Transport};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 use worker::{Bell, Worker};
 
 /// How long a test waits for an interrupt that must come.
@@ -49,6 +58,7 @@ enum RunsOn {
 /// A device behind virtio-mmio, the CPU that takes its interrupts, and memory for its drivers.
 struct Machine<D> {
     device: Arc<VirtioMmio<Memory, D>>,
+    memory: GuestMemoryMmap,
     recorder: Recorder,
     worker: Option<Worker>,
     offer: u64,
@@ -56,17 +66,19 @@ struct Machine<D> {
 }
 
 const LINE: &str = "device";
+/// What the drivers have of the guest's memory.
+const DMA: Range<u64> = 0x1000..1 << 20;
 
 impl<D: VirtioDevice<GuestMemoryMmap> + 'static> Machine<D> {
     fn new(device: D, wire: Wire, runs_on: RunsOn) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        give_dma_memory(&memory, 0x1000..1 << 20);
+        give_dma_memory(&memory, DMA);
         let recorder = Recorder::new();
         let line = match wire {
             Wire::Edge => Line::Edge(Arc::new(recorder.edge(LINE))),
             Wire::Level => Line::Level(Arc::new(recorder.level(LINE))),
         };
-        let device = VirtioMmio::new(device, Arc::new(memory), line).unwrap();
+        let device = VirtioMmio::new(device, Arc::new(memory.clone()), line).unwrap();
         let bell = Bell::default();
         let device = match runs_on {
             RunsOn::Kick => Arc::new(device),
@@ -78,6 +90,7 @@ impl<D: VirtioDevice<GuestMemoryMmap> + 'static> Machine<D> {
         });
         Self {
             device,
+            memory,
             recorder,
             worker,
             offer: u64::MAX,
@@ -92,24 +105,33 @@ impl<D: VirtioDevice<GuestMemoryMmap> + 'static> Machine<D> {
     }
 
     fn registers(&self) -> Arc<dyn BusDevice> {
+        self.registers_without(0)
+    }
+
+    /// The registers, with these features hidden too.
+    fn registers_without(&self, features: u64) -> Arc<dyn BusDevice> {
         Arc::new(Offer {
             device: Arc::clone(&self.device) as _,
-            mask: self.offer,
+            mask: self.offer & !features,
             selected: AtomicU32::new(0),
         })
     }
 
     fn cpu(&self) -> Rc<dyn Cpu> {
         let device = Arc::clone(&self.device);
-        let line = self.recorder.line(LINE).unwrap();
+        let line = self.line();
         Rc::new(RecorderCpu::new(line, self.patience, move || {
             !acknowledge(&*device).is_empty()
         }))
     }
 
+    fn line(&self) -> recorder::Line {
+        self.recorder.line(LINE).unwrap()
+    }
+
     /// How often the line was raised.
     fn raised(&self) -> u64 {
-        self.recorder.line(LINE).unwrap().counts().raised
+        self.line().counts().raised
     }
 
     fn counters(&self) -> QueueCounters {
@@ -150,63 +172,360 @@ impl BusDevice for Offer {
     }
 }
 
-/// Gives 0, 1, 2 and so on, and starts again after a reset.
-#[derive(Default)]
-struct Counter(u8);
+const SEED: u64 = 7;
+const SECTOR: usize = 512;
+const SECTORS: usize = 512;
 
-impl<M: GuestMemory> VirtioDevice<M> for Counter {
-    fn device_id(&self) -> DeviceId {
-        DeviceId::ENTROPY
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        &[64]
-    }
-
-    fn process(&mut self, index: QueueIndex, queues: &mut Queues<'_, M>) -> Result<Round, QueueError> {
-        let Some((queue, memory)) = queues.get(index) else {
-            return Ok(Round::Drained);
-        };
-        queue.serve(memory, |chain, memory| {
-            let mut room = chain.writer(memory);
-            let len = room.remaining();
-            for _ in 0..len {
-                room.fill(self.0, 1)?;
-                self.0 = self.0.wrapping_add(1);
-            }
-            Ok(len)
-        })
-    }
-
-    fn reset(&mut self) {
-        self.0 = 0;
-    }
+/// A disk, and what is on it.
+fn disk() -> (Block, Arc<MemoryStorage>) {
+    let storage = Arc::new(MemoryStorage::new(SECTORS * SECTOR));
+    let options = BlockOptions {
+        id: "drivers".into(),
+        ..BlockOptions::default()
+    };
+    (Block::new(Arc::clone(&storage), options).unwrap(), storage)
 }
 
+/// The whole disk in pieces, with random contents.
+fn pieces(seed: u64, sectors: usize) -> Vec<Sectors> {
+    let mut random = SeededRandom::new(seed);
+    (0..SECTORS)
+        .step_by(sectors)
+        .map(|first| {
+            let mut data = vec![0; sectors * SECTOR];
+            random.fill(&mut data).unwrap();
+            Sectors { first, data }
+        })
+        .collect()
+}
+
+fn blank(pieces: &[Sectors]) -> Vec<Sectors> {
+    let blank = |piece: &Sectors| Sectors {
+        first: piece.first,
+        data: vec![0; piece.data.len()],
+    };
+    pieces.iter().map(blank).collect()
+}
+
+fn bytes(pieces: &[Sectors]) -> Vec<u8> {
+    pieces.iter().flat_map(|piece| piece.data.clone()).collect()
+}
+
+/// What the seeded source gives in requests of `len` bytes.
+fn entropy(len: usize, requests: usize) -> Vec<Vec<u8>> {
+    let mut random = SeededRandom::new(SEED);
+    let mut next = || {
+        let mut bytes = vec![0; len];
+        random.fill(&mut bytes).unwrap();
+        bytes
+    };
+    (0..requests).map(|_| next()).collect()
+}
+
+/// The source is asked for so much at a time, and what a request leaves of that is dropped.
+const CHUNK: usize = 512;
+
 #[test]
-fn a_blocking_call_is_woken_by_the_interrupt() {
+fn a_disk_is_written_flushed_and_read_back_however_it_was_negotiated_and_wired() {
     for wire in [Wire::Edge, Wire::Level] {
         for runs_on in [RunsOn::Kick, RunsOn::Worker] {
-            let machine = Machine::new(Counter::default(), wire, runs_on);
-            let mut rng = Rng::new(machine.registers(), machine.cpu()).unwrap();
-            for start in 0..50_u8 {
-                assert_eq!(rng.request(3).unwrap(), [start * 3, start * 3 + 1, start * 3 + 2]);
+            for hidden in [
+                0,
+                features::INDIRECT_DESC,
+                features::EVENT_IDX,
+                features::INDIRECT_DESC | features::EVENT_IDX,
+            ] {
+                let case = format!("{wire:?} {runs_on:?} without {hidden:#x}");
+                let (disk, storage) = disk();
+                let machine = Machine::new(disk, wire, runs_on).without(hidden);
+                let mut disk = Disk::new(machine.registers(), machine.cpu()).unwrap();
+                assert_eq!(disk.driver().capacity(), SECTORS as u64);
+                assert_eq!(disk.id().unwrap(), "drivers", "{case}");
+
+                let mut written = pieces(1, 4);
+                disk.write(&mut written, 16).unwrap();
+                machine.settle();
+                disk.flush().unwrap();
+                assert_eq!(storage.contents(), bytes(&written), "{case}");
+
+                let mut read = blank(&written);
+                disk.read(&mut read, 16).unwrap();
+                assert!(read == written, "{case}");
+
+                let QueueCounters {
+                    completed,
+                    signalled,
+                    suppressed,
+                    failed,
+                } = machine.counters();
+                assert_eq!(completed, disk.requests(), "{case}");
+                assert_eq!((signalled + suppressed, failed), (completed, 0), "{case}");
+                assert!(machine.raised() > 0 && machine.raised() <= 2 * signalled, "{case}");
             }
-            assert_eq!(machine.raised(), 50, "{wire:?} {runs_on:?}");
         }
     }
 }
 
 #[test]
+fn a_blocking_call_is_woken_by_one_interrupt() {
+    for wire in [Wire::Edge, Wire::Level] {
+        for runs_on in [RunsOn::Kick, RunsOn::Worker] {
+            let machine = Machine::new(Entropy::seeded(SEED), wire, runs_on);
+            let mut rng = Rng::new(machine.registers(), machine.cpu()).unwrap();
+            for expected in entropy(CHUNK, 50) {
+                assert_eq!(rng.request(CHUNK).unwrap(), expected);
+                machine.settle();
+            }
+            assert_eq!((rng.requests(), machine.raised()), (50, 50), "{wire:?} {runs_on:?}");
+        }
+    }
+}
+
+#[test]
+fn with_event_idx_a_batch_interrupts_once() {
+    let (disk, _) = disk();
+    let machine = Machine::new(disk, Wire::Edge, RunsOn::Kick);
+    let mut disk = Disk::new(machine.registers(), machine.cpu()).unwrap();
+    disk.write(&mut pieces(1, SECTORS / 16), 16).unwrap();
+    assert_eq!(machine.raised(), 1);
+    let QueueCounters {
+        signalled, suppressed, ..
+    } = machine.counters();
+    assert_eq!((signalled, suppressed), (1, 15));
+}
+
+#[test]
+fn without_event_idx_a_driver_that_disabled_interrupts_gets_none() {
+    let (disk, _) = disk();
+    let machine = Machine::new(disk, Wire::Edge, RunsOn::Kick).without(features::EVENT_IDX);
+    let mut disk = Disk::new(machine.registers(), machine.cpu()).unwrap();
+
+    disk.driver().disable_interrupts();
+    disk.driver().flush().unwrap();
+    assert_eq!(machine.raised(), 0);
+    assert_eq!(machine.counters().suppressed, 1);
+
+    disk.driver().enable_interrupts();
+    disk.driver().flush().unwrap();
+    assert_eq!(machine.raised(), 1);
+}
+
+#[test]
+fn a_read_only_disk_says_so_and_refuses_writes() {
+    let storage = Arc::new(MemoryStorage::from(vec![0x77; SECTORS * SECTOR]));
+    let options = BlockOptions {
+        read_only: true,
+        ..BlockOptions::default()
+    };
+    let disk = Block::new(Arc::clone(&storage), options).unwrap();
+    let machine = Machine::new(disk, Wire::Level, RunsOn::Worker);
+    let mut disk = Disk::new(machine.registers(), machine.cpu()).unwrap();
+    assert!(disk.driver().readonly());
+
+    let error = disk.write(&mut pieces(1, 4), 8).unwrap_err();
+    assert!(
+        matches!(error, GuestError::Call(CallError::Driver(Error::IoError))),
+        "{error}"
+    );
+    let mut read = blank(&pieces(1, 4));
+    disk.read(&mut read, 8).unwrap();
+    assert_eq!(bytes(&read), vec![0x77; SECTORS * SECTOR]);
+    assert_eq!(storage.contents(), bytes(&read));
+}
+
+#[test]
+fn a_request_past_the_end_fails_alone() {
+    let (disk, storage) = disk();
+    let machine = Machine::new(disk, Wire::Edge, RunsOn::Worker);
+    let mut disk = Disk::new(machine.registers(), machine.cpu()).unwrap();
+    let mut batch = pieces(1, 4);
+    batch.insert(
+        3,
+        Sectors {
+            first: SECTORS - 1,
+            data: vec![0xee; 2 * SECTOR],
+        },
+    );
+    let error = disk.write(&mut batch, 8).unwrap_err();
+    assert!(
+        matches!(error, GuestError::Call(CallError::Driver(Error::IoError))),
+        "{error}"
+    );
+    batch.remove(3);
+    assert_eq!(storage.contents(), bytes(&batch));
+}
+
+#[test]
+fn a_driver_that_comes_after_another_finds_a_device_as_new() {
+    for runs_on in [RunsOn::Kick, RunsOn::Worker] {
+        let (disk, storage) = disk();
+        let machine = Machine::new(disk, Wire::Level, runs_on);
+        let cpu = machine.cpu();
+        let mut written = vec![];
+        for round in 0..5 {
+            // Each negotiates something else.
+            let registers = machine.registers_without(match round % 2 {
+                0 => features::EVENT_IDX,
+                _ => features::INDIRECT_DESC,
+            });
+            let mut disk = Disk::new(registers, Rc::clone(&cpu)).unwrap();
+            if round > 0 {
+                let mut read = blank(&written);
+                disk.read(&mut read, 8).unwrap();
+                assert!(read == written, "round {round}");
+            }
+            written = pieces(round, 8);
+            disk.write(&mut written, 8).unwrap();
+            assert_eq!(machine.counters().completed, disk.requests(), "counted from the start");
+            drop(disk);
+            assert_eq!(dma_in_use(), 0, "all memory came back");
+            assert_eq!(machine.device.status(), 0);
+            assert!(!machine.line().is_up(), "a reset lowers the line");
+        }
+        assert_eq!(storage.contents(), bytes(&written));
+    }
+}
+
+#[test]
+fn a_driver_may_go_while_its_requests_are_in_flight() {
+    let (disk, _) = disk();
+    let machine = Machine::new(disk, Wire::Level, RunsOn::Worker);
+    for _ in 0..50 {
+        give_dma_memory(&machine.memory, DMA);
+        let mut queue = RawQueue::new(&machine);
+        // Block requests that are nothing but a header and a status: whatever the device says to them, it does not
+        // matter to a driver that has gone.
+        let request = [0; 16];
+        let mut status = [0; 1];
+        for _ in 0..4 {
+            queue.submit(&[&request], &mut status);
+        }
+        drop(queue);
+        assert_eq!(machine.device.status(), 0);
+        assert!(!machine.line().is_up());
+    }
+    give_dma_memory(&machine.memory, DMA);
+    let mut disk = Disk::new(machine.registers(), machine.cpu()).unwrap();
+    assert_eq!(disk.id().unwrap(), "drivers");
+}
+
+#[test]
+fn entropy_requests_in_flight_are_answered_in_order() {
+    for hidden in [0, features::EVENT_IDX] {
+        for runs_on in [RunsOn::Kick, RunsOn::Worker] {
+            let machine = Machine::new(Entropy::seeded(SEED), Wire::Edge, runs_on).without(hidden);
+            let cpu = machine.cpu();
+            let mut queue = RawQueue::new(&machine);
+            let expected = entropy(CHUNK, 200);
+            for expected in expected.chunks(8) {
+                let mut buffers = vec![vec![0; CHUNK]; expected.len()];
+                let tokens: Vec<_> = buffers.iter_mut().map(|buffer| queue.submit(&[], buffer)).collect();
+                for (token, buffer) in tokens.into_iter().zip(&mut buffers) {
+                    while !queue.can_pop() {
+                        cpu.take_interrupt().unwrap();
+                    }
+                    assert_eq!(queue.pop(token, buffer), CHUNK as u32);
+                }
+                assert_eq!(buffers, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn interrupts_go_on_when_the_ring_indices_wrap() {
+    let machine = Machine::new(Entropy::seeded(SEED), Wire::Edge, RunsOn::Kick);
+    let mut queue = RawQueue::new(&machine);
+    let mut byte = [0; 1];
+    for request in 1..=(1 << 16) + 1000 {
+        let token = queue.submit(&[], &mut byte);
+        // The device ran in the kick, so the interrupt is there.
+        assert_eq!(machine.raised(), request);
+        assert!(!acknowledge(&*machine.device).is_empty());
+        assert_eq!(queue.pop(token, &mut byte), 1);
+    }
+}
+
+#[test]
+fn an_interrupt_that_the_line_refused_comes_with_the_next() {
+    let machine = Machine::new(Entropy::seeded(SEED), Wire::Edge, RunsOn::Kick);
+    let cpu = machine.cpu();
+    let mut queue = RawQueue::new(&machine);
+    let expected = entropy(CHUNK, 2);
+
+    machine.line().fail_next();
+    let mut first = [0; CHUNK];
+    let first_token = queue.submit(&[], &mut first);
+    assert_eq!((machine.raised(), machine.device.line_failures()), (0, 1));
+
+    let mut second = [0; CHUNK];
+    let second_token = queue.submit(&[], &mut second);
+    cpu.take_interrupt().unwrap();
+    queue.pop(first_token, &mut first);
+    queue.pop(second_token, &mut second);
+    assert_eq!([&first[..], &second[..]], [&expected[0][..], &expected[1][..]]);
+}
+
+#[test]
 fn an_interrupt_that_is_lost_is_an_error_and_no_hang() {
-    let mut machine = Machine::new(Counter::default(), Wire::Edge, RunsOn::Kick);
+    let mut machine = Machine::new(Entropy::seeded(SEED), Wire::Edge, RunsOn::Kick);
     machine.patience = Duration::from_millis(50);
     let mut rng = Rng::new(machine.registers(), machine.cpu()).unwrap();
-    machine.recorder.line(LINE).unwrap().fail_always();
+    machine.line().fail_always();
     let error = rng.request(3).unwrap_err();
     assert!(matches!(error, GuestError::Call(CallError::NotWoken(_))), "{error}");
     assert!(
         error.to_string().contains("failed as told"),
         "the timeline is in it: {error}"
     );
+}
+
+#[test]
+fn a_call_that_polled_is_an_error() {
+    let machine = Machine::new(disk().0, Wire::Edge, RunsOn::Kick);
+    let mut disk = Disk::new(machine.registers_without(1 << 9), machine.cpu()).unwrap();
+    // Without VIRTIO_BLK_F_FLUSH the driver has nothing to ask the device for.
+    let error = disk.flush().unwrap_err();
+    assert!(matches!(error, GuestError::Call(CallError::Polled)), "{error}");
+}
+
+/// A queue of the drivers' without a driver on top, for what their interface cannot express.
+struct RawQueue {
+    // In this order: the transport resets the device before the queue gives its memory back.
+    transport: MmioTransport,
+    queue: VirtQueue<GuestDma, 8>,
+}
+
+impl RawQueue {
+    fn new<D: VirtioDevice<GuestMemoryMmap> + 'static>(machine: &Machine<D>) -> Self {
+        let mut transport = MmioTransport::new(machine.registers()).unwrap();
+        let wanted = Feature::VERSION_1 | Feature::RING_INDIRECT_DESC | Feature::RING_EVENT_IDX;
+        let agreed = transport.begin_init(wanted);
+        let indirect = agreed.contains(Feature::RING_INDIRECT_DESC);
+        let event_idx = agreed.contains(Feature::RING_EVENT_IDX);
+        let queue = VirtQueue::new(&mut transport, 0, indirect, event_idx).unwrap();
+        transport.finish_init();
+        Self { transport, queue }
+    }
+
+    /// Puts in a request that ends in `output`, and kicks.
+    fn submit(&mut self, inputs: &[&[u8]], output: &mut [u8]) -> u16 {
+        // SAFETY: `GuestDma` bounces, so the device does not know the buffers; who calls `pop` gives the same again.
+        let token = unsafe { self.queue.add(inputs, &mut [output]) }.unwrap();
+        if self.queue.should_notify() {
+            self.transport.notify(0);
+        }
+        token
+    }
+
+    fn can_pop(&self) -> bool {
+        barrier_before_sleep();
+        self.queue.can_pop()
+    }
+
+    /// Takes back a request that had no `inputs`. Returns how much of `output` the device wrote.
+    fn pop(&mut self, token: u16, output: &mut [u8]) -> u32 {
+        // SAFETY: the tests give the buffer of `submit` back.
+        unsafe { self.queue.pop_used(token, &[], &mut [output]) }.unwrap()
+    }
 }

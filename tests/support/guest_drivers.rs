@@ -46,6 +46,8 @@ struct DmaMemory {
     range: Range<u64>,
     /// Length of each free piece by its address. No two touch.
     free: BTreeMap<u64, u64>,
+    /// Pages to which drivers have pointers.
+    pages: usize,
 }
 
 /// What all allocations are multiples of.
@@ -54,16 +56,24 @@ const GRAIN: u64 = 64;
 /// Lets the drivers of this thread use `range` of `memory`, which they share with nobody. Page aligned and not at zero.
 ///
 /// # Panics
-/// If drivers of this thread still hold some of the memory that it was given before.
+/// If drivers of this thread still hold some of the memory that it was given before. Buffers that a driver shared with a
+/// device and never got back do not count: nobody is left to know them.
 pub fn give_dma_memory(memory: &GuestMemoryMmap, range: Range<u64>) {
     assert!(range.start != 0 && range.start % PAGE_SIZE as u64 == 0 && range.end % PAGE_SIZE as u64 == 0);
-    assert_eq!(dma_in_use(), 0, "drivers hold memory that they were given before");
+    let pages = DMA.with_borrow(|dma| dma.as_ref().map_or(0, |dma| dma.pages));
+    assert_eq!(pages, 0, "drivers hold pages that they were given before");
     let free = BTreeMap::from([(range.start, range.end - range.start)]);
     let memory = memory.clone();
-    DMA.set(Some(DmaMemory { memory, range, free }));
+    let pages = 0;
+    DMA.set(Some(DmaMemory {
+        memory,
+        range,
+        free,
+        pages,
+    }));
 }
 
-/// How many bytes the drivers of this thread hold.
+/// How many bytes the drivers of this thread hold, or left shared with a device.
 pub fn dma_in_use() -> u64 {
     DMA.with_borrow(|dma| dma.as_ref().map_or(0, DmaMemory::in_use))
 }
@@ -132,6 +142,7 @@ unsafe impl Hal for GuestDma {
                 // An address of zero is how the drivers are told that there is none.
                 return (0, NonNull::dangling());
             };
+            dma.pages += pages;
             let pointer = dma.pointer(at, len);
             // SAFETY: `len` bytes from there on are mapped, and nobody else's.
             unsafe { ptr::write_bytes(pointer.as_ptr(), 0, len as usize) };
@@ -140,7 +151,10 @@ unsafe impl Hal for GuestDma {
     }
 
     unsafe fn dma_dealloc(paddr: PhysAddr, _vaddr: NonNull<u8>, pages: usize) -> i32 {
-        with_dma(|dma| dma.release(paddr, (pages * PAGE_SIZE) as u64));
+        with_dma(|dma| {
+            dma.release(paddr, (pages * PAGE_SIZE) as u64);
+            dma.pages -= pages;
+        });
         0
     }
 
