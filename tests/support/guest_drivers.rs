@@ -242,12 +242,29 @@ pub fn acknowledge(device: &dyn BusDevice) -> InterruptStatus {
     InterruptStatus::from_bits_truncate(status)
 }
 
+/// Guest physical addresses of the driver area and the device area of a queue.
+#[derive(Clone, Copy)]
+struct Rings {
+    available: PhysAddr,
+    used: PhysAddr,
+}
+
+impl Rings {
+    /// Whether the device has used all that was made available: `idx` of both rings (virtio 1.2, sections 2.7.6 and
+    /// 2.7.8).
+    fn are_even(self) -> bool {
+        let index = |ring| with_dma(|dma| dma.memory.load::<u16>(GuestAddress(ring + 2), Ordering::Acquire));
+        index(self.available).expect("rings are in guest memory")
+            == index(self.used).expect("rings are in guest memory")
+    }
+}
+
 /// What a driver finds at the address of a device.
 pub struct MmioTransport {
     device: Arc<dyn BusDevice>,
     device_type: DeviceType,
-    /// Where the device area of each queue is that was set up.
-    used_rings: BTreeMap<u16, u64>,
+    /// Where the two rings of each queue are that was set up.
+    rings: BTreeMap<u16, Rings>,
     sleeper: Sleeper,
     /// See [`GuestDma`].
     stays_on_its_thread: PhantomData<*const ()>,
@@ -272,7 +289,7 @@ impl MmioTransport {
         Ok(Self {
             device,
             device_type,
-            used_rings: BTreeMap::new(),
+            rings: BTreeMap::new(),
             sleeper: Sleeper::default(),
             stays_on_its_thread: PhantomData,
         })
@@ -294,12 +311,6 @@ impl MmioTransport {
     fn write_address(&self, register: u64, address: PhysAddr) {
         self.write(register, address as u32);
         self.write(register + 4, (address >> 32) as u32);
-    }
-
-    /// `used.idx` of a queue (virtio 1.2, section 2.7.8).
-    fn used_index(&self, queue: u16) -> u16 {
-        let index = GuestAddress(self.used_rings[&queue] + 2);
-        with_dma(|dma| dma.memory.load(index, Ordering::Acquire)).expect("the used ring is guest memory")
     }
 }
 
@@ -329,9 +340,9 @@ impl Transport for MmioTransport {
     }
 
     fn notify(&mut self, queue: u16) {
-        let before = self.used_index(queue);
         self.write(QUEUE_NOTIFY, queue.into());
-        self.sleeper.kicked(|| self.used_index(queue) != before);
+        let rings = self.rings[&queue];
+        self.sleeper.kicked(|| rings.are_even());
     }
 
     fn get_status(&self) -> DeviceStatus {
@@ -365,14 +376,18 @@ impl Transport for MmioTransport {
         self.write_address(QUEUE_DRIVER, driver_area);
         self.write_address(QUEUE_DEVICE, device_area);
         self.write(QUEUE_READY, 1);
-        self.used_rings.insert(queue, device_area);
+        let rings = Rings {
+            available: driver_area,
+            used: device_area,
+        };
+        self.rings.insert(queue, rings);
     }
 
     fn queue_unset(&mut self, queue: u16) {
         self.write(QUEUE_SEL, queue.into());
         self.write(QUEUE_READY, 0);
         assert_eq!(self.read(QUEUE_READY), 0, "QueueReady reads as written");
-        self.used_rings.remove(&queue);
+        self.rings.remove(&queue);
     }
 
     fn queue_used(&mut self, queue: u16) -> bool {
@@ -513,7 +528,8 @@ pub enum CallError {
 }
 
 impl Sleeper {
-    /// Runs `call`, during which each kick sleeps until `cpu` has taken an interrupt and the device has used something.
+    /// Runs `call`, during which each kick sleeps until `cpu` has taken an interrupt and the device has used all requests:
+    /// have none in flight.
     ///
     /// If the interrupt does not come, the driver would spin for ever: it is unwound then. Drop it.
     ///
@@ -539,7 +555,7 @@ impl Sleeper {
         }
     }
 
-    fn kicked(&self, used: impl Fn() -> bool) {
+    fn kicked(&self, all_used: impl Fn() -> bool) {
         let mut state = self.state.borrow_mut();
         state.kicks += 1;
         let Some(cpu) = state.cpu.clone() else { return };
@@ -549,7 +565,7 @@ impl Sleeper {
             if let Err(error) = cpu.take_interrupt() {
                 panic::resume_unwind(Box::new(NotWoken(error)));
             }
-            if used() {
+            if all_used() {
                 return;
             }
         }
