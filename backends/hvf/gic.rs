@@ -318,6 +318,8 @@ impl<H> fmt::Debug for EdgeLine<H> {
 
 impl<H> fmt::Debug for MsiFrame<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MsiFrame").field("msi", &self.msi).finish_non_exhaustive()
+        f.debug_struct("MsiFrame")
+            .field("msi", &self.msi)
+            .finish_non_exhaustive()
     }
 }
