@@ -1,6 +1,10 @@
 //! What the tour asks of a backend: a line for a device, and a CPU that takes its interrupts.
 
-use std::{error::Error, rc::Rc, sync::Arc};
+use std::{
+    error::Error,
+    rc::Rc,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+};
 
 use devisor::{
     backends::recorder::{Line as Recorded, Recorder},
@@ -10,7 +14,10 @@ use devisor::{
 };
 use vm_memory::GuestMemoryMmap;
 
-use crate::guest_drivers::{Cpu, acknowledge};
+use crate::{
+    guest_drivers::{Cpu, acknowledge},
+    row::PATIENCE,
+};
 
 /// One way in which a backend interrupts.
 #[derive(Clone, Copy)]
@@ -106,5 +113,28 @@ impl Trace {
             Some((recorder, row)) => Arc::new(recorder.wrap_level(&format!("{row} {name}"), line)),
             None => Arc::new(line),
         }
+    }
+}
+
+/// Where drivers sleep whose interrupts another thread takes, a vCPU's. A wake before the sleep is kept; several are one.
+#[derive(Clone, Default)]
+pub struct Wake {
+    shared: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Wake {
+    /// Ends the sleep, or the next one.
+    pub fn wake(&self) {
+        let (woken, changed) = &*self.shared;
+        *woken.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        changed.notify_all();
+    }
+
+    /// Sleeps until woken. Returns whether it was.
+    pub fn sleep(&self) -> bool {
+        let (woken, changed) = &*self.shared;
+        let woken = woken.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = changed.wait_timeout_while(woken, PATIENCE, |woken| !*woken);
+        std::mem::take(&mut *result.unwrap_or_else(PoisonError::into_inner).0)
     }
 }

@@ -1,14 +1,7 @@
 //! KVM: the kernel's interrupt controller, and a vCPU whose program takes the interrupts and acknowledges them by accesses
 //! to our device's registers.
 
-use std::{
-    cell::Cell,
-    error::Error,
-    io,
-    rc::Rc,
-    sync::{Arc, Condvar, Mutex, PoisonError},
-    thread,
-};
+use std::{error::Error, io, rc::Rc, sync::Arc, thread};
 
 use devisor::{
     backends::kvm::{Gsi, GsiClaim, KvmIrqs, Resampler},
@@ -17,7 +10,7 @@ use devisor::{
 };
 
 use crate::{
-    board::{Bench, Board, Handler, PlugError, Wiring},
+    board::{Bench, Board, Handler, PlugError, Wake, Wiring},
     guest_drivers::{Cpu, INTERRUPT_ACK, INTERRUPT_STATUS},
     kvm_guest::{Action, Controller, Guest, Machine, Program, Sensing, Wire, unavailable},
     row::PATIENCE,
@@ -79,7 +72,7 @@ fn plug(
     Ok(Board {
         line,
         start: Box::new(move |handler| {
-            let acknowledged = Acknowledged::default();
+            let acknowledged = Wake::default();
             let mut mmio = Bus::new();
             let registers = Registers {
                 device: Arc::clone(&handler.device),
@@ -111,7 +104,6 @@ fn plug(
             Ok(Rc::new(Vcpu {
                 guest,
                 acknowledged,
-                seen: Cell::new(0),
                 _resampler: resampler,
             }))
         }),
@@ -131,16 +123,11 @@ impl BusDevice for TakenPort {
     }
 }
 
-/// How often the vCPU has acknowledged an interrupt for which the device had a reason.
-#[derive(Clone, Default)]
-struct Acknowledged {
-    shared: Arc<(Mutex<u64>, Condvar)>,
-}
-
 /// The device's registers, as the vCPU reaches them.
 struct Registers {
     device: Arc<dyn BusDevice>,
-    acknowledged: Acknowledged,
+    /// An interrupt for which the device had a reason.
+    acknowledged: Wake,
 }
 
 impl BusDevice for Registers {
@@ -151,9 +138,7 @@ impl BusDevice for Registers {
     fn write(&self, offset: u64, data: &[u8]) {
         self.device.write(offset, data);
         if offset == INTERRUPT_ACK && read_le(data) != 0 {
-            let (count, changed) = &*self.acknowledged.shared;
-            *count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-            changed.notify_all();
+            self.acknowledged.wake();
         }
     }
 }
@@ -161,25 +146,19 @@ impl BusDevice for Registers {
 /// The vCPU, as the drivers on this thread see it. It takes and handles interrupts by itself, and wakes them.
 struct Vcpu {
     guest: Guest,
-    acknowledged: Acknowledged,
-    seen: Cell<u64>,
+    acknowledged: Wake,
     _resampler: Option<ResamplerThread>,
 }
 
 impl Cpu for Vcpu {
     fn take_interrupt(&self) -> Result<(), String> {
-        let (count, changed) = &*self.acknowledged.shared;
-        let count = count.lock().unwrap_or_else(PoisonError::into_inner);
-        let woken = changed.wait_timeout_while(count, PATIENCE, |count| *count == self.seen.get());
-        let count = *woken.unwrap_or_else(PoisonError::into_inner).0;
-        if count == self.seen.get() {
-            let taken = self.guest.taken(GSI).count;
-            return Err(format!(
-                "the vCPU acknowledged nothing for {PATIENCE:?}; it took {taken} interrupts, and acknowledged {count}"
-            ));
+        match self.acknowledged.sleep() {
+            true => Ok(()),
+            false => Err(format!(
+                "the vCPU acknowledged nothing for {PATIENCE:?}; it has taken {} interrupts",
+                self.guest.taken(GSI).count
+            )),
         }
-        self.seen.set(count);
-        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ mod guest;
 #[allow(dead_code, reason = "shared with tests, which need other parts of it")]
 #[path = "../../tests/support/guest_drivers.rs"]
 mod guest_drivers;
+mod hvf;
 mod irqchip;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod kvm;
@@ -45,7 +46,7 @@ to taken. The exit status is 0 if every row is good; a backend that this machine
 
 /// The ways to interrupt, backend by backend.
 fn wirings() -> Vec<Wiring> {
-    [recorder::WIRINGS, irqchip::WIRINGS, kvm::WIRINGS].concat()
+    [recorder::WIRINGS, irqchip::WIRINGS, kvm::WIRINGS, hvf::WIRINGS].concat()
 }
 
 /// KVM's guest program is for another processor than this one.

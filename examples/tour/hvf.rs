@@ -1,0 +1,179 @@
+//! Hypervisor.framework, with the mock in its place: its own GIC, and a vCPU on a thread that owns it. On macOS, an
+//! implementation of `HvGic` and `HvVcpus` with bindings takes the place of the mock's, and nothing else here changes.
+
+use std::{
+    error::Error,
+    rc::Rc,
+    sync::{Arc, mpsc},
+    thread::{self, JoinHandle},
+};
+
+use devisor::{
+    backends::{
+        hvf::{
+            Gic, GicConfig, HvError, HvVcpus, IntIdRange, MsiConfig, VcpuExit, VcpuHandle,
+            mock::{GuestStep, Process},
+        },
+        irqchip::{IntId, Spi, TriggerMode},
+    },
+    interrupt::{MsiMessage, MsiVectors, RequesterId, SinkVectors},
+    virtio::transport::mmio::Line,
+};
+
+use crate::{
+    board::{Bench, Board, Handler, PlugError, Wake, Wiring},
+    guest_drivers::Cpu,
+    row::PATIENCE,
+};
+
+/// The lines of this backend.
+pub const WIRINGS: &[Wiring] = &[
+    Wiring {
+        backend: "hvf",
+        line: "mock SPI, level",
+        plug: |bench| {
+            plug(bench, SPI.into(), TriggerMode::Level, |gic| {
+                Ok(Line::Level(Arc::new(gic.level_line(SPI)?)))
+            })
+        },
+    },
+    Wiring {
+        backend: "hvf",
+        line: "mock SPI, edge",
+        plug: |bench| {
+            plug(bench, SPI.into(), TriggerMode::Edge, |gic| {
+                Ok(Line::Edge(Arc::new(gic.edge_line(SPI)?)))
+            })
+        },
+    },
+    Wiring {
+        backend: "hvf",
+        line: "mock MSI",
+        plug: |bench| {
+            let intid = MSI.interrupts.first;
+            plug(bench, intid, TriggerMode::Edge, |gic| {
+                let vector = SinkVectors::new(Arc::new(gic.msi_sink()?)).vector(RequesterId(1 << 3))?;
+                vector.program(Some(MsiMessage {
+                    address: MSI.doorbell(),
+                    data: intid.0,
+                }))?;
+                Ok(Line::Edge(Arc::new(vector)))
+            })
+        },
+    },
+];
+
+/// The device's line, where it has one.
+const SPI: Spi = Spi(3);
+
+const MSI: MsiConfig = MsiConfig {
+    region_base: 0x0802_0000,
+    interrupts: IntIdRange {
+        first: IntId(64),
+        count: 32,
+    },
+};
+
+const GIC: GicConfig = GicConfig {
+    distributor_base: 0x0800_0000,
+    redistributor_base: 0x080a_0000,
+    msi: Some(MSI),
+};
+
+fn plug(
+    _bench: &Bench,
+    intid: IntId,
+    mode: TriggerMode,
+    line: impl FnOnce(&Gic<Process>) -> Result<Line, Box<dyn Error>>,
+) -> Result<Board, PlugError> {
+    let framework = Arc::new(Process::new());
+    framework.hv_vm_create().map_err(PlugError::failed)?;
+    let gic = Gic::create(Arc::clone(&framework), GIC).map_err(PlugError::failed)?;
+    let line = line(&gic).map_err(PlugError::failed)?;
+    Ok(Board {
+        line,
+        start: Box::new(move |handler| {
+            let vcpu = Vcpu::start(framework, intid, mode, handler)?;
+            Ok(Rc::new(vcpu) as Rc<dyn Cpu>)
+        }),
+    })
+}
+
+/// A vCPU that takes and handles interrupts by itself, and wakes the drivers on this thread.
+struct Vcpu {
+    framework: Arc<Process>,
+    handle: VcpuHandle,
+    thread: Option<JoinHandle<Result<(), HvError>>>,
+    acknowledged: Wake,
+}
+
+impl Vcpu {
+    fn start(
+        framework: Arc<Process>,
+        intid: IntId,
+        mode: TriggerMode,
+        handler: Handler,
+    ) -> Result<Self, Box<dyn Error>> {
+        let acknowledged = Wake::default();
+        let (made, handle) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new().name("vcpu".into()).spawn({
+            let framework = Arc::clone(&framework);
+            let acknowledged = acknowledged.clone();
+            // A vCPU belongs to the thread that makes it.
+            move || {
+                let vcpu = framework.hv_vcpu_create()?;
+                framework.hv_vcpu_set_mpidr_el1(vcpu, 0)?;
+                let cpu = framework.guest_cpu(vcpu)?;
+                cpu.start();
+                cpu.enable(intid, mode);
+                framework.set_guest(vcpu, move |cpu, _kind| {
+                    if let Some(taken) = cpu.acknowledge() {
+                        if taken == intid && handler.handle() {
+                            acknowledged.wake();
+                        }
+                        cpu.end(taken);
+                    }
+                    GuestStep::Continue
+                })?;
+                // Nobody listens only if `start` has given up.
+                let _ = made.send(vcpu);
+                while framework.hv_vcpu_run(vcpu)? != VcpuExit::Canceled {}
+                framework.hv_vcpu_destroy(vcpu)
+            }
+        })?;
+        let Ok(handle) = handle.recv() else {
+            // It ended before it had a vCPU.
+            return Err(match thread.join() {
+                Ok(Err(error)) => error.into(),
+                _ => "the vCPU's thread ended".into(),
+            });
+        };
+        let thread = Some(thread);
+        Ok(Self {
+            framework,
+            handle,
+            thread,
+            acknowledged,
+        })
+    }
+}
+
+impl Cpu for Vcpu {
+    fn take_interrupt(&self) -> Result<(), String> {
+        match self.acknowledged.sleep() {
+            true => Ok(()),
+            false => Err(format!("the vCPU acknowledged nothing for {PATIENCE:?}")),
+        }
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        // It would not end if it is not told to.
+        if self.framework.hv_vcpus_exit(&[self.handle]).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
+        }
+    }
+}
