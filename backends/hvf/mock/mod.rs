@@ -109,11 +109,14 @@ impl Process {
     /// # Errors
     /// [`Codes::no_vm`], [`Codes::vm_in_use`].
     pub fn hv_vm_destroy(&self) -> Result<(), HvError> {
-        self.with_vm(|vm| match vm.vcpus.is_empty() {
-            true => Ok(()),
-            false => Err(self.config.codes.vm_in_use),
-        })?;
-        let vm = lock(&self.state).vm.take();
+        let codes = &self.config.codes;
+        let mut state = lock(&self.state);
+        let vm = match &state.vm {
+            None => return Err(codes.no_vm),
+            Some(vm) if !vm.vcpus.is_empty() => return Err(codes.vm_in_use),
+            Some(_) => state.vm.take(),
+        };
+        drop(state);
         drop(vm);
         Ok(())
     }

@@ -28,6 +28,7 @@ const SPURIOUS: u32 = 1023;
 mod registers {
     pub(super) const GICD_CTLR: u64 = 0x000;
     pub(super) const GICD_ISENABLER: u64 = 0x100;
+    pub(super) const GICD_ITARGETSR: u64 = 0x800;
     pub(super) const GICD_ICFGR: u64 = 0xc00;
     pub(super) const GICC_CTLR: u64 = 0x000;
     pub(super) const GICC_PMR: u64 = 0x004;
@@ -159,6 +160,8 @@ impl Model {
             TriggerMode::Edge => others | bit,
         };
         write(distributor, offset, value);
+        // Without effect on a private interrupt.
+        distributor.write(registers::GICD_ITARGETSR + u64::from(intid.0), &[1 << cpu.0]);
         let offset = registers::GICD_ISENABLER + u64::from(intid.0 / 32) * 4;
         write(distributor, offset, 1 << (intid.0 % 32));
     }

@@ -58,7 +58,7 @@ impl GuestCpu {
         }
     }
 
-    /// Says how an interrupt is triggered, and enables it.
+    /// Says how an interrupt is triggered, routes it to this CPU if it is an SPI, and enables it.
     pub fn enable(&self, intid: IntId, mode: TriggerMode) {
         if let Some(model) = &self.model {
             model.enable(self.cpu, intid, mode);
