@@ -2,6 +2,8 @@
 
 #[path = "../examples/tour/guest.rs"]
 mod guest;
+#[path = "support/guest_cpu.rs"]
+mod guest_cpu;
 #[path = "support/guest_drivers.rs"]
 mod guest_drivers;
 #[path = "../examples/tour/worker.rs"]
@@ -30,10 +32,8 @@ use devisor::{
     },
 };
 use guest::{Disk, GuestError, Rng, Sectors};
-use guest_drivers::{
-    CallError, Cpu, GuestDma, MmioTransport, RecorderCpu, acknowledge, barrier_before_sleep, dma_in_use,
-    give_dma_memory,
-};
+use guest_cpu::{CallError, Cpu, RecorderCpu, barrier_before_sleep};
+use guest_drivers::{GuestDma, MmioTransport, acknowledge, dma_in_use, give_dma_memory};
 use virtio_drivers::{Error, device::common::Feature, queue::VirtQueue, transport::Transport};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use worker::{Bell, Worker};

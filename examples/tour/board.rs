@@ -14,10 +14,7 @@ use devisor::{
 };
 use vm_memory::GuestMemoryMmap;
 
-use crate::{
-    guest_drivers::{Cpu, acknowledge},
-    row::PATIENCE,
-};
+use crate::{guest_cpu::Cpu, guest_drivers::acknowledge, row::PATIENCE};
 
 /// One way in which a backend interrupts.
 #[derive(Clone, Copy)]
@@ -43,8 +40,11 @@ pub struct Board {
     /// What the device is given.
     pub line: Line,
     /// Starts the CPU, once the device is there whose interrupts it handles.
-    pub start: Box<dyn FnOnce(Handler) -> Result<Rc<dyn Cpu>, Box<dyn Error>>>,
+    pub start: Box<Start>,
 }
+
+/// How a CPU is started that takes interrupts by this handler.
+pub type Start = dyn FnOnce(Handler) -> Result<Rc<dyn Cpu>, Box<dyn Error>>;
 
 /// There is no board.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,10 @@ use virtio_drivers::{
     },
 };
 
-use crate::guest_drivers::{CallError, Cpu, GuestDma, MmioTransport, Sleeper, barrier_before_sleep};
+use crate::{
+    guest_cpu::{CallError, Cpu, Sleeper, barrier_before_sleep},
+    guest_drivers::{GuestDma, MmioTransport},
+};
 
 /// Something is wrong with a device, as the guest sees it.
 #[derive(Debug, thiserror::Error)]

@@ -22,7 +22,7 @@ use devisor::{
 
 use crate::{
     board::{Bench, Board, Handler, PlugError, Wake, Wiring},
-    guest_drivers::Cpu,
+    guest_cpu::Cpu,
     row::PATIENCE,
 };
 
@@ -128,10 +128,13 @@ impl Vcpu {
                 cpu.enable(intid, mode);
                 framework.set_guest(vcpu, move |cpu, _kind| {
                     if let Some(taken) = cpu.acknowledge() {
-                        if taken == intid && handler.handle() {
-                            acknowledged.wake();
-                        }
+                        let handled = taken == intid && handler.handle();
                         cpu.end(taken);
+                        match handled {
+                            true => acknowledged.wake(),
+                            // Who raised the level lowers it, and may need this processor for that.
+                            false => thread::yield_now(),
+                        }
                     }
                     GuestStep::Continue
                 })?;

@@ -11,17 +11,17 @@ use std::{
 use devisor::{
     backends::irqchip::{
         CpuId, IntId, Spi, TriggerMode,
-        gicv2::{CpuOutputs, GicV2, GicV2Config},
+        gicv2::{CpuOutputs, EdgeLine, GicV2, GicV2Config},
         gicv2m::GicV2mFrame,
     },
     bus::{BusDevice, read_le},
-    interrupt::{LevelInterrupt, MsiVectors, NoInterrupt, RequesterId, SinkVectors, level_from_fn},
+    interrupt::{Interrupt, LevelInterrupt, MsiVectors, NoInterrupt, RequesterId, SinkVectors, level_from_fn},
     virtio::transport::mmio::Line,
 };
 
 use crate::{
     board::{Bench, Board, Handler, PlugError, Trace, Wiring},
-    guest_drivers::Cpu,
+    guest_cpu::Cpu,
     row::PATIENCE,
 };
 
@@ -39,11 +39,7 @@ pub const WIRINGS: &[Wiring] = &[
     Wiring {
         backend: "irqchip",
         line: "GICv2 SPI, edge",
-        plug: |bench| {
-            plug(bench, TriggerMode::Edge, Spi(3), |gic| {
-                Ok(Line::Edge(Arc::new(gic.edge_line(Spi(3))?)))
-            })
-        },
+        plug: |bench| plug_edge(bench, |line| line),
     },
     Wiring {
         backend: "irqchip",
@@ -58,6 +54,13 @@ pub const WIRINGS: &[Wiring] = &[
         },
     },
 ];
+
+/// An edge-triggered SPI, behind what `wrap` makes of its line.
+pub fn plug_edge<I: Interrupt + 'static>(bench: &Bench, wrap: fn(EdgeLine) -> I) -> Result<Board, PlugError> {
+    plug(bench, TriggerMode::Edge, Spi(3), |gic| {
+        Ok(Line::Edge(Arc::new(wrap(gic.edge_line(Spi(3))?))))
+    })
+}
 
 fn plug(
     bench: &Bench,

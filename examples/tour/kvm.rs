@@ -11,7 +11,8 @@ use devisor::{
 
 use crate::{
     board::{Bench, Board, Handler, PlugError, Wake, Wiring},
-    guest_drivers::{Cpu, INTERRUPT_ACK, INTERRUPT_STATUS},
+    guest_cpu::Cpu,
+    guest_drivers::{INTERRUPT_ACK, INTERRUPT_STATUS},
     kvm_guest::{Action, Controller, Guest, Machine, Program, Sensing, Wire, unavailable},
     row::PATIENCE,
 };

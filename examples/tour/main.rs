@@ -7,6 +7,8 @@
 
 mod board;
 mod guest;
+#[path = "../../tests/support/guest_cpu.rs"]
+mod guest_cpu;
 #[allow(dead_code, reason = "shared with tests, which need other parts of it")]
 #[path = "../../tests/support/guest_drivers.rs"]
 mod guest_drivers;
@@ -169,4 +171,92 @@ fn tour(wirings: &[Wiring], arguments: &Arguments) -> Result<bool, Box<dyn Error
     }
     println!("\n{good} rows are good, {bad} are not.");
     Ok(bad == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use devisor::interrupt::{Interrupt, from_fn};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    fn parse(words: &[&str]) -> Result<Arguments, String> {
+        let words = words.iter().map(|word| word.to_string());
+        Arguments::parse(words, &["recorder", "kvm"])
+    }
+
+    #[test]
+    fn arguments_are_taken_as_the_help_says() {
+        let arguments = parse(&["--backend", "kvm", "--vcd", "lines.vcd", "--backend", "recorder"]).unwrap();
+        assert_eq!(arguments.backends, ["kvm", "recorder"]);
+        assert_eq!(arguments.vcd, Some("lines.vcd".into()));
+        assert!(!arguments.help);
+        assert!(parse(&["--help"]).unwrap().help);
+    }
+
+    #[test]
+    fn arguments_that_do_not_exist_are_refused_with_those_that_do() {
+        let refused = |words: &[&str]| parse(words).err().unwrap();
+        assert_eq!(refused(&["--backends"]), "unknown argument `--backends`: try --help");
+        assert_eq!(
+            refused(&["--backend", "xen"]),
+            "no backend `xen`: there are recorder, kvm"
+        );
+        assert_eq!(refused(&["--backend"]), "--backend needs a name");
+        assert_eq!(refused(&["--vcd"]), "--vcd needs a file");
+    }
+
+    fn run(wiring: &Wiring, device: Device, runs_on: RunsOn) -> Result<row::Row, row::RowError> {
+        let clock = Arc::new(HostClock::starting_at(Duration::ZERO));
+        row::run(wiring, device, runs_on, clock, None)
+    }
+
+    /// A GIC behind a line that swallows the fifth interrupt, and says that it was delivered.
+    const SWALLOWING: Wiring = Wiring {
+        backend: "irqchip",
+        line: "swallowing",
+        plug: |bench| {
+            irqchip::plug_edge(bench, |line| {
+                let count = AtomicU32::new(0);
+                from_fn(move || match count.fetch_add(1, Ordering::SeqCst) {
+                    4 => Ok(()),
+                    _ => line.trigger(),
+                })
+            })
+        },
+    };
+
+    #[test]
+    fn a_row_that_loses_an_interrupt_fails_and_shows_the_lines() {
+        let lose = |device, runs_on| {
+            let error = run(&SWALLOWING, device, runs_on).err().unwrap().to_string();
+            assert!(
+                error.starts_with("lost interrupt: the CPU's IRQ input did not rise"),
+                "{error}"
+            );
+            assert!(
+                error.ends_with("line"),
+                "the last event is the raise that nobody took: {error}"
+            );
+        };
+        // Each waits for an interrupt in vain: all at once.
+        std::thread::scope(|scope| {
+            for device in [Device::Block, Device::Entropy] {
+                for runs_on in [RunsOn::Kick, RunsOn::Worker] {
+                    scope.spawn(move || lose(device, runs_on));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn each_kind_of_line_of_this_process_makes_a_good_row() {
+        for wiring in [recorder::WIRINGS, irqchip::WIRINGS, hvf::WIRINGS].concat() {
+            for device in [Device::Block, Device::Entropy] {
+                for runs_on in [RunsOn::Kick, RunsOn::Worker] {
+                    let row = run(&wiring, device, runs_on);
+                    assert!(row.is_ok(), "{} {} {device:?} {runs_on:?}", wiring.backend, wiring.line);
+                }
+            }
+        }
+    }
 }

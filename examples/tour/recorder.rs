@@ -6,7 +6,7 @@ use devisor::{interrupt::NoInterrupt, virtio::transport::mmio::Line};
 
 use crate::{
     board::{Board, PlugError, Wiring},
-    guest_drivers::RecorderCpu,
+    guest_cpu::RecorderCpu,
     row::PATIENCE,
 };
 

@@ -19,12 +19,13 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use crate::{
     board::{Bench, Board, Handler, PlugError, Trace, Wiring},
     guest::{Disk, GuestError, Rng, Sectors},
-    guest_drivers::{Cpu, give_dma_memory},
+    guest_cpu::Cpu,
+    guest_drivers::give_dma_memory,
     worker::{Bell, Worker},
 };
 
-/// How long a guest waits for an interrupt before it is said to be lost.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a guest waits for an interrupt before it is said to be lost. The tests have one that is.
+pub const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 20 });
 
 /// The guest's memory: 64 KiB for a program of its own, and above the place where a PC has a hole what the drivers use.
 const PROGRAM: (GuestAddress, usize) = (GuestAddress(0), 64 << 10);

@@ -4,34 +4,24 @@
 //! of the devices: [`GuestDma`] hands them memory that the device can reach, and [`MmioTransport`] calls the register face
 //! where a guest would load and store.
 
-// Who includes this file needs parts of it.
-#![allow(dead_code)]
-
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::BTreeMap,
     marker::PhantomData,
     ops::Range,
-    panic::{self, AssertUnwindSafe},
     ptr::{self, NonNull},
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{Ordering, fence},
-    },
-    time::Duration,
+    sync::{Arc, atomic::Ordering},
 };
 
-use devisor::{
-    backends::recorder::{Awaited, Counts, Line},
-    bus::{BusDevice, read_le, write_le},
-};
+use devisor::bus::{BusDevice, read_le, write_le};
 use virtio_drivers::{
-    BufferDirection, Error, Hal, PAGE_SIZE, PhysAddr, Result,
+    BufferDirection, Hal, PAGE_SIZE, PhysAddr, Result,
     transport::{DeviceStatus, DeviceType, InterruptStatus, Transport},
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::guest_cpu::Sleeper;
 
 // Memory.
 
@@ -59,7 +49,8 @@ const GRAIN: u64 = 64;
 /// If drivers of this thread still hold some of the memory that it was given before. Buffers that a driver shared with a
 /// device and never got back do not count: nobody is left to know them.
 pub fn give_dma_memory(memory: &GuestMemoryMmap, range: Range<u64>) {
-    assert!(range.start != 0 && range.start % PAGE_SIZE as u64 == 0 && range.end % PAGE_SIZE as u64 == 0);
+    let page = PAGE_SIZE as u64;
+    assert!(range.start != 0 && range.start.is_multiple_of(page) && range.end.is_multiple_of(page));
     let pages = DMA.with_borrow(|dma| dma.as_ref().map_or(0, |dma| dma.pages));
     assert_eq!(pages, 0, "drivers hold pages that they were given before");
     let free = BTreeMap::from([(range.start, range.end - range.start)]);
@@ -190,12 +181,6 @@ unsafe impl Hal for GuestDma {
             dma.release(paddr, buffer.len() as u64);
         });
     }
-}
-
-/// The barrier between telling the device from where on to interrupt and looking at the used ring for the last time
-/// (virtio 1.2, section 2.7.10.1). `virtio-drivers` 0.13 leaves it out, so who sleeps until the next interrupt has it here.
-pub fn barrier_before_sleep() {
-    fence(Ordering::SeqCst);
 }
 
 // Registers (virtio 1.2, section 4.2.2). Not the device's own constants: a wrong one would go unseen.
@@ -434,143 +419,3 @@ impl Drop for MmioTransport {
         self.write(STATUS, 0);
     }
 }
-
-// Sleeping.
-
-/// The guest's processor, as its drivers use it.
-pub trait Cpu {
-    /// Sleeps until the device's interrupt is there, takes it, and handles it: acknowledges it at the device, and ends it.
-    /// Goes on sleeping after one for which the device has no reason: a level that was still up for a moment.
-    ///
-    /// # Errors
-    /// It did not come. The text says what did.
-    fn take_interrupt(&self) -> std::result::Result<(), String>;
-}
-
-/// Takes interrupts where a recorder is all that there is: sleeps until the recorded line is raised.
-pub struct RecorderCpu {
-    line: Line,
-    patience: Duration,
-    handler: Box<dyn Fn() -> bool>,
-    /// How many raises were taken. As with a pending bit, one interrupt is for all raises before it.
-    taken: Cell<u64>,
-}
-
-impl RecorderCpu {
-    /// Takes the interrupts of `line`, by `handler`, which returns whether the device had a reason. An interrupt that does
-    /// not come within `patience` is lost.
-    pub fn new(line: Line, patience: Duration, handler: impl Fn() -> bool + 'static) -> Self {
-        let handler = Box::new(handler);
-        let taken = Cell::new(0);
-        Self {
-            line,
-            patience,
-            handler,
-            taken,
-        }
-    }
-}
-
-impl Cpu for RecorderCpu {
-    fn take_interrupt(&self) -> std::result::Result<(), String> {
-        let wait_for = |awaited, nth| {
-            let event = self.line.wait_for(awaited, nth, self.patience);
-            event.map(|_| ()).map_err(|error| error.to_string())
-        };
-        loop {
-            // A level that the last acknowledgement left up is not raised again.
-            if !self.line.is_up() {
-                wait_for(Awaited::Raised, self.taken.get() + 1)?;
-            }
-            let Counts {
-                raised,
-                cleared,
-                failed,
-                ..
-            } = self.line.counts();
-            self.taken.set(raised);
-            if (self.handler)() {
-                return Ok(());
-            }
-            if self.line.is_up() {
-                // Who raised it is about to lower it. A real CPU would take the interrupt again and again until then.
-                wait_for(Awaited::Any, raised + cleared + failed + 1)?;
-            }
-        }
-    }
-}
-
-/// Lets a driver sleep where it spins: some of its calls put in a request, kick, and then look at the used ring until
-/// the request is there. If the kick itself sleeps until the device has interrupted, the first look finds it.
-#[derive(Clone, Default)]
-pub struct Sleeper {
-    state: Rc<RefCell<Sleep>>,
-}
-
-#[derive(Default)]
-struct Sleep {
-    cpu: Option<Rc<dyn Cpu>>,
-    kicks: u64,
-}
-
-/// A call of a driver went wrong.
-#[derive(Debug, thiserror::Error)]
-pub enum CallError {
-    /// The driver says so.
-    #[error("the driver says: {0}")]
-    Driver(#[from] Error),
-    /// The interrupt that it was to be woken by did not come.
-    #[error("lost interrupt: {0}")]
-    NotWoken(String),
-    /// It did not kick, so it polled.
-    #[error("the driver did not kick for its request: it polled for it")]
-    Polled,
-}
-
-impl Sleeper {
-    /// Runs `call`, during which each kick sleeps until `cpu` has taken an interrupt and the device has used all requests:
-    /// have none in flight.
-    ///
-    /// If the interrupt does not come, the driver would spin for ever: it is unwound then. Drop it.
-    ///
-    /// # Errors
-    /// [`CallError`].
-    pub fn sleeping<R>(
-        &self,
-        cpu: &Rc<dyn Cpu>,
-        call: impl FnOnce() -> Result<R>,
-    ) -> std::result::Result<R, CallError> {
-        let cpu = Some(Rc::clone(cpu));
-        *self.state.borrow_mut() = Sleep { cpu, kicks: 0 };
-        // What the call borrows is of no use after it was unwound, as the caller is told.
-        let result = panic::catch_unwind(AssertUnwindSafe(call));
-        let kicks = self.state.take().kicks;
-        match result {
-            Ok(result) if kicks > 0 => Ok(result?),
-            Ok(_) => Err(CallError::Polled),
-            Err(payload) => match payload.downcast::<NotWoken>() {
-                Ok(error) => Err(CallError::NotWoken(error.0)),
-                Err(payload) => panic::resume_unwind(payload),
-            },
-        }
-    }
-
-    fn kicked(&self, all_used: impl Fn() -> bool) {
-        let mut state = self.state.borrow_mut();
-        state.kicks += 1;
-        let Some(cpu) = state.cpu.clone() else { return };
-        drop(state);
-        // The interrupt first, then a look: one that a look at the ring would not have needed must come all the same.
-        loop {
-            if let Err(error) = cpu.take_interrupt() {
-                panic::resume_unwind(Box::new(NotWoken(error)));
-            }
-            if all_used() {
-                return;
-            }
-        }
-    }
-}
-
-/// What unwinds a driver that would spin for ever.
-struct NotWoken(String);
