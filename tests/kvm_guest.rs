@@ -396,13 +396,15 @@ fn a_level_that_outlives_the_handler_interrupts_again_until_it_is_served() {
             let wires = [level(gsi, vec![Device::serve_one(DEVICE_BASE)])];
             let running = start(controller, machine, &irqs, &wires, mmio);
 
-            device.raise(0b1_0110_1001);
+            // While it is busy: a guest that takes an interrupt before `raise` has returned sees the level for as long as
+            // that thread is not done with telling it.
+            running.while_busy(|| device.raise(0b1_0110_1001));
             running.guest.wait_done(gsi, 5).unwrap();
             assert_eq!(device.output.bits(), 0);
             let taken = running.settled(gsi);
             assert_taken(controller, taken, 5);
 
-            device.raise(1);
+            running.while_busy(|| device.raise(1));
             running.guest.wait_done(gsi, taken + 1).unwrap();
             assert_taken(controller, running.settled(gsi) - taken, 1);
         }
