@@ -290,8 +290,11 @@ impl Drop for Resampling {
     }
 }
 
-/// Both kinds of level lines on `gsi`, each with what keeps it going.
-const LEVEL_LINES: [fn(&KvmIrqs, Gsi) -> (Box<dyn LevelInterrupt>, Option<Resampling>); 2] = [
+/// Makes a level line on a GSI, with what keeps it going.
+type MakeLevelLine = fn(&KvmIrqs, Gsi) -> (Box<dyn LevelInterrupt>, Option<Resampling>);
+
+/// Both kinds of level lines.
+const LEVEL_LINES: [MakeLevelLine; 2] = [
     |irqs, gsi| {
         let line = irqs.claim(gsi, "device").unwrap().irq_line().unwrap();
         (Box::new(line), None)
