@@ -17,6 +17,7 @@ use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, kvm_enable_cap, kvm_irqchip, kvm_pic_state,
 };
 use kvm_ioctls::{Kvm, VmFd};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// A GSI of the IOAPIC, whose request register follows the wire.
 const WIRE: Gsi = Gsi(20);
@@ -365,7 +366,18 @@ fn a_resampler_tells_each_line_and_forgets_the_dropped_ones() {
     let duplicate = lines[2].resample_fd().try_clone().unwrap();
     let [first, second, third] = lines;
     drop(third);
+
+    // An event loop of the embedder's finds that there is something to do, and afterwards nothing: not even for the
+    // line that is gone, whose eventfd somebody still has and nobody reads.
+    let event_loop = Epoll::new().unwrap();
+    let readable = EpollEvent::new(EventSet::IN, 0);
+    event_loop
+        .ctl(ControlOperation::Add, resampler.as_raw_fd(), readable)
+        .unwrap();
+    let is_readable = || event_loop.wait(0, &mut [EpollEvent::default()]).unwrap() == 1;
+    assert!(is_readable());
     resampler.serve().unwrap();
+    assert!(!is_readable());
     assert_eq!(first.eventfd().read().unwrap(), 1, "still up: signalled again");
     assert!(second.eventfd().read().is_err(), "down: left alone");
     assert!(first.resample_fd().read().is_err(), "the notice was taken");
