@@ -1,6 +1,9 @@
 //! The lines of the KVM backend, seen from the pins of the kernel's 8259 and IOAPIC. No vCPU runs.
 #![cfg(all(feature = "kvm", target_arch = "x86_64"))]
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::{
     io,
     os::fd::AsRawFd,
@@ -17,6 +20,7 @@ use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, kvm_enable_cap, kvm_irqchip, kvm_pic_state,
 };
 use kvm_ioctls::{Kvm, VmFd};
+use skip::skipped;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// A GSI of the IOAPIC, whose request register follows the wire.
@@ -29,7 +33,7 @@ fn bare_vm() -> Option<Arc<VmFd>> {
     match Kvm::new() {
         Ok(kvm) => Some(Arc::new(kvm.create_vm().unwrap())),
         Err(error) => {
-            println!("skipped: /dev/kvm cannot be opened: {error}");
+            skipped(format_args!("/dev/kvm cannot be opened: {error}"));
             None
         }
     }
