@@ -247,20 +247,20 @@ fn an_edge_that_cannot_be_signalled_is_an_error_and_what_was_signalled_before_is
 }
 
 #[test]
-fn a_level_that_cannot_be_signalled_stays_owed() {
+fn a_level_that_cannot_be_signalled_is_told_by_the_next_trigger() {
     let vm = or_skip!(vm());
     let irqs = KvmIrqs::new(Arc::clone(&vm), 0..=23).unwrap();
     let line = irqs.claim(WIRE, "uart").unwrap().resample_irqfd().unwrap();
     vm.unregister_irqfd(line.eventfd(), WIRE.0).unwrap();
     line.eventfd().write(u64::MAX - 1).unwrap();
     assert_eq!(line.trigger().unwrap_err().kind(), io::ErrorKind::WouldBlock);
-    assert!(line.is_up());
+    assert!(!line.is_up(), "a refusal leaves the wire as it was");
 
     let _ = line.eventfd().read();
     vm.register_irqfd_with_resample(line.eventfd(), line.resample_fd(), WIRE.0)
         .unwrap();
-    line.guest_done().unwrap();
-    eventually("the next occasion carries it", || is_up(&vm, WIRE));
+    line.trigger().unwrap();
+    eventually("the next signal carries it", || is_up(&vm, WIRE));
 }
 
 #[test]
