@@ -346,9 +346,10 @@ fn dir_is_ignored_without_eoimode() {
 }
 
 #[test]
-fn ending_anything_with_nothing_active_changes_nothing() {
+fn ending_anything_with_no_priority_active_changes_nothing() {
     let guest = Guest::ready(config(2, 5));
     pulse(&guest, 0);
+    guest.cpus[0].set_bit(GICD_ISACTIVER, 33);
     let before = guest.gic.save();
     for cpu in &guest.cpus {
         for value in (0..0x2000).chain([u32::MAX, 0x8000_0020]) {

@@ -16,6 +16,7 @@ use std::{
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 fn config(cpus: u32, spis: u32, priority_bits: u32) -> GicV2Config {
@@ -273,6 +274,12 @@ fn lines_of_many_threads_lose_nothing() {
     const REQUESTS: u32 = 2_000;
     let guest = Guest::simple();
     let cpu = &guest.cpus[0];
+    // Far more than it takes: a lost interrupt would wait for ever.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let wait = || {
+        assert!(Instant::now() < deadline, "an interrupt is lost");
+        thread::yield_now();
+    };
     // A device raises its line for a request and waits for the guest to see to it.
     let requests: Vec<_> = (0..DEVICES).map(|_| AtomicBool::new(false)).collect();
     let mut taken = [0; DEVICES as usize];
@@ -286,14 +293,14 @@ fn lines_of_many_threads_lose_nothing() {
                     request.store(true, SeqCst);
                     line.trigger().unwrap();
                     while request.load(SeqCst) {
-                        thread::yield_now();
+                        wait();
                     }
                 }
             });
         }
         while taken.iter().sum::<u32>() < DEVICES * REQUESTS {
             if !cpu.irq() {
-                thread::yield_now();
+                wait();
                 continue;
             }
             let acknowledged = cpu.acknowledge();
