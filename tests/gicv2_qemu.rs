@@ -202,7 +202,7 @@ impl Pair {
 
     fn step(&mut self, step: u32) {
         self.counts.steps += 1;
-        if step % EPISODE == 0 {
+        if step.is_multiple_of(EPISODE) {
             self.begin_episode();
         }
         match self.random.below(100) {
@@ -571,7 +571,7 @@ impl Pair {
         let (mut irq, mut fiq) = (self.irq.load(SeqCst), self.fiq.load(SeqCst));
         if view.distributor_hides() {
             // QEMU: a pending interrupt of a group that GICD_CTLR disables hides those of the other (the choice that
-            // IGNORE_GROUP_ENABLE names in 3.8). Ours made the other choice.
+            // IGNORE_GROUP_ENABLE names in the architecture's pseudocode). Ours made the other choice.
             (irq, fiq) = (false, false);
         }
         self.compare("IRQ", self.qemu.level(0).into(), irq.into());

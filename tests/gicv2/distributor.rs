@@ -107,7 +107,7 @@ fn priorities_targets_and_configuration_are_stored_apart_and_by_byte() {
     }
     assert_eq!(cpu.get(GICD_IPRIORITYR + 0x24), 0x2726_2524, "a word has four of them");
     for word in 2..63_u32 {
-        let edges = word * 0x0101_0101 & 0xaaaa_aaaa;
+        let edges = (word * 0x0101_0101) & 0xaaaa_aaaa;
         assert_eq!(
             cpu.get(GICD_ICFGR + u64::from(word) * 4),
             edges,

@@ -45,6 +45,9 @@ fn a_write_to_the_doorbell_raises_the_spi_it_names() {
     let (guest, frame) = frame();
     frame.write(0x040, &111_u32.to_le_bytes());
     assert_eq!(guest.cpus[0].acknowledge(), 111);
+    guest.cpus[0].end(111);
+    frame.write(0x040, &110_u16.to_le_bytes());
+    assert_eq!(guest.cpus[0].acknowledge(), 110, "half a word is enough");
     frame.write(0x040, &0xffff_fc50_u32.to_le_bytes());
     assert_eq!(guest.cpus[0].get(GICD_ISPENDR + 8), 1 << 16, "bits 31:10 are reserved");
 }
@@ -55,7 +58,8 @@ fn other_intids_widths_and_registers_raise_nothing() {
     for intid in [0, 27, 32, 79, 112, 1023_u32] {
         frame.write(0x040, &intid.to_le_bytes());
     }
-    frame.write(0x040, &80_u16.to_le_bytes());
+    frame.write(0x040, &[80]);
+    frame.write(0x042, &80_u16.to_le_bytes());
     frame.write(0x040, &80_u64.to_le_bytes());
     frame.write(0x041, &80_u32.to_le_bytes());
     frame.write(0x008, &80_u32.to_le_bytes());

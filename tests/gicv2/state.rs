@@ -118,6 +118,7 @@ fn restoring_over_a_running_gic_lowers_what_is_no_longer_up() {
     let idle = guest.gic.save();
     guest.gic.edge_line(Spi(0)).unwrap().trigger().unwrap();
     guest.cpus[0].set_bit(GICD_ISACTIVER, 33);
+    guest.cpus[0].set_bit(GICD_ISACTIVER, 70);
     let hook = guest
         .gic
         .on_finished(Spi(1), || panic!("the guest has finished nothing"))
