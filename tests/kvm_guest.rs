@@ -3,6 +3,8 @@
 
 #[path = "support/kvm_guest.rs"]
 mod kvm_guest;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::{
     sync::{Arc, Condvar, Mutex, OnceLock},
@@ -16,6 +18,7 @@ use devisor::{
     interrupt::{Interrupt, LevelInterrupt, LevelOutput, SharedLine},
 };
 use kvm_guest::{Action, Controller, Guest, Machine, Program, Sensing, Wire, local_apic};
+use skip::skipped;
 
 /// The wire of most tests. Both controllers have it, and its priority is above that of [`fence_gsi`] on both.
 const DEVICE: Gsi = Gsi(5);
@@ -164,7 +167,7 @@ fn in_service_until_eoi() -> bool {
         let shown = port.0.lock().unwrap()[0];
         let as_it_should_be = shown & 1 << (vector % 32) != 0;
         if !as_it_should_be {
-            println!("skipped: exact counts of levels at the IOAPIC: this host ends interrupts when it delivers them");
+            skipped("exact counts of levels at the IOAPIC: this host ends interrupts when it delivers them");
         }
         as_it_should_be
     })
@@ -183,7 +186,7 @@ fn assert_taken(controller: Controller, taken: u64, times: u64) {
 /// Runs a test on both interrupt controllers, or says why on none.
 fn on_both(test: fn(Controller)) {
     if let Some(why) = kvm_guest::unavailable() {
-        println!("skipped: {why}");
+        skipped(why);
         return;
     }
     test(Controller::Pic);
@@ -290,8 +293,11 @@ impl Drop for Resampling {
     }
 }
 
-/// Both kinds of level lines on `gsi`, each with what keeps it going.
-const LEVEL_LINES: [fn(&KvmIrqs, Gsi) -> (Box<dyn LevelInterrupt>, Option<Resampling>); 2] = [
+/// Makes a level line on a GSI, with what keeps it going.
+type MakeLevelLine = fn(&KvmIrqs, Gsi) -> (Box<dyn LevelInterrupt>, Option<Resampling>);
+
+/// Both kinds of level lines.
+const LEVEL_LINES: [MakeLevelLine; 2] = [
     |irqs, gsi| {
         let line = irqs.claim(gsi, "device").unwrap().irq_line().unwrap();
         (Box::new(line), None)
@@ -356,7 +362,7 @@ fn edges_while_the_guest_is_busy_are_one_interrupt_afterwards() {
 #[test]
 fn the_handler_serves_the_device_by_a_port_write_for_each_edge() {
     if let Some(why) = kvm_guest::unavailable() {
-        println!("skipped: {why}");
+        skipped(why);
         return;
     }
     let (machine, irqs) = machine();
@@ -396,13 +402,15 @@ fn a_level_that_outlives_the_handler_interrupts_again_until_it_is_served() {
             let wires = [level(gsi, vec![Device::serve_one(DEVICE_BASE)])];
             let running = start(controller, machine, &irqs, &wires, mmio);
 
-            device.raise(0b1_0110_1001);
+            // While it is busy: a guest that takes an interrupt before `raise` has returned sees the level for as long as
+            // that thread is not done with telling it.
+            running.while_busy(|| device.raise(0b1_0110_1001));
             running.guest.wait_done(gsi, 5).unwrap();
             assert_eq!(device.output.bits(), 0);
             let taken = running.settled(gsi);
             assert_taken(controller, taken, 5);
 
-            device.raise(1);
+            running.while_busy(|| device.raise(1));
             running.guest.wait_done(gsi, taken + 1).unwrap();
             assert_taken(controller, running.settled(gsi) - taken, 1);
         }
@@ -458,7 +466,7 @@ fn a_resampled_level_waits_for_the_end_of_the_interrupt_and_for_the_hook() {
 #[test]
 fn a_level_that_goes_before_the_guest_looks_interrupts_nobody() {
     if let Some(why) = kvm_guest::unavailable() {
-        println!("skipped: {why}");
+        skipped(why);
         return;
     }
     // On the 8259, which follows its wires until the interrupt is acknowledged. The local APIC keeps what it was sent.
