@@ -22,10 +22,21 @@ mod kvm;
 mod kvm_guest;
 mod recorder;
 mod row;
+#[cfg(test)]
+#[path = "../../tests/support/skip.rs"]
+mod skip;
 mod table;
 mod worker;
 
-use std::{error::Error, fs::File, io::BufWriter, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    fs::File,
+    io::{BufWriter, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use devisor::{backends::recorder::Recorder, time::HostClock};
 
@@ -43,7 +54,10 @@ Usage: cargo run --release --example tour [-- OPTIONS]
 
 The columns: the device's thread, requests that the guest made, bytes that it compared, how often the line was raised,
 completions that the guest did not want to hear of, interrupts that the guest took, and the median of the time from raise
-to taken. The exit status is 0 if every row is good; a backend that this machine does not have is not a failure.
+to taken. A guest takes a level again that is not lowered when it ends the interrupt. A guest on whose thread the device
+runs is interrupted while it kicks, and takes the interrupt when it has put in its other requests.
+
+The exit status is 0 if every row is good; a backend that this machine does not have is not a failure.
 ";
 
 /// The ways to interrupt, backend by backend.
@@ -129,10 +143,14 @@ fn main() -> ExitCode {
 fn tour(wirings: &[Wiring], arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     // The only clock in the process, and the embedder's.
     let clock = Arc::new(HostClock::starting_at(Duration::ZERO));
-    let waveform = arguments.vcd.as_ref().map(|path| {
-        let recorder = Recorder::builder().clock(clock.clone()).capacity(1 << 20).build();
-        (path, recorder)
-    });
+    let recorder = Recorder::builder().clock(clock.clone()).capacity(1 << 20).build();
+    // Made at once: that it cannot be written is known before the tour and not after it.
+    let create = |path: &PathBuf| match File::create(path) {
+        Ok(file) => Ok((path.clone(), file)),
+        Err(error) => Err(format!("{} cannot be written: {error}", path.display())),
+    };
+    let vcd = arguments.vcd.as_ref().map(create).transpose()?;
+    let waveform = vcd.is_some().then_some(&recorder);
     let mut bad = 0;
     let mut good = 0;
     let mut absent: Option<&str> = None;
@@ -147,7 +165,6 @@ fn tour(wirings: &[Wiring], arguments: &Arguments) -> Result<bool, Box<dyn Error
             }
             // Each device runs on either thread, in turns.
             let runs_on = [RunsOn::Worker, RunsOn::Kick][(number + other) % 2];
-            let waveform = waveform.as_ref().map(|(_, recorder)| recorder);
             match row::run(wiring, device, runs_on, clock.clone(), waveform) {
                 Ok(row) => {
                     good += 1;
@@ -165,8 +182,10 @@ fn tour(wirings: &[Wiring], arguments: &Arguments) -> Result<bool, Box<dyn Error
             }
         }
     }
-    if let Some((path, recorder)) = waveform {
-        recorder.write_vcd(&mut BufWriter::new(File::create(path)?))?;
+    if let Some((path, file)) = vcd {
+        let mut writer = BufWriter::new(file);
+        recorder.write_vcd(&mut writer)?;
+        writer.flush()?;
         println!("\nThe waveform is in {}.", path.display());
     }
     println!("\n{good} rows are good, {bad} are not.");
@@ -249,12 +268,16 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_line_of_this_process_makes_a_good_row() {
-        for wiring in [recorder::WIRINGS, irqchip::WIRINGS, hvf::WIRINGS].concat() {
+    fn each_kind_of_line_makes_a_good_row() {
+        for wiring in wirings() {
             for device in [Device::Block, Device::Entropy] {
                 for runs_on in [RunsOn::Kick, RunsOn::Worker] {
-                    let row = run(&wiring, device, runs_on);
-                    assert!(row.is_ok(), "{} {} {device:?} {runs_on:?}", wiring.backend, wiring.line);
+                    let row = format!("{} {} {device:?} {runs_on:?}", wiring.backend, wiring.line);
+                    match run(&wiring, device, runs_on) {
+                        Ok(_) => {}
+                        Err(row::RowError::Plug(PlugError::Unavailable(why))) => skip::skipped(&row, why),
+                        Err(error) => panic!("{row}: {error}"),
+                    }
                 }
             }
         }

@@ -24,8 +24,8 @@ use crate::{
     worker::{Bell, Worker},
 };
 
-/// How long a guest waits for an interrupt before it is said to be lost. The tests have one that is.
-pub const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 20 });
+/// How long a guest waits for an interrupt before it is said to be lost. In the tests some are.
+pub const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 20 });
 
 /// The guest's memory: 64 KiB for a program of its own, and above the place where a PC has a hole what the drivers use.
 const PROGRAM: (GuestAddress, usize) = (GuestAddress(0), 64 << 10);
