@@ -1,4 +1,5 @@
 //! Guest drivers that others wrote, over virtio-mmio, woken by recorded interrupts.
+#![cfg(feature = "recorder")]
 
 #[path = "../examples/tour/guest.rs"]
 mod guest;

@@ -275,7 +275,7 @@ mod tests {
                     let row = format!("{} {} {device:?} {runs_on:?}", wiring.backend, wiring.line);
                     match run(&wiring, device, runs_on) {
                         Ok(_) => {}
-                        Err(row::RowError::Plug(PlugError::Unavailable(why))) => skip::skipped(&row, why),
+                        Err(row::RowError::Plug(PlugError::Unavailable(why))) => skip::skipped(format!("{row}: {why}")),
                         Err(error) => panic!("{row}: {error}"),
                     }
                 }
