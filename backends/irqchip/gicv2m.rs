@@ -14,7 +14,7 @@ use crate::{
 
 /// MSI_TYPER: the first INTID in bits 25:16, their number in bits 9:0.
 const MSI_TYPER: u64 = 0x008;
-/// MSI_SETSPI_NS: write-only, the INTID in bits 9:0.
+/// MSI_SETSPI_NS: write-only, the INTID in bits 9:0. It takes accesses of 16 bits as well.
 const MSI_SETSPI_NS: u64 = 0x040;
 /// MSI_IIDR: product in bits 31:20, architecture version 0 in bits 19:16, implementer in bits 11:0.
 const MSI_IIDR: u64 = 0xfcc;
@@ -28,7 +28,7 @@ const IDENTIFICATION: u32 = 0x0d5 << 20;
 /// *For embedders*: put it on the bus, where a guest can ring it as devices do and reads which SPIs it has; and hand it
 /// to the PCI layer as its [`MsiSink`]. *For guests*: the SPIs are configured edge-triggered.
 ///
-/// Registers are 32 bits; other accesses read as zero and write nothing.
+/// Registers are 32 bits, and the doorbell also takes 16; other accesses read as zero and write nothing.
 ///
 /// ```
 /// use devisor::{
@@ -127,7 +127,7 @@ impl BusDevice for GicV2mFrame {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if (offset, data.len()) != (MSI_SETSPI_NS, 4) {
+        if offset != MSI_SETSPI_NS || !matches!(data.len(), 2 | 4) {
             return;
         }
         if let Some(line) = self.line(read_le(data) as u32) {

@@ -10,6 +10,15 @@ pub enum Group {
     One,
 }
 
+impl Group {
+    /// Its bit in GICD_CTLR and GICC_CTLR.
+    pub(super) fn enable(self) -> u32 {
+        1 << self as u32
+    }
+
+    pub(super) const BOTH: [Group; 2] = [Group::Zero, Group::One];
+}
+
 /// How an interrupt's input line is understood.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum TriggerMode {
@@ -57,13 +66,4 @@ impl InterruptState {
         }
         self.line = up;
     }
-}
-
-impl Group {
-    /// Its bit in GICD_CTLR and GICC_CTLR.
-    pub(super) fn enable(self) -> u32 {
-        1 << self as u32
-    }
-
-    pub(super) const BOTH: [Group; 2] = [Group::Zero, Group::One];
 }

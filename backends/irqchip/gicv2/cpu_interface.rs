@@ -172,7 +172,6 @@ impl Model {
             source.state.active = true;
             source.state.latch = still_sent;
         });
-        self.news.cpus |= 1 << cpu;
         value
     }
 

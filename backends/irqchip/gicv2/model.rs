@@ -121,25 +121,31 @@ impl Model {
         }
     }
 
-    /// Changes the interrupt `intid` as `cpu` sees it, if it exists, and files it where it now belongs.
+    /// Changes the interrupt `intid` as `cpu` sees it, if it exists, and takes note if that deactivates it.
     pub(super) fn change(&mut self, cpu: usize, intid: u32, change: impl FnOnce(&mut Source)) {
-        let source = match intid.checked_sub(PRIVATE) {
-            None => self.private[cpu].get_mut(intid as usize),
-            Some(spi) => self.shared.get_mut(spi as usize),
-        };
-        let Some(source) = source else { return };
-        let was_active = source.state.active;
-        change(source);
-        if was_active && !source.state.active {
+        if self.replace(cpu, intid, change) {
             let first = intid & !31;
             debug_assert!(
                 self.news.finished == 0 || self.news.first == first,
-                "one word at a time"
+                "an access reaches one word"
             );
             self.news.first = first;
             self.news.finished |= 1 << (intid % 32);
         }
+    }
+
+    /// Changes the interrupt `intid` as `cpu` sees it, if it exists, and files it where it now belongs. Whether it was
+    /// active and is not any more.
+    pub(super) fn replace(&mut self, cpu: usize, intid: u32, change: impl FnOnce(&mut Source)) -> bool {
+        let source = match intid.checked_sub(PRIVATE) {
+            None => self.private[cpu].get_mut(intid as usize),
+            Some(spi) => self.shared.get_mut(spi as usize),
+        };
+        let Some(source) = source else { return false };
+        let was_active = source.state.active;
+        change(source);
         Self::file(source, intid, &mut self.competing, &mut self.news);
+        was_active && !source.state.active
     }
 
     /// Files an interrupt with the CPUs it competes for: to be called after every change of one.
@@ -201,8 +207,8 @@ impl Model {
 
     /// What the distributor forwards to a CPU: the most urgent interrupt of the groups that GICD_CTLR enables.
     ///
-    /// The architecture leaves open whether a pending interrupt of a disabled group hides those of the other (3.8,
-    /// `IGNORE_GROUP_ENABLE`). Here it does not.
+    /// The architecture leaves open whether a pending interrupt of a disabled group hides those of the other: its
+    /// pseudocode calls that `IGNORE_GROUP_ENABLE`. Here it does not.
     pub(super) fn forwarded(&self, cpu: usize) -> Option<(Candidate, Group)> {
         Group::BOTH
             .into_iter()

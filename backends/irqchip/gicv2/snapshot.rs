@@ -152,7 +152,7 @@ impl Model {
         }
     }
 
-    /// Puts a checked state back.
+    /// Puts a checked state back. No interrupt is finished by it: that is another guest's past.
     fn restore(&mut self, state: &GicV2State) {
         let GicV2State {
             config: _,
@@ -172,7 +172,7 @@ impl Model {
                 non_secure_active_priorities,
             } = saved;
             for (intid, state) in (0..).zip(private) {
-                self.change(cpu, intid, |source| source.restore(state, source.targets));
+                self.replace(cpu, intid, |source| source.restore(state, source.targets));
             }
             self.sgi_senders[cpu] = *sgi_senders;
             let interface = &mut self.interfaces[cpu];
@@ -190,11 +190,9 @@ impl Model {
             }
         }
         for (intid, SpiState { state, targets }) in (PRIVATE..).zip(spis) {
-            self.change(0, intid, |source| source.restore(state, *targets));
+            self.replace(0, intid, |source| source.restore(state, *targets));
         }
         self.set_control(*control);
-        // Nobody finished an interrupt: it is another guest's past.
-        self.news.finished = 0;
     }
 }
 
