@@ -8,6 +8,7 @@ pub mod bus;
 pub mod interrupt;
 pub mod platform;
 pub mod time;
+pub mod virtio;
 
 /// Backends: each a module behind its feature, and the only place that knows a hypervisor or an interrupt controller.
 #[path = "../backends/mod.rs"]

@@ -1,0 +1,18 @@
+//! Feature bits that belong to no device type (virtio 1.2, section 6), as masks.
+
+use virtio_bindings::{
+    virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1},
+    virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
+};
+
+/// `VIRTIO_F_INDIRECT_DESC`: the driver may put a chain into a table of its own (section 2.7.5.3).
+pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+/// `VIRTIO_F_EVENT_IDX`: both sides say by index when they want to hear of progress (sections 2.7.7 and 2.7.10).
+pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+/// `VIRTIO_F_VERSION_1`: no legacy interface. Always offered, and never done without.
+pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+/// `VIRTIO_F_RING_RESET`: a queue can be reset and set up again by itself (section 2.6.1).
+pub const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
+
+/// What queues and transports of this crate offer on behalf of every device.
+pub const COMMON: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_RESET;

@@ -1,0 +1,183 @@
+//! InterruptStatus, InterruptACK and the line behind them (virtio 1.2, section 4.2.2).
+
+use std::{
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::registers::{CONFIGURATION_CHANGE, USED_BUFFER};
+use crate::{
+    interrupt::{Interrupt, LevelInterrupt, LevelOutput, NoInterrupt},
+    virtio::{QueueIndex, queue::VirtioInterrupt, transport::RestoreError},
+};
+
+/// The line of a virtio-mmio device: as the platform has declared it to the guest.
+#[derive(Clone)]
+pub enum Line {
+    /// Edge-triggered: raised for each event, and again if the driver acknowledges and an event is left.
+    Edge(Arc<dyn Interrupt>),
+    /// Level-triggered: up as long as InterruptStatus is not zero.
+    Level(Arc<dyn LevelInterrupt>),
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Edge(_) => "Edge",
+            Self::Level(_) => "Level",
+        })
+    }
+}
+
+/// The two bits of InterruptStatus: the causes of the line.
+const EVENTS: u64 = (USED_BUFFER | CONFIGURATION_CHANGE) as u64;
+/// Where the notes start that are kept with the causes.
+const NOTES: u32 = LevelOutput::<NoInterrupt>::NOTES.trailing_zeros();
+/// For each event, that the driver has read its bit as set and not acknowledged it yet...
+const SEEN: u32 = NOTES;
+/// ...and that the event has happened again since the last read: an acknowledgement is not for that one.
+const AGAIN: u32 = NOTES + 2;
+
+/// InterruptStatus, in one word with what the driver knows of it, and the line that follows it.
+///
+/// A driver that handles, then acknowledges, would lose an event that comes between its read of InterruptStatus and its
+/// InterruptACK: the bit that it acknowledges is set for an event that it has not seen. Such a bit stays, as the
+/// specification asks ("each event from the moment it takes place until the driver acknowledges"), and interrupts again.
+pub(super) struct MmioInterrupt {
+    status: LevelOutput<Arc<dyn LevelInterrupt>>,
+    /// In place of the level, which leads nowhere then.
+    edge: Option<Arc<dyn Interrupt>>,
+    edge_failures: AtomicU64,
+}
+
+/// InterruptStatus as plain data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MmioInterruptState {
+    /// Value of the register.
+    pub status: u32,
+    /// Bits that the driver has read as set and not acknowledged.
+    pub seen: u32,
+    /// Of those, bits whose event has happened again since.
+    pub again: u32,
+}
+
+impl MmioInterruptState {
+    pub(super) fn check(&self) -> Result<(), RestoreError> {
+        let &Self { status, seen, again } = self;
+        let subset = |register, value: u32, of: u32| match value & !of {
+            0 => Ok(()),
+            _ => Err(RestoreError::Register {
+                register,
+                value: value.into(),
+                possible: of.into(),
+            }),
+        };
+        subset("InterruptStatus", status, EVENTS as u32)?;
+        subset("seen bits of InterruptStatus", seen, status)?;
+        subset("repeated bits of InterruptStatus", again, seen)
+    }
+}
+
+impl MmioInterrupt {
+    pub(super) fn new(line: Line) -> Self {
+        let (level, edge) = match line {
+            Line::Level(level) => (level, None),
+            Line::Edge(edge) => (Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>, Some(edge)),
+        };
+        Self {
+            status: LevelOutput::new(level),
+            edge,
+            edge_failures: AtomicU64::new(0),
+        }
+    }
+
+    /// The driver reads InterruptStatus.
+    pub(super) fn read_status(&self) -> u32 {
+        let bits = self
+            .status
+            .update(|bits| (bits | (bits & EVENTS) << SEEN) & !(EVENTS << AGAIN));
+        (bits & EVENTS) as u32
+    }
+
+    /// The driver writes InterruptACK.
+    pub(super) fn acknowledge(&self, value: u32) {
+        let written = u64::from(value) & EVENTS;
+        self.status.update(|bits| {
+            let kept = written & (bits >> AGAIN);
+            bits & !(written & !kept) & !(written << SEEN) & !(written << AGAIN)
+        });
+        // Refusals are counted; the status stands and the next event raises the line again.
+        let _ = match self.status.is_up() {
+            true => self.signal(),
+            false => self.status.settle(),
+        };
+    }
+
+    pub(super) fn failures(&self) -> u64 {
+        self.status.failures() + self.edge_failures.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn save(&self) -> MmioInterruptState {
+        let bits = self.status.bits();
+        let field = |shift| (bits >> shift & EVENTS) as u32;
+        MmioInterruptState {
+            status: field(0),
+            seen: field(SEEN),
+            again: field(AGAIN),
+        }
+    }
+
+    /// A level follows the status; an edge is in the interrupt controller's state, not in ours.
+    pub(super) fn restore(&self, state: &MmioInterruptState) {
+        let &MmioInterruptState { status, seen, again } = state;
+        self.status
+            .update(|_| u64::from(status) | u64::from(seen) << SEEN | u64::from(again) << AGAIN);
+        let _ = self.status.settle();
+    }
+
+    fn raise(&self, event: u32) -> io::Result<()> {
+        let event = u64::from(event);
+        self.status
+            .update(|bits| bits | event | (event & (bits >> SEEN)) << AGAIN);
+        self.signal()
+    }
+
+    fn signal(&self) -> io::Result<()> {
+        let Some(edge) = &self.edge else {
+            return self.status.settle();
+        };
+        let result = edge.trigger();
+        if result.is_err() {
+            self.edge_failures.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl VirtioInterrupt for MmioInterrupt {
+    fn used(&self, _queues: &[QueueIndex]) -> io::Result<()> {
+        self.raise(USED_BUFFER)
+    }
+
+    fn config_changed(&self) -> io::Result<()> {
+        self.raise(CONFIGURATION_CHANGE)
+    }
+
+    fn reset(&self) {
+        self.status.update(|_| 0);
+        let _ = self.status.settle();
+    }
+}
+
+impl fmt::Debug for MmioInterrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = if self.edge.is_some() { "edge" } else { "level" };
+        f.debug_struct("MmioInterrupt")
+            .field("line", &line)
+            .field("state", &self.save())
+            .finish()
+    }
+}

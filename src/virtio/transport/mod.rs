@@ -1,0 +1,455 @@
+//! What every virtio transport shares: the status machine, feature negotiation, queue set-up and running the device.
+//!
+//! [`mmio`] decodes registers and carries the interrupt; everything that it has in common with other transports is
+//! [`Core`], which knows no register layout and no line.
+
+pub mod mmio;
+mod run;
+mod state;
+pub mod status;
+
+use std::{
+    fmt, io,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use vm_memory::GuestAddressSpace;
+
+use super::{
+    Queue, QueueError, QueueIndex, VirtioDevice, features,
+    queue::{QueueCounters, QueueLayout, VirtioInterrupt},
+};
+use crate::sync::lock;
+use status::{DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK};
+
+pub use state::{QueueSetup, RestoreError, TransportState};
+
+/// Hears the driver's kicks when the embedder wants to run the device elsewhere than on the vCPU's thread.
+///
+/// *For embedders*: wake your worker here, and call `run` on the transport from it. Any `Fn(QueueIndex) ->
+/// io::Result<()>` is a doorbell. Rings may be merged; a ring before the worker waits must not be lost (an eventfd, a
+/// channel and a condition with a flag all keep it). If it fails, the device runs on the kicking thread instead.
+pub trait Doorbell: Send + Sync {
+    /// The driver has kicked `queue`.
+    ///
+    /// # Errors
+    /// Nobody was woken.
+    fn ring(&self, queue: QueueIndex) -> io::Result<()>;
+}
+
+impl<F: Fn(QueueIndex) -> io::Result<()> + Send + Sync> Doorbell for F {
+    fn ring(&self, queue: QueueIndex) -> io::Result<()> {
+        self(queue)
+    }
+}
+
+/// A device cannot be put behind a transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransportError {
+    /// A queue size that the device offers is impossible.
+    #[error("the device offers {size} entries for queue {index}: a power of two up to 32768 is needed")]
+    QueueSize {
+        /// Which queue.
+        index: usize,
+        /// What the device offers.
+        size: u16,
+    },
+    /// More queues than an index can name.
+    #[error("the device has {0} queues: at most 65535 can be addressed")]
+    QueueCount(usize),
+}
+
+/// The part of a transport that is the same for all of them.
+///
+/// Locks are taken in the order registers, device. The driver's kick takes the device's alone; reading the status takes
+/// none.
+pub(crate) struct Core<A, D> {
+    // Configured.
+    offered: u64,
+    queue_sizes: Box<[u16]>,
+    // Plugged in.
+    space: A,
+    interrupt: Arc<dyn VirtioInterrupt>,
+    doorbell: Option<Box<dyn Doorbell>>,
+    // What the guest changes.
+    status: AtomicU32,
+    registers: Mutex<Registers>,
+    device: Mutex<Running<D>>,
+    config_generation: AtomicU32,
+    // Scheduling: see run.rs.
+    kicked: Box<[AtomicBool]>,
+    requests: AtomicU64,
+    stopping: AtomicU32,
+    config_owed: AtomicBool,
+}
+
+/// What the driver sets up before DRIVER_OK.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Registers {
+    pub device_features_sel: u32,
+    pub driver_features_sel: u32,
+    pub queue_sel: u32,
+    pub driver_features: u64,
+    /// The driver accepted a feature of a word that does not exist.
+    pub unknown_features: bool,
+    pub queues: Vec<QueueSetup>,
+}
+
+impl Registers {
+    fn reset(queue_sizes: &[u16]) -> Self {
+        Self {
+            device_features_sel: 0,
+            driver_features_sel: 0,
+            queue_sel: 0,
+            driver_features: 0,
+            unknown_features: false,
+            queues: queue_sizes.iter().map(|&size| QueueSetup::new(size)).collect(),
+        }
+    }
+
+    fn selected(&self) -> usize {
+        usize::try_from(self.queue_sel).unwrap_or(usize::MAX)
+    }
+}
+
+/// The device and the queues that it works on, which only the holder of the lock touches.
+struct Running<D> {
+    device: D,
+    queues: Vec<Option<Queue>>,
+    /// Why the device needs a reset.
+    fault: Option<QueueError>,
+}
+
+impl<A, D> Core<A, D>
+where
+    A: GuestAddressSpace,
+    D: VirtioDevice<A::M>,
+{
+    pub fn new(device: D, space: A, interrupt: Arc<dyn VirtioInterrupt>) -> Result<Self, TransportError> {
+        let queue_sizes: Box<[u16]> = device.queue_sizes().into();
+        if queue_sizes.len() > usize::from(u16::MAX) {
+            return Err(TransportError::QueueCount(queue_sizes.len()));
+        }
+        let possible = |size: u16| size.is_power_of_two();
+        if let Some(index) = queue_sizes.iter().position(|&size| !possible(size)) {
+            return Err(TransportError::QueueSize {
+                index,
+                size: queue_sizes[index],
+            });
+        }
+        Ok(Self {
+            offered: device.features() | features::COMMON,
+            space,
+            interrupt,
+            doorbell: None,
+            status: AtomicU32::new(0),
+            registers: Mutex::new(Registers::reset(&queue_sizes)),
+            device: Mutex::new(Running {
+                device,
+                queues: no_queues(queue_sizes.len()),
+                fault: None,
+            }),
+            config_generation: AtomicU32::new(0),
+            kicked: queue_sizes.iter().map(|_| AtomicBool::new(false)).collect(),
+            requests: AtomicU64::new(0),
+            stopping: AtomicU32::new(0),
+            config_owed: AtomicBool::new(false),
+            queue_sizes,
+        })
+    }
+
+    pub fn set_doorbell(&mut self, doorbell: Box<dyn Doorbell>) {
+        self.doorbell = Some(doorbell);
+    }
+
+    // Status (section 2.1) and what hangs on it.
+
+    pub fn status(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    fn has(&self, bits: u32) -> bool {
+        self.status() & bits == bits
+    }
+
+    /// Whether the device may touch its queues.
+    fn is_live(&self) -> bool {
+        self.status() & (DRIVER_OK | DEVICE_NEEDS_RESET) == DRIVER_OK
+    }
+
+    /// The driver writes the status. Zero resets; otherwise bits are added in the order of section 3.1.1, and one that
+    /// comes before its time is left out. The driver cannot take a bit away, nor set DEVICE_NEEDS_RESET.
+    pub fn write_status(&self, value: u32) {
+        if value == 0 {
+            return self.reset();
+        }
+        let mut registers = lock(&self.registers);
+        for (bit, after) in status::ORDER {
+            let stuck = self.status() & (FAILED | DEVICE_NEEDS_RESET) != 0;
+            if value & bit == 0 || self.has(bit) || !self.has(after) || stuck {
+                continue;
+            }
+            match bit {
+                FEATURES_OK if !self.acceptable(&registers) => continue,
+                DRIVER_OK => {
+                    self.activate(&mut registers);
+                    drop(registers);
+                    self.tell_config_if_owed();
+                    self.kick_all();
+                    break;
+                }
+                _ => _ = self.status.fetch_or(bit, Ordering::SeqCst),
+            }
+        }
+        if value & FAILED != 0 {
+            self.status.fetch_or(FAILED, Ordering::SeqCst);
+        }
+    }
+
+    fn acceptable(&self, registers: &Registers) -> bool {
+        let accepted = registers.driver_features;
+        let known = accepted & !self.offered == 0 && !registers.unknown_features;
+        known && accepted & features::VERSION_1 != 0 && lock(&self.device).device.accepts(accepted)
+    }
+
+    fn activate(&self, registers: &mut Registers) {
+        let memory = self.space.memory();
+        let mut running = self.stop();
+        running.device.activate(registers.driver_features);
+        for index in 0..registers.queues.len() {
+            self.start_queue(&mut running, registers, index, &memory);
+        }
+        self.status.fetch_or(DRIVER_OK, Ordering::SeqCst);
+        if running.fault.is_some() {
+            self.break_device(&mut running);
+        }
+    }
+
+    /// Gives the device the queue `index` as the driver has set it up, if it is ready.
+    fn start_queue(&self, running: &mut Running<D>, registers: &Registers, index: usize, memory: &A::M) {
+        let QueueSetup {
+            layout, ready: true, ..
+        } = registers.queues[index]
+        else {
+            return;
+        };
+        let max = self.queue_sizes[index];
+        let interrupt = Arc::clone(&self.interrupt);
+        let queue = Queue::new(
+            QueueIndex(index as u16),
+            max,
+            layout,
+            registers.driver_features,
+            memory,
+            interrupt,
+        );
+        match queue {
+            Ok(queue) => running.queues[index] = Some(queue),
+            Err(error) => running.fault = Some(error),
+        }
+    }
+
+    /// Takes the queues away from a device whose driver broke the rules. Its DEVICE_NEEDS_RESET is visible before the
+    /// lock is released; the configuration interrupt is owed, and told without the lock.
+    fn break_device(&self, running: &mut Running<D>) {
+        running.queues = no_queues(self.queue_sizes.len());
+        running.device.reset();
+        self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
+        self.config_owed.store(true, Ordering::SeqCst);
+    }
+
+    /// Works at every stage. In-flight work has ended and everything is as at power-on before the status reads 0.
+    fn reset(&self) {
+        let mut registers = lock(&self.registers);
+        let mut running = self.stop();
+        *registers = Registers::reset(&self.queue_sizes);
+        running.queues = no_queues(self.queue_sizes.len());
+        running.device.reset();
+        running.fault = None;
+        drop(running);
+        for kicked in &self.kicked {
+            kicked.store(false, Ordering::SeqCst);
+        }
+        self.config_owed.store(false, Ordering::SeqCst);
+        drop(registers);
+        self.interrupt.reset();
+        self.status.store(0, Ordering::SeqCst);
+    }
+
+    // Registers. They are frozen as the specification says: features until FEATURES_OK, a queue from FEATURES_OK until
+    // it is ready, and everything for good once DRIVER_OK is set, but for a queue that was reset by itself.
+
+    pub fn registers(&self) -> MutexGuard<'_, Registers> {
+        lock(&self.registers)
+    }
+
+    pub fn device_features(&self) -> u32 {
+        let sel = self.registers().device_features_sel;
+        word(self.offered, sel)
+    }
+
+    pub fn write_driver_features(&self, value: u32) {
+        let mut registers = self.registers();
+        if !self.has(DRIVER) || self.has(FEATURES_OK) {
+            return;
+        }
+        match registers.driver_features_sel {
+            0 => replace_low(&mut registers.driver_features, value),
+            1 => replace_high(&mut registers.driver_features, value),
+            _ => registers.unknown_features |= value != 0,
+        }
+    }
+
+    /// The maximum size of the selected queue; zero if there is no such queue.
+    pub fn queue_size_max(&self) -> u16 {
+        let selected = self.registers().selected();
+        self.queue_sizes.get(selected).copied().unwrap_or(0)
+    }
+
+    pub fn queue_ready(&self) -> bool {
+        let registers = self.registers();
+        let queue = registers.queues.get(registers.selected());
+        queue.is_some_and(|queue| queue.ready)
+    }
+
+    /// Changes the layout of the selected queue, if it is not frozen.
+    pub fn set_up_queue(&self, change: impl FnOnce(&mut QueueLayout)) {
+        let mut registers = self.registers();
+        if let Some(queue) = self.unfrozen(&mut registers) {
+            change(&mut queue.layout);
+        }
+    }
+
+    /// The selected queue, if its registers may change.
+    fn unfrozen<'a>(&self, registers: &'a mut Registers) -> Option<&'a mut QueueSetup> {
+        let selected = registers.selected();
+        let queue = registers.queues.get_mut(selected)?;
+        let open = self.has(FEATURES_OK) && (!self.has(DRIVER_OK) || queue.was_reset);
+        (open && !queue.ready).then_some(queue)
+    }
+
+    /// Enables the selected queue, or stops it: the device does not touch it any more when this returns.
+    pub fn write_queue_ready(&self, ready: bool) {
+        let mut registers = self.registers();
+        let selected = registers.selected();
+        if !ready {
+            if let Some(queue) = registers.queues.get_mut(selected) {
+                queue.ready = false;
+                self.stop().queues[selected] = None;
+            }
+            return;
+        }
+        let Some(queue) = self.unfrozen(&mut registers) else {
+            return;
+        };
+        (queue.ready, queue.was_reset) = (true, false);
+        if self.is_live() {
+            let memory = self.space.memory();
+            let mut running = self.stop();
+            self.start_queue(&mut running, &registers, selected, &memory);
+            if running.fault.is_some() {
+                self.break_device(&mut running);
+            }
+            drop(running);
+            drop(registers);
+            self.tell_config_if_owed();
+            self.kick(selected);
+        }
+    }
+
+    /// Resets the selected queue by itself (section 2.6.1), if the driver has negotiated that.
+    pub fn reset_queue(&self) {
+        let mut registers = self.registers();
+        let selected = registers.selected();
+        let negotiated = self.has(FEATURES_OK) && registers.driver_features & features::RING_RESET != 0;
+        if let Some(queue) = registers.queues.get_mut(selected).filter(|_| negotiated) {
+            *queue = QueueSetup {
+                was_reset: true,
+                ..QueueSetup::new(self.queue_sizes[selected])
+            };
+            self.stop().queues[selected] = None;
+        }
+    }
+
+    // The device's own face.
+
+    pub fn device_id(&self) -> u32 {
+        lock(&self.device).device.device_id().0
+    }
+
+    pub fn shared_memory(&self, id: u32) -> Option<super::SharedMemoryRegion> {
+        let id = u8::try_from(id).ok()?;
+        lock(&self.device).device.shared_memory(id)
+    }
+
+    pub fn read_config(&self, offset: u64, data: &mut [u8]) {
+        lock(&self.device).device.read_config(offset, data);
+    }
+
+    pub fn write_config(&self, offset: u64, data: &[u8]) {
+        lock(&self.device).device.write_config(offset, data);
+    }
+
+    pub fn config_generation(&self) -> u32 {
+        self.config_generation.load(Ordering::SeqCst)
+    }
+
+    /// Lets the embedder change the device. If the change is one of the configuration space (`change` says so), the
+    /// generation moves on and the driver is told.
+    pub fn change_device<R>(&self, change: impl FnOnce(&mut D) -> (R, bool)) -> R {
+        let mut running = lock(&self.device);
+        let (result, configuration) = change(&mut running.device);
+        if configuration {
+            self.config_generation.fetch_add(1, Ordering::SeqCst);
+            self.config_owed.store(self.has(DRIVER_OK), Ordering::SeqCst);
+        }
+        drop(running);
+        self.tell_config_if_owed();
+        result
+    }
+
+    pub fn fault(&self) -> Option<QueueError> {
+        lock(&self.device).fault
+    }
+
+    pub fn queue_counters(&self, index: QueueIndex) -> Option<QueueCounters> {
+        let running = lock(&self.device);
+        let queue = running.queues.get(usize::from(index.0))?.as_ref()?;
+        Some(queue.counters())
+    }
+}
+
+fn no_queues(count: usize) -> Vec<Option<Queue>> {
+    (0..count).map(|_| None).collect()
+}
+
+/// The 32 bits of `value` that `sel` selects.
+fn word(value: u64, sel: u32) -> u32 {
+    match sel {
+        0 => value as u32,
+        1 => (value >> 32) as u32,
+        _ => 0,
+    }
+}
+
+/// Replaces the low half of a 64-bit register that the guest writes in two.
+pub(crate) fn replace_low(value: &mut u64, low: u32) {
+    *value = *value & !0xffff_ffff | u64::from(low);
+}
+
+/// Replaces the high half.
+pub(crate) fn replace_high(value: &mut u64, high: u32) {
+    *value = *value & 0xffff_ffff | u64::from(high) << 32;
+}
+
+impl<A, D> fmt::Debug for Core<A, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core")
+            .field("status", &format_args!("{:#x}", self.status.load(Ordering::SeqCst)))
+            .field("registers", &self.registers)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,122 @@
+//! Running the device: kicks come from any thread, one thread at a time does the work, and none waits for another.
+//!
+//! A kick marks its queue and counts itself in `requests`. Who counts from zero does the work of all and goes on until the
+//! count has not moved; who finds it under way leaves. So a vCPU that kicks a busy device returns to its guest, an
+//! interrupt whose handler runs inside `trigger` and kicks again does not deadlock, and no kick is lost: it is counted
+//! after its mark is set, and the worker clears the count only if it saw it.
+
+use std::{
+    sync::{MutexGuard, atomic::Ordering},
+    thread,
+};
+
+use vm_memory::GuestAddressSpace;
+
+use super::{Core, Running};
+use crate::{
+    sync::lock,
+    virtio::{QueueIndex, Queues, Round, VirtioDevice},
+};
+
+impl<A, D> Core<A, D>
+where
+    A: GuestAddressSpace,
+    D: VirtioDevice<A::M>,
+{
+    /// The driver has kicked a queue. Before DRIVER_OK this means nothing: every queue is looked at when that is set.
+    pub fn notify(&self, queue: u32) {
+        if let Ok(index) = usize::try_from(queue)
+            && index < self.kicked.len()
+            && self.is_live()
+        {
+            self.kick(index);
+        }
+    }
+
+    /// Marks a queue, and has it looked at by whoever runs the device.
+    pub(super) fn kick(&self, index: usize) {
+        self.kicked[index].store(true, Ordering::SeqCst);
+        let rung = self.doorbell.as_ref().map(|bell| bell.ring(QueueIndex(index as u16)));
+        match rung {
+            Some(Ok(())) => {}
+            Some(Err(_)) | None => self.run(),
+        }
+    }
+
+    pub(super) fn kick_all(&self) {
+        for index in 0..self.kicked.len() {
+            self.kick(index);
+        }
+    }
+
+    /// Marks a queue and works on it now, unless another thread is at it, which then looks again.
+    pub fn process(&self, queue: QueueIndex) {
+        if let Some(kicked) = self.kicked.get(usize::from(queue.0)) {
+            kicked.store(true, Ordering::SeqCst);
+            self.run();
+        }
+    }
+
+    /// Works on every marked queue until none is, round by round and queue by queue.
+    pub fn run(&self) {
+        self.tell_config_if_owed();
+        if self.requests.fetch_add(1, Ordering::SeqCst) != 0 {
+            return;
+        }
+        let mut seen = 1;
+        loop {
+            for (index, kicked) in self.kicked.iter().enumerate() {
+                if kicked.swap(false, Ordering::SeqCst) && self.round(index) == Round::More {
+                    kicked.store(true, Ordering::SeqCst);
+                    self.requests.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+            match self
+                .requests
+                .compare_exchange(seen, 0, Ordering::SeqCst, Ordering::SeqCst)
+            {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    fn round(&self, index: usize) -> Round {
+        // The lock is not fair: let who waits to stop the device have it first.
+        while self.stopping.load(Ordering::SeqCst) != 0 {
+            thread::yield_now();
+        }
+        let memory = self.space.memory();
+        let mut running = lock(&self.device);
+        if !self.is_live() {
+            return Round::Drained;
+        }
+        let Running { device, queues, fault } = &mut *running;
+        match device.process(QueueIndex(index as u16), &mut Queues::new(queues, &memory)) {
+            Ok(round) => round,
+            Err(error) => {
+                *fault = Some(error);
+                self.break_device(&mut running);
+                drop(running);
+                self.tell_config_if_owed();
+                Round::Drained
+            }
+        }
+    }
+
+    /// The device, with no round under way.
+    pub(super) fn stop(&self) -> MutexGuard<'_, Running<D>> {
+        self.stopping.fetch_add(1, Ordering::SeqCst);
+        let running = lock(&self.device);
+        self.stopping.fetch_sub(1, Ordering::SeqCst);
+        running
+    }
+
+    /// Tells the driver of a configuration change that it does not know of yet. A refusal is tried again with the next
+    /// kick.
+    pub(super) fn tell_config_if_owed(&self) {
+        if self.config_owed.swap(false, Ordering::SeqCst) && self.interrupt.config_changed().is_err() {
+            self.config_owed.store(true, Ordering::SeqCst);
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Save and restore of what all transports share.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use vm_memory::GuestAddressSpace;
+
+use super::{Core, Registers, Running, no_queues, status};
+use crate::{
+    sync::lock,
+    virtio::{
+        Queue, QueueIndex, VirtioDevice, features,
+        queue::{QueueLayout, QueueState, QueueStateError},
+    },
+};
+
+/// A queue as the driver has programmed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueSetup {
+    /// Where it is and how long.
+    pub layout: QueueLayout,
+    /// The driver has enabled it.
+    pub ready: bool,
+    /// The driver has reset it by itself and may set it up again.
+    pub was_reset: bool,
+}
+
+impl QueueSetup {
+    pub(super) fn new(size: u16) -> Self {
+        let layout = QueueLayout {
+            size,
+            ..QueueLayout::default()
+        };
+        Self {
+            layout,
+            ready: false,
+            was_reset: false,
+        }
+    }
+}
+
+/// The state of a virtio device's transport as plain data, but for what its registers' layout adds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransportState {
+    /// Device status.
+    pub status: u32,
+    /// Selected word of device features.
+    pub device_features_sel: u32,
+    /// Selected word of driver features.
+    pub driver_features_sel: u32,
+    /// Selected queue.
+    pub queue_sel: u32,
+    /// What the driver accepted so far.
+    pub driver_features: u64,
+    /// The driver accepted a feature of a word that does not exist.
+    pub unknown_features: bool,
+    /// How the driver set up each queue.
+    pub setup: Vec<QueueSetup>,
+    /// Progress in the queues that run.
+    pub queues: Vec<Option<QueueState>>,
+    /// Configuration generation.
+    pub config_generation: u32,
+    /// A configuration interrupt that was not delivered.
+    pub config_owed: bool,
+}
+
+/// A saved transport is refused; the transport is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The transport has been used already.
+    #[error("the device status is {0:#x}: restore into a device that was just made or reset")]
+    InUse(u32),
+    /// The status has bits that do not exist, or one without those that come before it.
+    #[error("device status {0:#x} cannot be reached by a driver")]
+    Status(u32),
+    /// Features were accepted that this device does not offer, or VERSION_1 was not.
+    #[error("driver features {accepted:#x} were negotiated, of which the device offers {offered:#x}")]
+    Features {
+        /// What the state says.
+        accepted: u64,
+        /// What there is.
+        offered: u64,
+    },
+    /// The number of queues differs.
+    #[error("state of {saved} queues for a device that has {needed}")]
+    QueueCount {
+        /// In the state.
+        saved: usize,
+        /// In the device.
+        needed: usize,
+    },
+    /// A queue runs that is not set up to, or with another layout or other features.
+    #[error("queue {0} runs otherwise than the driver has set it up")]
+    Contradiction(u16),
+    /// A queue is refused.
+    #[error("queue {index}: {error}")]
+    Queue {
+        /// Which queue.
+        index: u16,
+        /// Why.
+        error: QueueStateError,
+    },
+    /// A register of the transport has bits that do not exist.
+    #[error("{register} is {value:#x}: only {possible:#x} can be set")]
+    Register {
+        /// Its name.
+        register: &'static str,
+        /// What the state says.
+        value: u64,
+        /// All bits that there are.
+        possible: u64,
+    },
+}
+
+impl<A, D> Core<A, D>
+where
+    A: GuestAddressSpace,
+    D: VirtioDevice<A::M>,
+{
+    /// The state, between two rounds of the device. Stop the vCPUs first: what they change after this is not in it.
+    pub fn save(&self) -> TransportState {
+        let registers = lock(&self.registers);
+        let running = self.stop();
+        let Registers {
+            device_features_sel,
+            driver_features_sel,
+            queue_sel,
+            driver_features,
+            unknown_features,
+            queues,
+        } = registers.clone();
+        TransportState {
+            status: self.status(),
+            device_features_sel,
+            driver_features_sel,
+            queue_sel,
+            driver_features,
+            unknown_features,
+            setup: queues,
+            queues: running
+                .queues
+                .iter()
+                .map(|queue| queue.as_ref().map(Queue::save))
+                .collect(),
+            config_generation: self.config_generation(),
+            config_owed: self.config_owed.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Checks the state and takes it over, all or nothing. The queues are not looked at before [`Self::resume`].
+    pub fn restore(&self, state: &TransportState) -> Result<(), RestoreError> {
+        let mut registers = lock(&self.registers);
+        let mut running = self.stop();
+        if self.status() != 0 {
+            return Err(RestoreError::InUse(self.status()));
+        }
+        self.check(state, &running)?;
+        let queues = self.restore_queues(state)?;
+        let &TransportState {
+            status,
+            device_features_sel,
+            driver_features_sel,
+            queue_sel,
+            driver_features,
+            unknown_features,
+            ref setup,
+            queues: _,
+            config_generation,
+            config_owed,
+        } = state;
+        *registers = Registers {
+            device_features_sel,
+            driver_features_sel,
+            queue_sel,
+            driver_features,
+            unknown_features,
+            queues: setup.clone(),
+        };
+        if status & status::DRIVER_OK != 0 && status & status::DEVICE_NEEDS_RESET == 0 {
+            running.device.activate(driver_features);
+        }
+        running.queues = queues;
+        self.config_generation.store(config_generation, Ordering::SeqCst);
+        self.config_owed.store(config_owed, Ordering::SeqCst);
+        self.status.store(status, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Looks at every queue once: a kick that came before the state was saved is not in it.
+    pub fn resume(&self) {
+        self.tell_config_if_owed();
+        if self.is_live() {
+            self.kick_all();
+        }
+    }
+
+    fn check(&self, state: &TransportState, running: &Running<D>) -> Result<(), RestoreError> {
+        let known = status::ORDER
+            .iter()
+            .fold(status::FAILED | status::DEVICE_NEEDS_RESET, |all, (bit, _)| all | bit);
+        let in_order = |&(bit, after): &(u32, u32)| state.status & bit == 0 || state.status & after == after;
+        let broken_too_early = state.status & status::DEVICE_NEEDS_RESET != 0 && state.status & status::DRIVER_OK == 0;
+        if state.status & !known != 0 || !status::ORDER.iter().all(in_order) || broken_too_early {
+            return Err(RestoreError::Status(state.status));
+        }
+        let (accepted, offered) = (state.driver_features, self.offered);
+        let negotiated = state.status & status::FEATURES_OK != 0;
+        let acceptable = accepted & !offered == 0
+            && accepted & features::VERSION_1 != 0
+            && !state.unknown_features
+            && running.device.accepts(accepted);
+        if negotiated && !acceptable {
+            return Err(RestoreError::Features { accepted, offered });
+        }
+        let needed = self.queue_sizes.len();
+        for saved in [state.setup.len(), state.queues.len()] {
+            if saved != needed {
+                return Err(RestoreError::QueueCount { saved, needed });
+            }
+        }
+        Ok(())
+    }
+
+    fn restore_queues(&self, state: &TransportState) -> Result<Vec<Option<Queue>>, RestoreError> {
+        let memory = self.space.memory();
+        let live = state.status & (status::DRIVER_OK | status::DEVICE_NEEDS_RESET) == status::DRIVER_OK;
+        let mut queues = no_queues(self.queue_sizes.len());
+        for (position, (setup, saved)) in state.setup.iter().zip(&state.queues).enumerate() {
+            let index = QueueIndex(position as u16);
+            let runs = live && setup.ready;
+            let Some(saved) = saved else {
+                if runs {
+                    return Err(RestoreError::Contradiction(index.0));
+                }
+                continue;
+            };
+            if !runs || saved.layout != setup.layout || saved.features != state.driver_features {
+                return Err(RestoreError::Contradiction(index.0));
+            }
+            let interrupt = Arc::clone(&self.interrupt);
+            let queue = Queue::restore(index, self.queue_sizes[position], saved, &*memory, interrupt);
+            queues[position] = Some(queue.map_err(|error| RestoreError::Queue { index: index.0, error })?);
+        }
+        Ok(queues)
+    }
+}
