@@ -1,0 +1,237 @@
+//! The state of a GICv2 and the one place from which its outputs are derived. Nothing here calls out.
+
+use super::{
+    super::{
+        Group, InterruptState, TriggerMode,
+        arbiter::{Arbiter, Candidate},
+        ids::{PRIVATE, SGIS},
+    },
+    GicV2Config,
+    cpu_interface::CpuInterface,
+    registers::ENABLE_GROUPS,
+};
+
+/// Everything behind the lock of a GIC.
+#[derive(Debug)]
+pub(super) struct Model {
+    pub(super) config: GicV2Config,
+    /// GICD_CTLR.
+    pub(super) control: u32,
+    /// SGIs and PPIs, for each CPU.
+    pub(super) private: Vec<[Source; PRIVATE as usize]>,
+    pub(super) shared: Vec<Source>,
+    /// For each CPU and SGI, the CPUs that have sent it and wait for it to be acknowledged (GICD_SPENDSGIRn).
+    pub(super) sgi_senders: Vec<[u8; SGIS as usize]>,
+    pub(super) interfaces: Vec<CpuInterface>,
+    /// For each CPU, what competes for it in each group: derived from the above by [`file`](Self::file).
+    competing: Vec<[Arbiter; 2]>,
+    /// What the outside is to be told once the lock is released.
+    pub(super) news: News,
+}
+
+/// One interrupt: what it is plugged into, what the guest can see, and where it is filed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source {
+    /// How many line handles hold the input up.
+    pub(super) holders: u32,
+    /// The guest has seen the input up before a restore, and its device has not driven it again yet: when it does, that
+    /// is no new edge.
+    pub(super) seen_up: bool,
+    /// What the guest can see and change.
+    pub(super) state: InterruptState,
+    /// The CPUs it is for: GICD_ITARGETSRn of an SPI, the owner of a private interrupt.
+    pub(super) targets: u8,
+    /// Where it competes now.
+    filed: Filed,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Filed {
+    cpus: u8,
+    group: Group,
+    priority: u8,
+}
+
+/// What has happened under the lock.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct News {
+    /// CPUs whose outputs may have changed.
+    pub(super) cpus: u8,
+    /// Interrupts that are not active any more: bits from INTID `first` on.
+    pub(super) finished: u32,
+    pub(super) first: u32,
+}
+
+/// The level of a CPU's interrupt inputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Signals {
+    pub(super) irq: bool,
+    pub(super) fiq: bool,
+}
+
+impl Source {
+    fn new(targets: u8, state: InterruptState) -> Self {
+        Self {
+            holders: 0,
+            seen_up: false,
+            state,
+            targets,
+            filed: Filed::default(),
+        }
+    }
+}
+
+impl Model {
+    /// A GIC as it is after a reset.
+    pub(super) fn new(config: GicV2Config) -> Self {
+        let all = config.all_cpus();
+        let private = |cpu: u32| {
+            std::array::from_fn(|intid| {
+                let sgi = (intid as u32) < SGIS;
+                let state = InterruptState {
+                    enabled: sgi,
+                    trigger: if sgi { TriggerMode::Edge } else { TriggerMode::Level },
+                    ..InterruptState::default()
+                };
+                Source::new(1 << cpu, state)
+            })
+        };
+        // With one CPU every SPI is for it, and GICD_ITARGETSRn is RAZ/WI (4.3.12).
+        let targets = if config.cpus == 1 { all } else { 0 };
+        let arbiter = || Arbiter::new(config.interrupts(), config.priority_bits);
+        Self {
+            config,
+            control: 0,
+            private: (0..config.cpus).map(private).collect(),
+            shared: vec![Source::new(targets, InterruptState::default()); config.spis as usize],
+            sgi_senders: vec![[0; SGIS as usize]; config.cpus as usize],
+            interfaces: (0..config.cpus)
+                .map(|_| CpuInterface::new(config.priority_bits))
+                .collect(),
+            competing: (0..config.cpus).map(|_| [arbiter(), arbiter()]).collect(),
+            news: News::default(),
+        }
+    }
+
+    /// The interrupt `intid` as `cpu` sees it, if it exists.
+    pub(super) fn source(&self, cpu: usize, intid: u32) -> Option<&Source> {
+        match intid.checked_sub(PRIVATE) {
+            None => self.private[cpu].get(intid as usize),
+            Some(spi) => self.shared.get(spi as usize),
+        }
+    }
+
+    /// Changes the interrupt `intid` as `cpu` sees it, if it exists, and files it where it now belongs.
+    pub(super) fn change(&mut self, cpu: usize, intid: u32, change: impl FnOnce(&mut Source)) {
+        let source = match intid.checked_sub(PRIVATE) {
+            None => self.private[cpu].get_mut(intid as usize),
+            Some(spi) => self.shared.get_mut(spi as usize),
+        };
+        let Some(source) = source else { return };
+        let was_active = source.state.active;
+        change(source);
+        if was_active && !source.state.active {
+            let first = intid & !31;
+            debug_assert!(
+                self.news.finished == 0 || self.news.first == first,
+                "one word at a time"
+            );
+            self.news.first = first;
+            self.news.finished |= 1 << (intid % 32);
+        }
+        Self::file(source, intid, &mut self.competing, &mut self.news);
+    }
+
+    /// Files an interrupt with the CPUs it competes for: to be called after every change of one.
+    fn file(source: &mut Source, intid: u32, competing: &mut [[Arbiter; 2]], news: &mut News) {
+        let state = &source.state;
+        let filed = Filed {
+            cpus: if state.competes() { source.targets } else { 0 },
+            group: state.group,
+            priority: state.priority,
+        };
+        let old = source.filed;
+        if filed == old {
+            return;
+        }
+        for cpu in cpus_of(old.cpus) {
+            let candidate = Candidate {
+                priority: old.priority,
+                intid,
+            };
+            competing[cpu][old.group as usize].remove(candidate);
+        }
+        for cpu in cpus_of(filed.cpus) {
+            let candidate = Candidate {
+                priority: filed.priority,
+                intid,
+            };
+            competing[cpu][filed.group as usize].insert(candidate);
+        }
+        source.filed = filed;
+        news.cpus |= old.cpus | filed.cpus;
+    }
+
+    /// A line handle takes hold of an input, or lets go of it.
+    pub(super) fn hold(&mut self, cpu: usize, intid: u32, up: bool) {
+        self.change(cpu, intid, |source| {
+            let held = match up {
+                true => source.holders.saturating_add(1),
+                false => source.holders.saturating_sub(1),
+            };
+            source.holders = held;
+            if up && source.seen_up {
+                source.seen_up = false;
+                source.state.line = true;
+            } else {
+                source.state.set_line(held != 0);
+            }
+        });
+    }
+
+    /// A pulse on an input, or a message: pending whatever the level of the line.
+    pub(super) fn pulse(&mut self, cpu: usize, intid: u32) {
+        self.change(cpu, intid, |source| source.state.latch = true);
+    }
+
+    /// CPUs whose outputs depend on this interrupt.
+    pub(super) fn concern(&mut self, cpu: usize, intid: u32) {
+        self.news.cpus |= self.source(cpu, intid).map_or(0, |source| source.targets);
+    }
+
+    /// What the distributor forwards to a CPU: the most urgent interrupt of the groups that GICD_CTLR enables.
+    ///
+    /// The architecture leaves open whether a pending interrupt of a disabled group hides those of the other (3.8,
+    /// `IGNORE_GROUP_ENABLE`). Here it does not.
+    pub(super) fn forwarded(&self, cpu: usize) -> Option<(Candidate, Group)> {
+        Group::BOTH
+            .into_iter()
+            .filter(|&group| self.control & group.enable() != 0)
+            .filter_map(|group| Some((self.competing[cpu][group as usize].best()?, group)))
+            .min_by_key(|&(candidate, _)| candidate)
+    }
+
+    /// The outputs of a CPU interface: the only place that derives them.
+    pub(super) fn signals(&self, cpu: usize) -> Signals {
+        match self.forwarded(cpu) {
+            Some((candidate, group)) => self.interfaces[cpu].signals(candidate.priority, group),
+            None => Signals::default(),
+        }
+    }
+
+    /// Sets GICD_CTLR.
+    pub(super) fn set_control(&mut self, value: u32) {
+        self.control = value & ENABLE_GROUPS;
+        self.news.cpus = self.config.all_cpus();
+    }
+}
+
+/// The CPUs of a mask.
+pub(super) fn cpus_of(mask: u8) -> impl Iterator<Item = usize> {
+    let mut left = mask;
+    std::iter::from_fn(move || {
+        let cpu = (left != 0).then(|| left.trailing_zeros() as usize)?;
+        left &= left - 1;
+        Some(cpu)
+    })
+}

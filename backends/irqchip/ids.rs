@@ -1,0 +1,64 @@
+//! The numbers that name interrupts and CPUs on an Arm interrupt controller, each a type of its own.
+
+use std::fmt;
+
+/// INTIDs 0 to 15 are software generated interrupts (SGIs), banked by CPU (IHI 0048B, 2.2.1).
+pub(super) const SGIS: u32 = 16;
+/// INTIDs 0 to 31 are private to a CPU: the SGIs, then the PPIs.
+pub(super) const PRIVATE: u32 = 32;
+
+/// A CPU as its interrupt controller counts them, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CpuId(pub u32);
+
+/// A shared peripheral interrupt, counted from 0 as device trees do: `Spi(n)` is INTID 32 + n.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Spi(pub u32);
+
+/// A private peripheral interrupt, counted from 0 as device trees do: `Ppi(n)` is INTID 16 + n, and n is at most 15.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ppi(pub u32);
+
+/// An interrupt as the controller's registers number it: SGIs from 0, PPIs from 16, SPIs from 32.
+///
+/// ```
+/// use devisor::backends::irqchip::{IntId, Ppi, Spi};
+///
+/// assert_eq!(IntId::from(Spi(1)), IntId(33));
+/// assert_eq!(IntId::from(Ppi(11)), IntId(27));
+/// assert_eq!(IntId(33).spi(), Some(Spi(1)));
+/// assert_eq!(IntId(27).spi(), None);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct IntId(pub u32);
+
+impl IntId {
+    /// The SPI of this number, if it is one by its number. Whether a controller has so many is another question.
+    pub fn spi(self) -> Option<Spi> {
+        self.0.checked_sub(PRIVATE).map(Spi)
+    }
+}
+
+impl From<Spi> for IntId {
+    fn from(spi: Spi) -> Self {
+        Self(spi.0.saturating_add(PRIVATE))
+    }
+}
+
+impl From<Ppi> for IntId {
+    fn from(ppi: Ppi) -> Self {
+        Self(ppi.0.saturating_add(SGIS))
+    }
+}
+
+macro_rules! display {
+    ($($kind:ident: $name:literal),*) => {$(
+        impl fmt::Display for $kind {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($name, " {}"), self.0)
+            }
+        }
+    )*};
+}
+
+display!(CpuId: "CPU", Spi: "SPI", Ppi: "PPI", IntId: "INTID");

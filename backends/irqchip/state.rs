@@ -1,0 +1,69 @@
+//! The state of one interrupt, as every version of the architecture has it (IHI 0048B, 3.2.4).
+
+/// The group an interrupt belongs to. What it means is up to the guest: usually FIQ or IRQ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Group {
+    /// Group 0: what a GIC resets to, and what is signalled as FIQ if the guest asks for FIQs.
+    #[default]
+    Zero,
+    /// Group 1: always signalled as IRQ.
+    One,
+}
+
+/// How an interrupt's input line is understood.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum TriggerMode {
+    /// Pending as long as the line is up.
+    #[default]
+    Level,
+    /// Becomes pending when the line rises, and stays so until it is acknowledged.
+    Edge,
+}
+
+/// One interrupt: what the guest has configured, and how far its handling has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct InterruptState {
+    /// Forwarded to CPUs at all.
+    pub enabled: bool,
+    /// The group it is forwarded in.
+    pub group: Group,
+    /// How `line` is understood.
+    pub trigger: TriggerMode,
+    /// Lower is more urgent. Only the implemented bits, the topmost, are ever set.
+    pub priority: u8,
+    /// The level of the input line.
+    pub line: bool,
+    /// The pending latch: set by an edge, by a message or by the guest; cleared by the guest or its acknowledge.
+    pub latch: bool,
+    /// Acknowledged and not deactivated yet.
+    pub active: bool,
+}
+
+impl InterruptState {
+    /// Whether it is pending: latched, or level-sensitive with its line up.
+    pub fn pending(&self) -> bool {
+        self.latch || (self.line && self.trigger == TriggerMode::Level)
+    }
+
+    /// Whether it competes for a CPU. One that is active does not, even while it is pending again.
+    pub(super) fn competes(&self) -> bool {
+        self.enabled && self.pending() && !self.active
+    }
+
+    /// The input line moves to `up`. A rise latches an edge-triggered interrupt.
+    pub(super) fn set_line(&mut self, up: bool) {
+        if up && !self.line && self.trigger == TriggerMode::Edge {
+            self.latch = true;
+        }
+        self.line = up;
+    }
+}
+
+impl Group {
+    /// Its bit in GICD_CTLR and GICC_CTLR.
+    pub(super) fn enable(self) -> u32 {
+        1 << self as u32
+    }
+
+    pub(super) const BOTH: [Group; 2] = [Group::Zero, Group::One];
+}
