@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use devisor::backends::irqchip::Spi;
 use vm_fdt::{Error, FdtWriter};
 
 use crate::board::{self, Window};
@@ -54,7 +55,7 @@ pub fn build(command_line: &str, initrd: Range<u64>) -> Result<Vec<u8>, Error> {
     node(&mut tree, "timer", |tree| {
         tree.property_string("compatible", "arm,armv8-timer")?;
         // Secure, physical, virtual and hypervisor timer, in the order of the binding. There is no first and no last.
-        let ppis = [13, board::PHYSICAL_TIMER_PPI, board::VIRTUAL_TIMER_PPI, 10];
+        let ppis = [13, board::PHYSICAL_TIMER_PPI.0, board::VIRTUAL_TIMER_PPI.0, 10];
         let cells: Vec<u32> = ppis.iter().flat_map(|&ppi| [PPI, ppi, LEVEL | ON_CPU_0]).collect();
         tree.property_array_u32("interrupts", &cells)?;
         tree.property_null("always-on")
@@ -111,12 +112,12 @@ fn device(
     tree: &mut FdtWriter,
     kind: &str,
     window: Window,
-    spi: u32,
+    spi: Spi,
     content: impl FnOnce(&mut FdtWriter) -> Result<(), Error>,
 ) -> Result<(), Error> {
     node(tree, &format!("{kind}@{:x}", window.base), |tree| {
         reg(tree, &[window])?;
-        tree.property_array_u32("interrupts", &[SPI, spi, LEVEL])?;
+        tree.property_array_u32("interrupts", &[SPI, spi.0, LEVEL])?;
         content(tree)
     })
 }

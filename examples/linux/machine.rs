@@ -14,7 +14,6 @@ use devisor::{
 };
 use rsemu::{
     core::{
-
         device::Device,
         error::BusError,
         hosts::HostObjects,
@@ -194,16 +193,13 @@ impl Machine {
         const ENABLED: u64 = 0b01;
         let now = self.cpu.counter();
         let timers = self.cpu.sysregs();
-        let deadline = [
-            (timers.cntv_ctl, timers.cntv_cval),
-            (timers.cntp_ctl, timers.cntp_cval),
-        ]
-        .into_iter()
-        .filter(|(control, _)| control & ENABLE_AND_MASK == ENABLED)
-        .map(|(_, deadline)| deadline)
-        .chain(alarm.map(time_to_ticks))
-        .min()
-        .ok_or(Stuck)?;
+        let deadline = [(timers.cntv_ctl, timers.cntv_cval), (timers.cntp_ctl, timers.cntp_cval)]
+            .into_iter()
+            .filter(|(control, _)| control & ENABLE_AND_MASK == ENABLED)
+            .map(|(_, deadline)| deadline)
+            .chain(alarm.map(time_to_ticks))
+            .min()
+            .ok_or(Stuck)?;
         // The counter of a core that is switched off runs on, and takes any number of ticks in one step; a core in WFI
         // takes them one by one.
         self.lines.set_powered(false);
@@ -264,4 +260,3 @@ impl<L: LevelInterrupt> WireSink for Output<L> {
         }
     }
 }
-impl Machine { pub fn stats(&self) { eprintln!("{:#?} tlb {:?}", self.cpu.jit_stats(), self.cpu.tlb_stats()); } }

@@ -32,14 +32,21 @@ work=$(mktemp -d "$build/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
 # The meta package depends on whichever kernel is current: a version written down here would vanish from the mirrors.
-image=$(apt-cache show --no-all-versions "$kernel:arm64" |
-    sed -n 's/^Depends:.*\(linux-image-[0-9][^ ,]*\).*/\1/p')
-[ -n "$image" ] || {
-    echo "fetch.sh: $kernel names no versioned kernel among its dependencies" >&2
-    exit 1
+download() {
+    image=$(apt-cache show --no-all-versions "$kernel:arm64" |
+        sed -n 's/^Depends:.*\(linux-image-[0-9][^ ,]*\).*/\1/p')
+    [ -n "$image" ] || {
+        echo "fetch.sh: $kernel names no versioned kernel among its dependencies" >&2
+        exit 1
+    }
+    apt-get -o APT::Sandbox::User=root download "$image:arm64" busybox-static:arm64
 }
 cd "$work"
-apt-get -o APT::Sandbox::User=root download "$image:arm64" busybox-static:arm64
+# What apt knows may be older than what the mirror still has.
+download || {
+    apt-get update
+    download
+}
 for package in ./*.deb; do
     dpkg -x "$package" unpacked
 done
