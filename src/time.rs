@@ -92,9 +92,16 @@ impl ManualClock {
         Self(AtomicU64::new(nanoseconds(now)))
     }
 
-    /// Lets `step` pass.
+    /// Lets `step` pass, up to the last nanosecond that fits: the clock stops there and does not wrap.
     pub fn advance(&self, step: Duration) {
-        self.0.fetch_add(nanoseconds(step), Ordering::SeqCst);
+        let step = nanoseconds(step);
+        let mut now = self.0.load(Ordering::SeqCst);
+        while let Err(moved) =
+            self.0
+                .compare_exchange_weak(now, now.saturating_add(step), Ordering::SeqCst, Ordering::SeqCst)
+        {
+            now = moved;
+        }
     }
 
     /// Moves on to `now`; a time that has passed already changes nothing.

@@ -7,8 +7,10 @@ use crate::sync::{AtomicU64, Ordering};
 
 /// The device holds the line up.
 const UP: u64 = 1 << 0;
-/// The guest is owed an edge: the level rose, or outlived the guest's handler, and the edge is not delivered yet.
+/// The level outlived the guest's handler, and the edge that says so was refused.
 const OWED: u64 = 1 << 1;
+/// Above the two, calls of `trigger` are counted: who fails to deliver an edge sees whether others relied on it.
+const CALL: u64 = 1 << 2;
 
 /// Lifts an edge to a level: holds the level, and triggers again when the guest is done and the level is still up.
 ///
@@ -18,7 +20,8 @@ const OWED: u64 = 1 << 1;
 /// them as a spurious interrupt at worst. None is left out.
 ///
 /// No schedule of `trigger`, `clear` and `guest_done` loses an interrupt: while the level is up, an edge is under way to
-/// the guest that it has not yet finished, or the last attempt failed and the next call tries again.
+/// the guest that it has not yet finished, or the last attempt failed, somebody was told so, and the next call tries again.
+/// A `trigger` that fails has not raised the level.
 ///
 /// ```
 /// use devisor::interrupt::{EdgeToLevel, Interrupt, LevelInterrupt, from_fn};
@@ -68,40 +71,63 @@ impl<I: Interrupt> EdgeToLevel<I> {
     /// any thread; one too many does no harm.
     ///
     /// # Errors
-    /// What the edge answered. The edge stays owed; the next `trigger` or `guest_done` tries again.
+    /// What the edge answered. The edge stays owed, and the next `trigger` or `guest_done` tries again. Do not wait for
+    /// the device to make that call: to it, the level is up and there is nothing to add.
     pub fn guest_done(&self) -> io::Result<()> {
-        self.change(|state| if state & UP != 0 { state | OWED } else { state });
-        self.pay()
-    }
-
-    fn change(&self, change: impl Fn(u64) -> u64) {
-        let mut state = self.state.load(Ordering::SeqCst);
-        while let Err(now) = self
-            .state
-            .compare_exchange_weak(state, change(state), Ordering::SeqCst, Ordering::SeqCst)
-        {
-            state = now;
-        }
-    }
-
-    /// Delivers the edge that is owed, if one is. Only who takes `OWED` off delivers, so two threads never deliver for
-    /// one cause; a failure puts it back for the next call, whoever makes it.
-    fn pay(&self) -> io::Result<()> {
-        if self.state.fetch_and(!OWED, Ordering::SeqCst) & OWED == 0 {
+        let before = self.change(|state| state & !OWED);
+        if before & UP == 0 {
             return Ok(());
         }
-        let result = self.edge.trigger();
-        if result.is_err() {
-            self.change(|state| if state & UP != 0 { state | OWED } else { state });
+        self.deliver(before, |state| state | OWED)
+    }
+
+    /// Delivers an edge. A refusal is tried again for those who have called `trigger` since `claimed` and left it at that,
+    /// and otherwise noted by `refused`, if the level is still up.
+    fn deliver(&self, mut claimed: u64, refused: impl Fn(u64) -> u64) -> io::Result<()> {
+        loop {
+            let Err(error) = self.edge.trigger() else {
+                return Ok(());
+            };
+            let alone = |state: u64| state / CALL == claimed / CALL;
+            let before = self.change(|state| match state & UP {
+                0 => state,
+                _ if alone(state) => refused(state),
+                _ => state,
+            });
+            if before & UP == 0 || alone(before) {
+                return Err(error);
+            }
+            claimed = before;
         }
-        result
+    }
+
+    /// Changes the state in one atomic step, and returns what it was.
+    fn change(&self, change: impl Fn(u64) -> u64) -> u64 {
+        let mut state = self.state.load(Ordering::SeqCst);
+        loop {
+            match self
+                .state
+                .compare_exchange_weak(state, change(state), Ordering::SeqCst, Ordering::SeqCst)
+            {
+                Ok(_) => return state,
+                Err(now) => state = now,
+            }
+        }
     }
 }
 
 impl<I: Interrupt> Interrupt for EdgeToLevel<I> {
     fn trigger(&self) -> io::Result<()> {
-        self.change(|state| if state & UP == 0 { UP | OWED } else { state });
-        self.pay()
+        // Counted, so exchanged, also when the level is up: who then takes it down and looks for work must see what the
+        // device did before it came here.
+        let raise = |state: u64| ((state | UP) & !OWED).wrapping_add(CALL);
+        let before = self.change(raise);
+        match (before & UP != 0, before & OWED != 0) {
+            // An edge is with the guest, or on its way there.
+            (true, false) => Ok(()),
+            (true, true) => self.deliver(raise(before), |state| state | OWED),
+            (false, _) => self.deliver(raise(before), |state| state & !(UP | OWED)),
+        }
     }
 }
 

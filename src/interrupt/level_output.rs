@@ -1,6 +1,6 @@
 //! The device's end of a level line: a set of causes from which the line is derived, delivered without a lock.
 
-use std::{fmt, io};
+use std::{fmt, io, mem};
 
 use super::LevelInterrupt;
 use crate::sync::{AtomicU64, Ordering};
@@ -9,6 +9,8 @@ use crate::sync::{AtomicU64, Ordering};
 const BUSY: u64 = 1 << 63;
 /// The level that the line was last told.
 const TOLD: u64 = 1 << 62;
+/// Somebody came while the line was being told, and left it at that: a refusal is to be tried again for them.
+const AGAIN: u64 = 1 << 61;
 
 /// Derives a level line from a set of causes: the line is up while any cause is.
 ///
@@ -45,7 +47,7 @@ const TOLD: u64 = 1 << 62;
 /// ```
 pub struct LevelOutput<L> {
     line: L,
-    /// Causes and notes, and above them `TOLD` and `BUSY`: one word, so that a change of a cause and the decision
+    /// Causes and notes, and above them `AGAIN`, `TOLD` and `BUSY`: one word, so that a change of a cause and the decision
     /// who tells the line are one step.
     state: AtomicU64,
     failures: AtomicU64,
@@ -55,7 +57,7 @@ impl<L: LevelInterrupt> LevelOutput<L> {
     /// The bits that are causes: each of them alone holds the line up.
     pub const CAUSES: u64 = (1 << 48) - 1;
     /// Bits that the owner may use for whatever must change in one step with the causes. They do not move the line.
-    pub const NOTES: u64 = ((1 << 62) - 1) & !Self::CAUSES;
+    pub const NOTES: u64 = (AGAIN - 1) & !Self::CAUSES;
 
     /// An output without a cause, over a `line` that is down.
     pub fn new(line: L) -> Self {
@@ -92,10 +94,9 @@ impl<L: LevelInterrupt> LevelOutput<L> {
         let bits = Self::CAUSES | Self::NOTES;
         let mut state = self.state.load(Ordering::SeqCst);
         loop {
+            // Exchanged also when nothing changes: who then takes the cause away and looks for work must see what the
+            // device did before it came here. A plain load could run ahead of that.
             let new = state & !bits | change(state & bits) & bits;
-            if new == state {
-                return state & bits;
-            }
             match self
                 .state
                 .compare_exchange_weak(state, new, Ordering::SeqCst, Ordering::SeqCst)
@@ -113,41 +114,63 @@ impl<L: LevelInterrupt> LevelOutput<L> {
 
     /// Tells the line its level, if it was last told another.
     ///
+    /// A thread that finds another one telling returns `Ok`, and the other tells also for it: a refusal is then tried
+    /// again, so that one failure costs one signal. The telling ends when nobody has come meanwhile. A line that calls
+    /// back and *always* undoes what it was just told, or refuses, is told for ever.
+    ///
     /// # Errors
     /// What the line answered. The causes stand, and the next `settle` tells it again.
     pub fn settle(&self) -> io::Result<()> {
-        let state = self.state.load(Ordering::SeqCst);
-        if self.agrees(state) {
-            return Ok(());
+        let mut state = self.state.load(Ordering::SeqCst);
+        loop {
+            if self.agrees(state) {
+                return Ok(());
+            }
+            let mark = if state & BUSY == 0 { BUSY } else { AGAIN };
+            match self
+                .state
+                .compare_exchange_weak(state, state | mark, Ordering::SeqCst, Ordering::SeqCst)
+            {
+                // The other thread cannot let go before it has seen the causes as they are now: see the exchange below.
+                Ok(_) if mark == AGAIN => return Ok(()),
+                Ok(_) => break,
+                Err(now) => state = now,
+            }
         }
-        let mut state = self.state.fetch_or(BUSY, Ordering::SeqCst);
-        if state & BUSY != 0 {
-            // The other thread cannot let go before it has seen the causes as they are now: see the exchange below.
-            return Ok(());
-        }
-        let mut told = state & TOLD != 0;
+        self.tell(state)
+    }
+
+    /// Tells the line until it and the causes agree, beginning with what `state` says. `BUSY` is ours.
+    fn tell(&self, mut state: u64) -> io::Result<()> {
+        let bits = Self::CAUSES | Self::NOTES;
+        let mut teller = Teller {
+            state: &self.state,
+            told: state & TOLD != 0,
+        };
         loop {
             let up = state & Self::CAUSES != 0;
-            let result = match (told, up) {
+            let result = match (teller.told, up) {
                 (false, true) => self.line.trigger(),
                 (true, false) => self.line.clear(),
                 _ => Ok(()),
             };
             match &result {
-                Ok(()) => told = up,
+                Ok(()) => teller.told = up,
                 Err(_) => _ = self.failures.fetch_add(1, Ordering::Relaxed),
             }
-            let bits = Self::CAUSES | Self::NOTES;
-            let told_bit = if told { TOLD } else { 0 };
-            // Only `bits` can have changed under us. If they did, somebody may have left the telling to us: look
-            // again, also after a failure, for theirs is the later signal that is to carry the lost one.
+            let told_bit = if teller.told { TOLD } else { 0 };
+            // Only `bits` and `AGAIN` can have changed under us. If they did, somebody may have left the telling to us:
+            // look again, also after a failure, for theirs is the later signal that is to carry the lost one.
             let held = state & (bits | TOLD) | BUSY;
             match self
                 .state
                 .compare_exchange(held, state & bits | told_bit, Ordering::SeqCst, Ordering::SeqCst)
             {
-                Ok(_) => return result,
-                Err(now) => state = now,
+                Ok(_) => {
+                    mem::forget(teller);
+                    return result;
+                }
+                Err(_) => state = self.state.fetch_and(!AGAIN, Ordering::SeqCst),
             }
         }
     }
@@ -163,6 +186,25 @@ impl<L: LevelInterrupt> LevelOutput<L> {
 
     fn agrees(&self, state: u64) -> bool {
         state & BUSY == 0 && (state & Self::CAUSES != 0) == (state & TOLD != 0)
+    }
+}
+
+/// Holds `BUSY` while the line is called. Dropped only if the line panics: that call counts as refused, and the next
+/// `settle` tells the line again. Without it, one panic would leave the line as it is for ever.
+struct Teller<'a> {
+    state: &'a AtomicU64,
+    /// The level that the line was last told.
+    told: bool,
+}
+
+impl Drop for Teller<'_> {
+    fn drop(&mut self) {
+        if self.told {
+            self.state.fetch_or(TOLD, Ordering::SeqCst);
+            self.state.fetch_and(!(BUSY | AGAIN), Ordering::SeqCst);
+        } else {
+            self.state.fetch_and(!(BUSY | AGAIN | TOLD), Ordering::SeqCst);
+        }
     }
 }
 

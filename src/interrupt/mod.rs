@@ -77,7 +77,8 @@ pub trait Interrupt: Send + Sync {
 /// *For who calls it*: derive the wire from the registers in one place (`line = pending & enabled`), after every
 /// change of state; never pulse it. [`LevelOutput`] does that without a lock held over the call.
 ///
-/// *For who implements it*: the guest is interrupted as long as the wire is up, whether or not it was told before.
+/// *For who implements it*: the guest is interrupted as long as the wire is up, whether or not it was told before. An
+/// `Err` from either call leaves the wire as it was: [`LevelOutput`] does not clear what it failed to assert.
 /// A platform that can only signal edges is lifted to this contract by [`EdgeToLevel`].
 ///
 /// ```

@@ -157,6 +157,18 @@ macro_rules! forward {
                 (**self).send(requester, message)
             }
         }
+
+        impl<T: MsiVectors + ?Sized> MsiVectors for $pointer {
+            fn vector(&self, requester: RequesterId) -> io::Result<Box<dyn MsiVector>> {
+                (**self).vector(requester)
+            }
+        }
+
+        impl<T: MsiVector + ?Sized> MsiVector for $pointer {
+            fn program(&self, message: Option<MsiMessage>) -> io::Result<()> {
+                (**self).program(message)
+            }
+        }
     )*};
 }
 

@@ -17,22 +17,23 @@ struct Cursor<'a, M> {
 impl<'a, M: GuestMemory> Cursor<'a, M> {
     /// The next contiguous piece of guest memory, at most `limit` bytes of it, which is stepped over.
     fn step(&mut self, limit: usize) -> Option<(GuestAddress, usize)> {
-        let limit = limit.min(self.remaining as usize);
-        while limit != 0 {
+        let limit = limit.min(self.remaining as usize) as u32;
+        if limit == 0 {
+            return None;
+        }
+        loop {
             let (segment, rest) = self.segments.split_first()?;
-            let left = segment.len - self.offset;
-            if left == 0 {
+            let len = limit.min(segment.len - self.offset);
+            if len == 0 {
                 (self.segments, self.offset) = (rest, 0);
                 continue;
             }
-            let len = left.min(limit as u32);
             // Within a segment, which does not wrap.
             let address = GuestAddress(segment.address.0 + u64::from(self.offset));
             self.offset += len;
             self.remaining -= len;
             return Some((address, len as usize));
         }
-        None
     }
 
     /// Calls `access` for the pieces of the next `len` bytes, with the range of each within these.

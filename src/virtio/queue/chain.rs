@@ -2,7 +2,10 @@
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice,
+    bitmap::{BitmapSlice, WithBitmapSlice},
+};
 
 use super::{DESCRIPTOR, QueueError, Reader, Writer};
 
@@ -87,10 +90,7 @@ impl Chain {
             readable_len: 0,
             writable_len: 0,
         };
-        let mut table = Table {
-            start: descriptor_area,
-            len: queue_size,
-        };
+        let mut table = Table::new(memory, descriptor_area, queue_size)?;
         let mut index = head;
         let mut indirect = false;
         loop {
@@ -144,35 +144,64 @@ impl Chain {
     }
 }
 
-/// A table of descriptors: the queue's own, or an indirect one.
-struct Table {
+/// A table of descriptors: the queue's own, or an indirect one. Looked up in guest memory once.
+struct Table<'a, B> {
     start: GuestAddress,
     len: u16,
+    /// The whole table, unless it lies across memory regions.
+    slice: Option<VolatileSlice<'a, B>>,
 }
 
-impl Table {
-    fn indirect<M: GuestMemory>(memory: &M, descriptor: &Descriptor) -> Result<Self, QueueError> {
-        let (start, bytes) = (descriptor.addr(), u64::from(descriptor.len()));
+impl<'a, B: BitmapSlice> Table<'a, B> {
+    fn new<M>(memory: &'a M, start: GuestAddress, len: u16) -> Result<Self, QueueError>
+    where
+        M: GuestMemory,
+        M::Bitmap: WithBitmapSlice<'a, S = B>,
+    {
+        let bytes = DESCRIPTOR * u64::from(len);
+        let gone = || QueueError::Outside {
+            address: start.0,
+            len: bytes,
+        };
+        start.0.checked_add(bytes).ok_or_else(gone)?;
+        let slices = memory.get_slices(start, bytes as usize, Permissions::Read);
+        let first = slices.map_err(|_| gone())?.next().ok_or_else(gone)?;
+        let first = first.map_err(|_| gone())?;
+        let slice = Some(first).filter(|slice| slice.len() as u64 == bytes);
+        if slice.is_none() {
+            check_range(memory, start, bytes, Permissions::Read)?;
+        }
+        Ok(Self { start, len, slice })
+    }
+
+    fn indirect<M>(memory: &'a M, descriptor: &Descriptor) -> Result<Self, QueueError>
+    where
+        M: GuestMemory,
+        M::Bitmap: WithBitmapSlice<'a, S = B>,
+    {
+        let bytes = u64::from(descriptor.len());
         if bytes == 0 || bytes % DESCRIPTOR != 0 {
             return Err(QueueError::Indirect("its length is no positive multiple of 16"));
         }
         let len = u16::try_from(bytes / DESCRIPTOR);
         let len = len.map_err(|_| QueueError::Indirect("more descriptors than an index can name"))?;
-        check_range(memory, start, bytes, Permissions::Read)?;
-        Ok(Self { start, len })
+        Self::new(memory, descriptor.addr(), len)
     }
 
     fn read<M: GuestMemory>(&self, memory: &M, index: u16) -> Result<Descriptor, QueueError> {
         if index >= self.len {
             return Err(QueueError::DescriptorIndex { index, len: self.len });
         }
-        // The whole table was checked not to wrap around the address space.
-        let address = GuestAddress(self.start.0 + DESCRIPTOR * u64::from(index));
-        let outside = |_| QueueError::Outside {
+        let offset = DESCRIPTOR * u64::from(index);
+        let address = GuestAddress(self.start.0 + offset);
+        let outside = || QueueError::Outside {
             address: address.0,
             len: DESCRIPTOR,
         };
-        memory.read_obj(address).map_err(outside)
+        match &self.slice {
+            Some(slice) => slice.read_obj(offset as usize).map_err(|_| outside()),
+            None => memory.read_obj(address).map_err(|_| outside()),
+        }
     }
 }
 

@@ -235,7 +235,7 @@ where
     fn read(&self, offset: u64, data: &mut [u8]) {
         match offset.checked_sub(registers::CONFIG) {
             Some(offset) => self.core.read_config(offset, data),
-            None if offset % 4 == 0 && data.len() == 4 => write_le(data, self.read_register(offset).into()),
+            None if is_register(offset, data.len()) => write_le(data, self.read_register(offset).into()),
             None => data.fill(0),
         }
     }
@@ -244,10 +244,15 @@ where
     fn write(&self, offset: u64, data: &[u8]) {
         match offset.checked_sub(registers::CONFIG) {
             Some(offset) => self.core.write_config(offset, data),
-            None if offset % 4 == 0 && data.len() == 4 => self.write_register(offset, read_le(data) as u32),
+            None if is_register(offset, data.len()) => self.write_register(offset, read_le(data) as u32),
             None => {}
         }
     }
+}
+
+/// Registers are 32 bits wide and aligned, and are accessed whole (section 4.2.2.2).
+fn is_register(offset: u64, len: usize) -> bool {
+    len == 4 && offset.is_multiple_of(4)
 }
 
 impl<A, D> Drop for VirtioMmio<A, D> {
