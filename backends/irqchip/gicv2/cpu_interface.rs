@@ -14,7 +14,7 @@ use super::{
 #[derive(Clone, Debug)]
 pub(super) struct CpuInterface {
     // Configured.
-    priority_mask_bits: u8,
+    pub(super) priority_mask_bits: u8,
     // What the guest can change.
     /// GICC_CTLR.
     pub(super) control: u32,

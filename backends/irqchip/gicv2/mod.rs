@@ -54,6 +54,7 @@ mod faces;
 mod lines;
 mod model;
 mod registers;
+mod snapshot;
 
 use std::{
     collections::BTreeMap,
@@ -73,6 +74,7 @@ use crate::{
 
 pub use faces::{CpuInterface, Distributor};
 pub use lines::{EdgeLine, FinishedHook, LevelLine};
+pub use snapshot::{CpuState, GicV2State, GicV2StateError, SpiState};
 
 /// What a [`GicV2`] has. The guest reads it from GICD_TYPER and from the registers that have bits for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -24,7 +24,7 @@ pub(super) struct Model {
     pub(super) sgi_senders: Vec<[u8; SGIS as usize]>,
     pub(super) interfaces: Vec<CpuInterface>,
     /// For each CPU, what competes for it in each group: derived from the above by [`file`](Self::file).
-    competing: Vec<[Arbiter; 2]>,
+    pub(super) competing: Vec<[Arbiter; 2]>,
     /// What the outside is to be told once the lock is released.
     pub(super) news: News,
 }
@@ -42,11 +42,11 @@ pub(super) struct Source {
     /// The CPUs it is for: GICD_ITARGETSRn of an SPI, the owner of a private interrupt.
     pub(super) targets: u8,
     /// Where it competes now.
-    filed: Filed,
+    pub(super) filed: Filed,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Filed {
+pub(super) struct Filed {
     cpus: u8,
     group: Group,
     priority: u8,

@@ -1,7 +1,5 @@
 //! The registers of a GICv2: offsets, fields and reset values. Sections are those of ARM IHI 0048B.
 
-use std::ops::Range;
-
 /// Size of the distributor's region in bytes (4.1.2).
 pub(super) const DISTRIBUTOR_SIZE: u64 = 0x1000;
 /// Size of a CPU interface's region in bytes: GICC_DIR is in a page of its own (4.1.3).
@@ -46,36 +44,31 @@ pub(super) enum Distributor {
     Identification(u32),
 }
 
-/// Where the arrays of distributor registers lie.
-const ARRAYS: [(Range<u64>, fn(u32) -> Distributor); 13] = [
-    (0x080..0x100, Distributor::Group),
-    (0x100..0x180, Distributor::SetEnable),
-    (0x180..0x200, Distributor::ClearEnable),
-    (0x200..0x280, Distributor::SetPending),
-    (0x280..0x300, Distributor::ClearPending),
-    (0x300..0x380, Distributor::SetActive),
-    (0x380..0x400, Distributor::ClearActive),
-    (0x400..0x800, Distributor::Priority),
-    (0x800..0xc00, Distributor::Targets),
-    (0xc00..0xd00, Distributor::Config),
-    (0xf10..0xf20, Distributor::ClearSgiPending),
-    (0xf20..0xf30, Distributor::SetSgiPending),
-    (0xfd0..0x1000, Distributor::Identification),
-];
-
 impl Distributor {
     /// The register at a word's offset, or `None` where it is reserved: read as zero, write ignored.
     pub(super) fn at(offset: u64) -> Option<Self> {
-        match offset {
-            0x000 => Some(Self::Control),
-            0x004 => Some(Self::Type),
-            0x008 => Some(Self::ImplementerId),
-            0xf00 => Some(Self::Sgi),
-            _ => ARRAYS
-                .iter()
-                .find(|(range, _)| range.contains(&offset))
-                .map(|(range, register)| register(((offset - range.start) / 4) as u32)),
-        }
+        let index = |base| ((offset - base) / 4) as u32;
+        Some(match offset {
+            0x000 => Self::Control,
+            0x004 => Self::Type,
+            0x008 => Self::ImplementerId,
+            0x080..0x100 => Self::Group(index(0x080)),
+            0x100..0x180 => Self::SetEnable(index(0x100)),
+            0x180..0x200 => Self::ClearEnable(index(0x180)),
+            0x200..0x280 => Self::SetPending(index(0x200)),
+            0x280..0x300 => Self::ClearPending(index(0x280)),
+            0x300..0x380 => Self::SetActive(index(0x300)),
+            0x380..0x400 => Self::ClearActive(index(0x380)),
+            0x400..0x800 => Self::Priority(index(0x400)),
+            0x800..0xc00 => Self::Targets(index(0x800)),
+            0xc00..0xd00 => Self::Config(index(0xc00)),
+            // GICD_NSACRn, from 0xe00 on, belong to the Security Extensions: reserved without them.
+            0xf00 => Self::Sgi,
+            0xf10..0xf20 => Self::ClearSgiPending(index(0xf10)),
+            0xf20..0xf30 => Self::SetSgiPending(index(0xf20)),
+            0xfd0..0x1000 => Self::Identification(index(0xfd0)),
+            _ => return None,
+        })
     }
 
     /// The registers that also take byte accesses (4.1.4).
