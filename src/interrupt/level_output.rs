@@ -115,7 +115,8 @@ impl<L: LevelInterrupt> LevelOutput<L> {
     /// Tells the line its level, if it was last told another.
     ///
     /// A thread that finds another one telling returns `Ok`, and the other tells also for it: a refusal is then tried
-    /// again, so that one failure costs one signal. The telling ends when nobody has come meanwhile. A line that calls
+    /// again, so that one failure costs one signal. So the line may be told a moment after this has returned: a guest
+    /// whose acknowledgement comes in that moment sees the level once more. The telling ends when nobody has come meanwhile. A line that calls
     /// back and *always* undoes what it was just told, or refuses, is told for ever.
     ///
     /// # Errors

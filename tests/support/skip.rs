@@ -1,9 +1,14 @@
 //! Says loudly that a test could not run here.
-#![allow(dead_code, reason = "each test uses its own part of this")]
 
-use std::io::{self, Write};
+use std::{
+    fmt,
+    io::{self, Write},
+    thread,
+};
 
-/// Reports that a test is skipped, and why: past the capture of the test harness, so that it is seen when all passes.
-pub fn skipped(test: &str, why: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "skipped: {test}: {why}");
+/// Reports that the running test is skipped, and why: past the capture of the test harness, so that it is seen when all
+/// passes.
+pub fn skipped(why: impl fmt::Display) {
+    let test = thread::current();
+    let _ = writeln!(io::stderr(), "skipped: {}: {why}", test.name().unwrap_or("a test"));
 }

@@ -3,6 +3,7 @@
 //! [`mmio`] decodes registers and carries the interrupt; everything that it has in common with other transports is
 //! [`Core`], which knows no register layout and no line.
 
+mod kicks;
 pub mod mmio;
 mod run;
 mod state;
@@ -12,7 +13,7 @@ use std::{
     fmt, io,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -23,6 +24,7 @@ use super::{
     queue::{QueueCounters, QueueLayout, VirtioInterrupt},
 };
 use crate::sync::lock;
+use kicks::Kicks;
 use status::{DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK};
 
 pub use state::{QueueSetup, RestoreError, TransportState};
@@ -79,9 +81,8 @@ pub(crate) struct Core<A, D> {
     registers: Mutex<Registers>,
     device: Mutex<Running<D>>,
     config_generation: AtomicU32,
-    // Scheduling: see run.rs.
-    kicked: Box<[AtomicBool]>,
-    requests: AtomicU64,
+    // Scheduling: see kicks.rs and run.rs.
+    kicks: Kicks,
     stopping: AtomicU32,
     config_owed: AtomicBool,
 }
@@ -153,8 +154,7 @@ where
                 fault: None,
             }),
             config_generation: AtomicU32::new(0),
-            kicked: queue_sizes.iter().map(|_| AtomicBool::new(false)).collect(),
-            requests: AtomicU64::new(0),
+            kicks: Kicks::new(queue_sizes.len()),
             stopping: AtomicU32::new(0),
             config_owed: AtomicBool::new(false),
             queue_sizes,
@@ -270,9 +270,7 @@ where
         running.device.reset();
         running.fault = None;
         drop(running);
-        for kicked in &self.kicked {
-            kicked.store(false, Ordering::SeqCst);
-        }
+        self.kicks.clear();
         self.config_owed.store(false, Ordering::SeqCst);
         drop(registers);
         self.interrupt.reset();

@@ -1,9 +1,4 @@
-//! Running the device: kicks come from any thread, one thread at a time does the work, and none waits for another.
-//!
-//! A kick marks its queue and counts itself in `requests`. Who counts from zero does the work of all and goes on until the
-//! count has not moved; who finds it under way leaves. So a vCPU that kicks a busy device returns to its guest, an
-//! interrupt whose handler runs inside `trigger` and kicks again does not deadlock, and no kick is lost: it is counted
-//! after its mark is set, and the worker clears the count only if it saw it.
+//! Running the device: on the thread that kicks or on the embedder's worker, a bounded round of one queue at a time.
 
 use std::{
     sync::{MutexGuard, atomic::Ordering},
@@ -26,7 +21,7 @@ where
     /// The driver has kicked a queue. Before DRIVER_OK this means nothing: every queue is looked at when that is set.
     pub fn notify(&self, queue: u32) {
         if let Ok(index) = usize::try_from(queue)
-            && index < self.kicked.len()
+            && index < self.queue_sizes.len()
             && self.is_live()
         {
             self.kick(index);
@@ -35,7 +30,7 @@ where
 
     /// Marks a queue, and has it looked at by whoever runs the device.
     pub(super) fn kick(&self, index: usize) {
-        self.kicked[index].store(true, Ordering::SeqCst);
+        self.kicks.mark(index);
         let rung = self.doorbell.as_ref().map(|bell| bell.ring(QueueIndex(index as u16)));
         match rung {
             Some(Ok(())) => {}
@@ -44,41 +39,24 @@ where
     }
 
     pub(super) fn kick_all(&self) {
-        for index in 0..self.kicked.len() {
+        for index in 0..self.queue_sizes.len() {
             self.kick(index);
         }
     }
 
     /// Marks a queue and works on it now, unless another thread is at it, which then looks again.
     pub fn process(&self, queue: QueueIndex) {
-        if let Some(kicked) = self.kicked.get(usize::from(queue.0)) {
-            kicked.store(true, Ordering::SeqCst);
+        let index = usize::from(queue.0);
+        if index < self.queue_sizes.len() {
+            self.kicks.mark(index);
             self.run();
         }
     }
 
-    /// Works on every marked queue until none is, round by round and queue by queue.
+    /// Works on every marked queue until none is, or leaves that to the thread which is at it already.
     pub fn run(&self) {
         self.tell_config_if_owed();
-        if self.requests.fetch_add(1, Ordering::SeqCst) != 0 {
-            return;
-        }
-        let mut seen = 1;
-        loop {
-            for (index, kicked) in self.kicked.iter().enumerate() {
-                if kicked.swap(false, Ordering::SeqCst) && self.round(index) == Round::More {
-                    kicked.store(true, Ordering::SeqCst);
-                    self.requests.fetch_add(1, Ordering::SeqCst);
-                }
-            }
-            match self
-                .requests
-                .compare_exchange(seen, 0, Ordering::SeqCst, Ordering::SeqCst)
-            {
-                Ok(_) => return,
-                Err(now) => seen = now,
-            }
-        }
+        self.kicks.run(|index| self.round(index));
     }
 
     fn round(&self, index: usize) -> Round {
