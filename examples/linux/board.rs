@@ -3,7 +3,6 @@
 
 use std::{
     error::Error,
-    fs::OpenOptions,
     path::Path,
     sync::{
         Arc,
@@ -26,14 +25,19 @@ use devisor::{
         pl031::Pl031,
     },
     time::ManualClock,
-    virtio::{QueueIndex, VirtioMmio, transport::mmio::Line},
+    virtio::{
+        QueueIndex, VirtioMmio,
+        block::{Block, BlockOptions, FileStorage},
+        entropy::{Entropy, OsRandom},
+        transport::mmio::Line,
+    },
 };
 use vm_memory::GuestMemoryMmap;
 
 use crate::{
+    disk::NotedReads,
     machine::{InterruptPins, Machine},
-    standin::{Block, Entropy},
-    watch::{Console, Watch, WatchedCpuInterface},
+    watch::{Console, Watch, WatchedCpuInterface, WatchedSource},
 };
 
 /// A region of the guest's address space.
@@ -104,6 +108,7 @@ pub struct Board {
     entropy: Arc<VirtioMmio<Memory, Entropy>>,
     /// The guest has kicked a virtio device.
     kicked: Arc<AtomicBool>,
+    disk_was_read: Arc<AtomicBool>,
 }
 
 impl Board {
@@ -139,12 +144,15 @@ impl Board {
             }
         };
         let memory = Arc::new(memory);
-        let disk = Block::new(OpenOptions::new().read(true).write(true).open(disk)?)?;
+        let disk_was_read = Arc::new(AtomicBool::new(false));
+        let storage = NotedReads::new(FileStorage::open(disk)?, Arc::clone(&disk_was_read));
+        let disk = Block::new(storage, BlockOptions::default())?;
         let block_line = Line::Level(Arc::new(line(BLOCK_LINE, BLOCK_SPI)?));
         let block = VirtioMmio::new(disk, Arc::clone(&memory), block_line)?.with_doorbell(doorbell());
         let block = Arc::new(block);
         let entropy_line = Line::Level(Arc::new(line(ENTROPY_LINE, ENTROPY_SPI)?));
-        let entropy = VirtioMmio::new(Entropy::from_os(), memory, entropy_line)?.with_doorbell(doorbell());
+        let source = WatchedSource::new(OsRandom, Arc::clone(watch));
+        let entropy = VirtioMmio::new(Entropy::new(source), memory, entropy_line)?.with_doorbell(doorbell());
         let entropy = Arc::new(entropy);
 
         let gic_cpu_interface = WatchedCpuInterface::new(gic.cpu_interface(CPU)?, Arc::clone(watch));
@@ -170,6 +178,7 @@ impl Board {
             block,
             entropy,
             kicked,
+            disk_was_read,
         })
     }
 
@@ -178,14 +187,13 @@ impl Board {
         self.uart.receive(characters)
     }
 
-    /// Runs the virtio devices if the guest has kicked one. Returns whether they may have written RAM.
+    /// Runs the virtio devices if the guest has kicked one. Returns whether something of the disk is in RAM now.
     pub fn run_virtio_devices(&self) -> bool {
-        let kicked = self.kicked.swap(false, Ordering::SeqCst);
-        if kicked {
+        if self.kicked.swap(false, Ordering::SeqCst) {
             self.block.run();
             self.entropy.run();
         }
-        crate::standin::READS.swap(0, Ordering::SeqCst) != 0
+        self.disk_was_read.swap(false, Ordering::SeqCst)
     }
 
     /// Sets the time, as the guest has been running for `uptime`, and returns the uptime at which the clock's alarm is

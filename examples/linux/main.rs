@@ -14,14 +14,15 @@
 //! |---|---|
 //! | `main.rs` | load the guest, run the loop |
 //! | `board.rs` | make the devices and wire them up |
-//! | `devicetree.rs` | tell the guest of them |
+//! | `disk.rs` | put something of its own in front of the disk image |
+//! | `devicetree.rs` | tell the guest of the devices |
 //! | `machine.rs` | adapt the hypervisor, which is rsemu |
 //! | `watch.rs`, `verdict.rs` | not needed to run a guest: look whether all this is true |
 
 mod board;
 mod devicetree;
+mod disk;
 mod machine;
-mod standin;
 mod verdict;
 mod watch;
 

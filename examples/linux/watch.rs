@@ -1,5 +1,5 @@
-//! What the host sees of the guest, to compare it with what the guest sees of itself: its console and the interrupts
-//! that it acknowledges.
+//! What the host sees of the guest, to compare it with what the guest sees of itself: its console, the interrupts that it
+//! acknowledges and the random bytes that it is given.
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +13,7 @@ use std::{
 use devisor::{
     backends::irqchip::IntId,
     bus::{BusDevice, read_le},
+    virtio::entropy::Source,
 };
 
 /// How often the guest has acknowledged each interrupt.
@@ -50,6 +51,26 @@ impl<D: BusDevice> BusDevice for WatchedCpuInterface<D> {
     }
 }
 
+/// A source of random bytes that keeps a copy of them.
+pub struct WatchedSource<S> {
+    inner: S,
+    watch: Arc<Watch>,
+}
+
+impl<S: Source> WatchedSource<S> {
+    pub fn new(inner: S, watch: Arc<Watch>) -> Self {
+        Self { inner, watch }
+    }
+}
+
+impl<S: Source> Source for WatchedSource<S> {
+    fn fill(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        self.inner.fill(bytes)?;
+        self.watch.with(|seen| seen.random.extend_from_slice(bytes));
+        Ok(())
+    }
+}
+
 /// All that was seen so far.
 #[derive(Default)]
 pub struct Watch {
@@ -61,6 +82,8 @@ pub struct Watch {
 pub struct Seen {
     /// What the guest has printed.
     pub console: Vec<u8>,
+    /// The random bytes that there were for it, in order.
+    pub random: Vec<u8>,
     pub acknowledged: Acknowledged,
     /// The same, when the guest announced that it would look at its own counts.
     pub acknowledged_before: Option<Acknowledged>,
