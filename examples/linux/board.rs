@@ -3,10 +3,11 @@
 
 use std::{
     error::Error,
+    io,
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -77,6 +78,9 @@ pub const PHYSICAL_TIMER_PPI: Ppi = Ppi(14);
 /// When the guest's time begins: 1 January 2030, counted from the Unix epoch.
 pub const EPOCH: Duration = Duration::from_secs(1_893_456_000);
 
+/// About a megabit per second, given how long the core runs at a time.
+const CHARACTERS_AT_A_TIME: usize = 16;
+
 const CPU: CpuId = CpuId(0);
 
 /// What interrupts the guest: the name under which it is recorded, and its number.
@@ -102,6 +106,8 @@ type RecordedLine = RecordedLevel<LevelLine>;
 /// The devices that are to be called between two runs of the core.
 pub struct Board {
     uart: Arc<Pl011<RecordedLine, Console>>,
+    /// How many characters the wire behind the UART takes now.
+    wire: Arc<AtomicUsize>,
     clock: Arc<ManualClock>,
     rtc: Arc<Pl031<RecordedLine, Arc<ManualClock>, ()>>,
     block: Arc<VirtioMmio<Memory, Block>>,
@@ -130,7 +136,11 @@ impl Board {
         let line = |name, spi| gic.level_line(spi).map(|line| recorder.wrap_level(name, line));
         let timer = |name, ppi| gic.ppi_line(CPU, ppi).map(|line| recorder.wrap_level(name, line));
 
-        let console = Console(Arc::clone(watch));
+        let wire = Arc::new(AtomicUsize::new(0));
+        let console = Console {
+            watch: Arc::clone(watch),
+            room: Arc::clone(&wire),
+        };
         let uart = Arc::new(Pl011::new(Pl011Config::default(), line(UART_LINE, UART_SPI)?, console));
         let rtc = Arc::new(Pl031::new(line(RTC_LINE, RTC_SPI)?, Arc::clone(&clock), ()));
 
@@ -173,6 +183,7 @@ impl Board {
         machine.connect("cntp", timer("physical timer", PHYSICAL_TIMER_PPI)?)?;
         Ok(Self {
             uart,
+            wire,
             clock,
             rtc,
             block,
@@ -180,6 +191,15 @@ impl Board {
             kicked,
             disk_was_read,
         })
+    }
+
+    /// Lets the wire behind the UART take some characters. Returns whether there are more.
+    pub fn send_characters(&self) -> io::Result<bool> {
+        self.wire.store(CHARACTERS_AT_A_TIME, Ordering::SeqCst);
+        match self.uart.flush() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(self.uart.unsent() != 0),
+        }
     }
 
     /// Types at the guest's console. Returns how many of the characters the UART had room for.

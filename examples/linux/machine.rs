@@ -208,8 +208,8 @@ impl Machine {
         Ok(())
     }
 
-    /// To be called when a device has written RAM: the translating engines cannot see that, and would go on running what
-    /// they made of code that was there before.
+    /// To be called when a device may have written code to RAM: the translating engines cannot see that, and would go on
+    /// running what they made of the code that was there before.
     pub fn forget_translations(&self) {
         self.space.topology().rebuild();
     }

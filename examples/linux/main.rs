@@ -190,9 +190,12 @@ fn run_until_off(
             let taken = board.type_in(&typed);
             typed.drain(..taken);
         }
+        let sending = board.send_characters()?;
         let alarm = board.let_time_pass(machine.time());
-        machine.skip_idle_time(alarm)?;
-        board.let_time_pass(machine.time());
+        if !sending {
+            machine.skip_idle_time(alarm)?;
+            board.let_time_pass(machine.time());
+        }
         if started.elapsed() > timeout {
             return Err(format!("the guest has not powered off within {timeout:?}").into());
         }

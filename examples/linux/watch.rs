@@ -6,7 +6,7 @@ use std::{
     io::{self, Write},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -106,32 +106,47 @@ impl Watch {
         self.with(|seen| seen.clone())
     }
 
-    fn with<R>(&self, f: impl FnOnce(&mut Seen) -> R) -> R {
-        f(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// The UART's output: to the watch, and to standard output.
-pub struct Console(pub Arc<Watch>);
-
-impl Write for Console {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        io::stdout().write_all(bytes)?;
-        self.0.with(|seen| {
+    fn console(&self, bytes: &[u8]) {
+        self.with(|seen| {
             for &byte in bytes {
                 seen.console.push(byte);
                 if byte != b'\n' {
                     continue;
                 }
                 let line = last_line(&seen.console);
-                if line == Watch::QUESTION.as_bytes() {
-                    self.0.asked.store(true, Ordering::SeqCst);
-                } else if line == Watch::HEADING.as_bytes() {
+                if line == Self::QUESTION.as_bytes() {
+                    self.asked.store(true, Ordering::SeqCst);
+                } else if line == Self::HEADING.as_bytes() {
                     seen.acknowledged_before = Some(seen.acknowledged.clone());
                 }
             }
         });
-        Ok(bytes.len())
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut Seen) -> R) -> R {
+        f(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The UART's output, to the watch and to standard output, over a wire that is slower than the guest: so the UART's
+/// transmit FIFO fills up, and the guest has to wait for its interrupt.
+pub struct Console {
+    pub watch: Arc<Watch>,
+    /// How many characters the wire takes now.
+    pub room: Arc<AtomicUsize>,
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = self.room.load(Ordering::SeqCst);
+        let taken = &bytes[..bytes.len().min(room)];
+        if taken.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.room.store(room - taken.len(), Ordering::SeqCst);
+        self.watch.console(taken);
+        io::stdout().write_all(taken)?;
+        Ok(taken.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
