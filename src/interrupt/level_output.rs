@@ -115,9 +115,11 @@ impl<L: LevelInterrupt> LevelOutput<L> {
     /// Tells the line its level, if it was last told another.
     ///
     /// A thread that finds another one telling returns `Ok`, and the other tells also for it: a refusal is then tried
-    /// again, so that one failure costs one signal. So the line may be told a moment after this has returned: a guest
-    /// whose acknowledgement comes in that moment sees the level once more. The telling ends when nobody has come meanwhile. A line that calls
-    /// back and *always* undoes what it was just told, or refuses, is told for ever.
+    /// again, so that one failure costs one signal. So the line may be told a moment after this has returned, and a guest
+    /// whose acknowledgement falls into that moment sees the level once more.
+    ///
+    /// The telling ends when nobody has come meanwhile. A line that calls back and *always* undoes what it was just
+    /// told, or refuses, is told for ever.
     ///
     /// # Errors
     /// What the line answered. The causes stand, and the next `settle` tells it again.
