@@ -284,6 +284,11 @@ mod tests {
     }
 
     #[test]
+    fn an_image_that_is_not_there_has_no_file() {
+        assert!(file_in_image(Path::new("/nonexistent"), "0123456789abcdef").is_err());
+    }
+
+    #[test]
     fn random_numbers_that_the_device_was_not_given_fail_the_run() {
         let console = |numbers: &str| format!("guest: rng is virtio_rng.0\nguest: rng says {numbers}\n");
         let given: Vec<u8> = (0..64).collect();
