@@ -158,16 +158,18 @@ fn the_room_hook_is_called_once_after_input_was_turned_away() {
     assert_eq!(called(), 1, "and so does a flush");
 }
 
+type Receive = dyn Fn(&[u8]) -> usize + Send + Sync;
+
 #[test]
 fn the_room_hook_may_call_the_uart() {
-    let uart: Arc<OnceLock<Weak<dyn Fn(&[u8]) -> usize + Send + Sync>>> = Arc::default();
+    let uart: Arc<OnceLock<Weak<Receive>>> = Arc::default();
     let hook = Arc::clone(&uart);
     let device = Arc::new(silent(io::sink()).with_room_hook(move || {
         let receive = hook.get().and_then(Weak::upgrade).unwrap();
         assert_eq!(receive(b"b"), 1);
     }));
     let target = Arc::clone(&device);
-    let receive: Arc<dyn Fn(&[u8]) -> usize + Send + Sync> = Arc::new(move |input| target.receive(input));
+    let receive: Arc<Receive> = Arc::new(move |input| target.receive(input));
     assert!(uart.set(Arc::downgrade(&receive)).is_ok());
     device.receive(b"ab");
     assert_eq!(device.get(DR), u32::from(b'a'));

@@ -76,6 +76,23 @@ fn a_line_that_fails_loses_nothing() {
 }
 
 #[test]
+fn a_shared_line_stays_up_until_both_uarts_have_let_go_and_dropping_one_lets_go() {
+    let heard = Heard::default();
+    let wire = SharedLine::new(heard.line());
+    let [one, other] = [(); 2].map(|()| {
+        let uart = Pl011::new(Pl011Config::default(), wire.source().unwrap(), io::sink());
+        uart.put(IMSC, INT_RX);
+        uart.receive(b"a");
+        uart
+    });
+    assert_eq!(heard.all(), [true]);
+    one.get(DR);
+    assert_eq!(heard.all(), [true]);
+    drop(other);
+    assert_eq!(heard.all(), [true, false]);
+}
+
+#[test]
 fn the_line_may_call_the_uart() {
     let uart: Arc<OnceLock<Weak<dyn BusDevice>>> = Arc::default();
     let (device, seen) = (Arc::clone(&uart), Arc::new(Mutex::new(Vec::new())));

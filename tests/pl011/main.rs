@@ -23,7 +23,7 @@ use std::{
 
 use devisor::{
     bus::BusDevice,
-    interrupt::{LevelInterrupt, NoInterrupt, level_from_fn},
+    interrupt::{LevelInterrupt, NoInterrupt, SharedLine, level_from_fn},
     platform::pl011::{
         FifoDepth, Frame, InputPump, ModemInputs, ModemOutputs, Pl011, Pl011Config, Pl011State, Pl011StateError, Pumped,
     },

@@ -125,9 +125,9 @@ pub enum Frame {
 /// # Output
 /// Characters go to the writer as soon as the guest writes them, on the thread of that access. A writer that takes
 /// fewer, fails or would block loses none: they stay in the transmit FIFO, UARTFR shows the guest that it is busy
-/// and then full, and [`flush`](Self::flush) tries again. The guest's next access does too. Without a FIFO the
-/// guest waits for the embedder: use a non-blocking writer and call `flush` when it is writable, or one that never
-/// refuses. A writer that blocks holds up the vCPU that writes, and no other.
+/// and then full, and [`flush`](Self::flush) tries again. So does the guest's next write to any register, but a
+/// guest that polls UARTFR for room waits for the embedder: use a non-blocking writer and call `flush` when it is
+/// writable, or one that never refuses. A writer that blocks holds up the vCPU that writes, and no other.
 ///
 /// # Input
 /// [`receive`](Self::receive) takes what the guest has room for and says how much that was; the hook of
