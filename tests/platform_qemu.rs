@@ -6,18 +6,22 @@
 
 #![cfg(unix)]
 
+#[path = "support/qtest.rs"]
+mod qtest;
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::{
     fmt::Write as _,
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, Read, Write},
     os::unix::net::UnixStream,
     path::PathBuf,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use devisor::{
-    bus::BusDevice,
+    bus::{BusDevice, read_le},
     interrupt::NoInterrupt,
     platform::{
         pl011::{FifoDepth, ModemInputs, Pl011, Pl011Config},
@@ -25,6 +29,7 @@ use devisor::{
     },
     time::ManualClock,
 };
+use qtest::Qtest;
 
 const STEPS: usize = 5000;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,74 +44,48 @@ const CLOCK_PENDING: u32 = 1 << 2;
 /// 2023-11-14T22:13:20, where QEMU's clock is told to stand.
 const NOW: u64 = 1_700_000_000;
 
-/// QEMU with its qtest protocol on standard input and output, and its UART on a socket.
+/// QEMU's `virt` machine, and its UART on a socket.
 struct Qemu {
-    child: Child,
-    commands: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    machine: Qtest,
     serial: UnixStream,
     socket: PathBuf,
 }
 
 impl Qemu {
-    /// `None` if QEMU is not installed.
-    fn start(test: &str) -> Option<Self> {
+    /// Why the test is skipped if QEMU does not start.
+    fn start(test: &str) -> Result<Self, String> {
         let socket = std::env::temp_dir().join(format!("devisor-{test}-{}.sock", std::process::id()));
-        let mut child = Command::new("qemu-system-aarch64")
-            .args([
+        let serial = format!("unix:{},server=on,wait=off", socket.display());
+        let mut machine = Qtest::start(
+            "qemu-system-aarch64",
+            &[
                 "-M",
                 "virt,gic-version=2",
                 "-cpu",
                 "cortex-a57",
-                "-accel",
-                "tcg",
-                "-S",
-                "-display",
-                "none",
-            ])
-            .args(["-nodefaults", "-rtc", "base=2023-11-14T22:13:20,clock=vm"])
-            .args(["-qtest", "stdio", "-qtest-log", "/dev/null", "-serial"])
-            .arg(format!("unix:{},server=on,wait=off", socket.display()))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .ok()?;
-        let commands = child.stdin.take().expect("it was piped");
-        let mut answers = BufReader::new(child.stdout.take().expect("it was piped"));
+                "-rtc",
+                "base=2023-11-14T22:13:20,clock=vm",
+                "-serial",
+                &serial,
+            ],
+        )?;
         // An answer to anything means that the socket is there.
-        let mut commands = commands;
-        ask(&mut commands, &mut answers, "readl 0x0");
+        machine.read(0, 4);
         let serial = UnixStream::connect(&socket).expect("QEMU listens");
         serial.set_read_timeout(Some(PATIENCE)).expect("a socket has timeouts");
-        Some(Self {
-            child,
-            commands,
-            answers,
+        Ok(Self {
+            machine,
             serial,
             socket,
         })
     }
 
     fn read(&mut self, address: u64, len: usize) -> u32 {
-        let width = ["b", "w", "l"][len.ilog2() as usize];
-        let answer = ask(
-            &mut self.commands,
-            &mut self.answers,
-            &format!("read{width} {address:#x}"),
-        );
-        let value = answer.trim_start_matches("0x");
-        u64::from_str_radix(value, 16).expect("a number") as u32
+        self.machine.read(address, len) as u32
     }
 
     fn write(&mut self, address: u64, data: &[u8]) {
-        let width = ["b", "w", "l"][data.len().ilog2() as usize];
-        let value = devisor::bus::read_le(data);
-        ask(
-            &mut self.commands,
-            &mut self.answers,
-            &format!("write{width} {address:#x} {value:#x}"),
-        );
+        self.machine.write(address, data.len(), read_le(data));
     }
 
     fn line(&mut self, pending: u32) -> bool {
@@ -114,21 +93,8 @@ impl Qemu {
     }
 }
 
-fn ask(commands: &mut ChildStdin, answers: &mut BufReader<ChildStdout>, command: &str) -> String {
-    writeln!(commands, "{command}").expect("QEMU runs");
-    let mut answer = String::new();
-    answers.read_line(&mut answer).expect("QEMU runs");
-    let answer = answer.trim();
-    let value = answer
-        .strip_prefix("OK")
-        .unwrap_or_else(|| panic!("{command}: {answer:?}"));
-    value.trim().to_owned()
-}
-
 impl Drop for Qemu {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.socket);
     }
 }
@@ -262,9 +228,9 @@ fn pl011_answers_as_qemus_does() {
     // left out of UARTCR, for QEMU never looks at CTS.
     const PLAIN: [(u64, u32); 5] = [(0x20, 0xff), (0x24, 0xffff), (0x28, 0x3f), (0x34, 0x3f), (0x48, 0x7)];
 
-    let Some(qemu) = Qemu::start("pl011") else {
-        println!("skipped: qemu-system-aarch64 is not installed (Debian: qemu-system-arm)");
-        return;
+    let qemu = match Qemu::start("pl011") {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
     };
     let screen = Screen::default();
     let config = Pl011Config {
@@ -384,9 +350,9 @@ fn pl031_answers_as_qemus_does() {
     const MIS: u64 = 0x18;
     const ICR: u64 = 0x1c;
 
-    let Some(qemu) = Qemu::start("pl031") else {
-        println!("skipped: qemu-system-aarch64 is not installed (Debian: qemu-system-arm)");
-        return;
+    let qemu = match Qemu::start("pl031") {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
     };
     // QEMU's time stands still while its CPU does, so this compares everything but the ticks.
     let clock = ManualClock::new(Duration::from_secs(NOW));
