@@ -8,7 +8,9 @@
 //! or line. A [`transport`] owns the device, decodes registers and carries the status machine. Publishing a used buffer,
 //! deciding whether the driver wants to hear of it and signalling it are one call, [`queue::Queue::complete`].
 
+pub mod block;
 pub mod device;
+pub mod entropy;
 pub mod features;
 pub mod queue;
 pub mod transport;

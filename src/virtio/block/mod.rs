@@ -1,0 +1,347 @@
+//! The block device (virtio 1.2, section 5.2).
+
+mod file;
+mod memory;
+mod options;
+mod registers;
+mod request;
+mod storage;
+
+use std::{
+    fmt, io,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use vm_memory::GuestMemory;
+
+use super::{DeviceId, QueueError, QueueIndex, Queues, Round, VirtioDevice, device::read_config_bytes};
+use registers::{SECTOR, config, feature};
+
+pub use file::{FileError, FileStorage};
+pub use memory::MemoryStorage;
+pub use options::{BlockError, BlockOptions, Geometry, RangeLimits, Topology};
+pub use storage::{Abilities, Storage};
+
+/// A disk.
+///
+/// Requests are answered in order, one at a time, on the thread that [processes](VirtioDevice::process) the queue.
+///
+/// *What the guest gets*: S_OK, or S_IOERR for what the storage refuses and for what the driver must not ask (sectors
+/// past the end, a part of a sector, a write to a read-only disk, more segments than allowed), or S_UNSUPP for what was
+/// not negotiated. A request that is refused has changed nothing. The status is the last device-writable byte, however
+/// the driver has cut the request into descriptors. Device-writable bytes before it that the request does not fill are
+/// zeroed, so the used length is always all of them: a driver must not look at bytes beyond it (section 2.7.8.2), and
+/// the status of a failed read is one. A chain without room for header or status breaks the rules of the queue.
+///
+/// *When a write is on stable storage* (section 5.2.6.2): with VIRTIO_BLK_F_FLUSH, after a flush; for a driver that has
+/// negotiated neither that nor VIRTIO_BLK_F_CONFIG_WCE, or has written 0 to `writeback`, before it is completed.
+///
+/// ```
+/// use devisor::{
+///     interrupt::NoInterrupt,
+///     virtio::{
+///         VirtioMmio,
+///         block::{Block, BlockOptions, MemoryStorage},
+///         transport::mmio::Line,
+///     },
+/// };
+/// use std::sync::Arc;
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// let storage = Arc::new(MemoryStorage::new(1 << 20));
+/// let disk = Block::new(Arc::clone(&storage), BlockOptions::default())?;
+///
+/// let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+/// let disk = VirtioMmio::new(disk, memory, Line::Edge(Arc::new(NoInterrupt)))?;
+///
+/// // The disk grows while the guest runs.
+/// storage.resize(2 << 20);
+/// disk.change_config(|disk| disk.refresh_capacity())?;
+/// assert_eq!(disk.with_device(|disk| disk.capacity()), 4096);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Block {
+    // Configured.
+    options: BlockOptions,
+    features: u64,
+    queue_sizes: Box<[u16]>,
+    // Plugged in.
+    storage: Box<dyn Storage>,
+    abilities: Abilities,
+    failures: StorageFailures,
+    /// Sectors that the guest may touch.
+    capacity: u64,
+    // What the guest can change.
+    /// What the driver has accepted last. Set when the transport [asks](VirtioDevice::accepts) about it, because from
+    /// FEATURES_OK on the driver may read `writeback`, which hangs on it.
+    negotiated: AtomicU64,
+    /// What the driver wrote to `writeback`, if it did.
+    writeback: Option<bool>,
+}
+
+/// How often a storage has failed. The guest gets S_IOERR for each.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct StorageFailures {
+    /// Requests that failed for it.
+    pub count: u64,
+    /// The last error.
+    pub last: Option<io::Error>,
+}
+
+/// The state of a block device as plain data. What the storage keeps is the embedder's to save.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockState {
+    /// How the device looks to the guest.
+    pub options: BlockOptions,
+    /// Sectors of 512 bytes that the guest knows of.
+    pub capacity: u64,
+    /// What the driver wrote to `writeback`, if it did.
+    pub writeback: Option<bool>,
+}
+
+impl Block {
+    /// A disk with the data of `storage`. Its capacity is rounded down to whole blocks.
+    ///
+    /// # Errors
+    /// An option is out of range, or the storage does not tell its capacity.
+    pub fn new(storage: impl Storage + 'static, options: BlockOptions) -> Result<Self, BlockError> {
+        Self::with_storage(Box::new(storage), options)
+    }
+
+    fn with_storage(storage: Box<dyn Storage>, options: BlockOptions) -> Result<Self, BlockError> {
+        options.check()?;
+        let abilities = storage.abilities();
+        let mut block = Self {
+            features: offered(&options, abilities),
+            queue_sizes: vec![options.queue_size; options.queues.into()].into(),
+            options,
+            storage,
+            abilities,
+            failures: StorageFailures::default(),
+            capacity: 0,
+            negotiated: AtomicU64::new(0),
+            writeback: None,
+        };
+        block.refresh_capacity()?;
+        Ok(block)
+    }
+
+    /// Sectors of 512 bytes that the guest may touch.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Asks the storage for its capacity again: call this through
+    /// [`VirtioMmio::change_config`](super::VirtioMmio::change_config), which tells the driver. Returns the new
+    /// capacity in sectors of 512 bytes.
+    ///
+    /// # Errors
+    /// The storage does not tell; the capacity is as it was.
+    pub fn refresh_capacity(&mut self) -> io::Result<u64> {
+        let block_size = u64::from(self.options.block_size);
+        self.capacity = self.storage.capacity()? / block_size * (block_size / SECTOR);
+        Ok(self.capacity)
+    }
+
+    /// The storage.
+    pub fn storage(&self) -> &dyn Storage {
+        &*self.storage
+    }
+
+    /// What the storage has failed at. Nothing is logged, since a guest could have it logged without end.
+    pub fn storage_failures(&self) -> &StorageFailures {
+        &self.failures
+    }
+
+    /// The state, between two calls of [`process`](VirtioDevice::process): no request is under way.
+    pub fn save(&self) -> BlockState {
+        let Self {
+            options,
+            // Follow from the options and the storage.
+            features: _,
+            queue_sizes: _,
+            storage: _,
+            abilities: _,
+            // A count of this process.
+            failures: _,
+            capacity,
+            // The transport's, which hands it to us again.
+            negotiated: _,
+            writeback,
+        } = self;
+        BlockState {
+            options: options.clone(),
+            capacity: *capacity,
+            writeback: *writeback,
+        }
+    }
+
+    /// The disk as it was saved, with the data of `storage`. It keeps the saved capacity if the storage has grown:
+    /// [`refresh_capacity`](Self::refresh_capacity) finds that. Restore the transport around it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and if the storage is smaller than the guest knows it.
+    pub fn restore(storage: impl Storage + 'static, state: &BlockState) -> Result<Self, BlockError> {
+        let &BlockState {
+            ref options,
+            capacity: saved,
+            writeback,
+        } = state;
+        let mut block = Self::new(storage, options.clone())?;
+        let present = block.capacity;
+        if saved > present {
+            return Err(BlockError::Shrunk { saved, present });
+        }
+        block.capacity = saved;
+        block.writeback = writeback;
+        Ok(block)
+    }
+
+    fn has(&self, features: u64) -> bool {
+        self.negotiated.load(Ordering::Relaxed) & features == features
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.features & feature::RO != 0
+    }
+
+    /// Whether completed writes may be volatile until a flush.
+    fn is_writeback(&self) -> bool {
+        match self.writeback {
+            Some(chosen) if self.has(feature::CONFIG_WCE) => chosen,
+            // Also the initial value of the register: "If VIRTIO_BLK_F_CONFIG_WCE is negotiated but VIRTIO_BLK_F_FLUSH
+            // is not, the device MUST initialize writeback to 0" (section 5.2.5.2).
+            _ => self.has(feature::FLUSH),
+        }
+    }
+
+    /// The configuration space (section 5.2.4). A field whose feature is not offered is zero.
+    fn config(&self) -> [u8; config::LEN] {
+        let mut space = [0; config::LEN];
+        let mut put = |offset: usize, bytes: &[u8]| space[offset..offset + bytes.len()].copy_from_slice(bytes);
+        let Self { options, .. } = self;
+        put(config::CAPACITY, &self.capacity.to_le_bytes());
+        put(config::SIZE_MAX, &options.size_max.unwrap_or(0).to_le_bytes());
+        put(config::SEG_MAX, &u32::from(options.queue_size - 2).to_le_bytes());
+        if let Some(geometry) = options.geometry {
+            put(config::GEOMETRY, &geometry.cylinders.to_le_bytes());
+            put(config::GEOMETRY + 2, &[geometry.heads, geometry.sectors]);
+        }
+        put(config::BLK_SIZE, &options.block_size.to_le_bytes());
+        if let Some(topology) = options.topology {
+            put(
+                config::TOPOLOGY,
+                &[topology.physical_block_exp, topology.alignment_offset],
+            );
+            put(config::TOPOLOGY + 2, &topology.minimum_io_blocks.to_le_bytes());
+            put(config::TOPOLOGY + 4, &topology.optimal_io_blocks.to_le_bytes());
+        }
+        if options.config_wce {
+            put(config::WRITEBACK, &[self.is_writeback().into()]);
+        }
+        if self.features & feature::MQ != 0 {
+            put(config::NUM_QUEUES, &options.queues.to_le_bytes());
+        }
+        if let Some(limits) = options.discard.filter(|_| self.features & feature::DISCARD != 0) {
+            put(config::MAX_DISCARD_SECTORS, &limits.max_sectors.to_le_bytes());
+            put(config::MAX_DISCARD_SEG, &limits.max_segments.to_le_bytes());
+            put(
+                config::DISCARD_SECTOR_ALIGNMENT,
+                &options.discard_alignment.to_le_bytes(),
+            );
+        }
+        if let Some(limits) = options
+            .write_zeroes
+            .filter(|_| self.features & feature::WRITE_ZEROES != 0)
+        {
+            put(config::MAX_WRITE_ZEROES_SECTORS, &limits.max_sectors.to_le_bytes());
+            put(config::MAX_WRITE_ZEROES_SEG, &limits.max_segments.to_le_bytes());
+            put(config::WRITE_ZEROES_MAY_UNMAP, &[self.abilities.unmap.into()]);
+        }
+        space
+    }
+}
+
+/// The features of a device with these options over a storage with these abilities.
+fn offered(options: &BlockOptions, abilities: Abilities) -> u64 {
+    let read_only = options.read_only || abilities.read_only;
+    let optional = [
+        (feature::RO, read_only),
+        (feature::SIZE_MAX, options.size_max.is_some()),
+        (feature::GEOMETRY, options.geometry.is_some()),
+        (feature::TOPOLOGY, options.topology.is_some()),
+        (feature::CONFIG_WCE, options.config_wce),
+        (feature::MQ, options.queues > 1),
+        (
+            feature::DISCARD,
+            options.discard.is_some() && abilities.discard && !read_only,
+        ),
+        (feature::WRITE_ZEROES, options.write_zeroes.is_some() && !read_only),
+    ];
+    // "Devices SHOULD always offer VIRTIO_BLK_F_FLUSH" (section 5.2.5.2).
+    let always = feature::SEG_MAX | feature::BLK_SIZE | feature::FLUSH;
+    optional
+        .iter()
+        .fold(always, |all, &(bit, on)| if on { all | bit } else { all })
+}
+
+impl<M: GuestMemory> VirtioDevice<M> for Block {
+    fn device_id(&self) -> DeviceId {
+        DeviceId::BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config(), offset, data);
+    }
+
+    /// Only `writeback` can be written, if VIRTIO_BLK_F_CONFIG_WCE was negotiated, and only with 0 and 1.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let at = (config::WRITEBACK as u64).checked_sub(offset);
+        let byte = at.and_then(|at| data.get(usize::try_from(at).ok()?));
+        if let Some(&value @ 0..=1) = byte
+            && self.has(feature::CONFIG_WCE)
+        {
+            self.writeback = Some(value == 1);
+        }
+    }
+
+    fn accepts(&self, features: u64) -> bool {
+        self.negotiated.store(features, Ordering::Relaxed);
+        true
+    }
+
+    fn activate(&mut self, features: u64) {
+        *self.negotiated.get_mut() = features;
+    }
+
+    fn process(&mut self, index: QueueIndex, queues: &mut Queues<'_, M>) -> Result<Round, QueueError> {
+        match queues.get(index) {
+            Some((queue, memory)) => queue.serve(memory, |chain, memory| self.answer(chain, memory)),
+            None => Ok(Round::Drained),
+        }
+    }
+
+    fn reset(&mut self) {
+        *self.negotiated.get_mut() = 0;
+        self.writeback = None;
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block")
+            .field("options", &self.options)
+            .field("capacity", &self.capacity)
+            .field("failures", &self.failures)
+            .finish_non_exhaustive()
+    }
+}

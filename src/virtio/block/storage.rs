@@ -1,0 +1,212 @@
+//! What keeps the data of a block device.
+
+use std::{io, sync::Arc};
+
+use vm_memory::VolatileSlice;
+
+/// What a storage can do besides being read and flushed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// It refuses writes.
+    pub read_only: bool,
+    /// [`discard`](Storage::discard) can give space back.
+    pub discard: bool,
+    /// [`write_zeroes`](Storage::write_zeroes) can give space back, if it may.
+    pub unmap: bool,
+}
+
+/// The data of a block device, by position, straight from and to guest memory.
+///
+/// *For who implements it*: offsets and lengths are in bytes, multiples of 512 where they come from a request, and
+/// within the capacity that was told last, which may no longer be the real one. Transfers may be short, as those of
+/// [`std::io`]: the device goes on after what was moved, and tries again after [`io::ErrorKind::Interrupted`]. The
+/// guest can change the memory of a buffer at any time; two buffers may be the same memory. Everything is `&self`, so
+/// that one storage can serve several devices or threads: write so that requests for different ranges do not mix.
+///
+/// *For who calls it* (a device): an error is an I/O error for the guest, never more.
+///
+/// ```
+/// use devisor::virtio::block::{Block, BlockOptions, Storage};
+/// use std::io;
+/// use vm_memory::VolatileSlice;
+///
+/// /// One sector of sevens.
+/// struct Sevens;
+///
+/// impl Storage for Sevens {
+///     fn capacity(&self) -> io::Result<u64> {
+///         Ok(512)
+///     }
+///
+///     fn read_at(&self, _: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+///         for buffer in buffers {
+///             buffer.copy_from(&vec![7_u8; buffer.len()]);
+///         }
+///         Ok(buffers.iter().map(VolatileSlice::len).sum())
+///     }
+///
+///     fn write_at(&self, _: u64, _: &[VolatileSlice<'_>]) -> io::Result<usize> {
+///         Err(io::ErrorKind::PermissionDenied.into())
+///     }
+///
+///     fn flush(&self) -> io::Result<()> {
+///         Ok(())
+///     }
+/// }
+///
+/// let disk = Block::new(Sevens, BlockOptions { read_only: true, ..BlockOptions::default() })?;
+/// assert_eq!(disk.capacity(), 1);
+/// # Ok::<(), devisor::virtio::block::BlockError>(())
+/// ```
+pub trait Storage: Send + Sync {
+    /// How many bytes there are now. The device takes whole blocks of it, and asks again only when told to.
+    ///
+    /// # Errors
+    /// It cannot be found out.
+    fn capacity(&self) -> io::Result<u64>;
+
+    /// What it can do. Asked once.
+    fn abilities(&self) -> Abilities {
+        Abilities::default()
+    }
+
+    /// Fills `buffers`, in order, with what is at `offset`. Returns how many bytes it filled: zero only at the end.
+    ///
+    /// # Errors
+    /// Nothing was read.
+    fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize>;
+
+    /// Writes `buffers`, in order, to `offset`. Returns how many bytes it wrote.
+    ///
+    /// # Errors
+    /// Nothing was written.
+    fn write_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize>;
+
+    /// Returns when all that was written before is on stable storage.
+    ///
+    /// # Errors
+    /// Some of it may be lost.
+    fn flush(&self) -> io::Result<()>;
+
+    /// Gives the space of a range back. What is read from it afterwards is undefined, so doing nothing is right too.
+    ///
+    /// # Errors
+    /// The storage failed.
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let _ = (offset, len);
+        Ok(())
+    }
+
+    /// Makes a range read as zeros; if `may_unmap`, its space may be given back. By default zeros are written.
+    ///
+    /// # Errors
+    /// Some of the range may not be zero.
+    fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
+        let _ = may_unmap;
+        write_zeros(self, offset, len)
+    }
+}
+
+/// Bytes of zeros that are written at a time.
+const ZEROS: usize = 64 * 1024;
+
+/// Writes `len` zeros to `offset`.
+pub(super) fn write_zeros<S: Storage + ?Sized>(storage: &S, mut offset: u64, len: u64) -> io::Result<()> {
+    let mut zeros = vec![0; ZEROS.min(usize::try_from(len).unwrap_or(ZEROS))];
+    let mut left = len;
+    while left != 0 {
+        let piece = zeros.len().min(usize::try_from(left).unwrap_or(ZEROS));
+        let slice = VolatileSlice::from(&mut zeros[..piece]);
+        transfer(&[slice], offset, |offset, buffers| storage.write_at(offset, buffers)).1?;
+        offset += piece as u64;
+        left -= piece as u64;
+    }
+    Ok(())
+}
+
+/// Moves all of `buffers` by as many calls of `step` as it takes. Returns how many bytes were moved, and what ended it.
+pub(super) fn transfer(
+    buffers: &[VolatileSlice<'_>],
+    offset: u64,
+    mut step: impl FnMut(u64, &[VolatileSlice<'_>]) -> io::Result<usize>,
+) -> (u64, io::Result<()>) {
+    let mut moved = 0;
+    let mut rest = buffers;
+    // Bytes of the first buffer of the rest that were moved already.
+    let mut skip = 0;
+    while let Some((first, after)) = rest.split_first() {
+        if first.len() == skip {
+            (rest, skip) = (after, 0);
+            continue;
+        }
+        let tail;
+        // A buffer that was moved in part is finished by itself: the list is lent, not ours to change.
+        let lent = match first.offset(skip) {
+            Ok(slice) if skip != 0 => {
+                tail = [slice];
+                &tail[..]
+            }
+            _ => rest,
+        };
+        let asked: usize = lent.iter().map(VolatileSlice::len).sum();
+        let mut count = match step(offset + moved, lent) {
+            Ok(0) => return (moved, Err(io::ErrorKind::UnexpectedEof.into())),
+            Ok(count) if count > asked => {
+                return (
+                    moved,
+                    Err(io::Error::other("the storage moved more than it was asked to")),
+                );
+            }
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return (moved, Err(error)),
+        };
+        moved += count as u64;
+        while let Some((first, after)) = rest.split_first() {
+            let left = first.len() - skip;
+            if count < left {
+                skip += count;
+                break;
+            }
+            count -= left;
+            (rest, skip) = (after, 0);
+        }
+    }
+    (moved, Ok(()))
+}
+
+macro_rules! forward {
+    ($($pointer:ty),*) => {$(
+        impl<S: Storage + ?Sized> Storage for $pointer {
+            fn capacity(&self) -> io::Result<u64> {
+                (**self).capacity()
+            }
+
+            fn abilities(&self) -> Abilities {
+                (**self).abilities()
+            }
+
+            fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+                (**self).read_at(offset, buffers)
+            }
+
+            fn write_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+                (**self).write_at(offset, buffers)
+            }
+
+            fn flush(&self) -> io::Result<()> {
+                (**self).flush()
+            }
+
+            fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+                (**self).discard(offset, len)
+            }
+
+            fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
+                (**self).write_zeroes(offset, len, may_unmap)
+            }
+        }
+    )*};
+}
+
+forward!(&S, Box<S>, Arc<S>);
