@@ -286,3 +286,6 @@ mod sys {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
+
+#[cfg(test)]
+mod tests;
