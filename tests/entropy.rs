@@ -7,7 +7,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -28,11 +28,19 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const DATA: u64 = 0x4_0000;
 
-/// Nobody listens.
-struct Silent;
+/// Counts signals, and refuses them on demand.
+#[derive(Default)]
+struct Signals {
+    used: AtomicU32,
+    refuse: AtomicBool,
+}
 
-impl VirtioInterrupt for Silent {
+impl VirtioInterrupt for Signals {
     fn used(&self, _: &[QueueIndex]) -> io::Result<()> {
+        if self.refuse.load(Ordering::SeqCst) {
+            return Err(io::Error::other("refused"));
+        }
+        self.used.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
@@ -49,6 +57,7 @@ struct Setup {
     ring: Ring,
     queues: Vec<Option<Queue>>,
     rng: Entropy,
+    signals: Arc<Signals>,
 }
 
 impl Setup {
@@ -59,12 +68,14 @@ impl Setup {
     fn negotiated(rng: Entropy, accepted: u64) -> Self {
         let memory = memory();
         let ring = Ring::new(&memory, 0x1000, 64);
-        let queue = Queue::new(QueueIndex(0), 64, ring.layout, accepted, &*memory, Arc::new(Silent));
+        let signals = Arc::new(Signals::default());
+        let queue = Queue::new(QueueIndex(0), 64, ring.layout, accepted, &*memory, signals.clone() as _);
         Self {
             ring,
             queues: vec![Some(queue.expect("a valid layout"))],
             rng,
             memory,
+            signals,
         }
     }
 
@@ -222,6 +233,21 @@ fn a_waiting_request_is_in_no_ones_hands() {
     assert_eq!(s.process(), Ok(vec![]));
     let queue = s.queues[0].as_ref().unwrap().save();
     assert_eq!((queue.next_avail, queue.in_flight), (0, vec![]));
+}
+
+#[test]
+fn a_refused_interrupt_is_tried_again_also_while_the_source_fails() {
+    let source = Rationed::default();
+    source.give(1);
+    let mut s = Setup::new(Entropy::new(source));
+    s.signals.refuse.store(true, Ordering::SeqCst);
+    s.ring.request(&[writable(DATA, 16)]);
+    assert_eq!(s.process(), Ok(vec![16]));
+    assert_eq!(s.signals.used.load(Ordering::SeqCst), 0);
+    s.signals.refuse.store(false, Ordering::SeqCst);
+    s.ring.request(&[writable(DATA, 16)]);
+    assert_eq!(s.process(), Ok(vec![]));
+    assert_eq!(s.signals.used.load(Ordering::SeqCst), 1);
 }
 
 #[test]
