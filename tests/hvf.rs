@@ -4,7 +4,11 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -13,7 +17,7 @@ use devisor::{
     backends::{
         hvf::{
             Gic, GicConfig, GicError, HvError, HvGic, HvReturn, HvVcpus, IntIdRange, InterruptType, MsiConfig,
-            VcpuExit, VcpuHandle, VcpuInputs,
+            VcpuExit, VcpuHandle, VcpuInput, VcpuInputs,
             mock::{Codes, Config, ConfigError, GuestStep, Process},
         },
         irqchip::{
@@ -25,7 +29,8 @@ use devisor::{
     interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, MsiVectors, RequesterId, SinkVectors},
 };
 
-const LONG: Duration = Duration::from_secs(60);
+/// Longer than anything here takes.
+const LONG: Duration = Duration::from_secs(20);
 const MSI: MsiConfig = MsiConfig {
     region_base: 0x0802_0000,
     interrupts: IntIdRange {
@@ -76,17 +81,18 @@ fn taking_guest(process: &Process, vcpu: VcpuHandle) -> Arc<Mutex<Vec<IntId>>> {
     taken
 }
 
-/// Runs the vCPU; if nothing stops it for long, the run ends as `Canceled`.
+/// Runs the vCPU. If nothing stops it for long, the test fails.
 fn run(process: &Process, vcpu: VcpuHandle) -> VcpuExit {
-    stopped_at_last(process, vcpu, || process.hv_vcpu_run(vcpu)).unwrap()
+    not_for_ever(process, vcpu, || process.hv_vcpu_run(vcpu)).unwrap()
 }
 
-fn stopped_at_last<T>(process: &Process, vcpu: VcpuHandle, run: impl FnOnce() -> T) -> T {
+fn not_for_ever<T>(process: &Process, vcpu: VcpuHandle, run: impl FnOnce() -> T) -> T {
     let (done, watch) = mpsc::channel::<()>();
     thread::scope(|scope| {
         scope.spawn(move || {
             if watch.recv_timeout(LONG) == Err(mpsc::RecvTimeoutError::Timeout) {
                 process.hv_vcpus_exit(&[vcpu]).unwrap();
+                panic!("nothing stopped the vCPU");
             }
         });
         let result = run();
@@ -102,6 +108,70 @@ fn is_trap(exit: VcpuExit) -> bool {
 /// What another thread gets.
 fn elsewhere<T: Send>(call: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| scope.spawn(call).join().unwrap())
+}
+
+/// A framework that takes whatever it is told and logs it; lines not while it refuses them.
+#[derive(Default)]
+struct Lenient {
+    refuses: AtomicBool,
+    levels: Mutex<Vec<bool>>,
+    messages: Mutex<Vec<IntId>>,
+}
+
+impl HvGic for Lenient {
+    fn hv_gic_set_spi(&self, _intid: IntId, level: bool) -> Result<(), HvError> {
+        if self.refuses.load(Ordering::SeqCst) {
+            return Err(HvError::Error);
+        }
+        self.levels.lock().unwrap().push(level);
+        Ok(())
+    }
+    fn hv_gic_get_spi_interrupt_range(&self) -> Result<IntIdRange, HvError> {
+        Ok(IntIdRange {
+            first: IntId(32),
+            count: 988,
+        })
+    }
+    fn hv_gic_create(&self, _config: &GicConfig) -> Result<(), HvError> {
+        Ok(())
+    }
+    fn hv_gic_get_distributor_base_alignment(&self) -> Result<u64, HvError> {
+        Ok(1)
+    }
+    fn hv_gic_get_redistributor_base_alignment(&self) -> Result<u64, HvError> {
+        Ok(1)
+    }
+    fn hv_gic_get_distributor_size(&self) -> Result<u64, HvError> {
+        Err(HvError::Unsupported)
+    }
+    fn hv_gic_get_redistributor_size(&self) -> Result<u64, HvError> {
+        Err(HvError::Unsupported)
+    }
+    fn hv_gic_get_redistributor_region_size(&self) -> Result<u64, HvError> {
+        Err(HvError::Unsupported)
+    }
+    fn hv_gic_get_msi_region_size(&self) -> Result<u64, HvError> {
+        Err(HvError::Unsupported)
+    }
+    fn hv_gic_get_msi_region_base_alignment(&self) -> Result<u64, HvError> {
+        Ok(1)
+    }
+    fn hv_gic_send_msi(&self, _address: u64, intid: IntId) -> Result<(), HvError> {
+        self.messages.lock().unwrap().push(intid);
+        Ok(())
+    }
+    fn hv_gic_get_redistributor_base(&self, _vcpu: VcpuHandle) -> Result<u64, HvError> {
+        Err(HvError::Unsupported)
+    }
+    fn hv_gic_reset(&self) -> Result<(), HvError> {
+        Err(HvError::Unsupported)
+    }
+    fn hv_gic_state_create(&self) -> Result<Vec<u8>, HvError> {
+        Err(HvError::Unsupported)
+    }
+    fn hv_gic_set_state(&self, _state: &[u8]) -> Result<(), HvError> {
+        Err(HvError::Unsupported)
+    }
 }
 
 mod codes {
@@ -742,83 +812,20 @@ mod lines {
 
     #[test]
     fn a_line_whose_fall_was_refused_falls_when_it_is_dropped() {
-        /// A framework that refuses to lower lines when told so, and logs what it took.
-        #[derive(Default)]
-        struct Stubborn(Mutex<(bool, Vec<bool>)>);
-        let stubborn = Arc::new(Stubborn::default());
-        impl HvGic for Stubborn {
-            fn hv_gic_set_spi(&self, _intid: IntId, level: bool) -> Result<(), HvError> {
-                let (refuse, log) = &mut *self.0.lock().unwrap();
-                match *refuse {
-                    true => Err(HvError::Error),
-                    false => {
-                        log.push(level);
-                        Ok(())
-                    }
-                }
-            }
-            fn hv_gic_get_spi_interrupt_range(&self) -> Result<IntIdRange, HvError> {
-                Ok(IntIdRange {
-                    first: IntId(32),
-                    count: 32,
-                })
-            }
-            fn hv_gic_create(&self, _config: &GicConfig) -> Result<(), HvError> {
-                Ok(())
-            }
-            fn hv_gic_get_distributor_base_alignment(&self) -> Result<u64, HvError> {
-                Ok(1)
-            }
-            fn hv_gic_get_redistributor_base_alignment(&self) -> Result<u64, HvError> {
-                Ok(1)
-            }
-            fn hv_gic_get_distributor_size(&self) -> Result<u64, HvError> {
-                Err(HvError::Unsupported)
-            }
-            fn hv_gic_get_redistributor_size(&self) -> Result<u64, HvError> {
-                Err(HvError::Unsupported)
-            }
-            fn hv_gic_get_redistributor_region_size(&self) -> Result<u64, HvError> {
-                Err(HvError::Unsupported)
-            }
-            fn hv_gic_get_msi_region_size(&self) -> Result<u64, HvError> {
-                Err(HvError::Unsupported)
-            }
-            fn hv_gic_get_msi_region_base_alignment(&self) -> Result<u64, HvError> {
-                Err(HvError::Unsupported)
-            }
-            fn hv_gic_send_msi(&self, _address: u64, _intid: IntId) -> Result<(), HvError> {
-                Err(HvError::Unsupported)
-            }
-            fn hv_gic_get_redistributor_base(&self, _vcpu: VcpuHandle) -> Result<u64, HvError> {
-                Err(HvError::Unsupported)
-            }
-            fn hv_gic_reset(&self) -> Result<(), HvError> {
-                Err(HvError::Unsupported)
-            }
-            fn hv_gic_state_create(&self) -> Result<Vec<u8>, HvError> {
-                Err(HvError::Unsupported)
-            }
-            fn hv_gic_set_state(&self, _state: &[u8]) -> Result<(), HvError> {
-                Err(HvError::Unsupported)
-            }
-        }
-        let refuse = |refuse| stubborn.0.lock().unwrap().0 = refuse;
-        let gic = Gic::create(Arc::clone(&stubborn), GicConfig { msi: None, ..GIC }).unwrap();
+        let framework = Arc::new(Lenient::default());
+        let refuse = |refuse| framework.refuses.store(refuse, Ordering::SeqCst);
+        let gic = Gic::create(Arc::clone(&framework), GIC).unwrap();
         let line = gic.level_line(Spi(1)).unwrap();
         line.trigger().unwrap();
         refuse(true);
         line.clear().unwrap_err();
         refuse(false);
         drop(line);
-        assert_eq!(stubborn.0.lock().unwrap().1, [true, false]);
+        assert_eq!(*framework.levels.lock().unwrap(), [true, false]);
 
         drop(gic.level_line(Spi(1)).unwrap());
-        assert_eq!(
-            stubborn.0.lock().unwrap().1.len(),
-            2,
-            "a line that was never up is left alone"
-        );
+        let calls = framework.levels.lock().unwrap().len();
+        assert_eq!(calls, 2, "a line that was never up is left alone");
     }
 }
 
@@ -867,6 +874,14 @@ mod messages {
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{message:x?}");
         }
         assert_eq!(cpu.acknowledge(), None);
+
+        let framework = Arc::new(Lenient::default());
+        let sink = Gic::create(Arc::clone(&framework), GIC).unwrap().msi_sink().unwrap();
+        let refused = wrong.iter().all(|message| sink.send(FUNCTION, *message).is_err());
+        assert!(refused);
+        sink.send(FUNCTION, message(64)).unwrap();
+        let passed = framework.messages.lock().unwrap();
+        assert_eq!(*passed, [IntId(64)], "the framework is not even asked");
     }
 
     #[test]
@@ -1019,7 +1034,7 @@ mod inputs {
     #[test]
     fn a_level_stays_pending_from_run_to_run_until_it_falls() {
         let (process, vcpu, inputs) = trapping();
-        let run = || stopped_at_last(&process, vcpu, || inputs.run()).unwrap();
+        let run = || not_for_ever(&process, vcpu, || inputs.run()).unwrap();
         inputs.irq().trigger().unwrap();
         assert_eq!(run(), trap(InterruptType::Irq));
         assert_eq!(run(), trap(InterruptType::Irq));
@@ -1035,7 +1050,7 @@ mod inputs {
     fn a_rise_stops_nobody_who_does_not_run() {
         let (process, vcpu, inputs) = trapping();
         inputs.irq().trigger().unwrap();
-        let exit = stopped_at_last(&process, vcpu, || inputs.run()).unwrap();
+        let exit = not_for_ever(&process, vcpu, || inputs.run()).unwrap();
         assert_eq!(
             exit,
             trap(InterruptType::Irq),
@@ -1059,7 +1074,7 @@ mod inputs {
             });
             for turn in 0..500 {
                 next.send(turn).unwrap();
-                let taken = stopped_at_last(&process, vcpu, || {
+                let taken = not_for_ever(&process, vcpu, || {
                     // One exit for the rise itself, one more for one that was late.
                     (0..3).any(|_| inputs.run() == Ok(trap(InterruptType::Irq)))
                 });
@@ -1068,6 +1083,60 @@ mod inputs {
             }
             drop(next);
         });
+    }
+
+    #[test]
+    fn a_rise_after_the_levels_were_read_and_before_the_vcpu_runs_stops_the_run() {
+        /// A framework in which IRQ rises at just that moment.
+        #[derive(Default)]
+        struct Late {
+            irq: OnceLock<VcpuInput<Late>>,
+            exits: AtomicU32,
+        }
+        impl HvVcpus for Late {
+            fn hv_vcpu_set_pending_interrupt(
+                &self,
+                _: VcpuHandle,
+                kind: InterruptType,
+                up: bool,
+            ) -> Result<(), HvError> {
+                assert!(!up, "nothing was up when the run began");
+                match kind {
+                    InterruptType::Irq => Ok(()),
+                    // The last that is read.
+                    InterruptType::Fiq => self.irq.get().unwrap().trigger().map_err(|_| HvError::Error),
+                }
+            }
+            fn hv_vcpus_exit(&self, _: &[VcpuHandle]) -> Result<(), HvError> {
+                self.exits.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            }
+            fn hv_vcpu_run(&self, _: VcpuHandle) -> Result<VcpuExit, HvError> {
+                match self.exits.load(Ordering::SeqCst) {
+                    0 => Err(HvError::Error),
+                    _ => Ok(VcpuExit::Canceled),
+                }
+            }
+            fn hv_vcpu_get_pending_interrupt(&self, _: VcpuHandle, _: InterruptType) -> Result<bool, HvError> {
+                Err(HvError::Unsupported)
+            }
+            fn hv_vcpu_set_vtimer_mask(&self, _: VcpuHandle, _: bool) -> Result<(), HvError> {
+                Err(HvError::Unsupported)
+            }
+            fn hv_vcpu_get_vtimer_mask(&self, _: VcpuHandle) -> Result<bool, HvError> {
+                Err(HvError::Unsupported)
+            }
+        }
+        let late = Arc::new(Late::default());
+        let inputs = VcpuInputs::new(Arc::clone(&late), VcpuHandle(7));
+        assert!(late.irq.set(inputs.irq()).is_ok());
+        assert_eq!(inputs.run(), Ok(VcpuExit::Canceled));
+        inputs.irq().trigger().unwrap();
+        assert_eq!(
+            late.exits.load(Ordering::SeqCst),
+            1,
+            "and it stops nothing when nothing runs"
+        );
     }
 
     #[test]
@@ -1098,7 +1167,7 @@ mod inputs {
         thread::scope(|scope| {
             scope.spawn(|| line.trigger().unwrap());
             while taken < 2 {
-                match stopped_at_last(&process, vcpu, || inputs.run()).unwrap() {
+                match not_for_ever(&process, vcpu, || inputs.run()).unwrap() {
                     VcpuExit::Canceled => continue,
                     exit => assert_eq!(exit, trap(InterruptType::Irq)),
                 }

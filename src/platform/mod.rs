@@ -1,1 +1,6 @@
 //! Devices that are not virtio: UARTs, clocks, reset controllers.
+
+pub mod pl011;
+pub mod pl031;
+
+mod primecell;

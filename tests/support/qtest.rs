@@ -1,4 +1,5 @@
 //! QEMU as a model to compare with: a stopped machine, driven through the qtest protocol on its standard input and output.
+#![allow(dead_code, reason = "each test uses its own part of this")]
 
 use std::{
     collections::BTreeMap,

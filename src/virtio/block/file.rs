@@ -279,10 +279,14 @@ mod sys {
 
     pub const O_DIRECT: libc::c_int = 0;
 
-    pub use unsupported as zero_device;
-    pub use {unsupported as punch_hole, unsupported as zero_range, unsupported as discard_device};
+    pub use self::{
+        unsupported as discard_device, unsupported as punch_hole, unsupported as zero_device, unsupported as zero_range,
+    };
 
     pub fn unsupported(_: &File, _: u64, _: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -198,8 +198,9 @@ impl Block {
         Ok(block)
     }
 
-    fn has(&self, features: u64) -> bool {
-        self.negotiated.load(Ordering::Relaxed) & features == features
+    /// Whether a feature was negotiated. One that is not offered never is, whoever claims so.
+    fn has(&self, feature: u64) -> bool {
+        self.negotiated.load(Ordering::Relaxed) & self.features & feature != 0
     }
 
     fn is_read_only(&self) -> bool {

@@ -1,7 +1,7 @@
 //! What every virtio transport shares: the status machine, feature negotiation, queue set-up and running the device.
 //!
 //! [`mmio`] decodes registers and carries the interrupt; everything that it has in common with other transports is
-//! [`Core`], which knows no register layout and no line.
+//! `Core`, which knows no register layout and no line.
 
 mod kicks;
 pub mod mmio;

@@ -1,0 +1,229 @@
+//! The board: its devices, where they are, and which interrupts they have. The addresses are those of QEMU's `virt`,
+//! which nothing asks for: the guest reads them from the device tree.
+
+use std::{
+    error::Error,
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use devisor::{
+    backends::{
+        irqchip::{
+            CpuId, IntId, Ppi, Spi,
+            gicv2::{CpuOutputs, GicV2, GicV2Config, LevelLine},
+        },
+        recorder::{RecordedLevel, Recorder},
+    },
+    bus::{Bus, BusDevice},
+    platform::{
+        pl011::{Pl011, Pl011Config},
+        pl031::Pl031,
+    },
+    time::ManualClock,
+    virtio::{
+        QueueIndex, VirtioMmio,
+        block::{Block, BlockOptions, FileStorage},
+        entropy::{Entropy, OsRandom},
+        transport::mmio::Line,
+    },
+};
+use vm_memory::GuestMemoryMmap;
+
+use crate::{
+    disk::NotedReads,
+    machine::{InterruptPins, Machine},
+    watch::{Console, Watch, WatchedCpuInterface, WatchedSource},
+};
+
+/// A region of the guest's address space.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    pub base: u64,
+    pub len: u64,
+}
+
+const fn window(base: u64, len: u64) -> Window {
+    Window { base, len }
+}
+
+pub const GIC_DISTRIBUTOR: Window = window(0x0800_0000, 0x1000);
+pub const GIC_CPU_INTERFACE: Window = window(0x0801_0000, 0x2000);
+pub const UART: Window = window(0x0900_0000, 0x1000);
+pub const RTC: Window = window(0x0901_0000, 0x1000);
+pub const BLOCK: Window = window(0x0a00_0000, 0x200);
+pub const ENTROPY: Window = window(0x0a00_0200, 0x200);
+/// All of the above, and nothing else.
+pub const DEVICES: Window = window(0, 0x4000_0000);
+
+pub const RAM: Window = window(0x4000_0000, 256 << 20);
+/// An arm64 `Image` wants to be at a multiple of 2 MiB (plus its `text_offset`, which is 0 in each recent kernel).
+pub const KERNEL: u64 = 0x4020_0000;
+/// At most 2 MiB, and it must not cross a multiple of 2 MiB.
+pub const DEVICE_TREE: u64 = 0x47e0_0000;
+pub const INITRD: u64 = 0x4800_0000;
+
+pub const UART_SPI: Spi = Spi(1);
+pub const RTC_SPI: Spi = Spi(2);
+pub const BLOCK_SPI: Spi = Spi(16);
+pub const ENTROPY_SPI: Spi = Spi(17);
+pub const VIRTUAL_TIMER_PPI: Ppi = Ppi(11);
+pub const PHYSICAL_TIMER_PPI: Ppi = Ppi(14);
+
+/// When the guest's time begins: 1 January 2030, counted from the Unix epoch.
+pub const EPOCH: Duration = Duration::from_secs(1_893_456_000);
+
+/// About a megabit per second, given how long the core runs at a time.
+const CHARACTERS_AT_A_TIME: usize = 16;
+
+const CPU: CpuId = CpuId(0);
+
+/// What interrupts the guest: the name under which it is recorded, and its number.
+pub fn lines() -> [(&'static str, IntId); 5] {
+    [
+        (TIMER, VIRTUAL_TIMER_PPI.into()),
+        (UART_LINE, UART_SPI.into()),
+        (RTC_LINE, RTC_SPI.into()),
+        (BLOCK_LINE, BLOCK_SPI.into()),
+        (ENTROPY_LINE, ENTROPY_SPI.into()),
+    ]
+}
+
+const TIMER: &str = "virtual timer";
+const UART_LINE: &str = "uart";
+const RTC_LINE: &str = "rtc";
+const BLOCK_LINE: &str = "virtio-blk";
+const ENTROPY_LINE: &str = "virtio-rng";
+
+type Memory = Arc<GuestMemoryMmap>;
+type RecordedLine = RecordedLevel<LevelLine>;
+
+/// The devices that are to be called between two runs of the core.
+pub struct Board {
+    uart: Arc<Pl011<RecordedLine, Console>>,
+    /// How many characters the wire behind the UART takes now.
+    wire: Arc<AtomicUsize>,
+    clock: Arc<ManualClock>,
+    rtc: Arc<Pl031<RecordedLine, Arc<ManualClock>, ()>>,
+    block: Arc<VirtioMmio<Memory, Block>>,
+    entropy: Arc<VirtioMmio<Memory, Entropy>>,
+    /// The guest has kicked a virtio device.
+    kicked: Arc<AtomicBool>,
+    disk_was_read: Arc<AtomicBool>,
+}
+
+impl Board {
+    /// Makes the devices and wires them to each other and to the core.
+    pub fn new(
+        machine: &Machine,
+        pins: InterruptPins,
+        memory: GuestMemoryMmap,
+        disk: &Path,
+        clock: Arc<ManualClock>,
+        watch: &Arc<Watch>,
+        recorder: &Recorder,
+    ) -> Result<Self, Box<dyn Error>> {
+        let outputs = CpuOutputs {
+            irq: Box::new(pins.irq()),
+            fiq: Box::new(pins.fiq()),
+        };
+        let gic = GicV2::new(GicV2Config::default(), vec![outputs])?;
+        let line = |name, spi| gic.level_line(spi).map(|line| recorder.wrap_level(name, line));
+        let timer = |name, ppi| gic.ppi_line(CPU, ppi).map(|line| recorder.wrap_level(name, line));
+
+        let wire = Arc::new(AtomicUsize::new(0));
+        let console = Console {
+            watch: Arc::clone(watch),
+            room: Arc::clone(&wire),
+        };
+        let uart = Arc::new(Pl011::new(Pl011Config::default(), line(UART_LINE, UART_SPI)?, console));
+        let rtc = Arc::new(Pl031::new(line(RTC_LINE, RTC_SPI)?, Arc::clone(&clock), ()));
+
+        // Virtio devices do not run within the guest's kick but after it, as on a worker thread.
+        let kicked = Arc::new(AtomicBool::new(false));
+        let doorbell = || {
+            let kicked = Arc::clone(&kicked);
+            move |_: QueueIndex| {
+                kicked.store(true, Ordering::SeqCst);
+                Ok(())
+            }
+        };
+        let memory = Arc::new(memory);
+        let disk_was_read = Arc::new(AtomicBool::new(false));
+        let storage = NotedReads::new(FileStorage::open(disk)?, Arc::clone(&disk_was_read));
+        let disk = Block::new(storage, BlockOptions::default())?;
+        let block_line = Line::Level(Arc::new(line(BLOCK_LINE, BLOCK_SPI)?));
+        let block = VirtioMmio::new(disk, Arc::clone(&memory), block_line)?.with_doorbell(doorbell());
+        let block = Arc::new(block);
+        let entropy_line = Line::Level(Arc::new(line(ENTROPY_LINE, ENTROPY_SPI)?));
+        let source = WatchedSource::new(OsRandom, Arc::clone(watch));
+        let entropy = VirtioMmio::new(Entropy::new(source), memory, entropy_line)?.with_doorbell(doorbell());
+        let entropy = Arc::new(entropy);
+
+        let gic_cpu_interface = WatchedCpuInterface::new(gic.cpu_interface(CPU)?, Arc::clone(watch));
+        let mut bus = Bus::new();
+        let devices: [(Window, Arc<dyn BusDevice>); 6] = [
+            (GIC_DISTRIBUTOR, Arc::new(gic.distributor(CPU)?)),
+            (GIC_CPU_INTERFACE, Arc::new(gic_cpu_interface)),
+            (UART, Arc::clone(&uart) as _),
+            (RTC, Arc::clone(&rtc) as _),
+            (BLOCK, Arc::clone(&block) as _),
+            (ENTROPY, Arc::clone(&entropy) as _),
+        ];
+        for (window, device) in devices {
+            bus.insert(window.base, window.len, device)?;
+        }
+        machine.plug(bus, DEVICES.len)?;
+        machine.connect("cntv", timer(TIMER, VIRTUAL_TIMER_PPI)?)?;
+        machine.connect("cntp", timer("physical timer", PHYSICAL_TIMER_PPI)?)?;
+        Ok(Self {
+            uart,
+            wire,
+            clock,
+            rtc,
+            block,
+            entropy,
+            kicked,
+            disk_was_read,
+        })
+    }
+
+    /// Lets the wire behind the UART take some characters. Returns whether there are more.
+    pub fn send_characters(&self) -> io::Result<bool> {
+        self.wire.store(CHARACTERS_AT_A_TIME, Ordering::SeqCst);
+        match self.uart.flush() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(self.uart.unsent() != 0),
+        }
+    }
+
+    /// Types at the guest's console. Returns how many of the characters the UART had room for.
+    pub fn type_in(&self, characters: &[u8]) -> usize {
+        self.uart.receive(characters)
+    }
+
+    /// Runs the virtio devices if the guest has kicked one. Returns whether something of the disk is in RAM now.
+    pub fn run_virtio_devices(&self) -> bool {
+        if self.kicked.swap(false, Ordering::SeqCst) {
+            self.block.run();
+            self.entropy.run();
+        }
+        self.disk_was_read.swap(false, Ordering::SeqCst)
+    }
+
+    /// Sets the time, as the guest has been running for `uptime`, and returns the uptime at which the clock's alarm is
+    /// to go off.
+    pub fn let_time_pass(&self, uptime: Duration) -> Option<Duration> {
+        let now = EPOCH + uptime;
+        self.clock.advance_to(now);
+        if self.rtc.deadline().is_some_and(|deadline| deadline <= now) {
+            self.rtc.expire();
+        }
+        Some(self.rtc.deadline()?.saturating_sub(EPOCH))
+    }
+}

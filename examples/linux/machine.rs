@@ -1,0 +1,262 @@
+//! What rsemu brings: an AArch64 core, RAM, and an address space for both. Everything that knows rsemu is here.
+//!
+//! It is to this example what `/dev/kvm` is to a VMM: run a little, be called for each access to a device, be told which
+//! interrupt lines are up.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use devisor::{
+    bus::Bus,
+    interrupt::{LevelInterrupt, level_from_fn},
+};
+use rsemu::{
+    core::{
+        device::Device,
+        error::BusError,
+        hosts::HostObjects,
+        props::Props,
+        space::{AddressSpace, MemAttrs, MemOps, MemResult, RamStore, Region},
+        wire::{Level, Wire, WireId, WireIdAllocator, WireSink, WireSource},
+    },
+    cpu::arm::a64::{
+        Cpu, Lines,
+        psci::{Cluster, DEFAULT_CLUSTER},
+    },
+};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+/// One tick of the core is one memory access, and one count of its generic timer.
+pub const TICKS_PER_SECOND: u64 = 62_500_000;
+
+/// How long the core runs before it looks up: 160 microseconds of the guest's time.
+const QUANTUM: u64 = 10_000;
+
+/// The core sleeps and nothing is left that could wake it.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest waits for an interrupt that nothing can raise any more")]
+pub struct Stuck;
+
+/// The RAM of the machine, seen from the core and from the devices.
+pub struct Ram {
+    store: Arc<RamStore>,
+    base: u64,
+    memory: GuestMemoryMmap,
+}
+
+impl Ram {
+    /// `size` zeroed bytes at guest address `base`.
+    pub fn new(base: u64, size: u64) -> Result<Self, Box<dyn std::error::Error>> {
+        let store = Arc::new(RamStore::new(size));
+        // Devices may hold clones of the memory for as long as they like, and those do not know the store.
+        std::mem::forget(Arc::clone(&store));
+        // SAFETY: the store owns `size` bytes at its host address, neither moves nor resizes them, and is never freed.
+        let mapping = unsafe {
+            MmapRegion::build_raw(
+                store.host_addr() as *mut u8,
+                usize::try_from(size)?,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            )?
+        };
+        let region = GuestRegionMmap::new(mapping, GuestAddress(base)).ok_or("the RAM ends past the address space")?;
+        let memory = GuestMemoryMmap::from_regions(vec![region])?;
+        Ok(Self { store, base, memory })
+    }
+
+    /// The same bytes, as devices want them.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+}
+
+/// The interrupt inputs of the core. Taken before there is a [`Machine`], for the interrupt controller to drive.
+pub struct InterruptPins(Arc<Lines>);
+
+impl InterruptPins {
+    /// The core's IRQ input.
+    pub fn irq(&self) -> impl LevelInterrupt + use<> {
+        self.pin(Lines::IRQ)
+    }
+
+    /// The core's FIQ input.
+    pub fn fiq(&self) -> impl LevelInterrupt + use<> {
+        self.pin(Lines::FIQ)
+    }
+
+    fn pin(&self, pin: u64) -> impl LevelInterrupt + use<> {
+        let lines = Arc::clone(&self.0);
+        level_from_fn(move |up| {
+            lines.set(pin, up);
+            Ok(())
+        })
+    }
+}
+
+/// What the guest asked its firmware for (PSCI, DEN 0022).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerRequest {
+    Off,
+    Reset,
+}
+
+/// One core with its RAM and its devices.
+pub struct Machine {
+    cpu: Cpu,
+    lines: Arc<Lines>,
+    space: Arc<AddressSpace>,
+    power: Arc<OnceLock<PowerRequest>>,
+    wires: WireIdAllocator,
+}
+
+impl Machine {
+    /// A core without devices, about to execute `entry` with `x0` in its first register, and its interrupt inputs.
+    pub fn new(engine: &str, ram: &Ram, entry: u64, x0: u64) -> rsemu::Result<(Self, InterruptPins)> {
+        let hosts = Arc::new(HostObjects::new());
+        let props = Props::new()
+            .with("cpu", "cortex-a53")
+            .with("engine", engine)
+            .with("cntfrq", TICKS_PER_SECOND)
+            .with("psci", "smc")
+            .with_hosts(Arc::clone(&hosts));
+        let cpu = Cpu::from_props(&props)?;
+        let lines = Cluster::open(&hosts, DEFAULT_CLUSTER)?
+            .find(0)
+            .expect("the core has joined its cluster under affinity 0");
+        let space = Arc::new(AddressSpace::new("memory", 64));
+        let region = Region::ram("ram", Arc::clone(&ram.store));
+        space.topology().map(region, ram.base)?;
+        cpu.attach_space(Arc::clone(&space));
+        cpu.set_pc(entry);
+        cpu.set_x(0, x0);
+
+        let machine = Self {
+            cpu,
+            lines: Arc::clone(&lines),
+            space,
+            power: Arc::default(),
+            wires: WireIdAllocator::new(),
+        };
+        for (output, request) in [("poweroff", PowerRequest::Off), ("reboot", PowerRequest::Reset)] {
+            let power = Arc::clone(&machine.power);
+            let line = level_from_fn(move |up| {
+                if up {
+                    power.get_or_init(|| request);
+                }
+                Ok(())
+            });
+            machine.connect(output, line)?;
+        }
+        Ok((machine, InterruptPins(lines)))
+    }
+
+    /// Plugs the devices in: accesses to the `len` bytes from guest address 0 on go to `bus`.
+    pub fn plug(&self, bus: Bus, len: u64) -> rsemu::Result<()> {
+        let region = Region::io("devices", len, Arc::new(Exits(bus)));
+        self.space.topology().map(region, 0)?;
+        Ok(())
+    }
+
+    /// Connects one of the core's timers, `cntv` (virtual) or `cntp` (physical), to `line`.
+    pub fn connect(&self, output: &str, line: impl LevelInterrupt + 'static) -> rsemu::Result<()> {
+        let id = self.wires.alloc();
+        let wire = Wire::builder().source(id).sink(Arc::new(Output(line)), 0);
+        self.cpu.connect(output, WireSource::new(wire.build_shared(), id))
+    }
+
+    /// Runs a little. Devices are called on this thread.
+    pub fn run(&self) {
+        self.cpu.run_budget(QUANTUM);
+    }
+
+    /// What the guest has asked its firmware for, if anything.
+    pub fn power_request(&self) -> Option<PowerRequest> {
+        self.power.get().copied()
+    }
+
+    /// How long the guest has been running, in its own time.
+    pub fn time(&self) -> Duration {
+        ticks_to_time(self.cpu.counter())
+    }
+
+    /// If the guest sleeps, lets its time pass at once until the next of its timers, or until `alarm` if that is earlier.
+    ///
+    /// # Errors
+    /// [`Stuck`] if there is neither.
+    pub fn skip_idle_time(&self, alarm: Option<Duration>) -> Result<(), Stuck> {
+        if !self.cpu.is_waiting() || self.lines.pending() != 0 {
+            return Ok(());
+        }
+        const ENABLE_AND_MASK: u64 = 0b11; // CNTV_CTL_EL0, CNTP_CTL_EL0: ENABLE, IMASK
+        const ENABLED: u64 = 0b01;
+        let now = self.cpu.counter();
+        let timers = self.cpu.sysregs();
+        let deadline = [(timers.cntv_ctl, timers.cntv_cval), (timers.cntp_ctl, timers.cntp_cval)]
+            .into_iter()
+            .filter(|(control, _)| control & ENABLE_AND_MASK == ENABLED)
+            .map(|(_, deadline)| deadline)
+            .chain(alarm.map(time_to_ticks))
+            .min()
+            .ok_or(Stuck)?;
+        // The counter of a core that is switched off runs on, and takes any number of ticks in one step; a core in WFI
+        // takes them one by one.
+        self.lines.set_powered(false);
+        self.cpu.run_budget(deadline.saturating_sub(now));
+        self.lines.set_powered(true);
+        Ok(())
+    }
+
+    /// To be called when a device may have written code to RAM: the translating engines cannot see that, and would go on
+    /// running what they made of the code that was there before.
+    pub fn forget_translations(&self) {
+        self.space.topology().rebuild();
+    }
+}
+
+fn ticks_to_time(ticks: u64) -> Duration {
+    let fraction = ticks % TICKS_PER_SECOND * 1_000_000_000 / TICKS_PER_SECOND;
+    Duration::new(ticks / TICKS_PER_SECOND, fraction as u32)
+}
+
+/// Rounds up: at this tick the time has come.
+fn time_to_ticks(time: Duration) -> u64 {
+    let fraction = (u64::from(time.subsec_nanos()) * TICKS_PER_SECOND).div_ceil(1_000_000_000);
+    time.as_secs().saturating_mul(TICKS_PER_SECOND).saturating_add(fraction)
+}
+
+/// rsemu calls us for an access: what an MMIO exit is to a VMM.
+#[derive(Debug)]
+struct Exits(Bus);
+
+impl MemOps for Exits {
+    fn read(&self, address: u64, data: &mut [u8], attributes: MemAttrs) -> MemResult {
+        if attributes.debug {
+            return Err(BusError::BadAccess); // it must not have side effects, and ours have
+        }
+        self.0.read(address, data).map_err(|_| BusError::Unassigned)
+    }
+
+    fn write(&self, address: u64, data: &[u8], attributes: MemAttrs) -> MemResult {
+        if attributes.debug {
+            return Err(BusError::BadAccess);
+        }
+        self.0.write(address, data).map_err(|_| BusError::Unassigned)
+    }
+}
+
+/// An output of the core drives one of our lines.
+struct Output<L>(L);
+
+impl<L: LevelInterrupt> WireSink for Output<L> {
+    fn set_level(&self, _source: WireId, _line: u32, level: Level) {
+        let told = match level {
+            Level::High => self.0.trigger(),
+            Level::Low => self.0.clear(),
+        };
+        if let Err(error) = told {
+            eprintln!("an output of the core was not delivered: {error}");
+        }
+    }
+}

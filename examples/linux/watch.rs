@@ -1,0 +1,162 @@
+//! What the host sees of the guest, to compare it with what the guest sees of itself: its console, the interrupts that it
+//! acknowledges and the random bytes that it is given.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use devisor::{
+    backends::irqchip::IntId,
+    bus::{BusDevice, read_le},
+    virtio::entropy::Source,
+};
+
+/// How often the guest has acknowledged each interrupt.
+pub type Acknowledged = BTreeMap<IntId, u64>;
+
+/// A GIC's CPU interface that counts what the guest acknowledges: reads of GICC_IAR (IHI 0048B, 4.4.4).
+pub struct WatchedCpuInterface<D> {
+    inner: D,
+    watch: Arc<Watch>,
+}
+
+const GICC_IAR: u64 = 0x00c;
+const INTERRUPT_ID: u64 = 0x3ff;
+/// 1020 to 1023 mean that there was nothing to acknowledge.
+const FIRST_SPECIAL_ID: u32 = 1020;
+
+impl<D: BusDevice> WatchedCpuInterface<D> {
+    pub fn new(inner: D, watch: Arc<Watch>) -> Self {
+        Self { inner, watch }
+    }
+}
+
+impl<D: BusDevice> BusDevice for WatchedCpuInterface<D> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.inner.read(offset, data);
+        let id = (read_le(data) & INTERRUPT_ID) as u32;
+        if offset == GICC_IAR && id < FIRST_SPECIAL_ID {
+            self.watch
+                .with(|seen| *seen.acknowledged.entry(IntId(id)).or_default() += 1);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.inner.write(offset, data);
+    }
+}
+
+/// A source of random bytes that keeps a copy of them.
+pub struct WatchedSource<S> {
+    inner: S,
+    watch: Arc<Watch>,
+}
+
+impl<S: Source> WatchedSource<S> {
+    pub fn new(inner: S, watch: Arc<Watch>) -> Self {
+        Self { inner, watch }
+    }
+}
+
+impl<S: Source> Source for WatchedSource<S> {
+    fn fill(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        self.inner.fill(bytes)?;
+        self.watch.with(|seen| seen.random.extend_from_slice(bytes));
+        Ok(())
+    }
+}
+
+/// All that was seen so far.
+#[derive(Default)]
+pub struct Watch {
+    seen: Mutex<Seen>,
+    asked: AtomicBool,
+}
+
+#[derive(Clone, Default)]
+pub struct Seen {
+    /// What the guest has printed.
+    pub console: Vec<u8>,
+    /// The random bytes that there were for it, in order.
+    pub random: Vec<u8>,
+    pub acknowledged: Acknowledged,
+    /// The same, when the guest announced that it would look at its own counts.
+    pub acknowledged_before: Option<Acknowledged>,
+}
+
+impl Watch {
+    /// What the guest prints before it prints its `/proc/interrupts`, and after it.
+    pub const HEADING: &str = "guest: interrupts";
+    pub const END: &str = "guest: end of interrupts";
+
+    /// What it prints when it wants to be answered.
+    const QUESTION: &str = "guest: say a word";
+
+    /// Whether the guest has asked its question.
+    pub fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    pub fn seen(&self) -> Seen {
+        self.with(|seen| seen.clone())
+    }
+
+    fn console(&self, bytes: &[u8]) {
+        self.with(|seen| {
+            for &byte in bytes {
+                seen.console.push(byte);
+                if byte != b'\n' {
+                    continue;
+                }
+                let line = last_line(&seen.console);
+                if line == Self::QUESTION.as_bytes() {
+                    self.asked.store(true, Ordering::SeqCst);
+                } else if line == Self::HEADING.as_bytes() {
+                    seen.acknowledged_before = Some(seen.acknowledged.clone());
+                }
+            }
+        });
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut Seen) -> R) -> R {
+        f(&mut self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The UART's output, to the watch and to standard output, over a wire that is slower than the guest: so the UART's
+/// transmit FIFO fills up, and the guest has to wait for its interrupt.
+pub struct Console {
+    pub watch: Arc<Watch>,
+    /// How many characters the wire takes now.
+    pub room: Arc<AtomicUsize>,
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = self.room.load(Ordering::SeqCst);
+        let taken = &bytes[..bytes.len().min(room)];
+        if taken.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.room.store(room - taken.len(), Ordering::SeqCst);
+        self.watch.console(taken);
+        io::stdout().write_all(taken)?;
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().flush()
+    }
+}
+
+/// The last of the lines, all of which have ended.
+fn last_line(lines: &[u8]) -> &[u8] {
+    let lines = lines.trim_ascii_end();
+    let start = lines.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    &lines[start..]
+}

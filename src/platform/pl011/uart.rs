@@ -1,0 +1,455 @@
+//! The PL011 as its guest sees it: registers, FIFOs and interrupt sources, without locks and without callbacks.
+
+use std::collections::VecDeque;
+
+use super::{FifoDepth, Frame, ModemInputs, ModemOutputs, Pl011Config, registers::*};
+use crate::platform::primecell;
+
+/// The deeper of the two FIFOs that there are.
+pub(super) const MAX_DEPTH: usize = 32;
+
+pub(super) struct Uart {
+    // Fixed configuration.
+    pub(super) config: Pl011Config,
+
+    // What is plugged in.
+    pub(super) inputs: ModemInputs,
+
+    // What the guest can change.
+    pub(super) ilpr: u8,
+    pub(super) ibrd: u16,
+    pub(super) fbrd: u8,
+    pub(super) lcr_h: u8,
+    pub(super) cr: u16,
+    pub(super) ifls: u8,
+    pub(super) imsc: u16,
+    pub(super) ris: u16,
+    pub(super) dmacr: u8,
+    pub(super) rsr: u8,
+    /// A character was lost, and none has been received since that could tell (section 3.3.1, OE).
+    pub(super) overrun: bool,
+    /// Characters with their errors, as UARTDR shows them.
+    pub(super) rx: VecDeque<u16>,
+    pub(super) tx: VecDeque<u8>,
+
+    /// How many characters ever left the transmit FIFO, sent or flushed: tells those that are being written from
+    /// those that the guest put in their place meanwhile.
+    pub(super) departed: u64,
+}
+
+/// Characters that were taken for writing: [`Uart::transmitted`] says how many of them were.
+pub(super) struct Burst {
+    characters: [u8; MAX_DEPTH],
+    len: usize,
+    first: u64,
+}
+
+impl Burst {
+    pub(super) fn characters(&self) -> &[u8] {
+        &self.characters[..self.len]
+    }
+}
+
+/// What interrupt sources are derived from, as it was before a change.
+struct Levels {
+    rx_at_trigger: bool,
+    tx_above_trigger: bool,
+    modem: ModemInputs,
+}
+
+/// What moved during a change.
+#[derive(Default)]
+struct Moved {
+    received: bool,
+    transmitted: bool,
+}
+
+impl Uart {
+    pub(super) fn new(config: Pl011Config) -> Self {
+        let enabled = if config.enabled { cr::UARTEN } else { 0 };
+        Self {
+            config,
+            inputs: config.modem,
+            ilpr: 0,
+            ibrd: 0,
+            fbrd: 0,
+            lcr_h: 0,
+            cr: cr::RESET | enabled,
+            ifls: ifls::RESET,
+            imsc: 0,
+            ris: 0,
+            dmacr: 0,
+            rsr: 0,
+            overrun: false,
+            rx: VecDeque::with_capacity(MAX_DEPTH),
+            tx: VecDeque::with_capacity(MAX_DEPTH),
+            departed: 0,
+        }
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.flush();
+        let (inputs, departed) = (self.inputs, self.departed);
+        *self = Self {
+            inputs,
+            departed,
+            ..Self::new(self.config)
+        };
+    }
+
+    /// The masked interrupts, section 3.3.12. The line is up while there is any.
+    pub(super) fn mis(&self) -> u16 {
+        self.ris & self.imsc
+    }
+
+    // The guest's face.
+
+    pub(super) fn read(&mut self, offset: u64) -> u16 {
+        match offset {
+            UARTDR => self.change(|uart, _| uart.read_data()),
+            UARTRSR => self.rsr.into(),
+            UARTFR => self.flags(),
+            UARTILPR => self.ilpr.into(),
+            UARTIBRD => self.ibrd,
+            UARTFBRD => self.fbrd.into(),
+            UARTLCR_H => self.lcr_h.into(),
+            UARTCR => self.cr,
+            UARTIFLS => self.ifls.into(),
+            UARTIMSC => self.imsc,
+            UARTRIS => self.ris,
+            UARTMIS => self.mis(),
+            UARTDMACR => self.dmacr.into(),
+            _ => primecell::identification(offset, self.config.fifo_depth.periph_id()).map_or(0, u16::from),
+        }
+    }
+
+    pub(super) fn write(&mut self, offset: u64, value: u16) {
+        let byte = value as u8;
+        self.change(|uart, moved| match offset {
+            UARTDR => uart.write_data(byte),
+            UARTRSR => uart.rsr = 0,
+            UARTILPR => uart.ilpr = byte,
+            UARTIBRD => uart.ibrd = value,
+            UARTFBRD => uart.fbrd = byte & fbrd::MASK,
+            UARTLCR_H => uart.write_line_control(byte, moved),
+            UARTCR => uart.cr = value & cr::MASK,
+            UARTIFLS => uart.ifls = byte & ifls::MASK,
+            UARTIMSC => uart.imsc = value & int::MASK,
+            UARTICR => uart.ris &= !value,
+            UARTDMACR => uart.dmacr = byte & dmacr::MASK,
+            _ => (),
+        });
+    }
+
+    /// UARTDR of an empty FIFO is undefined in the manual; here it is zero and leaves UARTRSR alone.
+    fn read_data(&mut self) -> u16 {
+        let Some(character) = self.rx.pop_front() else { return 0 };
+        // An overrun shows in UARTRSR at once and until it is cleared there, whatever is read meanwhile.
+        self.rsr = self.rsr & rsr::OE | (character >> dr::STATUS_SHIFT) as u8;
+        character
+    }
+
+    /// A character that does not fit is lost, as the manual tells drivers to look at TXFF first.
+    fn write_data(&mut self, character: u8) {
+        if self.tx.len() < self.depth() {
+            self.tx.push_back(character);
+        }
+    }
+
+    fn write_line_control(&mut self, value: u8, moved: &mut Moved) {
+        let changed = self.lcr_h ^ value;
+        self.lcr_h = value;
+        if changed & lcr_h::FEN != 0 {
+            self.flush();
+        }
+        if changed & value & lcr_h::BRK != 0 && self.loops_back() && self.can_receive() {
+            self.arrive(Frame::Break, moved);
+        }
+    }
+
+    fn flags(&self) -> u16 {
+        let modem = self.modem_lines();
+        let depth = self.depth();
+        [
+            (fr::CTS, modem.cts),
+            (fr::DSR, modem.dsr),
+            (fr::DCD, modem.dcd),
+            (fr::RI, modem.ri),
+            (fr::BUSY, !self.tx.is_empty()),
+            (fr::TXFE, self.tx.is_empty()),
+            (fr::TXFF, self.tx.len() >= depth),
+            (fr::RXFE, self.rx.is_empty()),
+            (fr::RXFF, self.rx.len() >= depth),
+        ]
+        .into_iter()
+        .fold(0, |flags, (flag, on)| if on { flags | flag } else { flags })
+    }
+
+    // The face to the outside.
+
+    /// How many characters from outside fit. None while the guest has the receiver off or looped back.
+    pub(super) fn room(&self) -> usize {
+        if self.can_receive() && !self.loops_back() {
+            self.depth() - self.rx.len()
+        } else {
+            0
+        }
+    }
+
+    /// As many of `characters` as fit.
+    pub(super) fn receive(&mut self, characters: &[u8]) -> usize {
+        let accepted = self.room().min(characters.len());
+        self.change(|uart, moved| {
+            for &character in &characters[..accepted] {
+                uart.arrive(Frame::Data(character), moved);
+            }
+        });
+        accepted
+    }
+
+    /// One frame from a wire that does not wait. Returns whether the guest can read it.
+    pub(super) fn receive_frame(&mut self, frame: Frame) -> bool {
+        if !self.can_receive() || self.loops_back() {
+            return false;
+        }
+        self.change(|uart, moved| uart.arrive(frame, moved))
+    }
+
+    pub(super) fn set_inputs(&mut self, inputs: ModemInputs) {
+        self.change(|uart, _| uart.inputs = inputs);
+    }
+
+    pub(super) fn outputs(&self) -> ModemOutputs {
+        let flow_control = self.cr & cr::RTSEN != 0;
+        ModemOutputs {
+            dtr: self.cr & cr::DTR != 0,
+            rts: if flow_control {
+                self.rx.len() < self.rx_trigger()
+            } else {
+                self.cr & cr::RTS != 0
+            },
+            out1: self.cr & cr::OUT1 != 0,
+            out2: self.cr & cr::OUT2 != 0,
+            sends_break: self.lcr_h & lcr_h::BRK != 0,
+        }
+    }
+
+    /// The characters that may leave now, if any. They stay in the FIFO until [`transmitted`](Self::transmitted).
+    pub(super) fn burst(&self) -> Option<Burst> {
+        if self.tx.is_empty() || !self.can_transmit() || self.loops_back() {
+            return None;
+        }
+        let mut characters = [0; MAX_DEPTH];
+        for (slot, &character) in characters.iter_mut().zip(&self.tx) {
+            *slot = character;
+        }
+        Some(Burst {
+            characters,
+            len: self.tx.len(),
+            first: self.departed,
+        })
+    }
+
+    /// The first `count` characters of `burst` have left. Those that the guest flushed meanwhile are gone already.
+    pub(super) fn transmitted(&mut self, burst: &Burst, count: usize) {
+        let gone = self.departed.wrapping_sub(burst.first);
+        let count = (count.min(burst.len) as u64).saturating_sub(gone) as usize;
+        self.change(|uart, moved| {
+            let count = count.min(uart.tx.len());
+            uart.tx.drain(..count);
+            uart.departed = uart.departed.wrapping_add(count as u64);
+            moved.transmitted = count > 0;
+        });
+    }
+
+    // How it works inside.
+
+    pub(super) fn depth(&self) -> usize {
+        if self.lcr_h & lcr_h::FEN != 0 {
+            self.config.fifo_depth.characters()
+        } else {
+            1
+        }
+    }
+
+    fn loops_back(&self) -> bool {
+        self.cr & cr::LBE != 0
+    }
+
+    fn can_receive(&self) -> bool {
+        let enabled = cr::UARTEN | cr::RXE;
+        self.cr & enabled == enabled
+    }
+
+    fn can_transmit(&self) -> bool {
+        let enabled = cr::UARTEN | cr::TXE;
+        self.cr & enabled == enabled && (self.cr & cr::CTSEN == 0 || self.modem_lines().cts)
+    }
+
+    /// The modem lines that the guest sees: in loopback they are its own outputs (section 3.3.8, LBE).
+    fn modem_lines(&self) -> ModemInputs {
+        if !self.loops_back() {
+            return self.inputs;
+        }
+        let outputs = self.outputs();
+        ModemInputs {
+            cts: outputs.rts,
+            dsr: outputs.dtr,
+            dcd: outputs.out1,
+            ri: outputs.out2,
+        }
+    }
+
+    /// Empties both FIFOs: nothing was sent and nothing was read.
+    pub(super) fn flush(&mut self) {
+        self.rx.clear();
+        self.departed = self.departed.wrapping_add(self.tx.len() as u64);
+        self.tx.clear();
+    }
+
+    fn arrive(&mut self, frame: Frame, moved: &mut Moved) -> bool {
+        moved.received = true;
+        if self.rx.len() >= self.depth() {
+            // The shift register is overwritten, the FIFO stays as it is.
+            self.overrun = true;
+            self.rsr |= rsr::OE;
+            self.ris |= int::OE;
+            return false;
+        }
+        let (character, error, interrupt) = match frame {
+            Frame::Data(character) => (character, 0, 0),
+            Frame::FramingError(character) => (character, dr::FE, int::FE),
+            Frame::ParityError(character) => (character, dr::PE, int::PE),
+            Frame::Break => (0, dr::BE, int::BE),
+        };
+        let overrun = if self.overrun { dr::OE } else { 0 };
+        self.overrun = false;
+        self.ris |= interrupt;
+        self.rx.push_back(u16::from(character) | error | overrun);
+        true
+    }
+
+    /// In loopback the transmitter feeds the receiver. The manual leaves open whether the characters show outside too;
+    /// drivers use this to test themselves and expect that they do not.
+    fn loop_back(&mut self, moved: &mut Moved) {
+        if !self.loops_back() {
+            return;
+        }
+        while self.can_transmit()
+            && let Some(character) = self.tx.pop_front()
+        {
+            self.departed = self.departed.wrapping_add(1);
+            moved.transmitted = true;
+            if self.can_receive() {
+                self.arrive(Frame::Data(character), moved);
+            }
+        }
+    }
+
+    /// The number of characters at which a FIFO is at its trigger level. The three reserved codes act as the highest.
+    fn trigger(&self, select: u8) -> usize {
+        let depth = self.config.fifo_depth.characters();
+        match select & ifls::FIELD {
+            0 => depth / 8,
+            1 => depth / 4,
+            2 => depth / 2,
+            3 => depth * 3 / 4,
+            _ => depth * 7 / 8,
+        }
+    }
+
+    pub(super) fn rx_trigger(&self) -> usize {
+        if self.lcr_h & lcr_h::FEN != 0 {
+            self.trigger(self.ifls >> ifls::RX_SHIFT)
+        } else {
+            1
+        }
+    }
+
+    pub(super) fn tx_trigger(&self) -> usize {
+        if self.lcr_h & lcr_h::FEN != 0 {
+            self.trigger(self.ifls)
+        } else {
+            0
+        }
+    }
+
+    fn levels(&self) -> Levels {
+        Levels {
+            rx_at_trigger: self.rx.len() >= self.rx_trigger(),
+            tx_above_trigger: self.tx.len() > self.tx_trigger(),
+            modem: self.modem_lines(),
+        }
+    }
+
+    /// Runs `change` and derives from it everything that follows by itself.
+    fn change<T>(&mut self, change: impl FnOnce(&mut Self, &mut Moved) -> T) -> T {
+        let before = self.levels();
+        let mut moved = Moved::default();
+        let result = change(self, &mut moved);
+        self.loop_back(&mut moved);
+        self.update(&before, &moved);
+        result
+    }
+
+    /// Derives the raw interrupts from what changed, section 2.8. The error interrupts are set where the error
+    /// occurs; all others here.
+    fn update(&mut self, before: &Levels, moved: &Moved) {
+        let now = self.levels();
+
+        // UARTRXINTR: set when the FIFO reaches its level, cleared when it falls below.
+        if !now.rx_at_trigger {
+            self.ris &= !int::RX;
+        } else if !before.rx_at_trigger {
+            self.ris |= int::RX;
+        }
+
+        // UARTRTINTR: set when there is data and none came for 32 bit times, cleared when there is none. There are
+        // no bit times here: whoever brings characters brings all that there are, so the wire is idle at once.
+        if self.rx.is_empty() {
+            self.ris &= !int::RT;
+        } else if moved.received {
+            self.ris |= int::RT;
+        }
+
+        // UARTTXINTR: set when characters that leave take the FIFO through its level, not by the level itself, so a
+        // driver that unmasks it before it has written anything hears nothing. A FIFO that runs empty counts too:
+        // characters leave here as soon as they are written, and a driver that wrote a burst, which a real FIFO
+        // would have held, waits for the drop.
+        if now.tx_above_trigger {
+            self.ris &= !int::TX;
+        } else if moved.transmitted && (before.tx_above_trigger || self.tx.is_empty()) {
+            self.ris |= int::TX;
+        }
+
+        // UARTMSINTR: set by each line that changes.
+        for (changed, interrupt) in [
+            (before.modem.cts != now.modem.cts, int::CTS),
+            (before.modem.dsr != now.modem.dsr, int::DSR),
+            (before.modem.dcd != now.modem.dcd, int::DCD),
+            (before.modem.ri != now.modem.ri, int::RI),
+        ] {
+            if changed {
+                self.ris |= interrupt;
+            }
+        }
+    }
+}
+
+impl FifoDepth {
+    pub(super) fn characters(self) -> usize {
+        match self {
+            Self::Sixteen => 16,
+            Self::ThirtyTwo => 32,
+        }
+    }
+
+    /// The revision in UARTPeriphID2 says which FIFOs there are, and drivers go by it.
+    fn periph_id(self) -> u32 {
+        let revision = match self {
+            Self::Sixteen => 2,
+            Self::ThirtyTwo => 3,
+        };
+        PERIPH_ID | revision << 20
+    }
+}

@@ -1,0 +1,341 @@
+//! Files and block devices of the host. What this machine cannot do is skipped, and said.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    process::{self, Command},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use super::*;
+use crate::virtio::block::storage::transfer;
+
+/// A file that is gone when this is dropped.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(contents: &[u8]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("devisor-block-{}-{count}", process::id()));
+        fs::write(&path, contents).expect("a temporary file");
+        Self(path)
+    }
+
+    fn contents(&self) -> Vec<u8> {
+        fs::read(&self.0).expect("the temporary file")
+    }
+}
+
+impl AsRef<Path> for Temporary {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn skipped(test: &str, why: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "skipped: {test}: {why}");
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|index| (index % 251) as u8 + 1).collect()
+}
+
+fn read(storage: &dyn Storage, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut data = vec![0xee; len];
+    let slice = VolatileSlice::from(&mut data[..]);
+    transfer(&[slice], offset, |offset, rest| storage.read_at(offset, rest)).1?;
+    Ok(data)
+}
+
+#[test]
+fn data_goes_to_its_place_and_comes_from_there() {
+    let file = Temporary::new(&pattern(4096));
+    let storage = FileStorage::open(&file).unwrap();
+    assert_eq!(storage.capacity().unwrap(), 4096);
+    let (mut a, mut b) = ([1_u8; 512], [2_u8; 1024]);
+    let buffers = [VolatileSlice::from(&mut a[..]), VolatileSlice::from(&mut b[..])];
+    assert_eq!(storage.write_at(512, &buffers).unwrap(), 1536);
+    storage.flush().unwrap();
+    let mut expected = pattern(4096);
+    expected[512..1024].fill(1);
+    expected[1024..2048].fill(2);
+    assert_eq!(file.contents(), expected);
+    assert_eq!(read(&storage, 500, 1000).unwrap(), expected[500..1500]);
+}
+
+#[test]
+fn more_buffers_than_one_call_takes_are_moved_in_several() {
+    let file = Temporary::new(&pattern(8192));
+    let storage = FileStorage::open(&file).unwrap();
+    let mut data = vec![0_u8; 3000];
+    let buffers: Vec<_> = data.chunks_mut(1).map(VolatileSlice::from).collect();
+    assert_eq!(storage.read_at(100, &buffers).unwrap(), IOV_MAX);
+    let (moved, result) = transfer(&buffers, 100, |offset, rest| storage.read_at(offset, rest));
+    assert_eq!((moved, result.is_ok()), (3000, true));
+    drop(buffers);
+    assert_eq!(data, pattern(8192)[100..3100]);
+    data.fill(0xaa);
+    let buffers: Vec<_> = data.chunks_mut(1).map(VolatileSlice::from).collect();
+    transfer(&buffers, 0, |offset, rest| storage.write_at(offset, rest))
+        .1
+        .unwrap();
+    assert_eq!(file.contents()[..3000], [0xaa; 3000]);
+    assert_eq!(file.contents()[3000..], pattern(8192)[3000..]);
+}
+
+#[test]
+fn a_file_that_was_cut_is_an_error_where_it_ends() {
+    let file = Temporary::new(&pattern(4096));
+    let storage = FileStorage::open(&file).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .set_len(1024)
+        .unwrap();
+    assert_eq!(read(&storage, 512, 512).unwrap(), pattern(4096)[512..1024]);
+    let error = read(&storage, 512, 1024).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+}
+
+#[test]
+fn a_write_that_the_host_cuts_short_is_continued_up_to_the_refusal() {
+    // A file may be at most this long: the kernel writes up to the limit, and refuses what is beyond.
+    const TEST: &str = "a_write_that_the_host_cuts_short_is_continued_up_to_the_refusal";
+    if std::env::var_os("DEVISOR_FSIZE_CHILD").is_none() {
+        // The limit is one of the process, so this is done in a process of its own.
+        let name = format!("virtio::block::file::tests::{TEST}");
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args([&name, "--exact"]).env("DEVISOR_FSIZE_CHILD", "1");
+        let output = child.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+        return;
+    }
+    let file = Temporary::new(&[0; 4096]);
+    let storage = FileStorage::open(&file).unwrap();
+    let limit = libc::rlimit {
+        rlim_cur: 5000,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: both change this process alone, which is here for that.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
+    }
+    let mut data = vec![7_u8; 2048];
+    let slice = VolatileSlice::from(&mut data[..]);
+    let mut calls = Vec::new();
+    let (moved, result) = transfer(&[slice], 4096, |offset, rest| {
+        let result = storage.write_at(offset, rest);
+        calls.push((offset, result.as_ref().ok().copied()));
+        result
+    });
+    assert_eq!(calls, [(4096, Some(904)), (5000, None)]);
+    assert_eq!(moved, 904);
+    assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EFBIG));
+    assert_eq!(file.contents()[4096..], [7; 904]);
+}
+
+#[test]
+fn zeros_are_zeros_and_nothing_else_is() {
+    let file = Temporary::new(&pattern(1 << 20));
+    let storage = FileStorage::open(&file).unwrap();
+    let mut expected = pattern(1 << 20);
+    // Pages and parts of them, kept and given back, longer than what is written at a time.
+    for (offset, len, may_unmap) in [
+        (512, 512, false),
+        (8192, 4096, true),
+        (65536 - 512, 200 * 1024, false),
+        (512 * 1024 + 512, 300 * 1024, true),
+    ] {
+        storage.write_zeroes(offset, len, may_unmap).unwrap();
+        expected[offset as usize..(offset + len) as usize].fill(0);
+        assert_eq!(file.contents(), expected);
+    }
+}
+
+#[test]
+fn zeros_that_are_written_are_as_many_as_were_asked_for() {
+    let file = Temporary::new(&pattern(1 << 18));
+    let storage = FileStorage::open(&file).unwrap();
+    storage::write_zeros(&storage, 1000, 150_000).unwrap();
+    let mut expected = pattern(1 << 18);
+    expected[1000..151_000].fill(0);
+    assert_eq!(file.contents(), expected);
+}
+
+#[test]
+fn discard_gives_space_back_and_keeps_the_length() {
+    let file = Temporary::new(&pattern(1 << 20));
+    let storage = FileStorage::open(&file).unwrap();
+    storage.flush().unwrap();
+    assert!(storage.abilities().discard || !cfg!(target_os = "linux"));
+    let before = fs::metadata(&file).unwrap().blocks();
+    storage.discard(64 * 1024, 512 * 1024).unwrap();
+    let contents = file.contents();
+    assert_eq!(contents.len(), 1 << 20);
+    assert_eq!(contents[..64 * 1024], pattern(1 << 20)[..64 * 1024]);
+    assert_eq!(contents[576 * 1024..], pattern(1 << 20)[576 * 1024..]);
+    let after = fs::metadata(&file).unwrap().blocks();
+    if if_supported(sys::punch_hole(&storage.file, 0, 4096)).is_none() {
+        return skipped(
+            "discard_gives_space_back_and_keeps_the_length",
+            "no holes in files here",
+        );
+    }
+    assert!(after + 900 < before, "{before} blocks before, {after} after");
+}
+
+#[test]
+fn what_the_host_does_not_know_is_another_ways_turn() {
+    let refused = |code| if_supported(Err(io::Error::from_raw_os_error(code)));
+    assert!(refused(libc::EOPNOTSUPP).is_none());
+    assert!(refused(libc::ENOSYS).is_none());
+    assert!(refused(libc::ENOTTY).is_none());
+    assert!(matches!(refused(libc::EIO), Some(Err(_))));
+    assert!(matches!(refused(libc::ENOSPC), Some(Err(_))));
+    assert!(matches!(if_supported(Ok(())), Some(Ok(()))));
+}
+
+#[test]
+fn a_file_that_is_open_for_reading_is_read_only() {
+    let file = Temporary::new(&pattern(512));
+    let storage = FileStorage::open_read_only(&file).unwrap();
+    let read_only = Abilities {
+        read_only: true,
+        ..Abilities::default()
+    };
+    assert_eq!(storage.abilities(), read_only);
+    assert_eq!(read(&storage, 0, 512).unwrap(), pattern(512));
+    storage.flush().unwrap();
+    let mut data = [0_u8; 512];
+    assert!(storage.write_at(0, &[VolatileSlice::from(&mut data[..])]).is_err());
+    assert!(!FileStorage::open(&file).unwrap().abilities().read_only);
+}
+
+#[test]
+fn files_without_sectors_or_in_the_wrong_mode_are_refused() {
+    let file = Temporary::new(&[0; 512]);
+    let open = |options: &mut OpenOptions| FileStorage::new(options.open(&file).unwrap());
+    assert!(matches!(
+        open(OpenOptions::new().write(true)),
+        Err(FileError::WriteOnly)
+    ));
+    let mut appending = OpenOptions::new();
+    assert!(matches!(
+        open(appending.read(true).append(true)),
+        Err(FileError::Append)
+    ));
+    assert!(matches!(FileStorage::open_read_only("/"), Err(FileError::Kind)));
+    assert!(matches!(FileStorage::open("/dev/null"), Err(FileError::Kind)));
+    assert!(matches!(FileStorage::open("/no/such/file"), Err(FileError::Io(_))));
+
+    let mut direct = OpenOptions::new();
+    match direct.read(true).write(true).custom_flags(sys::O_DIRECT).open(&file) {
+        Ok(file) if sys::O_DIRECT != 0 => assert!(matches!(FileStorage::new(file), Err(FileError::Direct))),
+        _ => skipped(
+            "files_without_sectors_or_in_the_wrong_mode_are_refused",
+            "no direct I/O here",
+        ),
+    }
+}
+
+#[test]
+fn offsets_that_the_host_cannot_have_are_errors() {
+    let file = Temporary::new(&[0; 512]);
+    let storage = FileStorage::open(&file).unwrap();
+    assert!(read(&storage, u64::MAX - 511, 512).is_err());
+    assert!(storage.write_zeroes(u64::MAX - 511, 512, false).is_err());
+    // A discard that does nothing, as elsewhere, succeeds.
+    assert_eq!(storage.discard(1 << 63, 512).is_err(), cfg!(target_os = "linux"));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_block_device_is_a_storage() {
+    const TEST: &str = "a_block_device_is_a_storage";
+    let file = Temporary::new(&pattern(1 << 20));
+    let device = match LoopDevice::new(&file) {
+        Ok(device) => device,
+        Err(why) => return skipped(TEST, why),
+    };
+    let storage = match FileStorage::open(&device.0) {
+        Ok(storage) => storage,
+        Err(why) => return skipped(TEST, why),
+    };
+    assert_eq!(storage.kind, Kind::BlockDevice);
+    assert_eq!(storage.capacity().unwrap(), 1 << 20);
+    let mut expected = pattern(1 << 20);
+    assert_eq!(read(&storage, 0, 1 << 20).unwrap(), expected);
+
+    let mut data = [9_u8; 1024];
+    let written = storage.write_at(512, &[VolatileSlice::from(&mut data[..])]);
+    assert_eq!(written.unwrap(), 1024);
+    expected[512..1536].fill(9);
+    for (offset, may_unmap) in [(4096, false), (16384, true)] {
+        storage.write_zeroes(offset, 8192, may_unmap).unwrap();
+        expected[offset as usize..][..8192].fill(0);
+    }
+    storage.flush().unwrap();
+    assert_eq!(read(&storage, 0, 1 << 20).unwrap(), expected);
+    assert_eq!(file.contents(), expected);
+
+    // The device's own calls by themselves, whichever of them was used above.
+    sys::zero_device(&storage.file, 65536, 65536).unwrap();
+    expected[65536..131_072].fill(0);
+    assert_eq!(read(&storage, 0, 1 << 20).unwrap(), expected);
+    // A loop device discards if its file can have holes.
+    let holes = FileStorage::open(Temporary::new(&[1; 4096])).unwrap();
+    let holes = if_supported(sys::punch_hole(&holes.file, 0, 4096));
+    match holes {
+        Some(_) => {
+            sys::discard_device(&storage.file, 262_144, 65536).unwrap();
+            expected[262_144..327_680].fill(0);
+        }
+        None => skipped(TEST, "no holes in files here, so no discard"),
+    }
+    storage.discard(524_288, 65536).unwrap();
+    let untouched = [0..524_288, 589_824..1 << 20];
+    let contents = read(&storage, 0, 1 << 20).unwrap();
+    for range in untouched {
+        assert_eq!(contents[range.clone()], expected[range]);
+    }
+
+    let read_only = FileStorage::open_read_only(&device.0).unwrap();
+    assert!(read_only.abilities().read_only);
+    assert_eq!(read_only.capacity().unwrap(), 1 << 20);
+}
+
+/// A block device over a file, which goes away when this is dropped.
+#[cfg(target_os = "linux")]
+struct LoopDevice(String);
+
+#[cfg(target_os = "linux")]
+impl LoopDevice {
+    fn new(file: &Temporary) -> Result<Self, String> {
+        let mut losetup = Command::new("losetup");
+        let output = losetup.args(["--find", "--show"]).arg(&file.0).output();
+        let output = output.map_err(|error| format!("losetup: {error}"))?;
+        match output.status.success() {
+            true => Ok(Self(String::from_utf8_lossy(&output.stdout).trim().into())),
+            false => Err(String::from_utf8_lossy(&output.stderr).trim().into()),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
