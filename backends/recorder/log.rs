@@ -199,10 +199,12 @@ impl Log {
 
     /// The `nth` awaited event, unless it was dropped or has not come.
     pub(super) fn find(&self, lane: Option<usize>, awaited: Awaited, nth: u64) -> Option<Event> {
-        let matching = || self.of(lane).filter(|entry| entry.is(awaited));
-        let dropped = self.seen(lane, awaited) - matching().count() as u64;
-        let skip = nth.checked_sub(dropped + 1)?;
-        matching().nth(skip as usize).map(|entry| self.event(entry))
+        // From the back: who waits, waits for the newest, and the oldest may have been dropped.
+        let later = self.seen(lane, awaited).checked_sub(nth).filter(|_| nth != 0)?;
+        let mut newest_first = self.of(lane).rev().filter(|entry| entry.is(awaited));
+        newest_first
+            .nth(usize::try_from(later).ok()?)
+            .map(|entry| self.event(entry))
     }
 
     pub(super) fn events(&self, lane: Option<usize>) -> Vec<Event> {
@@ -226,7 +228,7 @@ impl Log {
         }
     }
 
-    fn of(&self, lane: Option<usize>) -> impl Iterator<Item = &Entry> {
+    fn of(&self, lane: Option<usize>) -> impl DoubleEndedIterator<Item = &Entry> {
         let of_lane = move |entry: &&Entry| lane.is_none_or(|lane| lane == entry.lane);
         self.entries.iter().filter(of_lane)
     }
