@@ -10,12 +10,15 @@ use std::{
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use devisor::{
-    backends::kvm::{Gsi, KvmIrqs},
+    backends::{
+        kvm::{Gsi, KvmIrqs},
+        recorder::Recorder,
+    },
     interrupt::{Interrupt, LevelInterrupt, NoInterrupt, SharedLine},
 };
 use kvm_ioctls::{Kvm, VmFd};
 
-criterion_group!(benches, kvm, shared_line);
+criterion_group!(benches, kvm, shared_line, recorder);
 criterion_main!(benches);
 
 /// A VM with a controller whose inputs are masked, as they are after its reset.
@@ -99,6 +102,18 @@ fn shared_line(criterion: &mut Criterion) {
     clock.trigger().unwrap();
     group.bench_function("one source up and down while another is up", |bencher| {
         bencher.iter(|| (black_box(&uart).trigger(), uart.clear()))
+    });
+    group.finish();
+}
+
+fn recorder(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("recorder");
+    let recorder = Recorder::new();
+    let line = recorder.edge("line");
+    group.bench_function("trigger", |bencher| bencher.iter(|| black_box(&line).trigger()));
+    let around = recorder.wrap_edge("around", NoInterrupt);
+    group.bench_function("trigger of a line that is wrapped", |bencher| {
+        bencher.iter(|| black_box(&around).trigger())
     });
     group.finish();
 }
