@@ -7,7 +7,7 @@
 pub mod hvf;
 #[cfg(feature = "irqchip")]
 pub mod irqchip;
-#[cfg(feature = "kvm")]
+#[cfg(all(feature = "kvm", target_os = "linux"))]
 pub mod kvm;
 #[cfg(feature = "recorder")]
 pub mod recorder;

@@ -22,7 +22,8 @@
 //! | `kvm` | `backends::kvm` | irqfd, irqfd with resample, `KVM_IRQ_LINE` |
 //! | `hvf` | `backends::hvf` | Hypervisor.framework's calls, as a trait; with a mock and without bindings |
 //!
-//! No feature is on by default.
+//! All are on by default, to try; a VMM names its own: `default-features = false, features = ["kvm"]`. Without a feature
+//! nothing of a hypervisor is in the dependency tree, and only `kvm` brings it.
 //!
 //! # Example
 //!
@@ -66,7 +67,6 @@ pub mod platform;
 pub mod time;
 pub mod virtio;
 
-/// Backends: each a module behind its feature, and the only place that knows a hypervisor or an interrupt controller.
 #[path = "../backends/mod.rs"]
 pub mod backends;
 

@@ -1,5 +1,5 @@
 //! The KVM backend under a running guest: every interrupt is taken as often as its line's contract says.
-#![cfg(all(feature = "kvm", target_arch = "x86_64"))]
+#![cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 
 #[path = "support/kvm_guest.rs"]
 mod kvm_guest;

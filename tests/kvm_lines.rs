@@ -1,5 +1,5 @@
 //! The lines of the KVM backend, seen from the pins of the kernel's 8259 and IOAPIC. No vCPU runs.
-#![cfg(all(feature = "kvm", target_arch = "x86_64"))]
+#![cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 
 #[path = "support/skip.rs"]
 mod skip;
