@@ -54,9 +54,25 @@ where
 }
 
 /// A closure as an edge line: see [`from_fn`].
+///
+/// ```
+/// use devisor::interrupt::{FnInterrupt, Interrupt, from_fn};
+///
+/// let line: FnInterrupt<_> = from_fn(|| Ok(()));
+/// line.trigger()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct FnInterrupt<F>(F);
 
 /// A closure as a level line: see [`level_from_fn`].
+///
+/// ```
+/// use devisor::interrupt::{FnLevelInterrupt, LevelInterrupt, level_from_fn};
+///
+/// let line: FnLevelInterrupt<_> = level_from_fn(|_up| Ok(()));
+/// line.clear()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct FnLevelInterrupt<F>(F);
 
 impl<F> fmt::Debug for FnInterrupt<F> {

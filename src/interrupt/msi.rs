@@ -9,6 +9,17 @@ use super::Interrupt;
 use crate::sync::lock;
 
 /// What a device writes to interrupt the guest: `data`, to `address` (PCI Local Bus 3.0, section 6.8).
+///
+/// *For who sends it*: both fields are what the guest has programmed, whatever they are. *For who delivers it*: they are
+/// hostile.
+///
+/// ```
+/// use devisor::interrupt::MsiMessage;
+///
+/// // INTID 80 at the doorbell of a GICv2m frame.
+/// let message = MsiMessage { address: 0x0802_0040, data: 80 };
+/// assert_ne!(message, MsiMessage::default());
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct MsiMessage {
     /// Guest physical address that the write goes to. It names a doorbell, not memory.
@@ -18,7 +29,14 @@ pub struct MsiMessage {
 }
 
 /// Who sends a message: bus, device and function of the PCI function, as on the bus (`bus << 8 | device << 3 | function`).
-/// An interrupt translation service or a remapper decides by it.
+/// An interrupt translation service or a remapper decides by it; a controller that does not look at it takes any.
+///
+/// ```
+/// use devisor::interrupt::RequesterId;
+///
+/// let (bus, device, function) = (0, 3, 1);
+/// assert_eq!(RequesterId(bus << 8 | device << 3 | function), RequesterId(0x19));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequesterId(pub u16);
 
@@ -58,7 +76,27 @@ pub trait MsiSink: Send + Sync {
 
 /// Hands out vectors that are programmed with a message first and triggered later: what irqfd and GSI routes offer.
 ///
-/// The PCI layer is written against this; a platform that has an [`MsiSink`] gets it from [`SinkVectors`].
+/// *For who calls it*: ask for a vector when the guest first needs one, and drop it when it no longer does. *For who
+/// implements it*: a vector is worth something (a GSI, a file descriptor), so refuse with `Err` when there is none left. A
+/// platform that has an [`MsiSink`] gets this from [`SinkVectors`].
+///
+/// ```
+/// use devisor::interrupt::{MsiMessage, MsiVectors, RequesterId, SinkVectors};
+/// # use devisor::interrupt::MsiSink;
+/// # struct Nowhere;
+/// # impl MsiSink for Nowhere {
+/// #     fn send(&self, _: RequesterId, _: MsiMessage) -> std::io::Result<()> { Ok(()) }
+/// # }
+/// # let platform = SinkVectors::new(std::sync::Arc::new(Nowhere));
+///
+/// fn connect(platform: &dyn MsiVectors, message: MsiMessage) -> std::io::Result<()> {
+///     let vector = platform.vector(RequesterId(0x18))?;
+///     vector.program(Some(message))?;
+///     vector.trigger()
+/// }
+/// connect(&platform, MsiMessage { address: 0x0802_0040, data: 80 })?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub trait MsiVectors: Send + Sync {
     /// A vector for the function `requester`, with no message yet. Dropping it gives its resources back.
     ///
@@ -71,6 +109,36 @@ pub trait MsiVectors: Send + Sync {
 ///
 /// *For who calls it*: triggering a vector without a message is an `Err` and delivers nothing. *For who implements it*: a
 /// `trigger` that begins after `program` has returned sends the new message.
+///
+/// ```
+/// use devisor::interrupt::{Interrupt, MsiMessage, MsiVector};
+/// use std::{io, sync::Mutex};
+///
+/// /// A vector of a platform that has one route, and pulses it.
+/// #[derive(Default)]
+/// struct Route(Mutex<Option<MsiMessage>>);
+///
+/// impl Interrupt for Route {
+///     fn trigger(&self) -> io::Result<()> {
+///         match *self.0.lock().unwrap() {
+///             Some(_message) => Ok(()), // platform_signal(message)
+///             None => Err(io::ErrorKind::NotConnected.into()),
+///         }
+///     }
+/// }
+///
+/// impl MsiVector for Route {
+///     fn program(&self, message: Option<MsiMessage>) -> io::Result<()> {
+///         Ok(*self.0.lock().unwrap() = message)
+///     }
+/// }
+///
+/// let route = Route::default();
+/// assert!(route.trigger().is_err());
+/// route.program(Some(MsiMessage { address: 0xfee0_0000, data: 33 }))?;
+/// route.trigger()?;
+/// # Ok::<(), io::Error>(())
+/// ```
 pub trait MsiVector: Interrupt {
     /// Sets the message that the next [`trigger`](Interrupt::trigger) sends, or takes it away.
     ///

@@ -41,6 +41,15 @@ struct Wire<L: LevelInterrupt> {
 }
 
 /// A [`SharedLine`] has no room for another source.
+///
+/// ```
+/// use devisor::interrupt::{NoInterrupt, SharedLine};
+///
+/// let wire = SharedLine::new(NoInterrupt);
+/// let sources: Vec<_> = std::iter::from_fn(|| wire.source().ok()).collect();
+/// assert_eq!(sources.len(), SharedLine::<NoInterrupt>::MAX_SOURCES as usize);
+/// assert!(wire.source().unwrap_err().to_string().contains("put another shared line over one of them"));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooManySources;
 
@@ -110,6 +119,22 @@ impl<L: LevelInterrupt> Clone for SharedLine<L> {
 }
 
 /// One device's hold on a [`SharedLine`]. Dropping it lets go.
+///
+/// *For device authors*: a level line like any other. *For embedders*: it can carry a shared line in its turn, where one
+/// is not enough.
+///
+/// ```
+/// use devisor::interrupt::{Interrupt, LevelInterrupt, NoInterrupt, SharedLine};
+///
+/// let pin = SharedLine::new(NoInterrupt);
+/// let slot = SharedLine::new(pin.source()?);
+/// let function = slot.source()?;
+/// function.trigger()?;
+/// assert!(pin.output().is_up());
+/// function.clear()?;
+/// assert!(!pin.output().is_up());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct LineSource<L: LevelInterrupt> {
     wire: Arc<Wire<L>>,
     bit: u64,
