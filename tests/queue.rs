@@ -17,7 +17,10 @@ use devisor::virtio::{
 };
 use proptest::prelude::*;
 use ring::{Buffer, INDIRECT, NEXT, Ring, WRITE, memory, readable, writable};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, MmapRegion, Permissions,
+    bitmap::AtomicBitmap, guest_memory::GuestMemorySliceIterator,
+};
 
 const SIZE: u16 = 8;
 const ALL: u64 = features::COMMON;
@@ -46,6 +49,37 @@ impl VirtioInterrupt for Signals {
 
     fn reset(&self) {
         unreachable!("a queue resets nothing")
+    }
+}
+
+/// Guest memory with a driver that offers a request just after each time the device has looked, and withdraws it again.
+struct Flickering {
+    memory: Arc<GuestMemoryMmap>,
+    avail_idx: GuestAddress,
+    looks: AtomicU32,
+}
+
+impl GuestMemory for Flickering {
+    type PhysicalMemory = GuestMemoryMmap;
+    type Bitmap = ();
+
+    fn check_range(&self, address: GuestAddress, count: usize, access: Permissions) -> bool {
+        GuestMemory::check_range(&*self.memory, address, count, access)
+    }
+
+    fn get_slices<'a>(
+        &'a self,
+        address: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> Result<impl GuestMemorySliceIterator<'a, ()>, GuestMemoryError> {
+        if address == self.avail_idx {
+            // It gives up at some time, so that a round which waits for it fails the test and does not hang it.
+            let look = self.looks.fetch_add(1, Ordering::SeqCst);
+            let idx = if look < 10_000 { look as u16 % 2 } else { 0 };
+            self.memory.write_obj(idx, address)?;
+        }
+        GuestMemory::get_slices(&*self.memory, address, count, access)
     }
 }
 
@@ -318,6 +352,21 @@ fn a_round_is_bounded_though_the_driver_never_stops() {
     });
     assert_eq!(round.unwrap(), Round::More);
     assert_eq!(served, SIZE);
+}
+
+#[test]
+fn an_avail_index_that_comes_and_goes_does_not_hold_a_round() {
+    let s = setup(ALL);
+    let memory = Flickering {
+        memory: Arc::clone(&s.memory),
+        avail_idx: GuestAddress(s.ring.layout.driver_area + 2),
+        looks: AtomicU32::new(0),
+    };
+    let mut queue = s.queue;
+    // Every other look finds the request withdrawn, as if the driver's store raced with each of the device's loads.
+    let round = queue.serve(&memory, |_, _| unreachable!("never there when it is asked for"));
+    assert_eq!(round.unwrap(), Round::More);
+    assert!(memory.looks.load(Ordering::SeqCst) <= 2 * u32::from(SIZE));
 }
 
 // Hostile rings.

@@ -281,7 +281,8 @@ impl Queue {
         self.counters
     }
 
-    /// Handles what is available, at most a queue's length of it, and arranges for the next kick.
+    /// Handles what is available, at most a queue's length of it, and arranges for the next kick. To find nothing where
+    /// something was announced counts as well: a driver that takes back what it offers does not hold the round.
     ///
     /// `handle` answers one request and returns how many bytes it wrote into the chain; it is completed and, if the
     /// driver wants to hear of it, signalled before the next is taken. `Err` from it ends the round: the device is broken.
@@ -295,7 +296,7 @@ impl Queue {
     ) -> Result<Round, QueueError> {
         self.signal_again();
         let mut budget = self.size();
-        loop {
+        while budget != 0 {
             self.suppress_kicks(memory)?;
             while let Some(chain) = self.pop(memory)? {
                 let written = handle(&chain, memory)?;
@@ -308,7 +309,9 @@ impl Queue {
             if self.expect_kicks(memory)? == Round::Drained {
                 return Ok(Round::Drained);
             }
+            budget -= 1;
         }
+        Ok(Round::More)
     }
 
     /// Takes the next available chain, if there is one.
