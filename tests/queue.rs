@@ -672,6 +672,55 @@ fn a_state_that_contradicts_itself_is_refused() {
     }
 }
 
+// Guest memory.
+
+#[test]
+fn every_write_into_guest_memory_is_marked_dirty() {
+    for features in [ALL, NO_EVENT_IDX] {
+        let mut s = setup(features);
+        s.ring.request(&[
+            readable(0x8000, 4),
+            writable(0x9000, 4),
+            writable(0xa000, 4),
+            writable(0xb000, 4),
+            writable(0xc000, 4),
+        ]);
+        let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let mut bytes = vec![0; 0x3000];
+        s.memory.read_slice(&mut bytes, GuestAddress(0x1000)).unwrap();
+        memory.write_slice(&bytes, GuestAddress(0x1000)).unwrap();
+        let mapping: &MmapRegion<AtomicBitmap> = memory.find_region(GuestAddress(0)).unwrap();
+        let bitmap = mapping.bitmap();
+        // The pages that were written since this was last asked.
+        let dirty = || {
+            let pages: Vec<_> = (0..0x100).filter(|page| bitmap.is_addr_set(page << 12)).collect();
+            bitmap.reset();
+            pages
+        };
+        let _ = dirty();
+
+        s.queue.suppress_kicks(&memory).unwrap();
+        let told = if features == ALL { vec![] } else { vec![3] };
+        assert_eq!(dirty(), told, "the flags of the used ring");
+        let chain = s.queue.pop(&memory).unwrap().unwrap();
+        chain.reader(&memory).read(&mut [0; 4]).unwrap();
+        chain.reader(&memory).with_slices(|_| ()).unwrap();
+        assert_eq!(dirty(), [0usize; 0], "reading leaves no mark");
+
+        let mut writer = chain.writer(&memory);
+        writer.write(&[1; 4]).unwrap();
+        assert_eq!(dirty(), [9]);
+        writer.fill(1, 4).unwrap();
+        assert_eq!(dirty(), [0xa]);
+        writer.with_slices(|_| ()).unwrap();
+        assert_eq!(dirty(), [0xb, 0xc]);
+        s.queue.complete(&memory, chain, 16).unwrap();
+        assert_eq!(dirty(), [3], "the used ring");
+        assert_eq!(s.queue.expect_kicks(&memory).unwrap(), Round::Drained);
+        assert_eq!(dirty(), [3], "avail_event or the flags");
+    }
+}
+
 fn buffer() -> impl Strategy<Value = Buffer> {
     let address = prop_oneof![0u64..1 << 20, (1u64 << 20) - 64..(1 << 20) + 64, any::<u64>()];
     let len = prop_oneof![0u32..64, any::<u32>()];
