@@ -283,6 +283,25 @@ fn several_completions_are_one_signal() {
 }
 
 #[test]
+fn chains_before_one_that_is_refused_are_signalled() {
+    for features in [ALL, NO_EVENT_IDX] {
+        let (mut s, mut there) = (setup(features), setup(features));
+        there.ring.request(&[writable(0x8000, 1)]);
+        let foreign = there.queue.pop(&*there.memory).unwrap().unwrap();
+        s.ring.request(&[writable(0x8000, 1)]);
+        let chain = s.queue.pop(&*s.memory).unwrap().unwrap();
+        let completed = s.queue.complete_all(&*s.memory, [(chain, 1), (foreign, 1)]);
+        assert!(matches!(completed, Err(QueueError::Request(_))));
+        assert_eq!(s.ring.used(), [(0, 1)]);
+        assert_eq!(
+            s.signals(),
+            1,
+            "the driver is not left to wait for a buffer that was used"
+        );
+    }
+}
+
+#[test]
 fn a_refused_signal_is_carried_by_the_next_call_even_if_that_one_is_suppressed() {
     let mut s = setup(ALL);
     s.signals.refuse.store(true, Ordering::SeqCst);

@@ -370,16 +370,17 @@ impl Queue {
     /// [`complete`](Self::complete) for several chains at once, with one signal at most.
     ///
     /// # Errors
-    /// As `complete`; chains before the failing one are in the used ring.
+    /// As `complete`; chains before the failing one are in the used ring, and signalled.
     pub fn complete_all<M: GuestMemory>(
         &mut self,
         memory: &M,
         chains: impl IntoIterator<Item = (Chain, u32)>,
     ) -> Result<(), QueueError> {
         let before = self.counters.completed;
-        for (chain, written) in chains {
-            self.publish(memory, chain, written)?;
-        }
+        let published = chains
+            .into_iter()
+            .try_for_each(|(chain, written)| self.publish(memory, chain, written));
+        // Also for those before one that failed: no later call would see that they were added.
         let completed = self.counters.completed - before;
         if completed != 0 && self.signal_wanted(memory)? {
             self.signal();
@@ -387,7 +388,7 @@ impl Queue {
             self.counters.suppressed += completed;
             self.signal_again();
         }
-        Ok(())
+        published
     }
 
     /// Signals again if the last signal was refused by the line.
