@@ -568,6 +568,24 @@ fn a_chain_of_another_queue_is_refused() {
 }
 
 #[test]
+fn a_chain_of_another_queue_is_refused_also_where_its_head_is_in_flight() {
+    let (mut here, mut there) = (setup(ALL), setup(ALL));
+    for side in [&mut here, &mut there] {
+        side.ring.request(&[writable(0x8000, 1)]);
+    }
+    let own = here.queue.pop(&*here.memory).unwrap().unwrap();
+    let foreign = there.queue.pop(&*there.memory).unwrap().unwrap();
+    assert_eq!(own.head(), foreign.head());
+    assert!(matches!(
+        here.queue.complete(&*here.memory, foreign, 1),
+        Err(QueueError::Request(_))
+    ));
+    assert_eq!(here.ring.used_idx(), 0);
+    here.queue.complete(&*here.memory, own, 1).unwrap();
+    assert_eq!(here.ring.used(), [(0, 1)]);
+}
+
+#[test]
 fn layouts_that_cannot_be_are_refused() {
     let memory = memory();
     let good = Ring::new(&memory, 0x1000, SIZE).layout;

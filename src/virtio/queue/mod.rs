@@ -10,7 +10,7 @@ use std::{
     fmt, io,
     sync::{
         Arc,
-        atomic::{Ordering, fence},
+        atomic::{AtomicU64, Ordering, fence},
     },
 };
 
@@ -204,6 +204,8 @@ pub struct Queue {
     // Configured.
     index: QueueIndex,
     features: u64,
+    /// Distinguishes this queue from every other of the process, also from one that has its index after a reset.
+    identity: u64,
     // Plugged in.
     interrupt: Arc<dyn VirtioInterrupt>,
     // What the guest moves.
@@ -222,6 +224,9 @@ pub struct Queue {
 
 /// How many descriptor lists a queue keeps for reuse. More than a device has in flight at a time is of no use.
 const SPARE_LISTS: usize = 64;
+
+/// The identity of the next queue. Nothing else hangs on it, so it is a counter and no state.
+static IDENTITIES: AtomicU64 = AtomicU64::new(0);
 
 impl Queue {
     /// A queue at `layout` in `memory`, of a device whose driver accepted `features`. `max_size` is what was offered.
@@ -255,6 +260,7 @@ impl Queue {
         Ok(Self {
             index,
             features,
+            identity: IDENTITIES.fetch_add(1, Ordering::Relaxed),
             interrupt,
             ring,
             avail_seen: 0,
@@ -485,14 +491,14 @@ impl Queue {
             memory,
             GuestAddress(self.ring.desc_table()),
             self.size(),
-            head,
+            (self.identity, head),
             indirect,
             list,
         )
     }
 
     fn publish<M: GuestMemory>(&mut self, memory: &M, chain: Chain, written: u32) -> Result<(), QueueError> {
-        if !self.in_flight.remove(chain.head()) {
+        if chain.queue() != self.identity || !self.in_flight.remove(chain.head()) {
             return Err(QueueError::Request(
                 "completed a chain that is not in flight on this queue",
             ));
