@@ -660,6 +660,38 @@ fn requests_in_flight_are_handed_out_again_after_a_restore() {
 }
 
 #[test]
+fn requests_in_flight_are_handed_out_again_in_the_order_in_which_they_were_taken() {
+    let mut s = setup(ALL);
+    let heads = [5, 1, 7, 2];
+    let mut chains = Vec::new();
+    for head in heads {
+        s.ring.descriptor(head, 0x8000, 1, WRITE, 0);
+        s.ring.offer(head);
+        chains.push(s.queue.pop(&*s.memory).unwrap().unwrap());
+    }
+    // The second is answered; its head comes again, now as the last one.
+    s.queue.complete(&*s.memory, chains.remove(1), 1).unwrap();
+    s.ring.offer(1);
+    chains.push(s.queue.pop(&*s.memory).unwrap().unwrap());
+
+    let state = s.queue.save();
+    assert_eq!(state.in_flight, [5, 7, 2, 1]);
+    let mut restored = Queue::restore(QueueIndex(3), SIZE, &state, &*s.memory, s.signals.clone()).unwrap();
+    let again = restored.pop(&*s.memory).unwrap().unwrap();
+    assert_eq!(again.head(), 5);
+    assert_eq!(
+        restored.save(),
+        state,
+        "one that was handed out again is still in flight"
+    );
+    let mut rest = Vec::new();
+    while let Some(chain) = restored.pop(&*s.memory).unwrap() {
+        rest.push(chain.head());
+    }
+    assert_eq!(rest, [7, 2, 1]);
+}
+
+#[test]
 fn a_signal_that_was_refused_before_the_save_comes_after_the_restore() {
     let mut s = setup(ALL);
     s.signals.refuse.store(true, Ordering::SeqCst);

@@ -7,7 +7,7 @@ mod buffers;
 mod chain;
 
 use std::{
-    fmt, io,
+    fmt, io, mem,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering, fence},
@@ -165,7 +165,8 @@ pub struct QueueState {
     pub next_avail: u16,
     /// Index of the next entry of the used ring.
     pub next_used: u16,
-    /// Heads taken off the available ring that are not used yet. They are handed to the device again after a restore.
+    /// Heads taken off the available ring that are not used yet, in the order in which they were taken. They are handed to
+    /// the device again after a restore, in that order: to a stream of bytes, it matters.
     pub in_flight: Vec<u16>,
     /// A signal that was not delivered.
     pub signal_owed: bool,
@@ -212,8 +213,8 @@ pub struct Queue {
     ring: virtio_queue::Queue,
     /// `avail.idx` when it was last read: up to it, entries are there for the taking.
     avail_seen: u16,
-    in_flight: HeadSet,
-    /// Heads that were in flight when the state was saved.
+    in_flight: InFlight,
+    /// Heads that were in flight when the state was saved, the next one last.
     resubmit: Vec<u16>,
     /// The driver is owed a signal that was refused.
     signal_owed: bool,
@@ -264,7 +265,7 @@ impl Queue {
             interrupt,
             ring,
             avail_seen: 0,
-            in_flight: HeadSet::new(size),
+            in_flight: InFlight::new(size),
             resubmit: Vec::new(),
             signal_owed: false,
             counters: QueueCounters::default(),
@@ -440,7 +441,7 @@ impl Queue {
             features: self.features,
             next_avail: self.ring.next_avail(),
             next_used: self.ring.next_used(),
-            in_flight: self.in_flight.iter().collect(),
+            in_flight: self.in_flight.heads(),
             signal_owed: self.signal_owed,
         }
     }
@@ -468,7 +469,7 @@ impl Queue {
         for &head in in_flight.iter().filter(|&&head| head < layout.size) {
             queue.in_flight.insert(head);
         }
-        let distinct = queue.in_flight.iter().count();
+        let distinct = queue.in_flight.heads().len();
         if distinct != in_flight.len() || distinct != usize::from(next_avail.wrapping_sub(next_used)) {
             return Err(QueueStateError::InFlight {
                 in_flight: distinct,
@@ -476,7 +477,7 @@ impl Queue {
                 next_avail,
             });
         }
-        queue.resubmit = in_flight.clone();
+        queue.resubmit = in_flight.iter().rev().copied().collect();
         queue.ring.set_next_avail(next_avail);
         queue.ring.set_next_used(next_used);
         queue.avail_seen = next_avail;
@@ -599,39 +600,44 @@ fn check_layout<M: GuestMemory>(layout: &QueueLayout, max: u16, memory: &M) -> R
     Ok(())
 }
 
-/// A set of descriptor heads.
-struct HeadSet(Vec<u64>);
+/// The heads that are in flight, in the order in which they were taken.
+struct InFlight {
+    /// When each head was taken; zero if it is not in flight.
+    places: Vec<u64>,
+    last: u64,
+}
 
-impl HeadSet {
+impl InFlight {
     fn new(size: u16) -> Self {
-        Self(vec![0; usize::from(size).div_ceil(64)])
+        Self {
+            places: vec![0; usize::from(size)],
+            last: 0,
+        }
     }
 
     fn contains(&self, head: u16) -> bool {
-        self.0[usize::from(head / 64)] & 1 << (head % 64) != 0
+        self.places[usize::from(head)] != 0
     }
 
     fn insert(&mut self, head: u16) {
-        self.0[usize::from(head / 64)] |= 1 << (head % 64);
+        self.last += 1;
+        self.places[usize::from(head)] = self.last;
     }
 
-    /// Whether it was there. A head that is in no set of this size was not.
+    /// Whether it was in flight. A head that is beyond the queue was not.
     fn remove(&mut self, head: u16) -> bool {
-        let Some(word) = self.0.get_mut(usize::from(head / 64)) else {
-            return false;
-        };
-        let bit = 1 << (head % 64);
-        let was = *word & bit != 0;
-        *word &= !bit;
-        was
+        let place = self.places.get_mut(usize::from(head));
+        place.is_some_and(|place| mem::take(place) != 0)
     }
 
-    fn iter(&self) -> impl Iterator<Item = u16> {
-        let words = (0u16..).zip(&self.0);
-        words.flat_map(|(index, &word)| {
-            (0..64)
-                .filter(move |bit| word & 1 << bit != 0)
-                .map(move |bit| index * 64 + bit)
-        })
+    /// The heads, the one that was taken first to begin with.
+    fn heads(&self) -> Vec<u16> {
+        let mut heads: Vec<_> = (0..self.size()).filter(|&head| self.contains(head)).collect();
+        heads.sort_unstable_by_key(|&head| self.places[usize::from(head)]);
+        heads
+    }
+
+    fn size(&self) -> u16 {
+        self.places.len() as u16
     }
 }
