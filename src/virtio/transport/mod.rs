@@ -212,7 +212,7 @@ where
     fn acceptable(&self, registers: &Registers) -> bool {
         let accepted = registers.driver_features;
         let known = accepted & !self.offered == 0 && !registers.unknown_features;
-        known && accepted & features::VERSION_1 != 0 && lock(&self.device).device.accepts(accepted)
+        known && accepted & features::VERSION_1 != 0 && self.stop().device.accepts(accepted)
     }
 
     fn activate(&self, registers: &mut Registers) {
@@ -375,20 +375,20 @@ where
     // The device's own face.
 
     pub fn device_id(&self) -> u32 {
-        lock(&self.device).device.device_id().0
+        self.stop().device.device_id().0
     }
 
     pub fn shared_memory(&self, id: u32) -> Option<super::SharedMemoryRegion> {
         let id = u8::try_from(id).ok()?;
-        lock(&self.device).device.shared_memory(id)
+        self.stop().device.shared_memory(id)
     }
 
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
-        lock(&self.device).device.read_config(offset, data);
+        self.stop().device.read_config(offset, data);
     }
 
     pub fn write_config(&self, offset: u64, data: &[u8]) {
-        lock(&self.device).device.write_config(offset, data);
+        self.stop().device.write_config(offset, data);
     }
 
     pub fn config_generation(&self) -> u32 {
@@ -398,7 +398,7 @@ where
     /// Lets the embedder change the device. If the change is one of the configuration space (`change` says so), the
     /// generation moves on and the driver is told.
     pub fn change_device<R>(&self, change: impl FnOnce(&mut D) -> (R, bool)) -> R {
-        let mut running = lock(&self.device);
+        let mut running = self.stop();
         let (result, configuration) = change(&mut running.device);
         if configuration {
             self.config_generation.fetch_add(1, Ordering::SeqCst);
@@ -410,11 +410,11 @@ where
     }
 
     pub fn fault(&self) -> Option<QueueError> {
-        lock(&self.device).fault
+        self.stop().fault
     }
 
     pub fn queue_counters(&self, index: QueueIndex) -> Option<QueueCounters> {
-        let running = lock(&self.device);
+        let running = self.stop();
         let queue = running.queues.get(usize::from(index.0))?.as_ref()?;
         Some(queue.counters())
     }

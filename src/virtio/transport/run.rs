@@ -13,6 +13,9 @@ use crate::{
     virtio::{QueueIndex, Queues, Round, VirtioDevice},
 };
 
+/// How often a worker steps back for those who wait for the device before it takes its turn like everybody.
+const PATIENCE: u32 = 100;
+
 impl<A, D> Core<A, D>
 where
     A: GuestAddressSpace,
@@ -60,8 +63,12 @@ where
     }
 
     fn round(&self, index: usize) -> Round {
-        // The lock is not fair: let who waits to stop the device have it first.
-        while self.stopping.load(Ordering::SeqCst) != 0 {
+        // The lock is not fair: let who waits for the device have it first. But not for ever, for a guest with many vCPUs
+        // can see to it that somebody always waits.
+        for _ in 0..PATIENCE {
+            if self.stopping.load(Ordering::SeqCst) == 0 {
+                break;
+            }
             thread::yield_now();
         }
         let memory = self.space.memory();
@@ -82,7 +89,7 @@ where
         }
     }
 
-    /// The device, with no round under way.
+    /// The device, with no round under way: before the next one, however many the guest has in store.
     pub(super) fn stop(&self) -> MutexGuard<'_, Running<D>> {
         self.stopping.fetch_add(1, Ordering::SeqCst);
         let running = lock(&self.device);
