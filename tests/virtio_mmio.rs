@@ -11,6 +11,7 @@ use std::{
         mpsc,
     },
     thread,
+    time::Duration,
 };
 
 use devisor::{
@@ -29,7 +30,7 @@ use devisor::{
 };
 use proptest::prelude::*;
 use ring::{Ring, memory, readable, writable};
-use vm_memory::{GuestMemory, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap};
 
 const MAGIC_VALUE: u64 = 0x000;
 const VERSION: u64 = 0x004;
@@ -126,11 +127,11 @@ impl<M: GuestMemory> VirtioDevice<M> for Probe {
     }
 }
 
-type Mmio = VirtioMmio<Arc<GuestMemoryMmap>, Probe>;
+type Mmio<A = Arc<GuestMemoryMmap>> = VirtioMmio<A, Probe>;
 
 /// A driver at the registers.
-struct Driver {
-    mmio: Arc<Mmio>,
+struct Driver<A = Arc<GuestMemoryMmap>> {
+    mmio: Arc<Mmio<A>>,
     memory: Arc<GuestMemoryMmap>,
 }
 
@@ -182,7 +183,12 @@ impl Driver {
     fn silent() -> Self {
         Self::new(Line::Edge(Arc::new(NoInterrupt)))
     }
+}
 
+impl<A> Driver<A>
+where
+    A: GuestAddressSpace<M = GuestMemoryMmap> + Send + Sync,
+{
     fn read(&self, register: u64) -> u32 {
         let mut data = [0; 4];
         self.mmio.read(register, &mut data);
@@ -865,6 +871,39 @@ fn reset_from_another_thread_ends_the_work_before_it_returns() {
         });
         assert_eq!(driver.status(), 0);
     }
+}
+
+#[test]
+fn a_round_works_in_the_memory_that_is_there_when_it_begins() {
+    let before = memory();
+    let space = GuestMemoryAtomic::from(Arc::clone(&before));
+    let line = Line::Edge(Arc::new(NoInterrupt));
+    let mmio = VirtioMmio::new(Probe::default(), space.clone(), line).unwrap();
+    let driver = Driver {
+        mmio: Arc::new(mmio),
+        memory: before,
+    };
+    let mut ring = driver.start();
+    ring.request(&[writable(0x8000, 1)]);
+    let after = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+    let mut bytes = vec![0; 0x20000];
+    driver.memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    after.write_slice(&bytes, GuestAddress(0)).unwrap();
+    thread::scope(|scope| {
+        driver.mmio.with_device(|_| {
+            scope.spawn(|| driver.write(QUEUE_NOTIFY, 0));
+            // Long enough for the kick to come as far as it can while the embedder has the device.
+            thread::sleep(Duration::from_millis(50));
+            space.lock().unwrap().replace(after);
+        });
+    });
+    assert_eq!(
+        ring.used_idx(),
+        0,
+        "memory that was taken away before the round is not written"
+    );
+    ring.memory = (*space.memory()).clone().into();
+    assert_eq!(ring.used(), [(0, 1)]);
 }
 
 // State.

@@ -216,8 +216,8 @@ where
     }
 
     fn activate(&self, registers: &mut Registers) {
-        let memory = self.space.memory();
         let mut running = self.stop();
+        let memory = self.space.memory();
         running.device.activate(registers.driver_features);
         for index in 0..registers.queues.len() {
             self.start_queue(&mut running, registers, index, &memory);
@@ -345,8 +345,8 @@ where
         };
         (queue.ready, queue.was_reset) = (true, false);
         if self.is_live() {
-            let memory = self.space.memory();
             let mut running = self.stop();
+            let memory = self.space.memory();
             self.start_queue(&mut running, &registers, selected, &memory);
             if running.fault.is_some() {
                 self.break_device(&mut running);

@@ -71,11 +71,12 @@ where
             }
             thread::yield_now();
         }
-        let memory = self.space.memory();
         let mut running = lock(&self.device);
         if !self.is_live() {
             return Round::Drained;
         }
+        // As it is now, with the lock held: an embedder that takes memory away and then had the device is done with it.
+        let memory = self.space.memory();
         let Running { device, queues, fault } = &mut *running;
         match device.process(QueueIndex(index as u16), &mut Queues::new(queues, &memory)) {
             Ok(round) => round,
