@@ -5,6 +5,7 @@ mod ring;
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -871,6 +872,30 @@ fn reset_from_another_thread_ends_the_work_before_it_returns() {
         });
         assert_eq!(driver.status(), 0);
     }
+}
+
+#[test]
+fn a_line_that_panics_once_does_not_stop_the_device_for_good() {
+    let panics = Arc::new(AtomicBool::new(true));
+    let raised = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&raised);
+    let line = from_fn(move || match panics.swap(false, Ordering::SeqCst) {
+        true => panic!("an embedder's mistake"),
+        false => {
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    });
+    let driver = Driver::new(Line::Edge(Arc::new(line)));
+    let mut ring = driver.start();
+    ring.request(&[writable(0x8000, 1)]);
+    let kick = || driver.write(QUEUE_NOTIFY, 0);
+    catch_unwind(AssertUnwindSafe(kick)).expect_err("the panic comes out where it belongs");
+    kick();
+    assert_eq!(raised.load(Ordering::SeqCst), 1, "the signal that was lost");
+    ring.request(&[writable(0x8000, 1)]);
+    kick();
+    assert_eq!(ring.used().len(), 2);
 }
 
 #[test]

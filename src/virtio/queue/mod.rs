@@ -530,6 +530,8 @@ impl Queue {
     }
 
     fn signal(&mut self) {
+        // Owed until it has returned: a line that panics has not told the driver.
+        self.signal_owed = true;
         self.signal_owed = self.interrupt.used(&[self.index]).is_err();
         match self.signal_owed {
             false => self.counters.signalled += 1,
