@@ -667,6 +667,52 @@ fn a_queue_reset_that_was_not_negotiated_does_nothing() {
     assert_eq!(driver.read(QUEUE_READY), 1);
 }
 
+/// A device at work, whose line calls `then` as it falls, without a lock: as a platform may that runs its handlers there.
+fn reset_with(then: impl Fn(&Mmio) + Send + Sync + 'static) -> Driver {
+    let slot: Arc<Mutex<Option<Arc<Mmio>>>> = Arc::default();
+    let device = Arc::clone(&slot);
+    let line = level_from_fn(move |up| {
+        let mmio = device.lock().unwrap().take_if(|_| !up);
+        mmio.iter().for_each(|mmio| then(mmio));
+        Ok(())
+    });
+    let driver = Driver::new(Line::Level(Arc::new(line)));
+    driver.start().request(&[writable(0x8000, 1)]);
+    driver.write(QUEUE_NOTIFY, 0);
+    assert_eq!(driver.read(INTERRUPT_STATUS), 1);
+    *slot.lock().unwrap() = Some(Arc::clone(&driver.mmio));
+    driver.write(STATUS, 0);
+    assert!(slot.lock().unwrap().is_none(), "the line fell");
+    driver
+}
+
+#[test]
+fn a_device_that_is_reset_is_not_called_again_by_a_late_kick() {
+    let driver = reset_with(|mmio| {
+        let before = mmio.with_device(|probe| (probe.resets, probe.processed));
+        assert_eq!(before.0, 1);
+        mmio.write(QUEUE_NOTIFY, &[0; 4]);
+        assert_eq!(mmio.with_device(|probe| (probe.resets, probe.processed)), before);
+    });
+    assert_eq!(driver.status(), 0);
+}
+
+#[test]
+fn a_late_configuration_change_leaves_nothing_pending_on_a_device_that_is_reset() {
+    let driver = reset_with(|mmio| mmio.change_config(|probe| probe.mac[0] = 7));
+    assert_eq!((driver.status(), driver.read(INTERRUPT_STATUS)), (0, 0));
+}
+
+#[test]
+fn registers_written_while_the_line_of_a_reset_device_falls_are_those_of_a_device_that_was_reset() {
+    let driver = reset_with(|mmio| mmio.write(STATUS, &ACKNOWLEDGE.to_le_bytes()));
+    assert_eq!(
+        driver.status(),
+        ACKNOWLEDGE,
+        "and not taken back by the end of the reset"
+    );
+}
+
 // Interrupts.
 
 #[test]

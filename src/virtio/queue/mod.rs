@@ -123,8 +123,16 @@ pub trait VirtioInterrupt: Send + Sync {
     /// As [`used`](Self::used).
     fn config_changed(&self) -> io::Result<()>;
 
-    /// The device was reset: nothing is pending any more, and a level line goes down.
+    /// The driver is ready: from here to the next [`reset`](Self::reset), and only there, events are for it. An event that
+    /// was decided on before a reset and comes after it is dropped. The transport's locks are held: this calls no line.
+    fn ready(&self) {}
+
+    /// The device was reset: nothing is pending any more. The transport's locks are held: the line hears of it when
+    /// [`settle`](Self::settle) is called.
     fn reset(&self);
+
+    /// Tells the line what it should have heard and has not. Called after a reset and with every kick, without a lock.
+    fn settle(&self) {}
 }
 
 /// Where a queue is and how long it is, as the driver programmed it (virtio 1.2, section 2.7; the areas are also known as

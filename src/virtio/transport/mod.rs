@@ -222,6 +222,7 @@ where
         for index in 0..registers.queues.len() {
             self.start_queue(&mut running, registers, index, &memory);
         }
+        self.interrupt.ready();
         self.status.fetch_or(DRIVER_OK, Ordering::SeqCst);
         if running.fault.is_some() {
             self.break_device(&mut running);
@@ -261,7 +262,8 @@ where
         self.config_owed.store(true, Ordering::SeqCst);
     }
 
-    /// Works at every stage. In-flight work has ended and everything is as at power-on before the status reads 0.
+    /// Works at every stage. In-flight work has ended and everything is as at power-on before the status reads 0, and all of
+    /// it is one step to whoever else writes registers, kicks or changes the configuration. The line hears of it last.
     fn reset(&self) {
         let mut registers = lock(&self.registers);
         let mut running = self.stop();
@@ -269,12 +271,13 @@ where
         running.queues = no_queues(self.queue_sizes.len());
         running.device.reset();
         running.fault = None;
-        drop(running);
         self.kicks.clear();
         self.config_owed.store(false, Ordering::SeqCst);
-        drop(registers);
         self.interrupt.reset();
         self.status.store(0, Ordering::SeqCst);
+        drop(running);
+        drop(registers);
+        self.interrupt.settle();
     }
 
     // Registers. They are frozen as the specification says: features until FEATURES_OK, a queue from FEATURES_OK until

@@ -182,6 +182,9 @@ where
         running.queues = queues;
         self.config_generation.store(config_generation, Ordering::SeqCst);
         self.config_owed.store(config_owed, Ordering::SeqCst);
+        if status & status::DRIVER_OK != 0 {
+            self.interrupt.ready();
+        }
         self.status.store(status, Ordering::SeqCst);
         Ok(())
     }

@@ -40,6 +40,8 @@ const NOTES: u32 = LevelOutput::<NoInterrupt>::NOTES.trailing_zeros();
 const SEEN: u32 = NOTES;
 /// ...and that the event has happened again since the last read: an acknowledgement is not for that one.
 const AGAIN: u32 = NOTES + 2;
+/// The driver is ready: events are for it.
+const READY: u64 = 1 << (NOTES + 4);
 
 /// InterruptStatus, in one word with what the driver knows of it, and the line that follows it.
 ///
@@ -134,15 +136,20 @@ impl MmioInterrupt {
     pub(super) fn restore(&self, state: &MmioInterruptState) {
         let &MmioInterruptState { status, seen, again } = state;
         self.status
-            .update(|_| u64::from(status) | u64::from(seen) << SEEN | u64::from(again) << AGAIN);
+            .update(|bits| bits & READY | u64::from(status) | u64::from(seen) << SEEN | u64::from(again) << AGAIN);
         let _ = self.status.settle();
     }
 
     fn raise(&self, event: u32) -> io::Result<()> {
         let event = u64::from(event);
-        self.status
-            .update(|bits| bits | event | (event & (bits >> SEEN)) << AGAIN);
-        self.signal()
+        let before = self.status.update(|bits| match bits & READY {
+            0 => bits,
+            _ => bits | event | (event & (bits >> SEEN)) << AGAIN,
+        });
+        match before & READY {
+            0 => Ok(()),
+            _ => self.signal(),
+        }
     }
 
     fn signal(&self) -> io::Result<()> {
@@ -166,8 +173,16 @@ impl VirtioInterrupt for MmioInterrupt {
         self.raise(CONFIGURATION_CHANGE)
     }
 
+    fn ready(&self) {
+        self.status.update(|bits| bits | READY);
+    }
+
     fn reset(&self) {
         self.status.update(|_| 0);
+    }
+
+    fn settle(&self) {
+        // A refusal is counted, and told again by the next call.
         let _ = self.status.settle();
     }
 }
@@ -179,6 +194,40 @@ impl fmt::Debug for MmioInterrupt {
             .field("line", &line)
             .field("state", &self.save())
             .finish()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::interrupt::level_from_fn;
+
+    #[test]
+    fn an_event_that_comes_after_the_reset_is_dropped() {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&heard);
+        let line = level_from_fn(move |up| {
+            log.lock().unwrap().push(up);
+            Ok(())
+        });
+        let interrupt = MmioInterrupt::new(Line::Level(Arc::new(line)));
+        interrupt.ready();
+        interrupt.used(&[QueueIndex(0)]).unwrap();
+        interrupt.reset();
+        interrupt.settle();
+        // Decided on while the driver was there, by a thread that has come no further until now.
+        interrupt.config_changed().unwrap();
+        assert_eq!(interrupt.read_status(), 0);
+        assert_eq!(
+            *heard.lock().unwrap(),
+            [true, false],
+            "nobody would ever acknowledge it"
+        );
+        interrupt.ready();
+        interrupt.config_changed().unwrap();
+        assert_eq!(interrupt.read_status(), CONFIGURATION_CHANGE);
     }
 }
 
@@ -244,6 +293,7 @@ mod loom_tests {
                 false => Line::Level(StdArc::new(level_from_fn(move |up| set(up.into())))),
             };
             let interrupt = StdArc::new(MmioInterrupt::new(line));
+            interrupt.ready();
             let used_idx = Arc::new(AtomicU64::new(0));
 
             let device = {

@@ -259,6 +259,7 @@ impl<A, D> Drop for VirtioMmio<A, D> {
     /// Lets go of a level line.
     fn drop(&mut self) {
         self.interrupt.reset();
+        self.interrupt.settle();
     }
 }
 
