@@ -832,6 +832,39 @@ fn a_refused_interrupt_leaves_its_status_and_comes_with_the_next_kick() {
     assert_eq!(counted.count(), 2, "both are told");
 }
 
+#[test]
+fn an_edge_that_was_refused_at_the_acknowledgement_comes_with_the_next_kick() {
+    for saved in [false, true] {
+        let counted = Counted::default();
+        let mut driver = Driver::new(counted.edge());
+        let mut ring = driver.start();
+        let mut use_one = || {
+            ring.request(&[writable(0x8000, 1)]);
+            driver.write(QUEUE_NOTIFY, 0);
+        };
+        use_one();
+        assert_eq!(driver.read(INTERRUPT_STATUS), 1);
+        use_one();
+        counted.refuse.store(true, Ordering::SeqCst);
+        driver.write(INTERRUPT_ACK, 1);
+        counted.refuse.store(false, Ordering::SeqCst);
+        assert_eq!((driver.read(INTERRUPT_STATUS), counted.count()), (1, 2));
+        if saved {
+            let mmio = VirtioMmio::new(Probe::default(), Arc::clone(&driver.memory), counted.edge()).unwrap();
+            mmio.restore(&driver.mmio.save()).unwrap();
+            assert_eq!(counted.count(), 2, "nothing is raised by the restore itself");
+            driver.mmio = Arc::new(mmio);
+            driver.mmio.resume();
+        } else {
+            // Nothing new is there: this kick has no other reason to interrupt.
+            driver.write(QUEUE_NOTIFY, 0);
+        }
+        assert_eq!(counted.count(), 3, "saved: {saved}");
+        driver.write(QUEUE_NOTIFY, 0);
+        assert_eq!(counted.count(), 3, "once is enough");
+    }
+}
+
 // Kicks and threads.
 
 #[test]

@@ -58,6 +58,7 @@ where
 
     /// Works on every marked queue until none is, or leaves that to the thread which is at it already.
     pub fn run(&self) {
+        self.interrupt.settle();
         self.tell_config_if_owed();
         self.kicks.run(|index| self.round(index));
     }

@@ -40,6 +40,8 @@ const NOTES: u32 = LevelOutput::<NoInterrupt>::NOTES.trailing_zeros();
 const SEEN: u32 = NOTES;
 /// ...and that the event has happened again since the last read: an acknowledgement is not for that one.
 const AGAIN: u32 = NOTES + 2;
+/// An edge that was to follow an acknowledgement was refused.
+const OWED: u64 = 1 << (NOTES + 5);
 /// The driver is ready: events are for it.
 const READY: u64 = 1 << (NOTES + 4);
 
@@ -64,11 +66,18 @@ pub struct MmioInterruptState {
     pub seen: u32,
     /// Of those, bits whose event has happened again since.
     pub again: u32,
+    /// An edge that was to follow an acknowledgement was refused.
+    pub owed: bool,
 }
 
 impl MmioInterruptState {
     pub(super) fn check(&self) -> Result<(), RestoreError> {
-        let &Self { status, seen, again } = self;
+        let &Self {
+            status,
+            seen,
+            again,
+            owed,
+        } = self;
         let subset = |register, value: u32, of: u32| match value & !of {
             0 => Ok(()),
             _ => Err(RestoreError::Register {
@@ -79,7 +88,8 @@ impl MmioInterruptState {
         };
         subset("InterruptStatus", status, EVENTS as u32)?;
         subset("seen bits of InterruptStatus", seen, status)?;
-        subset("repeated bits of InterruptStatus", again, seen)
+        subset("repeated bits of InterruptStatus", again, seen)?;
+        subset("an edge owed", owed.into(), (status != 0).into())
     }
 }
 
@@ -109,13 +119,13 @@ impl MmioInterrupt {
         let written = u64::from(value) & EVENTS;
         self.status.update(|bits| {
             let kept = written & (bits >> AGAIN);
-            bits & !(written & !kept) & !(written << SEEN) & !(written << AGAIN)
+            bits & !(written & !kept) & !(written << SEEN) & !(written << AGAIN) & !OWED
         });
-        // Refusals are counted; the status stands and the next event raises the line again.
-        let _ = match self.status.is_up() {
-            true => self.signal(),
-            false => self.status.settle(),
-        };
+        // Of an event, the queue would know that it was not told. This edge is ours alone to remember.
+        if self.status.is_up() && self.signal().is_err() {
+            self.status.update(|bits| bits | OWED);
+        }
+        let _ = self.status.settle();
     }
 
     pub(super) fn failures(&self) -> u64 {
@@ -129,14 +139,21 @@ impl MmioInterrupt {
             status: field(0),
             seen: field(SEEN),
             again: field(AGAIN),
+            owed: self.owes(bits),
         }
     }
 
     /// A level follows the status; an edge is in the interrupt controller's state, not in ours.
     pub(super) fn restore(&self, state: &MmioInterruptState) {
-        let &MmioInterruptState { status, seen, again } = state;
-        self.status
-            .update(|bits| bits & READY | u64::from(status) | u64::from(seen) << SEEN | u64::from(again) << AGAIN);
+        let &MmioInterruptState {
+            status,
+            seen,
+            again,
+            owed,
+        } = state;
+        let events = u64::from(status) | u64::from(seen) << SEEN | u64::from(again) << AGAIN;
+        let owed = if owed { OWED } else { 0 };
+        self.status.update(|bits| bits & READY | events | owed);
         let _ = self.status.settle();
     }
 
@@ -150,6 +167,11 @@ impl MmioInterrupt {
             0 => Ok(()),
             _ => self.signal(),
         }
+    }
+
+    /// Whether an edge is owed for an event that is still pending.
+    fn owes(&self, bits: u64) -> bool {
+        self.edge.is_some() && bits & OWED != 0 && bits & EVENTS != 0
     }
 
     fn signal(&self) -> io::Result<()> {
@@ -184,6 +206,10 @@ impl VirtioInterrupt for MmioInterrupt {
     fn settle(&self) {
         // A refusal is counted, and told again by the next call.
         let _ = self.status.settle();
+        if self.owes(self.status.bits()) && self.owes(self.status.update(|bits| bits & !OWED)) && self.signal().is_err()
+        {
+            self.status.update(|bits| bits | OWED);
+        }
     }
 }
 
