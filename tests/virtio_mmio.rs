@@ -24,7 +24,7 @@ use devisor::{
         features,
         transport::{
             RestoreError, TransportError,
-            mmio::Line,
+            mmio::{Line, VirtioMmioState},
             status::{ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK},
         },
     },
@@ -1082,6 +1082,60 @@ fn impossible_states_are_refused_and_change_nothing() {
         assert!(fresh.restore(&bad).is_err(), "spoiler {number}");
         assert_eq!(fresh.save(), before);
     }
+}
+
+#[test]
+fn states_that_no_driver_can_reach_are_refused() {
+    type Spoil = fn(&mut VirtioMmioState);
+    let spoilers: [(&str, u32, Spoil); 7] = [
+        ("InterruptStatus before DRIVER_OK", FEATURES_OK, |state| {
+            state.interrupt.status = 1
+        }),
+        ("the same without any driver", 0, |state| state.interrupt.status = 2),
+        ("a refused edge with nothing pending", DRIVER_OK, |state| {
+            state.interrupt.owed = true
+        }),
+        ("a ready queue before FEATURES_OK", DRIVER, |state| {
+            state.transport.setup[0].ready = true
+        }),
+        ("a queue that was reset before FEATURES_OK", DRIVER, |state| {
+            state.transport.setup[1].was_reset = true
+        }),
+        ("a queue that was reset and is ready", DRIVER_OK, |state| {
+            state.transport.setup[0].was_reset = true
+        }),
+        ("features before DRIVER", ACKNOWLEDGE, |state| {
+            state.transport.driver_features = 1
+        }),
+    ];
+    let refused = |state: &VirtioMmioState| {
+        let fresh = VirtioMmio::new(Probe::default(), memory(), Line::Edge(Arc::new(NoInterrupt))).unwrap();
+        let before = fresh.save();
+        let restored = fresh.restore(state);
+        assert!(restored.is_ok() || fresh.save() == before);
+        restored.is_err()
+    };
+    for (what, stage, spoil) in spoilers {
+        let driver = Driver::silent();
+        match stage {
+            0 => {}
+            DRIVER | ACKNOWLEDGE => driver.write(STATUS, stage | ACKNOWLEDGE),
+            FEATURES_OK => driver.negotiate(ALL),
+            _ => _ = driver.start(),
+        }
+        let mut state = driver.mmio.save();
+        assert!(!refused(&state), "{what}: good as it was");
+        spoil(&mut state);
+        assert!(refused(&state), "{what}");
+    }
+
+    let driver = Driver::silent();
+    driver.negotiate(ALL & !features::RING_RESET);
+    driver.go();
+    let mut state = driver.mmio.save();
+    assert!(!refused(&state));
+    state.transport.setup[0].was_reset = true;
+    assert!(refused(&state), "a queue was reset though that was not negotiated");
 }
 
 #[test]

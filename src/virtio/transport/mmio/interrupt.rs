@@ -71,7 +71,8 @@ pub struct MmioInterruptState {
 }
 
 impl MmioInterruptState {
-    pub(super) fn check(&self) -> Result<(), RestoreError> {
+    /// `ready`: the driver has set DRIVER_OK. Before that, nothing can be pending.
+    pub(super) fn check(&self, ready: bool) -> Result<(), RestoreError> {
         let &Self {
             status,
             seen,
@@ -86,7 +87,7 @@ impl MmioInterruptState {
                 possible: of.into(),
             }),
         };
-        subset("InterruptStatus", status, EVENTS as u32)?;
+        subset("InterruptStatus", status, if ready { EVENTS as u32 } else { 0 })?;
         subset("seen bits of InterruptStatus", seen, status)?;
         subset("repeated bits of InterruptStatus", again, seen)?;
         subset("an edge owed", owed.into(), (status != 0).into())

@@ -13,7 +13,9 @@ use std::{
 
 use vm_memory::GuestAddressSpace;
 
-use super::{Core, Doorbell, RestoreError, TransportError, TransportState, replace_high, replace_low};
+use super::{
+    Core, Doorbell, RestoreError, TransportError, TransportState, replace_high, replace_low, status::DRIVER_OK,
+};
 use crate::{
     bus::{BusDevice, read_le, write_le},
     virtio::{
@@ -161,7 +163,7 @@ where
             interrupt,
             shm_sel,
         } = state;
-        interrupt.check()?;
+        interrupt.check(transport.status & DRIVER_OK != 0)?;
         self.core.restore(transport)?;
         self.interrupt.restore(interrupt);
         self.shm_sel.store(*shm_sel, Ordering::SeqCst);
