@@ -311,6 +311,24 @@ fn a_configuration_change_before_the_driver_is_ready_is_silent_but_counted() {
 }
 
 #[test]
+fn a_configuration_change_while_the_driver_initialises_is_told_when_it_is_ready() {
+    let counted = Counted::default();
+    let driver = Driver::new(counted.edge());
+    driver.negotiate(ALL);
+    // The driver has read the configuration by now, and only an interrupt would make it look again.
+    driver.mmio.change_config(|probe| probe.mac[0] = 7);
+    assert_eq!((driver.read(INTERRUPT_STATUS), counted.count()), (0, 0));
+    driver.go();
+    assert_eq!((driver.read(INTERRUPT_STATUS), counted.count()), (2, 1));
+    driver.write(INTERRUPT_ACK, 2);
+
+    driver.write(STATUS, 0);
+    driver.mmio.change_config(|probe| probe.mac[0] = 8);
+    driver.start();
+    assert_eq!(counted.count(), 1, "one before the driver came is no news to it");
+}
+
+#[test]
 fn shared_memory_regions_are_told_and_absent_ones_are_all_ones() {
     let driver = Driver::silent();
     let registers = [SHM_LEN_LOW, SHM_LEN_HIGH, SHM_BASE_LOW, SHM_BASE_HIGH];

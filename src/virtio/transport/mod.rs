@@ -405,7 +405,11 @@ where
         let (result, configuration) = change(&mut running.device);
         if configuration {
             self.config_generation.fetch_add(1, Ordering::SeqCst);
-            self.config_owed.store(self.has(DRIVER_OK), Ordering::SeqCst);
+            // A driver on its way to DRIVER_OK may have read what changed now, and is told then. One that has not come yet
+            // will read it all.
+            if self.status() != 0 {
+                self.config_owed.store(true, Ordering::SeqCst);
+            }
         }
         drop(running);
         self.tell_config_if_owed();

@@ -7,7 +7,7 @@ use std::{
 
 use vm_memory::GuestAddressSpace;
 
-use super::{Core, Running};
+use super::{Core, Running, status::DRIVER_OK};
 use crate::{
     sync::lock,
     virtio::{QueueIndex, Queues, Round, VirtioDevice},
@@ -99,9 +99,12 @@ where
         running
     }
 
-    /// Tells the driver of a configuration change that it does not know of yet. A refusal is tried again with the next
+    /// Tells a driver that is ready of a configuration change that it does not know of yet. A refusal is tried again with the next
     /// kick.
     pub(super) fn tell_config_if_owed(&self) {
+        if !self.has(DRIVER_OK) {
+            return;
+        }
         if self.config_owed.swap(false, Ordering::SeqCst) && self.interrupt.config_changed().is_err() {
             self.config_owed.store(true, Ordering::SeqCst);
         }
