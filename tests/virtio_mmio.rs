@@ -23,7 +23,7 @@ use devisor::{
         device::read_config_bytes,
         features,
         transport::{
-            RestoreError, TransportError,
+            RestoreError, TransportError, TransportState,
             mmio::{Line, VirtioMmioState},
             status::{ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK},
         },
@@ -570,6 +570,18 @@ fn reset_works_at_every_stage_and_clears_everything() {
     driver.start();
     driver.mmio.change_config(|_| ());
     cleared("configuration change pending");
+    driver.write(SHM_SEL, 1);
+    driver.write(QUEUE_SEL, 1);
+    driver.write(STATUS, 0);
+    let fresh = VirtioMmioState {
+        // It counts on, so that a driver which reads across a reset sees it too.
+        transport: TransportState {
+            config_generation: driver.read(CONFIG_GENERATION),
+            ..Driver::silent().mmio.save().transport
+        },
+        ..Driver::silent().mmio.save()
+    };
+    assert_eq!(driver.mmio.save(), fresh, "nothing of the driver is left");
 }
 
 // Queue registers.

@@ -213,7 +213,12 @@ where
             registers::QUEUE_READY => core.write_queue_ready(value & 1 != 0),
             registers::QUEUE_NOTIFY => core.notify(value),
             registers::INTERRUPT_ACK => self.interrupt.acknowledge(value),
-            registers::STATUS => core.write_status(value),
+            registers::STATUS => {
+                if value == 0 {
+                    self.shm_sel.store(0, Ordering::SeqCst);
+                }
+                core.write_status(value);
+            }
             registers::QUEUE_DESC_LOW => core.set_up_queue(|queue| replace_low(&mut queue.descriptor_area, value)),
             registers::QUEUE_DESC_HIGH => core.set_up_queue(|queue| replace_high(&mut queue.descriptor_area, value)),
             registers::QUEUE_DRIVER_LOW => core.set_up_queue(|queue| replace_low(&mut queue.driver_area, value)),
