@@ -1169,6 +1169,43 @@ fn states_that_no_driver_can_reach_are_refused() {
 }
 
 #[test]
+fn a_device_may_have_no_queue_or_as_many_as_there_are_indices() {
+    struct Many(Vec<u16>, u32);
+    impl<M: GuestMemory> VirtioDevice<M> for Many {
+        fn device_id(&self) -> DeviceId {
+            DeviceId(1)
+        }
+        fn queue_sizes(&self) -> &[u16] {
+            &self.0
+        }
+        fn process(&mut self, _: QueueIndex, _: &mut Queues<'_, M>) -> Result<Round, QueueError> {
+            self.1 += 1;
+            Ok(Round::Drained)
+        }
+    }
+    let line = || Line::Edge(Arc::new(NoInterrupt));
+    for queues in [0, 65535] {
+        let mmio = VirtioMmio::new(Many(vec![1; queues as usize], 0), memory(), line()).unwrap();
+        let write = |register, value: u32| mmio.write(register, &value.to_le_bytes());
+        write(STATUS, ACKNOWLEDGE | DRIVER);
+        write(DRIVER_FEATURES_SEL, 1);
+        write(DRIVER_FEATURES, (features::VERSION_1 >> 32) as u32);
+        write(STATUS, FEATURES_OK);
+        write(STATUS, DRIVER_OK);
+        assert_eq!(mmio.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        assert_eq!(mmio.with_device(|many| many.1), queues, "each is looked at");
+        for kicked in [queues, queues.saturating_sub(1), u32::MAX] {
+            write(QUEUE_NOTIFY, kicked);
+        }
+        let expected = queues + u32::from(queues != 0);
+        assert_eq!(mmio.with_device(|many| many.1), expected);
+        write(STATUS, 0);
+    }
+    let too_many = VirtioMmio::new(Many(vec![1; 65536], 0), memory(), line());
+    assert_eq!(too_many.err(), Some(TransportError::QueueCount(65536)));
+}
+
+#[test]
 fn a_device_with_impossible_queues_is_refused() {
     struct Odd;
     impl<M: GuestMemory> VirtioDevice<M> for Odd {

@@ -1,6 +1,7 @@
 //! Running the device: on the thread that kicks or on the embedder's worker, a bounded round of one queue at a time.
 
 use std::{
+    ops::Range,
     sync::{MutexGuard, atomic::Ordering},
     thread,
 };
@@ -33,17 +34,23 @@ where
 
     /// Marks a queue, and has it looked at by whoever runs the device.
     pub(super) fn kick(&self, index: usize) {
-        self.kicks.mark(index);
-        let rung = self.doorbell.as_ref().map(|bell| bell.ring(QueueIndex(index as u16)));
-        match rung {
-            Some(Ok(())) => {}
-            Some(Err(_)) | None => self.run(),
-        }
+        self.kick_each(index..index + 1);
     }
 
     pub(super) fn kick_all(&self) {
-        for index in 0..self.queue_sizes.len() {
-            self.kick(index);
+        self.kick_each(0..self.queue_sizes.len());
+    }
+
+    /// Marks all of the queues before the first is looked at.
+    fn kick_each(&self, queues: Range<usize>) {
+        queues.clone().for_each(|index| self.kicks.mark(index));
+        let rung = self.doorbell.as_ref().map(|bell| {
+            let mut queues = queues.map(|index| QueueIndex(index as u16));
+            queues.try_for_each(|queue| bell.ring(queue))
+        });
+        match rung {
+            Some(Ok(())) => {}
+            Some(Err(_)) | None => self.run(),
         }
     }
 
