@@ -1068,6 +1068,9 @@ fn a_device_goes_on_where_it_was_saved() {
     assert_eq!(ring.used().len(), 2, "the queue is looked at once");
     restored.write(INTERRUPT_ACK, 1);
     assert_eq!(*heard.lock().unwrap(), [true, false]);
+    ring.request(&[writable(0x9000, 1)]);
+    restored.write(QUEUE_NOTIFY, 0);
+    assert_eq!(*heard.lock().unwrap(), [true, false, true], "and it interrupts again");
     assert!(matches!(restored.mmio.restore(&state), Err(RestoreError::InUse(_))));
 }
 
