@@ -863,6 +863,23 @@ fn a_refused_interrupt_leaves_its_status_and_comes_with_the_next_kick() {
 }
 
 #[test]
+fn a_device_that_needs_a_reset_says_so_with_the_next_kick_if_the_line_refused_it() {
+    let counted = Counted::default();
+    let driver = Driver::new(counted.edge());
+    let mut ring = driver.start();
+    counted.refuse.store(true, Ordering::SeqCst);
+    ring.set_avail_idx(SIZE + 1);
+    driver.write(QUEUE_NOTIFY, 0);
+    assert_eq!(driver.status() & DEVICE_NEEDS_RESET, DEVICE_NEEDS_RESET);
+    counted.refuse.store(false, Ordering::SeqCst);
+    // All that a driver does which waits for an answer.
+    driver.write(QUEUE_NOTIFY, 0);
+    assert_eq!((driver.read(INTERRUPT_STATUS), counted.count()), (2, 1));
+    driver.write(QUEUE_NOTIFY, 0);
+    assert_eq!(counted.count(), 1, "once is enough");
+}
+
+#[test]
 fn an_edge_that_was_refused_at_the_acknowledgement_comes_with_the_next_kick() {
     for saved in [false, true] {
         let counted = Counted::default();

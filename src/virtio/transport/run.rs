@@ -24,11 +24,10 @@ where
 {
     /// The driver has kicked a queue. Before DRIVER_OK this means nothing: every queue is looked at when that is set.
     pub fn notify(&self, queue: u32) {
-        if let Ok(index) = usize::try_from(queue)
-            && index < self.queue_sizes.len()
-            && self.is_live()
-        {
-            self.kick(index);
+        match usize::try_from(queue) {
+            Ok(index) if index < self.queue_sizes.len() && self.is_live() => self.kick(index),
+            // A driver that waits for a device which needs a reset, and whose line refused to say so, gets no further.
+            _ => self.tell_what_is_owed(),
         }
     }
 
@@ -65,8 +64,7 @@ where
 
     /// Works on every marked queue until none is, or leaves that to the thread which is at it already.
     pub fn run(&self) {
-        self.interrupt.settle();
-        self.tell_config_if_owed();
+        self.tell_what_is_owed();
         self.kicks.run(|index| self.round(index));
     }
 
@@ -104,6 +102,12 @@ where
         let running = lock(&self.device);
         self.stopping.fetch_sub(1, Ordering::SeqCst);
         running
+    }
+
+    /// Tells whatever the line has refused, but for what the queues remember.
+    pub(super) fn tell_what_is_owed(&self) {
+        self.interrupt.settle();
+        self.tell_config_if_owed();
     }
 
     /// Tells a driver that is ready of a configuration change that it does not know of yet. A refusal is tried again with the next

@@ -194,8 +194,7 @@ where
 
     /// Looks at every queue once: a kick that came before the state was saved is not in it.
     pub fn resume(&self) {
-        self.interrupt.settle();
-        self.tell_config_if_owed();
+        self.tell_what_is_owed();
         if self.is_live() {
             self.kick_all();
         }
