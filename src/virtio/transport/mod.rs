@@ -181,15 +181,16 @@ where
     }
 
     /// The driver writes the status. Zero resets; otherwise bits are added in the order of section 3.1.1, and one that
-    /// comes before its time is left out. The driver cannot take a bit away, nor set DEVICE_NEEDS_RESET.
+    /// comes before its time is left out. The driver cannot take a bit away, nor set DEVICE_NEEDS_RESET. FAILED is noted and
+    /// means nothing to the device: a driver is to reset it before it tries again, but Linux does not.
     pub fn write_status(&self, value: u32) {
         if value == 0 {
             return self.reset();
         }
         let mut registers = lock(&self.registers);
         for (bit, after) in status::ORDER {
-            let stuck = self.status() & (FAILED | DEVICE_NEEDS_RESET) != 0;
-            if value & bit == 0 || self.has(bit) || !self.has(after) || stuck {
+            let broken = self.has(DEVICE_NEEDS_RESET);
+            if value & bit == 0 || self.has(bit) || !self.has(after) || broken {
                 continue;
             }
             match bit {
