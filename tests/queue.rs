@@ -17,7 +17,10 @@ use devisor::virtio::{
 };
 use proptest::prelude::*;
 use ring::{Buffer, INDIRECT, NEXT, Ring, WRITE, memory, readable, writable};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, MmapRegion, Permissions,
+    bitmap::AtomicBitmap, guest_memory::GuestMemorySliceIterator,
+};
 
 const SIZE: u16 = 8;
 const ALL: u64 = features::COMMON;
@@ -46,6 +49,37 @@ impl VirtioInterrupt for Signals {
 
     fn reset(&self) {
         unreachable!("a queue resets nothing")
+    }
+}
+
+/// Guest memory with a driver that offers a request just after each time the device has looked, and withdraws it again.
+struct Flickering {
+    memory: Arc<GuestMemoryMmap>,
+    avail_idx: GuestAddress,
+    looks: AtomicU32,
+}
+
+impl GuestMemory for Flickering {
+    type PhysicalMemory = GuestMemoryMmap;
+    type Bitmap = ();
+
+    fn check_range(&self, address: GuestAddress, count: usize, access: Permissions) -> bool {
+        GuestMemory::check_range(&*self.memory, address, count, access)
+    }
+
+    fn get_slices<'a>(
+        &'a self,
+        address: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> Result<impl GuestMemorySliceIterator<'a, ()>, GuestMemoryError> {
+        if address == self.avail_idx {
+            // It gives up at some time, so that a round which waits for it fails the test and does not hang it.
+            let look = self.looks.fetch_add(1, Ordering::SeqCst);
+            let idx = if look < 10_000 { look as u16 % 2 } else { 0 };
+            self.memory.write_obj(idx, address)?;
+        }
+        GuestMemory::get_slices(&*self.memory, address, count, access)
     }
 }
 
@@ -249,6 +283,25 @@ fn several_completions_are_one_signal() {
 }
 
 #[test]
+fn chains_before_one_that_is_refused_are_signalled() {
+    for features in [ALL, NO_EVENT_IDX] {
+        let (mut s, mut there) = (setup(features), setup(features));
+        there.ring.request(&[writable(0x8000, 1)]);
+        let foreign = there.queue.pop(&*there.memory).unwrap().unwrap();
+        s.ring.request(&[writable(0x8000, 1)]);
+        let chain = s.queue.pop(&*s.memory).unwrap().unwrap();
+        let completed = s.queue.complete_all(&*s.memory, [(chain, 1), (foreign, 1)]);
+        assert!(matches!(completed, Err(QueueError::Request(_))));
+        assert_eq!(s.ring.used(), [(0, 1)]);
+        assert_eq!(
+            s.signals(),
+            1,
+            "the driver is not left to wait for a buffer that was used"
+        );
+    }
+}
+
+#[test]
 fn a_refused_signal_is_carried_by_the_next_call_even_if_that_one_is_suppressed() {
     let mut s = setup(ALL);
     s.signals.refuse.store(true, Ordering::SeqCst);
@@ -318,6 +371,21 @@ fn a_round_is_bounded_though_the_driver_never_stops() {
     });
     assert_eq!(round.unwrap(), Round::More);
     assert_eq!(served, SIZE);
+}
+
+#[test]
+fn an_avail_index_that_comes_and_goes_does_not_hold_a_round() {
+    let s = setup(ALL);
+    let memory = Flickering {
+        memory: Arc::clone(&s.memory),
+        avail_idx: GuestAddress(s.ring.layout.driver_area + 2),
+        looks: AtomicU32::new(0),
+    };
+    let mut queue = s.queue;
+    // Every other look finds the request withdrawn, as if the driver's store raced with each of the device's loads.
+    let round = queue.serve(&memory, |_, _| unreachable!("never there when it is asked for"));
+    assert_eq!(round.unwrap(), Round::More);
+    assert!(memory.looks.load(Ordering::SeqCst) <= 2 * u32::from(SIZE));
 }
 
 // Hostile rings.
@@ -500,6 +568,24 @@ fn a_chain_of_another_queue_is_refused() {
 }
 
 #[test]
+fn a_chain_of_another_queue_is_refused_also_where_its_head_is_in_flight() {
+    let (mut here, mut there) = (setup(ALL), setup(ALL));
+    for side in [&mut here, &mut there] {
+        side.ring.request(&[writable(0x8000, 1)]);
+    }
+    let own = here.queue.pop(&*here.memory).unwrap().unwrap();
+    let foreign = there.queue.pop(&*there.memory).unwrap().unwrap();
+    assert_eq!(own.head(), foreign.head());
+    assert!(matches!(
+        here.queue.complete(&*here.memory, foreign, 1),
+        Err(QueueError::Request(_))
+    ));
+    assert_eq!(here.ring.used_idx(), 0);
+    here.queue.complete(&*here.memory, own, 1).unwrap();
+    assert_eq!(here.ring.used(), [(0, 1)]);
+}
+
+#[test]
 fn layouts_that_cannot_be_are_refused() {
     let memory = memory();
     let good = Ring::new(&memory, 0x1000, SIZE).layout;
@@ -574,6 +660,38 @@ fn requests_in_flight_are_handed_out_again_after_a_restore() {
 }
 
 #[test]
+fn requests_in_flight_are_handed_out_again_in_the_order_in_which_they_were_taken() {
+    let mut s = setup(ALL);
+    let heads = [5, 1, 7, 2];
+    let mut chains = Vec::new();
+    for head in heads {
+        s.ring.descriptor(head, 0x8000, 1, WRITE, 0);
+        s.ring.offer(head);
+        chains.push(s.queue.pop(&*s.memory).unwrap().unwrap());
+    }
+    // The second is answered; its head comes again, now as the last one.
+    s.queue.complete(&*s.memory, chains.remove(1), 1).unwrap();
+    s.ring.offer(1);
+    chains.push(s.queue.pop(&*s.memory).unwrap().unwrap());
+
+    let state = s.queue.save();
+    assert_eq!(state.in_flight, [5, 7, 2, 1]);
+    let mut restored = Queue::restore(QueueIndex(3), SIZE, &state, &*s.memory, s.signals.clone()).unwrap();
+    let again = restored.pop(&*s.memory).unwrap().unwrap();
+    assert_eq!(again.head(), 5);
+    assert_eq!(
+        restored.save(),
+        state,
+        "one that was handed out again is still in flight"
+    );
+    let mut rest = Vec::new();
+    while let Some(chain) = restored.pop(&*s.memory).unwrap() {
+        rest.push(chain.head());
+    }
+    assert_eq!(rest, [7, 2, 1]);
+}
+
+#[test]
 fn a_signal_that_was_refused_before_the_save_comes_after_the_restore() {
     let mut s = setup(ALL);
     s.signals.refuse.store(true, Ordering::SeqCst);
@@ -620,6 +738,55 @@ fn a_state_that_contradicts_itself_is_refused() {
             matches!(error, QueueStateError::InFlight { .. } | QueueStateError::Layout(_)),
             "{bad:?}: {error}"
         );
+    }
+}
+
+// Guest memory.
+
+#[test]
+fn every_write_into_guest_memory_is_marked_dirty() {
+    for features in [ALL, NO_EVENT_IDX] {
+        let mut s = setup(features);
+        s.ring.request(&[
+            readable(0x8000, 4),
+            writable(0x9000, 4),
+            writable(0xa000, 4),
+            writable(0xb000, 4),
+            writable(0xc000, 4),
+        ]);
+        let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let mut bytes = vec![0; 0x3000];
+        s.memory.read_slice(&mut bytes, GuestAddress(0x1000)).unwrap();
+        memory.write_slice(&bytes, GuestAddress(0x1000)).unwrap();
+        let mapping: &MmapRegion<AtomicBitmap> = memory.find_region(GuestAddress(0)).unwrap();
+        let bitmap = mapping.bitmap();
+        // The pages that were written since this was last asked.
+        let dirty = || {
+            let pages: Vec<_> = (0..0x100).filter(|page| bitmap.is_addr_set(page << 12)).collect();
+            bitmap.reset();
+            pages
+        };
+        let _ = dirty();
+
+        s.queue.suppress_kicks(&memory).unwrap();
+        let told = if features == ALL { vec![] } else { vec![3] };
+        assert_eq!(dirty(), told, "the flags of the used ring");
+        let chain = s.queue.pop(&memory).unwrap().unwrap();
+        chain.reader(&memory).read(&mut [0; 4]).unwrap();
+        chain.reader(&memory).with_slices(|_| ()).unwrap();
+        assert_eq!(dirty(), [0usize; 0], "reading leaves no mark");
+
+        let mut writer = chain.writer(&memory);
+        writer.write(&[1; 4]).unwrap();
+        assert_eq!(dirty(), [9]);
+        writer.fill(1, 4).unwrap();
+        assert_eq!(dirty(), [0xa]);
+        writer.with_slices(|_| ()).unwrap();
+        assert_eq!(dirty(), [0xb, 0xc]);
+        s.queue.complete(&memory, chain, 16).unwrap();
+        assert_eq!(dirty(), [3], "the used ring");
+        assert_eq!(s.queue.expect_kicks(&memory).unwrap(), Round::Drained);
+        assert_eq!(dirty(), [3], "avail_event or the flags");
     }
 }
 

@@ -5,12 +5,14 @@ mod ring;
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
         mpsc,
     },
     thread,
+    time::Duration,
 };
 
 use devisor::{
@@ -21,15 +23,15 @@ use devisor::{
         device::read_config_bytes,
         features,
         transport::{
-            RestoreError, TransportError,
-            mmio::Line,
+            RestoreError, TransportError, TransportState,
+            mmio::{Line, VirtioMmioState},
             status::{ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK},
         },
     },
 };
 use proptest::prelude::*;
 use ring::{Ring, memory, readable, writable};
-use vm_memory::{GuestMemory, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap};
 
 const MAGIC_VALUE: u64 = 0x000;
 const VERSION: u64 = 0x004;
@@ -126,11 +128,11 @@ impl<M: GuestMemory> VirtioDevice<M> for Probe {
     }
 }
 
-type Mmio = VirtioMmio<Arc<GuestMemoryMmap>, Probe>;
+type Mmio<A = Arc<GuestMemoryMmap>> = VirtioMmio<A, Probe>;
 
 /// A driver at the registers.
-struct Driver {
-    mmio: Arc<Mmio>,
+struct Driver<A = Arc<GuestMemoryMmap>> {
+    mmio: Arc<Mmio<A>>,
     memory: Arc<GuestMemoryMmap>,
 }
 
@@ -182,7 +184,12 @@ impl Driver {
     fn silent() -> Self {
         Self::new(Line::Edge(Arc::new(NoInterrupt)))
     }
+}
 
+impl<A> Driver<A>
+where
+    A: GuestAddressSpace<M = GuestMemoryMmap> + Send + Sync,
+{
     fn read(&self, register: u64) -> u32 {
         let mut data = [0; 4];
         self.mmio.read(register, &mut data);
@@ -304,6 +311,24 @@ fn a_configuration_change_before_the_driver_is_ready_is_silent_but_counted() {
 }
 
 #[test]
+fn a_configuration_change_while_the_driver_initialises_is_told_when_it_is_ready() {
+    let counted = Counted::default();
+    let driver = Driver::new(counted.edge());
+    driver.negotiate(ALL);
+    // The driver has read the configuration by now, and only an interrupt would make it look again.
+    driver.mmio.change_config(|probe| probe.mac[0] = 7);
+    assert_eq!((driver.read(INTERRUPT_STATUS), counted.count()), (0, 0));
+    driver.go();
+    assert_eq!((driver.read(INTERRUPT_STATUS), counted.count()), (2, 1));
+    driver.write(INTERRUPT_ACK, 2);
+
+    driver.write(STATUS, 0);
+    driver.mmio.change_config(|probe| probe.mac[0] = 8);
+    driver.start();
+    assert_eq!(counted.count(), 1, "one before the driver came is no news to it");
+}
+
+#[test]
 fn shared_memory_regions_are_told_and_absent_ones_are_all_ones() {
     let driver = Driver::silent();
     let registers = [SHM_LEN_LOW, SHM_LEN_HIGH, SHM_BASE_LOW, SHM_BASE_HIGH];
@@ -398,15 +423,27 @@ fn status_bits_come_in_the_order_of_the_specification() {
         ACKNOWLEDGE | DRIVER | FEATURES_OK,
         "bits are added, none is taken away"
     );
-    driver.write(STATUS, FAILED);
-    driver.go();
-    assert_eq!(
-        driver.status() & DRIVER_OK,
-        0,
-        "a driver that has given up does not go on"
-    );
     driver.write(STATUS, 0);
     assert_eq!(driver.status(), 0);
+}
+
+#[test]
+fn a_driver_that_has_failed_may_try_again_without_a_reset() {
+    // As Linux does when it probes a driver again that was deferred, for its interrupt controller was not there yet: it
+    // adds FAILED, and later DRIVER and what follows to what it reads, and does not look whether DRIVER_OK was taken.
+    let driver = Driver::silent();
+    let add = |bit| driver.write(STATUS, driver.status() | bit);
+    driver.negotiate(ALL & !features::EVENT_IDX);
+    add(FAILED);
+    add(DRIVER);
+    driver.accept(ALL & !features::EVENT_IDX);
+    add(FEATURES_OK);
+    let mut ring = driver.set_up_queue(0);
+    add(DRIVER_OK);
+    assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | FAILED);
+    ring.request(&[writable(0x8000, 1)]);
+    driver.write(QUEUE_NOTIFY, 0);
+    assert_eq!(ring.used().len(), 1);
 }
 
 #[test]
@@ -545,6 +582,18 @@ fn reset_works_at_every_stage_and_clears_everything() {
     driver.start();
     driver.mmio.change_config(|_| ());
     cleared("configuration change pending");
+    driver.write(SHM_SEL, 1);
+    driver.write(QUEUE_SEL, 1);
+    driver.write(STATUS, 0);
+    let fresh = VirtioMmioState {
+        // It counts on, so that a driver which reads across a reset sees it too.
+        transport: TransportState {
+            config_generation: driver.read(CONFIG_GENERATION),
+            ..Driver::silent().mmio.save().transport
+        },
+        ..Driver::silent().mmio.save()
+    };
+    assert_eq!(driver.mmio.save(), fresh, "nothing of the driver is left");
 }
 
 // Queue registers.
@@ -658,6 +707,52 @@ fn a_queue_reset_that_was_not_negotiated_does_nothing() {
     driver.go();
     driver.write(QUEUE_RESET, 1);
     assert_eq!(driver.read(QUEUE_READY), 1);
+}
+
+/// A device at work, whose line calls `then` as it falls, without a lock: as a platform may that runs its handlers there.
+fn reset_with(then: impl Fn(&Mmio) + Send + Sync + 'static) -> Driver {
+    let slot: Arc<Mutex<Option<Arc<Mmio>>>> = Arc::default();
+    let device = Arc::clone(&slot);
+    let line = level_from_fn(move |up| {
+        let mmio = device.lock().unwrap().take_if(|_| !up);
+        mmio.iter().for_each(|mmio| then(mmio));
+        Ok(())
+    });
+    let driver = Driver::new(Line::Level(Arc::new(line)));
+    driver.start().request(&[writable(0x8000, 1)]);
+    driver.write(QUEUE_NOTIFY, 0);
+    assert_eq!(driver.read(INTERRUPT_STATUS), 1);
+    *slot.lock().unwrap() = Some(Arc::clone(&driver.mmio));
+    driver.write(STATUS, 0);
+    assert!(slot.lock().unwrap().is_none(), "the line fell");
+    driver
+}
+
+#[test]
+fn a_device_that_is_reset_is_not_called_again_by_a_late_kick() {
+    let driver = reset_with(|mmio| {
+        let before = mmio.with_device(|probe| (probe.resets, probe.processed));
+        assert_eq!(before.0, 1);
+        mmio.write(QUEUE_NOTIFY, &[0; 4]);
+        assert_eq!(mmio.with_device(|probe| (probe.resets, probe.processed)), before);
+    });
+    assert_eq!(driver.status(), 0);
+}
+
+#[test]
+fn a_late_configuration_change_leaves_nothing_pending_on_a_device_that_is_reset() {
+    let driver = reset_with(|mmio| mmio.change_config(|probe| probe.mac[0] = 7));
+    assert_eq!((driver.status(), driver.read(INTERRUPT_STATUS)), (0, 0));
+}
+
+#[test]
+fn registers_written_while_the_line_of_a_reset_device_falls_are_those_of_a_device_that_was_reset() {
+    let driver = reset_with(|mmio| mmio.write(STATUS, &ACKNOWLEDGE.to_le_bytes()));
+    assert_eq!(
+        driver.status(),
+        ACKNOWLEDGE,
+        "and not taken back by the end of the reset"
+    );
 }
 
 // Interrupts.
@@ -779,6 +874,56 @@ fn a_refused_interrupt_leaves_its_status_and_comes_with_the_next_kick() {
     assert_eq!(counted.count(), 2, "both are told");
 }
 
+#[test]
+fn a_device_that_needs_a_reset_says_so_with_the_next_kick_if_the_line_refused_it() {
+    let counted = Counted::default();
+    let driver = Driver::new(counted.edge());
+    let mut ring = driver.start();
+    counted.refuse.store(true, Ordering::SeqCst);
+    ring.set_avail_idx(SIZE + 1);
+    driver.write(QUEUE_NOTIFY, 0);
+    assert_eq!(driver.status() & DEVICE_NEEDS_RESET, DEVICE_NEEDS_RESET);
+    counted.refuse.store(false, Ordering::SeqCst);
+    // All that a driver does which waits for an answer.
+    driver.write(QUEUE_NOTIFY, 0);
+    assert_eq!((driver.read(INTERRUPT_STATUS), counted.count()), (2, 1));
+    driver.write(QUEUE_NOTIFY, 0);
+    assert_eq!(counted.count(), 1, "once is enough");
+}
+
+#[test]
+fn an_edge_that_was_refused_at_the_acknowledgement_comes_with_the_next_kick() {
+    for saved in [false, true] {
+        let counted = Counted::default();
+        let mut driver = Driver::new(counted.edge());
+        let mut ring = driver.start();
+        let mut use_one = || {
+            ring.request(&[writable(0x8000, 1)]);
+            driver.write(QUEUE_NOTIFY, 0);
+        };
+        use_one();
+        assert_eq!(driver.read(INTERRUPT_STATUS), 1);
+        use_one();
+        counted.refuse.store(true, Ordering::SeqCst);
+        driver.write(INTERRUPT_ACK, 1);
+        counted.refuse.store(false, Ordering::SeqCst);
+        assert_eq!((driver.read(INTERRUPT_STATUS), counted.count()), (1, 2));
+        if saved {
+            let mmio = VirtioMmio::new(Probe::default(), Arc::clone(&driver.memory), counted.edge()).unwrap();
+            mmio.restore(&driver.mmio.save()).unwrap();
+            assert_eq!(counted.count(), 2, "nothing is raised by the restore itself");
+            driver.mmio = Arc::new(mmio);
+            driver.mmio.resume();
+        } else {
+            // Nothing new is there: this kick has no other reason to interrupt.
+            driver.write(QUEUE_NOTIFY, 0);
+        }
+        assert_eq!(counted.count(), 3, "saved: {saved}");
+        driver.write(QUEUE_NOTIFY, 0);
+        assert_eq!(counted.count(), 3, "once is enough");
+    }
+}
+
 // Kicks and threads.
 
 #[test]
@@ -867,6 +1012,63 @@ fn reset_from_another_thread_ends_the_work_before_it_returns() {
     }
 }
 
+#[test]
+fn a_line_that_panics_once_does_not_stop_the_device_for_good() {
+    let panics = Arc::new(AtomicBool::new(true));
+    let raised = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&raised);
+    let line = from_fn(move || match panics.swap(false, Ordering::SeqCst) {
+        true => panic!("an embedder's mistake"),
+        false => {
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    });
+    let driver = Driver::new(Line::Edge(Arc::new(line)));
+    let mut ring = driver.start();
+    ring.request(&[writable(0x8000, 1)]);
+    let kick = || driver.write(QUEUE_NOTIFY, 0);
+    catch_unwind(AssertUnwindSafe(kick)).expect_err("the panic comes out where it belongs");
+    kick();
+    assert_eq!(raised.load(Ordering::SeqCst), 1, "the signal that was lost");
+    ring.request(&[writable(0x8000, 1)]);
+    kick();
+    assert_eq!(ring.used().len(), 2);
+}
+
+#[test]
+fn a_round_works_in_the_memory_that_is_there_when_it_begins() {
+    let before = memory();
+    let space = GuestMemoryAtomic::from(Arc::clone(&before));
+    let line = Line::Edge(Arc::new(NoInterrupt));
+    let mmio = VirtioMmio::new(Probe::default(), space.clone(), line).unwrap();
+    let driver = Driver {
+        mmio: Arc::new(mmio),
+        memory: before,
+    };
+    let mut ring = driver.start();
+    ring.request(&[writable(0x8000, 1)]);
+    let after = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+    let mut bytes = vec![0; 0x20000];
+    driver.memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    after.write_slice(&bytes, GuestAddress(0)).unwrap();
+    thread::scope(|scope| {
+        driver.mmio.with_device(|_| {
+            scope.spawn(|| driver.write(QUEUE_NOTIFY, 0));
+            // Long enough for the kick to come as far as it can while the embedder has the device.
+            thread::sleep(Duration::from_millis(50));
+            space.lock().unwrap().replace(after);
+        });
+    });
+    assert_eq!(
+        ring.used_idx(),
+        0,
+        "memory that was taken away before the round is not written"
+    );
+    ring.memory = (*space.memory()).clone().into();
+    assert_eq!(ring.used(), [(0, 1)]);
+}
+
 // State.
 
 #[test]
@@ -895,6 +1097,9 @@ fn a_device_goes_on_where_it_was_saved() {
     assert_eq!(ring.used().len(), 2, "the queue is looked at once");
     restored.write(INTERRUPT_ACK, 1);
     assert_eq!(*heard.lock().unwrap(), [true, false]);
+    ring.request(&[writable(0x9000, 1)]);
+    restored.write(QUEUE_NOTIFY, 0);
+    assert_eq!(*heard.lock().unwrap(), [true, false, true], "and it interrupts again");
     assert!(matches!(restored.mmio.restore(&state), Err(RestoreError::InUse(_))));
 }
 
@@ -939,6 +1144,97 @@ fn impossible_states_are_refused_and_change_nothing() {
         assert!(fresh.restore(&bad).is_err(), "spoiler {number}");
         assert_eq!(fresh.save(), before);
     }
+}
+
+#[test]
+fn states_that_no_driver_can_reach_are_refused() {
+    type Spoil = fn(&mut VirtioMmioState);
+    let spoilers: [(&str, u32, Spoil); 7] = [
+        ("InterruptStatus before DRIVER_OK", FEATURES_OK, |state| {
+            state.interrupt.status = 1
+        }),
+        ("the same without any driver", 0, |state| state.interrupt.status = 2),
+        ("a refused edge with nothing pending", DRIVER_OK, |state| {
+            state.interrupt.owed = true
+        }),
+        ("a ready queue before FEATURES_OK", DRIVER, |state| {
+            state.transport.setup[0].ready = true
+        }),
+        ("a queue that was reset before FEATURES_OK", DRIVER, |state| {
+            state.transport.setup[1].was_reset = true
+        }),
+        ("a queue that was reset and is ready", DRIVER_OK, |state| {
+            state.transport.setup[0].was_reset = true
+        }),
+        ("features before DRIVER", ACKNOWLEDGE, |state| {
+            state.transport.driver_features = 1
+        }),
+    ];
+    let refused = |state: &VirtioMmioState| {
+        let fresh = VirtioMmio::new(Probe::default(), memory(), Line::Edge(Arc::new(NoInterrupt))).unwrap();
+        let before = fresh.save();
+        let restored = fresh.restore(state);
+        assert!(restored.is_ok() || fresh.save() == before);
+        restored.is_err()
+    };
+    for (what, stage, spoil) in spoilers {
+        let driver = Driver::silent();
+        match stage {
+            0 => {}
+            DRIVER | ACKNOWLEDGE => driver.write(STATUS, stage | ACKNOWLEDGE),
+            FEATURES_OK => driver.negotiate(ALL),
+            _ => _ = driver.start(),
+        }
+        let mut state = driver.mmio.save();
+        assert!(!refused(&state), "{what}: good as it was");
+        spoil(&mut state);
+        assert!(refused(&state), "{what}");
+    }
+
+    let driver = Driver::silent();
+    driver.negotiate(ALL & !features::RING_RESET);
+    driver.go();
+    let mut state = driver.mmio.save();
+    assert!(!refused(&state));
+    state.transport.setup[0].was_reset = true;
+    assert!(refused(&state), "a queue was reset though that was not negotiated");
+}
+
+#[test]
+fn a_device_may_have_no_queue_or_as_many_as_there_are_indices() {
+    struct Many(Vec<u16>, u32);
+    impl<M: GuestMemory> VirtioDevice<M> for Many {
+        fn device_id(&self) -> DeviceId {
+            DeviceId(1)
+        }
+        fn queue_sizes(&self) -> &[u16] {
+            &self.0
+        }
+        fn process(&mut self, _: QueueIndex, _: &mut Queues<'_, M>) -> Result<Round, QueueError> {
+            self.1 += 1;
+            Ok(Round::Drained)
+        }
+    }
+    let line = || Line::Edge(Arc::new(NoInterrupt));
+    for queues in [0, 65535] {
+        let mmio = VirtioMmio::new(Many(vec![1; queues as usize], 0), memory(), line()).unwrap();
+        let write = |register, value: u32| mmio.write(register, &value.to_le_bytes());
+        write(STATUS, ACKNOWLEDGE | DRIVER);
+        write(DRIVER_FEATURES_SEL, 1);
+        write(DRIVER_FEATURES, (features::VERSION_1 >> 32) as u32);
+        write(STATUS, FEATURES_OK);
+        write(STATUS, DRIVER_OK);
+        assert_eq!(mmio.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        assert_eq!(mmio.with_device(|many| many.1), queues, "each is looked at");
+        for kicked in [queues, queues.saturating_sub(1), u32::MAX] {
+            write(QUEUE_NOTIFY, kicked);
+        }
+        let expected = queues + u32::from(queues != 0);
+        assert_eq!(mmio.with_device(|many| many.1), expected);
+        write(STATUS, 0);
+    }
+    let too_many = VirtioMmio::new(Many(vec![1; 65536], 0), memory(), line());
+    assert_eq!(too_many.err(), Some(TransportError::QueueCount(65536)));
 }
 
 #[test]

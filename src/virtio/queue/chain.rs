@@ -25,6 +25,8 @@ pub struct Segment {
 #[derive(Debug)]
 #[must_use = "a chain that is not completed stays in flight until the device is reset"]
 pub struct Chain {
+    /// Identity of the queue that it came from: a head alone may be in flight on another queue too.
+    queue: u64,
     head: u16,
     segments: Vec<Segment>,
     /// How many of the segments are readable; the rest is writable.
@@ -69,21 +71,26 @@ impl Chain {
         Writer::new(memory, self.writable(), self.writable_len)
     }
 
+    pub(super) fn queue(&self) -> u64 {
+        self.queue
+    }
+
     pub(super) fn into_list(self) -> Vec<Segment> {
         self.segments
     }
 
-    /// Walks the chain that starts at `head` of the descriptor area, reusing the memory of `list`.
+    /// Walks the chain of `queue` that starts at `head` of its descriptor area, reusing the memory of `list`.
     pub(super) fn walk<M: GuestMemory>(
         memory: &M,
         descriptor_area: GuestAddress,
         queue_size: u16,
-        head: u16,
+        (queue, head): (u64, u16),
         indirect_allowed: bool,
         mut list: Vec<Segment>,
     ) -> Result<Self, QueueError> {
         list.clear();
         let mut chain = Self {
+            queue,
             head,
             segments: list,
             readable: 0,

@@ -7,10 +7,10 @@ mod buffers;
 mod chain;
 
 use std::{
-    fmt, io,
+    fmt, io, mem,
     sync::{
         Arc,
-        atomic::{Ordering, fence},
+        atomic::{AtomicU64, Ordering, fence},
     },
 };
 
@@ -123,8 +123,16 @@ pub trait VirtioInterrupt: Send + Sync {
     /// As [`used`](Self::used).
     fn config_changed(&self) -> io::Result<()>;
 
-    /// The device was reset: nothing is pending any more, and a level line goes down.
+    /// The driver is ready: from here to the next [`reset`](Self::reset), and only there, events are for it. An event that
+    /// was decided on before a reset and comes after it is dropped. The transport's locks are held: this calls no line.
+    fn ready(&self) {}
+
+    /// The device was reset: nothing is pending any more. The transport's locks are held: the line hears of it when
+    /// [`settle`](Self::settle) is called.
     fn reset(&self);
+
+    /// Tells the line what it should have heard and has not. Called after a reset and with every kick, without a lock.
+    fn settle(&self) {}
 }
 
 /// Where a queue is and how long it is, as the driver programmed it (virtio 1.2, section 2.7; the areas are also known as
@@ -165,7 +173,8 @@ pub struct QueueState {
     pub next_avail: u16,
     /// Index of the next entry of the used ring.
     pub next_used: u16,
-    /// Heads taken off the available ring that are not used yet. They are handed to the device again after a restore.
+    /// Heads taken off the available ring that are not used yet, in the order in which they were taken. They are handed to
+    /// the device again after a restore, in that order: to a stream of bytes, it matters.
     pub in_flight: Vec<u16>,
     /// A signal that was not delivered.
     pub signal_owed: bool,
@@ -204,14 +213,16 @@ pub struct Queue {
     // Configured.
     index: QueueIndex,
     features: u64,
+    /// Distinguishes this queue from every other of the process, also from one that has its index after a reset.
+    identity: u64,
     // Plugged in.
     interrupt: Arc<dyn VirtioInterrupt>,
     // What the guest moves.
     ring: virtio_queue::Queue,
     /// `avail.idx` when it was last read: up to it, entries are there for the taking.
     avail_seen: u16,
-    in_flight: HeadSet,
-    /// Heads that were in flight when the state was saved.
+    in_flight: InFlight,
+    /// Heads that were in flight when the state was saved, the next one last.
     resubmit: Vec<u16>,
     /// The driver is owed a signal that was refused.
     signal_owed: bool,
@@ -222,6 +233,9 @@ pub struct Queue {
 
 /// How many descriptor lists a queue keeps for reuse. More than a device has in flight at a time is of no use.
 const SPARE_LISTS: usize = 64;
+
+/// The identity of the next queue. Nothing else hangs on it, so it is a counter and no state.
+static IDENTITIES: AtomicU64 = AtomicU64::new(0);
 
 impl Queue {
     /// A queue at `layout` in `memory`, of a device whose driver accepted `features`. `max_size` is what was offered.
@@ -255,10 +269,11 @@ impl Queue {
         Ok(Self {
             index,
             features,
+            identity: IDENTITIES.fetch_add(1, Ordering::Relaxed),
             interrupt,
             ring,
             avail_seen: 0,
-            in_flight: HeadSet::new(size),
+            in_flight: InFlight::new(size),
             resubmit: Vec::new(),
             signal_owed: false,
             counters: QueueCounters::default(),
@@ -281,7 +296,8 @@ impl Queue {
         self.counters
     }
 
-    /// Handles what is available, at most a queue's length of it, and arranges for the next kick.
+    /// Handles what is available, at most a queue's length of it, and arranges for the next kick. To find nothing where
+    /// something was announced counts as well: a driver that takes back what it offers does not hold the round.
     ///
     /// `handle` answers one request and returns how many bytes it wrote into the chain; it is completed and, if the
     /// driver wants to hear of it, signalled before the next is taken. `Err` from it ends the round: the device is broken.
@@ -295,7 +311,7 @@ impl Queue {
     ) -> Result<Round, QueueError> {
         self.signal_again();
         let mut budget = self.size();
-        loop {
+        while budget != 0 {
             self.suppress_kicks(memory)?;
             while let Some(chain) = self.pop(memory)? {
                 let written = handle(&chain, memory)?;
@@ -308,7 +324,9 @@ impl Queue {
             if self.expect_kicks(memory)? == Round::Drained {
                 return Ok(Round::Drained);
             }
+            budget -= 1;
         }
+        Ok(Round::More)
     }
 
     /// Takes the next available chain, if there is one.
@@ -367,16 +385,17 @@ impl Queue {
     /// [`complete`](Self::complete) for several chains at once, with one signal at most.
     ///
     /// # Errors
-    /// As `complete`; chains before the failing one are in the used ring.
+    /// As `complete`; chains before the failing one are in the used ring, and signalled.
     pub fn complete_all<M: GuestMemory>(
         &mut self,
         memory: &M,
         chains: impl IntoIterator<Item = (Chain, u32)>,
     ) -> Result<(), QueueError> {
         let before = self.counters.completed;
-        for (chain, written) in chains {
-            self.publish(memory, chain, written)?;
-        }
+        let published = chains
+            .into_iter()
+            .try_for_each(|(chain, written)| self.publish(memory, chain, written));
+        // Also for those before one that failed: no later call would see that they were added.
         let completed = self.counters.completed - before;
         if completed != 0 && self.signal_wanted(memory)? {
             self.signal();
@@ -384,7 +403,7 @@ impl Queue {
             self.counters.suppressed += completed;
             self.signal_again();
         }
-        Ok(())
+        published
     }
 
     /// Signals again if the last signal was refused by the line.
@@ -430,7 +449,7 @@ impl Queue {
             features: self.features,
             next_avail: self.ring.next_avail(),
             next_used: self.ring.next_used(),
-            in_flight: self.in_flight.iter().collect(),
+            in_flight: self.in_flight.heads(),
             signal_owed: self.signal_owed,
         }
     }
@@ -458,7 +477,7 @@ impl Queue {
         for &head in in_flight.iter().filter(|&&head| head < layout.size) {
             queue.in_flight.insert(head);
         }
-        let distinct = queue.in_flight.iter().count();
+        let distinct = queue.in_flight.heads().len();
         if distinct != in_flight.len() || distinct != usize::from(next_avail.wrapping_sub(next_used)) {
             return Err(QueueStateError::InFlight {
                 in_flight: distinct,
@@ -466,7 +485,7 @@ impl Queue {
                 next_avail,
             });
         }
-        queue.resubmit = in_flight.clone();
+        queue.resubmit = in_flight.iter().rev().copied().collect();
         queue.ring.set_next_avail(next_avail);
         queue.ring.set_next_used(next_used);
         queue.avail_seen = next_avail;
@@ -481,14 +500,14 @@ impl Queue {
             memory,
             GuestAddress(self.ring.desc_table()),
             self.size(),
-            head,
+            (self.identity, head),
             indirect,
             list,
         )
     }
 
     fn publish<M: GuestMemory>(&mut self, memory: &M, chain: Chain, written: u32) -> Result<(), QueueError> {
-        if !self.in_flight.remove(chain.head()) {
+        if chain.queue() != self.identity || !self.in_flight.remove(chain.head()) {
             return Err(QueueError::Request(
                 "completed a chain that is not in flight on this queue",
             ));
@@ -519,6 +538,8 @@ impl Queue {
     }
 
     fn signal(&mut self) {
+        // Owed until it has returned: a line that panics has not told the driver.
+        self.signal_owed = true;
         self.signal_owed = self.interrupt.used(&[self.index]).is_err();
         match self.signal_owed {
             false => self.counters.signalled += 1,
@@ -589,39 +610,44 @@ fn check_layout<M: GuestMemory>(layout: &QueueLayout, max: u16, memory: &M) -> R
     Ok(())
 }
 
-/// A set of descriptor heads.
-struct HeadSet(Vec<u64>);
+/// The heads that are in flight, in the order in which they were taken.
+struct InFlight {
+    /// When each head was taken; zero if it is not in flight.
+    places: Vec<u64>,
+    last: u64,
+}
 
-impl HeadSet {
+impl InFlight {
     fn new(size: u16) -> Self {
-        Self(vec![0; usize::from(size).div_ceil(64)])
+        Self {
+            places: vec![0; usize::from(size)],
+            last: 0,
+        }
     }
 
     fn contains(&self, head: u16) -> bool {
-        self.0[usize::from(head / 64)] & 1 << (head % 64) != 0
+        self.places[usize::from(head)] != 0
     }
 
     fn insert(&mut self, head: u16) {
-        self.0[usize::from(head / 64)] |= 1 << (head % 64);
+        self.last += 1;
+        self.places[usize::from(head)] = self.last;
     }
 
-    /// Whether it was there. A head that is in no set of this size was not.
+    /// Whether it was in flight. A head that is beyond the queue was not.
     fn remove(&mut self, head: u16) -> bool {
-        let Some(word) = self.0.get_mut(usize::from(head / 64)) else {
-            return false;
-        };
-        let bit = 1 << (head % 64);
-        let was = *word & bit != 0;
-        *word &= !bit;
-        was
+        let place = self.places.get_mut(usize::from(head));
+        place.is_some_and(|place| mem::take(place) != 0)
     }
 
-    fn iter(&self) -> impl Iterator<Item = u16> {
-        let words = (0u16..).zip(&self.0);
-        words.flat_map(|(index, &word)| {
-            (0..64)
-                .filter(move |bit| word & 1 << bit != 0)
-                .map(move |bit| index * 64 + bit)
-        })
+    /// The heads, the one that was taken first to begin with.
+    fn heads(&self) -> Vec<u16> {
+        let mut heads: Vec<_> = (0..self.size()).filter(|&head| self.contains(head)).collect();
+        heads.sort_unstable_by_key(|&head| self.places[usize::from(head)]);
+        heads
+    }
+
+    fn size(&self) -> u16 {
+        self.places.len() as u16
     }
 }

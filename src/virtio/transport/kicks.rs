@@ -6,6 +6,8 @@
 //! and kicks again does not deadlock, and no kick is lost: it is counted after its mark is set, and the worker takes the
 //! count back only if it has seen all of it.
 
+use std::mem;
+
 use crate::{
     sync::{AtomicU64, Ordering},
     virtio::Round,
@@ -46,12 +48,14 @@ impl Kicks {
             return;
         }
         let mut seen = 1;
+        let working = Working(&self.requests);
         loop {
             for (word, marks) in self.marks.iter().enumerate() {
-                let mut marked = marks.swap(0, Ordering::SeqCst);
+                let mut marked = marks.load(Ordering::SeqCst);
                 while marked != 0 {
                     let bit = marked.trailing_zeros();
                     marked &= marked - 1;
+                    marks.fetch_and(!(1 << bit), Ordering::SeqCst);
                     if round(64 * word + bit as usize) == Round::More {
                         marks.fetch_or(1 << bit, Ordering::SeqCst);
                         self.requests.fetch_add(1, Ordering::SeqCst);
@@ -62,10 +66,20 @@ impl Kicks {
                 .requests
                 .compare_exchange(seen, 0, Ordering::SeqCst, Ordering::SeqCst)
             {
-                Ok(_) => return,
+                Ok(_) => return mem::forget(working),
                 Err(now) => seen = now,
             }
         }
+    }
+}
+
+/// Dropped only if a round panics: the next call works then, and finds the marks of those who relied on this one. Without
+/// it, a panic of an embedder's line would be the last thing that the device has done.
+struct Working<'a>(&'a AtomicU64);
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::SeqCst);
     }
 }
 

@@ -181,15 +181,16 @@ where
     }
 
     /// The driver writes the status. Zero resets; otherwise bits are added in the order of section 3.1.1, and one that
-    /// comes before its time is left out. The driver cannot take a bit away, nor set DEVICE_NEEDS_RESET.
+    /// comes before its time is left out. The driver cannot take a bit away, nor set DEVICE_NEEDS_RESET. FAILED is noted and
+    /// means nothing to the device: a driver is to reset it before it tries again, but Linux does not.
     pub fn write_status(&self, value: u32) {
         if value == 0 {
             return self.reset();
         }
         let mut registers = lock(&self.registers);
         for (bit, after) in status::ORDER {
-            let stuck = self.status() & (FAILED | DEVICE_NEEDS_RESET) != 0;
-            if value & bit == 0 || self.has(bit) || !self.has(after) || stuck {
+            let broken = self.has(DEVICE_NEEDS_RESET);
+            if value & bit == 0 || self.has(bit) || !self.has(after) || broken {
                 continue;
             }
             match bit {
@@ -212,16 +213,17 @@ where
     fn acceptable(&self, registers: &Registers) -> bool {
         let accepted = registers.driver_features;
         let known = accepted & !self.offered == 0 && !registers.unknown_features;
-        known && accepted & features::VERSION_1 != 0 && lock(&self.device).device.accepts(accepted)
+        known && accepted & features::VERSION_1 != 0 && self.stop().device.accepts(accepted)
     }
 
     fn activate(&self, registers: &mut Registers) {
-        let memory = self.space.memory();
         let mut running = self.stop();
+        let memory = self.space.memory();
         running.device.activate(registers.driver_features);
         for index in 0..registers.queues.len() {
             self.start_queue(&mut running, registers, index, &memory);
         }
+        self.interrupt.ready();
         self.status.fetch_or(DRIVER_OK, Ordering::SeqCst);
         if running.fault.is_some() {
             self.break_device(&mut running);
@@ -261,7 +263,8 @@ where
         self.config_owed.store(true, Ordering::SeqCst);
     }
 
-    /// Works at every stage. In-flight work has ended and everything is as at power-on before the status reads 0.
+    /// Works at every stage. In-flight work has ended and everything is as at power-on before the status reads 0, and all of
+    /// it is one step to whoever else writes registers, kicks or changes the configuration. The line hears of it last.
     fn reset(&self) {
         let mut registers = lock(&self.registers);
         let mut running = self.stop();
@@ -269,12 +272,13 @@ where
         running.queues = no_queues(self.queue_sizes.len());
         running.device.reset();
         running.fault = None;
-        drop(running);
         self.kicks.clear();
         self.config_owed.store(false, Ordering::SeqCst);
-        drop(registers);
         self.interrupt.reset();
         self.status.store(0, Ordering::SeqCst);
+        drop(running);
+        drop(registers);
+        self.interrupt.settle();
     }
 
     // Registers. They are frozen as the specification says: features until FEATURES_OK, a queue from FEATURES_OK until
@@ -345,8 +349,8 @@ where
         };
         (queue.ready, queue.was_reset) = (true, false);
         if self.is_live() {
-            let memory = self.space.memory();
             let mut running = self.stop();
+            let memory = self.space.memory();
             self.start_queue(&mut running, &registers, selected, &memory);
             if running.fault.is_some() {
                 self.break_device(&mut running);
@@ -375,20 +379,20 @@ where
     // The device's own face.
 
     pub fn device_id(&self) -> u32 {
-        lock(&self.device).device.device_id().0
+        self.stop().device.device_id().0
     }
 
     pub fn shared_memory(&self, id: u32) -> Option<super::SharedMemoryRegion> {
         let id = u8::try_from(id).ok()?;
-        lock(&self.device).device.shared_memory(id)
+        self.stop().device.shared_memory(id)
     }
 
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
-        lock(&self.device).device.read_config(offset, data);
+        self.stop().device.read_config(offset, data);
     }
 
     pub fn write_config(&self, offset: u64, data: &[u8]) {
-        lock(&self.device).device.write_config(offset, data);
+        self.stop().device.write_config(offset, data);
     }
 
     pub fn config_generation(&self) -> u32 {
@@ -398,11 +402,15 @@ where
     /// Lets the embedder change the device. If the change is one of the configuration space (`change` says so), the
     /// generation moves on and the driver is told.
     pub fn change_device<R>(&self, change: impl FnOnce(&mut D) -> (R, bool)) -> R {
-        let mut running = lock(&self.device);
+        let mut running = self.stop();
         let (result, configuration) = change(&mut running.device);
         if configuration {
             self.config_generation.fetch_add(1, Ordering::SeqCst);
-            self.config_owed.store(self.has(DRIVER_OK), Ordering::SeqCst);
+            // A driver on its way to DRIVER_OK may have read what changed now, and is told then. One that has not come yet
+            // will read it all.
+            if self.status() != 0 {
+                self.config_owed.store(true, Ordering::SeqCst);
+            }
         }
         drop(running);
         self.tell_config_if_owed();
@@ -410,11 +418,11 @@ where
     }
 
     pub fn fault(&self) -> Option<QueueError> {
-        lock(&self.device).fault
+        self.stop().fault
     }
 
     pub fn queue_counters(&self, index: QueueIndex) -> Option<QueueCounters> {
-        let running = lock(&self.device);
+        let running = self.stop();
         let queue = running.queues.get(usize::from(index.0))?.as_ref()?;
         Some(queue.counters())
     }

@@ -1,17 +1,21 @@
 //! Running the device: on the thread that kicks or on the embedder's worker, a bounded round of one queue at a time.
 
 use std::{
+    ops::Range,
     sync::{MutexGuard, atomic::Ordering},
     thread,
 };
 
 use vm_memory::GuestAddressSpace;
 
-use super::{Core, Running};
+use super::{Core, Running, status::DRIVER_OK};
 use crate::{
     sync::lock,
     virtio::{QueueIndex, Queues, Round, VirtioDevice},
 };
+
+/// How often a worker steps back for those who wait for the device before it takes its turn like everybody.
+const PATIENCE: u32 = 100;
 
 impl<A, D> Core<A, D>
 where
@@ -20,27 +24,32 @@ where
 {
     /// The driver has kicked a queue. Before DRIVER_OK this means nothing: every queue is looked at when that is set.
     pub fn notify(&self, queue: u32) {
-        if let Ok(index) = usize::try_from(queue)
-            && index < self.queue_sizes.len()
-            && self.is_live()
-        {
-            self.kick(index);
+        match usize::try_from(queue) {
+            Ok(index) if index < self.queue_sizes.len() && self.is_live() => self.kick(index),
+            // A driver that waits for a device which needs a reset, and whose line refused to say so, gets no further.
+            _ => self.tell_what_is_owed(),
         }
     }
 
     /// Marks a queue, and has it looked at by whoever runs the device.
     pub(super) fn kick(&self, index: usize) {
-        self.kicks.mark(index);
-        let rung = self.doorbell.as_ref().map(|bell| bell.ring(QueueIndex(index as u16)));
-        match rung {
-            Some(Ok(())) => {}
-            Some(Err(_)) | None => self.run(),
-        }
+        self.kick_each(index..index + 1);
     }
 
     pub(super) fn kick_all(&self) {
-        for index in 0..self.queue_sizes.len() {
-            self.kick(index);
+        self.kick_each(0..self.queue_sizes.len());
+    }
+
+    /// Marks all of the queues before the first is looked at.
+    fn kick_each(&self, queues: Range<usize>) {
+        queues.clone().for_each(|index| self.kicks.mark(index));
+        let rung = self.doorbell.as_ref().map(|bell| {
+            let mut queues = queues.map(|index| QueueIndex(index as u16));
+            queues.try_for_each(|queue| bell.ring(queue))
+        });
+        match rung {
+            Some(Ok(())) => {}
+            Some(Err(_)) | None => self.run(),
         }
     }
 
@@ -55,20 +64,25 @@ where
 
     /// Works on every marked queue until none is, or leaves that to the thread which is at it already.
     pub fn run(&self) {
-        self.tell_config_if_owed();
+        self.tell_what_is_owed();
         self.kicks.run(|index| self.round(index));
     }
 
     fn round(&self, index: usize) -> Round {
-        // The lock is not fair: let who waits to stop the device have it first.
-        while self.stopping.load(Ordering::SeqCst) != 0 {
+        // The lock is not fair: let who waits for the device have it first. But not for ever, for a guest with many vCPUs
+        // can see to it that somebody always waits.
+        for _ in 0..PATIENCE {
+            if self.stopping.load(Ordering::SeqCst) == 0 {
+                break;
+            }
             thread::yield_now();
         }
-        let memory = self.space.memory();
         let mut running = lock(&self.device);
         if !self.is_live() {
             return Round::Drained;
         }
+        // As it is now, with the lock held: an embedder that takes memory away and then had the device is done with it.
+        let memory = self.space.memory();
         let Running { device, queues, fault } = &mut *running;
         match device.process(QueueIndex(index as u16), &mut Queues::new(queues, &memory)) {
             Ok(round) => round,
@@ -82,7 +96,7 @@ where
         }
     }
 
-    /// The device, with no round under way.
+    /// The device, with no round under way: before the next one, however many the guest has in store.
     pub(super) fn stop(&self) -> MutexGuard<'_, Running<D>> {
         self.stopping.fetch_add(1, Ordering::SeqCst);
         let running = lock(&self.device);
@@ -90,9 +104,18 @@ where
         running
     }
 
-    /// Tells the driver of a configuration change that it does not know of yet. A refusal is tried again with the next
+    /// Tells whatever the line has refused, but for what the queues remember.
+    pub(super) fn tell_what_is_owed(&self) {
+        self.interrupt.settle();
+        self.tell_config_if_owed();
+    }
+
+    /// Tells a driver that is ready of a configuration change that it does not know of yet. A refusal is tried again with the next
     /// kick.
     pub(super) fn tell_config_if_owed(&self) {
+        if !self.has(DRIVER_OK) {
+            return;
+        }
         if self.config_owed.swap(false, Ordering::SeqCst) && self.interrupt.config_changed().is_err() {
             self.config_owed.store(true, Ordering::SeqCst);
         }

@@ -73,7 +73,7 @@ pub enum RestoreError {
     /// The status has bits that do not exist, or one without those that come before it.
     #[error("device status {0:#x} cannot be reached by a driver")]
     Status(u32),
-    /// Features were accepted that this device does not offer, or VERSION_1 was not.
+    /// Features were accepted that this device does not offer, or before its driver was there, or VERSION_1 was not.
     #[error("driver features {accepted:#x} were negotiated, of which the device offers {offered:#x}")]
     Features {
         /// What the state says.
@@ -89,6 +89,9 @@ pub enum RestoreError {
         /// In the device.
         needed: usize,
     },
+    /// A queue was enabled before FEATURES_OK, or reset by itself though that was not negotiated, or both at once.
+    #[error("queue {0} is enabled or was reset when no driver could do that")]
+    Setup(u16),
     /// A queue runs that is not set up to, or with another layout or other features.
     #[error("queue {0} runs otherwise than the driver has set it up")]
     Contradiction(u16),
@@ -182,13 +185,16 @@ where
         running.queues = queues;
         self.config_generation.store(config_generation, Ordering::SeqCst);
         self.config_owed.store(config_owed, Ordering::SeqCst);
+        if status & status::DRIVER_OK != 0 {
+            self.interrupt.ready();
+        }
         self.status.store(status, Ordering::SeqCst);
         Ok(())
     }
 
     /// Looks at every queue once: a kick that came before the state was saved is not in it.
     pub fn resume(&self) {
-        self.tell_config_if_owed();
+        self.tell_what_is_owed();
         if self.is_live() {
             self.kick_all();
         }
@@ -209,7 +215,8 @@ where
             && accepted & features::VERSION_1 != 0
             && !state.unknown_features
             && running.device.accepts(accepted);
-        if negotiated && !acceptable {
+        let too_early = state.status & status::DRIVER == 0 && (accepted != 0 || state.unknown_features);
+        if negotiated && !acceptable || too_early {
             return Err(RestoreError::Features { accepted, offered });
         }
         let needed = self.queue_sizes.len();
@@ -218,7 +225,17 @@ where
                 return Err(RestoreError::QueueCount { saved, needed });
             }
         }
-        Ok(())
+        let resettable = negotiated && accepted & features::RING_RESET != 0;
+        let possible = |queue: &QueueSetup| match (queue.ready, queue.was_reset) {
+            (true, true) => false,
+            (true, false) => negotiated,
+            (false, true) => resettable,
+            (false, false) => true,
+        };
+        match state.setup.iter().position(|queue| !possible(queue)) {
+            Some(index) => Err(RestoreError::Setup(index as u16)),
+            None => Ok(()),
+        }
     }
 
     fn restore_queues(&self, state: &TransportState) -> Result<Vec<Option<Queue>>, RestoreError> {

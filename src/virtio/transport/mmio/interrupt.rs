@@ -40,6 +40,10 @@ const NOTES: u32 = LevelOutput::<NoInterrupt>::NOTES.trailing_zeros();
 const SEEN: u32 = NOTES;
 /// ...and that the event has happened again since the last read: an acknowledgement is not for that one.
 const AGAIN: u32 = NOTES + 2;
+/// An edge that was to follow an acknowledgement was refused.
+const OWED: u64 = 1 << (NOTES + 5);
+/// The driver is ready: events are for it.
+const READY: u64 = 1 << (NOTES + 4);
 
 /// InterruptStatus, in one word with what the driver knows of it, and the line that follows it.
 ///
@@ -62,11 +66,19 @@ pub struct MmioInterruptState {
     pub seen: u32,
     /// Of those, bits whose event has happened again since.
     pub again: u32,
+    /// An edge that was to follow an acknowledgement was refused.
+    pub owed: bool,
 }
 
 impl MmioInterruptState {
-    pub(super) fn check(&self) -> Result<(), RestoreError> {
-        let &Self { status, seen, again } = self;
+    /// `ready`: the driver has set DRIVER_OK. Before that, nothing can be pending.
+    pub(super) fn check(&self, ready: bool) -> Result<(), RestoreError> {
+        let &Self {
+            status,
+            seen,
+            again,
+            owed,
+        } = self;
         let subset = |register, value: u32, of: u32| match value & !of {
             0 => Ok(()),
             _ => Err(RestoreError::Register {
@@ -75,9 +87,10 @@ impl MmioInterruptState {
                 possible: of.into(),
             }),
         };
-        subset("InterruptStatus", status, EVENTS as u32)?;
+        subset("InterruptStatus", status, if ready { EVENTS as u32 } else { 0 })?;
         subset("seen bits of InterruptStatus", seen, status)?;
-        subset("repeated bits of InterruptStatus", again, seen)
+        subset("repeated bits of InterruptStatus", again, seen)?;
+        subset("an edge owed", owed.into(), (status != 0).into())
     }
 }
 
@@ -107,13 +120,13 @@ impl MmioInterrupt {
         let written = u64::from(value) & EVENTS;
         self.status.update(|bits| {
             let kept = written & (bits >> AGAIN);
-            bits & !(written & !kept) & !(written << SEEN) & !(written << AGAIN)
+            bits & !(written & !kept) & !(written << SEEN) & !(written << AGAIN) & !OWED
         });
-        // Refusals are counted; the status stands and the next event raises the line again.
-        let _ = match self.status.is_up() {
-            true => self.signal(),
-            false => self.status.settle(),
-        };
+        // Of an event, the queue would know that it was not told. This edge is ours alone to remember.
+        if self.status.is_up() && self.signal().is_err() {
+            self.status.update(|bits| bits | OWED);
+        }
+        let _ = self.status.settle();
     }
 
     pub(super) fn failures(&self) -> u64 {
@@ -127,22 +140,39 @@ impl MmioInterrupt {
             status: field(0),
             seen: field(SEEN),
             again: field(AGAIN),
+            owed: self.owes(bits),
         }
     }
 
     /// A level follows the status; an edge is in the interrupt controller's state, not in ours.
     pub(super) fn restore(&self, state: &MmioInterruptState) {
-        let &MmioInterruptState { status, seen, again } = state;
-        self.status
-            .update(|_| u64::from(status) | u64::from(seen) << SEEN | u64::from(again) << AGAIN);
+        let &MmioInterruptState {
+            status,
+            seen,
+            again,
+            owed,
+        } = state;
+        let events = u64::from(status) | u64::from(seen) << SEEN | u64::from(again) << AGAIN;
+        let owed = if owed { OWED } else { 0 };
+        self.status.update(|bits| bits & READY | events | owed);
         let _ = self.status.settle();
     }
 
     fn raise(&self, event: u32) -> io::Result<()> {
         let event = u64::from(event);
-        self.status
-            .update(|bits| bits | event | (event & (bits >> SEEN)) << AGAIN);
-        self.signal()
+        let before = self.status.update(|bits| match bits & READY {
+            0 => bits,
+            _ => bits | event | (event & (bits >> SEEN)) << AGAIN,
+        });
+        match before & READY {
+            0 => Ok(()),
+            _ => self.signal(),
+        }
+    }
+
+    /// Whether an edge is owed for an event that is still pending.
+    fn owes(&self, bits: u64) -> bool {
+        self.edge.is_some() && bits & OWED != 0 && bits & EVENTS != 0
     }
 
     fn signal(&self) -> io::Result<()> {
@@ -166,9 +196,21 @@ impl VirtioInterrupt for MmioInterrupt {
         self.raise(CONFIGURATION_CHANGE)
     }
 
+    fn ready(&self) {
+        self.status.update(|bits| bits | READY);
+    }
+
     fn reset(&self) {
         self.status.update(|_| 0);
+    }
+
+    fn settle(&self) {
+        // A refusal is counted, and told again by the next call.
         let _ = self.status.settle();
+        if self.owes(self.status.bits()) && self.owes(self.status.update(|bits| bits & !OWED)) && self.signal().is_err()
+        {
+            self.status.update(|bits| bits | OWED);
+        }
     }
 }
 
@@ -179,6 +221,40 @@ impl fmt::Debug for MmioInterrupt {
             .field("line", &line)
             .field("state", &self.save())
             .finish()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::interrupt::level_from_fn;
+
+    #[test]
+    fn an_event_that_comes_after_the_reset_is_dropped() {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&heard);
+        let line = level_from_fn(move |up| {
+            log.lock().unwrap().push(up);
+            Ok(())
+        });
+        let interrupt = MmioInterrupt::new(Line::Level(Arc::new(line)));
+        interrupt.ready();
+        interrupt.used(&[QueueIndex(0)]).unwrap();
+        interrupt.reset();
+        interrupt.settle();
+        // Decided on while the driver was there, by a thread that has come no further until now.
+        interrupt.config_changed().unwrap();
+        assert_eq!(interrupt.read_status(), 0);
+        assert_eq!(
+            *heard.lock().unwrap(),
+            [true, false],
+            "nobody would ever acknowledge it"
+        );
+        interrupt.ready();
+        interrupt.config_changed().unwrap();
+        assert_eq!(interrupt.read_status(), CONFIGURATION_CHANGE);
     }
 }
 
@@ -244,6 +320,7 @@ mod loom_tests {
                 false => Line::Level(StdArc::new(level_from_fn(move |up| set(up.into())))),
             };
             let interrupt = StdArc::new(MmioInterrupt::new(line));
+            interrupt.ready();
             let used_idx = Arc::new(AtomicU64::new(0));
 
             let device = {

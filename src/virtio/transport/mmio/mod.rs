@@ -13,7 +13,9 @@ use std::{
 
 use vm_memory::GuestAddressSpace;
 
-use super::{Core, Doorbell, RestoreError, TransportError, TransportState, replace_high, replace_low};
+use super::{
+    Core, Doorbell, RestoreError, TransportError, TransportState, replace_high, replace_low, status::DRIVER_OK,
+};
 use crate::{
     bus::{BusDevice, read_le, write_le},
     virtio::{
@@ -161,7 +163,7 @@ where
             interrupt,
             shm_sel,
         } = state;
-        interrupt.check()?;
+        interrupt.check(transport.status & DRIVER_OK != 0)?;
         self.core.restore(transport)?;
         self.interrupt.restore(interrupt);
         self.shm_sel.store(*shm_sel, Ordering::SeqCst);
@@ -211,7 +213,12 @@ where
             registers::QUEUE_READY => core.write_queue_ready(value & 1 != 0),
             registers::QUEUE_NOTIFY => core.notify(value),
             registers::INTERRUPT_ACK => self.interrupt.acknowledge(value),
-            registers::STATUS => core.write_status(value),
+            registers::STATUS => {
+                if value == 0 {
+                    self.shm_sel.store(0, Ordering::SeqCst);
+                }
+                core.write_status(value);
+            }
             registers::QUEUE_DESC_LOW => core.set_up_queue(|queue| replace_low(&mut queue.descriptor_area, value)),
             registers::QUEUE_DESC_HIGH => core.set_up_queue(|queue| replace_high(&mut queue.descriptor_area, value)),
             registers::QUEUE_DRIVER_LOW => core.set_up_queue(|queue| replace_low(&mut queue.driver_area, value)),
@@ -259,6 +266,7 @@ impl<A, D> Drop for VirtioMmio<A, D> {
     /// Lets go of a level line.
     fn drop(&mut self) {
         self.interrupt.reset();
+        self.interrupt.settle();
     }
 }
 
