@@ -388,6 +388,36 @@ fn an_avail_index_that_comes_and_goes_does_not_hold_a_round() {
     assert!(memory.looks.load(Ordering::SeqCst) <= 2 * u32::from(SIZE));
 }
 
+#[test]
+fn a_round_of_large_requests_ends_early() {
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 32 << 20)]).expect("32 MiB");
+    let memory = Arc::new(memory);
+    let mut ring = Ring::new(&memory, 0x1000, SIZE);
+    let queue = Queue::new(
+        QueueIndex(3),
+        SIZE,
+        ring.layout,
+        ALL,
+        &*memory,
+        Arc::new(Signals::default()),
+    );
+    let mut queue = queue.expect("a valid layout");
+    for _ in 0..4 {
+        ring.request(&[writable(1 << 20, 9 << 20)]);
+    }
+    let mut served = 0;
+    let mut serve = || {
+        let round = queue.serve(&*memory, |_, _| {
+            served += 1;
+            Ok(0)
+        });
+        (round.unwrap(), served)
+    };
+    assert_eq!(serve(), (Round::More, 2), "18 MiB are enough for one round");
+    assert_eq!(serve(), (Round::More, 4));
+    assert_eq!(serve(), (Round::Drained, 4));
+}
+
 // Hostile rings.
 
 #[test]

@@ -74,6 +74,8 @@ struct Probe {
     resets: u32,
     processed: u32,
     written: Vec<(u64, Vec<u8>)>,
+    negotiated: Vec<u64>,
+    stopped: Vec<QueueIndex>,
 }
 
 impl<M: GuestMemory> VirtioDevice<M> for Probe {
@@ -108,8 +110,16 @@ impl<M: GuestMemory> VirtioDevice<M> for Probe {
         features & NEEDS_FEATURE == 0 || features & FEATURE != 0
     }
 
+    fn negotiated(&mut self, features: u64) {
+        self.negotiated.push(features);
+    }
+
     fn activate(&mut self, features: u64) {
         self.activated.push(features);
+    }
+
+    fn queue_stopped(&mut self, index: QueueIndex) {
+        self.stopped.push(index);
     }
 
     fn process(&mut self, index: QueueIndex, queues: &mut Queues<'_, M>) -> Result<Round, QueueError> {
@@ -1067,6 +1077,78 @@ fn a_round_works_in_the_memory_that_is_there_when_it_begins() {
     );
     ring.memory = (*space.memory()).clone().into();
     assert_eq!(ring.used(), [(0, 1)]);
+}
+
+#[test]
+fn a_pause_ends_the_work_for_a_driver_that_never_stops_and_keeps_its_kicks() {
+    let driver = Driver::silent();
+    let mut ring = driver.start();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let feeder = scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                ring.request(&[writable(0x8000, 1)]);
+                driver.write(QUEUE_NOTIFY, 0);
+                // As fast as the device lets it: all but one of the descriptors may be in flight.
+                while ring.avail_idx().wrapping_sub(ring.used_idx()) >= SIZE - 1 && !stop.load(Ordering::SeqCst) {
+                    thread::yield_now();
+                }
+            }
+            ring.used_idx()
+        });
+        while driver.mmio.with_device(|probe| probe.processed) < 20 {
+            thread::yield_now();
+        }
+        driver.mmio.pause();
+        let processed = driver.mmio.with_device(|probe| probe.processed);
+        driver.write(QUEUE_NOTIFY, 0);
+        driver.mmio.run();
+        thread::yield_now();
+        assert_eq!(
+            driver.mmio.with_device(|probe| probe.processed),
+            processed,
+            "no round while paused"
+        );
+        stop.store(true, Ordering::SeqCst);
+        feeder.join().expect("its kick returned");
+    });
+    assert!(ring.used_idx() != ring.avail_idx() || ring.avail_idx() != 0);
+    driver.mmio.resume();
+    assert_eq!(
+        ring.used_idx(),
+        ring.avail_idx(),
+        "what was kicked in the pause is done after it"
+    );
+}
+
+#[test]
+fn a_device_hears_of_a_queue_that_is_stopped_or_reset_alone() {
+    let driver = Driver::silent();
+    driver.start();
+    driver.write(QUEUE_RESET, 1);
+    driver.set_up_queue(0);
+    driver.write(QUEUE_READY, 0);
+    driver.write(QUEUE_READY, 0);
+    assert_eq!(
+        driver.mmio.with_device(|probe| probe.stopped.clone()),
+        [QueueIndex(0), QueueIndex(0)]
+    );
+}
+
+#[test]
+fn a_device_hears_what_was_negotiated_before_its_queues_are_set_up_and_after_a_restore() {
+    let driver = Driver::silent();
+    driver.negotiate(ALL | 1 << 20);
+    assert!(
+        driver.mmio.with_device(|probe| probe.negotiated.is_empty()),
+        "it was refused"
+    );
+    driver.accept(ALL);
+    driver.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+    assert_eq!(driver.mmio.with_device(|probe| probe.negotiated.clone()), [ALL]);
+    let restored = Driver::silent();
+    restored.mmio.restore(&driver.mmio.save()).unwrap();
+    assert_eq!(restored.mmio.with_device(|probe| probe.negotiated.clone()), [ALL]);
 }
 
 // State.

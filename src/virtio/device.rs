@@ -100,6 +100,12 @@ pub trait VirtioDevice<M: GuestMemory>: Send {
         true
     }
 
+    /// The driver has set FEATURES_OK: these features hold until a reset. From here on it may read what depends on them
+    /// in the configuration space. Also called when a state is restored in which it had done so.
+    fn negotiated(&mut self, features: u64) {
+        let _ = features;
+    }
+
     /// The driver has set DRIVER_OK after accepting `features`. Its queues are looked at right after this.
     fn activate(&mut self, features: u64) {
         let _ = features;
@@ -113,6 +119,12 @@ pub trait VirtioDevice<M: GuestMemory>: Send {
     /// # Errors
     /// The driver broke the rules of the queue or of the request format.
     fn process(&mut self, index: QueueIndex, queues: &mut Queues<'_, M>) -> Result<Round, QueueError>;
+
+    /// The driver has stopped or reset the queue `index` alone: forget what was taken from it. What it is set up as next is a
+    /// queue as new.
+    fn queue_stopped(&mut self, index: QueueIndex) {
+        let _ = index;
+    }
 
     /// The device is reset, or its queues are taken away after it broke: forget the driver, requests in flight included.
     fn reset(&mut self) {}
@@ -147,8 +159,16 @@ impl<M: GuestMemory, D: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<D> {
         (**self).accepts(features)
     }
 
+    fn negotiated(&mut self, features: u64) {
+        (**self).negotiated(features)
+    }
+
     fn activate(&mut self, features: u64) {
         (**self).activate(features)
+    }
+
+    fn queue_stopped(&mut self, index: QueueIndex) {
+        (**self).queue_stopped(index)
     }
 
     fn process(&mut self, index: QueueIndex, queues: &mut Queues<'_, M>) -> Result<Round, QueueError> {

@@ -305,7 +305,9 @@ impl Disk {
     }
 
     pub fn activate(&mut self, features: u64) {
-        self.device_mut().activate(features);
+        let device = self.device_mut();
+        device.negotiated(features);
+        device.activate(features);
     }
 
     pub fn reset(&mut self) {

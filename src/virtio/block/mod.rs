@@ -7,10 +7,7 @@ mod registers;
 mod request;
 mod storage;
 
-use std::{
-    fmt, io,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::{fmt, io};
 
 use vm_memory::GuestMemory;
 
@@ -72,9 +69,8 @@ pub struct Block {
     /// Sectors that the guest may touch.
     capacity: u64,
     // What the guest can change.
-    /// What the driver has accepted last. Set when the transport [asks](VirtioDevice::accepts) about it, because from
-    /// FEATURES_OK on the driver may read `writeback`, which hangs on it.
-    negotiated: AtomicU64,
+    /// What the driver has accepted. From FEATURES_OK on it may read `writeback`, which hangs on it.
+    negotiated: u64,
     /// What the driver wrote to `writeback`, if it did.
     writeback: Option<bool>,
 }
@@ -120,7 +116,7 @@ impl Block {
             abilities,
             failures: StorageFailures::default(),
             capacity: 0,
-            negotiated: AtomicU64::new(0),
+            negotiated: 0,
             writeback: None,
         };
         block.refresh_capacity()?;
@@ -200,7 +196,7 @@ impl Block {
 
     /// Whether a feature was negotiated. One that is not offered never is, whoever claims so.
     fn has(&self, feature: u64) -> bool {
-        self.negotiated.load(Ordering::Relaxed) & self.features & feature != 0
+        self.negotiated & self.features & feature != 0
     }
 
     fn is_read_only(&self) -> bool {
@@ -315,13 +311,8 @@ impl<M: GuestMemory> VirtioDevice<M> for Block {
         }
     }
 
-    fn accepts(&self, features: u64) -> bool {
-        self.negotiated.store(features, Ordering::Relaxed);
-        true
-    }
-
-    fn activate(&mut self, features: u64) {
-        *self.negotiated.get_mut() = features;
+    fn negotiated(&mut self, features: u64) {
+        self.negotiated = features;
     }
 
     fn process(&mut self, index: QueueIndex, queues: &mut Queues<'_, M>) -> Result<Round, QueueError> {
@@ -332,7 +323,7 @@ impl<M: GuestMemory> VirtioDevice<M> for Block {
     }
 
     fn reset(&mut self) {
-        *self.negotiated.get_mut() = 0;
+        self.negotiated = 0;
         self.writeback = None;
     }
 }

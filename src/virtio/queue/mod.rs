@@ -231,6 +231,10 @@ pub struct Queue {
     spare: Vec<Vec<Segment>>,
 }
 
+/// The request that brings a round to so many bytes is its last: who waits for the device, to reset it, say, waits no
+/// longer than for these.
+const ROUND_BYTES: u64 = 16 << 20;
+
 /// How many descriptor lists a queue keeps for reuse. More than a device has in flight at a time is of no use.
 const SPARE_LISTS: usize = 64;
 
@@ -296,8 +300,9 @@ impl Queue {
         self.counters
     }
 
-    /// Handles what is available, at most a queue's length of it, and arranges for the next kick. To find nothing where
-    /// something was announced counts as well: a driver that takes back what it offers does not hold the round.
+    /// Handles what is available, at most a queue's length of it or the request that completes 16 MiB, and arranges for
+    /// the next kick. To find nothing where something was announced counts as well: a driver that takes back what it
+    /// offers does not hold the round.
     ///
     /// `handle` answers one request and returns how many bytes it wrote into the chain; it is completed and, if the
     /// driver wants to hear of it, signalled before the next is taken. `Err` from it ends the round: the device is broken.
@@ -310,14 +315,15 @@ impl Queue {
         mut handle: impl FnMut(&Chain, &M) -> Result<u32, QueueError>,
     ) -> Result<Round, QueueError> {
         self.signal_again();
-        let mut budget = self.size();
+        let (mut budget, mut bytes) = (self.size(), 0);
         while budget != 0 {
             self.suppress_kicks(memory)?;
             while let Some(chain) = self.pop(memory)? {
+                bytes += u64::from(chain.readable_len()) + u64::from(chain.writable_len());
                 let written = handle(&chain, memory)?;
                 self.complete(memory, chain, written)?;
                 budget -= 1;
-                if budget == 0 {
+                if budget == 0 || bytes >= ROUND_BYTES {
                     return Ok(Round::More);
                 }
             }

@@ -5,6 +5,8 @@
 //! way leaves. So a vCPU that kicks a busy device returns to its guest, an interrupt whose handler runs inside `trigger`
 //! and kicks again does not deadlock, and no kick is lost: it is counted after its mark is set, and the worker takes the
 //! count back only if it has seen all of it.
+//!
+//! While paused, kicks mark their queue and nobody works. What is marked then is looked at after the pause.
 
 use std::mem;
 
@@ -18,6 +20,8 @@ pub(super) struct Kicks {
     marks: Box<[AtomicU64]>,
     /// Calls of `run` since the last worker left; zero when there is none.
     requests: AtomicU64,
+    /// Not zero while nobody is to work.
+    paused: AtomicU64,
 }
 
 impl Kicks {
@@ -26,7 +30,18 @@ impl Kicks {
         Self {
             marks,
             requests: AtomicU64::new(0),
+            paused: AtomicU64::new(0),
         }
+    }
+
+    /// Lets nobody begin a round from here on, or again. Who ends a pause calls [`Self::run`] after it.
+    pub fn pause(&self, pause: bool) {
+        self.paused.store(pause.into(), Ordering::SeqCst);
+    }
+
+    fn is_paused(&self) -> bool {
+        // A store of the other thread that comes before its count is seen by who has seen the count.
+        self.paused.load(Ordering::SeqCst) != 0
     }
 
     /// Marks a queue as kicked. Follow it with [`Self::run`], here or on a worker.
@@ -52,7 +67,7 @@ impl Kicks {
         loop {
             for (word, marks) in self.marks.iter().enumerate() {
                 let mut marked = marks.load(Ordering::SeqCst);
-                while marked != 0 {
+                while marked != 0 && !self.is_paused() {
                     let bit = marked.trailing_zeros();
                     marked &= marked - 1;
                     marks.fetch_and(!(1 << bit), Ordering::SeqCst);
@@ -138,6 +153,36 @@ mod loom_tests {
                     "queue {queue}"
                 );
             }
+        });
+    }
+
+    #[test]
+    fn loom_a_kick_around_a_pause_is_looked_at_after_it() {
+        loom::model(|| {
+            let kicks = Arc::new(Kicks::new(1));
+            let (offered, handled) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+            let run = {
+                let (kicks, offered, handled) = (kicks.clone(), offered.clone(), handled.clone());
+                move || {
+                    kicks.run(|_| {
+                        handled.store(offered.load(Relaxed), Relaxed);
+                        Round::Drained
+                    });
+                }
+            };
+            let vcpu = {
+                let (kicks, run) = (kicks.clone(), run.clone());
+                thread::spawn(move || {
+                    offered.fetch_add(1, Relaxed);
+                    kicks.mark(0);
+                    run();
+                })
+            };
+            kicks.pause(true);
+            kicks.pause(false);
+            run();
+            vcpu.join().unwrap();
+            assert_eq!(handled.load(Relaxed), 1);
         });
     }
 }

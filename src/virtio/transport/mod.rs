@@ -194,7 +194,7 @@ where
                 continue;
             }
             match bit {
-                FEATURES_OK if !self.acceptable(&registers) => continue,
+                FEATURES_OK if !self.negotiate(&registers) => continue,
                 DRIVER_OK => {
                     self.activate(&mut registers);
                     drop(registers);
@@ -210,10 +210,16 @@ where
         }
     }
 
-    fn acceptable(&self, registers: &Registers) -> bool {
+    /// Whether the device can work with what the driver has accepted. It is told so then.
+    fn negotiate(&self, registers: &Registers) -> bool {
         let accepted = registers.driver_features;
         let known = accepted & !self.offered == 0 && !registers.unknown_features;
-        known && accepted & features::VERSION_1 != 0 && self.stop().device.accepts(accepted)
+        let mut running = self.stop();
+        let agreed = known && accepted & features::VERSION_1 != 0 && running.device.accepts(accepted);
+        if agreed {
+            running.device.negotiated(accepted);
+        }
+        agreed
     }
 
     fn activate(&self, registers: &mut Registers) {
@@ -340,7 +346,7 @@ where
         if !ready {
             if let Some(queue) = registers.queues.get_mut(selected) {
                 queue.ready = false;
-                self.stop().queues[selected] = None;
+                self.stop_queue(selected);
             }
             return;
         }
@@ -372,7 +378,15 @@ where
                 was_reset: true,
                 ..QueueSetup::new(self.queue_sizes[selected])
             };
-            self.stop().queues[selected] = None;
+            self.stop_queue(selected);
+        }
+    }
+
+    /// Takes the queue `index` away from the device, if it has it.
+    fn stop_queue(&self, index: usize) {
+        let mut running = self.stop();
+        if running.queues[index].take().is_some() {
+            running.device.queue_stopped(QueueIndex(index as u16));
         }
     }
 

@@ -68,6 +68,12 @@ where
         self.kicks.run(|index| self.round(index));
     }
 
+    /// Ends the round that is under way, if one is, and lets none begin. Kicks are kept.
+    pub fn pause(&self) {
+        self.kicks.pause(true);
+        drop(self.stop());
+    }
+
     fn round(&self, index: usize) -> Round {
         // The lock is not fair: let who waits for the device have it first. But not for ever, for a guest with many vCPUs
         // can see to it that somebody always waits.

@@ -179,6 +179,9 @@ where
             unknown_features,
             queues: setup.clone(),
         };
+        if status & status::FEATURES_OK != 0 {
+            running.device.negotiated(driver_features);
+        }
         if status & status::DRIVER_OK != 0 && status & status::DEVICE_NEEDS_RESET == 0 {
             running.device.activate(driver_features);
         }
@@ -192,8 +195,9 @@ where
         Ok(())
     }
 
-    /// Looks at every queue once: a kick that came before the state was saved is not in it.
+    /// Ends a pause, and looks at every queue once: a kick that came before a state was saved is not in it.
     pub fn resume(&self) {
+        self.kicks.pause(false);
         self.tell_what_is_owed();
         if self.is_live() {
             self.kick_all();

@@ -142,7 +142,15 @@ where
         self.core.change_device(|device| (f(device), true))
     }
 
-    /// The state of the transport and its queues. Stop the vCPUs and the workers first.
+    /// Ends the work on the queues, however much of it the driver has in store, and lets none begin: no queue is touched
+    /// from when this returns until [`resume`](Self::resume). Kicks are kept. A thread that is in [`run`](Self::run), or in
+    /// a kick of a guest that never stops feeding its queue, comes back. Do not call it from the line's callback.
+    pub fn pause(&self) {
+        self.core.pause();
+    }
+
+    /// The state of the transport and its queues. [`pause`](Self::pause) it and stop the vCPUs first: what happens after
+    /// this is not in it.
     pub fn save(&self) -> VirtioMmioState {
         VirtioMmioState {
             transport: self.core.save(),
@@ -170,7 +178,8 @@ where
         Ok(())
     }
 
-    /// Looks at every queue once, and signals again what the line refused before the state was saved.
+    /// Ends a [`pause`](Self::pause), or goes on after a [`restore`](Self::restore): looks at every queue once, and signals
+    /// again what the line has refused.
     pub fn resume(&self) {
         self.core.resume();
     }
