@@ -348,8 +348,10 @@ impl Disk {
     pub fn process(&mut self) -> Result<Vec<u32>, QueueError> {
         let memory = Arc::clone(&self.memory);
         let mut queues = Queues::new(&mut self.queues, &*memory);
-        let round = self.block.process(QueueIndex(0), &mut queues)?;
-        assert_eq!(round, Round::Drained);
+        // A request of many bytes ends its round; nothing of the kind comes twice.
+        if self.block.process(QueueIndex(0), &mut queues)? == Round::More {
+            assert_eq!(self.block.process(QueueIndex(0), &mut queues)?, Round::Drained);
+        }
         Ok(self.ring.used().into_iter().map(|(_, len)| len).collect())
     }
 
