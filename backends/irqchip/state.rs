@@ -15,8 +15,6 @@ impl Group {
     pub(super) fn enable(self) -> u32 {
         1 << self as u32
     }
-
-    pub(super) const BOTH: [Group; 2] = [Group::Zero, Group::One];
 }
 
 /// How an interrupt's input line is understood.

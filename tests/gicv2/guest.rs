@@ -8,9 +8,12 @@ use devisor::{
     bus::{BusDevice, read_le},
     interrupt::{LevelInterrupt, level_from_fn},
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::SeqCst},
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 pub const GICD_CTLR: u64 = 0x000;
@@ -69,6 +72,12 @@ pub struct Guest {
 impl Guest {
     /// A guest that has not touched its GIC yet.
     pub fn new(config: GicV2Config) -> Self {
+        Self::with(config, |_| Ok(()))
+    }
+
+    /// [`new`](Self::new), with inputs that `admit` may refuse to move to the level that it is given.
+    pub fn with(config: GicV2Config, admit: impl Fn(bool) -> io::Result<()> + Clone + Send + Sync + 'static) -> Self {
+        let pin = |wire| pin(wire, admit.clone());
         let wires: Vec<_> = (0..config.cpus).map(|_| (wire(), wire())).collect();
         let outputs = wires.iter().map(|(irq, fiq)| CpuOutputs {
             irq: pin(irq),
@@ -88,7 +97,14 @@ impl Guest {
     /// A guest that has everything on: both groups, all interrupts at priority 0xa0, SPIs for CPU 0.
     pub fn ready(config: GicV2Config) -> Self {
         let guest = Self::new(config);
-        for cpu in &guest.cpus {
+        guest.make_ready();
+        guest
+    }
+
+    /// Turns everything on.
+    pub fn make_ready(&self) {
+        let config = self.gic.config();
+        for cpu in &self.cpus {
             for word in 0..=(config.spis / 32).into() {
                 cpu.set(GICD_ISENABLER + word * 4, u32::MAX);
             }
@@ -99,8 +115,7 @@ impl Guest {
             cpu.write(GICC_PMR, 0xff);
             cpu.write(GICC_CTLR, ENABLE_GRP0 | ENABLE_GRP1 | ACK_CTL);
         }
-        guest.cpus[0].set(GICD_CTLR, ENABLE_GRP0 | ENABLE_GRP1);
-        guest
+        self.cpus[0].set(GICD_CTLR, ENABLE_GRP0 | ENABLE_GRP1);
     }
 
     /// [`ready`](Self::ready), with one CPU, 96 SPIs and 5 bits of priority.
@@ -199,9 +214,13 @@ fn wire() -> Arc<AtomicBool> {
 }
 
 /// Moves the wire, and takes transitions only.
-pub fn pin(wire: &Arc<AtomicBool>) -> Box<dyn LevelInterrupt> {
+fn pin(
+    wire: &Arc<AtomicBool>,
+    admit: impl Fn(bool) -> io::Result<()> + Send + Sync + 'static,
+) -> Box<dyn LevelInterrupt> {
     let wire = Arc::clone(wire);
     Box::new(level_from_fn(move |up| {
+        admit(up)?;
         assert_ne!(wire.swap(up, SeqCst), up, "an output is told a level twice");
         Ok(())
     }))

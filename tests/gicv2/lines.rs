@@ -7,7 +7,7 @@ use devisor::{
         gicv2::{CpuOutputs, GicV2, GicV2Config, GicV2Error},
     },
     bus::BusDevice,
-    interrupt::{EdgeToLevel, Interrupt, LevelInterrupt, NoInterrupt, level_from_fn},
+    interrupt::{EdgeToLevel, Interrupt, LevelInterrupt, LevelOutput, NoInterrupt, level_from_fn},
 };
 use std::{
     io,
@@ -197,6 +197,83 @@ fn an_output_that_refuses_is_told_again_and_nothing_is_lost() {
     broken.store(false, SeqCst);
     line.trigger().unwrap();
     assert!(level.load(SeqCst));
+}
+
+/// A guest with one CPU whose IRQ input refuses to be told as often as the counter says.
+fn refusing() -> (Guest, Arc<AtomicU32>) {
+    let refusals = Arc::new(AtomicU32::new(0));
+    let refuse = Arc::clone(&refusals);
+    let guest = Guest::with(GicV2Config::default(), move |_| {
+        let refused = refuse.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        if refused.is_ok() {
+            Err(io::Error::other("not now"))
+        } else {
+            Ok(())
+        }
+    });
+    guest.make_ready();
+    (guest, refusals)
+}
+
+#[test]
+fn a_line_whose_raise_was_refused_is_not_up_when_its_cause_has_gone() {
+    let (guest, refusals) = refusing();
+    let cpu = &guest.cpus[0];
+    let device = LevelOutput::new(guest.gic.level_line(Spi(1)).unwrap());
+    refusals.store(1, SeqCst);
+    assert!(device.drive(true).is_err());
+    // The device has not raised its line, as far as it knows: nothing is there to clear.
+    device.drive(false).unwrap();
+    guest.gic.edge_line(Spi(2)).unwrap().trigger().unwrap();
+    assert_eq!(cpu.acknowledge(), 34);
+    cpu.end(34);
+    assert_eq!(cpu.acknowledge(), SPURIOUS);
+    assert!(!cpu.irq());
+}
+
+#[test]
+fn a_line_whose_raise_was_refused_keeps_what_others_hold_up() {
+    let (guest, refusals) = refusing();
+    let cpu = &guest.cpus[0];
+    cpu.set(GICD_CTLR, 0);
+    let (uart, clock) = (
+        guest.gic.level_line(Spi(1)).unwrap(),
+        guest.gic.level_line(Spi(1)).unwrap(),
+    );
+    uart.trigger().unwrap();
+    refusals.store(2, SeqCst);
+    cpu.set(GICD_CTLR, ENABLE_GRP0);
+    assert!(uart.trigger().is_err(), "it is up since before, and stays so");
+    assert!(!cpu.irq());
+    clock.trigger().unwrap();
+    clock.clear().unwrap();
+    assert!(cpu.irq());
+    assert_eq!(cpu.acknowledge(), 33);
+}
+
+#[test]
+fn a_line_that_fell_while_an_output_refused_rises_again() {
+    let (guest, refusals) = refusing();
+    let cpu = &guest.cpus[0];
+    let device = LevelOutput::new(guest.gic.level_line(Spi(1)).unwrap());
+    device.drive(true).unwrap();
+    refusals.store(1, SeqCst);
+    let _ = device.drive(false);
+    device.drive(true).unwrap();
+    assert_eq!(cpu.acknowledge(), 33);
+}
+
+#[test]
+fn a_cpu_that_was_not_told_that_its_input_fell_is_told_when_it_finds_nothing() {
+    let (guest, refusals) = refusing();
+    let cpu = &guest.cpus[0];
+    let line = guest.gic.level_line(Spi(1)).unwrap();
+    line.trigger().unwrap();
+    refusals.store(1, SeqCst);
+    let _ = line.clear();
+    assert!(cpu.irq(), "it was not told");
+    assert_eq!(cpu.acknowledge(), SPURIOUS);
+    assert!(!cpu.irq(), "or it would come back for ever");
 }
 
 #[test]

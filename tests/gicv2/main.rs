@@ -8,4 +8,5 @@ mod frame;
 mod guest;
 mod invariants;
 mod lines;
+mod reference;
 mod state;

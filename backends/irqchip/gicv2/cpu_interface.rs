@@ -146,6 +146,8 @@ impl Model {
 
     /// GICC_IAR and GICC_AIAR: the most urgent interrupt becomes active, if it is urgent enough (3.2.4).
     fn acknowledge(&mut self, cpu: usize, face: Face) -> u32 {
+        // Also if there is nothing: its input may have refused to be told so.
+        self.news.cpus |= 1 << cpu;
         let Some((candidate, group)) = self.forwarded(cpu) else {
             return registers::SPURIOUS;
         };

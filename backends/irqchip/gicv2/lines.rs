@@ -124,37 +124,45 @@ impl LevelLine {
         }
     }
 
-    fn drive(&self, up: bool) -> io::Result<()> {
+    /// Holds the line up, or lets go of it. Whether that is new, and what the outputs answered.
+    fn drive(&self, up: bool) -> (bool, io::Result<()>) {
         let Input { cpu, intid } = self.input;
-        let ((), told) = self.gic.with(|model| {
-            if self.up.load(Ordering::Relaxed) == up {
-                // Nothing new, but an output that refused the last time is told again.
-                model.concern(cpu, intid);
-            } else {
+        self.gic.with(|model| {
+            let moves = self.up.load(Ordering::Relaxed) != up;
+            if moves {
                 self.up.store(up, Ordering::Relaxed);
                 model.hold(cpu, intid, up);
             }
-        });
+            // Also where nothing is new: an output that refused the last time is told again.
+            model.concern(cpu, intid);
+            moves
+        })
+    }
+}
+
+/// An `Err` says that an output of a CPU refused to be told. The line is then as it was: what its device failed to raise,
+/// it does not clear.
+impl Interrupt for LevelLine {
+    fn trigger(&self) -> io::Result<()> {
+        let (raised, told) = self.drive(true);
+        if raised && told.is_err() {
+            let _ = self.drive(false);
+        }
         told
     }
 }
 
-/// An `Err` says that an output of a CPU refused to be told. The GIC has the line's level all the same.
-impl Interrupt for LevelLine {
-    fn trigger(&self) -> io::Result<()> {
-        self.drive(true)
-    }
-}
-
+/// Never refused: the GIC has the level, and tells an output that refused again with the next change that concerns it, and
+/// when its CPU finds nothing to acknowledge.
 impl LevelInterrupt for LevelLine {
     fn clear(&self) -> io::Result<()> {
-        self.drive(false)
+        let _ = self.drive(false);
+        Ok(())
     }
 }
 
 impl Drop for LevelLine {
     fn drop(&mut self) {
-        // A refusal is counted by the output, which is told again with the next change.
         let _ = self.drive(false);
     }
 }

@@ -62,7 +62,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use self::model::{Model, News, cpus_of};
+use self::model::{Model, News, Signals, cpus_of};
 use super::{
     CpuId, Ppi, Spi,
     ids::{PRIVATE, SGIS},
@@ -277,9 +277,14 @@ impl Shared {
         let value = change(&mut model);
         let news = std::mem::take(&mut model.news);
         for cpu in cpus_of(news.cpus) {
-            let signals = model.signals(cpu);
-            self.outputs[cpu].irq.set(signals.irq);
-            self.outputs[cpu].fiq.set(signals.fiq);
+            let Signals { irq, fiq } = model.signals(cpu);
+            let output = &self.outputs[cpu];
+            // They change under this lock alone: one that stays costs a look, and no exchange.
+            for (output, up) in [(&output.irq, irq), (&output.fiq, fiq)] {
+                if output.is_up() != up {
+                    output.set(up);
+                }
+            }
         }
         drop(model);
         (value, self.tell(news))

@@ -210,11 +210,15 @@ impl Model {
     /// The architecture leaves open whether a pending interrupt of a disabled group hides those of the other: its
     /// pseudocode calls that `IGNORE_GROUP_ENABLE`. Here it does not.
     pub(super) fn forwarded(&self, cpu: usize) -> Option<(Candidate, Group)> {
-        Group::BOTH
-            .into_iter()
-            .filter(|&group| self.control & group.enable() != 0)
-            .filter_map(|group| Some((self.competing[cpu][group as usize].best()?, group)))
-            .min_by_key(|&(candidate, _)| candidate)
+        let of = |group: Group| {
+            let enabled = self.control & group.enable() != 0;
+            let best = enabled.then(|| self.competing[cpu][group as usize].best());
+            best.flatten().map(|candidate| (candidate, group))
+        };
+        match (of(Group::Zero), of(Group::One)) {
+            (Some(zero), Some(one)) if one.0 < zero.0 => Some(one),
+            (zero, one) => zero.or(one),
+        }
     }
 
     /// The outputs of a CPU interface: the only place that derives them.
