@@ -4,7 +4,7 @@
 //! and what lowers them again is not timed. None of it must depend on how many SPIs there are, nor on how many others
 //! are pending.
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion};
 use devisor::{
     backends::irqchip::{
         CpuId, Spi,
@@ -57,7 +57,7 @@ fn gic(spis: u32) -> (GicV2, Arc<AtomicBool>) {
 }
 
 /// From the line to the CPU's input, and nothing else.
-fn raise(c: &mut Criterion) {
+pub fn raise(c: &mut Criterion) {
     let mut group = c.benchmark_group("gicv2/raise");
     for spis in [32, 988] {
         let gics: Vec<_> = (0..GICS).map(|_| gic(spis)).collect();
@@ -90,7 +90,7 @@ fn raise(c: &mut Criterion) {
     group.finish();
 }
 
-fn raise_and_lower(c: &mut Criterion) {
+pub fn raise_and_lower(c: &mut Criterion) {
     let mut group = c.benchmark_group("gicv2/raise+lower");
     for spis in [32, 988] {
         let (gic, irq) = gic(spis);
@@ -108,7 +108,7 @@ fn raise_and_lower(c: &mut Criterion) {
 }
 
 /// All the others are pending, so the line makes no difference to the CPU: what the arbitration itself costs.
-fn raise_among_pending(c: &mut Criterion) {
+pub fn raise_among_pending(c: &mut Criterion) {
     let mut group = c.benchmark_group("gicv2/raise+lower, others pending");
     for spis in [32, 988] {
         let (gic, _irq) = gic(spis);
@@ -127,7 +127,7 @@ fn raise_among_pending(c: &mut Criterion) {
 }
 
 /// What a guest does for each interrupt: GICC_IAR, then GICC_EOIR, after a pulse of the line.
-fn pulse_acknowledge_end(c: &mut Criterion) {
+pub fn pulse_acknowledge_end(c: &mut Criterion) {
     let (gic, _irq) = gic(988);
     let (line, cpu) = (gic.edge_line(Spi(500)).unwrap(), gic.cpu_interface(CpuId(0)).unwrap());
     c.bench_function("gicv2/pulse, GICC_IAR, GICC_EOIR", |b| {
@@ -140,12 +140,3 @@ fn pulse_acknowledge_end(c: &mut Criterion) {
         });
     });
 }
-
-criterion_group!(
-    benches,
-    raise,
-    raise_and_lower,
-    raise_among_pending,
-    pulse_acknowledge_end
-);
-criterion_main!(benches);

@@ -1,4 +1,4 @@
-//! What an interrupt costs on its way out of the device.
+//! What the KVM backend adds to the system call that signals.
 //!
 //! The wires are masked at their controller and no vCPU runs: this is the device's side alone.
 
@@ -8,18 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::Criterion;
 use devisor::{
-    backends::{
-        kvm::{Gsi, KvmIrqs},
-        recorder::Recorder,
-    },
-    interrupt::{Interrupt, LevelInterrupt, NoInterrupt, SharedLine},
+    backends::kvm::{Gsi, KvmIrqs},
+    interrupt::{Interrupt, LevelInterrupt},
 };
 use kvm_ioctls::{Kvm, VmFd};
-
-criterion_group!(benches, kvm, shared_line, recorder);
-criterion_main!(benches);
 
 /// A VM with a controller whose inputs are masked, as they are after its reset.
 fn vm() -> Option<Arc<VmFd>> {
@@ -31,7 +25,7 @@ fn vm() -> Option<Arc<VmFd>> {
         .ok()
 }
 
-fn kvm(criterion: &mut Criterion) {
+pub fn signals(criterion: &mut Criterion) {
     let Some(vm) = vm() else { return };
     let irqs = KvmIrqs::new(vm, 0..=23).unwrap();
     let claim = |gsi| irqs.claim(Gsi(gsi), "bench").unwrap();
@@ -90,30 +84,4 @@ fn ratio(write: impl Fn(), trigger: impl Fn()) {
     rounds.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (ratio, written, triggered) = rounds[ROUNDS / 2];
     println!("kvm: trigger / raw write(2) = {ratio:.3} (median of {ROUNDS}; {triggered:?} and {written:?})");
-}
-
-fn shared_line(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("shared line");
-    let wire = SharedLine::new(NoInterrupt);
-    let (uart, clock) = (wire.source().unwrap(), wire.source().unwrap());
-    group.bench_function("one source up and down", |bencher| {
-        bencher.iter(|| (black_box(&uart).trigger(), uart.clear()))
-    });
-    clock.trigger().unwrap();
-    group.bench_function("one source up and down while another is up", |bencher| {
-        bencher.iter(|| (black_box(&uart).trigger(), uart.clear()))
-    });
-    group.finish();
-}
-
-fn recorder(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("recorder");
-    let recorder = Recorder::new();
-    let line = recorder.edge("line");
-    group.bench_function("trigger", |bencher| bencher.iter(|| black_box(&line).trigger()));
-    let around = recorder.wrap_edge("around", NoInterrupt);
-    group.bench_function("trigger of a line that is wrapped", |bencher| {
-        bencher.iter(|| black_box(&around).trigger())
-    });
-    group.finish();
 }
