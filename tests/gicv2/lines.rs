@@ -4,7 +4,7 @@ use crate::guest::*;
 use devisor::{
     backends::irqchip::{
         CpuId, Ppi, Spi,
-        gicv2::{CpuOutputs, GicV2, GicV2Config, GicV2Error},
+        gicv2::{CpuOutputs, FinishedHook, GicV2, GicV2Config, GicV2Error},
     },
     bus::BusDevice,
     interrupt::{EdgeToLevel, Interrupt, LevelInterrupt, LevelOutput, NoInterrupt, level_from_fn},
@@ -14,6 +14,7 @@ use std::{
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+        mpsc,
     },
     thread,
     time::{Duration, Instant},
@@ -394,6 +395,53 @@ fn lines_of_many_threads_lose_nothing() {
     assert_eq!(taken, [REQUESTS; DEVICES as usize]);
     assert!(!cpu.irq());
     assert_eq!(cpu.acknowledge(), SPURIOUS);
+}
+
+#[test]
+fn an_acknowledge_while_another_thread_tells_the_output_is_told_after_it() {
+    let (telling, told) = (mpsc::channel(), mpsc::channel());
+    let ends = Arc::new(Mutex::new((telling.0, told.1)));
+    let guest = Guest::with(GicV2Config::default(), move |up| {
+        if up {
+            let (telling, told) = &*ends.lock().unwrap();
+            telling.send(()).unwrap();
+            told.recv().unwrap();
+        }
+        Ok(())
+    });
+    guest.make_ready();
+    let cpu = &guest.cpus[0];
+    let line = guest.gic.edge_line(Spi(0)).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| line.trigger().unwrap());
+        telling.1.recv().unwrap();
+        // The device's thread is on its way to the CPU, and the guest does not wait for it.
+        assert_eq!(cpu.acknowledge(), 32);
+        told.0.send(()).unwrap();
+    });
+    assert!(!cpu.irq(), "the later level is told last");
+}
+
+#[test]
+fn a_hook_may_take_itself_away_and_use_the_gic() {
+    let guest = Guest::simple();
+    let cpu = &guest.cpus[0];
+    let slot: Arc<Mutex<Option<FinishedHook>>> = Arc::default();
+    let (own, gic) = (Arc::clone(&slot), guest.gic.clone());
+    let hook = guest.gic.on_finished(Spi(8), move || {
+        drop(own.lock().unwrap().take());
+        gic.edge_line(Spi(9)).unwrap().trigger().unwrap();
+    });
+    *slot.lock().unwrap() = Some(hook.unwrap());
+    let line = guest.gic.edge_line(Spi(8)).unwrap();
+    for expected in [[40, 41], [40, SPURIOUS]] {
+        line.trigger().unwrap();
+        for expected in expected {
+            let acknowledged = cpu.acknowledge();
+            assert_eq!(acknowledged, expected);
+            cpu.end(acknowledged);
+        }
+    }
 }
 
 #[test]

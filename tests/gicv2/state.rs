@@ -131,6 +131,30 @@ fn restoring_over_a_running_gic_lowers_what_is_no_longer_up() {
 }
 
 #[test]
+fn a_reset_forgets_all_but_the_lines() {
+    let guest = busy();
+    let line = guest.gic.level_line(Spi(6)).unwrap();
+    line.trigger().unwrap();
+    let hook = guest
+        .gic
+        .on_finished(Spi(2), || panic!("the guest has finished nothing"))
+        .unwrap();
+    assert!(guest.cpus[1].fiq() && guest.cpus[0].bit(GICD_ISACTIVER, 34));
+    guest.gic.reset();
+    drop(hook);
+    let mut fresh = Guest::new(CONFIG).gic.save();
+    fresh.spis[6].state.line = true;
+    assert_eq!(guest.gic.save(), fresh);
+    assert!(guest.cpus.iter().all(|cpu| !cpu.irq() && !cpu.fiq()));
+
+    guest.make_ready();
+    assert_eq!(guest.cpus[0].acknowledge(), 38);
+    line.clear().unwrap();
+    guest.cpus[0].end(38);
+    assert!(!guest.cpus[0].irq());
+}
+
+#[test]
 fn a_state_that_no_guest_could_have_made_is_refused_and_changes_nothing() {
     type Spoil = fn(&mut GicV2State);
     let spoils: [(&str, Spoil); 22] = [

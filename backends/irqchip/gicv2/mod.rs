@@ -247,6 +247,13 @@ impl GicV2 {
         })
     }
 
+    /// A reset of the system: every register goes back to what it was at the start. The lines stay as their devices drive
+    /// them, and no interrupt counts as finished: devices and adapters are reset too.
+    pub fn reset(&self) {
+        // An output that refuses counts it, and is told again with the next change.
+        let _ = self.shared.with(Model::reset);
+    }
+
     /// What this GIC was made with.
     pub fn config(&self) -> GicV2Config {
         self.shared.config

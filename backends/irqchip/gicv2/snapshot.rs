@@ -152,6 +152,11 @@ impl Model {
         }
     }
 
+    /// Puts everything back to what it was at the start, but for the lines.
+    pub(super) fn reset(&mut self) {
+        self.restore(&Self::new(self.config).save());
+    }
+
     /// Puts a checked state back. No interrupt is finished by it: that is another guest's past.
     fn restore(&mut self, state: &GicV2State) {
         let GicV2State {
