@@ -148,6 +148,37 @@ mod shared_line {
         assert_eq!(heard.calls(), [true, false]);
     }
 
+    #[test]
+    fn is_not_held_by_a_device_whose_refused_raise_has_lost_its_cause() {
+        let heard = Heard::default();
+        let wire = SharedLine::new(heard.line());
+        let (device, other) = (LevelOutput::new(wire.source().unwrap()), wire.source().unwrap());
+        heard.refuse(true);
+        assert!(device.drive(true).is_err());
+        heard.refuse(false);
+        // The device knows that the wire was not raised, and does not lower it.
+        device.drive(false).unwrap();
+        other.trigger().unwrap();
+        other.clear().unwrap();
+        assert!(!heard.is_up());
+    }
+
+    #[test]
+    fn is_held_by_a_device_whose_refused_lowering_was_followed_by_another_cause() {
+        let heard = Heard::default();
+        let wire = SharedLine::new(heard.line());
+        let (device, other) = (LevelOutput::new(wire.source().unwrap()), wire.source().unwrap());
+        device.drive(true).unwrap();
+        heard.refuse(true);
+        assert!(device.drive(false).is_err());
+        heard.refuse(false);
+        // The device knows that the wire was not lowered, and does not raise it.
+        device.drive(true).unwrap();
+        other.trigger().unwrap();
+        other.clear().unwrap();
+        assert!(heard.is_up());
+    }
+
     proptest! {
         /// Against the naive model: a set of who holds the line up.
         #[test]

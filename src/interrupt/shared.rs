@@ -140,24 +140,38 @@ pub struct LineSource<L: LevelInterrupt> {
     bit: u64,
 }
 
+impl<L: LevelInterrupt> LineSource<L> {
+    /// Holds the wire up, or lets go of it.
+    fn hold(&self, up: bool) -> io::Result<()> {
+        let output = &self.wire.output;
+        let with = |causes, up| if up { causes | self.bit } else { causes & !self.bit };
+        let held = output.update(|causes| with(causes, up)) & self.bit != 0;
+        output.settle().inspect_err(|_| {
+            // The wire is as it was, so our hold on it is too: a device that was refused may never make the opposite call.
+            output.update(|causes| with(causes, held));
+            // In case somebody else has told the wire of our hold meanwhile.
+            let _ = output.settle();
+        })
+    }
+}
+
 impl<L: LevelInterrupt> Interrupt for LineSource<L> {
     fn trigger(&self) -> io::Result<()> {
-        self.wire.output.update(|causes| causes | self.bit);
-        self.wire.output.settle()
+        self.hold(true)
     }
 }
 
 impl<L: LevelInterrupt> LevelInterrupt for LineSource<L> {
     fn clear(&self) -> io::Result<()> {
-        self.wire.output.update(|causes| causes & !self.bit);
-        self.wire.output.settle()
+        self.hold(false)
     }
 }
 
 impl<L: LevelInterrupt> Drop for LineSource<L> {
     fn drop(&mut self) {
         // A refusal is counted by the output, and told again by the next source that moves.
-        let _ = self.clear();
+        self.wire.output.update(|causes| causes & !self.bit);
+        let _ = self.wire.output.settle();
         self.wire.taken.fetch_and(!self.bit, Ordering::SeqCst);
     }
 }
