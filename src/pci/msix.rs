@@ -179,7 +179,7 @@ impl MsiX {
     /// A read of the BAR. Any width and alignment answers; what is neither table nor PBA is zero.
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
         let table = lock(&self.table);
-        for (at, byte) in (offset..).zip(data) {
+        for (at, byte) in addresses(offset).zip(data) {
             let entry = table.entries.get((at / MSIX_ENTRY) as usize);
             *byte = match (entry, at.checked_sub(self.layout.pba)) {
                 (Some(entry), _) => entry.bytes()[(at % MSIX_ENTRY) as usize],

@@ -6,6 +6,11 @@ pub(super) const SPACE: usize = 256;
 /// Bytes that the ECAM gives a function (PCI Express 7.2.2). Those above [`SPACE`] belong to PCI Express alone.
 pub(super) const ECAM_FUNCTION: u64 = 4096;
 
+/// The addresses of the bytes of an access. None wraps: beyond the last address there is nothing.
+pub(super) fn addresses(offset: u64) -> impl Iterator<Item = u64> {
+    (0..).map(move |byte| offset.saturating_add(byte))
+}
+
 /// A register of the type 0 header: where it is, and which of its bits the guest writes.
 pub(super) struct Register {
     pub offset: usize,

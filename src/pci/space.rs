@@ -28,7 +28,7 @@ impl ConfigSpace {
 
     /// Any width and alignment answers, byte by byte. Above the space there is nothing: ones, as of an absent register.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
-        for (at, byte) in (offset..).zip(data) {
+        for (at, byte) in addresses(offset).zip(data) {
             *byte = usize::try_from(at)
                 .ok()
                 .and_then(|at| self.values.get(at))
@@ -38,7 +38,7 @@ impl ConfigSpace {
     }
 
     pub fn write(&mut self, offset: u64, data: &[u8]) {
-        for (at, byte) in (offset..).zip(data) {
+        for (at, byte) in addresses(offset).zip(data) {
             if at < SPACE as u64 {
                 let at = at as usize;
                 let writable = self.config.writable[at];
