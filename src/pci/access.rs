@@ -84,7 +84,7 @@ impl ConfigPorts {
         let on_bus_0 = address & (ENABLE | 0xff << 16) == ENABLE;
         let fits = byte < 4 && byte + len as u64 <= 4;
         let function = DeviceFunction::new((address >> 11 & 0x1f) as u8, (address >> 8 & 7) as u8)?;
-        (on_bus_0 && fits).then_some((function, u64::from(address & 0xfc) + byte))
+        (on_bus_0 && fits).then(|| (function, u64::from(address & 0xfc) + byte))
     }
 }
 
