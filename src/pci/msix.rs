@@ -19,6 +19,37 @@ use crate::{bus::read_le, interrupt::MsiMessage, sync::lock};
 /// drop. Until the function may master the bus it is as if all vectors were masked, for a message is a write to memory.
 ///
 /// A signal that was decided before the guest wrote a mask may still arrive after it, as a posted write in flight would.
+///
+/// ```
+/// # use devisor::{interrupt::*, pci::*};
+/// # use std::{io, sync::{Arc, Mutex}};
+/// # #[derive(Default)]
+/// # struct Log(Mutex<Vec<u32>>);
+/// # impl MsiSink for Log {
+/// #     fn send(&self, _: RequesterId, message: MsiMessage) -> io::Result<()> {
+/// #         Ok(self.0.lock().unwrap().push(message.data))
+/// #     }
+/// # }
+/// let sent = Arc::new(Log::default());
+/// let mut config = EndpointConfig::new(Identity::default())?;
+/// config.msix(BarIndex::Bar1, 2)?;
+/// let vectors = Arc::new(SinkVectors::new(Arc::clone(&sent)));
+/// let slot = Slot::new(DeviceFunction::new(3, 0).unwrap(), Box::new(NoInterrupt), vectors);
+/// let endpoint = Endpoint::new(config, slot);
+/// let msix = endpoint.msix().unwrap();
+/// assert_eq!(msix.trigger(1)?, Signalled::Disabled);
+///
+/// // The guest enables MSI-X and lets the function master the bus.
+/// endpoint.write_config(0x42, &[0, 0x80]);
+/// endpoint.write_config(0x04, &[0x04, 0]);
+/// assert_eq!(msix.trigger(1)?, Signalled::Pending);
+///
+/// // It gives vector 1 its data, and unmasks it.
+/// endpoint.write_bar(BarIndex::Bar1, 0x18, &0x41u64.to_le_bytes());
+/// assert_eq!(*sent.0.lock().unwrap(), [0x41]);
+/// assert_eq!(msix.trigger(1)?, Signalled::Sent);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct MsiX {
     layout: MsiXLayout,
     messages: Messages,

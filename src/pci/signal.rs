@@ -132,25 +132,28 @@ impl Signal {
             state: &self.state,
             owed: false,
         };
+        // What became of the last signal, and of the last change of the backend's vector.
+        let (mut sent, mut connected) = (Ok(()), Ok(()));
         loop {
             let seen = self.change(|state| state & !claim(state));
             worker.owed = seen & claim(seen) & PENDING != 0;
-            let result = if worker.owed {
-                let result = vector
+            let accepted = if worker.owed {
+                sent = vector
                     .as_ref()
                     .map_or(Err(io::ErrorKind::NotConnected.into()), |v| v.trigger());
                 worker.owed = false;
-                if result.is_err() {
+                if sent.is_err() {
                     self.change(owe);
                 }
-                result
+                sent.is_ok()
             } else {
-                self.connect(seen, &mut vector, source)
+                connected = self.connect(seen, &mut vector, source);
+                connected.is_ok()
             };
-            let left = self.change(|state| if stays(state, &result) { state } else { state & !BUSY });
-            if !stays(left, &result) {
+            let left = self.change(|state| if stays(state, accepted) { state } else { state & !BUSY });
+            if !stays(left, accepted) {
                 mem::forget(worker);
-                return result;
+                return sent.and(connected);
             }
         }
     }
@@ -237,8 +240,8 @@ fn owe(state: u64) -> u64 {
 
 /// Whether the worker has to go on: for who came meanwhile also after a refusal, for theirs is the later signal that
 /// carries the lost one.
-fn stays(state: u64, result: &io::Result<()>) -> bool {
-    state & AGAIN != 0 || result.is_ok() && wants(state)
+fn stays(state: u64, accepted: bool) -> bool {
+    state & AGAIN != 0 || accepted && wants(state)
 }
 
 /// Holds `BUSY`. Dropped only if the backend panics: the call counts as refused, and the next one tries again.

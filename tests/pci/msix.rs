@@ -1,9 +1,17 @@
 //! MSI-X: masks, pending bits, routes, and what a guest must not be able to break.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    thread,
+};
 
 use devisor::{
-    interrupt::{MsiMessage, RequesterId},
+    interrupt::{MsiMessage, MsiSink, NoInterrupt, RequesterId, SinkVectors},
     pci::*,
 };
 
@@ -199,7 +207,7 @@ fn accesses_that_straddle_or_are_of_another_width_corrupt_nothing() {
     world.platform.take();
     let before = world.endpoint.save();
     let widths = |offset: u64| {
-        (0..=16).filter(move |&len| !matches!((len, offset % 4), (4, 0)) && (len != 8 || offset % 8 != 0))
+        (0..=16).filter(move |&len| !matches!((len, offset % 4), (4, 0)) && (len != 8 || !offset.is_multiple_of(8)))
     };
     let addresses = (0..0x40).chain(0xff0..0x1020).chain([0x1fff, u64::MAX - 3, u64::MAX]);
     for (offset, len) in addresses.flat_map(|offset| widths(offset).map(move |len| (offset, len))) {
@@ -342,41 +350,93 @@ fn a_dropped_endpoint_gives_its_routes_back() {
     assert_eq!([platform.alive.load(SeqCst), platform.live.load(SeqCst)], [0, 0]);
 }
 
-#[test]
-fn a_guest_that_masks_and_triggers_from_within_the_signal_does_not_deadlock() {
-    use devisor::interrupt::{MsiSink, SinkVectors};
-    use std::sync::{Arc, OnceLock, Weak};
+/// An endpoint whose messages are handed to `handler`, with vector 0 open.
+fn handled_by(handler: impl Fn(&Endpoint) -> io::Result<()> + Send + Sync + 'static) -> Arc<Endpoint> {
+    struct Sink<F>(F, OnceLock<Weak<Endpoint>>);
 
-    /// Its handler masks the vector and kicks the device again, inside `trigger`.
-    #[derive(Default)]
-    struct Handler {
-        endpoint: OnceLock<Weak<Endpoint>>,
-        taken: std::sync::atomic::AtomicUsize,
-    }
-
-    impl MsiSink for Handler {
-        fn send(&self, _: RequesterId, _: MsiMessage) -> std::io::Result<()> {
-            self.taken.fetch_add(1, SeqCst);
-            let endpoint = self.endpoint.get().unwrap().upgrade().unwrap();
-            endpoint.write_bar(MSIX_BAR, 0x0c, &1u32.to_le_bytes());
-            assert_eq!(endpoint.msix().unwrap().trigger(0).unwrap(), Signalled::Pending);
-            endpoint.write_config(MSIX_CONTROL, &(ENABLE | FUNCTION_MASK).to_le_bytes());
-            Ok(())
+    impl<F: Fn(&Endpoint) -> io::Result<()> + Send + Sync> MsiSink for Sink<F> {
+        fn send(&self, _: RequesterId, _: MsiMessage) -> io::Result<()> {
+            (self.0)(&self.1.get().unwrap().upgrade().unwrap())
         }
     }
 
-    let handler = Arc::new(Handler::default());
-    let slot = Slot::new(
-        at(1, 0),
-        Box::new(devisor::interrupt::NoInterrupt),
-        Arc::new(SinkVectors::new(handler.clone())),
-    );
+    let sink = Arc::new(Sink(handler, OnceLock::new()));
+    let vectors = Arc::new(SinkVectors::new(Arc::clone(&sink)));
+    let slot = Slot::new(at(1, 0), Box::new(NoInterrupt), vectors);
     let endpoint = Arc::new(Endpoint::new(config(4), slot));
-    handler.endpoint.set(Arc::downgrade(&endpoint)).unwrap();
+    assert!(sink.1.set(Arc::downgrade(&endpoint)).is_ok());
     endpoint.write_config(COMMAND, &BUS_MASTER.to_le_bytes());
     endpoint.write_config(MSIX_CONTROL, &ENABLE.to_le_bytes());
     endpoint.write_bar(MSIX_BAR, 0x08, &7u64.to_le_bytes());
+    endpoint
+}
+
+#[test]
+fn a_guest_that_masks_and_triggers_from_within_the_signal_does_not_deadlock() {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&taken);
+    let endpoint = handled_by(move |endpoint| {
+        counter.fetch_add(1, SeqCst);
+        endpoint.write_bar(MSIX_BAR, 0x0c, &1u32.to_le_bytes());
+        assert_eq!(endpoint.msix().unwrap().trigger(0).unwrap(), Signalled::Pending);
+        endpoint.write_config(MSIX_CONTROL, &(ENABLE | FUNCTION_MASK).to_le_bytes());
+        Ok(())
+    });
     endpoint.msix().unwrap().trigger(0).unwrap();
-    assert_eq!(handler.taken.load(SeqCst), 1);
+    assert_eq!(taken.load(SeqCst), 1);
     assert!(endpoint.msix().unwrap().is_pending(0));
+}
+
+#[test]
+fn a_refusal_does_not_bring_back_what_was_disabled_meanwhile() {
+    let endpoint = handled_by(|endpoint| {
+        endpoint.write_config(MSIX_CONTROL, &[0; 2]);
+        endpoint.write_config(MSIX_CONTROL, &(ENABLE | FUNCTION_MASK).to_le_bytes());
+        Err(io::Error::other("too late"))
+    });
+    assert!(endpoint.msix().unwrap().trigger(0).is_err());
+    assert!(
+        !endpoint.msix().unwrap().is_pending(0),
+        "stale, of before it was enabled again"
+    );
+}
+
+#[test]
+fn a_platform_that_panics_counts_as_one_that_refused() {
+    let calls = AtomicUsize::new(0);
+    let endpoint = handled_by(move |_| match calls.fetch_add(1, SeqCst) {
+        0 => panic!("as told"),
+        _ => Ok(()),
+    });
+    let msix = endpoint.msix().unwrap();
+    assert!(catch_unwind(AssertUnwindSafe(|| msix.trigger(0))).is_err());
+    assert!(msix.is_pending(0));
+    assert_eq!(msix.trigger(0).unwrap(), Signalled::Sent);
+    assert!(!msix.is_pending(0));
+}
+
+#[test]
+fn threads_that_signal_and_a_guest_that_masks_leave_an_open_vector_with_nothing_owed() {
+    const SIGNALS: usize = 2_000;
+    let world = World::enabled(4);
+    world.open(0);
+    thread::scope(|scope| {
+        let senders = [(), ()].map(|()| {
+            scope.spawn(|| {
+                for _ in 0..SIGNALS {
+                    world.msix().trigger(0).unwrap();
+                }
+            })
+        });
+        while !senders.iter().all(|sender| sender.is_finished()) {
+            world.mask(0, true);
+            world.mask(0, false);
+        }
+    });
+    assert!(!world.msix().is_pending(0));
+    assert_eq!(world.platform.live.load(SeqCst), 1);
+    // Still alive, and without anything left over.
+    world.platform.take();
+    world.msix().trigger(0).unwrap();
+    assert_eq!(world.platform.sent(), [message(0)]);
 }
