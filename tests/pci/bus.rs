@@ -84,6 +84,7 @@ fn config_address_keeps_the_bits_that_exist_and_takes_whole_words_alone() {
         assert_eq!(read32(&ports, offset), u32::MAX, "{offset:#x}");
     }
     assert_eq!(ports.address(), 0x80ff_fffc);
+    ports.write(u64::MAX, &[0; 9]);
     ports.set_address(0x7f00_0003);
     assert_eq!(ports.address(), 0);
 }

@@ -4,7 +4,7 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, OnceLock, Weak,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     thread,
@@ -304,6 +304,18 @@ fn a_refused_mask_is_tried_again_and_sends_nothing_meanwhile() {
 }
 
 #[test]
+fn an_unmask_after_a_refused_mask_programs_the_message_anew() {
+    let world = World::enabled(4);
+    world.open(0);
+    world.platform.refuse.store(true, SeqCst);
+    world.mask(0, true);
+    world.platform.refuse.store(false, SeqCst);
+    world.platform.take();
+    world.mask(0, false);
+    assert_eq!(world.platform.take(), [Event::Programmed(Some(message(0)))]);
+}
+
+#[test]
 fn without_bus_master_a_vector_is_as_if_masked() {
     let world = World::enabled(4);
     world.open(0);
@@ -351,12 +363,12 @@ fn a_dropped_endpoint_gives_its_routes_back() {
 }
 
 /// An endpoint whose messages are handed to `handler`, with vector 0 open.
-fn handled_by(handler: impl Fn(&Endpoint) -> io::Result<()> + Send + Sync + 'static) -> Arc<Endpoint> {
+fn handled_by(handler: impl Fn(&Endpoint, MsiMessage) -> io::Result<()> + Send + Sync + 'static) -> Arc<Endpoint> {
     struct Sink<F>(F, OnceLock<Weak<Endpoint>>);
 
-    impl<F: Fn(&Endpoint) -> io::Result<()> + Send + Sync> MsiSink for Sink<F> {
-        fn send(&self, _: RequesterId, _: MsiMessage) -> io::Result<()> {
-            (self.0)(&self.1.get().unwrap().upgrade().unwrap())
+    impl<F: Fn(&Endpoint, MsiMessage) -> io::Result<()> + Send + Sync> MsiSink for Sink<F> {
+        fn send(&self, _: RequesterId, message: MsiMessage) -> io::Result<()> {
+            (self.0)(&self.1.get().unwrap().upgrade().unwrap(), message)
         }
     }
 
@@ -375,7 +387,7 @@ fn handled_by(handler: impl Fn(&Endpoint) -> io::Result<()> + Send + Sync + 'sta
 fn a_guest_that_masks_and_triggers_from_within_the_signal_does_not_deadlock() {
     let taken = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&taken);
-    let endpoint = handled_by(move |endpoint| {
+    let endpoint = handled_by(move |endpoint, _| {
         counter.fetch_add(1, SeqCst);
         endpoint.write_bar(MSIX_BAR, 0x0c, &1u32.to_le_bytes());
         assert_eq!(endpoint.msix().unwrap().trigger(0).unwrap(), Signalled::Pending);
@@ -389,7 +401,7 @@ fn a_guest_that_masks_and_triggers_from_within_the_signal_does_not_deadlock() {
 
 #[test]
 fn a_refusal_does_not_bring_back_what_was_disabled_meanwhile() {
-    let endpoint = handled_by(|endpoint| {
+    let endpoint = handled_by(|endpoint, _| {
         endpoint.write_config(MSIX_CONTROL, &[0; 2]);
         endpoint.write_config(MSIX_CONTROL, &(ENABLE | FUNCTION_MASK).to_le_bytes());
         Err(io::Error::other("too late"))
@@ -402,9 +414,27 @@ fn a_refusal_does_not_bring_back_what_was_disabled_meanwhile() {
 }
 
 #[test]
+fn a_reset_from_within_the_signal_leaves_nothing_of_the_message_at_the_platform() {
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&sent);
+    let endpoint = handled_by(move |endpoint, message| {
+        log.lock().unwrap().push(message.data);
+        // Enabled again at once, with the message that the table has after a reset: none is written.
+        endpoint.reset();
+        endpoint.write_config(COMMAND, &BUS_MASTER.to_le_bytes());
+        endpoint.write_config(MSIX_CONTROL, &ENABLE.to_le_bytes());
+        endpoint.write_bar(MSIX_BAR, 0x0c, &[0; 4]);
+        Ok(())
+    });
+    endpoint.msix().unwrap().trigger(0).unwrap();
+    endpoint.msix().unwrap().trigger(0).unwrap();
+    assert_eq!(*sent.lock().unwrap(), [7, 0]);
+}
+
+#[test]
 fn a_platform_that_panics_counts_as_one_that_refused() {
     let calls = AtomicUsize::new(0);
-    let endpoint = handled_by(move |_| match calls.fetch_add(1, SeqCst) {
+    let endpoint = handled_by(move |_, _| match calls.fetch_add(1, SeqCst) {
         0 => panic!("as told"),
         _ => Ok(()),
     });
