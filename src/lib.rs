@@ -10,6 +10,7 @@
 //! | [`bus`] | address decoding |
 //! | [`time`] | the injected clock |
 //! | [`virtio`] | queues, transports, and one folder a device |
+//! | [`pci`] | configuration space, INTx, MSI-X, a root bus |
 //! | [`platform`] | devices that are not virtio: UART, real-time clock |
 //! | [`backends`] | what carries an interrupt to the guest |
 //!
@@ -63,6 +64,7 @@
 
 pub mod bus;
 pub mod interrupt;
+pub mod pci;
 pub mod platform;
 pub mod time;
 pub mod virtio;

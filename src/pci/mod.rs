@@ -1,0 +1,62 @@
+//! PCI: configuration space, INTx, MSI and MSI-X, and a root bus, as in *PCI Local Bus Specification 3.0*.
+//!
+//! | type | what it is |
+//! |---|---|
+//! | [`EndpointConfig`] | what a function is: identity, [BARs](Bar), capabilities, MSI-X, MSI |
+//! | [`Endpoint`] | its configuration space and its interrupts, which a device is built around |
+//! | [`Function`] | what a device implements: accesses to its BARs |
+//! | [`MsiX`], [`Msi`], [`Intx`] | the ways to interrupt |
+//! | [`RootBus`] | up to 256 functions, where their BARs decode, four wires |
+//! | [`Ecam`], [`ConfigPorts`], [`Window`] | the faces of a root bus towards the guest |
+//!
+//! A backend is met as [`LevelInterrupt`](crate::interrupt::LevelInterrupt) and
+//! [`MsiVectors`](crate::interrupt::MsiVectors) alone. Masks and pending bits live here, once for all of them: a vector
+//! that is masked has no message at the backend, so nothing that was handed out of it can signal past the mask.
+//!
+//! What `lspci -n -vv` makes of a function with one of everything, after a guest has placed its BARs, set INTx Disable and
+//! enabled MSI-X, while an INTx cause is pending:
+//!
+//! ```text
+//! 00:03.1 0180: 1af4:1042 (rev 01) (prog-if 02)
+//!     Subsystem: 1af4:0040
+//!     Control: I/O+ Mem+ BusMaster+ SpecCycle- MemWINV- VGASnoop- ParErr- Stepping- SERR- FastB2B- DisINTx+
+//!     Status: Cap+ 66MHz- UDF- FastB2B- ParErr- DEVSEL=fast >TAbort- <TAbort- <MAbort- >SERR- <PERR- INTx+
+//!     Latency: 0
+//!     Interrupt: pin A routed to IRQ 11
+//!     Region 0: Memory at 80000000 (64-bit, non-prefetchable)
+//!     Region 2: I/O ports at c000
+//!     Region 3: Memory at 40000000 (32-bit, non-prefetchable)
+//!     Region 4: Memory at 40002000 (32-bit, non-prefetchable)
+//!     Capabilities: [40] MSI-X: Enable+ Count=5 Masked-
+//!         Vector table: BAR=3 offset=00000000
+//!         PBA: BAR=3 offset=00001000
+//!     Capabilities: [4c] MSI: Enable- Count=1/8 Maskable+ 64bit+
+//!         Address: 0000000000000000  Data: 0000
+//!         Masking: 00000000  Pending: 00000000
+//!     Capabilities: [64] Vendor Specific Information: Len=06 <?>
+//! ```
+
+mod access;
+mod bar;
+mod config;
+mod endpoint;
+mod host_bridge;
+mod intx;
+mod messages;
+mod msi;
+mod msix;
+mod registers;
+mod root;
+mod signal;
+mod space;
+
+pub use access::{CONFIG_PORTS, ConfigPorts, Ecam};
+pub use bar::{Bar, BarIndex, BarKind};
+pub use config::{ConfigError, EndpointConfig, Identity, Pin};
+pub use endpoint::{Endpoint, EndpointState, Function, StateError};
+pub use host_bridge::HostBridge;
+pub use intx::Intx;
+pub use msi::Msi;
+pub use msix::{MsiX, MsiXEntry, MsiXState};
+pub use root::{DeviceFunction, NoMessages, RootBus, RootBusError, Slot, Window};
+pub use signal::Signalled;

@@ -1,0 +1,453 @@
+//! One message-signalled vector: its pending bit, its gate, and the backend's vector behind it.
+//!
+//! MSI and MSI-X are the same from here on. Whoever decodes the registers opens and shuts the gate under its lock, which calls
+//! nobody, and settles after the unlock; devices trigger from any thread. One word holds everything that these have to
+//! agree on. One thread at a time, the one that set `BUSY`, talks to the backend, with no lock held that a call back
+//! could want, and goes on until the backend knows what the word says. Others leave a mark and return at once.
+
+use std::{io, mem, sync::Mutex};
+
+use crate::{
+    interrupt::{MsiMessage, MsiVector},
+    sync::{AtomicU64, Ordering, lock},
+};
+
+/// A signal is owed. The guest sees it as the pending bit.
+const PENDING: u64 = 1 << 0;
+/// The capability is enabled.
+const ON: u64 = 1 << 1;
+/// Enabled, and masked by nothing.
+const OPEN: u64 = 1 << 2;
+/// The message was rewritten since the backend was told.
+const STALE: u64 = 1 << 3;
+/// What was owed is not any more: a delivery that fails now must not bring it back.
+const FORGET: u64 = 1 << 4;
+/// The backend has given a vector. Changed under `BUSY` alone, as `PROGRAMMED` is.
+const ALLOCATED: u64 = 1 << 5;
+/// The backend's vector has a message.
+const PROGRAMMED: u64 = 1 << 6;
+/// A thread talks to the backend.
+const BUSY: u64 = 1 << 7;
+/// Another one came meanwhile.
+const AGAIN: u64 = 1 << 8;
+
+/// Whether a signal may go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// The capability is disabled: signals are nobody's, nothing is owed, and the backend's vector is given back.
+    Off,
+    /// Signals stay pending. The backend's vector is kept, without a message.
+    Masked,
+    /// Signals go out.
+    Open,
+}
+
+/// What became of a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signalled {
+    /// The message was sent, or is being sent by another thread.
+    Sent,
+    /// The vector is masked, or the function may not master the bus: its pending bit is set, and it is sent later.
+    Pending,
+    /// The capability is not enabled. Nothing was kept: the function interrupts by other means.
+    Disabled,
+}
+
+/// Where a signal gets its backend's vector and its message from. Called with nothing locked but the signal itself.
+pub(super) trait Source {
+    fn vector(&self) -> io::Result<Box<dyn MsiVector>>;
+    fn message(&self) -> MsiMessage;
+}
+
+#[derive(Default)]
+pub(super) struct Signal {
+    state: AtomicU64,
+    /// Locked by who is `BUSY` alone: it protects nothing, and nobody waits for it.
+    vector: Mutex<Option<Box<dyn MsiVector>>>,
+}
+
+impl Signal {
+    /// Opens or shuts the gate. Calls nobody: follow it with [`settle`](Self::settle) once your locks are released.
+    pub fn set(&self, gate: Gate) {
+        self.change(|state| match gate {
+            Gate::Off => state & !(ON | OPEN | PENDING) | FORGET | STALE,
+            Gate::Masked => state & !OPEN | ON,
+            Gate::Open => state | ON | OPEN,
+        });
+    }
+
+    /// The message is another one now. As [`set`](Self::set), it calls nobody.
+    pub fn rewritten(&self) {
+        self.state.fetch_or(STALE, Ordering::SeqCst);
+    }
+
+    /// Sets or clears what is owed, for a restore.
+    pub fn set_pending(&self, pending: bool) {
+        self.change(|state| if pending { state | PENDING } else { state & !PENDING });
+    }
+
+    /// The pending bit.
+    pub fn is_pending(&self) -> bool {
+        self.state.load(Ordering::SeqCst) & PENDING != 0
+    }
+
+    /// Signals the guest, or remembers that it is owed.
+    #[inline]
+    pub fn trigger(&self, source: &impl Source) -> io::Result<Signalled> {
+        let state = self.change(|state| match state & (ON | OPEN | BUSY) {
+            on if on & ON == 0 => state,
+            open if open & OPEN == 0 => state | PENDING,
+            busy if busy & BUSY != 0 => state | PENDING | AGAIN,
+            _ => state | PENDING | BUSY,
+        });
+        match state & (ON | OPEN | BUSY) {
+            on if on & ON == 0 => Ok(Signalled::Disabled),
+            open if open & OPEN == 0 => Ok(Signalled::Pending),
+            busy if busy & BUSY != 0 => Ok(Signalled::Sent),
+            _ => self.work(source).map(|()| Signalled::Sent),
+        }
+    }
+
+    /// Tells the backend what has changed, and sends what is owed and may go; or leaves that to the thread that is at it.
+    ///
+    /// # Errors
+    /// What the backend answered. Nothing is lost: the next `settle` or `trigger` tries again.
+    pub fn settle(&self, source: &impl Source) -> io::Result<()> {
+        let state = self.change(|state| match state & BUSY {
+            0 if !wants(state) => state,
+            0 => state | BUSY,
+            _ => state | AGAIN,
+        });
+        if state & BUSY == 0 && wants(state) {
+            self.work(source)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Goes on until the backend knows what the word says, or refuses and nobody has come meanwhile. `BUSY` is ours.
+    fn work(&self, source: &impl Source) -> io::Result<()> {
+        let mut vector = lock(&self.vector);
+        let mut worker = Worker {
+            state: &self.state,
+            owed: false,
+        };
+        // What became of the last signal, and of the last change of the backend's vector.
+        let (mut sent, mut connected) = (Ok(()), Ok(()));
+        loop {
+            let seen = self.change(|state| state & !claim(state));
+            worker.owed = seen & claim(seen) & PENDING != 0;
+            let accepted = if worker.owed {
+                sent = vector
+                    .as_ref()
+                    .map_or(Err(io::ErrorKind::NotConnected.into()), |v| v.trigger());
+                worker.owed = false;
+                if sent.is_err() {
+                    self.change(owe);
+                }
+                sent.is_ok()
+            } else {
+                connected = self.connect(seen, &mut vector, source);
+                connected.is_ok()
+            };
+            let left = self.change(|state| if stays(state, accepted) { state } else { state & !BUSY });
+            if !stays(left, accepted) {
+                mem::forget(worker);
+                return sent.and(connected);
+            }
+        }
+    }
+
+    /// Brings the backend's vector to where `seen` wants it.
+    fn connect(&self, seen: u64, vector: &mut Option<Box<dyn MsiVector>>, source: &impl Source) -> io::Result<()> {
+        if seen & ON == 0 {
+            // Dropped after its message is gone, so that a descriptor that was handed out is dead also where the
+            // backend keeps it open.
+            if let Some(vector) = vector.take() {
+                self.state.fetch_and(!(ALLOCATED | PROGRAMMED), Ordering::SeqCst);
+                if seen & PROGRAMMED != 0 {
+                    let _ = vector.program(None);
+                }
+            }
+            return Ok(());
+        }
+        if seen & OPEN == 0 {
+            if let (Some(vector), true) = (&*vector, seen & PROGRAMMED != 0) {
+                // After a refusal nobody knows: it is tried again, and an unmask meanwhile programs it anew.
+                if let Err(refusal) = vector.program(None) {
+                    self.rewritten();
+                    return Err(refusal);
+                }
+                self.state.fetch_and(!PROGRAMMED, Ordering::SeqCst);
+            }
+            return Ok(());
+        }
+        if seen & PROGRAMMED != 0 && seen & STALE == 0 {
+            return Ok(());
+        }
+        // Not live until `program` has said so: a vector that refuses has no message.
+        self.state.fetch_and(!PROGRAMMED, Ordering::SeqCst);
+        let vector = match vector {
+            Some(vector) => vector,
+            None => {
+                let new = vector.insert(source.vector()?);
+                self.state.fetch_or(ALLOCATED, Ordering::SeqCst);
+                new
+            }
+        };
+        vector.program(Some(source.message()))?;
+        self.state.fetch_or(PROGRAMMED, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// One atomic step. Returns what was there before it; `change` may run more than once.
+    #[inline]
+    fn change(&self, change: impl Fn(u64) -> u64) -> u64 {
+        let mut state = self.state.load(Ordering::SeqCst);
+        loop {
+            // Exchanged also when nothing changes: who unmasks and looks at the ring afterwards must see what the device
+            // did before it found the vector masked.
+            match self
+                .state
+                .compare_exchange_weak(state, change(state), Ordering::SeqCst, Ordering::SeqCst)
+            {
+                Ok(_) => return state,
+                Err(now) => state = now,
+            }
+        }
+    }
+}
+
+/// Whether the backend has to hear something.
+fn wants(state: u64) -> bool {
+    match state & (ON | OPEN) {
+        0 => state & ALLOCATED != 0,
+        ON => state & PROGRAMMED != 0,
+        _ => state & PROGRAMMED == 0 || state & (PENDING | STALE) != 0,
+    }
+}
+
+/// What the worker takes out of the word before it acts on it: a signal only if it can go out at once.
+fn claim(state: u64) -> u64 {
+    let ready = state & (OPEN | PROGRAMMED | STALE) == OPEN | PROGRAMMED;
+    AGAIN | FORGET | STALE | if ready { PENDING } else { 0 }
+}
+
+/// A signal that was refused is owed again, unless it was forgotten meanwhile.
+fn owe(state: u64) -> u64 {
+    if state & FORGET == 0 { state | PENDING } else { state }
+}
+
+/// Whether the worker has to go on: for who came meanwhile also after a refusal, for theirs is the later signal that
+/// carries the lost one.
+fn stays(state: u64, accepted: bool) -> bool {
+    state & AGAIN != 0 || accepted && wants(state)
+}
+
+/// Holds `BUSY`. Dropped only if the backend panics: the call counts as refused, and the next one tries again.
+struct Worker<'a> {
+    state: &'a AtomicU64,
+    owed: bool,
+}
+
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        let owed = if self.owed { PENDING } else { 0 };
+        if self.state.load(Ordering::SeqCst) & (ON | FORGET) == ON {
+            self.state.fetch_or(owed, Ordering::SeqCst);
+        }
+        self.state.fetch_and(!(BUSY | AGAIN | PROGRAMMED), Ordering::SeqCst);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    //! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`
+
+    use loom::{
+        sync::{Arc, atomic::AtomicU64},
+        thread,
+    };
+    use std::sync::atomic::Ordering::SeqCst;
+
+    use super::*;
+    use crate::interrupt::Interrupt;
+
+    /// A platform whose vectors note what reaches the guest.
+    #[derive(Clone, Default)]
+    struct Guest(Arc<Seen>);
+
+    struct Seen {
+        /// What the device has to tell, and how much of it an interrupt has told.
+        told: AtomicU64,
+        news: AtomicU64,
+        /// Vectors alive, and those of them with a message.
+        alive: AtomicU64,
+        live: AtomicU64,
+        calls: AtomicU64,
+    }
+
+    impl Default for Seen {
+        fn default() -> Self {
+            let [told, news, alive, live, calls] = std::array::from_fn(|_| AtomicU64::new(0));
+            Self {
+                told,
+                news,
+                alive,
+                live,
+                calls,
+            }
+        }
+    }
+
+    impl Guest {
+        fn alone<T>(&self, call: impl FnOnce(&Seen) -> T) -> T {
+            assert_eq!(self.0.calls.fetch_add(1, SeqCst), 0, "two threads talk to the backend");
+            let result = call(&self.0);
+            self.0.calls.fetch_sub(1, SeqCst);
+            result
+        }
+    }
+
+    impl Source for Guest {
+        fn vector(&self) -> io::Result<Box<dyn MsiVector>> {
+            self.alone(|seen| seen.alive.fetch_add(1, SeqCst));
+            Ok(Box::new(Vector(self.clone())))
+        }
+
+        fn message(&self) -> MsiMessage {
+            MsiMessage::default()
+        }
+    }
+
+    struct Vector(Guest);
+
+    impl Interrupt for Vector {
+        fn trigger(&self) -> io::Result<()> {
+            self.0.alone(|seen| {
+                assert_eq!(seen.live.load(SeqCst), 1, "sent without a message");
+                seen.told.store(seen.news.load(SeqCst), SeqCst);
+            });
+            Ok(())
+        }
+    }
+
+    impl MsiVector for Vector {
+        fn program(&self, message: Option<MsiMessage>) -> io::Result<()> {
+            self.0.alone(|seen| seen.live.store(message.is_some().into(), SeqCst));
+            Ok(())
+        }
+    }
+
+    impl Drop for Vector {
+        fn drop(&mut self) {
+            self.0.0.alive.fetch_sub(1, SeqCst);
+        }
+    }
+
+    struct World {
+        signal: Signal,
+        guest: Guest,
+    }
+
+    impl World {
+        fn with(gate: Gate) -> Arc<Self> {
+            let world = Arc::new(Self {
+                signal: Signal::default(),
+                guest: Guest::default(),
+            });
+            world.gate(gate);
+            world
+        }
+
+        fn gate(&self, gate: Gate) {
+            self.signal.set(gate);
+            self.signal.settle(&self.guest).unwrap();
+        }
+
+        fn news(&self) -> Signalled {
+            self.guest.0.news.fetch_add(1, SeqCst);
+            self.signal.trigger(&self.guest).unwrap()
+        }
+
+        fn untold(&self) -> bool {
+            self.guest.0.told.load(SeqCst) != self.guest.0.news.load(SeqCst)
+        }
+    }
+
+    fn explore(model: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(model);
+    }
+
+    #[test]
+    fn loom_a_signal_that_races_with_mask_and_unmask_is_told_once_the_vector_is_open() {
+        explore(|| {
+            let world = World::with(Gate::Open);
+            let device = {
+                let world = world.clone();
+                thread::spawn(move || world.news())
+            };
+            world.gate(Gate::Masked);
+            world.gate(Gate::Open);
+            device.join().unwrap();
+            assert!(!world.untold());
+            assert!(!world.signal.is_pending());
+            assert_eq!(world.guest.0.live.load(SeqCst), 1);
+        });
+    }
+
+    #[test]
+    fn loom_a_signal_that_races_with_a_mask_is_told_or_pending_and_no_message_is_left() {
+        explore(|| {
+            let world = World::with(Gate::Open);
+            let device = {
+                let world = world.clone();
+                thread::spawn(move || world.news())
+            };
+            world.gate(Gate::Masked);
+            device.join().unwrap();
+            assert_eq!(world.untold(), world.signal.is_pending());
+            assert_eq!(
+                world.guest.0.live.load(SeqCst),
+                0,
+                "the backend could signal past the mask"
+            );
+        });
+    }
+
+    #[test]
+    fn loom_two_devices_and_an_unmask_lose_nothing() {
+        explore(|| {
+            let world = World::with(Gate::Masked);
+            let devices = [(), ()].map(|()| {
+                let world = world.clone();
+                thread::spawn(move || world.news())
+            });
+            world.gate(Gate::Open);
+            for device in devices {
+                device.join().unwrap();
+            }
+            assert!(!world.untold());
+        });
+    }
+
+    #[test]
+    fn loom_a_reset_that_races_with_a_signal_leaves_no_vector_and_nothing_pending() {
+        explore(|| {
+            let world = World::with(Gate::Open);
+            let device = {
+                let world = world.clone();
+                thread::spawn(move || world.news())
+            };
+            world.gate(Gate::Off);
+            device.join().unwrap();
+            assert!(
+                !world.signal.is_pending(),
+                "it would be sent when the guest enables it again"
+            );
+            assert_eq!(world.guest.0.alive.load(SeqCst), 0);
+        });
+    }
+}
