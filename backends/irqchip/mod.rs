@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`gicv2`] | Arm's Generic Interrupt Controller, version 2: distributor and CPU interfaces |
 //! | [`gicv2m`] | the frame that turns message-signalled interrupts into SPIs of a GICv2 |
+//! | [`ioapic`] | Intel's I/O APIC, which turns pins into message-signalled interrupts |
 //!
 //! A controller hands out lines that devices drive, gives the registers that the guest sees as
 //! [`BusDevice`](crate::bus::BusDevice)s, and drives the interrupt inputs of each CPU as
@@ -14,8 +15,10 @@ mod arbiter;
 pub mod gicv2;
 pub mod gicv2m;
 mod ids;
+pub mod ioapic;
 mod preemption;
 mod state;
 
 pub use ids::{CpuId, IntId, Ppi, Spi};
+pub use ioapic::Vector;
 pub use state::{Group, InterruptState, TriggerMode};
