@@ -5,6 +5,7 @@
 //! | [`gicv2`] | Arm's Generic Interrupt Controller, version 2: distributor and CPU interfaces |
 //! | [`gicv2m`] | the frame that turns message-signalled interrupts into SPIs of a GICv2 |
 //! | [`ioapic`] | Intel's I/O APIC, which turns pins into message-signalled interrupts |
+//! | [`pic`] | the pair of 8259As of a PC |
 //!
 //! A controller hands out lines that devices drive, gives the registers that the guest sees as
 //! [`BusDevice`](crate::bus::BusDevice)s, and drives the interrupt inputs of each CPU as
@@ -16,6 +17,7 @@ pub mod gicv2;
 pub mod gicv2m;
 mod ids;
 pub mod ioapic;
+pub mod pic;
 mod preemption;
 mod state;
 
