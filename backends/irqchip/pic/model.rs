@@ -20,6 +20,9 @@ pub(super) struct Model {
     // What the guest can change.
     pub(super) master: Chip,
     pub(super) slave: Chip,
+
+    /// INT of the slave, as the master has seen it.
+    pub(super) slave_int: bool,
 }
 
 impl Model {
@@ -29,6 +32,7 @@ impl Model {
             restored_up: 0,
             master: Chip::new(true),
             slave: Chip::new(false),
+            slave_int: false,
         }
     }
 
@@ -76,18 +80,24 @@ impl Model {
         if which == Which::Slave && is_poll {
             // The poll has taken what the master had latched; if there is more, it latches that.
             self.master.latched &= !(1 << CASCADE);
+            self.slave_int = false;
         }
         value
     }
 
     /// Where the output is derived, after every change: INTR of the master.
     pub(super) fn update(&mut self) -> bool {
-        // The slave's INT falls and rises again around each of its acknowledge cycles, so the master latches it anew as
-        // long as there is a request. Once latched it stays so: a request that goes away then is the slave's spurious one.
-        if self.slave.request().is_some() {
+        let slave_int = self.slave.request().is_some();
+        if slave_int && !self.slave_int {
             self.master.edge(CASCADE);
         }
+        self.slave_int = slave_int;
         self.master.request().is_some()
+    }
+
+    /// After a restore: what the slave requests, the master has seen.
+    pub(super) fn see_slave(&mut self) {
+        self.slave_int = self.slave.request().is_some();
     }
 
     /// The acknowledge cycle of the pair: the vector of the most urgent request.
@@ -95,6 +105,8 @@ impl Model {
         match self.master.acknowledge() {
             Some(CASCADE) if !self.master.single => {
                 let input = self.slave.acknowledge().unwrap_or(SPURIOUS);
+                // INT falls with each cycle, and rises again if there is more.
+                self.slave_int = false;
                 self.slave.vector(input)
             }
             input => self.master.vector(input.unwrap_or(SPURIOUS)),

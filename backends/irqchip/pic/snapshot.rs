@@ -107,12 +107,13 @@ impl Pic {
 
 impl Model {
     fn save(&self) -> PicState {
-        // What holds a line is the embedder's to build again.
+        // What holds a line is the embedder's to build again, and what the master has seen of the slave follows.
         let Self {
             holders: _,
             restored_up: _,
             master,
             slave,
+            slave_int: _,
         } = self;
         PicState {
             master: master.save(),
@@ -125,6 +126,7 @@ impl Model {
         let PicState { master, slave } = state;
         self.master.restore(master);
         self.slave.restore(slave);
+        self.see_slave();
         self.restored_up = u16::from_le_bytes([master.lines, slave.lines]);
         for irq in 0..16 {
             // The first line counts from the saved level on, so that what has changed since is an edge.
