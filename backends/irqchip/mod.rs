@@ -6,6 +6,7 @@
 //! | [`gicv2m`] | the frame that turns message-signalled interrupts into SPIs of a GICv2 |
 //! | [`ioapic`] | Intel's I/O APIC, which turns pins into message-signalled interrupts |
 //! | [`pic`] | the pair of 8259As of a PC |
+//! | [`pit`] | the 8254 interval timer of a PC |
 //!
 //! A controller hands out lines that devices drive, gives the registers that the guest sees as
 //! [`BusDevice`](crate::bus::BusDevice)s, and drives the interrupt inputs of each CPU as
@@ -18,6 +19,7 @@ pub mod gicv2m;
 mod ids;
 pub mod ioapic;
 pub mod pic;
+pub mod pit;
 mod preemption;
 mod state;
 
