@@ -226,7 +226,8 @@ impl Model {
                 continue;
             }
             let latched = self.latched.remove(index);
-            if !latched && !(level && pin.is_active()) {
+            let is_wanted = latched || (level && pin.is_active());
+            if !is_wanted {
                 continue;
             }
             let Some(message) = message(pin.entry) else {

@@ -244,7 +244,9 @@ impl CounterState {
     fn status(&self, now: u64) -> u8 {
         let loading = self.since.is_some_and(|since| now < since);
         let null_count = self.count.is_none() || self.next.is_some() || loading;
-        u8::from(self.out(now)) * STATUS_OUT | u8::from(null_count) * STATUS_NULL_COUNT | self.format
+        let out = u8::from(self.out(now)) * STATUS_OUT;
+        let null_count = u8::from(null_count) * STATUS_NULL_COUNT;
+        out | null_count | self.format
     }
 
     pub(super) fn read(&mut self, now: u64) -> u8 {
@@ -273,5 +275,5 @@ fn from_bcd(digits: u16) -> u32 {
 fn to_bcd(value: u16) -> u16 {
     [1000, 100, 10, 1]
         .iter()
-        .fold(0, |digits, unit| digits << 4 | value / unit % 10)
+        .fold(0, |digits, unit| (digits << 4) | (value / unit % 10))
 }

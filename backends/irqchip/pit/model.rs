@@ -129,7 +129,7 @@ impl Model {
     }
 
     pub(super) fn read_port_b(&self) -> u8 {
-        let refresh = u8::from(self.now / REFRESH_TICKS % 2 != 0) * REFRESH;
+        let refresh = ((self.now / REFRESH_TICKS) & 1) as u8 * REFRESH;
         let out = u8::from(self.counters[2].out(self.now)) * TIMER_2_OUT;
         self.port_b | refresh | out
     }
