@@ -737,7 +737,7 @@ fn everything_that_the_guest_can_see_survives_save_and_restore() {
     let (ioapic, sink) = new();
     write(&ioapic, 0, 9 << 24);
     for pin in 0..24 {
-        program(&ioapic, pin, u64::from(pin) << 56 | LEVEL | 0x60 + u64::from(pin));
+        program(&ioapic, pin, u64::from(pin) << 56 | LEVEL | (0x60 + u64::from(pin)));
     }
     let lines: Vec<_> = [3, 17].map(|pin| ioapic.level_line(Pin(pin)).unwrap()).into();
     for line in &lines {

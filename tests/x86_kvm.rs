@@ -131,7 +131,7 @@ fn the_ioapic_ends_in_the_same_state_as_kvms() {
                     lines[pin as usize].clear().unwrap();
                 }
                 let mut entry = u64::from(random.byte()) << 56
-                    | u64::from(random.below(8) + 0x30 | random.below(2) << 8 | random.below(2) << 11);
+                    | u64::from((0x30 + random.below(8)) | random.below(2) << 8 | random.below(2) << 11);
                 entry |= if random.one_in(3) { MASKED } else { 0 };
                 entry |= if random.one_in(3) { 0 } else { LEVEL };
                 change_ioapic(&vm, |state| {

@@ -154,7 +154,8 @@ fn the_ioapic_reads_as_qemus() {
                 both.drive(pin, up);
             }
             4 | 5 => {
-                let mut low = random.below(8) + 0x30 | random.below(2) << 8 | random.below(2) << 11;
+                let mut low = 0x30 + random.below(8);
+                low |= random.below(2) << 8 | random.below(2) << 11;
                 // What the guest writes there is not looked at.
                 low |= random.below(2) << 12 | random.below(2) << 14;
                 low |= if random.one_in(3) { MASKED } else { 0 };
@@ -376,9 +377,9 @@ fn the_8254_gives_its_bytes_as_qemus() {
             qemu.port_in(PIT + u16::from(counter));
         }
         both(&mut qemu, 3, counter << 6 | rw << 4 | mode << 1);
-        for byte in 0..1 + u8::from(rw == 3) {
-            let value = random.below(255) as u8 & !1 | byte + 2;
-            both(&mut qemu, counter, value & !1);
+        for _ in 0..1 + u8::from(rw == 3) {
+            // Even, and not zero.
+            both(&mut qemu, counter, 2 + 2 * random.below(127) as u8);
         }
         for step in 0..random.below(8) {
             let mut mask = u8::MAX;
