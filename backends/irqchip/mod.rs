@@ -10,8 +10,9 @@
 //!
 //! A controller hands out lines that devices drive, gives the registers that the guest sees as
 //! [`BusDevice`](crate::bus::BusDevice)s, and drives the interrupt inputs of each CPU as
-//! [`LevelInterrupt`](crate::interrupt::LevelInterrupt)s. It has no thread and no clock, and can be used from many
-//! threads at once.
+//! [`LevelInterrupt`](crate::interrupt::LevelInterrupt)s. An IOAPIC sends
+//! messages instead, and the PIT is not a controller but its oldest source. None has a thread or reads the host's clock,
+//! and each can be used from many threads at once.
 
 mod arbiter;
 pub mod gicv2;
