@@ -80,6 +80,20 @@ impl Qtest {
         self.command(&format!("write{} {address:#x} {value:#x}", suffix(width)));
     }
 
+    /// A read of one byte of the port space.
+    pub fn port_in(&mut self, port: u16) -> u8 {
+        let answer = self.command(&format!("inb {port:#x}"));
+        let digits = answer.trim_start_matches("0x");
+        u16::from_str_radix(digits, 16)
+            .map(|value| value as u8)
+            .unwrap_or_else(|_| panic!("QEMU answered {answer:?} to a port read"))
+    }
+
+    /// A write of one byte of the port space.
+    pub fn port_out(&mut self, port: u16, value: u8) {
+        self.command(&format!("outb {port:#x} {value:#x}"));
+    }
+
     /// Sends a command, takes note of the lines that changed, and returns what follows the OK.
     fn command(&mut self, command: &str) -> String {
         writeln!(self.commands, "{command}").expect("QEMU takes commands");

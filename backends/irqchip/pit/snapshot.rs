@@ -1,0 +1,116 @@
+//! The state of the timer as plain data: taken, checked and put back.
+
+use super::{
+    Pit,
+    counter::CounterState,
+    model::{MAX_TICKS, Model},
+    registers::*,
+};
+
+/// Everything of a [`Pit`] that a guest can see. Made by [`Pit::save`], taken by [`Pit::restore`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PitState {
+    /// The tick at which it was saved, on the scale of [`CounterState::since`].
+    pub now: u64,
+    /// The counters.
+    pub counters: [CounterState; 3],
+    /// What was written to port B.
+    pub port_b: u8,
+}
+
+/// A [`PitState`] cannot be restored. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} of counter {counter} is {value:#x}: accepted {accepted}")]
+pub struct PitStateError {
+    /// Which counter. What is not a counter's own counts as counter 2's.
+    pub counter: usize,
+    /// Which field.
+    pub field: &'static str,
+    /// What it is.
+    pub value: u64,
+    /// What it may be.
+    pub accepted: &'static str,
+}
+
+impl Pit {
+    /// The state now.
+    pub fn save(&self) -> PitState {
+        self.shared.change(|model| {
+            let Model {
+                host: _,
+                now,
+                counters,
+                port_b,
+                rose: _,
+            } = model;
+            PitState {
+                now: *now,
+                counters: counters.clone(),
+                port_b: *port_b,
+            }
+        })
+    }
+
+    /// Puts a state back. Time goes on for the guest from where it was saved: what was left of a deadline then is left now.
+    /// The line is driven to where OUT was, which is no new edge for a controller that was restored too.
+    ///
+    /// # Errors
+    /// [`PitStateError`]: the state is refused as a whole.
+    pub fn restore(&self, state: &PitState) -> Result<(), PitStateError> {
+        let PitState { now, counters, port_b } = state;
+        check(state)?;
+        self.shared.change(|model| {
+            model.now = *now;
+            model.counters = counters.clone();
+            model.port_b = *port_b;
+            model.rose = false;
+        });
+        Ok(())
+    }
+}
+
+fn check(state: &PitState) -> Result<(), PitStateError> {
+    let PitState { now, counters, port_b } = state;
+    let accept = |counter, field, value, accepted, is_accepted| match is_accepted {
+        true => Ok(()),
+        false => Err(PitStateError {
+            counter,
+            field,
+            value,
+            accepted,
+        }),
+    };
+    let written = u64::from(*port_b);
+    accept(2, "port B", written, "bits 0 to 3", port_b & !PORT_B_WRITABLE == 0)?;
+    accept(2, "now", *now, "at most 2^61", *now <= MAX_TICKS / 2)?;
+    for (index, counter) in counters.iter().enumerate() {
+        let CounterState {
+            format,
+            gate,
+            count,
+            next,
+            counted,
+            since,
+            low_byte: _,
+            read_high: _,
+            latched_count: _,
+            latched_status: _,
+        } = counter;
+        let accept = |field, value, accepted, is_accepted| accept(index, field, value, accepted, is_accepted);
+        let is_format = format & !FORMAT == 0 && counter.rw() != LATCH;
+        accept("format", (*format).into(), "six bits with RW of 1 to 3", is_format)?;
+        let expected = index != 2 || port_b & TIMER_2_GATE != 0;
+        let what = "high, or for counter 2 as in port B";
+        accept("gate", u64::from(*gate), what, *gate == expected)?;
+        for count in [count, next].into_iter().flatten() {
+            let is_count = (1..=0x1_0000).contains(count);
+            accept("count", u64::from(*count), "1 to 65536", is_count)?;
+        }
+        accept("counted", *counted, "at most now", counted <= now)?;
+        if let Some(since) = since {
+            let is_since = *since <= now + 1 && count.is_some();
+            accept("since", *since, "at most the next tick, with a count", is_since)?;
+        }
+    }
+    Ok(())
+}
