@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`gicv2`] | Arm's Generic Interrupt Controller, version 2: distributor and CPU interfaces |
 //! | [`gicv2m`] | the frame that turns message-signalled interrupts into SPIs of a GICv2 |
+//! | [`lapic`] | the local APICs of an x86 machine, which route messages between its CPUs |
 //!
 //! A controller hands out lines that devices drive, gives the registers that the guest sees as
 //! [`BusDevice`](crate::bus::BusDevice)s, and drives the interrupt inputs of each CPU as
@@ -14,6 +15,7 @@ mod arbiter;
 pub mod gicv2;
 pub mod gicv2m;
 mod ids;
+pub mod lapic;
 mod preemption;
 mod state;
 
