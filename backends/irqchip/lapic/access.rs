@@ -97,7 +97,7 @@ impl Model {
         match register {
             Register::Id if self.mode() == Mode::X2Apic => self.id.0,
             Register::Id => self.id.0 << 24,
-            Register::Version => VERSION | u32::from(self.config.eoi_broadcast_suppression) * VERSION_SUPPRESS_EOI,
+            Register::Version => VERSION | (u32::from(self.config.eoi_broadcast_suppression) * VERSION_SUPPRESS_EOI),
             Register::Tpr => self.tpr.into(),
             Register::Ppr => self.ppr().into(),
             Register::Ldr if self.mode() == Mode::X2Apic => self.logical_id(),

@@ -146,7 +146,7 @@ impl<L: LevelInterrupt> Inbox<L> {
 
     /// The level of the LINT pins, as a restored state has it: what follows is an edge only if it changes them.
     pub fn set_levels(&self, up: [bool; 2]) {
-        let levels = (0..2).fold(0, |levels, pin| levels | u64::from(up[pin]) * signal::UP[pin]);
+        let levels = (0..2).fold(0, |levels, pin| levels | (u64::from(up[pin]) * signal::UP[pin]));
         self.signals.fetch_and(!signal::LEVELS, Ordering::SeqCst);
         self.signals.fetch_or(levels, Ordering::SeqCst);
     }

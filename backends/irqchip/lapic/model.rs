@@ -73,7 +73,7 @@ impl Model {
             id,
             lines: [false; 2],
             now: Duration::ZERO,
-            base: RESET_BASE_ADDRESS | BASE_EN | u64::from(bootstrap) * BASE_BSP,
+            base: RESET_BASE_ADDRESS | BASE_EN | (u64::from(bootstrap) * BASE_BSP),
             tpr: 0,
             ldr: 0,
             dfr: DFR_FLAT,
@@ -175,6 +175,7 @@ impl Model {
         }
         if let Some(signals) = mail.signals {
             self.signals(signals);
+            self.update_pins();
         }
     }
 
