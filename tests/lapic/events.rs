@@ -158,3 +158,16 @@ fn a_reset_of_the_machine_leads_back_to_power_up() {
     cpu.apic.reset();
     assert_eq!(cpu.apic.save(), fresh);
 }
+
+#[test]
+fn a_guest_that_gives_up_the_bootstrap_flag_has_it_back_after_a_reset_of_the_machine() {
+    let machine = Machine::new(1);
+    let apic = &machine.cpus[0].apic;
+    apic.write_msr(APIC_BASE, 0xfee0_0800).unwrap();
+    machine.send(0, INIT);
+    assert_eq!(apic.next_event(), Some(CpuEvent::Init));
+    assert!(apic.waits_for_start_up());
+    apic.reset();
+    assert_eq!(apic.read_msr(APIC_BASE), Ok(0xfee0_0900));
+    assert!(!apic.waits_for_start_up());
+}

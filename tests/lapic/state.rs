@@ -187,7 +187,8 @@ fn a_state_that_cannot_be_is_refused_and_changes_nothing() {
         let error = LocalApicStateError::ApicBase(base);
         assert_eq!(change(&|state| state.apic_base = base), error);
     }
-    let reserved: [(&str, &dyn Fn(&mut LocalApicState)); 10] = [
+    type Wrong<'a> = (&'a str, &'a dyn Fn(&mut LocalApicState));
+    let reserved: [Wrong; 10] = [
         ("DFR", &|state| state.destination_model = 16),
         ("SVR", &|state| state.svr |= 1 << 10),
         ("ESR", &|state| state.esr = 1),

@@ -16,6 +16,8 @@ pub(super) struct Model {
     // What is configured.
     pub config: LocalApicsConfig,
     pub id: ApicId,
+    /// The bootstrap processor at power-up. The guest can rewrite the flag in IA32_APIC_BASE, and INIT goes by that.
+    pub bootstrap: bool,
 
     // What is plugged in.
     /// LINT0 and LINT1.
@@ -71,6 +73,7 @@ impl Model {
         Self {
             config,
             id,
+            bootstrap,
             lines: [false; 2],
             now: Duration::ZERO,
             base: RESET_BASE_ADDRESS | BASE_EN | (u64::from(bootstrap) * BASE_BSP),
@@ -109,7 +112,7 @@ impl Model {
     pub fn reset_registers(&mut self) {
         let mut timer = self.timer;
         timer.reset();
-        let fresh = Self::new(self.config, self.id, self.is_bootstrap());
+        let fresh = Self::new(self.config, self.id, self.bootstrap);
         *self = Self {
             lines: self.lines,
             now: self.now,
@@ -127,9 +130,9 @@ impl Model {
 
     /// As after power-up, with pins, time and time-stamp counter as they are.
     pub fn power_up(&mut self) {
-        self.base = RESET_BASE_ADDRESS | BASE_EN | self.base & BASE_BSP;
+        self.base = RESET_BASE_ADDRESS | BASE_EN | (u64::from(self.bootstrap) * BASE_BSP);
         (self.init, self.start_up, self.nmi, self.smi) = (false, None, false, false);
-        self.waits_for_start_up = !self.is_bootstrap();
+        self.waits_for_start_up = !self.bootstrap;
         self.reset_registers();
     }
 

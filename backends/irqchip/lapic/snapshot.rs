@@ -113,6 +113,7 @@ impl LocalApic {
             let Model {
                 config: _,
                 id,
+                bootstrap: _,
                 lines,
                 now,
                 base,
@@ -261,6 +262,7 @@ impl Model {
         let mut model = Self {
             config: self.config,
             id,
+            bootstrap: self.bootstrap,
             lines: lint,
             now: self.now.max(now),
             base: self.base,
