@@ -49,6 +49,14 @@ impl Random {
     }
 }
 
+#[derive(Debug, PartialEq, Eq)]
+struct Held {
+    irr: [u64; 4],
+    tmr: [u64; 4],
+    isr: [u64; 4],
+    ppr: u32,
+}
+
 /// A machine of ours beside one of the kernel's.
 struct Pair {
     vm: VmFd,
@@ -179,21 +187,25 @@ impl Pair {
         self.apics.send(RequesterId(0), MsiMessage { address, data }).unwrap();
     }
 
-    /// IRR, TMR, ISR and PPR of a CPU on both sides: ours, then the kernel's.
-    fn both(&self, cpu: usize) -> [([u64; 4], [u64; 4], [u64; 4], u32); 2] {
+    /// What a CPU holds on both sides: ours, then the kernel's.
+    fn both(&self, cpu: usize) -> [Held; 2] {
         let kernel = self.vcpus[cpu].get_lapic().unwrap();
         let state = self.cpus[cpu].save();
         let mut ppr = [0; 4];
         devisor::bus::BusDevice::read(&self.cpus[cpu], 0x0a0, &mut ppr);
-        [
-            (state.irr, state.tmr, state.isr, u32::from_le_bytes(ppr)),
-            (
-                array(&kernel, 0x200),
-                array(&kernel, 0x180),
-                array(&kernel, 0x100),
-                register(&kernel, 0x0a0),
-            ),
-        ]
+        let ours = Held {
+            irr: state.irr,
+            tmr: state.tmr,
+            isr: state.isr,
+            ppr: u32::from_le_bytes(ppr),
+        };
+        let kernel = Held {
+            irr: array(&kernel, 0x200),
+            tmr: array(&kernel, 0x180),
+            isr: array(&kernel, 0x100),
+            ppr: register(&kernel, 0x0a0),
+        };
+        [ours, kernel]
     }
 
     /// The state of one CPU of ours, as after power-up but running.
@@ -248,7 +260,7 @@ fn fixed_messages_reach_the_same_apics_with_the_same_irr_tmr_and_priority() {
         for cpu in 0..CPUS {
             let [ours, kernel] = pair.both(cpu);
             assert_eq!(ours, kernel, "CPU {cpu} in round {round} after {log:x?}");
-            delivered += kernel.0.iter().map(|word| word.count_ones()).sum::<u32>();
+            delivered += kernel.irr.iter().map(|word| word.count_ones()).sum::<u32>();
         }
     }
     assert!(delivered > 1000, "only {delivered} vectors: the test shows nothing");
@@ -285,7 +297,7 @@ fn a_lowest_priority_message_reaches_exactly_one_of_those_it_addresses() {
         let mut takers = [0; 2];
         for cpu in 0..CPUS {
             for (side, state) in pair.both(cpu).into_iter().enumerate() {
-                takers[side] |= bit(state.0) << cpu;
+                takers[side] |= bit(state.irr) << cpu;
             }
         }
         for takers in takers {
@@ -429,7 +441,7 @@ fn an_illegal_vector_is_an_error_with_us_and_pending_in_the_kernel() {
     pair.set(0, &state);
     pair.send(0, 0x0f);
     let [ours, kernel] = pair.both(0);
-    assert_eq!((ours.0[0], kernel.0[0]), (0, 1 << 15));
+    assert_eq!((ours.irr[0], kernel.irr[0]), (0, 1 << 15));
     assert_ne!(pair.cpus[0].save().errors, 0);
 }
 
