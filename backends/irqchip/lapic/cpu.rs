@@ -13,6 +13,37 @@ use crate::bus::{BusDevice, read_le, write_le};
 /// interrupts now but [`request`](Self::request) has one, it asks its hypervisor for an exit as soon as it does. Halted,
 /// it waits for the wake line while [`needs_attention`](Self::needs_attention) is false. Nothing is acknowledged that is not
 /// injected, so the spurious vector is never seen.
+///
+/// ```
+/// # use devisor::{
+/// #     backends::irqchip::{CpuId, lapic::{ApicId, LocalApicParts, LocalApics, LocalApicsConfig}},
+/// #     interrupt::NoInterrupt,
+/// #     time::ManualClock,
+/// # };
+/// use devisor::backends::irqchip::lapic::{CpuEvent, Request, Vector};
+/// # use std::sync::Arc;
+/// # let parts = [0, 1].map(|id| LocalApicParts { id: ApicId(id), wake: Box::new(NoInterrupt), alarm: Box::new(()) });
+/// # let clock = Arc::new(ManualClock::default());
+/// # let apics = LocalApics::new(LocalApicsConfig::default(), clock, parts.into())?;
+/// let (boot, other) = (apics.cpu(CpuId(0))?, apics.cpu(CpuId(1))?);
+///
+/// // The boot CPU enters x2APIC mode and starts the other one, which does the same; then it interrupts it.
+/// boot.write_msr(0x1b, 0xfee0_0d00)?; // IA32_APIC_BASE
+/// boot.write_msr(0x830, 1 << 32 | 0x4500)?; // ICR: INIT
+/// boot.write_msr(0x830, 1 << 32 | 0x4608)?; // ICR: start-up
+/// assert_eq!(other.next_event(), Some(CpuEvent::Init));
+/// assert_eq!(other.next_event(), Some(CpuEvent::StartUp(Vector(0x08))), "real mode, at 0x8000");
+/// other.write_msr(0x1b, 0xfee0_0c00)?;
+/// other.write_msr(0x80f, 0x1ff)?; // SVR
+/// boot.write_msr(0x830, 1 << 32 | 0x41)?;
+/// assert!(other.needs_attention());
+/// assert_eq!(other.acknowledge(), Some(Request::Vector(Vector(0x41))));
+/// other.write_msr(0x80b, 0)?; // EOI
+///
+/// // A reserved register: inject #GP.
+/// assert!(boot.read_msr(0x80e).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct LocalApic {
     apics: Arc<Shared>,
