@@ -60,8 +60,10 @@ use std::{
 
 use self::{
     inbox::Inbox,
-    model::{Model, News, Outputs},
-    route::Published,
+    model::{Model, News},
+    registers::Lvt,
+    route::{Presence, Published},
+    timer::Timer,
 };
 use super::CpuId;
 use crate::{
@@ -237,7 +239,28 @@ struct Cpu {
 /// What only the vCPU uses, with what it last made known.
 struct Own {
     model: Model,
-    outputs: Outputs,
+    presence: Presence,
+    /// The timer and its entry that `deadline` was derived from: dividing is too much for every EOI.
+    armed: (Timer, u32),
+    deadline: Option<Duration>,
+}
+
+impl Own {
+    /// Derives everything that others see, and publishes it. Whether the alarm is to be told.
+    fn update(&mut self, published: &Published) -> bool {
+        let presence = self.model.update();
+        if presence != self.presence {
+            self.presence = presence;
+            published.set(presence);
+        }
+        let armed = (self.model.timer, self.model.lvt(Lvt::Timer));
+        if armed == self.armed {
+            return false;
+        }
+        self.armed = armed;
+        let deadline = self.model.deadline();
+        std::mem::replace(&mut self.deadline, deadline) != deadline
+    }
 }
 
 /// An alarm and the deadline that it was last told.
@@ -310,19 +333,25 @@ impl Cpu {
     fn new(config: LocalApicsConfig, bootstrap: bool, parts: LocalApicParts) -> Self {
         let LocalApicParts { id, wake, alarm } = parts;
         let mut model = Model::new(config, id, bootstrap);
-        let outputs = model.update();
+        let presence = model.update();
+        let armed = (model.timer, model.lvt(Lvt::Timer));
         let deadline = None;
         Self {
             id,
             inbox: Inbox::new(wake),
-            published: Published::new(outputs.presence),
-            own: Mutex::new(Own { model, outputs }),
+            published: Published::new(presence),
+            own: Mutex::new(Own {
+                model,
+                presence,
+                armed,
+                deadline,
+            }),
             alarm: Mutex::new(Told { alarm, deadline }),
         }
     }
 
     fn deadline(&self) -> Option<Duration> {
-        lock(&self.own).outputs.deadline
+        lock(&self.own).deadline
     }
 
     /// Tells the alarm the deadline, or leaves it to the thread that is at it.
@@ -373,18 +402,14 @@ impl Shared {
             inbox, published, own, ..
         } = &self.cpus[cpu];
         let now = (timed || inbox.has_tick()).then(|| self.clock.now());
-        let mut guard = lock(own);
-        let Own { model, outputs } = &mut *guard;
+        let mut own = lock(own);
+        let model = &mut own.model;
         let mail = (!inbox.is_empty()).then(|| inbox.take(now.is_some()));
         model.absorb(mail.as_ref(), now);
         let value = change(model);
-        let new = model.update();
-        let News { message, eoi } = std::mem::take(&mut model.news);
-        let old = std::mem::replace(outputs, new);
-        if new.presence != old.presence {
-            published.set(new.presence);
-        }
-        drop(guard);
+        let alarmed = own.update(published);
+        let News { message, eoi } = std::mem::take(&mut own.model.news);
+        drop(own);
 
         // What a wake line refuses is counted there, and told again with the next message.
         if mail.is_some() {
@@ -396,7 +421,7 @@ impl Shared {
         if let Some(vector) = eoi {
             self.call_hooks(vector);
         }
-        if new.deadline != old.deadline {
+        if alarmed {
             self.cpus[cpu].settle_alarm();
         }
         value

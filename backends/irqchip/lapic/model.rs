@@ -59,13 +59,6 @@ pub(super) struct News {
     pub eoi: Option<Vector>,
 }
 
-/// All that others see of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Outputs {
-    pub presence: Presence,
-    pub deadline: Option<Duration>,
-}
-
 impl Model {
     /// As after power-up.
     pub fn new(config: LocalApicsConfig, id: ApicId, bootstrap: bool) -> Self {
@@ -360,20 +353,22 @@ impl Model {
         std::mem::take(&mut self.nmi).then_some(CpuEvent::Nmi)
     }
 
-    /// Derives everything that others see, after every change.
-    pub fn update(&mut self) -> Outputs {
+    /// Derives what others see, after every change.
+    pub fn update(&mut self) -> Presence {
         self.update_pins();
-        let timer = self.lvt(Lvt::Timer);
-        let deadline = (timer & LVT_MASKED == 0).then(|| self.timer.deadline(TimerMode::of(timer), self.now));
-        Outputs {
-            presence: Presence {
-                mode: self.mode(),
-                enabled: self.is_enabled(),
-                ldr: self.logical_id(),
-                dfr: self.dfr,
-                class: self.ppr() >> 4,
-            },
-            deadline: deadline.flatten(),
+        Presence {
+            mode: self.mode(),
+            enabled: self.is_enabled(),
+            ldr: self.logical_id(),
+            dfr: self.dfr,
+            class: self.ppr() >> 4,
         }
+    }
+
+    /// When the timer will interrupt. It changes only with the timer and its entry, not with the time.
+    pub fn deadline(&self) -> Option<Duration> {
+        let timer = self.lvt(Lvt::Timer);
+        let delivers = timer & LVT_MASKED == 0;
+        delivers.then(|| self.timer.deadline(TimerMode::of(timer), self.now))?
     }
 }

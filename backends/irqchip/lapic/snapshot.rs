@@ -202,8 +202,7 @@ impl super::Shared {
             let lint = change(&mut own.model)?;
             this.inbox.set_levels(lint);
             this.inbox.look();
-            own.outputs = own.model.update();
-            this.published.set(own.outputs.presence);
+            own.update(&this.published);
         }
         let _ = this.inbox.settle();
         this.settle_alarm();

@@ -8,7 +8,7 @@ use super::registers::{DIVIDE_WRITABLE, TimerMode};
 
 const NANOSECONDS: u128 = 1_000_000_000;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Timer {
     // What is configured.
     /// Ticks of the undivided countdown in a second.
