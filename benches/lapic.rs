@@ -1,7 +1,8 @@
 //! What a message costs from its sender to a vector that is pending in a local APIC, and the kernel's in the same run.
 //!
 //! A message to a vCPU that has not looked finds its wake line up; one to a vCPU that has must raise it. The first is
-//! measured by itself, the second with the acknowledge and the EOI that make it repeatable. None may grow with the CPUs.
+//! measured by itself, the second with the acknowledge and the EOI that make it repeatable. None may grow with the
+//! CPUs.
 
 use std::{hint::black_box, sync::Arc};
 

@@ -1,6 +1,6 @@
-//! The same stimuli to our local APICs and to those of the kernel, and what both hold afterwards compared. No vCPU runs:
-//! messages go through KVM_SIGNAL_MSI, the kernel's registers are set and read through KVM_SET_LAPIC and KVM_GET_LAPIC, and
-//! written as a guest does through KVM_SET_MSRS.
+//! The same stimuli to our local APICs and to those of the kernel, and what both hold afterwards compared. No vCPU
+//! runs: messages go through KVM_SIGNAL_MSI, the kernel's registers are set and read through KVM_SET_LAPIC and
+//! KVM_GET_LAPIC, and written as a guest does through KVM_SET_MSRS.
 //!
 //! Where the two differ on purpose, the stimuli stay away from it, or a test at the end shows the difference.
 #![cfg(all(feature = "irqchip", feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
@@ -238,7 +238,8 @@ fn fixed_messages_reach_the_same_apics_with_the_same_irr_tmr_and_priority() {
             let state = LocalApicState {
                 tpr: random.next() as u8,
                 logical_id: random.pick(&[0x01, 0x02, 0x04, 0x11, 0x12, 0x2f, 0x00, 0xff]),
-                // Models that the manual knows: of others the kernel makes clusters or nothing, depending on the other APICs.
+                // Models that the manual knows: of others the kernel makes clusters or nothing, depending on the other
+                // APICs.
                 destination_model: random.pick(&[0xf, 0xf, 0xf, 0, 0]),
                 svr: random.pick(&[0x1ff, 0x1ff, 0x1ff, 0xff]),
                 irr: vectors(&mut random, 5),
@@ -266,8 +267,8 @@ fn fixed_messages_reach_the_same_apics_with_the_same_irr_tmr_and_priority() {
     assert!(delivered > 1000, "only {delivered} vectors: the test shows nothing");
 }
 
-/// Which of several equals takes a vector is the kernel's choice (a hash or a rotation, by a parameter of its module), so
-/// what is compared is that one does, and one of those that are addressed.
+/// Which of several equals takes a vector is the kernel's choice (a hash or a rotation, by a parameter of its module),
+/// so what is compared is that one does, and one of those that are addressed.
 #[test]
 fn a_lowest_priority_message_reaches_exactly_one_of_those_it_addresses() {
     let Some(pair) = pair() else { return };
@@ -369,8 +370,8 @@ fn x2apic_register_accesses_and_ipis_leave_the_same_registers() {
         let ours = pair.cpus[cpu].write_msr(msr, value).is_ok();
         assert_eq!(ours, kernel, "{value:#x} to {msr:#x} of CPU {cpu} in step {step}");
         if step % 8 == 0 {
-            // Something has to be in service for EOI: the CPU takes what comes first. The kernel has no such call without
-            // a guest that runs, so it is told.
+            // Something has to be in service for EOI: the CPU takes what comes first. The kernel has no such call
+            // without a guest that runs, so it is told.
             if pair.cpus[cpu].acknowledge().is_some() {
                 taken += 1;
                 let state = pair.cpus[cpu].save();
@@ -414,8 +415,8 @@ fn the_same_x2apic_registers_can_be_read() {
     }
 }
 
-/// SDM 12.12.1.3: a reserved bit of an x2APIC register raises #GP. The kernel checks few of them; the guest that relies on
-/// the exception finds it with us.
+/// SDM 12.12.1.3: a reserved bit of an x2APIC register raises #GP. The kernel checks few of them; the guest that relies
+/// on the exception finds it with us.
 #[test]
 fn reserved_bits_are_refused_by_us_also_where_the_kernel_ignores_them() {
     let Some(pair) = pair() else { return };
@@ -445,7 +446,8 @@ fn an_illegal_vector_is_an_error_with_us_and_pending_in_the_kernel() {
     assert_ne!(pair.cpus[0].save().errors, 0);
 }
 
-/// SDM table 12-3, note 1: the local APIC makes an edge of an IPI that is sent level-triggered. The kernel sends the level.
+/// SDM table 12-3, note 1: the local APIC makes an edge of an IPI that is sent level-triggered. The kernel sends the
+/// level.
 #[test]
 fn a_level_triggered_ipi_is_an_edge_with_us_and_a_level_in_the_kernel() {
     let Some(pair) = pair() else { return };

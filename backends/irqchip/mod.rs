@@ -8,8 +8,8 @@
 //!
 //! A controller hands out lines that devices drive, gives the registers that the guest sees as
 //! [`BusDevice`](crate::bus::BusDevice)s, and drives the interrupt inputs of each CPU as
-//! [`LevelInterrupt`](crate::interrupt::LevelInterrupt)s. It has no thread, no clock of its own, and can be used from many
-//! threads at once.
+//! [`LevelInterrupt`](crate::interrupt::LevelInterrupt)s. It has no thread, no clock of its own, and can be used from
+//! many threads at once.
 
 mod arbiter;
 pub mod gicv2;

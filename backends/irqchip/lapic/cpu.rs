@@ -8,11 +8,11 @@ use crate::bus::{BusDevice, read_le, write_le};
 /// The local APIC of one CPU, and its register page as a [`BusDevice`] of [`SIZE`](Self::SIZE) bytes at
 /// [`base_address`](Self::base_address).
 ///
-/// The vCPU's thread asks, before it enters the guest: [`next_event`](Self::next_event) until there is none, then, if the
-/// guest takes interrupts, [`acknowledge`](Self::acknowledge), and injects what it is given. If the guest does not take
-/// interrupts now but [`request`](Self::request) has one, it asks its hypervisor for an exit as soon as it does. Halted,
-/// it waits for the wake line while [`needs_attention`](Self::needs_attention) is false. Nothing is acknowledged that is not
-/// injected, so the spurious vector is never seen.
+/// The vCPU's thread asks, before it enters the guest: [`next_event`](Self::next_event) until there is none, then, if
+/// the guest takes interrupts, [`acknowledge`](Self::acknowledge), and injects what it is given. If the guest does not
+/// take interrupts now but [`request`](Self::request) has one, it asks its hypervisor for an exit as soon as it does.
+/// Halted, it waits for the wake line while [`needs_attention`](Self::needs_attention) is false. Nothing is
+/// acknowledged that is not injected, so the spurious vector is never seen.
 ///
 /// ```
 /// # use devisor::{
@@ -102,8 +102,8 @@ impl LocalApic {
         self.with_time(|model| model.power_up());
     }
 
-    /// The deadline that the alarm was told has passed: asks the vCPU to look. From any thread; at any other time it does
-    /// no harm.
+    /// The deadline that the alarm was told has passed: asks the vCPU to look. From any thread; at any other time it
+    /// does no harm.
     pub fn expire(&self) {
         // A refusal is counted, and told again by the next message.
         let _ = self.apics.cpus[self.cpu].inbox.tick();
@@ -119,8 +119,8 @@ impl LocalApic {
         self.apics.cpus[self.cpu].inbox.failures()
     }
 
-    /// Where the register page is, or `None` while there is none: the APIC is disabled, or in x2APIC mode. The guest may move
-    /// it, by writing IA32_APIC_BASE.
+    /// Where the register page is, or `None` while there is none: the APIC is disabled, or in x2APIC mode. The guest
+    /// may move it, by writing IA32_APIC_BASE.
     pub fn base_address(&self) -> Option<u64> {
         self.with(|model| (model.mode() == Mode::XApic).then_some(model.base & BASE_ADDRESS))
     }
@@ -170,8 +170,8 @@ impl LocalApic {
     /// WRMSR.
     ///
     /// # Errors
-    /// As [`read_msr`](Self::read_msr), with read-only for write-only; or a reserved bit is set, or the APIC cannot go from
-    /// its mode to the one in `value`.
+    /// As [`read_msr`](Self::read_msr), with read-only for write-only; or a reserved bit is set, or the APIC cannot go
+    /// from its mode to the one in `value`.
     pub fn write_msr(&self, msr: u32, value: u64) -> Result<(), GeneralProtection> {
         match msr {
             IA32_APIC_BASE => self.with_time(|model| model.write_base(value)),

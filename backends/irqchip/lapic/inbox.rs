@@ -1,8 +1,8 @@
 //! What other threads ask of a local APIC, without its lock.
 //!
-//! A sender writes its request first and then a cause of the wake line, which names the word that it wrote to. The owner
-//! takes the causes first and then the words. So a request is either in what the owner takes, or its cause is still there
-//! and holds the line up: neither is lost, whoever comes first.
+//! A sender writes its request first and then a cause of the wake line, which names the word that it wrote to. The
+//! owner takes the causes first and then the words. So a request is either in what the owner takes, or its cause is
+//! still there and holds the line up: neither is lost, whoever comes first.
 
 use std::io;
 

@@ -30,8 +30,8 @@ pub enum LocalSource {
 }
 
 impl LocalApics {
-    /// The line into a pin. It is one wire: for several sources on it, put a [`SharedLine`](crate::interrupt::SharedLine)
-    /// in front. Dropping it lets go.
+    /// The line into a pin. It is one wire: for several sources on it, put a
+    /// [`SharedLine`](crate::interrupt::SharedLine) in front. Dropping it lets go.
     ///
     /// # Errors
     /// [`LocalApicError::NoSuchCpu`].
@@ -54,8 +54,8 @@ impl LocalApics {
     /// Calls `hook` with the vector of each level-triggered interrupt that a CPU finishes, as long as the returned
     /// [`EoiHook`] lives: what IOAPICs listen to. Not called while the guest suppresses broadcasts.
     ///
-    /// It is called on the thread of the CPU, with no lock held. It may be called once more while the [`EoiHook`] is dropped
-    /// on another thread. A hook that holds a [`LocalApics`] keeps the set alive: hold a [`Weak`] of its owner.
+    /// It is called on the thread of the CPU, with no lock held. It may be called once more while the [`EoiHook`] is
+    /// dropped on another thread. A hook that holds a [`LocalApics`] keeps the set alive: hold a [`Weak`] of its owner.
     pub fn on_eoi(&self, hook: impl Fn(Vector) + Send + Sync + 'static) -> EoiHook {
         let mut hooks = lock(&self.shared.hooks);
         let number = hooks.next;

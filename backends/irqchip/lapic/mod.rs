@@ -1,16 +1,16 @@
-//! The local APICs of a machine: *Intel 64 and IA-32 Architectures Software Developer's Manual* (SDM), volume 3, chapter
-//! "Advanced Programmable Interrupt Controller", in xAPIC and x2APIC mode.
+//! The local APICs of a machine: *Intel 64 and IA-32 Architectures Software Developer's Manual* (SDM), volume 3,
+//! chapter "Advanced Programmable Interrupt Controller", in xAPIC and x2APIC mode.
 //!
-//! [`LocalApics`] is the set. It routes messages: as an [`MsiSink`](crate::interrupt::MsiSink) those of PCI functions and
-//! IOAPICs, and between its CPUs those of their Interrupt Command registers. [`LocalApic`] is one of the set, as its vCPU
-//! uses it: the register page as a [`BusDevice`](crate::bus::BusDevice), MSRs and CR8 as methods, and the questions what to
-//! inject next.
+//! [`LocalApics`] is the set. It routes messages: as an [`MsiSink`](crate::interrupt::MsiSink) those of PCI functions
+//! and IOAPICs, and between its CPUs those of their Interrupt Command registers. [`LocalApic`] is one of the set, as
+//! its vCPU uses it: the register page as a [`BusDevice`](crate::bus::BusDevice), MSRs and CR8 as methods, and the
+//! questions what to inject next.
 //!
 //! # Threads
-//! All methods can be called from any thread. Who sends a message takes no lock: it leaves a request with the target and
-//! raises the target's wake line, which stays up until the vCPU has looked. A vCPU looks in every method of its
-//! [`LocalApic`], and is woken by nothing else, so its loop is: serve the events, inject, run; and while halted, wait for
-//! the line.
+//! All methods can be called from any thread. Who sends a message takes no lock: it leaves a request with the target
+//! and raises the target's wake line, which stays up until the vCPU has looked. A vCPU looks in every method of its
+//! [`LocalApic`], and is woken by nothing else, so its loop is: serve the events, inject, run; and while halted, wait
+//! for the line.
 //!
 //! ```
 //! use devisor::{
@@ -91,7 +91,8 @@ impl fmt::Display for ApicId {
 /// What the local APICs of a machine have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalApicsConfig {
-    /// Counts of the timer in a second, before it divides: 1 to 10^10. The guest calibrates it, or reads it from CPUID.15H.
+    /// Counts of the timer in a second, before it divides: 1 to 10^10. The guest calibrates it, or reads it from
+    /// CPUID.15H.
     pub timer_hz: u64,
     /// The rate of the guest's time-stamp counter: 1 to 10^10 a second.
     pub tsc_hz: u64,
@@ -101,8 +102,8 @@ pub struct LocalApicsConfig {
     pub eoi_broadcast_suppression: bool,
     /// Bits of a physical address, 32 to 52: IA32_APIC_BASE takes no more.
     pub physical_address_bits: u32,
-    /// The alarm of a periodic timer is not set more often, so that a guest cannot keep the host busy. Periods below are
-    /// coalesced, as on a CPU that does not get around to them.
+    /// The alarm of a periodic timer is not set more often, so that a guest cannot keep the host busy. Periods below
+    /// are coalesced, as on a CPU that does not get around to them.
     pub min_timer_period: Duration,
 }
 
@@ -141,8 +142,9 @@ impl LocalApicsConfig {
 pub struct LocalApicParts {
     /// Its ID. An APIC whose ID is above 254 can be named only in x2APIC mode.
     pub id: ApicId,
-    /// Up while there is something that the vCPU has not looked at: kick it out of the guest, or wake it if it is halted.
-    /// It hears transitions only, in order, and never while a lock is held. If it refuses, the next message tries again.
+    /// Up while there is something that the vCPU has not looked at: kick it out of the guest, or wake it if it is
+    /// halted. It hears transitions only, in order, and never while a lock is held. If it refuses, the next message
+    /// tries again.
     pub wake: Box<dyn LevelInterrupt>,
     /// Hears when [`LocalApic::expire`] is to be called.
     pub alarm: Box<dyn Alarm>,
@@ -164,8 +166,8 @@ pub struct GeneralProtection;
 /// What a CPU does before it looks at interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuEvent {
-    /// Reset the registers of the CPU as INIT does. Then the bootstrap processor runs from the reset vector, and any other
-    /// waits for [`StartUp`](Self::StartUp).
+    /// Reset the registers of the CPU as INIT does. Then the bootstrap processor runs from the reset vector, and any
+    /// other waits for [`StartUp`](Self::StartUp).
     Init,
     /// Run from CS = vector << 8, IP = 0, in real mode.
     StartUp(Vector),
@@ -211,8 +213,8 @@ pub enum LocalApicError {
     },
 }
 
-/// The local APICs of a machine. Clones are handles to the same set, which lives as long as any of them, of its CPUs or its
-/// lines. See the [module](self) for threads and an example.
+/// The local APICs of a machine. Clones are handles to the same set, which lives as long as any of them, of its CPUs or
+/// its lines. See the [module](self) for threads and an example.
 #[derive(Clone)]
 pub struct LocalApics {
     shared: Arc<Shared>,
@@ -270,8 +272,8 @@ struct Told {
 }
 
 impl LocalApics {
-    /// Local APICs after power-up: in xAPIC mode, disabled by software. The first CPU is the bootstrap processor; the others
-    /// wait for a start-up message. Time-stamp counters are at zero when `clock` is.
+    /// Local APICs after power-up: in xAPIC mode, disabled by software. The first CPU is the bootstrap processor; the
+    /// others wait for a start-up message. Time-stamp counters are at zero when `clock` is.
     ///
     /// # Errors
     /// [`LocalApicError`] if there is no CPU, an ID is taken, or `config` has what a local APIC cannot have.
@@ -395,8 +397,8 @@ impl Shared {
         Some(self.by_id[at].1)
     }
 
-    /// Takes what others have asked of `cpu`, makes the change under its lock, derives what others see of it, then tells
-    /// them with nothing locked. `timed` says that the change needs the time.
+    /// Takes what others have asked of `cpu`, makes the change under its lock, derives what others see of it, then
+    /// tells them with nothing locked. `timed` says that the change needs the time.
     fn with<T>(&self, cpu: usize, timed: bool, change: impl FnOnce(&mut Model) -> T) -> T {
         let Cpu {
             inbox, published, own, ..

@@ -101,7 +101,8 @@ impl Model {
         }
     }
 
-    /// The registers go to their reset values, as INIT and IA32_APIC_BASE.EN = 0 leave them. ID and IA32_APIC_BASE stay.
+    /// The registers go to their reset values, as INIT and IA32_APIC_BASE.EN = 0 leave them. ID and IA32_APIC_BASE
+    /// stay.
     pub fn reset_registers(&mut self) {
         let mut timer = self.timer;
         timer.reset();

@@ -205,8 +205,8 @@ impl Shared {
             }
             return result;
         }
-        // Among those of the lowest priority, each vector has one that is always the same as long as they stay the same:
-        // its handler's data is in that CPU's cache.
+        // Among those of the lowest priority, each vector has one that is always the same as long as they stay the
+        // same: its handler's data is in that CPU's cache.
         let enabled = || candidates().filter(|(_, presence)| presence.enabled);
         let Some(lowest) = enabled().map(|(_, presence)| presence.class).min() else {
             return Ok(());
@@ -240,7 +240,8 @@ impl Shared {
                 let before = signal::START_UP | signal::START_UP_VECTOR | signal::NMI | signal::SMI | signal::EXT_INT;
                 signals & !before | signal::INIT
             }),
-            // The first one starts the CPU; the second one, which the start-up protocol sends for safety, finds it running.
+            // The first one starts the CPU; the second one, which the start-up protocol sends for safety, finds it
+            // running.
             DeliveryMode::StartUp => inbox.signal(|signals| match signals & signal::START_UP {
                 0 => signals | signal::START_UP | u64::from(message.vector.0) << signal::START_UP_SHIFT,
                 _ => signals,
@@ -261,8 +262,9 @@ pub struct NoSuchDoorbell {
 /// destination mode in bit 2; vector in data bits 0 to 7, delivery mode in bits 8 to 10, level-triggered in bit 15. The
 /// requester is not looked at.
 ///
-/// A message for an APIC that is not there or not enabled is lost, as on the hardware, and that is `Ok`. `Err` is an address
-/// outside of the range ([`NoSuchDoorbell`]), or a wake line's refusal; the interrupt is pending then all the same.
+/// A message for an APIC that is not there or not enabled is lost, as on the hardware, and that is `Ok`. `Err` is an
+/// address outside of the range ([`NoSuchDoorbell`]), or a wake line's refusal; the interrupt is pending then all the
+/// same.
 impl MsiSink for super::LocalApics {
     fn send(&self, _requester: RequesterId, message: MsiMessage) -> io::Result<()> {
         let MsiMessage { address, data } = message;

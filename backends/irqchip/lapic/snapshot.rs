@@ -9,8 +9,8 @@ use super::{
     vectors::Vectors,
 };
 
-/// Everything about a [`LocalApic`] that its guest can see, as [`LocalApic::save`] gives it. Registers are as the guest reads
-/// them in xAPIC mode.
+/// Everything about a [`LocalApic`] that its guest can see, as [`LocalApic::save`] gives it. Registers are as the guest
+/// reads them in xAPIC mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalApicState {
     /// The ID: a state is taken back only by a local APIC of the same.
@@ -178,8 +178,8 @@ impl LocalApic {
     }
 
     /// Puts the local APIC into `state`. The timer goes on with what is left of it, from the clock's time now, and the
-    /// time-stamp counter with what it read. Messages that came before and that no vCPU has looked at are not lost: they
-    /// are taken under the new state. The vCPU is woken, once.
+    /// time-stamp counter with what it read. Messages that came before and that no vCPU has looked at are not lost:
+    /// they are taken under the new state. The vCPU is woken, once.
     ///
     /// # Errors
     /// [`LocalApicStateError`] if a local APIC like this cannot be in such a state; nothing has changed then.

@@ -1,6 +1,7 @@
 //! The timer (SDM 12.5.4): a countdown, or a comparison with the time-stamp counter.
 //!
-//! Ticks are counted from the origin of the injected clock, so that a periodic timer does not drift, whatever its period.
+//! Ticks are counted from the origin of the injected clock, so that a periodic timer does not drift, whatever its
+//! period.
 
 use std::time::Duration;
 
