@@ -247,3 +247,16 @@ fn an_expiry_from_another_thread_wakes_the_vcpu() {
     assert!(cpu.heard.awake.load(std::sync::atomic::Ordering::SeqCst));
     assert_eq!(cpu.take(), Some(0x41));
 }
+
+#[test]
+fn a_periodic_timer_stops_at_the_end_of_the_clock_instead_of_interrupting_for_ever() {
+    let machine = machine();
+    let cpu = &machine.cpus[0];
+    cpu.write(LVT_TIMER, PERIODIC | 0x41);
+    cpu.write(INITIAL_COUNT, 1_000_000);
+    machine.pass(Duration::MAX);
+    assert_eq!((cpu.take(), cpu.apic.deadline()), (Some(0x41), None));
+    cpu.eoi();
+    cpu.apic.expire();
+    assert_eq!(cpu.take(), None);
+}

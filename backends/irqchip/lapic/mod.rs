@@ -89,6 +89,8 @@ impl fmt::Display for ApicId {
 }
 
 /// What the local APICs of a machine have in common.
+///
+/// Counts are 64 bits wide and begin at the clock's origin: at 10^10 a second they last 58 years, and stand still then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalApicsConfig {
     /// Counts of the timer in a second, before it divides: 1 to 10^10. The guest calibrates it, or reads it from

@@ -297,7 +297,7 @@ impl Model {
             if left > most || !runs {
                 return Err(LocalApicStateError::TimerLeft { left, most });
             }
-            model.timer.end = Some(super::timer::ticks(model.now, model.timer.hz).saturating_add(left));
+            model.timer.end = super::timer::ticks(model.now, model.timer.hz).checked_add(left);
         }
         if tsc_deadline != 0 && mode != TimerMode::TscDeadline {
             return Err(LocalApicStateError::TscDeadline(tsc_deadline));

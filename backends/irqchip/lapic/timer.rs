@@ -100,10 +100,13 @@ impl Timer {
                     return false;
                 };
                 let period = self.period();
-                self.end = (mode == TimerMode::Periodic && period != 0).then(|| {
-                    let missed = (tick - end) / period;
-                    end.saturating_add((missed + 1).saturating_mul(period))
-                });
+                // A period that would end after the clock does never ends: the timer stops.
+                self.end = match mode == TimerMode::Periodic && period != 0 {
+                    true => ((tick - end) / period + 1)
+                        .checked_mul(period)
+                        .and_then(|on| end.checked_add(on)),
+                    false => None,
+                };
                 true
             }
             TimerMode::Reserved => false,
@@ -147,7 +150,8 @@ impl Timer {
     /// Starts to count down; from zero, stops.
     pub fn start(&mut self, initial: u32, now: Duration) {
         self.initial = initial;
-        self.end = (initial != 0).then(|| ticks(now, self.hz).saturating_add(self.period()));
+        let end = ticks(now, self.hz).checked_add(self.period());
+        self.end = end.filter(|_| initial != 0);
     }
 
     /// The count goes on from where it is, at the new rate.
@@ -156,7 +160,7 @@ impl Timer {
         self.divide = divide & DIVIDE_WRITABLE;
         if self.end.is_some() {
             let left = u64::from(current) * self.divisor();
-            self.end = Some(ticks(now, self.hz).saturating_add(left));
+            self.end = ticks(now, self.hz).checked_add(left);
         }
     }
 }
