@@ -19,7 +19,7 @@
 //! | feature | module | maps an interrupt to |
 //! |---|---|---|
 //! | `recorder` | `backends::recorder` | a log, for tests; also in front of another backend |
-//! | `irqchip` | `backends::irqchip` | an interrupt controller in this process: GICv2 with GICv2m |
+//! | `irqchip` | `backends::irqchip` | an interrupt controller in this process: GICv2 with GICv2m; IOAPIC, 8259 and local APIC |
 //! | `kvm` | `backends::kvm` | irqfd, irqfd with resample, `KVM_IRQ_LINE` |
 //! | `hvf` | `backends::hvf` | Hypervisor.framework's calls, as a trait; with a mock and without bindings |
 //!

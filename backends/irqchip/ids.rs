@@ -1,4 +1,4 @@
-//! The numbers that name interrupts and CPUs on an Arm interrupt controller, each a type of its own.
+//! The numbers that name interrupts and CPUs, each a type of its own: most of them Arm's.
 
 use std::fmt;
 
@@ -62,3 +62,13 @@ macro_rules! display {
 }
 
 display!(CpuId: "CPU", Spi: "SPI", Ppi: "PPI", IntId: "INTID");
+
+/// An entry of an x86 CPU's interrupt descriptor table, as the guest programs it into its interrupt controllers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Vector(pub u8);
+
+impl fmt::Display for Vector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vector {:#04x}", self.0)
+    }
+}

@@ -5,25 +5,26 @@
 //! | [`gicv2`] | Arm's Generic Interrupt Controller, version 2: distributor and CPU interfaces |
 //! | [`gicv2m`] | the frame that turns message-signalled interrupts into SPIs of a GICv2 |
 //! | [`ioapic`] | Intel's I/O APIC, which turns pins into message-signalled interrupts |
+//! | [`lapic`] | the local APICs of an x86 machine, which route messages between its CPUs |
 //! | [`pic`] | the pair of 8259As of a PC |
 //! | [`pit`] | the 8254 interval timer of a PC |
 //!
 //! A controller hands out lines that devices drive, gives the registers that the guest sees as
 //! [`BusDevice`](crate::bus::BusDevice)s, and drives the interrupt inputs of each CPU as
-//! [`LevelInterrupt`](crate::interrupt::LevelInterrupt)s. An IOAPIC sends
-//! messages instead, and the PIT is not a controller but its oldest source. None has a thread or reads the host's clock,
-//! and each can be used from many threads at once.
+//! [`LevelInterrupt`](crate::interrupt::LevelInterrupt)s. An IOAPIC sends messages instead, and the PIT is not a
+//! controller but its oldest source. None has a thread or reads the host's clock, and each can be used from many threads
+//! at once.
 
 mod arbiter;
 pub mod gicv2;
 pub mod gicv2m;
 mod ids;
 pub mod ioapic;
+pub mod lapic;
 pub mod pic;
 pub mod pit;
 mod preemption;
 mod state;
 
-pub use ids::{CpuId, IntId, Ppi, Spi};
-pub use ioapic::Vector;
+pub use ids::{CpuId, IntId, Ppi, Spi, Vector};
 pub use state::{Group, InterruptState, TriggerMode};

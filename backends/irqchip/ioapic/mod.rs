@@ -58,6 +58,7 @@ use std::{
 };
 
 use self::model::Model;
+use super::Vector;
 use crate::{
     interrupt::{MsiSink, RequesterId},
     sync::lock,
@@ -73,16 +74,6 @@ pub struct Pin(pub u32);
 impl fmt::Display for Pin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pin {}", self.0)
-    }
-}
-
-/// An entry of an x86 CPU's interrupt descriptor table, as the guest programs it into its interrupt controllers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Vector(pub u8);
-
-impl fmt::Display for Vector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "vector {:#04x}", self.0)
     }
 }
 

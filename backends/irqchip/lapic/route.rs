@@ -1,0 +1,282 @@
+//! Messages between local APICs and from devices: whom they are for (SDM 12.6.2), and how they are written (12.11).
+
+use std::{
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use super::{
+    ApicId, Shared, Vector,
+    inbox::signal,
+    registers::{
+        DFR_CLUSTER, DFR_FLAT, DeliveryMode, FIRST_VECTOR, ICR_ASSERT, ICR_LEVEL, ICR_LOGICAL, ICR_SHORTHAND_SHIFT,
+    },
+};
+use crate::interrupt::{MsiMessage, MsiSink, RequesterId};
+
+/// What is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Message {
+    pub mode: DeliveryMode,
+    pub vector: Vector,
+    pub level: bool,
+    pub target: Target,
+}
+
+/// Whom it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    Own,
+    All,
+    Others,
+    Physical(ApicId),
+    Logical(u32),
+}
+
+/// The mode that IA32_APIC_BASE puts a local APIC into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    Disabled,
+    XApic,
+    X2Apic,
+}
+
+/// What senders know of a local APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Presence {
+    pub mode: Mode,
+    /// Software-enabled: vectors are accepted.
+    pub enabled: bool,
+    /// The logical ID: 8 bits in xAPIC mode, 32 in x2APIC mode.
+    pub ldr: u32,
+    /// The model of the destination format.
+    pub dfr: u8,
+    /// The processor priority's class.
+    pub class: u8,
+}
+
+impl Presence {
+    fn is_present(self) -> bool {
+        self.mode != Mode::Disabled
+    }
+
+    fn matches_logical(self, destination: u32) -> bool {
+        let Self { ldr, dfr, mode, .. } = self;
+        match (mode, dfr) {
+            (Mode::X2Apic, _) => ldr >> 16 == destination >> 16 && ldr & destination & 0xffff != 0,
+            (Mode::XApic, _) if destination > 0xff => false,
+            (Mode::XApic, DFR_FLAT) => ldr & destination != 0,
+            (Mode::XApic, DFR_CLUSTER) => ldr >> 4 == destination >> 4 && ldr & destination & 0xf != 0,
+            // No model that the manual knows: addressed by broadcasts alone.
+            _ => false,
+        }
+    }
+
+    fn pack(self) -> u64 {
+        let Self {
+            mode,
+            enabled,
+            ldr,
+            dfr,
+            class,
+        } = self;
+        u64::from(ldr) | u64::from(dfr) << 32 | (mode as u64) << 40 | u64::from(enabled) << 48 | u64::from(class) << 56
+    }
+
+    fn unpack(word: u64) -> Self {
+        Self {
+            mode: match word >> 40 & 0xff {
+                0 => Mode::Disabled,
+                1 => Mode::XApic,
+                _ => Mode::X2Apic,
+            },
+            enabled: word >> 48 & 1 != 0,
+            ldr: word as u32,
+            dfr: (word >> 32) as u8,
+            class: (word >> 56) as u8,
+        }
+    }
+}
+
+/// A [`Presence`] that the owner publishes and senders look at, none waiting for another.
+pub(super) struct Published(AtomicU64);
+
+impl Published {
+    pub fn new(presence: Presence) -> Self {
+        Self(AtomicU64::new(presence.pack()))
+    }
+
+    pub fn set(&self, presence: Presence) {
+        self.0.store(presence.pack(), Ordering::Release);
+    }
+
+    pub fn get(&self) -> Presence {
+        Presence::unpack(self.0.load(Ordering::Acquire))
+    }
+}
+
+impl Message {
+    /// The message of an Interrupt Command (12.6.1), to a destination of 8 bits or, in x2APIC mode, 32. `None` if the
+    /// command sends nothing.
+    pub fn command(low: u32, destination: u32, mode: Mode) -> Option<Self> {
+        let broadcast = match mode {
+            Mode::X2Apic => u32::MAX,
+            _ => 0xff,
+        };
+        let target = match low >> ICR_SHORTHAND_SHIFT & 3 {
+            // With a shorthand some delivery modes are invalid; the manual does not say what happens. They are sent.
+            1 => Target::Own,
+            2 => Target::All,
+            3 => Target::Others,
+            _ => Target::of(low & ICR_LOGICAL != 0, destination, broadcast),
+        };
+        // The de-assertion of a level: of INIT it once synchronised arbitration IDs, of others it means nothing.
+        if low & ICR_LEVEL != 0 && low & ICR_ASSERT == 0 {
+            return None;
+        }
+        Some(Self {
+            mode: DeliveryMode::of(low)?,
+            vector: Vector(low as u8),
+            // "The local APIC will override the bit setting and issue the interrupt as an edge" (table 12-3, note 1).
+            level: false,
+            target,
+        })
+    }
+
+    /// The message that a device or an IOAPIC writes, in the format of 12.11. `None` if its delivery mode is reserved.
+    /// Data bit 14, the level, is not looked at: a device that de-asserts has nothing to say.
+    fn written(address: u32, data: u32) -> Option<Self> {
+        const REDIRECTION_HINT: u32 = 1 << 3;
+        const LOGICAL: u32 = 1 << 2;
+        let mode = match DeliveryMode::of(data)? {
+            DeliveryMode::Fixed if address & REDIRECTION_HINT != 0 => DeliveryMode::LowestPriority,
+            mode => mode,
+        };
+        Some(Self {
+            mode,
+            vector: Vector(data as u8),
+            level: data & ICR_LEVEL != 0,
+            target: Target::of(address & LOGICAL != 0, address >> 12 & 0xff, 0xff),
+        })
+    }
+}
+
+impl Target {
+    fn of(logical: bool, destination: u32, broadcast: u32) -> Self {
+        match (logical, destination) {
+            (_, destination) if destination == broadcast => Self::All,
+            (true, destination) => Self::Logical(destination),
+            (false, destination) => Self::Physical(ApicId(destination)),
+        }
+    }
+}
+
+impl Shared {
+    /// Delivers `message`, which the CPU `from` sends if any does. The error is that of a wake line: the last one.
+    pub fn deliver(&self, from: Option<usize>, message: &Message) -> io::Result<()> {
+        match message.target {
+            Target::Own => from.map_or(Ok(()), |cpu| self.deliver_to(cpu, message)),
+            Target::Physical(id) => match self.cpu_of(id) {
+                Some(cpu) if self.presence(cpu).is_present() => self.deliver_to(cpu, message),
+                _ => Ok(()),
+            },
+            Target::All => self.deliver_where(message, |_, _| true),
+            Target::Others => self.deliver_where(message, |cpu, _| Some(cpu) != from),
+            Target::Logical(destination) => {
+                self.deliver_where(message, |_, presence| presence.matches_logical(destination))
+            }
+        }
+    }
+
+    fn presence(&self, cpu: usize) -> Presence {
+        self.cpus[cpu].published.get()
+    }
+
+    fn deliver_where(&self, message: &Message, addressed: impl Fn(usize, Presence) -> bool) -> io::Result<()> {
+        let candidates = || {
+            let all = self.cpus.iter().enumerate();
+            all.map(|(cpu, state)| (cpu, state.published.get()))
+                .filter(|(cpu, presence)| presence.is_present() && addressed(*cpu, *presence))
+        };
+        if message.mode != DeliveryMode::LowestPriority {
+            let mut result = Ok(());
+            for (cpu, _) in candidates() {
+                result = self.deliver_to(cpu, message).and(result);
+            }
+            return result;
+        }
+        // Among those of the lowest priority, each vector has one that is always the same as long as they stay the
+        // same: its handler's data is in that CPU's cache.
+        let enabled = || candidates().filter(|(_, presence)| presence.enabled);
+        let Some(lowest) = enabled().map(|(_, presence)| presence.class).min() else {
+            return Ok(());
+        };
+        let idlest = || enabled().filter(|(_, presence)| presence.class == lowest);
+        // They may have changed between the two counts, hence the modulus and not an index that is taken for granted.
+        let chosen = usize::from(message.vector.0).checked_rem(idlest().count());
+        match chosen
+            .and_then(|chosen| idlest().nth(chosen))
+            .or_else(|| enabled().next())
+        {
+            Some((cpu, _)) => self.deliver_to(cpu, message),
+            None => Ok(()),
+        }
+    }
+
+    fn deliver_to(&self, cpu: usize, message: &Message) -> io::Result<()> {
+        let inbox = &self.cpus[cpu].inbox;
+        match message.mode {
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority if message.vector.0 >= FIRST_VECTOR => {
+                inbox.request(message.vector, message.level)
+            }
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
+                inbox.signal(|signals| signals | signal::ILLEGAL_VECTOR)
+            }
+            DeliveryMode::Smi => inbox.signal(|signals| signals | signal::SMI),
+            DeliveryMode::Nmi => inbox.signal(|signals| signals | signal::NMI),
+            DeliveryMode::ExtInt => inbox.signal(|signals| signals | signal::EXT_INT),
+            // Ends whatever came before; what comes after it, a start-up above all, is kept.
+            DeliveryMode::Init => inbox.signal(|signals| {
+                let before = signal::START_UP | signal::START_UP_VECTOR | signal::NMI | signal::SMI | signal::EXT_INT;
+                signals & !before | signal::INIT
+            }),
+            // The first one starts the CPU; the second one, which the start-up protocol sends for safety, finds it
+            // running.
+            DeliveryMode::StartUp => inbox.signal(|signals| match signals & signal::START_UP {
+                0 => signals | signal::START_UP | u64::from(message.vector.0) << signal::START_UP_SHIFT,
+                _ => signals,
+            }),
+        }
+    }
+}
+
+/// The address that a message was sent to is not one of a local APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("message to {address:#x}: local APICs listen at 0xfee00000 to 0xfeefffff")]
+pub struct NoSuchDoorbell {
+    /// Where it was sent to.
+    pub address: u64,
+}
+
+/// Takes messages in the format of SDM 12.11: destination in address bits 12 to 19, redirection hint in bit 3, logical
+/// destination mode in bit 2; vector in data bits 0 to 7, delivery mode in bits 8 to 10, level-triggered in bit 15. The
+/// requester is not looked at.
+///
+/// A message for an APIC that is not there or not enabled is lost, as on the hardware, and that is `Ok`. `Err` is an
+/// address outside of the range ([`NoSuchDoorbell`]), or a wake line's refusal; the interrupt is pending then all the
+/// same.
+impl MsiSink for super::LocalApics {
+    fn send(&self, _requester: RequesterId, message: MsiMessage) -> io::Result<()> {
+        let MsiMessage { address, data } = message;
+        if address >> 20 != 0xfee {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrNotAvailable,
+                NoSuchDoorbell { address },
+            ));
+        }
+        match Message::written(address as u32, data) {
+            Some(message) => self.shared.deliver(None, &message),
+            None => Ok(()),
+        }
+    }
+}

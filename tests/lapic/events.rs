@@ -1,0 +1,173 @@
+//! INIT, start-up, NMI and SMI.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use devisor::{
+    backends::irqchip::{
+        CpuId,
+        lapic::{CpuEvent, Lint, LocalSource, Request, Vector},
+    },
+    interrupt::Interrupt,
+};
+
+use crate::guest::*;
+
+const INIT: u32 = 0x500;
+const START_UP: u32 = 0x600;
+
+fn command(machine: &Machine, low: u32) {
+    machine.cpus[0].write(ICR_HIGH, 1 << 24);
+    machine.cpus[0].write(ICR_LOW, low);
+}
+
+#[test]
+fn init_and_two_start_ups_start_an_application_processor_once() {
+    let machine = Machine::new(2);
+    let cpu = &machine.cpus[1];
+    assert!(cpu.apic.waits_for_start_up() && !machine.cpus[0].apic.waits_for_start_up());
+    command(&machine, INIT | 1 << 14);
+    assert!(
+        cpu.heard.awake.load(SeqCst),
+        "also a CPU that is disabled by software is reset"
+    );
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Init));
+    assert_eq!(cpu.apic.next_event(), None);
+    command(&machine, START_UP | 0x9a);
+    command(&machine, START_UP | 0x9b);
+    assert!(cpu.apic.needs_attention());
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::StartUp(Vector(0x9a))));
+    assert!(!cpu.apic.waits_for_start_up());
+    command(&machine, START_UP | 0x9c);
+    assert_eq!(cpu.apic.next_event(), None, "it runs");
+    assert!(!cpu.apic.needs_attention());
+}
+
+#[test]
+fn a_start_up_that_came_before_init_is_forgotten_and_one_after_it_kept() {
+    let machine = Machine::new(2);
+    let cpu = &machine.cpus[1];
+    command(&machine, START_UP | 0x10);
+    command(&machine, INIT);
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Init));
+    assert_eq!(cpu.apic.next_event(), None);
+    command(&machine, INIT);
+    command(&machine, START_UP | 0x20);
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Init));
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::StartUp(Vector(0x20))));
+}
+
+#[test]
+fn init_resets_the_registers_and_keeps_id_and_mode() {
+    let machine = Machine::enabled(2);
+    let cpu = &machine.cpus[1];
+    cpu.x2apic();
+    for (msr, value) in [(0x808, 0x20), (0x832, 0x41), (0x838, 1000)] {
+        cpu.apic.write_msr(msr, value).unwrap();
+    }
+    machine.send(1 << 12, 0x41);
+    machine.send(1 << 12, 0x51);
+    assert_eq!(cpu.take(), Some(0x51));
+    command(&machine, INIT);
+    assert_eq!(cpu.apic.request(), None, "nothing is taken before the reset");
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Init));
+    let read = |msr| cpu.apic.read_msr(msr).unwrap();
+    assert_eq!((read(0x802), read(APIC_BASE)), (1, 0xfee0_0c00));
+    assert_eq!((read(0x808), read(0x80f), read(0x838)), (0, 0xff, 0));
+    assert_eq!(read(0x832), 1 << 16);
+    assert!((0x810..0x828).all(|msr| read(msr) == 0), "IRR, ISR, TMR");
+    assert_eq!(cpu.apic.deadline(), None);
+    assert!(cpu.apic.waits_for_start_up());
+}
+
+#[test]
+fn the_bootstrap_processor_does_not_wait_after_init() {
+    let machine = Machine::enabled(2);
+    machine.send(0, INIT);
+    assert_eq!(machine.cpus[0].apic.next_event(), Some(CpuEvent::Init));
+    assert!(!machine.cpus[0].apic.waits_for_start_up());
+}
+
+#[test]
+fn nmi_and_smi_wait_for_the_start_up_and_init_ends_those_before_it() {
+    let machine = Machine::new(2);
+    let cpu = &machine.cpus[1];
+    command(&machine, 0x400);
+    command(&machine, INIT);
+    command(&machine, 0x200);
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Init));
+    assert_eq!(cpu.apic.next_event(), None);
+    command(&machine, 0x400);
+    assert_eq!(cpu.apic.next_event(), None);
+    assert!(!cpu.apic.needs_attention());
+    command(&machine, START_UP | 1);
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::StartUp(Vector(1))));
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Nmi));
+    assert_eq!(cpu.apic.next_event(), None);
+}
+
+#[test]
+fn an_nmi_is_taken_while_the_apic_is_disabled_by_software() {
+    let machine = Machine::new(1);
+    machine.send(0, 0x400);
+    machine.send(0, 0x200);
+    assert!(machine.cpus[0].apic.needs_attention());
+    assert_eq!(machine.cpus[0].apic.next_event(), Some(CpuEvent::Smi));
+    assert_eq!(machine.cpus[0].apic.next_event(), Some(CpuEvent::Nmi));
+}
+
+#[test]
+fn the_pins_are_intr_and_nmi_while_the_apic_is_disabled() {
+    let machine = Machine::new(1);
+    let cpu = &machine.cpus[0];
+    let pins = [Lint::Zero, Lint::One].map(|pin| machine.apics.lint_line(CpuId(0), pin).unwrap());
+    cpu.apic.write_msr(APIC_BASE, 0xfee0_0100).unwrap();
+    assert!(!cpu.apic.needs_attention());
+    pins.iter().for_each(|pin| pin.trigger().unwrap());
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Nmi));
+    assert_eq!(cpu.apic.next_event(), None);
+    assert_eq!(cpu.apic.request(), Some(Request::External));
+}
+
+#[test]
+fn local_sources_are_delivered_as_their_entries_say() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    let line = |source| machine.apics.local_line(CpuId(0), source).unwrap();
+    let (thermal, performance) = (line(LocalSource::Thermal), line(LocalSource::Performance));
+    thermal.trigger().unwrap();
+    assert!(!cpu.apic.needs_attention(), "it is masked");
+    cpu.write(LVT_THERMAL, 0x41);
+    cpu.write(LVT_PERFORMANCE, 0x400);
+    thermal.trigger().unwrap();
+    performance.trigger().unwrap();
+    assert_eq!(cpu.take(), Some(0x41));
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Nmi));
+    assert_eq!(cpu.read(LVT_PERFORMANCE), 0x400 | MASKED, "it has masked itself");
+    performance.trigger().unwrap();
+    assert_eq!(cpu.apic.next_event(), None);
+}
+
+#[test]
+fn a_reset_of_the_machine_leads_back_to_power_up() {
+    let machine = Machine::enabled(2);
+    let cpu = &machine.cpus[1];
+    let fresh = Machine::new(2).cpus[1].apic.save();
+    cpu.x2apic();
+    machine.send(1 << 12, 0x41);
+    machine.send(1 << 12, 0x400);
+    cpu.apic.reset();
+    assert_eq!(cpu.apic.save(), fresh);
+}
+
+#[test]
+fn a_guest_that_gives_up_the_bootstrap_flag_has_it_back_after_a_reset_of_the_machine() {
+    let machine = Machine::new(1);
+    let apic = &machine.cpus[0].apic;
+    apic.write_msr(APIC_BASE, 0xfee0_0800).unwrap();
+    machine.send(0, INIT);
+    assert_eq!(apic.next_event(), Some(CpuEvent::Init));
+    assert!(apic.waits_for_start_up());
+    apic.reset();
+    assert_eq!(apic.read_msr(APIC_BASE), Ok(0xfee0_0900));
+    assert!(!apic.waits_for_start_up());
+}

@@ -1,0 +1,209 @@
+//! Whom a message reaches.
+
+use devisor::interrupt::{MsiMessage, MsiSink, RequesterId};
+
+use crate::guest::*;
+
+const LOGICAL: u32 = 1 << 2;
+const HINT: u32 = 1 << 3;
+const LOWEST: u32 = 1 << 8;
+
+fn to(destination: u32) -> u32 {
+    destination << 12
+}
+
+fn flat(cpus: u32) -> Machine {
+    let machine = Machine::enabled(cpus);
+    for (number, cpu) in machine.cpus.iter().enumerate() {
+        cpu.write(LDR, 1 << (24 + number));
+    }
+    machine
+}
+
+#[test]
+fn a_physical_destination_is_one_apic_and_ff_is_all() {
+    let machine = Machine::enabled(3);
+    machine.send(to(1), 0x41);
+    assert_eq!(machine.pending(0x41), [1]);
+    machine.send(to(0xff), 0x42);
+    assert_eq!(machine.pending(0x42), [0, 1, 2]);
+    machine.send(to(7), 0x43);
+    assert_eq!(machine.pending(0x43), [] as [usize; 0], "nobody is there");
+}
+
+#[test]
+fn ids_need_not_be_the_numbers_of_the_cpus() {
+    let machine = Machine::with(Default::default(), &[4, 0, 0x300]);
+    machine.cpus.iter().for_each(Cpu::enable);
+    machine.send(to(4), 0x41);
+    machine.send(to(0), 0x42);
+    machine.send(to(2), 0x43);
+    assert_eq!(machine.pending(0x41), [0]);
+    assert_eq!(machine.pending(0x42), [1]);
+    assert_eq!(machine.pending(0x43), [] as [usize; 0]);
+}
+
+#[test]
+fn flat_destinations_are_a_mask() {
+    let machine = flat(3);
+    machine.send(to(0b101) | LOGICAL, 0x41);
+    assert_eq!(machine.pending(0x41), [0, 2]);
+    machine.send(to(0) | LOGICAL, 0x42);
+    assert_eq!(machine.pending(0x42), [] as [usize; 0]);
+}
+
+#[test]
+fn cluster_destinations_are_a_cluster_and_a_mask() {
+    let machine = Machine::enabled(4);
+    for (cpu, id) in machine.cpus.iter().zip([0x11, 0x12, 0x21, 0x14]) {
+        cpu.write(DFR, 0x0fff_ffff);
+        cpu.write(LDR, id << 24);
+    }
+    machine.send(to(0x13) | LOGICAL, 0x41);
+    assert_eq!(machine.pending(0x41), [0, 1]);
+    machine.send(to(0x2f) | LOGICAL, 0x42);
+    assert_eq!(machine.pending(0x42), [2]);
+    machine.send(to(0xff) | LOGICAL, 0x43);
+    assert_eq!(machine.pending(0x43), [0, 1, 2, 3]);
+}
+
+#[test]
+fn any_destination_format_is_safe_and_one_that_is_none_hears_broadcasts_alone() {
+    for model in 0..16 {
+        let machine = flat(2);
+        for cpu in &machine.cpus {
+            cpu.write(DFR, model << 28);
+            assert_eq!(cpu.read(DFR), model << 28 | 0x0fff_ffff);
+        }
+        for destination in 0..=0xff {
+            machine.send(to(destination) | LOGICAL, 0x41);
+            if destination == 0xfe && !matches!(model, 0 | 0xf) {
+                assert_eq!(machine.pending(0x41), [] as [usize; 0], "model {model}");
+            }
+        }
+        assert_eq!(machine.pending(0x41), [0, 1], "model {model}");
+    }
+}
+
+#[test]
+fn lowest_priority_reaches_one_and_the_idlest_at_that() {
+    let machine = flat(3);
+    machine.cpus[0].write(TPR, 0x80);
+    machine.cpus[1].write(TPR, 0x20);
+    machine.cpus[2].write(TPR, 0x60);
+    machine.send(to(0b111) | LOGICAL, LOWEST | 0x91);
+    assert_eq!(machine.pending(0x91), [1]);
+    // In service counts as well.
+    assert_eq!(machine.cpus[1].take(), Some(0x91));
+    machine.send(to(0b111) | LOGICAL | HINT, 0x92);
+    assert_eq!(machine.pending(0x92), [2], "the redirection hint asks for the same");
+    machine.cpus[2].write(SVR, 0xff);
+    machine.send(to(0b111) | LOGICAL, LOWEST | 0x93);
+    assert_eq!(machine.pending(0x93), [0], "who is disabled does not compete");
+}
+
+#[test]
+fn lowest_priority_spreads_vectors_over_cpus_that_are_equally_idle() {
+    let machine = flat(2);
+    for vector in 0x40..0x50 {
+        machine.send(to(0b11) | LOGICAL, LOWEST | vector);
+    }
+    let on = |cpu: usize| (0x40..0x50).filter(|v| machine.cpus[cpu].has(IRR, *v)).count();
+    assert_eq!((on(0), on(1)), (8, 8));
+}
+
+#[test]
+fn lowest_priority_to_nobody_is_lost() {
+    let machine = Machine::new(2);
+    machine.send(to(0xff), LOWEST | 0x41);
+    assert_eq!(machine.pending(0x41), [] as [usize; 0]);
+}
+
+#[test]
+fn a_vector_below_16_is_refused_and_the_receiver_says_so() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    cpu.write(LVT_ERROR, 0x55);
+    machine.send(0, 0x0f);
+    assert_eq!(cpu.read(IRR), 0);
+    assert_eq!(cpu.read(ESR), 0, "not before it is written");
+    cpu.write(ESR, 0);
+    assert_eq!(cpu.read(ESR), 1 << 6);
+    assert_eq!(cpu.take(), Some(0x55), "the error interrupt");
+    cpu.eoi();
+    cpu.write(ESR, 0);
+    assert_eq!(cpu.read(ESR), 0);
+}
+
+#[test]
+fn an_error_interrupts_once_until_the_status_is_written() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    cpu.write(LVT_ERROR, 0x55);
+    let error = || cpu.write(0x3f0, 0);
+    error();
+    assert_eq!(cpu.take(), Some(0x55));
+    cpu.eoi();
+    error();
+    assert_eq!(cpu.take(), None);
+    cpu.write(ESR, 0);
+    assert_eq!(cpu.read(ESR), 1 << 7);
+    error();
+    assert_eq!(cpu.take(), Some(0x55));
+}
+
+#[test]
+fn an_error_vector_below_16_is_an_error_and_no_endless_one() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    cpu.write(LVT_ERROR, 0x05);
+    cpu.write(0x3f0, 0);
+    cpu.write(ESR, 0);
+    assert_eq!(cpu.read(ESR), 1 << 7 | 1 << 6);
+}
+
+#[test]
+fn a_reserved_delivery_mode_delivers_nothing() {
+    let machine = Machine::enabled(1);
+    machine.send(to(0xff), 0x300 | 0x41);
+    assert!(!machine.cpus[0].apic.needs_attention());
+}
+
+#[test]
+fn a_message_outside_of_the_range_is_refused_and_says_where_the_range_is() {
+    let machine = Machine::enabled(1);
+    for address in [0xfed0_0000, 0xfef0_0000, 0x1_fee0_0000, 0, u64::MAX] {
+        let error = machine.apics.send(RequesterId(0), MsiMessage { address, data: 0x41 });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("0xfee00000 to 0xfeefffff"), "{error}");
+    }
+}
+
+#[test]
+fn a_disabled_apic_hears_nothing() {
+    let machine = Machine::enabled(2);
+    let cpu = &machine.cpus[1];
+    cpu.apic.write_msr(APIC_BASE, 0xfee0_0000).unwrap();
+    for mode in 0..8 {
+        machine.send(to(1), mode << 8 | 0x41);
+        machine.send(to(0xff), mode << 8 | 0x41);
+    }
+    cpu.apic.write_msr(APIC_BASE, 0xfee0_0800).unwrap();
+    assert!(!cpu.apic.needs_attention());
+    assert_eq!(machine.pending(0x41), [0]);
+}
+
+#[test]
+fn x2apic_is_reached_by_its_id_and_by_the_logical_id_that_follows_from_it() {
+    let machine = Machine::with(Default::default(), &[0, 1, 0x12]);
+    for cpu in &machine.cpus {
+        cpu.enable();
+        cpu.x2apic();
+    }
+    let irr = |cpu: usize| machine.cpus[cpu].apic.read_msr(0x822).unwrap();
+    assert_eq!(machine.cpus[2].apic.read_msr(0x80d), Ok(1 << 16 | 1 << 2));
+    machine.send(to(0x12), 0x41);
+    assert_eq!([irr(0), irr(1), irr(2)], [0, 0, 1 << 1]);
+    machine.send(to(0b11) | LOGICAL, 0x42);
+    assert_eq!([irr(0), irr(1), irr(2)], [1 << 2, 1 << 2, 1 << 1]);
+}
