@@ -10,5 +10,7 @@ use std::{
 /// passes.
 pub fn skipped(why: impl fmt::Display) {
     let test = thread::current();
-    let _ = writeln!(io::stderr(), "skipped: {}: {why}", test.name().unwrap_or("a test"));
+    let line = format!("skipped: {}: {why}\n", test.name().unwrap_or("a test"));
+    // In one piece, so that it stays a line of its own among those of the harness.
+    let _ = io::stderr().write_all(line.as_bytes());
 }
