@@ -4,7 +4,7 @@ use super::registers::*;
 
 /// One of the six base address registers of a type 0 function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the names say all there is")]
 pub enum BarIndex {
     Bar0,
     Bar1,

@@ -74,7 +74,7 @@ impl Msi {
     }
 
     /// How many vectors the function has.
-    #[allow(clippy::len_without_is_empty)]
+    #[allow(clippy::len_without_is_empty, reason = "there is always at least one")]
     pub fn len(&self) -> u16 {
         self.messages.len()
     }

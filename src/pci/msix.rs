@@ -158,7 +158,7 @@ impl MsiX {
     }
 
     /// How many vectors there are.
-    #[allow(clippy::len_without_is_empty)]
+    #[allow(clippy::len_without_is_empty, reason = "there is always at least one")]
     pub fn len(&self) -> u16 {
         self.messages.len()
     }

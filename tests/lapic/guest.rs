@@ -1,5 +1,4 @@
 //! A machine of local APICs, with what its guest does to them.
-#![allow(dead_code)]
 
 use std::{
     sync::{
