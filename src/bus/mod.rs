@@ -5,7 +5,11 @@
 //! ports. A device whose registers are banked by CPU (a GIC) gives a face for each CPU, so an embedder with several
 //! vCPUs makes a bus for each of them: a bus is a sorted list of shared pointers, and cheap to clone.
 
+mod doorbell;
+
 use std::{fmt, ops::RangeInclusive, sync::Arc};
+
+pub use doorbell::{DoorbellStore, Doorbells, Space};
 
 /// The register face of a device.
 ///
