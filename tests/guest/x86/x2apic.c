@@ -1,0 +1,7 @@
+// x2APIC mode.
+
+#include "guest.h"
+
+const struct check x2apic_checks[] = {
+    {0},
+};
