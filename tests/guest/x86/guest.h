@@ -149,7 +149,9 @@ enum lapic {
 #define APIC_BASE_X2 (1 << 10)
 #define APIC_BASE_ENABLE (1 << 11)
 
-extern bool x2apic;
+/// The mode of this CPU's APIC.
+extern bool x2apic_modes[MAX_CPUS];
+#define x2apic x2apic_modes[cpu_number()]
 u32 lapic_read(u32 reg);
 void lapic_write(u32 reg, u32 value);
 /// The bit of a vector in ISR, TMR or IRR.
@@ -175,6 +177,7 @@ void pic_init(u8 icw4);
 void pic_eoi(u32 irq);
 void ioapic_init(void);
 void pit_one_shot(u16 ticks);
+void pit_stop(void);
 
 u32 fw_cfg_cpus(void);
 void secondaries_start(void);

@@ -2,7 +2,7 @@
 
 #include "guest.h"
 
-bool x2apic, ends_on_delivery;
+bool x2apic_modes[MAX_CPUS], ends_on_delivery;
 
 u32 lapic_read(u32 reg) { return x2apic ? (u32)rdmsr(0x800 + (reg >> 4)) : read32(LAPIC + reg); }
 

@@ -87,6 +87,7 @@ static void clean(void) {
     }
     static const u8 lines[] = {3, 5, 6, 7, 10, 11, 14, 15};
     for (u32 i = 0; i < COUNT(lines); i++) line(lines[i], 0);
+    pit_stop();
     ioapic_init();
     pic_init(1);
     lapic_init();

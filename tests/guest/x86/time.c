@@ -19,6 +19,9 @@ void pit_one_shot(u16 ticks) {
     out8(CHANNEL_0, ticks >> 8);
 }
 
+/// Counts no more.
+void pit_stop(void) { out8(CONTROL, 0x30); }
+
 /// Measures 5 ms of channel 2. Where that shows nothing sensible, a guess has to do: checks of the 8254 will tell.
 void time_init(void) {
     u32 ticks = 5966;
