@@ -176,6 +176,8 @@ void pulse(u32 pin);
 void pic_init(u8 icw4);
 void pic_eoi(u32 irq);
 void ioapic_init(void);
+/// An entry for CPU 0.
+void ioapic_route(u32 pin, u32 low);
 void pit_one_shot(u16 ticks);
 void pit_stop(void);
 

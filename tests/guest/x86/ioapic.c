@@ -28,6 +28,8 @@ static void route(u32 pin, u32 destination, u32 low) {
     ioapic_write(IOREDTBL + 2 * pin, low);
 }
 
+void ioapic_route(u32 pin, u32 low) { route(pin, 0, low); }
+
 void ioapic_init(void) {
     // Edge-triggered, which clears Remote IRR.
     for (u32 pin = 0; pin < PINS; pin++) route(pin, 0, MASKED);

@@ -64,7 +64,7 @@ stubs:
         push    $vector
         .if     vector == 2
         jmp     nmi_common
-        .elseif vector < 32
+        .elseif vector < 32 && vector != ILLEGAL_VECTOR
         jmp     exception_common
         .else
         jmp     interrupt_common
