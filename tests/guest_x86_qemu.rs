@@ -13,7 +13,30 @@ use std::{collections::BTreeSet, process::Command};
 use x86_guest::Report;
 
 /// What QEMU 7.2's machine does not have, all of which our controllers do.
-const ABSENT: [&str; 0] = [];
+const ABSENT: [&str; 19] = [
+    "ioapic-low-active",
+    "ioapic-suppressed-eoi-broadcast",
+    "lapic-illegal-vector",
+    "lapic-lint0-fixed",
+    "lapic-software-disable",
+    "pit-gate",
+    "timer-deadline",
+    "timer-deadline-disarmed",
+    "timer-deadline-passed",
+    "x2apic-command",
+    "x2apic-enter",
+    "x2apic-faults",
+    "x2apic-identity",
+    "x2apic-leave",
+    "x2apic-message",
+    "x2apic-reserved-bits",
+    "x2apic-self-ipi",
+    "x2apic-task-priority",
+    "x2apic-timer",
+];
+
+/// The same, with a second CPU.
+const ABSENT_OF_TWO: [&str; 1] = ["x2apic-other"];
 
 fn run(cpus: u32) {
     let kernel = match x86_guest::kernel() {
@@ -46,7 +69,12 @@ fn run(cpus: u32) {
     report.expect_good(cpus);
     assert!(report.skipped.is_empty(), "{}", report.text);
     let absent: BTreeSet<_> = report.absent.keys().map(String::as_str).collect();
-    assert_eq!(absent, BTreeSet::from(ABSENT), "{}", report.text);
+    // A later QEMU may have more, not less.
+    let mut known = BTreeSet::from(ABSENT);
+    known.extend(ABSENT_OF_TWO);
+    assert!(absent.is_subset(&known), "{}", report.text);
+    // Three out of four checks find something to check.
+    assert!(report.ok.len() > 3 * absent.len(), "{}", report.text);
 }
 
 #[test]

@@ -74,9 +74,17 @@ void pass(u32 us);
 void poke(void);
 /// Whether `*value` got to `want` before the patience ended. Interrupts are on meanwhile, and off afterwards.
 bool wait_until(volatile u32 *value, u32 want);
+/// The same for the interrupts at a vector, on whatever CPU.
+bool wait_taken(u32 vector, u32 want);
 /// Long enough for what was asked for to happen, or to happen once too often. Interrupts are on meanwhile.
 void settle(void);
 extern u32 tsc_per_us;
+/// A counter's value, and when it was that.
+struct sample { u64 tsc; u32 count; };
+/// Of several looks, the one that was disturbed least.
+struct sample sample(u32 (*read)(void));
+/// How long between two samples, less than a second apart.
+u32 microseconds_between(struct sample first, struct sample second);
 
 // ---- Interrupts
 

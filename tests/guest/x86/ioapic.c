@@ -403,8 +403,8 @@ static void lowest_priority(void) {
     route(5, 0xff, LOGICAL | 1 << 8 | 0x45);
     for (u32 i = 1; i <= 4; i++) {
         pulse(5);
+        wait_taken(0x45, i);
         settle();
-        pass(500);
         expect_taken(0x45, i);
     }
 }

@@ -176,6 +176,7 @@ static void probe(void) {
     extern bool find_ends_on_delivery(void);
     current = &check;
     clean();
+    print("note: %u MHz\n", tsc_per_us);
     if (find_ends_on_delivery()) print("note: this CPU ends interrupts on delivery\n");
 }
 

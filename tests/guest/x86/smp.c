@@ -185,9 +185,7 @@ static void cluster(void) {
 static void lowest_priority(void) {
     for (u32 i = 1; i <= 4; i++) {
         ipi(0xff, ICR_LOGICAL | ICR_LOWEST | 0x61);
-        u64 start = rdtsc();
-        while (taken(0x61) < i && rdtsc() - start < microseconds(1000000)) settle();
-        pass(500);
+        wait_taken(0x61, i);
         settle();
         expect_taken(0x61, i);
     }
