@@ -130,7 +130,7 @@ struct check {
     void (*run)(void);
     u32 cpus;
 };
-extern const struct check pic_checks[], ioapic_checks[], lapic_checks[], timer_checks[], smp_checks[], x2apic_checks[];
+extern const struct check pic_checks[], ioapic_checks[], lapic_checks[], timer_checks[], smp_checks[], mixed_checks[], x2apic_checks[];
 
 // ---- Local APIC (lapic.c)
 
@@ -194,4 +194,6 @@ void secondaries_start(void);
 void start_cpu(u32 cpu);
 /// Runs a function on another CPU, with interrupts off there, and waits until it has returned.
 void run_on(u32 cpu, void (*function)(void));
-void secondaries_init(void);
+/// The two halves of that.
+void begin_on(u32 cpu, void (*function)(void));
+void end_on(u32 cpu);

@@ -203,6 +203,7 @@ void boot(u32 magic, u32 *info) {
     run_all(lapic_checks);
     run_all(timer_checks);
     run_all(smp_checks);
+    run_all(mixed_checks);
     // Those that change the mode of the APIC come last.
     run_all(x2apic_checks);
     finish();

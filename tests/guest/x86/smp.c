@@ -56,10 +56,18 @@ void secondaries_start(void) {
     for (u32 cpu = 1; cpu < cpus; cpu++) start_cpu(cpu);
 }
 
-void run_on(u32 cpu, void (*function)(void)) {
+void begin_on(u32 cpu, void (*function)(void)) {
     work[cpu] = function;
     ipi(cpu, WAKE);
+}
+
+void end_on(u32 cpu) {
     if (!wait_for((volatile u32 *)&work[cpu], 0)) fail("a CPU does not answer", cpu, 0);
+}
+
+void run_on(u32 cpu, void (*function)(void)) {
+    begin_on(cpu, function);
+    end_on(cpu);
 }
 
 // ---- Checks
