@@ -402,27 +402,20 @@ static void other_cpu_level(void) {
 }
 
 static void other_cpu_level_at_once(void) {
-    // One CPU lowers the line while another one may still be raising it. That the lowering takes a moment costs
-    // interrupts, but the line ends low and the interrupts end.
+    // One CPU lowers the line while another one may still be raising it: it is low at the EOI all the same.
     NEEDS_IN_SERVICE();
-    u32 surplus = 0;
     vectors[0x55].hook = lower_after_three;
     route(5, 1, LEVEL | 0x55);
     for (u32 i = 0; i < 10; i++) {
         vectors[0x55].taken[1] = 0;
         line(5, 1);
         wait_until(&vectors[0x55].taken[1], 3);
-        u32 before, rounds = 0;
-        do {
-            before = taken(0x55);
-            for (u32 j = 0; j < 10; j++) settle();
-        } while (taken(0x55) != before && ++rounds < 100);
-        expect("the interrupts end", rounds < 100, 1);
-        surplus += taken(0x55) - 3;
+        u32 patience = 1000;
+        do settle();
+        while (remote_irr(5) && --patience);
+        expect("Remote IRR", remote_irr(5), 0);
+        expect_taken(0x55, 3);
     }
-    ignore_vector(0x55);
-    expect("Remote IRR", remote_irr(5), 0);
-    if (surplus) print("note: %u interrupts of a level that was being lowered\n", surplus);
 }
 
 static void all_cpus(void) {
