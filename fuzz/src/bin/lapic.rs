@@ -69,9 +69,12 @@ struct Machine {
 
 /// What is the same until somebody asks for something: the time passes by itself.
 fn standing(state: LocalApicState) -> LocalApicState {
+    let masked = state.lvt[0] & 1 << 16 != 0;
     LocalApicState {
         tsc: 0,
         timer_left: None,
+        // Behind the mask it comes and goes unheard.
+        tsc_deadline: if masked { 0 } else { state.tsc_deadline },
         ..state
     }
 }
