@@ -5,7 +5,7 @@
 use std::{error::Error, slice};
 
 use kvm_bindings::{
-    KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_segment, kvm_userspace_memory_region,
+    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_segment, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -105,7 +105,8 @@ impl Guest {
         let code = unsafe { slice::from_raw_parts(start, (&raw const devisor_access_end).offset_from_unsigned(start)) };
         memory.write_slice(code, GuestAddress(CODE.into()))?;
 
-        let vm = Kvm::new()?.create_vm()?;
+        let kvm = Kvm::new()?;
+        let vm = kvm.create_vm()?;
         vm.create_irq_chip()?;
         vm.create_pit2(kvm_pit_config {
             flags: KVM_PIT_SPEAKER_DUMMY,
@@ -121,6 +122,8 @@ impl Guest {
         // SAFETY: the memory is mapped, of that size, and lives as long as the VM: both are in `Guest`.
         unsafe { vm.set_user_memory_region(region)? };
         let vcpu = vm.create_vcpu(0)?;
+        // Without it the local APIC has no periodic timer.
+        vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
         reset(&vcpu)?;
         Ok(Self { vm, vcpu, memory })
     }
