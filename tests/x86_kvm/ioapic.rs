@@ -148,7 +148,7 @@ fn the_ioapic_reads_as_kvms_to_a_guest() {
     guest.vcpu.set_lapic(&lapic).unwrap();
     let mut random = Random(0x10a9_1c01);
     let (mut in_service, mut ended) = (0, 0);
-    for step in 0..STEPS / 4 {
+    for step in 0..STEPS / 10 {
         let pin = random.below(24);
         match random.below(8) {
             0..4 => {
@@ -217,5 +217,8 @@ fn the_ioapic_reads_as_kvms_to_a_guest() {
             in_service += u32::from(mask == LOW_HALF && value & REMOTE_IRR as u32 != 0);
         }
     }
-    assert!(in_service > 500 && ended > 20, "hardly anything was reached: {in_service} {ended}");
+    assert!(
+        in_service > 200 && ended > 8,
+        "hardly anything was reached: {in_service} {ended}"
+    );
 }

@@ -216,7 +216,7 @@ impl Shared {
     fn with(&self, change: impl FnOnce(&mut Model)) {
         let mut model = lock(&self.model);
         change(&mut model);
-        let mut candidates = model.candidates();
+        let mut candidates = model.due;
         while let Some((ticket, message)) = model.next_message(&mut candidates) {
             drop(model);
             let sent = self.sink.send(self.config.requester, message);
