@@ -29,8 +29,14 @@ enum What {
     Distributor(Access),
     CpuInterface(Access),
     /// Enables everything, in the group and with the priority that are given.
-    Open { group: u8, priority: u8 },
-    Drive { line: u8, up: bool },
+    Open {
+        group: u8,
+        priority: u8,
+    },
+    Drive {
+        line: u8,
+        up: bool,
+    },
     Pulse(u8),
     SoftwareInterrupt(u32),
     Acknowledge,

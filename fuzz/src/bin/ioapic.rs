@@ -24,8 +24,14 @@ const DELIVERY_STATUS: u64 = 1 << 12;
 enum Step {
     Access(Access),
     /// Writes half of an entry.
-    Program { register: u8, value: u32 },
-    Drive { line: u8, up: bool },
+    Program {
+        register: u8,
+        value: u32,
+    },
+    Drive {
+        line: u8,
+        up: bool,
+    },
     Pulse(u8),
     Eoi(u8),
     Refuse(bool),
@@ -33,7 +39,11 @@ enum Step {
     Reset,
     /// The machine moves to another host.
     Move,
-    Restore { id: u8, select: u16, pins: [(u64, bool); PINS as usize] },
+    Restore {
+        id: u8,
+        select: u16,
+        pins: [(u64, bool); PINS as usize],
+    },
 }
 
 struct Machine {
@@ -154,7 +164,10 @@ impl Machine {
             let level_wants = is_level(entry) && active;
             let edge_wants = entry & DELIVERY_STATUS != 0;
             if sends(entry) && (level_wants || edge_wants) && !in_service {
-                assert!(self.sink.refuses(), "pin {pin}: {entry:#x} with line {line} was not sent");
+                assert!(
+                    self.sink.refuses(),
+                    "pin {pin}: {entry:#x} with line {line} was not sent"
+                );
             }
         }
     }

@@ -31,18 +31,34 @@ struct Step {
 enum What {
     Page(Access),
     /// A write of a whole register.
-    Register { index: u8, value: u32 },
+    Register {
+        index: u8,
+        value: u32,
+    },
     ReadMsr(u32),
     /// To one of the x2APIC registers, with few bits.
-    X2Apic { index: u8, low: u32, destination: u8 },
-    WriteMsr { msr: u32, value: u64 },
+    X2Apic {
+        index: u8,
+        low: u32,
+        destination: u8,
+    },
+    WriteMsr {
+        msr: u32,
+        value: u64,
+    },
     /// IA32_APIC_BASE: disabled, xAPIC, x2APIC.
     Mode(u8),
     TscDeadline(u64),
     Cr8(u8),
-    Message { address: u32, data: u32 },
+    Message {
+        address: u32,
+        data: u32,
+    },
     Vector(u8),
-    Pin { one: bool, up: bool },
+    Pin {
+        one: bool,
+        up: bool,
+    },
     Source(bool),
     Pass(u64),
     Event,
@@ -127,8 +143,15 @@ impl Machine {
             What::Page(access) => access.run(apic, LocalApic::SIZE, 4),
             What::Register { index, value } => apic.write(u64::from(index % 0x40) * 16, &value.to_le_bytes()),
             What::ReadMsr(msr) => _ = (apic.read_msr(msr), apic.read_msr(0x800 + msr % 0x100)),
-            What::X2Apic { index, low, destination } => {
-                _ = apic.write_msr(0x800 + u32::from(index % 0x40), u64::from(destination) << 32 | u64::from(low));
+            What::X2Apic {
+                index,
+                low,
+                destination,
+            } => {
+                _ = apic.write_msr(
+                    0x800 + u32::from(index % 0x40),
+                    u64::from(destination) << 32 | u64::from(low),
+                );
             }
             What::WriteMsr { msr, value } => _ = apic.write_msr(msr, value),
             What::Mode(mode) => _ = apic.write_msr(0x1b, 0xfee0_0000 | u64::from(mode & 7) << 9),
@@ -157,7 +180,11 @@ impl Machine {
                     true => LocalSource::Thermal,
                     false => LocalSource::Performance,
                 };
-                self.apics.local_line(CpuId(cpu as u32), source).unwrap().trigger().unwrap();
+                self.apics
+                    .local_line(CpuId(cpu as u32), source)
+                    .unwrap()
+                    .trigger()
+                    .unwrap();
                 return false;
             }
             What::Pass(time) => {
@@ -210,9 +237,16 @@ impl Machine {
             let state = cpu.apic.save();
             assert!(!cpu.wake.is_up(), "CPU {index} has looked, and is woken");
             if let Some(deadline) = cpu.apic.deadline() {
-                assert!(deadline > self.clock.now(), "CPU {index}: a deadline that has passed: {state:x?}");
+                assert!(
+                    deadline > self.clock.now(),
+                    "CPU {index}: a deadline that has passed: {state:x?}"
+                );
             }
-            assert_eq!(state.irr[0] & 0xffff | state.isr[0] & 0xffff, 0, "CPU {index}: a vector below 16");
+            assert_eq!(
+                state.irr[0] & 0xffff | state.isr[0] & 0xffff,
+                0,
+                "CPU {index}: a vector below 16"
+            );
             let state = standing(state);
             if looked != Some(index) {
                 assert_eq!(state, cpu.seen, "CPU {index} was not woken");

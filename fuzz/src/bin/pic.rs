@@ -16,8 +16,15 @@ enum Step {
     Slave(Access),
     Elcr(Access),
     /// As a guest does it, with ICW4 and a base for each.
-    Initialize { slave: bool, icw4: u8, mask: u8 },
-    Drive { irq: u8, up: bool },
+    Initialize {
+        slave: bool,
+        icw4: u8,
+        mask: u8,
+    },
+    Drive {
+        irq: u8,
+        up: bool,
+    },
     Pulse(u8),
     Acknowledge,
     Refuse(bool),
@@ -43,7 +50,13 @@ impl Chip {
             imr,
             elcr,
             base: base & 0xf8,
-            step: [InitStep::Icw1, InitStep::Icw2, InitStep::Icw3, InitStep::Icw4, InitStep::Done][usize::from(step % 5)],
+            step: [
+                InitStep::Icw1,
+                InitStep::Icw2,
+                InitStep::Icw3,
+                InitStep::Icw4,
+                InitStep::Done,
+            ][usize::from(step % 5)],
             single: flag(0),
             wants_icw4: flag(1),
             auto_eoi: flag(2),
@@ -139,8 +152,15 @@ impl Machine {
         assert_eq!(vector & 0xf8, chip.base, "{vector:#x}: neither's");
         // What the slave requested may have gone.
         if vector & 7 != 7 {
-            assert_ne!(was.irr & !was.imr & 1 << (vector & 7), 0, "{vector:#x} was not requested");
-            assert_eq!(chip.isr >> (vector & 7) & 1 != 0, !chip.auto_eoi || was.isr >> (vector & 7) & 1 != 0);
+            assert_ne!(
+                was.irr & !was.imr & 1 << (vector & 7),
+                0,
+                "{vector:#x} was not requested"
+            );
+            assert_eq!(
+                chip.isr >> (vector & 7) & 1 != 0,
+                !chip.auto_eoi || was.isr >> (vector & 7) & 1 != 0
+            );
         }
     }
 

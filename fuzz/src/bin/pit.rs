@@ -17,7 +17,10 @@ use libfuzzer_sys::fuzz_target;
 enum Step {
     Counters(Access),
     PortB(u8),
-    Program { control: u8, count: u16 },
+    Program {
+        control: u8,
+        count: u16,
+    },
     /// Some time passes, and in between one of the two is looked at.
     Pass(u64, u64),
     /// As many deadlines as the number says, one after the other.
@@ -25,7 +28,11 @@ enum Step {
     Refuse(bool),
     Reset,
     Move,
-    Restore { now: u32, port_b: u8, counters: [Counter; 3] },
+    Restore {
+        now: u32,
+        port_b: u8,
+        counters: [Counter; 3],
+    },
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -151,7 +158,11 @@ impl Machine {
         copy.counters().read(0, &mut status);
         if !self.line.refuses() {
             eager.expire();
-            assert_eq!(self.line.is_up(), status[0] & 0x80 != 0, "the line is not OUT: {state:x?}");
+            assert_eq!(
+                self.line.is_up(),
+                status[0] & 0x80 != 0,
+                "the line is not OUT: {state:x?}"
+            );
         }
         if let Some(deadline) = eager.deadline() {
             assert!(deadline > self.clock.now(), "a deadline that has passed: {state:x?}");
