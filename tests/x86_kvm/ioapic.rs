@@ -1,20 +1,22 @@
 //! The IOAPIC.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use devisor::{
     backends::irqchip::{
-        Vector,
+        CpuId, Vector,
         ioapic::{IoApic, IoApicConfig, LevelLine, Pin},
+        lapic::{ApicId, LocalApic, LocalApicParts, LocalApicState, LocalApics, LocalApicsConfig},
     },
     bus::BusDevice,
-    interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
+    interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
+    time::ManualClock,
 };
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_ioapic_state};
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::{
-    Random, STEPS, chip, guest,
+    Random, STEPS, array, chip, guest,
     kvm_access::Access::{Read, Write},
     vm,
 };
@@ -127,27 +129,79 @@ const LOW_HALF: u32 = 0x0001_ffff;
 /// Bits 55 to 32: KVM keeps them all; ours keep 55 to 48, the extended destination ID.
 const HIGH_HALF: u32 = 0xffff_0000;
 
-/// Registers by access, and the EOI by that of the vCPU's local APIC.
+const CPUS: usize = 3;
+
+/// Local APICs as `Guest`'s and two more of KVM: enabled, with flat logical IDs.
+fn local_apics(guest: &mut crate::Guest) -> (LocalApics, Vec<LocalApic>, Vec<VcpuFd>) {
+    let parts = (0..CPUS as u32).map(|id| LocalApicParts {
+        id: ApicId(id),
+        wake: Box::new(NoInterrupt),
+        alarm: Box::new(()),
+    });
+    let config = LocalApicsConfig::default();
+    let apics = LocalApics::new(config, Arc::new(ManualClock::default()), parts.collect()).unwrap();
+    let cpus: Vec<_> = (0..CPUS as u32).map(|cpu| apics.cpu(CpuId(cpu)).unwrap()).collect();
+    let others: Vec<_> = (1..CPUS as u64).map(|cpu| guest.vm.create_vcpu(cpu).unwrap()).collect();
+    for (cpu, apic) in cpus.iter().enumerate() {
+        let vcpu = if cpu == 0 { &guest.vcpu } else { &others[cpu - 1] };
+        let mut lapic = vcpu.get_lapic().unwrap();
+        (lapic.regs[0xf1], lapic.regs[0xd3]) = (1, 1 << cpu);
+        vcpu.set_lapic(&lapic).unwrap();
+        apic.write(0x0f0, &0x1ff_u32.to_le_bytes());
+        apic.write(0x0d0, &(1_u32 << (24 + cpu)).to_le_bytes());
+    }
+    (apics, cpus, others)
+}
+
+/// Makes both CPUs hold nothing but, if there is one, a level-triggered vector in service.
+fn hold(apic: &LocalApic, vcpu: &VcpuFd, in_service: Option<usize>) {
+    let mut vectors = [0; 4];
+    let mut lapic = vcpu.get_lapic().unwrap();
+    for register in [0x100, 0x180, 0x200] {
+        lapic.regs[register..register + 0x80].fill(0);
+        if let (Some(vector), 0x100 | 0x180) = (in_service, register) {
+            vectors[vector / 64] = 1 << (vector % 64);
+            lapic.regs[register + vector / 32 * 16 + vector % 32 / 8] = 1 << (vector % 8);
+        }
+    }
+    vcpu.set_lapic(&lapic).unwrap();
+    let state = LocalApicState {
+        irr: [0; 4],
+        isr: vectors,
+        tmr: vectors,
+        ..apic.save()
+    };
+    apic.restore(&state).unwrap();
+}
+
+/// From the line to the vector: entries by access, the EOI by that of a local APIC, and what each of three CPUs has pending,
+/// with its trigger mode.
 ///
 /// Left out, besides what is above:
 /// - the version register: KVM's is 0x11, which has no EOI register;
 /// - registers that do not exist, which read as ones there;
-/// - messages to nobody, of which KVM knows that nobody took them: with us they are gone, as on a bus.
+/// - messages to nobody, of which KVM knows that nobody took them: with us they are gone, as on a bus;
+/// - lowest priority, for which KVM may choose another of several that are equal;
+/// - edges with the vector of a level, which KVM sends again after an EOI while their line is up.
 #[test]
-fn the_ioapic_reads_as_kvms_to_a_guest() {
+fn lines_lead_to_the_same_vectors_on_the_same_cpus_as_kvms() {
     let Some(mut guest) = guest() else { return };
-    let ours = IoApic::new(IoApicConfig::default(), Anywhere).unwrap();
+    let (apics, cpus, others) = local_apics(&mut guest);
+    let ours = IoApic::new(IoApicConfig::default(), apics.clone()).unwrap();
+    let _hook = apics.on_eoi({
+        let ours = ours.clone();
+        move |vector| ours.eoi(vector)
+    });
     let lines: Vec<LevelLine> = (0..24).map(|pin| ours.level_line(Pin(pin)).unwrap()).collect();
     let both = |guest: &mut crate::Guest, index: u32, value: u32| {
         guest.run(&[Write(IOREGSEL, index), Write(IOWIN, value)]);
         ours.write(0x00, &index.to_le_bytes());
         ours.write(0x10, &value.to_le_bytes());
     };
-    let mut lapic = guest.vcpu.get_lapic().unwrap();
-    lapic.regs[0xf1] = 1;
-    guest.vcpu.set_lapic(&lapic).unwrap();
+    // Nowhere is nobody, also not for those whose turn comes late.
+    (0..24).for_each(|pin| both(&mut guest, 0x11 + 2 * pin, 1 << 24));
     let mut random = Random(0x10a9_1c01);
-    let (mut in_service, mut ended) = (0, 0);
+    let (mut in_service, mut ended, mut pending) = (0, 0, [0; CPUS]);
     for step in 0..STEPS / 10 {
         let pin = random.below(24);
         match random.below(8) {
@@ -164,16 +218,17 @@ fn the_ioapic_reads_as_kvms_to_a_guest() {
                     guest.vm.set_irq_line(pin, false).unwrap();
                     lines[pin as usize].clear().unwrap();
                 }
-                let mut low = (0x30 + random.below(8)) | random.below(2) << 8;
+                let level = !random.one_in(3);
+                let mut low = u32::from(!level) << 3 | (0x30 + random.below(8)) | random.below(2) << 11;
                 // What the guest writes there is not looked at.
                 low |= random.below(2) << 12 | random.below(2) << 14 | random.below(0x8000) << 17;
                 low |= if random.one_in(3) { MASKED as u32 } else { 0 };
-                low |= if random.one_in(3) { 0 } else { LEVEL as u32 };
+                low |= if level { LEVEL as u32 } else { 0 };
                 both(&mut guest, 0x10 + 2 * pin, low);
             }
             6 => {
-                // To the one CPU, or to all of them.
-                let high = random.pick(&[0, 0xff]) << 24 | random.below(0x100) << 16;
+                // As an ID or as a mask.
+                let high = random.pick(&[1, 2, 0xff]) << 24 | random.below(0x100) << 16;
                 both(&mut guest, 0x11 + 2 * pin, high);
                 let id = random.byte();
                 both(&mut guest, 0, u32::from(id) << 24);
@@ -181,17 +236,10 @@ fn the_ioapic_reads_as_kvms_to_a_guest() {
             _ => {
                 // The CPU has the vector in service, as a level, and ends it.
                 let vector = 0x30 + random.below(8) as usize;
-                let mut lapic = guest.vcpu.get_lapic().unwrap();
-                for register in [0x100, 0x180, 0x200] {
-                    lapic.regs[register..register + 0x80].fill(0);
-                }
-                for register in [0x100, 0x180] {
-                    lapic.regs[register + vector / 32 * 16 + vector % 32 / 8] = 1 << (vector % 8);
-                }
-                guest.vcpu.set_lapic(&lapic).unwrap();
+                hold(&cpus[0], &guest.vcpu, Some(vector));
                 let before = ours.save();
                 guest.run(&[Write(LOCAL_EOI, 0)]);
-                ours.eoi(Vector(vector as u8));
+                cpus[0].write(0x0b0, &[0; 4]);
                 ended += u32::from(before != ours.save());
             }
         }
@@ -216,9 +264,23 @@ fn the_ioapic_reads_as_kvms_to_a_guest() {
             assert_eq!(u32::from_le_bytes(select), done[2].value, "IOREGSEL");
             in_service += u32::from(mask == LOW_HALF && value & REMOTE_IRR as u32 != 0);
         }
+        for (cpu, apic) in cpus.iter().enumerate() {
+            let vcpu = if cpu == 0 { &guest.vcpu } else { &others[cpu - 1] };
+            let (state, lapic) = (apic.save(), vcpu.get_lapic().unwrap());
+            let theirs = [0x200, 0x180, 0x100].map(|register| array(&lapic, register));
+            assert_eq!([state.irr, state.tmr, state.isr], theirs, "CPU {cpu}, step {step}");
+            pending[cpu] += u32::from(state.irr != [0; 4]);
+            if step % 16 == 0 {
+                hold(apic, vcpu, None);
+            }
+        }
     }
     assert!(
         in_service > 200 && ended > 8,
         "hardly anything was reached: {in_service} {ended}"
+    );
+    assert!(
+        pending.iter().all(|pending| *pending > 50),
+        "hardly anything was pending: {pending:?}"
     );
 }

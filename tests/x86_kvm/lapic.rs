@@ -14,7 +14,7 @@ use devisor::{
 use kvm_bindings::kvm_lapic_state;
 
 use crate::{
-    Random, STEPS, guest,
+    Random, STEPS, array, guest,
     kvm_access::Access::{Read, Write},
 };
 
@@ -51,16 +51,6 @@ fn set_array(state: &mut kvm_lapic_state, offset: usize, value: [u64; 4]) {
             state.regs[offset + n * 16 + byte] = value as _;
         }
     }
-}
-
-fn array(state: &kvm_lapic_state, offset: usize) -> [u64; 4] {
-    let byte = |vector: usize| state.regs[offset + vector / 32 * 16 + vector % 32 / 8] as u8;
-    std::array::from_fn(|word| {
-        (0..64).fold(0, |bits, bit| {
-            let vector = word * 64 + bit;
-            bits | u64::from(byte(vector) >> (vector % 8) & 1) << bit
-        })
-    })
 }
 
 /// The registers that are compared: all but the current count, which runs, and ESR, where the kernel notes no errors.

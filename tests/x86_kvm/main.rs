@@ -17,7 +17,7 @@ mod kvm_access;
 mod skip;
 
 use kvm_access::Guest;
-use kvm_bindings::kvm_irqchip;
+use kvm_bindings::{kvm_irqchip, kvm_lapic_state};
 use kvm_ioctls::{Kvm, VmFd};
 use skip::skipped;
 
@@ -76,4 +76,15 @@ fn guest() -> Option<Guest> {
     Guest::new()
         .inspect_err(|error| skipped(format_args!("/dev/kvm runs no guest: {error}")))
         .ok()
+}
+
+/// A register of 256 bits of the kernel's local APIC.
+fn array(state: &kvm_lapic_state, offset: usize) -> [u64; 4] {
+    let byte = |vector: usize| state.regs[offset + vector / 32 * 16 + vector % 32 / 8] as u8;
+    std::array::from_fn(|word| {
+        (0..64).fold(0, |bits, bit| {
+            let vector = word * 64 + bit;
+            bits | u64::from(byte(vector) >> (vector % 8) & 1) << bit
+        })
+    })
 }

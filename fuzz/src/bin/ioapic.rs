@@ -42,7 +42,7 @@ enum Step {
     Restore {
         id: u8,
         select: u16,
-        pins: [(u64, bool); PINS as usize],
+        pins: Box<[(u64, bool); PINS as usize]>,
     },
 }
 
@@ -126,8 +126,8 @@ impl Machine {
             Step::Retry => self.ioapic.retry(),
             Step::Reset => self.ioapic.reset(),
             Step::Move => self.move_away(),
-            Step::Restore { id, select, pins } => {
-                let pins = pins.map(|(entry, line)| PinState { entry, line });
+            Step::Restore { id, select, ref pins } => {
+                let pins = (**pins).map(|(entry, line)| PinState { entry, line });
                 let (select, pins) = (u32::from(select), pins.to_vec());
                 if self.ioapic.restore(&IoApicState { id, select, pins }).is_ok() {
                     // The devices do as they did: a pin that was restored as up stays so until one of them moves it.
