@@ -529,6 +529,24 @@ fn the_level_of_a_pin_is_the_or_of_its_sources() {
 }
 
 #[test]
+fn a_line_counts_once_however_often_it_is_driven() {
+    let (ioapic, _) = new();
+    let [one, other] = [0, 1].map(|_| ioapic.level_line(Pin(4)).unwrap());
+    let is_up = || ioapic.save().pins[4].line;
+    one.trigger().unwrap();
+    one.trigger().unwrap();
+    one.clear().unwrap();
+    assert!(!is_up(), "it was up once");
+    other.trigger().unwrap();
+    one.clear().unwrap();
+    one.clear().unwrap();
+    assert!(is_up(), "the other holds it");
+    drop(one);
+    assert!(is_up(), "and still does");
+    assert!(format!("{other:?}").contains("pin 4"));
+}
+
+#[test]
 fn dropping_a_line_lets_go() {
     let (ioapic, sink) = new();
     program(&ioapic, 11, LEVEL | 0x70);

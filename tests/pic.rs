@@ -201,6 +201,22 @@ fn the_level_of_an_irq_is_the_or_of_its_sources_and_dropping_one_lets_go() {
 }
 
 #[test]
+fn a_line_counts_once_however_often_it_is_driven() {
+    let guest = new();
+    let [one, other] = [0, 1].map(|_| guest.pic.level_line(Irq(5)).unwrap());
+    let is_up = || guest.pic.save().master.lines >> 5 & 1 != 0;
+    one.trigger().unwrap();
+    one.trigger().unwrap();
+    one.clear().unwrap();
+    assert!(!is_up(), "it was up once");
+    other.trigger().unwrap();
+    one.clear().unwrap();
+    drop(one);
+    assert!(is_up(), "the other holds it");
+    assert!(format!("{other:?}").contains("IRQ 5"));
+}
+
+#[test]
 fn a_pulse_on_a_level_triggered_irq_goes_by_unseen() {
     let guest = new();
     guest.level_triggered(5);
