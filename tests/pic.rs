@@ -425,6 +425,10 @@ fn the_special_fully_nested_mode_lets_the_slave_interrupt_itself() {
         assert_eq!(guest.take(), second);
         guest.pulse(14);
         assert_eq!(guest.take(), None, "but not by a lower one");
+        guest.pulse(3);
+        assert_eq!(guest.take(), None, "nor by one that the slave comes before");
+        guest.pulse(1);
+        assert_eq!(guest.take(), Some(0x21));
     }
 }
 
