@@ -760,7 +760,8 @@ fn nothing_is_lost_over_a_sink_that_keeps_refusing() {
     let (ioapic, sink) = new();
     let levels: Vec<_> = (0..12).map(|pin| ioapic.level_line(Pin(pin)).unwrap()).collect();
     for pin in 0..24 {
-        program(&ioapic, pin, 0x30 + u64::from(pin) | if pin < 12 { LEVEL } else { 0 });
+        let level = if pin < 12 { LEVEL } else { 0 };
+        program(&ioapic, pin, level | (0x30 + u64::from(pin)));
     }
     for round in 0..50 {
         sink.refuse(true);

@@ -69,7 +69,7 @@ impl OurPit {
 /// may be some microseconds apart.
 fn ticks_between(khz: u32, from: Done, to: Done) -> std::ops::RangeInclusive<u64> {
     const APART: u64 = 12;
-    let ticks = |cycles: u64| cycles as f64 / f64::from(khz) * 1193.181_8;
+    let ticks = |cycles: u64| cycles as f64 / f64::from(khz) * 1_193.181_8;
     let least = ticks(to.before.saturating_sub(from.after)) * 0.999;
     let most = ticks(to.after - from.before) * 1.001;
     (least as u64).saturating_sub(APART)..=most as u64 + APART
