@@ -67,6 +67,78 @@ enum What {
     Reset,
     SetTsc(u64),
     Move,
+    Restore(Box<State>),
+}
+
+/// What a state from outside may be, close enough to one that there is for most to be taken.
+#[derive(Arbitrary, Debug)]
+struct State {
+    apic_base: u8,
+    tpr: u8,
+    logical_id: u8,
+    destination_model: u8,
+    svr: u16,
+    errors: [u8; 2],
+    icr: u32,
+    lvt: [u16; 6],
+    vectors: [[u64; 4]; 3],
+    initial_count: u32,
+    divide: u8,
+    timer_left: Option<u32>,
+    tsc_deadline: u64,
+    tsc: u64,
+    start_up: Option<u8>,
+    flags: u8,
+}
+
+impl State {
+    fn state(&self, id: ApicId) -> LocalApicState {
+        let flag = |bit: u32| self.flags >> bit & 1 != 0;
+        let error = |error: u8| u32::from(error) & 0xe0;
+        // Bit 16 is the mask, which is set while the APIC is disabled.
+        let masked = if self.svr & 0x100 == 0 { 1 << 16 } else { 0 };
+        // The timer has two bits of mode above it.
+        let mut lvt = self
+            .lvt
+            .map(|entry| u32::from(entry & 0xff) | u32::from(entry & 0x100) << 8 | masked);
+        let mode = u32::from(self.lvt[0] >> 9 & 3);
+        lvt[0] |= mode << 17;
+        let counts = mode < 2 && self.initial_count != 0;
+        let [irr, isr, tmr] = self.vectors.map(|[low, rest @ ..]| {
+            let [a, b, c] = rest;
+            [low & !0xffff, a, b, c]
+        });
+        LocalApicState {
+            id,
+            apic_base: 0xfee0_0000 | u64::from(self.apic_base & 1) << 8 | u64::from(self.apic_base & 6) << 9,
+            tpr: self.tpr,
+            logical_id: self.logical_id,
+            destination_model: self.destination_model & 0xf,
+            svr: u32::from(self.svr & 0x13ff),
+            esr: error(self.errors[0]),
+            errors: error(self.errors[1]),
+            icr: u64::from(self.icr >> 24) << 56 | u64::from(self.icr & 0xcfff),
+            lvt,
+            irr,
+            isr,
+            tmr,
+            initial_count: self.initial_count,
+            divide: u32::from(self.divide & 0xb),
+            timer_left: self
+                .timer_left
+                .filter(|_| counts)
+                .map(|left| u64::from(left.min(self.initial_count))),
+            tsc_deadline: if mode == 2 { self.tsc_deadline } else { 0 },
+            tsc: self.tsc,
+            init: flag(0),
+            start_up: self.start_up.map(Vector),
+            nmi: flag(1),
+            smi: flag(2),
+            ext_int: flag(3),
+            waits_for_start_up: flag(4),
+            lint: [flag(5), flag(6)],
+        }
+    }
 }
 
 struct Cpu {
@@ -163,6 +235,12 @@ impl Machine {
             What::Acknowledge => self.acknowledge(cpu),
             What::Look => _ = apic.needs_attention(),
             What::Move => self.move_away(),
+            What::Restore(ref state) => {
+                if apic.restore(&state.state(apic.id())).is_ok() {
+                    // What it has become by then is a state that there can be, too.
+                    self.move_away();
+                }
+            }
             What::Message { address, data } => {
                 self.send(address, data);
                 return false;
