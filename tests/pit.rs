@@ -432,6 +432,36 @@ fn a_rise_is_not_lost_if_a_register_access_comes_before_the_alarm() {
 }
 
 #[test]
+fn a_short_period_does_not_set_the_alarm_more_often_than_every_200_microseconds() {
+    for (mode, count) in [(2, 2), (2, 238), (3, 7), (3, 100)] {
+        let machine = new();
+        machine.start(0, mode, count);
+        machine.heard();
+        let mut last = machine.clock.now();
+        for _ in 0..100 {
+            let deadline = machine.pit.deadline().unwrap();
+            assert!(
+                deadline - last >= Duration::from_micros(200),
+                "mode {mode}, count {count}"
+            );
+            let (ticks, period) = (deadline.as_nanos() * 105 / 88_000 - 1, u128::from(count));
+            assert_eq!(ticks % period, 0, "a rise of OUT, without drift");
+            // Looking at it meanwhile does not put it off.
+            machine.clock.advance(Duration::from_micros(150));
+            machine.pit.expire();
+            assert_eq!(machine.pit.deadline(), Some(deadline));
+            machine.heard();
+            machine.clock.advance_to(deadline);
+            machine.pit.expire();
+            let heard = machine.heard();
+            assert_eq!(heard.last(), Some(&true));
+            assert!(heard.len() <= 2, "as many as went by are one");
+            last = deadline;
+        }
+    }
+}
+
+#[test]
 fn counts_that_are_not_allowed_have_no_deadline() {
     for mode in [2, 3] {
         let machine = new();

@@ -274,6 +274,8 @@ impl Pics {
 /// - ICW1 while a line is up: QEMU forgets that it is up, and the next assertion of it is an edge;
 /// - the non-specific EOI in special mask mode while a masked input is in service: QEMU ends it all the same;
 /// - automatic EOI in the slave, where QEMU's INT does not fall between two requests, so that the master misses the second;
+/// - polls of the master in special fully nested mode while the slave is in service and another input requests: QEMU lets
+///   those in that the slave comes before;
 /// - polls of the slave that do not follow one of the master: QEMU leaves the request latched there.
 #[test]
 fn the_8259_pair_reads_as_qemus() {
@@ -292,8 +294,11 @@ fn the_8259_pair_reads_as_qemus() {
                 both.write(chip, 1, mask);
             }
             8 | 9 => {
-                both.write(0, 0, 0x0c);
                 let master = both.ours.save().master;
+                if master.special_fully_nested && master.isr & 4 != 0 && master.irr & !master.imr & !4 != 0 {
+                    continue;
+                }
+                both.write(0, 0, 0x0c);
                 both.compare(0, 0, &when);
                 if both.ours.save().master.isr & !master.isr & 4 != 0 {
                     both.write(1, 0, 0x0c);

@@ -49,15 +49,25 @@ fn an_ipi_with_a_vector_below_16_is_not_sent_and_the_sender_says_so() {
 }
 
 #[test]
-fn a_level_triggered_ipi_is_an_edge_and_its_deassertion_nothing() {
+fn a_level_triggered_ipi_is_an_edge_also_de_asserted_and_that_of_init_is_nothing() {
     let machine = Machine::enabled(2);
     machine.cpus[0].write(ICR_HIGH, 1 << 24);
     machine.cpus[0].write(ICR_LOW, LEVEL | ASSERT | 0x41);
     assert!(machine.cpus[1].has(IRR, 0x41) && !machine.cpus[1].has(TMR, 0x41));
     machine.cpus[0].write(ICR_LOW, LEVEL | 0x42);
     machine.cpus[0].write(ICR_LOW, LEVEL | 0x500);
-    assert!(!machine.cpus[1].has(IRR, 0x42));
+    assert!(machine.cpus[1].has(IRR, 0x42) && !machine.cpus[1].has(TMR, 0x42));
     assert_eq!(machine.cpus[1].apic.next_event(), None, "INIT de-assert");
+}
+
+#[test]
+fn the_reserved_delivery_modes_of_a_command_send_nothing() {
+    let machine = Machine::enabled(2);
+    machine.cpus[0].write(ICR_HIGH, 1 << 24);
+    for mode in [3, 7] {
+        machine.cpus[0].write(ICR_LOW, ASSERT | mode << 8 | 0x41);
+    }
+    assert!(!machine.cpus[1].apic.needs_attention());
 }
 
 /// Every low half, with any reserved bit and any combination that the manual calls invalid.

@@ -16,29 +16,19 @@ impl PinSet {
         self.0[pin as usize / 64] |= 1 << (pin % 64);
     }
 
-    /// Whether it was there.
-    pub(super) fn remove(&mut self, pin: u32) -> bool {
-        let was = self.contains(pin);
+    pub(super) fn remove(&mut self, pin: u32) {
         self.0[pin as usize / 64] &= !(1 << (pin % 64));
-        was
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.0 == [0; 4]
     }
 
-    fn pop(&mut self) -> Option<u32> {
+    pub(super) fn pop(&mut self) -> Option<u32> {
         let word = self.0.iter().position(|word| *word != 0)?;
         let bit = self.0[word].trailing_zeros();
         self.0[word] &= self.0[word] - 1;
         Some(word as u32 * 64 + bit)
-    }
-
-    fn union(mut self, other: Self) -> Self {
-        for (word, other) in self.0.iter_mut().zip(other.0) {
-            *word |= other;
-        }
-        self
     }
 }
 
@@ -48,6 +38,8 @@ pub(super) struct Pin {
     pub(super) holders: u32,
     /// It was up when the state was saved, and its device has not driven it since the restore.
     pub(super) restored_up: bool,
+    /// An edge or a pulse has come whose message was not accepted yet.
+    pub(super) latched: bool,
     /// Counts the messages of this pin, so that the answer to an old one is known for what it is.
     pub(super) attempt: u32,
     /// The redirection entry without what the guest cannot write.
@@ -59,6 +51,7 @@ impl Pin {
         Self {
             holders: 0,
             restored_up: false,
+            latched: false,
             attempt: 0,
             entry: ENTRY_RESET,
         }
@@ -129,10 +122,8 @@ pub(super) struct Model {
     pub(super) select: u32,
     /// Level-sensitive pins whose message was accepted and has had no EOI since.
     pub(super) remote_irr: PinSet,
-    /// Edges and pulses whose message was not accepted yet.
-    pub(super) latched: PinSet,
 
-    /// Pins to look at again: something about them has changed, or their message was refused.
+    /// Pins to look at: something about them has changed, or their message was refused.
     pub(super) due: PinSet,
 }
 
@@ -143,7 +134,6 @@ impl Model {
             id: 0,
             select: 0,
             remote_irr: PinSet::default(),
-            latched: PinSet::default(),
             due: PinSet::default(),
         }
     }
@@ -155,14 +145,13 @@ impl Model {
             id,
             select,
             remote_irr,
-            latched,
             due,
         } = self;
         for pin in pins {
-            pin.entry = ENTRY_RESET;
+            (pin.entry, pin.latched) = (ENTRY_RESET, false);
         }
         (*id, *select) = (0, 0);
-        (*remote_irr, *latched, *due) = Default::default();
+        (*remote_irr, *due) = Default::default();
     }
 
     /// One line more, or one less, holds the pin up.
@@ -195,8 +184,10 @@ impl Model {
 
     /// Section 3.2.4, on the mask: an edge on a masked pin is neither delivered nor held pending.
     fn edge(&mut self, index: u32) {
-        if !self.pins[index as usize].is_masked() {
-            self.latched.insert(index);
+        let pin = &mut self.pins[index as usize];
+        if !pin.is_masked() {
+            pin.latched = true;
+            self.due.insert(index);
         }
     }
 
@@ -210,22 +201,29 @@ impl Model {
         }
     }
 
-    /// The pins that may have a message to send.
-    pub(super) fn candidates(&self) -> PinSet {
-        self.due.union(self.latched)
+    /// The level-sensitive pins that have a vector.
+    pub(super) fn levels_with(&self, vector: u8) -> PinSet {
+        let mut pins = PinSet::default();
+        for (index, pin) in (0..).zip(&self.pins) {
+            if is_level(pin.entry) && pin.entry & VECTOR == u64::from(vector) {
+                pins.insert(index);
+            }
+        }
+        pins
     }
 
-    /// Where every output is derived: takes the first of the `candidates` that has a message to send, which then
-    /// counts as accepted unless [`refused`](Self::refused) says otherwise.
+    /// Where every output is derived: takes the first of the `candidates`, of those that are due, that has a message to
+    /// send, which then counts as accepted unless [`refused`](Self::refused) says otherwise.
     pub(super) fn next_message(&mut self, candidates: &mut PinSet) -> Option<(Ticket, MsiMessage)> {
         while let Some(index) = candidates.pop() {
             self.due.remove(index);
             let pin = &mut self.pins[index as usize];
             let level = is_level(pin.entry);
-            if pin.is_masked() || self.remote_irr.contains(index) {
+            // What the guest does about either makes the pin due again.
+            if pin.is_masked() || level && self.remote_irr.contains(index) {
                 continue;
             }
-            let latched = self.latched.remove(index);
+            let latched = std::mem::take(&mut pin.latched);
             let is_wanted = latched || (level && pin.is_active());
             if !is_wanted {
                 continue;
@@ -250,23 +248,22 @@ impl Model {
     /// The sink did not take a message: it is owed, unless a later one of this pin has gone out meanwhile.
     pub(super) fn refused(&mut self, ticket: Ticket) {
         let Ticket { pin, attempt, latched } = ticket;
-        if self.pins[pin as usize].attempt != attempt {
+        let state = &mut self.pins[pin as usize];
+        if state.attempt != attempt {
             return;
         }
+        state.latched |= latched;
         self.remote_irr.remove(pin);
         self.due.insert(pin);
-        if latched {
-            self.latched.insert(pin);
-        }
     }
 
     /// The redirection entry with its read-only bits.
     pub(super) fn entry(&self, index: u32) -> u64 {
-        let mut entry = self.pins[index as usize].entry;
+        let Pin { mut entry, latched, .. } = self.pins[index as usize];
         if self.remote_irr.contains(index) {
             entry |= REMOTE_IRR;
         }
-        if self.candidates().contains(index) {
+        if latched || self.due.contains(index) {
             entry |= DELIVERY_STATUS;
         }
         entry
@@ -310,7 +307,6 @@ impl Model {
         match offset {
             IOREGSEL => self.select = merged & Self::select_mask(self.pins.len()),
             IOWIN => self.write_selected(merged),
-            EOI if lanes & 0xff != 0 => self.eoi(merged as u8),
             _ => (),
         }
     }

@@ -90,18 +90,18 @@ impl Model {
             id,
             select,
             remote_irr,
-            latched,
             due: _,
         } = self;
         let pins = (0..).zip(pins).map(|(index, pin)| {
             let Pin {
                 holders: _,
                 restored_up: _,
+                latched,
                 attempt: _,
                 entry,
             } = *pin;
             let remote_irr = u64::from(remote_irr.contains(index)) * REMOTE_IRR;
-            let latched = u64::from(latched.contains(index)) * DELIVERY_STATUS;
+            let latched = u64::from(latched) * DELIVERY_STATUS;
             PinState {
                 entry: entry | remote_irr | latched,
                 line: pin.is_up(),
@@ -123,11 +123,9 @@ impl Model {
             if entry & REMOTE_IRR != 0 {
                 self.remote_irr.insert(index);
             }
-            if entry & DELIVERY_STATUS != 0 {
-                self.latched.insert(index);
-            }
             let pin = &mut self.pins[index as usize];
             pin.entry = entry & WRITABLE;
+            pin.latched = entry & DELIVERY_STATUS != 0;
             pin.restored_up = *line;
             // The first line counts from the saved level on, so that what has changed since is an edge.
             if pin.holders != 0 {

@@ -277,6 +277,10 @@ impl LocalApics {
     /// Local APICs after power-up: in xAPIC mode, disabled by software. The first CPU is the bootstrap processor; the
     /// others wait for a start-up message. Time-stamp counters are at zero when `clock` is.
     ///
+    /// All entries of the local vector table are masked then. What lets a guest with 8259s work that does not know of its local
+    /// APIC is set up by a PC's firmware: an embedder without one writes 0x1ff to SVR, 0x700 (ExtINT) to LINT0 and 0x400
+    /// (NMI) to LINT1 of the bootstrap processor.
+    ///
     /// # Errors
     /// [`LocalApicError`] if there is no CPU, an ID is taken, or `config` has what a local APIC cannot have.
     pub fn new(

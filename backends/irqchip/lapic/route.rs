@@ -130,12 +130,14 @@ impl Message {
             3 => Target::Others,
             _ => Target::of(low & ICR_LOGICAL != 0, destination, broadcast),
         };
-        // The de-assertion of a level: of INIT it once synchronised arbitration IDs, of others it means nothing.
-        if low & ICR_LEVEL != 0 && low & ICR_ASSERT == 0 {
+        // ExtINT is for messages and pins: here its code is reserved.
+        let mode = DeliveryMode::of(low).filter(|mode| *mode != DeliveryMode::ExtInt)?;
+        // The de-assertion of INIT once synchronised arbitration IDs. Others have none: see below.
+        if mode == DeliveryMode::Init && low & ICR_LEVEL != 0 && low & ICR_ASSERT == 0 {
             return None;
         }
         Some(Self {
-            mode: DeliveryMode::of(low)?,
+            mode,
             vector: Vector(low as u8),
             // "The local APIC will override the bit setting and issue the interrupt as an edge" (table 12-3, note 1).
             level: false,

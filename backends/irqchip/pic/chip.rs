@@ -105,11 +105,11 @@ impl Chip {
         if self.special_mask {
             in_service &= !self.imr;
         }
-        if self.special_fully_nested && self.is_master {
-            // What is in service is the slave; it decides itself what is more urgent there.
-            in_service &= !(1 << CASCADE);
-        }
-        let blocked = self.most_urgent(in_service).is_some_and(|(_, served)| served <= rank);
+        // A slave that is in service decides itself what is more urgent there.
+        let nests = self.special_fully_nested && self.is_master && input == CASCADE;
+        let blocked = self
+            .most_urgent(in_service)
+            .is_some_and(|(_, served)| served < rank || served == rank && !nests);
         (!blocked).then_some(input)
     }
 

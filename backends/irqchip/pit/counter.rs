@@ -119,14 +119,21 @@ impl CounterState {
         Some(since + (at? - self.counted))
     }
 
-    /// When OUT will next move by itself, and stay for more than a tick.
-    pub(super) fn next_move(&self, after: u64) -> Option<u64> {
+    /// When it is next to be looked at: when OUT will next move by itself, and stay for more than a tick.
+    pub(super) fn next_look(&self, after: u64) -> Option<u64> {
         let rise = self.next_rise(after)?;
+        let period = u64::from(self.count?);
+        if self.is_periodic() && period < MIN_PERIOD {
+            // At the end of every so many of its periods.
+            let several = MIN_PERIOD.div_ceil(period) * period;
+            let end = (self.elapsed(after) / several + 1) * several;
+            return Some(self.since? + (end - self.counted));
+        }
         if self.mode() != SquareWave || !self.out(after) {
             return Some(rise);
         }
         // High is the first half of the period, which ends with this rise.
-        Some(rise - u64::from(self.count? / 2))
+        Some(rise - period / 2)
     }
 
     /// The output.

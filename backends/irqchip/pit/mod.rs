@@ -65,7 +65,8 @@ pub use snapshot::{PitState, PitStateError};
 /// Counters count at 105/88 MHz (1.193182 MHz) of the clock, without drift: every period is counted from the first, and
 /// not from when the embedder came round. If it comes late, OUT of counter 0 falls and rises once, however many periods
 /// went by. Between them the line may stay up where OUT is low for one tick alone (modes 2, 4 and 5): it falls when it
-/// is to rise again.
+/// is to rise again. So that a guest cannot keep the host busy, the alarm of a periodic counter is not set more often than
+/// every 200 microseconds: shorter periods are coalesced, as by a CPU that does not get around to them.
 ///
 /// Counters 0 and 1 have GATE high. Before its first control word a counter is in mode 0, without a count.
 ///

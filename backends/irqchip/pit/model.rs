@@ -81,7 +81,7 @@ impl Model {
     }
 
     pub(super) fn deadline(&self) -> Option<Duration> {
-        let at = self.counters[0].next_move(self.now)?;
+        let at = self.counters[0].next_look(self.now)?;
         Some(time_of(self.host.checked_add(at - self.now)?))
     }
 

@@ -8,6 +8,9 @@ pub(super) const PORTS: u64 = 4;
 pub(super) const TICKS: u64 = 105;
 pub(super) const NANOSECONDS: u64 = 88_000;
 
+/// The alarm of a periodic counter is not set more often than every 200 microseconds.
+pub(super) const MIN_PERIOD: u64 = 239;
+
 // Control word.
 pub(super) const SC_SHIFT: u8 = 6;
 /// SC of the read-back command.
