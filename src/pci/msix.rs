@@ -202,6 +202,23 @@ impl MsiX {
         true
     }
 
+    /// Forgets what is pending and gives every vector back to the platform, whatever masks it; the table and the registers stay
+    /// as they are. A vector is asked for again when it is next signalled or unmasked. For a device that was reset by its
+    /// driver: nothing is pending any more, but its function is where the guest has put it.
+    ///
+    /// Calls the platform: use it with nothing locked. A signal that comes meanwhile is dropped, or sent as one that came
+    /// after.
+    pub fn release(&self) {
+        self.hush();
+        self.settle_all();
+        lock(&self.table).derive(&self.messages);
+    }
+
+    fn hush(&self) {
+        let _table = lock(&self.table);
+        (0..self.len().into()).for_each(|vector| self.messages.set(vector, Gate::Off));
+    }
+
     /// Empties the table. MSI-X is disabled already.
     pub(super) fn reset(&self) {
         lock(&self.table).entries.fill(MsiXEntry::RESET);
