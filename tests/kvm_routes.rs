@@ -78,7 +78,12 @@ impl World {
     /// The vectors that the local APIC was asked for since the last call.
     fn requested(&self) -> Vec<u8> {
         let mut apic = self.vcpu.get_lapic().unwrap();
-        let bit = |vector: u8| (IRR + usize::from(vector / 32) * 16 + usize::from(vector % 32 / 8), vector % 8);
+        let bit = |vector: u8| {
+            (
+                IRR + usize::from(vector / 32) * 16 + usize::from(vector % 32 / 8),
+                vector % 8,
+            )
+        };
         let requested: Vec<u8> = (0..=255)
             .filter(|&vector| {
                 let (at, bit) = bit(vector);
@@ -292,7 +297,10 @@ fn allow_files(count: u64) -> Result<(), String> {
         libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
     }
     if limit.rlim_cur < count {
-        return Err(format!("{} open files are allowed, and {count} are needed", limit.rlim_cur));
+        return Err(format!(
+            "{} open files are allowed, and {count} are needed",
+            limit.rlim_cur
+        ));
     }
     Ok(())
 }
