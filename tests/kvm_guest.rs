@@ -17,7 +17,7 @@ use devisor::{
     bus::{Bus, BusDevice, read_le, write_le},
     interrupt::{Interrupt, LevelInterrupt, LevelOutput, SharedLine},
 };
-use kvm_guest::{Action, Controller, Guest, Machine, Program, Sensing, Wire, local_apic};
+use kvm_guest::{Action, Controller, Guest, Machine, Program, Sensing, Wire, program::local_apic};
 use skip::skipped;
 
 /// The wire of most tests. Both controllers have it, and its priority is above that of [`fence_gsi`] on both.
@@ -237,7 +237,7 @@ fn start(controller: Controller, machine: Machine, irqs: &KvmIrqs, wires: &[Wire
                 controller,
                 wires,
                 mmio,
-                ports: Bus::new(),
+                ..Default::default()
             })
             .unwrap(),
         controller,
