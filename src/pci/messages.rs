@@ -74,13 +74,18 @@ impl Messages {
     #[inline]
     pub fn trigger(&self, vector: u16, message: impl Fn() -> MsiMessage) -> io::Result<Signalled> {
         let Some(signal) = self.signals.get(usize::from(vector)) else {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the function has fewer vectors",
-            ));
+            return Err(no_such_vector());
         };
         let messages = self;
         self.counted(signal.trigger(&Programmed { messages, message }))
+    }
+
+    pub fn reserve(&self, vector: u16, message: impl Fn() -> MsiMessage) -> io::Result<()> {
+        let messages = self;
+        match self.signals.get(usize::from(vector)) {
+            Some(signal) => self.counted(signal.reserve(&Programmed { messages, message })),
+            None => Err(no_such_vector()),
+        }
     }
 
     /// A refusal is counted; the vector tries again when it is next settled or triggered.
@@ -96,4 +101,8 @@ impl Messages {
         }
         result
     }
+}
+
+fn no_such_vector() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "the function has fewer vectors")
 }

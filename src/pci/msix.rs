@@ -153,6 +153,15 @@ impl MsiX {
         self.messages.trigger(vector, || self.message(vector.into()))
     }
 
+    /// Asks the platform for `vector` now, and not when the guest first lets it through: a device that tells its driver
+    /// whether it can use a vector has to know. Does nothing while MSI-X is not enabled.
+    ///
+    /// # Errors
+    /// The function has no such vector, or the platform has none to give.
+    pub fn reserve(&self, vector: u16) -> io::Result<()> {
+        self.messages.reserve(vector, || self.message(vector.into()))
+    }
+
     pub(super) fn bar(&self) -> BarIndex {
         self.layout.bar
     }

@@ -30,6 +30,8 @@ const PROGRAMMED: u64 = 1 << 6;
 const BUSY: u64 = 1 << 7;
 /// Another one came meanwhile.
 const AGAIN: u64 = 1 << 8;
+/// The backend is to give a vector also while nothing may go out.
+const RESERVED: u64 = 1 << 9;
 
 /// Whether a signal may go out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +72,7 @@ impl Signal {
     /// Opens or shuts the gate. Calls nobody: follow it with [`settle`](Self::settle) once your locks are released.
     pub fn set(&self, gate: Gate) {
         self.change(|state| match gate {
-            Gate::Off => state & !(ON | OPEN | PENDING) | FORGET | STALE,
+            Gate::Off => state & !(ON | OPEN | PENDING | RESERVED) | FORGET | STALE,
             Gate::Masked => state & !OPEN | ON,
             Gate::Open => state | ON | OPEN,
         });
@@ -106,6 +108,16 @@ impl Signal {
             busy if busy & BUSY != 0 => Ok(Signalled::Sent),
             _ => self.work(source).map(|()| Signalled::Sent),
         }
+    }
+
+    /// Has the backend give a vector now, if the capability is enabled, though it may be masked.
+    ///
+    /// # Errors
+    /// The backend has none. It is asked again when the vector is unmasked. If another thread talks to it now, that one
+    /// hears of it.
+    pub fn reserve(&self, source: &impl Source) -> io::Result<()> {
+        self.change(|state| if state & ON != 0 { state | RESERVED } else { state });
+        self.settle(source)
     }
 
     /// Tells the backend what has changed, and sends what is owed and may go; or leaves that to the thread that is at it.
@@ -180,6 +192,9 @@ impl Signal {
                 }
                 self.state.fetch_and(!PROGRAMMED, Ordering::SeqCst);
             }
+            if seen & RESERVED != 0 {
+                self.allocate(vector, source)?;
+            }
             return Ok(());
         }
         if seen & PROGRAMMED != 0 && seen & STALE == 0 {
@@ -187,6 +202,18 @@ impl Signal {
         }
         // Not live until `program` has said so: a vector that refuses has no message.
         self.state.fetch_and(!PROGRAMMED, Ordering::SeqCst);
+        self.allocate(vector, source)?.program(Some(source.message()))?;
+        self.state.fetch_or(PROGRAMMED, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// The backend's vector. A reservation ends with the answer, whatever it is.
+    fn allocate<'a>(
+        &self,
+        vector: &'a mut Option<Box<dyn MsiVector>>,
+        source: &impl Source,
+    ) -> io::Result<&'a dyn MsiVector> {
+        self.state.fetch_and(!RESERVED, Ordering::SeqCst);
         let vector = match vector {
             Some(vector) => vector,
             None => {
@@ -195,9 +222,7 @@ impl Signal {
                 new
             }
         };
-        vector.program(Some(source.message()))?;
-        self.state.fetch_or(PROGRAMMED, Ordering::SeqCst);
-        Ok(())
+        Ok(&**vector)
     }
 
     /// One atomic step. Returns what was there before it; `change` may run more than once.
@@ -222,7 +247,7 @@ impl Signal {
 fn wants(state: u64) -> bool {
     match state & (ON | OPEN) {
         0 => state & ALLOCATED != 0,
-        ON => state & PROGRAMMED != 0,
+        ON => state & (PROGRAMMED | RESERVED) != 0,
         _ => state & PROGRAMMED == 0 || state & (PENDING | STALE) != 0,
     }
 }
