@@ -1,5 +1,7 @@
 //! The vectors of a function, of MSI or of MSI-X, and the platform behind them.
 
+#[cfg(unix)]
+use std::os::fd::OwnedFd;
 use std::{io, sync::Arc};
 
 use super::signal::{Gate, Signal, Signalled, Source};
@@ -74,18 +76,23 @@ impl Messages {
     #[inline]
     pub fn trigger(&self, vector: u16, message: impl Fn() -> MsiMessage) -> io::Result<Signalled> {
         let Some(signal) = self.signals.get(usize::from(vector)) else {
-            return Err(no_such_vector());
+            return Err(no_vector());
         };
         let messages = self;
         self.counted(signal.trigger(&Programmed { messages, message }))
     }
 
     pub fn reserve(&self, vector: u16, message: impl Fn() -> MsiMessage) -> io::Result<()> {
+        let signal = self.signals.get(usize::from(vector)).ok_or_else(no_vector)?;
         let messages = self;
-        match self.signals.get(usize::from(vector)) {
-            Some(signal) => self.counted(signal.reserve(&Programmed { messages, message })),
-            None => Err(no_such_vector()),
-        }
+        self.counted(signal.reserve(&Programmed { messages, message }))
+    }
+
+    #[cfg(unix)]
+    pub fn export(&self, vector: u16, message: impl Fn() -> MsiMessage) -> io::Result<OwnedFd> {
+        let signal = self.signals.get(usize::from(vector)).ok_or_else(no_vector)?;
+        let messages = self;
+        signal.export(&Programmed { messages, message })
     }
 
     /// A refusal is counted; the vector tries again when it is next settled or triggered.
@@ -103,6 +110,7 @@ impl Messages {
     }
 }
 
-fn no_such_vector() -> io::Error {
+#[cold]
+fn no_vector() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "the function has fewer vectors")
 }

@@ -1,5 +1,7 @@
 //! MSI-X (PCI Local Bus 3.0, section 6.8.2): the table, the pending bits, and both masks.
 
+#[cfg(unix)]
+use std::os::fd::OwnedFd;
 use std::{fmt, io, sync::Mutex};
 
 use super::{
@@ -160,6 +162,23 @@ impl MsiX {
     /// The function has no such vector, or the platform has none to give.
     pub fn reserve(&self, vector: u16) -> io::Result<()> {
         self.messages.reserve(vector, || self.message(vector.into()))
+    }
+
+    /// A descriptor that signals `vector` when 8 bytes with the number 1 are written to it, for who is to do that in the
+    /// device's place: vhost, another process. Only some platforms have any, KVM for one. The platform's vector is asked
+    /// for now, if the guest has not let it through yet.
+    ///
+    /// The descriptor follows the table. What is signalled while the vector is masked waits, sets the pending bit, and is
+    /// sent as one message on the unmask. It is dead once the guest has disabled MSI-X, and after a reset, a
+    /// [`release`](Self::release) or a restore: ask for another then.
+    ///
+    /// # Errors
+    /// `NotConnected` while MSI-X is disabled; `Unsupported` if the platform's vectors have no descriptor; `WouldBlock` if
+    /// another thread is changing this vector right now, so ask again; else the function has no such vector, or what the
+    /// platform or the operating system answered.
+    #[cfg(unix)]
+    pub fn export(&self, vector: u16) -> io::Result<OwnedFd> {
+        self.messages.export(vector, || self.message(vector.into()))
     }
 
     pub(super) fn bar(&self) -> BarIndex {
