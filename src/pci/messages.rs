@@ -82,6 +82,12 @@ impl Messages {
         self.counted(signal.trigger(&Programmed { messages, message }))
     }
 
+    pub fn reserve(&self, vector: u16, message: impl Fn() -> MsiMessage) -> io::Result<()> {
+        let signal = self.signals.get(usize::from(vector)).ok_or_else(no_vector)?;
+        let messages = self;
+        self.counted(signal.reserve(&Programmed { messages, message }))
+    }
+
     #[cfg(unix)]
     pub fn export(&self, vector: u16, message: impl Fn() -> MsiMessage) -> io::Result<OwnedFd> {
         let signal = self.signals.get(usize::from(vector)).ok_or_else(no_vector)?;

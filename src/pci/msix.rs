@@ -155,6 +155,15 @@ impl MsiX {
         self.messages.trigger(vector, || self.message(vector.into()))
     }
 
+    /// Asks the platform for `vector` now, and not when the guest first lets it through: a device that tells its driver
+    /// whether it can use a vector has to know. Does nothing while MSI-X is not enabled.
+    ///
+    /// # Errors
+    /// The function has no such vector, or the platform has none to give.
+    pub fn reserve(&self, vector: u16) -> io::Result<()> {
+        self.messages.reserve(vector, || self.message(vector.into()))
+    }
+
     /// A descriptor that signals `vector` when 8 bytes with the number 1 are written to it, for who is to do that in the
     /// device's place: vhost, another process. Only some platforms have any, KVM for one. The platform's vector is asked
     /// for now, if the guest has not let it through yet.

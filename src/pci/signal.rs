@@ -41,6 +41,8 @@ const BUSY: u64 = 1 << 7;
 const AGAIN: u64 = 1 << 8;
 /// Somebody has the descriptor, or wants it: there is a vector also while it is masked, and it is asked what waits in it.
 const EXPORTED: u64 = 1 << 9;
+/// The backend is to give a vector also while it is masked, and to say whether it can.
+const RESERVED: u64 = 1 << 10;
 
 /// Whether a signal may go out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +85,7 @@ impl Signal {
     /// Opens or shuts the gate. Calls nobody: follow it with [`settle`](Self::settle) once your locks are released.
     pub fn set(&self, gate: Gate) {
         self.change(|state| match gate {
-            Gate::Off => state & !(ON | OPEN | PENDING) | FORGET | STALE,
+            Gate::Off => state & !(ON | OPEN | PENDING | RESERVED) | FORGET | STALE,
             Gate::Masked => state & !OPEN | ON,
             Gate::Open => state | ON | OPEN,
         });
@@ -158,6 +160,16 @@ impl Signal {
         }
     }
 
+    /// Has the backend give a vector now, if the capability is enabled, though it may be masked.
+    ///
+    /// # Errors
+    /// The backend has none. It is asked again when the vector is unmasked. If another thread talks to it now, that one
+    /// hears of it.
+    pub fn reserve(&self, source: &impl Source) -> io::Result<()> {
+        self.change(|state| if state & ON != 0 { state | RESERVED } else { state });
+        self.settle(source)
+    }
+
     /// Tells the backend what has changed, and sends what is owed and may go; or leaves that to the thread that is at it.
     ///
     /// # Errors
@@ -227,7 +239,9 @@ impl Signal {
         if seen & ON == 0 {
             return Ok(());
         }
-        if vector.is_none() && seen & (OPEN | EXPORTED) != 0 {
+        if vector.is_none() && seen & (OPEN | EXPORTED | RESERVED) != 0 {
+            // A reservation ends with the answer, whatever it is.
+            self.state.fetch_and(!RESERVED, Ordering::SeqCst);
             let new = Arc::from(source.vector()?);
             *lock(&self.shown) = Some(Arc::clone(&new));
             *vector = Some(new);
@@ -280,7 +294,7 @@ impl Signal {
 fn wants(state: u64) -> bool {
     match state & (ON | OPEN) {
         0 => state & ALLOCATED != 0,
-        ON => state & PROGRAMMED != 0 || state & (EXPORTED | ALLOCATED) == EXPORTED,
+        ON => state & PROGRAMMED != 0 || state & ALLOCATED == 0 && state & (EXPORTED | RESERVED) != 0,
         _ => state & PROGRAMMED == 0 || state & (PENDING | STALE) != 0,
     }
 }
