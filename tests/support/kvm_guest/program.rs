@@ -37,7 +37,11 @@ pub enum Sensing {
 pub enum Action {
     /// Writes a byte to a port.
     OutByte { port: u16, value: u8 },
-    /// Writes 32 bits to memory or to a device.
+    /// Writes 8 bits to memory or to a device.
+    WriteByte { address: u32, value: u8 },
+    /// Writes 16 bits.
+    WriteWord { address: u32, value: u16 },
+    /// Writes 32 bits.
     WriteLong { address: u32, value: u32 },
     /// Reads 32 bits and writes them elsewhere: an interrupt status to the register that acknowledges it.
     CopyLong { from: u32, to: u32 },
@@ -157,6 +161,10 @@ std::arch::global_asm!(
     "    je 32f",
     "    cmp ecx, {copy_long}",
     "    je 33f",
+    "    cmp ecx, {write_byte}",
+    "    je 34f",
+    "    cmp ecx, {write_word}",
+    "    je 35f",
     "    ret",
     "31: out dx, al",
     "    jmp 30b",
@@ -164,6 +172,10 @@ std::arch::global_asm!(
     "    jmp 30b",
     "33: mov ebx, [edx]",
     "    mov [eax], ebx",
+    "    jmp 30b",
+    "34: mov [edx], al",
+    "    jmp 30b",
+    "35: mov [edx], ax",
     "    jmp 30b",
     "devisor_guest_end:",
     ".code64",
@@ -178,6 +190,8 @@ std::arch::global_asm!(
     out_byte = const OUT_BYTE,
     write_long = const WRITE_LONG,
     copy_long = const COPY_LONG,
+    write_byte = const WRITE_BYTE,
+    write_word = const WRITE_WORD,
 );
 
 unsafe extern "C" {
@@ -191,11 +205,15 @@ unsafe extern "C" {
 const OUT_BYTE: u32 = 1;
 const WRITE_LONG: u32 = 2;
 const COPY_LONG: u32 = 3;
+const WRITE_BYTE: u32 = 4;
+const WRITE_WORD: u32 = 5;
 
 impl Action {
     fn encode(self) -> [u32; 3] {
         match self {
             Self::OutByte { port, value } => [OUT_BYTE, port.into(), value.into()],
+            Self::WriteByte { address, value } => [WRITE_BYTE, address, value.into()],
+            Self::WriteWord { address, value } => [WRITE_WORD, address, value.into()],
             Self::WriteLong { address, value } => [WRITE_LONG, address, value],
             Self::CopyLong { from, to } => [COPY_LONG, from, to],
         }
