@@ -102,6 +102,7 @@ fn what_waits_outside_is_forgotten_with_msix_and_the_descriptor_is_dead() {
         world.platform.signal_outside(0);
         world.write(COMMAND, MEMORY_SPACE | BUS_MASTER);
         world.write(MSIX_CONTROL, ENABLE);
+        assert_eq!(world.platform.alive.load(SeqCst), 0, "nobody has asked for it again");
         world.open(0);
         assert_eq!(world.platform.sent(), []);
         world.msix().export(0).unwrap();
