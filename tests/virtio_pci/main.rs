@@ -1,5 +1,20 @@
 //! Virtio over PCI (virtio 1.2, section 4.1).
 
+mod any_sequence;
+mod bus_master;
+mod common;
+mod doorbells;
+mod driver;
+mod identity;
+mod interrupts;
+#[allow(dead_code, reason = "shared with the tests of PCI")]
+#[path = "../pci/world.rs"]
+mod platform;
+#[path = "../support/ring.rs"]
+mod ring;
+mod state;
+mod window;
+
 #[cfg(feature = "recorder")]
 mod drivers;
 #[cfg(feature = "recorder")]

@@ -95,18 +95,30 @@ impl PciInterrupt {
 
     /// The driver maps configuration changes to `vector`. One that cannot be reads back as NO_VECTOR.
     pub fn map_config(&self, vector: u16) {
-        self.config_vector.store(self.mappable(vector), Ordering::SeqCst);
+        self.config_vector.store(self.mapped(vector), Ordering::SeqCst);
     }
 
     /// The driver maps `queue` to `vector`.
     pub fn map_queue(&self, queue: QueueIndex, vector: u16) {
         if let Some(mapped) = self.queue_vectors.get(usize::from(queue.0)) {
-            mapped.store(self.mappable(vector), Ordering::SeqCst);
+            mapped.store(self.mapped(vector), Ordering::SeqCst);
         }
     }
 
-    fn mappable(&self, vector: u16) -> u16 {
-        if vector < self.vectors() { vector } else { NO_VECTOR }
+    /// NO_VECTOR, if there is no such vector or the platform has none to give: a driver then tries to do with fewer.
+    fn mapped(&self, vector: u16) -> u16 {
+        match self.endpoint.msix() {
+            Some(msix) if msix.reserve(vector).is_ok() => vector,
+            _ => NO_VECTOR,
+        }
+    }
+
+    /// Takes over mapped vectors that were checked.
+    pub fn restore_vectors(&self, config: u16, queues: &[u16]) {
+        self.config_vector.store(config, Ordering::SeqCst);
+        for (mapped, &vector) in self.queue_vectors.iter().zip(queues) {
+            mapped.store(vector, Ordering::SeqCst);
+        }
     }
 
     fn unmap_all(&self) {
@@ -185,6 +197,86 @@ impl fmt::Debug for PciInterrupt {
             .field("config_vector", &self.config_vector)
             .field("queue_vectors", &self.queue_vectors)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    };
+
+    use super::*;
+    use crate::{
+        interrupt::{MsiMessage, MsiSink, NoInterrupt, RequesterId, SinkVectors},
+        pci::{BarIndex, DeviceFunction, EndpointConfig, Identity, Pin, Slot},
+    };
+
+    #[derive(Default)]
+    struct Count(AtomicU32);
+
+    impl MsiSink for Count {
+        fn send(&self, _requester: RequesterId, _message: MsiMessage) -> io::Result<()> {
+            self.0.fetch_add(1, SeqCst);
+            Ok(())
+        }
+    }
+
+    /// With two vectors, enabled and not masked, and a queue.
+    fn interrupt() -> (PciInterrupt, Arc<Count>) {
+        let mut config = EndpointConfig::new(Identity::default()).unwrap();
+        config.pin(Pin::A).msix(BarIndex::Bar1, 2).unwrap();
+        let count = Arc::new(Count::default());
+        let vectors = Arc::new(SinkVectors::new(Arc::clone(&count)));
+        let slot = Slot::new(DeviceFunction::new(1, 0).unwrap(), Box::new(NoInterrupt), vectors);
+        let endpoint = Endpoint::new(config, slot);
+        endpoint.write_config(0x04, &[0x04, 0]);
+        endpoint.write_config(0x42, &[0, 0x80]);
+        endpoint.write_bar(BarIndex::Bar1, 0x0c, &[0; 4]);
+        endpoint.write_bar(BarIndex::Bar1, 0x1c, &[0; 4]);
+        (PciInterrupt::new(endpoint, 3), count)
+    }
+
+    #[test]
+    fn a_vector_out_of_range_is_silent_when_used() {
+        let (interrupt, count) = interrupt();
+        interrupt.ready();
+        interrupt.restore_vectors(2, &[7, 1, NO_VECTOR]);
+        interrupt.used(&[QueueIndex(0)]).unwrap();
+        interrupt.used(&[QueueIndex(9)]).unwrap();
+        interrupt.config_changed().unwrap();
+        assert_eq!((count.0.load(SeqCst), interrupt.isr().read()), (0, 0));
+        interrupt.used(&[QueueIndex(0), QueueIndex(1)]).unwrap();
+        assert_eq!(count.0.load(SeqCst), 1);
+    }
+
+    #[test]
+    fn queues_that_share_a_vector_are_one_message() {
+        let (interrupt, count) = interrupt();
+        interrupt.ready();
+        interrupt.restore_vectors(NO_VECTOR, &[1, 0, 1]);
+        interrupt.used(&[QueueIndex(0), QueueIndex(2), QueueIndex(1)]).unwrap();
+        assert_eq!(count.0.load(SeqCst), 2);
+    }
+
+    #[test]
+    fn an_event_that_comes_after_the_reset_is_dropped() {
+        let (interrupt, count) = interrupt();
+        interrupt.ready();
+        interrupt.restore_vectors(0, &[0; 3]);
+        interrupt.reset();
+        interrupt.settle();
+        // Decided on while the driver was there, by a thread that has come no further until now.
+        interrupt.config_changed().unwrap();
+        interrupt.used(&[QueueIndex(0)]).unwrap();
+        assert_eq!((count.0.load(SeqCst), interrupt.endpoint.intx().causes()), (0, 0));
+        interrupt.endpoint.write_config(0x42, &[0, 0]);
+        interrupt.config_changed().unwrap();
+        assert_eq!(interrupt.isr().read(), 0, "nobody would ever read it");
+        interrupt.ready();
+        interrupt.config_changed().unwrap();
+        assert_eq!(interrupt.isr().read(), ISR_CONFIGURATION);
     }
 }
 

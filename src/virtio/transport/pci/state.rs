@@ -61,10 +61,7 @@ impl PciInterrupt {
             config_vector,
             queue_vectors,
         } = state;
-        self.map_config(*config_vector);
-        for (index, &vector) in (0..).zip(queue_vectors) {
-            self.map_queue(QueueIndex(index), vector);
-        }
+        self.restore_vectors(*config_vector, queue_vectors);
         Ok(self.endpoint.restore(endpoint)?)
     }
 }
