@@ -109,10 +109,13 @@ fn edge(criterion: &mut Criterion) {
     for (pins, cpus) in SIZES {
         let machines: Vec<_> = (0..MACHINES).map(|_| Machine::new(pins, cpus, false)).collect();
         let lines: Vec<_> = machines.iter().map(Machine::edge).collect();
-        group.bench_function(BenchmarkId::from_parameter(format!("{pins} pins, {cpus} CPUs")), |bencher| {
-            let raise = |line: &EdgeLine| black_box(line).trigger().unwrap();
-            bencher.iter_custom(|raises| timed(raises, &lines, raise, |at, _| machines[at].serve()));
-        });
+        group.bench_function(
+            BenchmarkId::from_parameter(format!("{pins} pins, {cpus} CPUs")),
+            |bencher| {
+                let raise = |line: &EdgeLine| black_box(line).trigger().unwrap();
+                bencher.iter_custom(|raises| timed(raises, &lines, raise, |at, _| machines[at].serve()));
+            },
+        );
     }
     group.finish();
 
@@ -133,7 +136,9 @@ fn level(criterion: &mut Criterion) {
             timed(raises, &lines, raise, |at, line| {
                 line.clear().unwrap();
                 machines[at].serve();
-                machines[at].ioapic.eoi(devisor::backends::irqchip::Vector(VECTOR as u8));
+                machines[at]
+                    .ioapic
+                    .eoi(devisor::backends::irqchip::Vector(VECTOR as u8));
             })
         });
     });

@@ -1,6 +1,7 @@
 //! The KVM backend under a running guest: every interrupt is taken as often as its line's contract says.
 #![cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 
+#[allow(dead_code, reason = "shared with tests, which need other parts of it")]
 #[path = "support/kvm_guest.rs"]
 mod kvm_guest;
 #[path = "support/skip.rs"]

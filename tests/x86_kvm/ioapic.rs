@@ -217,5 +217,8 @@ fn the_ioapic_reads_as_kvms_to_a_guest() {
             in_service += u32::from(mask == LOW_HALF && value & REMOTE_IRR as u32 != 0);
         }
     }
-    assert!(in_service > 500 && ended > 20, "hardly anything was reached: {in_service} {ended}");
+    assert!(
+        in_service > 500 && ended > 20,
+        "hardly anything was reached: {in_service} {ended}"
+    );
 }

@@ -65,7 +65,9 @@ fn array(state: &kvm_lapic_state, offset: usize) -> [u64; 4] {
 
 /// The registers that are compared: all but the current count, which runs, and ESR, where the kernel notes no errors.
 fn readable() -> impl Iterator<Item = u32> {
-    let registers = [0x020, 0x030, 0x080, 0x0a0, 0x0d0, 0x0e0, 0x0f0, 0x300, 0x310, 0x380, 0x3e0];
+    let registers = [
+        0x020, 0x030, 0x080, 0x0a0, 0x0d0, 0x0e0, 0x0f0, 0x300, 0x310, 0x380, 0x3e0,
+    ];
     let arrays = (0x100..0x280).step_by(16);
     let lvt = (0x320..0x380).step_by(16);
     registers.into_iter().chain(arrays).chain(lvt)
@@ -107,18 +109,36 @@ fn the_page_of_the_local_apic_reads_as_kvms_to_a_guest() {
         let (offset, value) = match random.below(14) {
             0 => (0x080, random.below(0x200)),
             1..=3 => (0x0b0, 0),
-            4 => (0x0d0, random.pick(&[0x01, 0x02, 0x06, 0x11, 0x21]) << 24 | random.below(0x100)),
-            5 => (0x0e0, random.pick(&[0xffff_ffff, 0xffff_ffff, 0xf000_0000, 0x0fff_ffff])),
+            4 => (
+                0x0d0,
+                random.pick(&[0x01, 0x02, 0x06, 0x11, 0x21]) << 24 | random.below(0x100),
+            ),
+            5 => (
+                0x0e0,
+                random.pick(&[0xffff_ffff, 0xffff_ffff, 0xf000_0000, 0x0fff_ffff]),
+            ),
             6 => (0x0f0, random.pick(&[0x1ff, 0x1ff, 0x1f0, 0x3ff, 0xff])),
             // No initial count is written, so the timer does not run. No TSC-deadline mode, which this vCPU lacks.
             7 => (0x320, vector(&mut random) | random.below(4) << 16),
-            8 => (random.pick(&[0x350, 0x360]), vector(&mut random) | random.below(4) << 15 | random.below(2) << 13),
-            9 => (random.pick(&[0x330, 0x340, 0x370]), vector(&mut random) | random.below(2) << 16),
+            8 => (
+                random.pick(&[0x350, 0x360]),
+                vector(&mut random) | random.below(4) << 15 | random.below(2) << 13,
+            ),
+            9 => (
+                random.pick(&[0x330, 0x340, 0x370]),
+                vector(&mut random) | random.below(2) << 16,
+            ),
             10 => (0x3e0, random.below(16)),
-            11 => (0x310, random.pick(&[0, 1, 2, 3, 5, 6, 7, 0x11, 0xff]) << 24 | random.below(0x100)),
+            11 => (
+                0x310,
+                random.pick(&[0, 1, 2, 3, 5, 6, 7, 0x11, 0xff]) << 24 | random.below(0x100),
+            ),
             _ => {
                 let shorthand = random.pick(&[0, 0, 0, 1, 2, 3]);
-                (0x300, shorthand << 18 | random.below(2) << 11 | random.below(2) << 14 | vector(&mut random))
+                (
+                    0x300,
+                    shorthand << 18 | random.below(2) << 11 | random.below(2) << 14 | vector(&mut random),
+                )
             }
         };
         both(&mut guest, offset, value);
@@ -136,11 +156,18 @@ fn the_page_of_the_local_apic_reads_as_kvms_to_a_guest() {
         let accesses: Vec<_> = readable().map(|offset| Read(PAGE + offset)).collect();
         for (register, done) in readable().zip(guest.run(&accesses)) {
             let value = read(&ours[0], register);
-            assert_eq!(value, done.value, "{register:#x} after {value:#x} to {offset:#x} in step {step}");
+            assert_eq!(
+                value, done.value,
+                "{register:#x} after {value:#x} to {offset:#x} in step {step}"
+            );
         }
         for (apic, vcpu) in ours[1..].iter().zip(&others) {
             let (state, lapic) = (apic.save(), vcpu.get_lapic().unwrap());
-            assert_eq!((state.irr, state.tmr), (array(&lapic, 0x200), array(&lapic, 0x180)), "step {step}");
+            assert_eq!(
+                (state.irr, state.tmr),
+                (array(&lapic, 0x200), array(&lapic, 0x180)),
+                "step {step}"
+            );
             pending += u32::from(state.irr != [0; 4]);
         }
         if step % 64 == 0 {
@@ -155,7 +182,10 @@ fn the_page_of_the_local_apic_reads_as_kvms_to_a_guest() {
             }
         }
     }
-    assert!(taken > 200 && pending > 200, "hardly anything was reached: {taken} {pending}");
+    assert!(
+        taken > 200 && pending > 200,
+        "hardly anything was reached: {taken} {pending}"
+    );
 }
 
 /// The kernel counts at 1 GHz of its monotonic clock, which is within 500 ppm of the time-stamp counter; those of the host's
@@ -186,7 +216,9 @@ fn the_timer_of_the_local_apic_counts_as_kvms_does() {
         }
         for step in 0..4 {
             std::thread::sleep(Duration::from_micros(300));
-            let [done] = guest.run(&[Read(PAGE + 0x390)])[..] else { unreachable!("one access") };
+            let [done] = guest.run(&[Read(PAGE + 0x390)])[..] else {
+                unreachable!("one access")
+            };
             let nanoseconds = |cycles: u64| cycles as f64 / khz * 1e6;
             let least = nanoseconds(done.before.saturating_sub(started.after)) * 0.999 - APART;
             let most = nanoseconds(done.after - started.before) * 1.001 + APART;

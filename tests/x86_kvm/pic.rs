@@ -217,7 +217,12 @@ fn the_8259_pair_obeys_as_kvms_does() {
             };
             let [master, slave] = [0, 1].map(|chip| [0, 1].map(|port| read(&chips[chip], port)));
             let elcr = [0, 1].map(|port| read(&elcr, port));
-            assert_eq!([master, slave, elcr].concat(), theirs, "round {round}, step {step}, {:x?}", ours.save());
+            assert_eq!(
+                [master, slave, elcr].concat(),
+                theirs,
+                "round {round}, step {step}, {:x?}",
+                ours.save()
+            );
             let saved = ours.save();
             for (chip_id, chip) in [
                 (KVM_IRQCHIP_PIC_MASTER, &saved.master),
@@ -225,11 +230,19 @@ fn the_8259_pair_obeys_as_kvms_does() {
             ] {
                 let theirs = pic(&guest.vm, chip_id);
                 let when = || format!("ours and KVM's, round {round}, step {step}, chip {chip_id}: {chip:x?}");
-                assert_eq!((chip.irr, chip.isr), (theirs.irr, theirs.isr), "IRR and ISR, {}", when());
+                assert_eq!(
+                    (chip.irr, chip.isr),
+                    (theirs.irr, theirs.isr),
+                    "IRR and ISR, {}",
+                    when()
+                );
                 assert_eq!(chip.first, theirs.priority_add, "priority, {}", when());
                 assert_eq!(chip.base, theirs.irq_base, "ICW2, {}", when());
             }
         }
     }
-    assert!(ended > 200 && initialized > 100, "hardly anything was reached: {ended} {initialized}");
+    assert!(
+        ended > 200 && initialized > 100,
+        "hardly anything was reached: {ended} {initialized}"
+    );
 }

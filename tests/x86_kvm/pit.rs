@@ -56,7 +56,8 @@ impl OurPit {
 
     fn wait_until(&self, tick: u64) {
         // The first nanosecond of a tick of 88/105 microseconds.
-        self.clock.advance_to(Duration::from_nanos((tick * 88_000).div_ceil(105)));
+        self.clock
+            .advance_to(Duration::from_nanos((tick * 88_000).div_ceil(105)));
     }
 }
 
@@ -133,7 +134,10 @@ fn the_8254_counts_as_kvms_does() {
             accesses.extend([In(port), In(port), In(port), In(PORT_B)]);
             let done = guest.run(&accesses);
             let [status, low, high, port_b] = *done.last_chunk().unwrap();
-            let theirs = (status.value as u8, u16::from_le_bytes([low.value as u8, high.value as u8]));
+            let theirs = (
+                status.value as u8,
+                u16::from_le_bytes([low.value as u8, high.value as u8]),
+            );
 
             let window = ticks_between(khz, started, done[0]);
             let compares_out = matches!(mode, 0 | 3);
@@ -167,7 +171,10 @@ fn the_8254_counts_as_kvms_does() {
             wrapped += u32::from(*window.start() > u64::from(count.wrapping_sub(1)));
         }
     }
-    assert!(sharp > 500, "only {sharp} comparisons were sharp: the test shows little");
+    assert!(
+        sharp > 500,
+        "only {sharp} comparisons were sharp: the test shows little"
+    );
     assert!(wrapped > 200, "only {wrapped} were beyond the end of the count");
 }
 
@@ -187,7 +194,11 @@ fn the_8254_is_programmed_as_kvms() {
         let mut writes = vec![(PORT_B, gate | (random.below(2) as u8) << 1), (CONTROL, control)];
         // One byte is all of the count where the format has one.
         let both = control >> 4 & 3 == 3;
-        writes.extend(bytes[..1 + usize::from(both)].iter().map(|byte| (PIT + counter as u16, *byte)));
+        writes.extend(
+            bytes[..1 + usize::from(both)]
+                .iter()
+                .map(|byte| (PIT + counter as u16, *byte)),
+        );
         if control >> 4 & 3 == 0 {
             // A latch: no count is written.
             writes.truncate(2);

@@ -52,7 +52,9 @@ impl BusDevice for IoApic {
             }
         });
         // Only the low byte of the EOI register has a meaning.
-        let eoi = EOI.checked_sub(offset).and_then(|at| data.get(usize::try_from(at).ok()?));
+        let eoi = EOI
+            .checked_sub(offset)
+            .and_then(|at| data.get(usize::try_from(at).ok()?));
         if let Some(vector) = eoi {
             self.shared.eoi(Vector(*vector));
         }

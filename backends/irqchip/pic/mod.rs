@@ -54,9 +54,9 @@ use crate::{
     sync::lock,
 };
 
+pub use super::lines::{EdgeLine, LevelLine};
 pub use chip::InitStep;
 pub use faces::{ChipPorts, ElcrPorts};
-pub use super::lines::{EdgeLine, LevelLine};
 pub use snapshot::{ChipState, PicState, PicStateError};
 
 /// An interrupt request of the ISA bus: 0 to 7 are inputs of the master, 8 to 15 of the slave.
