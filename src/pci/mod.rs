@@ -38,7 +38,7 @@
 //!     Capabilities: [64] Vendor Specific Information: Len=06 <?>
 //! ```
 //!
-//! And of a [virtio device](crate::virtio::VirtioPci), the entropy device, once it is placed and MSI-X is enabled:
+//! And of a virtio device, the one for entropy, once it is placed and MSI-X is enabled:
 //!
 //! ```text
 //! 00:03.1 ff00: 1af4:1044 (rev 01)
