@@ -61,7 +61,7 @@ impl Driven {
         common(0x08, 4, 1);
         common(0x0c, 4, 1);
         common(0x14, 1, 0xb);
-        common(0x18, 2, 256);
+        common(0x18, 2, 64);
         common(0x1a, 2, vector.into());
         for (register, address) in [(0x20, DESCRIPTORS), (0x28, AVAILABLE), (0x30, USED)] {
             common(register, 4, address);

@@ -36,7 +36,7 @@ const BUFFERS: u64 = 0x4000;
 const QUEUE_SIZE: u16 = 8;
 
 /// Registers that do something, in configuration space and in the common configuration.
-const CONTROLS: [u64; 7] = [COMMAND, 0x10, 0x14, MSIX_CONTROL, 0x3c, 0x98, 0x9c];
+const CONTROLS: [u64; 9] = [COMMAND, 0x10, 0x14, MSIX_CONTROL, 0x3c, 0x94, 0x98, 0x9c, 0xa0];
 const COMMON: [(u64, usize); 14] = [
     (0x00, 4),
     (0x08, 4),
