@@ -70,6 +70,8 @@ pub enum Action {
     WriteLong { address: u32, value: u32 },
     /// Reads 32 bits and writes them elsewhere: an interrupt status to the register that acknowledges it.
     CopyLong { from: u32, to: u32 },
+    /// Reads a byte: an interrupt status that is cleared by that.
+    LoadByte { from: u32 },
 }
 
 /// A wire that the guest listens to.
@@ -409,6 +411,8 @@ std::arch::global_asm!(
     "    je 32f",
     "    cmp ecx, {copy_long}",
     "    je 33f",
+    "    cmp ecx, {load_byte}",
+    "    je 34f",
     "    ret",
     "31: out dx, al",
     "    jmp 30b",
@@ -416,6 +420,8 @@ std::arch::global_asm!(
     "    jmp 30b",
     "33: mov ebx, [edx]",
     "    mov [eax], ebx",
+    "    jmp 30b",
+    "34: mov al, [edx]",
     "    jmp 30b",
     "devisor_guest_end:",
     ".code64",
@@ -430,6 +436,7 @@ std::arch::global_asm!(
     out_byte = const OUT_BYTE,
     write_long = const WRITE_LONG,
     copy_long = const COPY_LONG,
+    load_byte = const LOAD_BYTE,
 );
 
 unsafe extern "C" {
@@ -443,6 +450,7 @@ unsafe extern "C" {
 const OUT_BYTE: u32 = 1;
 const WRITE_LONG: u32 = 2;
 const COPY_LONG: u32 = 3;
+const LOAD_BYTE: u32 = 4;
 
 impl Action {
     fn encode(self) -> [u32; 3] {
@@ -450,6 +458,7 @@ impl Action {
             Self::OutByte { port, value } => [OUT_BYTE, port.into(), value.into()],
             Self::WriteLong { address, value } => [WRITE_LONG, address, value],
             Self::CopyLong { from, to } => [COPY_LONG, from, to],
+            Self::LoadByte { from } => [LOAD_BYTE, from, 0],
         }
     }
 }
