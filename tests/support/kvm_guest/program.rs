@@ -45,6 +45,8 @@ pub enum Action {
     WriteLong { address: u32, value: u32 },
     /// Reads 32 bits and writes them elsewhere: an interrupt status to the register that acknowledges it.
     CopyLong { from: u32, to: u32 },
+    /// Reads a byte: an interrupt status that is cleared by that.
+    LoadByte { from: u32 },
 }
 
 /// A wire that the guest listens to.
@@ -161,6 +163,8 @@ std::arch::global_asm!(
     "    je 32f",
     "    cmp ecx, {copy_long}",
     "    je 33f",
+    "    cmp ecx, {load_byte}",
+    "    je 36f",
     "    cmp ecx, {write_byte}",
     "    je 34f",
     "    cmp ecx, {write_word}",
@@ -177,6 +181,8 @@ std::arch::global_asm!(
     "    jmp 30b",
     "35: mov [edx], ax",
     "    jmp 30b",
+    "36: mov al, [edx]",
+    "    jmp 30b",
     "devisor_guest_end:",
     ".code64",
     stack_top = const STACK_TOP,
@@ -190,6 +196,7 @@ std::arch::global_asm!(
     out_byte = const OUT_BYTE,
     write_long = const WRITE_LONG,
     copy_long = const COPY_LONG,
+    load_byte = const LOAD_BYTE,
     write_byte = const WRITE_BYTE,
     write_word = const WRITE_WORD,
 );
@@ -207,11 +214,13 @@ const WRITE_LONG: u32 = 2;
 const COPY_LONG: u32 = 3;
 const WRITE_BYTE: u32 = 4;
 const WRITE_WORD: u32 = 5;
+const LOAD_BYTE: u32 = 6;
 
 impl Action {
     fn encode(self) -> [u32; 3] {
         match self {
             Self::OutByte { port, value } => [OUT_BYTE, port.into(), value.into()],
+            Self::LoadByte { from } => [LOAD_BYTE, from, 0],
             Self::WriteByte { address, value } => [WRITE_BYTE, address, value.into()],
             Self::WriteWord { address, value } => [WRITE_WORD, address, value.into()],
             Self::WriteLong { address, value } => [WRITE_LONG, address, value],

@@ -318,8 +318,8 @@ mod loom_tests {
             world
         }
 
-        fn device(self: &Arc<Self>, events: u64) -> thread::JoinHandle<()> {
-            let world = self.clone();
+        fn device(world: &Arc<Self>, events: u64) -> thread::JoinHandle<()> {
+            let world = world.clone();
             thread::spawn(move || {
                 for index in 1..=events {
                     world.used_idx.store(index, SeqCst);
@@ -352,7 +352,7 @@ mod loom_tests {
     fn loom_a_driver_that_reads_isr_misses_no_event() {
         explore(|| {
             let world = World::new();
-            let device = world.device(2);
+            let device = World::device(&world, 2);
             let mut seen = 0;
             world.take(2, &mut seen);
             device.join().unwrap();
@@ -365,7 +365,7 @@ mod loom_tests {
     fn loom_an_event_that_races_with_a_reset_leaves_no_wire_up() {
         explore(|| {
             let world = World::new();
-            let device = world.device(1);
+            let device = World::device(&world, 1);
             Isr(&world.intx).reset();
             world.intx.settle().unwrap();
             device.join().unwrap();
