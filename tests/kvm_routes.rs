@@ -15,7 +15,7 @@ use devisor::{
     bus::{DoorbellStore, Doorbells, Space},
     interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, MsiVector, MsiVectors, RequesterId},
 };
-use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_IRQCHIP_IOAPIC, kvm_enable_cap, kvm_irqchip};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQCHIP_IOAPIC, kvm_enable_cap, kvm_irqchip};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use skip::skipped;
 use vmm_sys_util::eventfd::EventFd;
@@ -254,6 +254,36 @@ fn a_guest_s_message_to_nowhere_is_refused_and_harms_no_other() {
     }
     good.trigger().unwrap();
     eventually("the other one works", || world.requested() == [0x41]);
+}
+
+#[test]
+fn a_message_that_the_kernel_itself_refuses_leaves_the_table_as_it_was() {
+    let world = or_skip!(World::with(|vm| {
+        // 32-bit APIC IDs: bits 7:0 of the upper address are reserved then, and make the whole table invalid.
+        let mut cap = kvm_enable_cap {
+            cap: KVM_CAP_X2APIC_API,
+            ..Default::default()
+        };
+        cap.args[0] = 1;
+        vm.enable_cap(&cap).unwrap();
+        vm.create_irq_chip().unwrap();
+    }));
+    let (good, bad) = (world.vector(), world.vector());
+    good.program(Some(to(0x41))).unwrap();
+    bad.program(Some(to(0x42))).unwrap();
+    let message = MsiMessage {
+        address: 0x1_fee0_0000,
+        data: 0x43,
+    };
+    assert!(bad.program(Some(message)).is_err());
+    assert!(bad.trigger().is_err(), "it has no message now, and not the old one");
+    good.program(Some(to(0x44))).unwrap();
+    good.trigger().unwrap();
+    eventually("the others follow their changes", || world.requested() == [0x44]);
+    bad.program(Some(to(0x45))).unwrap();
+    bad.trigger().unwrap();
+    eventually("and so does it", || world.requested() == [0x45]);
+    world.irqs.claim(Gsi(20), "uart").unwrap().irq_line().unwrap();
 }
 
 #[test]

@@ -50,15 +50,11 @@ impl Routes {
         let Some(&(first, _)) = changes.iter().find(is_new) else {
             return Ok(());
         };
-        let wires = match table.wires.take() {
-            Some(wires) => wires,
-            None => default_routes(vm),
-        };
+        let wires = table.wires.clone().unwrap_or_else(|| default_routes(vm));
         let taken = changes
             .iter()
             .find(|(gsi, _)| wires.iter().any(|wire| wire.gsi == gsi.0));
         if let Some(&(gsi, _)) = taken {
-            table.wires = Some(wires);
             return Err(KvmIrqError::Wired { gsi });
         }
         let mut routes = table.routes.clone();
