@@ -5,6 +5,8 @@
 mod skip;
 
 use std::{
+    fs::File,
+    io::Write,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -13,7 +15,8 @@ use std::{
 use devisor::{
     backends::kvm::{Gsi, KvmDoorbells, KvmIrqError, KvmIrqs},
     bus::{DoorbellStore, Doorbells, Space},
-    interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, MsiVector, MsiVectors, RequesterId},
+    interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, MsiVector, MsiVectors, NoInterrupt, RequesterId},
+    pci::{BarIndex, DeviceFunction, Endpoint, EndpointConfig, Identity, Slot},
 };
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_IRQCHIP_IOAPIC, kvm_enable_cap, kvm_irqchip};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -284,6 +287,59 @@ fn a_message_that_the_kernel_itself_refuses_leaves_the_table_as_it_was() {
     bad.trigger().unwrap();
     eventually("and so does it", || world.requested() == [0x45]);
     world.irqs.claim(Gsi(20), "uart").unwrap().irq_line().unwrap();
+}
+
+#[test]
+fn a_restored_function_has_live_routes_and_sends_what_was_pending() {
+    let world = or_skip!(World::new());
+    let function = || {
+        let mut config = EndpointConfig::new(Identity::default()).unwrap();
+        config.msix(BarIndex::Bar0, 2).unwrap();
+        let vectors = Arc::new(world.irqs.messages());
+        let slot = Slot::new(DeviceFunction::new(3, 0).unwrap(), Box::new(NoInterrupt), vectors);
+        Endpoint::new(config, slot)
+    };
+    let mask = |function: &Endpoint, vector: u64, masked: u32| {
+        function.write_bar(BarIndex::Bar0, 16 * vector + 12, &masked.to_le_bytes());
+    };
+    let saved = {
+        let function = function();
+        function.write_config(0x04, &[6, 0]);
+        function.write_config(0x42, &0x8000_u16.to_le_bytes());
+        for vector in 0..2_u64 {
+            function.write_bar(BarIndex::Bar0, 16 * vector, &0xfee0_0000_u64.to_le_bytes());
+            function.write_bar(BarIndex::Bar0, 16 * vector + 8, &(0x41 + vector).to_le_bytes());
+        }
+        mask(&function, 1, 1);
+        let mut holder = File::from(function.msix().unwrap().export(1).unwrap());
+        holder.write_all(&1_u64.to_ne_bytes()).unwrap();
+        function.save()
+    };
+    assert_eq!(world.requested(), []);
+    let restored = function();
+    restored.restore(&saved).unwrap();
+    restored.msix().unwrap().trigger(0).unwrap();
+    eventually("the route is live", || world.requested() == [0x41]);
+    assert!(restored.msix().unwrap().is_pending(1));
+    mask(&restored, 1, 0);
+    eventually("what was pending is sent", || world.requested() == [0x42]);
+}
+
+#[test]
+#[cfg(feature = "recorder")]
+fn a_recorder_in_front_passes_the_descriptor_on_with_what_waits_in_it() {
+    let world = or_skip!(World::new());
+    let recorder = devisor::backends::recorder::Recorder::new();
+    let vectors = recorder.wrap_vectors("nic", world.irqs.messages());
+    let vector = vectors.vector(REQUESTER).unwrap();
+    let holder = holder(&vector);
+    holder.write(1).unwrap();
+    assert!(vector.is_signalled());
+    assert!(vector.take_signal());
+    assert!(!vector.is_signalled());
+    vector.program(Some(to(0x41))).unwrap();
+    holder.write(1).unwrap();
+    eventually("the holder signals", || world.requested() == [0x41]);
 }
 
 #[test]

@@ -54,7 +54,8 @@
 //! # State
 //! The lines keep none that a guest could tell from a new line: what the guest sees is in the kernel's interrupt controller
 //! (`KVM_GET_IRQCHIP`), whether a level is up follows from the device, which says so again after its own restore.
-//! An irqfd delivers from a work queue of the kernel's; dropping the line waits for it.
+//! An irqfd delivers from a work queue of the kernel's; dropping the line waits for it. A message is its function's to keep
+//! and to program again; what waits in a vector's descriptor, its function saves as a pending bit.
 
 mod arm;
 mod gsi;
