@@ -15,7 +15,7 @@ use std::{
 use devisor::{
     backends::{
         irqchip::{
-            CpuId, IntId, Ppi, Spi,
+            CpuId, Ppi, Spi,
             gicv2::{CpuOutputs, GicV2, GicV2Config, LevelLine},
         },
         recorder::{RecordedLevel, Recorder},
@@ -27,10 +27,9 @@ use devisor::{
     },
     time::ManualClock,
     virtio::{
-        QueueIndex, VirtioMmio,
+        QueueIndex,
         block::{Block, BlockOptions, FileStorage},
         entropy::{Entropy, OsRandom},
-        transport::mmio::Line,
     },
 };
 use vm_memory::GuestMemoryMmap;
@@ -38,6 +37,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::{
     disk::NotedReads,
     machine::{InterruptPins, Machine},
+    virtio::{Place, Runnable, Slots, Transport},
     watch::{Console, Watch, WatchedCpuInterface, WatchedSource},
 };
 
@@ -54,10 +54,13 @@ const fn window(base: u64, len: u64) -> Window {
 
 pub const GIC_DISTRIBUTOR: Window = window(0x0800_0000, 0x1000);
 pub const GIC_CPU_INTERFACE: Window = window(0x0801_0000, 0x2000);
+/// The frame that turns messages into SPIs.
+pub const GIC_MESSAGES: Window = window(0x0802_0000, 0x1000);
 pub const UART: Window = window(0x0900_0000, 0x1000);
 pub const RTC: Window = window(0x0901_0000, 0x1000);
-pub const BLOCK: Window = window(0x0a00_0000, 0x200);
-pub const ENTROPY: Window = window(0x0a00_0200, 0x200);
+/// Where the guest may place BARs, and the configuration space of the one bus.
+pub const PCI_MEMORY: Window = window(0x1000_0000, 0x2eff_0000);
+pub const PCI_CONFIG: Window = window(0x3f00_0000, 0x10_0000);
 /// All of the above, and nothing else.
 pub const DEVICES: Window = window(0, 0x4000_0000);
 
@@ -70,8 +73,10 @@ pub const INITRD: u64 = 0x4800_0000;
 
 pub const UART_SPI: Spi = Spi(1);
 pub const RTC_SPI: Spi = Spi(2);
-pub const BLOCK_SPI: Spi = Spi(16);
-pub const ENTROPY_SPI: Spi = Spi(17);
+/// Where INTA to INTD of the PCI bus end.
+pub const PCI_WIRES: [Spi; 4] = [Spi(3), Spi(4), Spi(5), Spi(6)];
+/// The first of the SPIs that are for messages, and how many they are.
+pub const MESSAGES: (Spi, u32) = (Spi(48), 32);
 pub const VIRTUAL_TIMER_PPI: Ppi = Ppi(11);
 pub const PHYSICAL_TIMER_PPI: Ppi = Ppi(14);
 
@@ -83,24 +88,23 @@ const CHARACTERS_AT_A_TIME: usize = 16;
 
 const CPU: CpuId = CpuId(0);
 
-/// What interrupts the guest: the name under which it is recorded, and its number.
-pub fn lines() -> [(&'static str, IntId); 5] {
-    [
-        (TIMER, VIRTUAL_TIMER_PPI.into()),
-        (UART_LINE, UART_SPI.into()),
-        (RTC_LINE, RTC_SPI.into()),
-        (BLOCK_LINE, BLOCK_SPI.into()),
-        (ENTROPY_LINE, ENTROPY_SPI.into()),
-    ]
-}
+const BLOCK: Place = Place {
+    name: "virtio-blk",
+    mmio: (window(0x0a00_0000, 0x200), Spi(16)),
+    pci: (1, "virtio0"),
+};
+const ENTROPY: Place = Place {
+    name: "virtio-rng",
+    mmio: (window(0x0a00_0200, 0x200), Spi(17)),
+    pci: (2, "virtio1"),
+};
+/// The virtio devices. Each is at the one place or at the other.
+pub const VIRTIO: [Place; 2] = [BLOCK, ENTROPY];
 
-const TIMER: &str = "virtual timer";
-const UART_LINE: &str = "uart";
-const RTC_LINE: &str = "rtc";
-const BLOCK_LINE: &str = "virtio-blk";
-const ENTROPY_LINE: &str = "virtio-rng";
+pub const TIMER: &str = "virtual timer";
+pub const UART_LINE: &str = "uart";
+pub const RTC_LINE: &str = "rtc";
 
-type Memory = Arc<GuestMemoryMmap>;
 type RecordedLine = RecordedLevel<LevelLine>;
 
 /// The devices that are to be called between two runs of the core.
@@ -110,8 +114,7 @@ pub struct Board {
     wire: Arc<AtomicUsize>,
     clock: Arc<ManualClock>,
     rtc: Arc<Pl031<RecordedLine, Arc<ManualClock>, ()>>,
-    block: Arc<VirtioMmio<Memory, Block>>,
-    entropy: Arc<VirtioMmio<Memory, Entropy>>,
+    virtio: [Runnable; 2],
     /// The guest has kicked a virtio device.
     kicked: Arc<AtomicBool>,
     disk_was_read: Arc<AtomicBool>,
@@ -119,8 +122,10 @@ pub struct Board {
 
 impl Board {
     /// Makes the devices and wires them to each other and to the core.
+    #[allow(clippy::too_many_arguments, reason = "an embedder plugs in many things")]
     pub fn new(
         machine: &Machine,
+        transport: Transport,
         pins: InterruptPins,
         memory: GuestMemoryMmap,
         disk: &Path,
@@ -154,26 +159,23 @@ impl Board {
             }
         };
         let memory = Arc::new(memory);
+        let mut bus = Bus::new();
+        let slots = Slots::new(transport, &gic, recorder, &mut bus)?;
         let disk_was_read = Arc::new(AtomicBool::new(false));
         let storage = NotedReads::new(FileStorage::open(disk)?, Arc::clone(&disk_was_read));
-        let disk = Block::new(storage, BlockOptions::default())?;
-        let block_line = Line::Level(Arc::new(line(BLOCK_LINE, BLOCK_SPI)?));
-        let block = VirtioMmio::new(disk, Arc::clone(&memory), block_line)?.with_doorbell(doorbell());
-        let block = Arc::new(block);
-        let entropy_line = Line::Level(Arc::new(line(ENTROPY_LINE, ENTROPY_SPI)?));
-        let source = WatchedSource::new(OsRandom, Arc::clone(watch));
-        let entropy = VirtioMmio::new(Entropy::new(source), memory, entropy_line)?.with_doorbell(doorbell());
-        let entropy = Arc::new(entropy);
+        let block = Block::new(storage, BlockOptions::default())?;
+        let entropy = Entropy::new(WatchedSource::new(OsRandom, Arc::clone(watch)));
+        let virtio = [
+            slots.plug(&BLOCK, block, &memory, doorbell(), &mut bus)?,
+            slots.plug(&ENTROPY, entropy, &memory, doorbell(), &mut bus)?,
+        ];
 
         let gic_cpu_interface = WatchedCpuInterface::new(gic.cpu_interface(CPU)?, Arc::clone(watch));
-        let mut bus = Bus::new();
-        let devices: [(Window, Arc<dyn BusDevice>); 6] = [
+        let devices: [(Window, Arc<dyn BusDevice>); 4] = [
             (GIC_DISTRIBUTOR, Arc::new(gic.distributor(CPU)?)),
             (GIC_CPU_INTERFACE, Arc::new(gic_cpu_interface)),
             (UART, Arc::clone(&uart) as _),
             (RTC, Arc::clone(&rtc) as _),
-            (BLOCK, Arc::clone(&block) as _),
-            (ENTROPY, Arc::clone(&entropy) as _),
         ];
         for (window, device) in devices {
             bus.insert(window.base, window.len, device)?;
@@ -186,8 +188,7 @@ impl Board {
             wire,
             clock,
             rtc,
-            block,
-            entropy,
+            virtio,
             kicked,
             disk_was_read,
         })
@@ -210,8 +211,7 @@ impl Board {
     /// Runs the virtio devices if the guest has kicked one. Returns whether something of the disk is in RAM now.
     pub fn run_virtio_devices(&self) -> bool {
         if self.kicked.swap(false, Ordering::SeqCst) {
-            self.block.run();
-            self.entropy.run();
+            self.virtio.iter().for_each(|run| run());
         }
         self.disk_was_read.swap(false, Ordering::SeqCst)
     }

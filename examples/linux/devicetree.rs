@@ -6,10 +6,14 @@ use std::ops::Range;
 use devisor::backends::irqchip::Spi;
 use vm_fdt::{Error, FdtWriter};
 
-use crate::board::{self, Window};
+use crate::{
+    board::{self, Window},
+    virtio::Transport,
+};
 
 const GIC: u32 = 1;
 const CLOCK: u32 = 2;
+const MESSAGES: u32 = 3;
 
 /// `interrupts`, first cell.
 const SPI: u32 = 0;
@@ -19,7 +23,7 @@ const LEVEL: u32 = 4;
 const ON_CPU_0: u32 = 1 << 8;
 
 /// The device tree of the [`board`], for a kernel with this command line and this initial RAM disk.
-pub fn build(command_line: &str, initrd: Range<u64>) -> Result<Vec<u8>, Error> {
+pub fn build(command_line: &str, initrd: Range<u64>, transport: Transport) -> Result<Vec<u8>, Error> {
     let mut tree = FdtWriter::new()?;
     let root = tree.begin_node("")?;
     tree.property_string("compatible", "linux,dummy-virt")?;
@@ -72,9 +76,20 @@ pub fn build(command_line: &str, initrd: Range<u64>) -> Result<Vec<u8>, Error> {
         tree.property_string("compatible", "arm,cortex-a15-gic")?;
         tree.property_null("interrupt-controller")?;
         tree.property_u32("#interrupt-cells", 3)?;
-        tree.property_u32("#address-cells", 0)?;
+        tree.property_u32("#address-cells", 2)?;
+        tree.property_u32("#size-cells", 2)?;
+        tree.property_null("ranges")?;
         reg(tree, &[board::GIC_DISTRIBUTOR, board::GIC_CPU_INTERFACE])?;
-        tree.property_phandle(GIC)
+        tree.property_phandle(GIC)?;
+        if !transport.is_pci() {
+            return Ok(());
+        }
+        node(tree, &format!("v2m@{:x}", board::GIC_MESSAGES.base), |tree| {
+            tree.property_string("compatible", "arm,gic-v2m-frame")?;
+            tree.property_null("msi-controller")?;
+            reg(tree, &[board::GIC_MESSAGES])?;
+            tree.property_phandle(MESSAGES)
+        })
     })?;
     device(&mut tree, "serial", board::UART, board::UART_SPI, |tree| {
         compatible(tree, &["arm,pl011", "arm,primecell"])?;
@@ -86,15 +101,50 @@ pub fn build(command_line: &str, initrd: Range<u64>) -> Result<Vec<u8>, Error> {
         tree.property_u32("clocks", CLOCK)?;
         tree.property_string("clock-names", "apb_pclk")
     })?;
-    for (window, spi) in [(board::BLOCK, board::BLOCK_SPI), (board::ENTROPY, board::ENTROPY_SPI)] {
-        device(&mut tree, "virtio_mmio", window, spi, |tree| {
-            tree.property_string("compatible", "virtio,mmio")?;
-            tree.property_null("dma-coherent")
-        })?;
+    if transport.is_pci() {
+        pci(&mut tree)?;
+    } else {
+        for (window, spi) in board::VIRTIO.map(|place| place.mmio) {
+            device(&mut tree, "virtio_mmio", window, spi, |tree| {
+                tree.property_string("compatible", "virtio,mmio")?;
+                tree.property_null("dma-coherent")
+            })?;
+        }
     }
 
     tree.end_node(root)?;
     tree.finish()
+}
+
+/// The host bridge (IEEE 1275 PCI bus binding, and `pci/host-generic-pci.yaml`). What is on the bus, the guest finds.
+fn pci(tree: &mut FdtWriter) -> Result<(), Error> {
+    node(tree, &format!("pcie@{:x}", board::PCI_CONFIG.base), |tree| {
+        tree.property_string("compatible", "pci-host-ecam-generic")?;
+        tree.property_string("device_type", "pci")?;
+        tree.property_u32("#address-cells", 3)?;
+        tree.property_u32("#size-cells", 2)?;
+        tree.property_u32("#interrupt-cells", 1)?;
+        tree.property_array_u32("bus-range", &[0, 0])?;
+        tree.property_null("dma-coherent")?;
+        reg(tree, &[board::PCI_CONFIG])?;
+        // 32 bits of memory, at the same address on both sides.
+        let Window { base, len } = board::PCI_MEMORY;
+        let [base, len] = [base, len].map(|value| [(value >> 32) as u32, value as u32]);
+        let ranges = [&[0x0200_0000], &base[..], &base, &len].concat();
+        tree.property_array_u32("ranges", &ranges)?;
+        tree.property_u32("msi-parent", MESSAGES)?;
+        // INTA to INTD of a device, by the two low bits of its number.
+        tree.property_array_u32("interrupt-map-mask", &[3 << 11, 0, 0, 7])?;
+        let mut map = Vec::new();
+        for device in 0..4 {
+            for pin in 0..4 {
+                let spi = board::PCI_WIRES[(device + pin) % 4];
+                map.extend([(device as u32) << 11, 0, 0, pin as u32 + 1]);
+                map.extend([GIC, 0, 0, SPI, spi.0, LEVEL]);
+            }
+        }
+        tree.property_array_u32("interrupt-map", &map)
+    })
 }
 
 fn node(

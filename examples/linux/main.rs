@@ -7,13 +7,14 @@
 //!
 //! ```text
 //! tests/guest/fetch.sh
-//! cargo run --release --example linux
+//! cargo run --release --example linux -- --transport pci
 //! ```
 //!
 //! | file | what an embedder does there |
 //! |---|---|
 //! | `main.rs` | load the guest, run the loop |
 //! | `board.rs` | make the devices and wire them up |
+//! | `virtio.rs` | plug the same devices in as virtio-mmio or as PCI functions |
 //! | `disk.rs` | put something of its own in front of the disk image |
 //! | `devicetree.rs` | tell the guest of the devices |
 //! | `machine.rs` | adapt the hypervisor, which is rsemu |
@@ -24,6 +25,7 @@ mod devicetree;
 mod disk;
 mod machine;
 mod verdict;
+mod virtio;
 mod watch;
 
 use std::{
@@ -38,6 +40,7 @@ use std::{
 use board::Board;
 use devisor::{backends::recorder::Recorder, time::ManualClock};
 use machine::{Machine, PowerRequest, Ram};
+use virtio::Transport;
 use vm_memory::{Bytes, GuestAddress};
 use watch::Watch;
 
@@ -46,6 +49,7 @@ usage: cargo run --release --example linux -- [OPTION VALUE]...
   --kernel FILE      an arm64 boot Image        [tests/guest/build/kernel]
   --initrd FILE      an initial RAM disk        [tests/guest/build/initrd.cpio]
   --disk FILE        an ext4 image; the guest gets a copy, FILE.run   [tests/guest/build/root.ext4]
+  --transport NAME   mmio; pci, with messages; or pci-intx, with wires          [mmio]
   --engine NAME      rsemu's jit-host, jit or interp                  [jit-host]
   --timeout SECONDS  give the guest up after this much of our time    [600]
   --vcd FILE         write the interrupt lines as a waveform";
@@ -54,6 +58,7 @@ struct Options {
     kernel: PathBuf,
     initrd: PathBuf,
     disk: PathBuf,
+    transport: Transport,
     engine: String,
     timeout: Duration,
     vcd: Option<PathBuf>,
@@ -66,6 +71,7 @@ impl Options {
             kernel: build.join("kernel"),
             initrd: build.join("initrd.cpio"),
             disk: build.join("root.ext4"),
+            transport: Transport::Mmio,
             engine: "jit-host".into(),
             timeout: Duration::from_secs(600),
             vcd: None,
@@ -76,6 +82,10 @@ impl Options {
                 "--kernel" => options.kernel = value.into(),
                 "--initrd" => options.initrd = value.into(),
                 "--disk" => options.disk = value.into(),
+                "--transport" => {
+                    let mut names = Transport::NAMES.into_iter();
+                    options.transport = names.find(|(name, _)| *name == value).ok_or(USAGE)?.1;
+                }
                 "--engine" => options.engine = value,
                 "--timeout" => options.timeout = Duration::from_secs(value.parse().map_err(|_| USAGE)?),
                 "--vcd" => options.vcd = Some(value.into()),
@@ -123,7 +133,9 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let clock = Arc::new(ManualClock::new(board::EPOCH));
     let watch = Arc::new(Watch::default());
     let recorder = Recorder::builder().clock(clock.clone()).capacity(1 << 20).build();
-    let board = Board::new(&machine, pins, ram.memory().clone(), &disk, clock, &watch, &recorder)?;
+    let memory = ram.memory().clone();
+    let transport = options.transport;
+    let board = Board::new(&machine, transport, pins, memory, &disk, clock, &watch, &recorder)?;
 
     let started = Instant::now();
     let end = run_until_off(&machine, &board, &watch, &word, options.timeout);
@@ -134,6 +146,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     }
     end?;
     Ok(verdict::check(&verdict::Evidence {
+        transport,
         word: &word,
         disk: &disk,
         seen: watch.seen(),
@@ -150,8 +163,12 @@ fn load(options: &Options, ram: &Ram) -> Result<(), Box<dyn Error>> {
     }
     let initrd = fs::read(&options.initrd)?;
     // The kernel's self-tests of its ciphers take as long as all the rest of its boot, and test nothing of ours.
-    let command_line = "console=ttyAMA0 panic=1 cryptomgr.notests";
-    let tree = devicetree::build(command_line, board::INITRD..board::INITRD + initrd.len() as u64)?;
+    let mut command_line = "console=ttyAMA0 panic=1 cryptomgr.notests".to_owned();
+    if options.transport == Transport::PciIntx {
+        command_line += " pci=nomsi";
+    }
+    let initrd_range = board::INITRD..board::INITRD + initrd.len() as u64;
+    let tree = devicetree::build(&command_line, initrd_range, options.transport)?;
     for (data, address, what) in [
         (&kernel, board::KERNEL, "kernel"),
         (&tree, board::DEVICE_TREE, "device tree"),
@@ -215,7 +232,12 @@ mod tests {
 
     #[test]
     fn an_option_without_a_value_or_without_a_meaning_is_refused() {
-        for arguments in [&["--kernel"][..], &["--help", ""], &["--timeout", "soon"]] {
+        for arguments in [
+            &["--kernel"][..],
+            &["--help", ""],
+            &["--timeout", "soon"],
+            &["--transport", "usb"],
+        ] {
             let arguments = arguments.iter().map(|argument| argument.to_string());
             assert_eq!(Options::parse(arguments).err().as_deref(), Some(USAGE));
         }

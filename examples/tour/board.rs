@@ -9,12 +9,12 @@ use std::{
 use devisor::{
     backends::recorder::{Line as Recorded, Recorder},
     bus::BusDevice,
-    interrupt::{Interrupt, LevelInterrupt},
+    interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiVectors},
     virtio::transport::mmio::Line,
 };
 use vm_memory::GuestMemoryMmap;
 
-use crate::{guest_cpu::Cpu, guest_drivers::acknowledge, row::PATIENCE};
+use crate::{guest_cpu::Cpu, guest_drivers::acknowledge, guest_pci::IsrStatus, row::PATIENCE};
 
 /// One way in which a backend interrupts.
 #[derive(Clone, Copy)]
@@ -35,12 +35,27 @@ pub struct Bench {
     pub trace: Trace,
 }
 
-/// A line for a device, and the CPU at its other end.
+/// A way to interrupt for a device, and the CPU at its other end.
 pub struct Board {
     /// What the device is given.
-    pub line: Line,
+    pub attach: Attach,
     /// Starts the CPU, once the device is there whose interrupts it handles.
     pub start: Box<Start>,
+}
+
+/// What a device interrupts by, and so its transport.
+pub enum Attach {
+    /// Virtio-mmio, by a line.
+    Mmio(Line),
+    /// Virtio-pci, by INTx that ends at this wire.
+    Intx(Arc<dyn LevelInterrupt>),
+    /// Virtio-pci, by MSI-X.
+    MsiX {
+        /// Where messages go.
+        vectors: Arc<dyn MsiVectors>,
+        /// What the guest programs the vector of the queue with.
+        message: MsiMessage,
+    },
 }
 
 /// How a CPU is started that takes interrupts by this handler.
@@ -66,12 +81,22 @@ impl PlugError {
 
 /// What the guest does with an interrupt.
 pub struct Handler {
-    /// The registers of the device that interrupts.
-    pub device: Arc<dyn BusDevice>,
+    /// What it does at the device.
+    pub acknowledge: Acknowledge,
     /// Its line, as it was recorded.
     pub line: Recorded,
     /// Triggered when the guest has taken an interrupt.
     pub taken: Arc<dyn Interrupt>,
+}
+
+/// What a guest does at a device that has interrupted.
+pub enum Acknowledge {
+    /// Reads InterruptStatus of virtio-mmio registers and acknowledges what it read.
+    Mmio(Arc<dyn BusDevice>),
+    /// Reads the ISR status, which clears it.
+    Isr(IsrStatus),
+    /// Nothing: a message has a reason.
+    Message,
 }
 
 impl Handler {
@@ -84,7 +109,11 @@ impl Handler {
     /// The whole handler: takes the interrupt and acknowledges it at the device. Returns whether that had a reason for it.
     pub fn handle(&self) -> bool {
         self.taken();
-        !acknowledge(&*self.device).is_empty()
+        match &self.acknowledge {
+            Acknowledge::Mmio(registers) => !acknowledge(&**registers).is_empty(),
+            Acknowledge::Isr(isr) => !isr.read().is_empty(),
+            Acknowledge::Message => true,
+        }
     }
 }
 
@@ -112,6 +141,17 @@ impl Trace {
         match &self.waveform {
             Some((recorder, row)) => Arc::new(recorder.wrap_level(&format!("{row} {name}"), line)),
             None => Arc::new(line),
+        }
+    }
+}
+
+impl Trace {
+    /// Records vectors: the first that is asked for as `name.0`, the second as `name.1` and so on.
+    pub fn vectors(&self, name: &str, vectors: impl MsiVectors + 'static) -> Arc<dyn MsiVectors> {
+        let vectors = self.recorder.wrap_vectors(name, vectors);
+        match &self.waveform {
+            Some((recorder, row)) => Arc::new(recorder.wrap_vectors(&format!("{row} {name}"), vectors)),
+            None => Arc::new(vectors),
         }
     }
 }

@@ -21,7 +21,7 @@ use devisor::{
 };
 
 use crate::{
-    board::{Bench, Board, Handler, PlugError, Wake, Wiring},
+    board::{Attach, Bench, Board, Handler, PlugError, Wake, Wiring},
     guest_cpu::Cpu,
     row::PATIENCE,
 };
@@ -33,7 +33,7 @@ pub const WIRINGS: &[Wiring] = &[
         line: "mock SPI, level",
         plug: |bench| {
             plug(bench, SPI.into(), TriggerMode::Level, |gic| {
-                Ok(Line::Level(Arc::new(gic.level_line(SPI)?)))
+                Ok(Attach::Mmio(Line::Level(Arc::new(gic.level_line(SPI)?))))
             })
         },
     },
@@ -42,7 +42,7 @@ pub const WIRINGS: &[Wiring] = &[
         line: "mock SPI, edge",
         plug: |bench| {
             plug(bench, SPI.into(), TriggerMode::Edge, |gic| {
-                Ok(Line::Edge(Arc::new(gic.edge_line(SPI)?)))
+                Ok(Attach::Mmio(Line::Edge(Arc::new(gic.edge_line(SPI)?))))
             })
         },
     },
@@ -53,15 +53,41 @@ pub const WIRINGS: &[Wiring] = &[
             let intid = MSI.interrupts.first;
             plug(bench, intid, TriggerMode::Edge, |gic| {
                 let vector = SinkVectors::new(Arc::new(gic.msi_sink()?)).vector(RequesterId(1 << 3))?;
-                vector.program(Some(MsiMessage {
-                    address: MSI.doorbell(),
-                    data: intid.0,
-                }))?;
-                Ok(Line::Edge(Arc::new(vector)))
+                vector.program(Some(message(intid)))?;
+                Ok(Attach::Mmio(Line::Edge(Arc::new(vector))))
+            })
+        },
+    },
+    Wiring {
+        backend: "hvf",
+        line: "PCI INTx, mock",
+        plug: |bench| {
+            plug(bench, SPI.into(), TriggerMode::Level, |gic| {
+                Ok(Attach::Intx(Arc::new(gic.level_line(SPI)?)))
+            })
+        },
+    },
+    Wiring {
+        backend: "hvf",
+        line: "PCI MSI-X, mock",
+        plug: |bench| {
+            let intid = MSI.interrupts.first;
+            plug(bench, intid, TriggerMode::Edge, |gic| {
+                let vectors = Arc::new(SinkVectors::new(Arc::new(gic.msi_sink()?)));
+                let message = message(intid);
+                Ok(Attach::MsiX { vectors, message })
             })
         },
     },
 ];
+
+/// What a function is programmed with that is to interrupt by `intid`.
+fn message(intid: IntId) -> MsiMessage {
+    MsiMessage {
+        address: MSI.doorbell(),
+        data: intid.0,
+    }
+}
 
 /// The device's line, where it has one.
 const SPI: Spi = Spi(3);
@@ -84,14 +110,14 @@ fn plug(
     _bench: &Bench,
     intid: IntId,
     mode: TriggerMode,
-    line: impl FnOnce(&Gic<Process>) -> Result<Line, Box<dyn Error>>,
+    attach: impl FnOnce(&Gic<Process>) -> Result<Attach, Box<dyn Error>>,
 ) -> Result<Board, PlugError> {
     let framework = Arc::new(Process::new());
     framework.hv_vm_create().map_err(PlugError::failed)?;
     let gic = Gic::create(Arc::clone(&framework), GIC).map_err(PlugError::failed)?;
-    let line = line(&gic).map_err(PlugError::failed)?;
+    let attach = attach(&gic).map_err(PlugError::failed)?;
     Ok(Board {
-        line,
+        attach,
         start: Box::new(move |handler| {
             let vcpu = Vcpu::start(framework, intid, mode, handler)?;
             Ok(Rc::new(vcpu) as Rc<dyn Cpu>)

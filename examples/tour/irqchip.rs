@@ -20,7 +20,7 @@ use devisor::{
 };
 
 use crate::{
-    board::{Bench, Board, Handler, PlugError, Trace, Wiring},
+    board::{Attach, Bench, Board, Handler, PlugError, Trace, Wiring},
     guest_cpu::Cpu,
     row::PATIENCE,
 };
@@ -32,7 +32,7 @@ pub const WIRINGS: &[Wiring] = &[
         line: "GICv2 SPI, level",
         plug: |bench| {
             plug(bench, TriggerMode::Level, Spi(3), |gic| {
-                Ok(Line::Level(Arc::new(gic.level_line(Spi(3))?)))
+                Ok(Attach::Mmio(Line::Level(Arc::new(gic.level_line(Spi(3))?))))
             })
         },
     },
@@ -49,7 +49,28 @@ pub const WIRINGS: &[Wiring] = &[
                 let frame = Arc::new(GicV2mFrame::new(gic, 0x0802_0000, Spi(40), 8)?);
                 let vector = SinkVectors::new(Arc::clone(&frame)).vector(RequesterId(1 << 3))?;
                 vector.program(frame.message(0))?;
-                Ok(Line::Edge(Arc::new(vector)))
+                Ok(Attach::Mmio(Line::Edge(Arc::new(vector))))
+            })
+        },
+    },
+    Wiring {
+        backend: "irqchip",
+        line: "PCI INTx, SPI",
+        plug: |bench| {
+            plug(bench, TriggerMode::Level, Spi(3), |gic| {
+                Ok(Attach::Intx(Arc::new(gic.level_line(Spi(3))?)))
+            })
+        },
+    },
+    Wiring {
+        backend: "irqchip",
+        line: "PCI MSI-X, GICv2m",
+        plug: |bench| {
+            plug(bench, TriggerMode::Edge, Spi(40), |gic| {
+                let frame = Arc::new(GicV2mFrame::new(gic, 0x0802_0000, Spi(40), 8)?);
+                let message = frame.message(0).ok_or("a frame has at least one SPI")?;
+                let vectors = Arc::new(SinkVectors::new(frame));
+                Ok(Attach::MsiX { vectors, message })
             })
         },
     },
@@ -58,7 +79,7 @@ pub const WIRINGS: &[Wiring] = &[
 /// An edge-triggered SPI, behind what `wrap` makes of its line.
 pub fn plug_edge<I: Interrupt + 'static>(bench: &Bench, wrap: fn(EdgeLine) -> I) -> Result<Board, PlugError> {
     plug(bench, TriggerMode::Edge, Spi(3), |gic| {
-        Ok(Line::Edge(Arc::new(wrap(gic.edge_line(Spi(3))?))))
+        Ok(Attach::Mmio(Line::Edge(Arc::new(wrap(gic.edge_line(Spi(3))?)))))
     })
 }
 
@@ -66,7 +87,7 @@ fn plug(
     bench: &Bench,
     mode: TriggerMode,
     spi: Spi,
-    line: impl FnOnce(&GicV2) -> Result<Line, Box<dyn Error>>,
+    attach: impl FnOnce(&GicV2) -> Result<Attach, Box<dyn Error>>,
 ) -> Result<Board, PlugError> {
     let pin = Pin::default();
     let outputs = CpuOutputs {
@@ -74,9 +95,9 @@ fn plug(
         fiq: Box::new(NoInterrupt),
     };
     let gic = GicV2::new(GicV2Config::default(), vec![outputs]).map_err(PlugError::failed)?;
-    let line = line(&gic).map_err(PlugError::failed)?;
+    let attach = attach(&gic).map_err(PlugError::failed)?;
     Ok(Board {
-        line,
+        attach,
         start: Box::new(move |handler| {
             let distributor = gic.distributor(CpuId(0))?;
             let interface = gic.cpu_interface(CpuId(0))?;

@@ -4,15 +4,17 @@
 use std::{error::Error, io, rc::Rc, sync::Arc, thread};
 
 use devisor::{
-    backends::kvm::{Gsi, GsiClaim, KvmIrqs, Resampler},
+    backends::kvm::{Gsi, GsiClaim, KvmIrqs, ResampleIrqfd, Resampler},
     bus::{Bus, BusDevice, read_le},
+    interrupt::MsiMessage,
     virtio::transport::mmio::{Line, REGION_SIZE},
 };
 
 use crate::{
-    board::{Bench, Board, Handler, PlugError, Wake, Wiring},
+    board::{Acknowledge, Attach, Bench, Board, Handler, PlugError, Wake, Wiring},
     guest_cpu::Cpu,
     guest_drivers::{INTERRUPT_ACK, INTERRUPT_STATUS},
+    guest_pci::IsrStatus,
     kvm_guest::{Action, Controller, Guest, Machine, Program, Sensing, Wire, unavailable},
     row::PATIENCE,
 };
@@ -23,8 +25,8 @@ pub const WIRINGS: &[Wiring] = &[
         backend: "kvm",
         line: "irqfd, edge",
         plug: |bench| {
-            plug(bench, Sensing::Edge, |claim| {
-                Ok((Line::Edge(Arc::new(claim.irqfd()?)), None))
+            plug(bench, Sensing::Edge, |_, claim| {
+                Ok((Attach::Mmio(Line::Edge(Arc::new(claim.irqfd()?))), None))
             })
         },
     },
@@ -32,11 +34,9 @@ pub const WIRINGS: &[Wiring] = &[
         backend: "kvm",
         line: "irqfd, resample",
         plug: |bench| {
-            plug(bench, Sensing::Level, |claim| {
-                let line = Arc::new(claim.resample_irqfd()?);
-                let resampler = ResamplerThread::spawn()?;
-                resampler.resampler.add(&line)?;
-                Ok((Line::Level(line), Some(resampler)))
+            plug(bench, Sensing::Level, |_, claim| {
+                let (line, resampler) = resampled(claim)?;
+                Ok((Attach::Mmio(Line::Level(line)), Some(resampler)))
             })
         },
     },
@@ -44,12 +44,44 @@ pub const WIRINGS: &[Wiring] = &[
         backend: "kvm",
         line: "KVM_IRQ_LINE",
         plug: |bench| {
-            plug(bench, Sensing::Level, |claim| {
-                Ok((Line::Level(Arc::new(claim.irq_line()?)), None))
+            plug(bench, Sensing::Level, |_, claim| {
+                Ok((Attach::Mmio(Line::Level(Arc::new(claim.irq_line()?))), None))
+            })
+        },
+    },
+    Wiring {
+        backend: "kvm",
+        line: "PCI INTx, resample",
+        plug: |bench| {
+            plug(bench, Sensing::Level, |_, claim| {
+                let (line, resampler) = resampled(claim)?;
+                Ok((Attach::Intx(line), Some(resampler)))
+            })
+        },
+    },
+    Wiring {
+        backend: "kvm",
+        line: "PCI MSI-X, irqfd",
+        plug: |bench| {
+            plug(bench, Sensing::Edge, |irqs, _| {
+                let vectors = Arc::new(irqs.messages());
+                // The handler of the wire, by another way.
+                let message = MsiMessage {
+                    address: 0xfee0_0000,
+                    data: Controller::IoApic.vector(GSI).into(),
+                };
+                Ok((Attach::MsiX { vectors, message }, None))
             })
         },
     },
 ];
+
+fn resampled(claim: GsiClaim) -> Result<(Arc<ResampleIrqfd>, ResamplerThread), Box<dyn Error>> {
+    let line = Arc::new(claim.resample_irqfd()?);
+    let resampler = ResamplerThread::spawn()?;
+    resampler.resampler.add(&line)?;
+    Ok((line, resampler))
+}
 
 /// The device's wire.
 const GSI: Gsi = Gsi(11);
@@ -61,7 +93,7 @@ const PORT_TAKEN: u16 = 0x500;
 fn plug(
     bench: &Bench,
     sensing: Sensing,
-    line: impl FnOnce(GsiClaim) -> Result<(Line, Option<ResamplerThread>), Box<dyn Error>>,
+    attach: impl FnOnce(&KvmIrqs, GsiClaim) -> Result<(Attach, Option<ResamplerThread>), Box<dyn Error>>,
 ) -> Result<Board, PlugError> {
     if let Some(why) = unavailable() {
         return Err(PlugError::Unavailable(why));
@@ -69,38 +101,54 @@ fn plug(
     let machine = Machine::new(bench.memory.clone()).map_err(PlugError::failed)?;
     let irqs = KvmIrqs::new(Arc::clone(machine.vm()), 5..=15).map_err(PlugError::failed)?;
     let claim = irqs.claim(GSI, "tour").map_err(PlugError::failed)?;
-    let (line, resampler) = line(claim).map_err(PlugError::failed)?;
+    let (attach, resampler) = attach(&irqs, claim).map_err(PlugError::failed)?;
     Ok(Board {
-        line,
+        attach,
         start: Box::new(move |handler| {
             let acknowledged = Wake::default();
             let mut mmio = Bus::new();
-            let registers = Registers {
-                device: Arc::clone(&handler.device),
-                acknowledged: acknowledged.clone(),
-            };
-            mmio.insert(DEVICE.into(), REGION_SIZE, Arc::new(registers))?;
+            let mut actions = vec![Action::OutByte {
+                port: PORT_TAKEN,
+                value: 0,
+            }];
+            match &handler.acknowledge {
+                Acknowledge::Mmio(device) => {
+                    let registers = Registers {
+                        device: Arc::clone(device),
+                        acknowledged: acknowledged.clone(),
+                    };
+                    mmio.insert(DEVICE.into(), REGION_SIZE, Arc::new(registers))?;
+                    actions.push(Action::CopyLong {
+                        from: DEVICE + INTERRUPT_STATUS as u32,
+                        to: DEVICE + INTERRUPT_ACK as u32,
+                    });
+                }
+                Acknowledge::Isr(isr) => {
+                    let face = IsrFace {
+                        isr: isr.clone(),
+                        acknowledged: acknowledged.clone(),
+                    };
+                    mmio.insert(isr.address, 1, Arc::new(face))?;
+                    let from = u32::try_from(isr.address)?;
+                    actions.push(Action::LoadByte { from });
+                }
+                // There is nothing to do at the device: the first write is the last.
+                Acknowledge::Message => {}
+            }
+            let wakes = matches!(handler.acknowledge, Acknowledge::Message).then(|| acknowledged.clone());
             let mut ports = Bus::new();
-            ports.insert(PORT_TAKEN.into(), 1, Arc::new(TakenPort(handler)))?;
+            ports.insert(PORT_TAKEN.into(), 1, Arc::new(TakenPort { handler, wakes }))?;
             let wire = Wire {
                 gsi: GSI,
                 sensing,
-                handler: vec![
-                    Action::OutByte {
-                        port: PORT_TAKEN,
-                        value: 0,
-                    },
-                    Action::CopyLong {
-                        from: DEVICE + INTERRUPT_STATUS as u32,
-                        to: DEVICE + INTERRUPT_ACK as u32,
-                    },
-                ],
+                handler: actions,
             };
             let guest = machine.start(Program {
                 controller: Controller::IoApic,
                 wires: vec![wire],
                 mmio,
                 ports,
+                ..Default::default()
             })?;
             Ok(Rc::new(Vcpu {
                 guest,
@@ -112,7 +160,11 @@ fn plug(
 }
 
 /// The first thing that the guest's handler writes to.
-struct TakenPort(Handler);
+struct TakenPort {
+    handler: Handler,
+    /// Who sleeps until then.
+    wakes: Option<Wake>,
+}
 
 impl BusDevice for TakenPort {
     fn read(&self, _offset: u64, data: &mut [u8]) {
@@ -120,8 +172,28 @@ impl BusDevice for TakenPort {
     }
 
     fn write(&self, _offset: u64, _data: &[u8]) {
-        self.0.taken();
+        self.handler.taken();
+        self.wakes.iter().for_each(Wake::wake);
     }
+}
+
+/// The ISR status, as the vCPU reaches it.
+struct IsrFace {
+    isr: IsrStatus,
+    /// An interrupt for which the device had a reason.
+    acknowledged: Wake,
+}
+
+impl BusDevice for IsrFace {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        let status = self.isr.read();
+        data.fill(status.bits() as u8);
+        if !status.is_empty() {
+            self.acknowledged.wake();
+        }
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) {}
 }
 
 /// The device's registers, as the vCPU reaches them.

@@ -12,6 +12,9 @@ mod guest_cpu;
 #[allow(dead_code, reason = "shared with tests, which need other parts of it")]
 #[path = "../../tests/support/guest_drivers.rs"]
 mod guest_drivers;
+#[allow(dead_code, reason = "shared with tests, which need other parts of it")]
+#[path = "../../tests/support/guest_pci.rs"]
+mod guest_pci;
 mod hvf;
 mod irqchip;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

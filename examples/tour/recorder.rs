@@ -2,10 +2,14 @@
 
 use std::{rc::Rc, sync::Arc};
 
-use devisor::{interrupt::NoInterrupt, virtio::transport::mmio::Line};
+use devisor::{
+    backends::recorder::Recorder,
+    interrupt::{MsiMessage, NoInterrupt},
+    virtio::transport::mmio::Line,
+};
 
 use crate::{
-    board::{Board, PlugError, Wiring},
+    board::{Attach, Board, PlugError, Wiring},
     guest_cpu::RecorderCpu,
     row::PATIENCE,
 };
@@ -15,19 +19,37 @@ pub const WIRINGS: &[Wiring] = &[
     Wiring {
         backend: "recorder",
         line: "edge",
-        plug: |_| plug(Line::Edge(Arc::new(NoInterrupt))),
+        plug: |_| plug(Attach::Mmio(Line::Edge(Arc::new(NoInterrupt)))),
     },
     Wiring {
         backend: "recorder",
         line: "level",
-        plug: |_| plug(Line::Level(Arc::new(NoInterrupt))),
+        plug: |_| plug(Attach::Mmio(Line::Level(Arc::new(NoInterrupt)))),
+    },
+    Wiring {
+        backend: "recorder",
+        line: "PCI INTx",
+        plug: |_| plug(Attach::Intx(Arc::new(NoInterrupt))),
+    },
+    Wiring {
+        backend: "recorder",
+        line: "PCI MSI-X",
+        plug: |_| {
+            plug(Attach::MsiX {
+                vectors: Arc::new(Recorder::new().vectors("any")),
+                message: MsiMessage {
+                    address: 0x0802_0040,
+                    data: 80,
+                },
+            })
+        },
     },
 ];
 
 /// Each line of the tour is recorded, so here it needs to lead nowhere.
-fn plug(line: Line) -> Result<Board, PlugError> {
+fn plug(attach: Attach) -> Result<Board, PlugError> {
     Ok(Board {
-        line,
+        attach,
         start: Box::new(|handler| {
             let line = handler.line.clone();
             Ok(Rc::new(RecorderCpu::new(line, PATIENCE, move || handler.handle())))

@@ -4,10 +4,12 @@ use std::{rc::Rc, sync::Arc, thread, time::Duration};
 
 use devisor::{
     backends::recorder::{Action, Event, Outcome, Recorder},
-    interrupt::NoInterrupt,
+    bus::Bus,
+    interrupt::{LevelInterrupt, MsiVectors, NoInterrupt},
+    pci::{DeviceFunction, HostBridge, NoMessages, Pin, RootBus},
     time::Clock,
     virtio::{
-        QueueIndex, VirtioDevice, VirtioMmio,
+        QueueIndex, VirtioDevice, VirtioMmio, VirtioPci,
         block::{Block, BlockError, BlockOptions, MemoryStorage},
         entropy::{Entropy, SeededRandom, Source},
         queue::QueueCounters,
@@ -17,10 +19,11 @@ use devisor::{
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::{
-    board::{Bench, Board, Handler, PlugError, Trace, Wiring},
+    board::{Acknowledge, Attach, Bench, Board, Handler, PlugError, Trace, Wiring},
     guest::{Disk, GuestError, Rng, Sectors},
     guest_cpu::Cpu,
-    guest_drivers::give_dma_memory,
+    guest_drivers::{MmioTransport, Sleeping, give_dma_memory},
+    guest_pci::{Messages, PciTransport, guest_bus},
     worker::{Bell, Worker},
 };
 
@@ -116,20 +119,14 @@ pub fn run(
         }),
     };
     let guest = || match device {
-        Device::Block => with_guest(wiring, trace, runs_on, disk().map_err(RowError::set_up)?, use_disk),
-        Device::Entropy => with_guest(wiring, trace, runs_on, Entropy::seeded(SEED), use_rng),
+        Device::Block => with_guest(wiring, trace, runs_on, disk().map_err(RowError::set_up)?, UseDisk),
+        Device::Entropy => with_guest(wiring, trace, runs_on, Entropy::seeded(SEED), UseRng),
     };
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("guest".into());
         let thread = thread.spawn_scoped(scope, guest).map_err(RowError::set_up)?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
-}
-
-/// A device as the guest finds it.
-struct Machine<D> {
-    device: Arc<VirtioMmio<Arc<GuestMemoryMmap>, D>>,
-    cpu: Rc<dyn Cpu>,
 }
 
 /// What a guest has done.
@@ -140,29 +137,147 @@ struct Work {
     queue: QueueCounters,
 }
 
+/// A guest that has a use for a device.
+trait Guest {
+    fn work<T: Sleeping>(&self, transport: T, cpu: Rc<dyn Cpu>, device: &dyn Served) -> Result<Work, GuestError>;
+}
+
+/// A device behind a transport, as far as it does not matter which one.
+trait Served: Send + Sync {
+    fn run(&self);
+    /// What the queue has done since the driver has set it up. Nothing, if it has not.
+    fn queue(&self) -> QueueCounters;
+}
+
+macro_rules! served {
+    ($($transport:ident),*) => {$(
+        impl<D: VirtioDevice<GuestMemoryMmap>> Served for $transport<Arc<GuestMemoryMmap>, D> {
+            fn run(&self) {
+                $transport::run(self);
+            }
+
+            fn queue(&self) -> QueueCounters {
+                self.queue_counters(QueueIndex(0)).unwrap_or_default()
+            }
+        }
+    )*};
+}
+
+served!(VirtioMmio, VirtioPci);
+
+/// The way to the device, for its driver.
+enum Plugged {
+    Mmio(MmioTransport),
+    Pci(PciTransport),
+}
+
+/// A device that is plugged in.
+struct Machine {
+    device: Arc<dyn Served>,
+    transport: Plugged,
+    acknowledge: Acknowledge,
+    /// The name of the line that its queue interrupts by.
+    line: &'static str,
+}
+
+fn plug<D: VirtioDevice<GuestMemoryMmap> + 'static>(
+    device: D,
+    memory: GuestMemoryMmap,
+    attach: Attach,
+    trace: &Trace,
+    bell: Option<&Bell>,
+) -> Result<Machine, RowError> {
+    let memory = Arc::new(memory);
+    match attach {
+        Attach::Mmio(line) => {
+            let line = match line {
+                Line::Edge(line) => Line::Edge(trace.edge("line", line)),
+                Line::Level(line) => Line::Level(trace.level("line", line)),
+            };
+            let mut device = VirtioMmio::new(device, memory, line).map_err(RowError::set_up)?;
+            if let Some(bell) = bell {
+                device = device.with_doorbell(bell.clone());
+            }
+            let device = Arc::new(device);
+            Ok(Machine {
+                transport: Plugged::Mmio(MmioTransport::new(Arc::clone(&device) as _).map_err(RowError::set_up)?),
+                acknowledge: Acknowledge::Mmio(Arc::clone(&device) as _),
+                device,
+                line: "line",
+            })
+        }
+        Attach::Intx(wire) => {
+            let wire = trace.level("line", wire);
+            let (device, bus) = plug_pci(device, memory, wire, Arc::new(NoMessages), bell)?;
+            let transport = PciTransport::new(&bus, &Messages::Intx).map_err(RowError::set_up)?;
+            Ok(Machine {
+                acknowledge: Acknowledge::Isr(transport.isr_status()),
+                transport: Plugged::Pci(transport),
+                device,
+                line: "line",
+            })
+        }
+        Attach::MsiX { vectors, message } => {
+            let vectors = trace.vectors("vector", vectors);
+            let (device, bus) = plug_pci(device, memory, Arc::new(NoInterrupt), vectors, bell)?;
+            // The configuration does not change here, so its vector may be the same.
+            let messages = Messages::MsiX(vec![message; 2]);
+            let transport = PciTransport::new(&bus, &messages).map_err(RowError::set_up)?;
+            Ok(Machine {
+                acknowledge: Acknowledge::Message,
+                transport: Plugged::Pci(transport),
+                device,
+                line: "vector.1",
+            })
+        }
+    }
+}
+
+/// Puts the device on a PCI bus, behind a host bridge.
+fn plug_pci<D: VirtioDevice<GuestMemoryMmap> + 'static>(
+    device: D,
+    memory: Arc<GuestMemoryMmap>,
+    wire: Arc<dyn LevelInterrupt>,
+    vectors: Arc<dyn MsiVectors>,
+    bell: Option<&Bell>,
+) -> Result<(Arc<dyn Served>, Arc<Bus>), RowError> {
+    let address = |device| DeviceFunction::new(device, 0).ok_or_else(|| RowError::set_up("no such device number"));
+    let mut wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>);
+    wires[address(1)?.wire(Pin::A)] = wire;
+    let root = RootBus::new(wires, vectors);
+    let bridge = HostBridge::new(root.slot(address(0)?).map_err(RowError::set_up)?);
+    root.insert(Arc::new(bridge)).map_err(RowError::set_up)?;
+    let slot = root.slot(address(1)?).map_err(RowError::set_up)?;
+    let mut device = VirtioPci::new(device, memory, slot).map_err(RowError::set_up)?;
+    if let Some(bell) = bell {
+        device = device.with_doorbell(bell.clone());
+    }
+    let device = Arc::new(device);
+    root.insert(Arc::clone(&device) as _).map_err(RowError::set_up)?;
+    Ok((device, guest_bus(&root)))
+}
+
 fn with_guest<D: VirtioDevice<GuestMemoryMmap> + 'static>(
     wiring: &Wiring,
     trace: Trace,
     runs_on: RunsOn,
     device: D,
-    guest: fn(&Machine<D>) -> Result<Work, GuestError>,
+    guest: impl Guest,
 ) -> Result<Row, RowError> {
     let memory = GuestMemoryMmap::from_ranges(&[PROGRAM, DRIVERS]).map_err(RowError::set_up)?;
     give_dma_memory(&memory, DRIVERS.0.0..DRIVERS.0.0 + DRIVERS.1 as u64);
     let bench = Bench { memory, trace };
-    let Board { line, start } = (wiring.plug)(&bench)?;
+    let Board { attach, start } = (wiring.plug)(&bench)?;
     let Bench { memory, trace } = bench;
 
-    let line = match line {
-        Line::Edge(line) => Line::Edge(trace.edge("line", line)),
-        Line::Level(line) => Line::Level(trace.level("line", line)),
-    };
-    let mut device = VirtioMmio::new(device, Arc::new(memory), line).map_err(RowError::set_up)?;
     let bell = Bell::default();
-    if runs_on == RunsOn::Worker {
-        device = device.with_doorbell(bell.clone());
-    }
-    let device = Arc::new(device);
+    let rung = (runs_on == RunsOn::Worker).then_some(&bell);
+    let Machine {
+        device,
+        transport,
+        acknowledge,
+        line,
+    } = plug(device, memory, attach, &trace, rung)?;
     let served = Arc::clone(&device);
     let worker = Worker::spawn(&bell, move || served.run()).map_err(RowError::set_up)?;
 
@@ -173,14 +288,18 @@ fn with_guest<D: VirtioDevice<GuestMemoryMmap> + 'static>(
             .line(name)
             .ok_or_else(|| RowError::set_up("a line is not recorded"))
     };
-    let (line, marks) = (recorded("line")?, recorded("taken")?);
+    let (line, marks) = (recorded(line)?, recorded("taken")?);
     let handler = Handler {
-        device: Arc::clone(&device) as _,
+        acknowledge,
         line: line.clone(),
         taken,
     };
     let cpu = start(handler).map_err(RowError::set_up)?;
-    let work = guest(&Machine { device, cpu }).map_err(|error| RowError::Guest {
+    let work = match transport {
+        Plugged::Mmio(transport) => guest.work(transport, cpu, &*device),
+        Plugged::Pci(transport) => guest.work(transport, cpu, &*device),
+    };
+    let work = work.map_err(|error| RowError::Guest {
         error: error.to_string(),
         timeline: end_of(&trace.recorder),
     })?;
@@ -274,71 +393,72 @@ fn disk() -> Result<Block, BlockError> {
 }
 
 /// Writes the whole disk in random order, flushes, reads all of it back in another order and compares.
-fn use_disk(machine: &Machine<Block>) -> Result<Work, GuestError> {
-    let mut disk = Disk::new(Arc::clone(&machine.device) as _, Rc::clone(&machine.cpu))?;
-    let id = disk.id()?;
-    if id != DISK_ID {
-        return Err(GuestError::Wrong(format!(
-            "the disk is called `{id}` and not `{DISK_ID}`"
-        )));
-    }
-    let mut random = SeededRandom::new(SEED);
-    let mut written: Vec<_> = (0..PIECES)
-        .map(|piece| {
-            let mut data = vec![0; PIECE_SECTORS * SECTOR];
-            fill(&mut random, &mut data);
-            let first = piece * PIECE_SECTORS;
-            Sectors { first, data }
-        })
-        .collect();
-    shuffle(&mut random, &mut written);
-    disk.write(&mut written, DEPTH)?;
-    disk.flush()?;
+struct UseDisk;
 
-    shuffle(&mut random, &mut written);
-    let blank = |sectors: &Sectors| Sectors {
-        data: vec![0; sectors.data.len()],
-        ..*sectors
-    };
-    let mut read: Vec<_> = written.iter().map(blank).collect();
-    disk.read(&mut read, DEPTH)?;
-    if let Some((read, _)) = read.iter().zip(&written).find(|(read, written)| read != written) {
-        let first = read.first;
-        return Err(GuestError::Wrong(format!(
-            "sectors from {first} on read back as they were not written"
-        )));
+impl Guest for UseDisk {
+    fn work<T: Sleeping>(&self, transport: T, cpu: Rc<dyn Cpu>, device: &dyn Served) -> Result<Work, GuestError> {
+        let mut disk = Disk::over(transport, cpu)?;
+        let id = disk.id()?;
+        if id != DISK_ID {
+            return Err(GuestError::Wrong(format!(
+                "the disk is called `{id}` and not `{DISK_ID}`"
+            )));
+        }
+        let mut random = SeededRandom::new(SEED);
+        let mut written: Vec<_> = (0..PIECES)
+            .map(|piece| {
+                let mut data = vec![0; PIECE_SECTORS * SECTOR];
+                fill(&mut random, &mut data);
+                let first = piece * PIECE_SECTORS;
+                Sectors { first, data }
+            })
+            .collect();
+        shuffle(&mut random, &mut written);
+        disk.write(&mut written, DEPTH)?;
+        disk.flush()?;
+
+        shuffle(&mut random, &mut written);
+        let blank = |sectors: &Sectors| Sectors {
+            data: vec![0; sectors.data.len()],
+            ..*sectors
+        };
+        let mut read: Vec<_> = written.iter().map(blank).collect();
+        disk.read(&mut read, DEPTH)?;
+        if let Some((read, _)) = read.iter().zip(&written).find(|(read, written)| read != written) {
+            let first = read.first;
+            return Err(GuestError::Wrong(format!(
+                "sectors from {first} on read back as they were not written"
+            )));
+        }
+        Ok(Work {
+            requests: disk.requests(),
+            bytes: (id.len() + PIECES * PIECE_SECTORS * SECTOR) as u64,
+            queue: device.queue(),
+        })
     }
-    Ok(Work {
-        requests: disk.requests(),
-        bytes: (id.len() + PIECES * PIECE_SECTORS * SECTOR) as u64,
-        queue: machine.queue(),
-    })
 }
 
 /// Asks for entropy and compares it with what follows from the seed.
-fn use_rng(machine: &Machine<Entropy>) -> Result<Work, GuestError> {
-    let mut rng = Rng::new(Arc::clone(&machine.device) as _, Rc::clone(&machine.cpu))?;
-    let mut random = SeededRandom::new(SEED);
-    let mut expected = [0; RNG_BYTES];
-    for _ in 0..RNG_REQUESTS {
-        fill(&mut random, &mut expected);
-        if rng.request(RNG_BYTES)? != expected {
-            return Err(GuestError::Wrong(
-                "the entropy is not what follows from the seed".into(),
-            ));
-        }
-    }
-    Ok(Work {
-        requests: rng.requests(),
-        bytes: (RNG_REQUESTS * RNG_BYTES) as u64,
-        queue: machine.queue(),
-    })
-}
+struct UseRng;
 
-impl<D: VirtioDevice<GuestMemoryMmap>> Machine<D> {
-    /// What the queue has done since the driver has set it up. Nothing, if it has not.
-    fn queue(&self) -> QueueCounters {
-        self.device.queue_counters(QueueIndex(0)).unwrap_or_default()
+impl Guest for UseRng {
+    fn work<T: Sleeping>(&self, transport: T, cpu: Rc<dyn Cpu>, device: &dyn Served) -> Result<Work, GuestError> {
+        let mut rng = Rng::over(transport, cpu)?;
+        let mut random = SeededRandom::new(SEED);
+        let mut expected = [0; RNG_BYTES];
+        for _ in 0..RNG_REQUESTS {
+            fill(&mut random, &mut expected);
+            if rng.request(RNG_BYTES)? != expected {
+                return Err(GuestError::Wrong(
+                    "the entropy is not what follows from the seed".into(),
+                ));
+            }
+        }
+        Ok(Work {
+            requests: rng.requests(),
+            bytes: (RNG_REQUESTS * RNG_BYTES) as u64,
+            queue: device.queue(),
+        })
     }
 }
 

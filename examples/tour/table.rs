@@ -57,7 +57,7 @@ fn names(wiring: &Wiring, device: Device, runs_on: RunsOn) -> [&'static str; 4] 
 }
 
 fn print_words([backend, line, device, runs_on]: [&str; 4]) {
-    print!("{backend:<9} {line:<17} {device:<8} {runs_on:<7}");
+    print!("{backend:<9} {line:<18} {device:<8} {runs_on:<7}");
 }
 
 fn print_cells<N: Display>(words: [&str; 4], numbers: [N; 6]) {

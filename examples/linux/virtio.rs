@@ -1,0 +1,146 @@
+//! The virtio devices, on the transport that the command line asks for. The devices are the same on each.
+
+use std::{error::Error, sync::Arc};
+
+use devisor::{
+    backends::{
+        irqchip::{Spi, gicv2::GicV2, gicv2m::GicV2mFrame},
+        recorder::Recorder,
+    },
+    bus::Bus,
+    interrupt::{LevelInterrupt, NoInterrupt, RequesterId, SinkVectors},
+    pci::{DeviceFunction, HostBridge, Pin, RootBus},
+    virtio::{
+        VirtioDevice, VirtioMmio, VirtioPci,
+        transport::{Doorbell, mmio::Line},
+    },
+};
+use vm_memory::GuestMemoryMmap;
+
+use crate::board::{self, GIC_MESSAGES, MESSAGES, PCI_CONFIG, PCI_MEMORY, Window};
+
+/// What is between the guest's drivers and our devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Registers in memory, and a line for each device.
+    Mmio,
+    /// A PCI bus, and messages.
+    Pci,
+    /// The same bus, with a guest that is told to use its wires.
+    PciIntx,
+}
+
+impl Transport {
+    /// All of them, by the names that the command line has for them.
+    pub const NAMES: [(&str, Self); 3] = [("mmio", Self::Mmio), ("pci", Self::Pci), ("pci-intx", Self::PciIntx)];
+
+    /// Whether there is a PCI bus.
+    pub fn is_pci(self) -> bool {
+        self != Self::Mmio
+    }
+}
+
+/// One of the devices, as the board and the device tree know it.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The name under which its line is recorded.
+    pub name: &'static str,
+    /// Its registers, and its line.
+    pub mmio: (Window, Spi),
+    /// Its number on the PCI bus, and the guest's number for it as a virtio device.
+    pub pci: (u8, &'static str),
+}
+
+impl Place {
+    pub fn address(&self) -> DeviceFunction {
+        DeviceFunction::new(self.pci.0, 0).expect("less than 32")
+    }
+
+    /// Who sends its messages.
+    pub fn requester(&self) -> RequesterId {
+        self.address().requester()
+    }
+
+    /// Where its line, or its wire, ends.
+    pub fn spi(&self, transport: Transport) -> Spi {
+        match transport {
+            Transport::Mmio => self.mmio.1,
+            Transport::Pci | Transport::PciIntx => board::PCI_WIRES[self.address().wire(Pin::A)],
+        }
+    }
+}
+
+/// A device to be run when the guest has kicked.
+pub type Runnable = Box<dyn Fn()>;
+
+type Memory = Arc<GuestMemoryMmap>;
+
+/// Where the devices are plugged in.
+pub enum Slots<'a> {
+    Mmio { gic: &'a GicV2, recorder: &'a Recorder },
+    Pci(RootBus),
+}
+
+/// The name under which messages are recorded.
+pub const MESSAGE_LINE: &str = "GICv2m";
+
+impl<'a> Slots<'a> {
+    /// Puts on `bus` what the transport needs besides devices.
+    pub fn new(
+        transport: Transport,
+        gic: &'a GicV2,
+        recorder: &'a Recorder,
+        bus: &mut Bus,
+    ) -> Result<Self, Box<dyn Error>> {
+        if !transport.is_pci() {
+            return Ok(Self::Mmio { gic, recorder });
+        }
+        let (first, count) = MESSAGES;
+        let frame = Arc::new(GicV2mFrame::new(gic, GIC_MESSAGES.base, first, count)?);
+        bus.insert(GIC_MESSAGES.base, GIC_MESSAGES.len, Arc::clone(&frame) as _)?;
+
+        let mut wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>);
+        for place in board::VIRTIO {
+            let wire = place.address().wire(Pin::A);
+            wires[wire] = Arc::new(recorder.wrap_level(place.name, gic.level_line(board::PCI_WIRES[wire])?));
+        }
+        let sink = Arc::new(recorder.wrap_sink(MESSAGE_LINE, frame));
+        let root = RootBus::new(wires, Arc::new(SinkVectors::new(sink)));
+        let bridge = DeviceFunction::new(0, 0).expect("there is a device 0");
+        root.insert(Arc::new(HostBridge::new(root.slot(bridge)?)))?;
+        bus.insert(PCI_CONFIG.base, PCI_CONFIG.len, Arc::new(root.ecam()))?;
+        bus.insert(
+            PCI_MEMORY.base,
+            PCI_MEMORY.len,
+            Arc::new(root.memory_window(PCI_MEMORY.base)),
+        )?;
+        Ok(Self::Pci(root))
+    }
+
+    /// Plugs in a device.
+    pub fn plug<D: VirtioDevice<GuestMemoryMmap> + 'static>(
+        &self,
+        place: &Place,
+        device: D,
+        memory: &Memory,
+        doorbell: impl Doorbell + 'static,
+        bus: &mut Bus,
+    ) -> Result<Runnable, Box<dyn Error>> {
+        let memory = Arc::clone(memory);
+        match self {
+            Self::Mmio { gic, recorder } => {
+                let (window, spi) = place.mmio;
+                let line = Arc::new(recorder.wrap_level(place.name, gic.level_line(spi)?));
+                let device = Arc::new(VirtioMmio::new(device, memory, Line::Level(line))?.with_doorbell(doorbell));
+                bus.insert(window.base, window.len, Arc::clone(&device) as _)?;
+                Ok(Box::new(move || device.run()))
+            }
+            Self::Pci(root) => {
+                let slot = root.slot(place.address())?;
+                let device = Arc::new(VirtioPci::new(device, memory, slot)?.with_doorbell(doorbell));
+                root.insert(Arc::clone(&device) as _)?;
+                Ok(Box::new(move || device.run()))
+            }
+        }
+    }
+}
