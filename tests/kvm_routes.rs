@@ -173,6 +173,7 @@ fn what_is_signalled_from_outside_without_a_message_waits_and_is_sent_once() {
     assert!(vector.is_signalled(), "looking takes nothing");
     assert_eq!(world.requested(), []);
     vector.program(Some(to(0x43))).unwrap();
+    assert!(!vector.is_signalled(), "it is on its way");
     eventually("it is sent along the new route", || world.requested() == [0x43]);
     vector.program(None).unwrap();
     assert!(!vector.is_signalled(), "it was sent");

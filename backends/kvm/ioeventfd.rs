@@ -27,7 +27,7 @@ vmm_sys_util::ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 /// Doorbells of one device by ioeventfd: one eventfd for each number, which the embedder watches in an event loop.
 ///
 /// The eventfd of a number outlives what is caught for it: a BAR that moves takes its stores along, and what was rung
-/// before is still there to be read.
+/// before is still there to be read. Cheap to clone: the device has one, the event loop another.
 ///
 /// ```
 /// use devisor::{backends::kvm::KvmDoorbells, bus::{DoorbellStore, Doorbells, Space}};
@@ -50,15 +50,16 @@ vmm_sys_util::ioctl_iow_nr!(KVM_IOEVENTFD, KVMIO, 0x79, kvm_ioeventfd);
 /// # Ok(())
 /// # }
 /// ```
+#[derive(Clone)]
 pub struct KvmDoorbells {
     vm: Arc<VmFd>,
-    eventfds: Mutex<BTreeMap<u16, Arc<EventFd>>>,
+    eventfds: Arc<Mutex<BTreeMap<u16, Arc<EventFd>>>>,
 }
 
 impl KvmDoorbells {
     /// Doorbells for a device of `vm`.
     pub fn new(vm: Arc<VmFd>) -> Self {
-        let eventfds = Mutex::default();
+        let eventfds = Arc::default();
         Self { vm, eventfds }
     }
 

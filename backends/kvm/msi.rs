@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{
     Gsi, IrqName, KvmIrqError, KvmIrqs, Shared,
     irqfd::{eventfd, signal},
-    routes::{Route, WIRES},
+    routes::Route,
 };
 use crate::{
     interrupt::{Interrupt, MsiMessage, MsiSink, MsiVector, MsiVectors, RequesterId},
@@ -131,6 +131,8 @@ fn check(_message: MsiMessage) -> Result<(), KvmIrqError> {
 /// See [`KvmIrqs::route_ioapic_pins`].
 #[cfg(target_arch = "x86_64")]
 pub(super) fn route_pins(shared: &Shared, changes: &[(u8, Option<MsiMessage>)]) -> Result<(), KvmIrqError> {
+    use super::routes::WIRES;
+
     let route = |&(pin, message): &(u8, Option<MsiMessage>)| {
         let (gsi, device) = (Gsi(pin.into()), None);
         if gsi.0 >= WIRES {

@@ -186,7 +186,8 @@ impl Endpoint {
         lock(&self.registers).command() & BUS_MASTER != 0
     }
 
-    /// The guest reads configuration space. Any width and alignment answers, byte by byte; above 0xff there are ones.
+    /// The guest reads configuration space. Any width and alignment answers, byte by byte; above 0xff there are ones, or
+    /// zeros if the function is one of [PCI Express](EndpointConfig::express).
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
         let registers = lock(&self.registers);
         registers.read(offset, data);
