@@ -18,9 +18,10 @@
 //! | `disk.rs` | put something of its own in front of the disk image |
 //! | `devicetree.rs` | tell the guest of the devices |
 //! | `machine.rs` | adapt the hypervisor, which is rsemu |
-//! | `watch.rs`, `verdict.rs` | not needed to run a guest: look whether all this is true |
+//! | `watch.rs`, `counts.rs`, `verdict.rs` | not needed to run a guest: look whether all this is true |
 
 mod board;
+mod counts;
 mod devicetree;
 mod disk;
 mod machine;

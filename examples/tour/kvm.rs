@@ -63,9 +63,8 @@ pub const WIRINGS: &[Wiring] = &[
         backend: "kvm",
         line: "PCI MSI-X, irqfd",
         plug: |bench| {
-            plug(bench, Sensing::Edge, |irqs, _| {
+            plug(bench, Sensing::Message, |irqs, _| {
                 let vectors = Arc::new(irqs.messages());
-                // The handler of the wire, by another way.
                 let message = MsiMessage {
                     address: 0xfee0_0000,
                     data: Controller::IoApic.vector(GSI).into(),

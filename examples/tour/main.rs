@@ -23,6 +23,8 @@ mod kvm;
 #[allow(dead_code, reason = "shared with tests, which need other parts of it")]
 #[path = "../../tests/support/kvm_guest.rs"]
 mod kvm_guest;
+mod lapic;
+mod machine;
 mod recorder;
 mod row;
 #[cfg(test)]
@@ -65,7 +67,14 @@ The exit status is 0 if every row is good; a backend that this machine does not 
 
 /// The ways to interrupt, backend by backend.
 fn wirings() -> Vec<Wiring> {
-    [recorder::WIRINGS, irqchip::WIRINGS, kvm::WIRINGS, hvf::WIRINGS].concat()
+    [
+        recorder::WIRINGS,
+        irqchip::WIRINGS,
+        lapic::WIRINGS,
+        kvm::WIRINGS,
+        hvf::WIRINGS,
+    ]
+    .concat()
 }
 
 /// KVM's guest program is for another processor than this one.

@@ -4,26 +4,23 @@ use std::{rc::Rc, sync::Arc, thread, time::Duration};
 
 use devisor::{
     backends::recorder::{Action, Event, Outcome, Recorder},
-    bus::Bus,
-    interrupt::{LevelInterrupt, MsiVectors, NoInterrupt},
-    pci::{DeviceFunction, HostBridge, NoMessages, Pin, RootBus},
+    interrupt::NoInterrupt,
     time::Clock,
     virtio::{
-        QueueIndex, VirtioDevice, VirtioMmio, VirtioPci,
+        VirtioDevice,
         block::{Block, BlockError, BlockOptions, MemoryStorage},
         entropy::{Entropy, SeededRandom, Source},
         queue::QueueCounters,
-        transport::mmio::Line,
     },
 };
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::{
-    board::{Acknowledge, Attach, Bench, Board, Handler, PlugError, Trace, Wiring},
+    board::{Bench, Board, Handler, PlugError, Trace, Wiring},
     guest::{Disk, GuestError, Rng, Sectors},
     guest_cpu::Cpu,
-    guest_drivers::{MmioTransport, Sleeping, give_dma_memory},
-    guest_pci::{Messages, PciTransport, guest_bus},
+    guest_drivers::{Sleeping, give_dma_memory},
+    machine::{Machine, Plugged, Served, plug},
     worker::{Bell, Worker},
 };
 
@@ -140,121 +137,6 @@ struct Work {
 /// A guest that has a use for a device.
 trait Guest {
     fn work<T: Sleeping>(&self, transport: T, cpu: Rc<dyn Cpu>, device: &dyn Served) -> Result<Work, GuestError>;
-}
-
-/// A device behind a transport, as far as it does not matter which one.
-trait Served: Send + Sync {
-    fn run(&self);
-    /// What the queue has done since the driver has set it up. Nothing, if it has not.
-    fn queue(&self) -> QueueCounters;
-}
-
-macro_rules! served {
-    ($($transport:ident),*) => {$(
-        impl<D: VirtioDevice<GuestMemoryMmap>> Served for $transport<Arc<GuestMemoryMmap>, D> {
-            fn run(&self) {
-                $transport::run(self);
-            }
-
-            fn queue(&self) -> QueueCounters {
-                self.queue_counters(QueueIndex(0)).unwrap_or_default()
-            }
-        }
-    )*};
-}
-
-served!(VirtioMmio, VirtioPci);
-
-/// The way to the device, for its driver.
-enum Plugged {
-    Mmio(MmioTransport),
-    Pci(PciTransport),
-}
-
-/// A device that is plugged in.
-struct Machine {
-    device: Arc<dyn Served>,
-    transport: Plugged,
-    acknowledge: Acknowledge,
-    /// The name of the line that its queue interrupts by.
-    line: &'static str,
-}
-
-fn plug<D: VirtioDevice<GuestMemoryMmap> + 'static>(
-    device: D,
-    memory: GuestMemoryMmap,
-    attach: Attach,
-    trace: &Trace,
-    bell: Option<&Bell>,
-) -> Result<Machine, RowError> {
-    let memory = Arc::new(memory);
-    match attach {
-        Attach::Mmio(line) => {
-            let line = match line {
-                Line::Edge(line) => Line::Edge(trace.edge("line", line)),
-                Line::Level(line) => Line::Level(trace.level("line", line)),
-            };
-            let mut device = VirtioMmio::new(device, memory, line).map_err(RowError::set_up)?;
-            if let Some(bell) = bell {
-                device = device.with_doorbell(bell.clone());
-            }
-            let device = Arc::new(device);
-            Ok(Machine {
-                transport: Plugged::Mmio(MmioTransport::new(Arc::clone(&device) as _).map_err(RowError::set_up)?),
-                acknowledge: Acknowledge::Mmio(Arc::clone(&device) as _),
-                device,
-                line: "line",
-            })
-        }
-        Attach::Intx(wire) => {
-            let wire = trace.level("line", wire);
-            let (device, bus) = plug_pci(device, memory, wire, Arc::new(NoMessages), bell)?;
-            let transport = PciTransport::new(&bus, &Messages::Intx).map_err(RowError::set_up)?;
-            Ok(Machine {
-                acknowledge: Acknowledge::Isr(transport.isr_status()),
-                transport: Plugged::Pci(transport),
-                device,
-                line: "line",
-            })
-        }
-        Attach::MsiX { vectors, message } => {
-            let vectors = trace.vectors("vector", vectors);
-            let (device, bus) = plug_pci(device, memory, Arc::new(NoInterrupt), vectors, bell)?;
-            // The configuration does not change here, so its vector may be the same.
-            let messages = Messages::MsiX(vec![message; 2]);
-            let transport = PciTransport::new(&bus, &messages).map_err(RowError::set_up)?;
-            Ok(Machine {
-                acknowledge: Acknowledge::Message,
-                transport: Plugged::Pci(transport),
-                device,
-                line: "vector.1",
-            })
-        }
-    }
-}
-
-/// Puts the device on a PCI bus, behind a host bridge.
-fn plug_pci<D: VirtioDevice<GuestMemoryMmap> + 'static>(
-    device: D,
-    memory: Arc<GuestMemoryMmap>,
-    wire: Arc<dyn LevelInterrupt>,
-    vectors: Arc<dyn MsiVectors>,
-    bell: Option<&Bell>,
-) -> Result<(Arc<dyn Served>, Arc<Bus>), RowError> {
-    let address = |device| DeviceFunction::new(device, 0).ok_or_else(|| RowError::set_up("no such device number"));
-    let mut wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>);
-    wires[address(1)?.wire(Pin::A)] = wire;
-    let root = RootBus::new(wires, vectors);
-    let bridge = HostBridge::new(root.slot(address(0)?).map_err(RowError::set_up)?);
-    root.insert(Arc::new(bridge)).map_err(RowError::set_up)?;
-    let slot = root.slot(address(1)?).map_err(RowError::set_up)?;
-    let mut device = VirtioPci::new(device, memory, slot).map_err(RowError::set_up)?;
-    if let Some(bell) = bell {
-        device = device.with_doorbell(bell.clone());
-    }
-    let device = Arc::new(device);
-    root.insert(Arc::clone(&device) as _).map_err(RowError::set_up)?;
-    Ok((device, guest_bus(&root)))
 }
 
 fn with_guest<D: VirtioDevice<GuestMemoryMmap> + 'static>(

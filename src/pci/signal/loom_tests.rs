@@ -319,3 +319,24 @@ fn loom_a_reset_that_races_with_an_export_leaves_no_vector() {
         assert_eq!(world.guest.0.alive.load(SeqCst), 0);
     });
 }
+
+#[test]
+fn loom_a_release_that_races_with_a_signal_forgets_it_or_sends_it() {
+    explore(|| {
+        let world = World::with(Gate::Open);
+        let device = {
+            let world = world.clone();
+            thread::spawn(move || world.news())
+        };
+        // As `MsiX::release`: off, told to the backend, and open again without a word.
+        world.gate(Gate::Off);
+        world.signal.set(Gate::Open);
+        let signalled = device.join().unwrap();
+        assert!(!world.signal.is_pending(), "{signalled:?}");
+        let alive = world.guest.0.alive.load(SeqCst);
+        assert_eq!(alive, world.guest.0.live.load(SeqCst), "a vector without a message");
+        // The next one is told in any case.
+        world.news();
+        assert!(!world.untold());
+    });
+}

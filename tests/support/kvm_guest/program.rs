@@ -46,6 +46,7 @@ pub enum Action {
     /// Reads 32 bits and writes them elsewhere: an interrupt status to the register that acknowledges it.
     CopyLong { from: u32, to: u32 },
     /// Reads a byte: an interrupt status that is cleared by that.
+    #[allow(dead_code, reason = "not every guest has such a device")]
     LoadByte { from: u32 },
 }
 
@@ -169,6 +170,8 @@ std::arch::global_asm!(
     "    je 34f",
     "    cmp ecx, {write_word}",
     "    je 35f",
+    "    cmp ecx, {load_byte}",
+    "    je 36f",
     "    ret",
     "31: out dx, al",
     "    jmp 30b",
@@ -196,9 +199,9 @@ std::arch::global_asm!(
     out_byte = const OUT_BYTE,
     write_long = const WRITE_LONG,
     copy_long = const COPY_LONG,
-    load_byte = const LOAD_BYTE,
     write_byte = const WRITE_BYTE,
     write_word = const WRITE_WORD,
+    load_byte = const LOAD_BYTE,
 );
 
 unsafe extern "C" {
@@ -225,6 +228,7 @@ impl Action {
             Self::WriteWord { address, value } => [WRITE_WORD, address, value.into()],
             Self::WriteLong { address, value } => [WRITE_LONG, address, value],
             Self::CopyLong { from, to } => [COPY_LONG, from, to],
+            Self::LoadByte { from } => [LOAD_BYTE, from, 0],
         }
     }
 }

@@ -99,7 +99,7 @@ fn is_area(register: u64, len: u64) -> bool {
 fn area_of(layout: &mut QueueLayout, register: u64) -> &mut u64 {
     match register {
         ..QUEUE_DRIVER => &mut layout.descriptor_area,
-        ..QUEUE_DEVICE => &mut layout.driver_area,
+        QUEUE_DRIVER..QUEUE_DEVICE => &mut layout.driver_area,
         _ => &mut layout.device_area,
     }
 }

@@ -1,0 +1,144 @@
+//! The device on the transport that a board has a place for: virtio-mmio, or a PCI bus with a host bridge.
+
+use std::sync::Arc;
+
+use devisor::{
+    bus::Bus,
+    interrupt::{LevelInterrupt, MsiVectors, NoInterrupt},
+    pci::{DeviceFunction, HostBridge, NoMessages, Pin, RootBus},
+    virtio::{QueueIndex, VirtioDevice, VirtioMmio, VirtioPci, queue::QueueCounters, transport::mmio::Line},
+};
+use vm_memory::GuestMemoryMmap;
+
+use crate::{
+    board::{Acknowledge, Attach, PlugError, Trace},
+    guest_drivers::MmioTransport,
+    guest_pci::{Messages, PciTransport, guest_bus},
+    worker::Bell,
+};
+
+/// A device behind a transport, as far as it does not matter which one.
+pub trait Served: Send + Sync {
+    /// Works on what was kicked.
+    fn run(&self);
+
+    /// What the queue has done since the driver has set it up. Nothing, if it has not.
+    fn queue(&self) -> QueueCounters;
+}
+
+macro_rules! served {
+    ($($transport:ident),*) => {$(
+        impl<D: VirtioDevice<GuestMemoryMmap>> Served for $transport<Arc<GuestMemoryMmap>, D> {
+            fn run(&self) {
+                $transport::run(self);
+            }
+
+            fn queue(&self) -> QueueCounters {
+                self.queue_counters(QueueIndex(0)).unwrap_or_default()
+            }
+        }
+    )*};
+}
+
+served!(VirtioMmio, VirtioPci);
+
+/// The way to the device, for its driver.
+pub enum Plugged {
+    /// Registers in memory.
+    Mmio(MmioTransport),
+    /// A PCI function.
+    Pci(PciTransport),
+}
+
+/// A device that is plugged in.
+pub struct Machine {
+    /// The device.
+    pub device: Arc<dyn Served>,
+    /// The way to it.
+    pub transport: Plugged,
+    /// What the guest does there when it is interrupted.
+    pub acknowledge: Acknowledge,
+    /// The name of the line that its queue interrupts by.
+    pub line: &'static str,
+}
+
+/// Plugs the device in, to interrupt by what `attach` says. `bell` is rung where it is to run on a worker.
+///
+/// # Errors
+/// [`PlugError::Failed`].
+pub fn plug<D: VirtioDevice<GuestMemoryMmap> + 'static>(
+    device: D,
+    memory: GuestMemoryMmap,
+    attach: Attach,
+    trace: &Trace,
+    bell: Option<&Bell>,
+) -> Result<Machine, PlugError> {
+    let memory = Arc::new(memory);
+    match attach {
+        Attach::Mmio(line) => {
+            let line = match line {
+                Line::Edge(line) => Line::Edge(trace.edge("line", line)),
+                Line::Level(line) => Line::Level(trace.level("line", line)),
+            };
+            let mut device = VirtioMmio::new(device, memory, line).map_err(PlugError::failed)?;
+            if let Some(bell) = bell {
+                device = device.with_doorbell(bell.clone());
+            }
+            let device = Arc::new(device);
+            Ok(Machine {
+                transport: Plugged::Mmio(MmioTransport::new(Arc::clone(&device) as _).map_err(PlugError::failed)?),
+                acknowledge: Acknowledge::Mmio(Arc::clone(&device) as _),
+                device,
+                line: "line",
+            })
+        }
+        Attach::Intx(wire) => {
+            let wire = trace.level("line", wire);
+            let (device, bus) = plug_pci(device, memory, wire, Arc::new(NoMessages), bell)?;
+            let transport = PciTransport::new(&bus, &Messages::Intx).map_err(PlugError::failed)?;
+            Ok(Machine {
+                acknowledge: Acknowledge::Isr(transport.isr_status()),
+                transport: Plugged::Pci(transport),
+                device,
+                line: "line",
+            })
+        }
+        Attach::MsiX { vectors, message } => {
+            let vectors = trace.vectors("vector", vectors);
+            let (device, bus) = plug_pci(device, memory, Arc::new(NoInterrupt), vectors, bell)?;
+            // The configuration does not change here, so its vector may be the same.
+            let messages = Messages::MsiX(vec![message; 2]);
+            let transport = PciTransport::new(&bus, &messages).map_err(PlugError::failed)?;
+            Ok(Machine {
+                acknowledge: Acknowledge::Message,
+                transport: Plugged::Pci(transport),
+                device,
+                line: "vector.1",
+            })
+        }
+    }
+}
+
+/// Puts the device on a PCI bus, behind a host bridge.
+fn plug_pci<D: VirtioDevice<GuestMemoryMmap> + 'static>(
+    device: D,
+    memory: Arc<GuestMemoryMmap>,
+    wire: Arc<dyn LevelInterrupt>,
+    vectors: Arc<dyn MsiVectors>,
+    bell: Option<&Bell>,
+) -> Result<(Arc<dyn Served>, Arc<Bus>), PlugError> {
+    let address = |device| DeviceFunction::new(device, 0).ok_or_else(|| PlugError::failed("no such device number"));
+    let mut wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>);
+    wires[address(1)?.wire(Pin::A)] = wire;
+    let root = RootBus::new(wires, vectors);
+    let bridge = HostBridge::new(root.slot(address(0)?).map_err(PlugError::failed)?);
+    root.insert(Arc::new(bridge)).map_err(PlugError::failed)?;
+    let slot = root.slot(address(1)?).map_err(PlugError::failed)?;
+    let mut device = VirtioPci::new(device, memory, slot).map_err(PlugError::failed)?;
+    if let Some(bell) = bell {
+        device = device.with_doorbell(bell.clone());
+    }
+    let device = Arc::new(device);
+    root.insert(Arc::clone(&device) as _).map_err(PlugError::failed)?;
+    Ok((device, guest_bus(&root)))
+}
