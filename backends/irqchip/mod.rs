@@ -23,6 +23,8 @@ pub mod ioapic;
 pub mod lapic;
 #[expect(dead_code, reason = "both sides of it are being built")]
 mod lpis;
+#[expect(dead_code, reason = "both sides of it are being built")]
+mod memory;
 pub mod pic;
 pub mod pit;
 mod preemption;
