@@ -12,7 +12,6 @@ use super::{
     super::{
         IntId,
         lines::{EdgeLine, Input, Inputs, LevelLine},
-        lpis::Lpis,
     },
     CpuId, FinishedHook, GicV3, GicV3Error, LpiSupport, Ppi, Shared, Spi,
 };
@@ -87,12 +86,6 @@ impl GicV3 {
         let ((), told) = self.shared.with_cpu(cpu, |cpu| cpu.set_lpi(intid.0, true));
         told
     }
-
-    /// The redistributors as an ITS drives them.
-    #[cfg_attr(not(test), expect(dead_code, reason = "an ITS is to come"))]
-    pub(in super::super) fn lpis(&self) -> Arc<dyn Lpis> {
-        self.shared.clone()
-    }
 }
 
 impl Inputs for Shared {
@@ -128,48 +121,5 @@ impl Inputs for Shared {
             distributor.concern(intid);
         });
         told
-    }
-}
-
-/// An output that refuses counts it, and is told again with the next change: the LPI is pending.
-impl Lpis for Shared {
-    fn redistributor(&self, processor_number: u32) -> Option<CpuId> {
-        let cpu = CpuId(processor_number);
-        self.cpu(cpu).is_ok().then_some(cpu)
-    }
-
-    fn set_pending(&self, cpu: CpuId, lpi: u32, pending: bool) {
-        self.with_lpis_of(cpu, |cpu| cpu.set_lpi(lpi, pending));
-    }
-
-    fn invalidate(&self, cpu: CpuId, lpi: u32) {
-        self.with_lpis_of(cpu, |cpu| cpu.lpis.invalidate(lpi, &mut cpu.competing));
-    }
-
-    fn invalidate_all(&self, cpu: CpuId) {
-        self.with_lpis_of(cpu, |cpu| cpu.lpis.invalidate_all(&mut cpu.competing));
-    }
-
-    fn move_pending(&self, from: CpuId, to: CpuId, lpi: u32) {
-        let moved = self.with_lpis_of(from, |cpu| {
-            let pending = cpu.lpis.is_pending(lpi);
-            cpu.set_lpi(lpi, false);
-            pending
-        });
-        if moved == Some(true) {
-            self.set_pending(to, lpi, true);
-        }
-    }
-
-    fn move_all_pending(&self, from: CpuId, to: CpuId) {
-        if from == to {
-            return;
-        }
-        let moved = self.with_lpis_of(from, |cpu| cpu.lpis.take_pending(&mut cpu.competing));
-        self.with_lpis_of(to, |cpu| {
-            for lpi in moved.into_iter().flatten() {
-                cpu.set_lpi(lpi, true);
-            }
-        });
     }
 }

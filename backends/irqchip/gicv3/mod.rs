@@ -81,6 +81,8 @@ mod mutex;
 mod redistributor;
 mod registers;
 mod routing;
+#[cfg_attr(not(test), expect(dead_code, reason = "an ITS is to come"))]
+mod seam;
 mod snapshot;
 mod sysreg;
 
@@ -276,12 +278,6 @@ impl Shared {
         let cell = &self.cpus[cpu];
         let value = cell.change(change);
         (value, cell.settle())
-    }
-
-    /// Changes the LPIs of a CPU, if there is such a CPU.
-    fn with_lpis_of<T>(&self, cpu: CpuId, change: impl FnOnce(&mut Cpu) -> T) -> Option<T> {
-        let cpu = self.cpu(cpu).ok()?;
-        Some(self.with_cpu(cpu, change).0)
     }
 
     /// Runs `change` with the distributor locked, then tells the outside what came of it. The error is that of an output.
