@@ -139,7 +139,6 @@ impl Lpis {
     }
 
     /// All that are pending are so no more: what they were.
-    #[cfg_attr(not(test), expect(dead_code, reason = "an ITS is to come"))]
     pub(super) fn take_pending(&mut self, competing: &mut Competitors) -> Vec<u32> {
         self.unfile_all(competing);
         let taken = self.indices().map(|index| LPIS + index as u32).collect();
