@@ -1,0 +1,11 @@
+//! The GICv3 by its specification, ARM IHI 0069: what a guest, a device and an embedder can see of it.
+
+#![cfg(feature = "irqchip")]
+
+mod cpu_interface;
+mod guest;
+mod lines;
+mod lpis;
+mod registers;
+mod routing;
+mod state;
