@@ -1,13 +1,16 @@
 //! The distributor: SPIs, where they go, and the registers of both (IHI 0069, 12.8).
 
 use super::{
-    super::{Group, InterruptState, arbiter::Arbiter, arrays::Array, ids::PRIVATE, preemption::implemented, state},
+    super::{
+        Group, InterruptState, TriggerMode, arbiter::Arbiter, arrays::Array, ids::PRIVATE, preemption::implemented,
+        state,
+    },
     Shared,
     config::{Affinity, GicV3Config, INTIDS, Layout, LpiSupport},
     cpu::{Cpu, Filed},
     mutex::MutexGuard,
     registers::{self, Distributor as Register, gicd_ctlr, gicd_irouter, gicd_typer},
-    routing::CpuSet,
+    routing::{CpuSet, Routing},
 };
 
 const _: () = assert!(INTIDS <= Arbiter::MAX_INTIDS);
@@ -51,13 +54,13 @@ impl Distributor {
 }
 
 impl Route {
-    pub(super) fn to(shared: &super::routing::Routing, router: u64) -> Self {
+    pub(super) fn to(routing: &Routing, router: u64) -> Self {
         let mut route = Self::default();
-        route.set(shared, router);
+        route.set(routing, router);
         route
     }
 
-    pub(super) fn set(&mut self, routing: &super::routing::Routing, router: u64) {
+    pub(super) fn set(&mut self, routing: &Routing, router: u64) {
         self.router = router;
         self.cpu = routing.cpu(Affinity::from_mpidr(router));
     }
@@ -246,11 +249,11 @@ impl Session<'_> {
     /// level-sensitive has its input held up from the one to the other (4.3).
     fn message(&mut self, value: u32, set: bool) {
         let intid = value & registers::SPI_INTID;
-        if !self.shared.config.message_based_spis || intid < PRIVATE {
+        if !self.shared.config.message_based_spis {
             return;
         }
         self.change(intid, |spi| {
-            let level = spi.state.trigger == super::super::TriggerMode::Level;
+            let level = spi.state.trigger == TriggerMode::Level;
             if !level {
                 spi.state.latch = set;
             }
