@@ -6,6 +6,7 @@ mod cpu_interface;
 mod guest;
 mod lines;
 mod lpis;
+mod reference;
 mod registers;
 mod routing;
 mod state;
