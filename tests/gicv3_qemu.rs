@@ -46,7 +46,6 @@ const RAM: u64 = 0x4000_0000;
 const REDISTRIBUTOR: u64 = 0x2_0000;
 const SGI_BASE: u64 = 0x1_0000;
 const IGROUPR: u64 = 0x080;
-const ISENABLER: u64 = 0x100;
 const ISPENDR: u64 = 0x200;
 const IPRIORITYR: u64 = 0x400;
 const ICFGR: u64 = 0xc00;

@@ -1,10 +1,7 @@
 //! The distributor: SPIs, where they go, and the registers of both (IHI 0069, 12.8).
 
 use super::{
-    super::{
-        Group, InterruptState, TriggerMode, arbiter::Arbiter, arrays::Array, ids::PRIVATE, preemption::implemented,
-        state,
-    },
+    super::{Group, InterruptState, TriggerMode, arbiter::Arbiter, ids::PRIVATE, state},
     Shared,
     config::{Affinity, GicV3Config, INTIDS, Layout, LpiSupport},
     cpu::{Cpu, Filed},
@@ -223,8 +220,8 @@ impl Session<'_> {
             Register::SetSpi => self.message(value as u32, true),
             Register::ClearSpi => self.message(value as u32, false),
             Register::Array(array, first) => {
-                let value = implemented_fields(array, value as u32, self.shared.layout.priority_bits);
-                for (index, change) in array.changes(value, written as u32) {
+                let priority_bits = self.shared.layout.priority_bits;
+                for (index, change) in array.changes(value as u32, written as u32, priority_bits) {
                     self.change(first + index, |spi| change.make(&mut spi.state));
                 }
             }
@@ -262,14 +259,6 @@ impl Session<'_> {
                 spi.hold(set);
             }
         });
-    }
-}
-
-/// The word that is written, without bits of priorities that are not implemented.
-pub(super) fn implemented_fields(array: Array, value: u32, priority_bits: u32) -> u32 {
-    match array {
-        Array::Priority => value & u32::from_ne_bytes([implemented(priority_bits); 4]),
-        _ => value,
     }
 }
 

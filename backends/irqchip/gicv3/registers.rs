@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        arrays::Array,
+        arrays::{Array, array},
         ids::{PRIVATE, SGIS},
     },
     config::{EXTENDED_PPIS, EXTENDED_SPIS},
@@ -83,23 +83,6 @@ impl Distributor {
         };
         allowed.then_some((register, lane))
     }
-}
-
-/// The arrays for INTIDs below 1024 in the distributor, and for all private interrupts in a redistributor: which one a
-/// word is of, and where that one begins.
-fn array(word: u64) -> Option<(Array, u64)> {
-    Some(match word {
-        0x080..0x100 => (Array::Group, 0x080),
-        0x100..0x180 => (Array::SetEnable, 0x100),
-        0x180..0x200 => (Array::ClearEnable, 0x180),
-        0x200..0x280 => (Array::SetPending, 0x200),
-        0x280..0x300 => (Array::ClearPending, 0x280),
-        0x300..0x380 => (Array::SetActive, 0x300),
-        0x380..0x400 => (Array::ClearActive, 0x380),
-        0x400..0x800 => (Array::Priority, 0x400),
-        0xc00..0xd00 => (Array::Config, 0xc00),
-        _ => return None,
-    })
 }
 
 /// The distributor's arrays for extended SPIs.
