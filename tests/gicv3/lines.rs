@@ -6,7 +6,7 @@ use devisor::{
         CpuId, IntId, Ppi, Spi,
         gicv3::{Affinity, CpuOutputs, GicV3, GicV3Config, GicV3Error, LpiSupport},
     },
-    interrupt::{Interrupt, LevelInterrupt, NoInterrupt},
+    interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
 };
 use std::{
     io,
@@ -122,6 +122,42 @@ fn a_pulse_on_a_level_sensitive_interrupt_is_not_lost() {
     assert_eq!(guest.cpus[0].acknowledge(), 35);
     guest.cpus[0].end(35);
     assert!(!guest.cpus[0].irq());
+}
+
+#[test]
+fn messages_of_devices_become_spis() {
+    const GICD: u64 = 0x0800_0000;
+    let guest = Guest::simple();
+    let messages = guest.gic.spi_messages(GICD).unwrap();
+    let send = |offset, data| {
+        let address = GICD + offset;
+        messages.send(RequesterId(0), MsiMessage { address, data })
+    };
+    guest.set_edge_triggered(0, 40, true);
+    send(GICD_SETSPI_NSR, 40).unwrap();
+    assert_eq!(guest.cpus[0].acknowledge(), 40);
+    guest.cpus[0].end(40);
+    assert!(!guest.cpus[0].irq());
+    send(GICD_SETSPI_NSR, 41).unwrap();
+    assert!(guest.cpus[0].irq());
+    send(GICD_CLRSPI_NSR, 41).unwrap();
+    assert!(!guest.cpus[0].irq(), "level-sensitive");
+    for (offset, data) in [
+        (0, 40),
+        (GICD_SETSPI_NSR + 4, 40),
+        (GICD_SETSPI_NSR, 31),
+        (GICD_SETSPI_NSR, 96),
+    ] {
+        let refusal = send(offset, data).unwrap_err();
+        assert_eq!(refusal.kind(), io::ErrorKind::NotFound);
+        assert!(refusal.to_string().contains("0x8000040"), "{refusal}");
+    }
+    assert!(guest.gic.spi_messages(GICD + 0x1000).is_err());
+    let without = GicV3Config {
+        message_based_spis: false,
+        ..config(1)
+    };
+    assert!(Guest::new(without).gic.spi_messages(GICD).is_err());
 }
 
 #[test]

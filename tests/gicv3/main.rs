@@ -4,6 +4,7 @@
 
 mod cpu_interface;
 mod guest;
+mod invariants;
 mod lines;
 mod lpis;
 mod reference;

@@ -244,7 +244,7 @@ impl Session<'_> {
 
     /// GICD_SETSPI_NSR and GICD_CLRSPI_NSR: what is edge-triggered becomes pending or is pending no more, what is
     /// level-sensitive has its input held up from the one to the other (4.3).
-    fn message(&mut self, value: u32, set: bool) {
+    pub(super) fn message(&mut self, value: u32, set: bool) {
         let intid = value & registers::SPI_INTID;
         if !self.shared.config.message_based_spis {
             return;

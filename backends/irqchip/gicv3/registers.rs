@@ -12,6 +12,10 @@ use super::{
 pub(super) const DISTRIBUTOR_SIZE: u64 = 0x1_0000;
 /// Size of a redistributor in bytes: RD_base and SGI_base, 64 KiB each (12.10).
 pub(super) const REDISTRIBUTOR_SIZE: u64 = 0x2_0000;
+/// Offset of GICD_SETSPI_NSR.
+pub(super) const SET_SPI: u64 = 0x40;
+/// Offset of GICD_CLRSPI_NSR.
+pub(super) const CLEAR_SPI: u64 = 0x48;
 /// Where SGI_base begins.
 const SGI_BASE: u64 = 0x1_0000;
 
@@ -46,8 +50,8 @@ impl Distributor {
             0x0004 => Self::Type,
             0x0008 => Self::ImplementerId,
             // With GICD_CTLR.DS set, GICD_SETSPI_SR and GICD_CLRSPI_SR (0x50 and 0x58) are reserved.
-            0x0040 => Self::SetSpi,
-            0x0048 => Self::ClearSpi,
+            SET_SPI => Self::SetSpi,
+            CLEAR_SPI => Self::ClearSpi,
             0x0080..0x0d00 => {
                 let (array, base) = array(word)?;
                 Self::Array(array, index(base) * array.interrupts())
