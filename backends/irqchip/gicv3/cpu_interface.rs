@@ -1,4 +1,4 @@
-//! The CPU interface: what a CPU is signalled, acknowledges and ends (IHI 0069, 4.8 and 12.2).
+//! The CPU interface: what a CPU is signalled, acknowledges and ends (IHI 0069, chapter 4 and 12.2).
 
 use super::{
     super::{Group, preemption::Preemption},
@@ -42,7 +42,7 @@ impl CpuInterface {
         self.enables(group) && self.preemption.admits(priority, group, self.common_binary_point())
     }
 
-    /// ICC_BPR1_EL1. While ICC_BPR0_EL1 is common it follows that one, and cannot be written (12.2.5).
+    /// ICC_BPR1_EL1. While ICC_BPR0_EL1 is common it follows that one, and cannot be written (12.2).
     fn binary_point_1(&self) -> u8 {
         match self.common_binary_point() {
             true => (self.preemption.binary_point() + 1).min(7),

@@ -243,7 +243,7 @@ impl Session<'_> {
     }
 
     /// GICD_SETSPI_NSR and GICD_CLRSPI_NSR: what is edge-triggered becomes pending or is pending no more, what is
-    /// level-sensitive has its input held up from the one to the other (4.3).
+    /// level-sensitive has its input held up from the one to the other (chapter 4).
     pub(super) fn message(&mut self, value: u32, set: bool) {
         let intid = value & registers::SPI_INTID;
         if !self.shared.config.message_based_spis {
@@ -262,7 +262,7 @@ impl Session<'_> {
     }
 }
 
-/// GICD_TYPER (12.9.38): a single security state, and INTIDs of 16 bits.
+/// GICD_TYPER (12.9): a single security state, and INTIDs of 16 bits.
 fn type_register(config: &GicV3Config) -> u32 {
     let lines = (PRIVATE + config.spis).div_ceil(32) - 1;
     let extended = match config.extended_spis {

@@ -227,6 +227,23 @@ impl GicV3 {
         self.shared.reset();
     }
 
+    /// A reset of one CPU, as by PSCI's CPU_ON: its ICC_*_EL1 registers go back to what they were at the start. Its
+    /// redistributor stays.
+    ///
+    /// # Errors
+    /// [`GicV3Error::NoSuchCpu`].
+    pub fn reset_cpu_interface(&self, cpu: CpuId) -> Result<(), GicV3Error> {
+        let cpu = self.shared.cpu(cpu)?;
+        let priority_bits = self.shared.layout.priority_bits;
+        // An output that refuses counts it, and is told again with the next change.
+        let _ = self.shared.with_distributor(|distributor| {
+            distributor.change_participation(cpu, |cpu| {
+                cpu.interface = cpu_interface::CpuInterface::new(priority_bits)
+            });
+        });
+        Ok(())
+    }
+
     /// What this GIC was made with.
     pub fn config(&self) -> &GicV3Config {
         &self.shared.config

@@ -118,7 +118,7 @@ impl Cpu {
     }
 }
 
-/// GICR_TYPER (12.11.35).
+/// GICR_TYPER (12.11).
 fn type_register(config: &GicV3Config, cpu: usize) -> u64 {
     let mut end = 0;
     let last = config.redistributor_regions.iter().any(|&count| {
