@@ -223,7 +223,6 @@ impl Action {
     fn encode(self) -> [u32; 3] {
         match self {
             Self::OutByte { port, value } => [OUT_BYTE, port.into(), value.into()],
-            Self::LoadByte { from } => [LOAD_BYTE, from, 0],
             Self::WriteByte { address, value } => [WRITE_BYTE, address, value.into()],
             Self::WriteWord { address, value } => [WRITE_WORD, address, value.into()],
             Self::WriteLong { address, value } => [WRITE_LONG, address, value],
