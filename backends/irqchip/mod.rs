@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`gicv2`] | Arm's Generic Interrupt Controller, version 2: distributor and CPU interfaces |
 //! | [`gicv2m`] | the frame that turns message-signalled interrupts into SPIs of a GICv2 |
+//! | [`its`] | Arm's Interrupt Translation Service, which turns messages into LPIs of a GICv3 |
 //! | [`ioapic`] | Intel's I/O APIC, which turns pins into message-signalled interrupts |
 //! | [`lapic`] | the local APICs of an x86 machine, which route messages between its CPUs |
 //! | [`pic`] | the pair of 8259As of a PC |
@@ -20,6 +21,7 @@ pub mod gicv2;
 pub mod gicv2m;
 mod ids;
 pub mod ioapic;
+pub mod its;
 pub mod lapic;
 #[expect(dead_code, reason = "both sides of it are being built")]
 mod lpis;
