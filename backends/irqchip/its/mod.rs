@@ -39,6 +39,8 @@ mod model;
 mod registers;
 mod snapshot;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod translations;
 
 use std::{

@@ -153,12 +153,7 @@ fn bits(what: &str, value: u64, allowed: u64) -> Result<(), ItsStateError> {
     accept(what, value, value & !allowed == 0, || format!("bits of {allowed:#x}"))
 }
 
-fn accept(
-    what: &str,
-    value: u64,
-    accepted: bool,
-    what_is: impl FnOnce() -> String,
-) -> Result<(), ItsStateError> {
+fn accept(what: &str, value: u64, accepted: bool, what_is: impl FnOnce() -> String) -> Result<(), ItsStateError> {
     if accepted {
         return Ok(());
     }

@@ -92,9 +92,8 @@ impl Set {
             }
             self.generation.store(generation, Ordering::Release);
         }
-        let holds = |way: &&Way| {
-            way.target.load(Ordering::Relaxed) == EMPTY || way.event.load(Ordering::Relaxed) == event
-        };
+        let holds =
+            |way: &&Way| way.target.load(Ordering::Relaxed) == EMPTY || way.event.load(Ordering::Relaxed) == event;
         // They are taken from the first on, and emptied together. If all are taken, one after the other goes.
         let next = &self.ways[(version / 2) as usize % WAYS];
         let way = self.ways.iter().find(holds).unwrap_or(next);
