@@ -167,3 +167,175 @@ impl Translations {
 fn key(device: u32, event: u32) -> u64 {
     u64::from(device) << 32 | u64::from(event)
 }
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    //! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`
+
+    use loom::{
+        sync::{Arc, Mutex},
+        thread,
+    };
+
+    use super::*;
+
+    const LPI: u32 = 8192;
+    const DEVICE: u32 = 8;
+    const EVENT: u32 = 1;
+
+    fn model(run: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound.get_or_insert(3);
+        builder.check(run);
+    }
+
+    /// Two redistributors, and whether the LPI is pending at each.
+    #[derive(Default)]
+    struct Pending(Mutex<[bool; 2]>);
+
+    impl Lpis for Pending {
+        fn redistributor(&self, _: u32) -> Option<CpuId> {
+            None
+        }
+
+        fn set_pending(&self, cpu: CpuId, _: u32, pending: bool) {
+            self.0.lock().unwrap()[cpu.0 as usize] = pending;
+        }
+
+        fn invalidate(&self, _: CpuId, _: u32) {}
+
+        fn invalidate_all(&self, _: CpuId) {}
+
+        fn move_pending(&self, from: CpuId, to: CpuId, _: u32) {
+            let mut pending = self.0.lock().unwrap();
+            let was = std::mem::take(&mut pending[from.0 as usize]);
+            pending[to.0 as usize] |= was;
+        }
+
+        fn move_all_pending(&self, from: CpuId, to: CpuId) {
+            self.move_pending(from, to, LPI);
+        }
+    }
+
+    /// An ITS whose one table has one event, with the lock of its model.
+    struct Its {
+        table: Mutex<Option<u32>>,
+        translations: Translations,
+        pending: Pending,
+    }
+
+    impl Its {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                table: Mutex::new(Some(0)),
+                translations: Translations::with_sets(1),
+                pending: Pending::default(),
+            })
+        }
+
+        fn walk(&self) -> Option<Target> {
+            let table = self.table.lock().unwrap();
+            let target = table.map(|cpu| Target {
+                cpu: CpuId(cpu),
+                lpi: LPI,
+            })?;
+            self.translations.remember(DEVICE, EVENT, target);
+            Some(target)
+        }
+
+        fn message(&self) -> bool {
+            self.translations.deliver(&self.pending, DEVICE, EVENT, || self.walk())
+        }
+
+        /// A command, as far as the tables go.
+        fn change(&self, to: Option<u32>) {
+            let mut table = self.table.lock().unwrap();
+            self.translations.forget();
+            *table = to;
+        }
+
+        fn pending(&self) -> [bool; 2] {
+            *self.pending.0.lock().unwrap()
+        }
+    }
+
+    /// Remembered or not, whether MOVI or MAPC with MOVALL moves it.
+    #[test]
+    fn loom_a_message_while_its_event_moves_is_pending_where_it_moved_to() {
+        for remembered in [false, true] {
+            model(move || {
+                let its = Its::new();
+                if remembered {
+                    its.walk();
+                }
+                let sender = {
+                    let its = its.clone();
+                    thread::spawn(move || assert!(its.message()))
+                };
+                its.change(Some(1));
+                its.pending.move_pending(CpuId(0), CpuId(1), LPI);
+                sender.join().unwrap();
+                assert_eq!(its.pending(), [false, true]);
+            });
+        }
+    }
+
+    #[test]
+    fn loom_a_message_while_its_event_moves_there_and_back_is_pending_once() {
+        model(|| {
+            let its = Its::new();
+            its.walk();
+            let sender = {
+                let its = its.clone();
+                thread::spawn(move || assert!(its.message()))
+            };
+            its.change(Some(1));
+            its.pending.move_pending(CpuId(0), CpuId(1), LPI);
+            its.change(Some(0));
+            its.pending.move_pending(CpuId(1), CpuId(0), LPI);
+            sender.join().unwrap();
+            assert_eq!(its.pending(), [true, false]);
+        });
+    }
+
+    #[test]
+    fn loom_a_message_after_a_discard_is_dropped() {
+        model(|| {
+            let its = Its::new();
+            its.walk();
+            let sender = {
+                let its = its.clone();
+                thread::spawn(move || its.message())
+            };
+            its.change(None);
+            assert!(!its.message());
+            sender.join().unwrap();
+        });
+    }
+
+    /// Two events in one set of which one way is in use, while the set is written again and again.
+    #[test]
+    fn loom_what_is_remembered_is_never_that_of_another_event_or_generation() {
+        let target = |generation: u64, event: u64| Target {
+            cpu: CpuId(generation as u32),
+            lpi: event as u32,
+        };
+        for (generation, event) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
+            model(move || {
+                let set = Arc::new(Set::new());
+                set.put(1, 1, target(1, 1));
+                let reader = {
+                    let set = set.clone();
+                    thread::spawn(move || set.get(generation, event))
+                };
+                set.put(2, 2, target(2, 2));
+                set.put(2, 1, target(2, 1));
+                let found = reader.join().unwrap();
+                assert!(
+                    found.is_none_or(|found| found == target(generation, event)),
+                    "{found:?}"
+                );
+            });
+        }
+    }
+}
