@@ -42,12 +42,33 @@ const CONFIG: ItsConfig = ItsConfig {
 enum Step {
     Access(Access),
     /// Where queue and tables are, of which sizes, and whether they have two levels.
-    Layout { pages: [u8; 3], sizes: [u8; 3], indirect: [bool; 2] },
-    Command { opcode: u8, device: u8, event: u8, lpi: u8, collection: u8, page: u8, bits: u8, valid: bool },
+    Layout {
+        pages: [u8; 3],
+        sizes: [u8; 3],
+        indirect: [bool; 2],
+    },
+    Command {
+        opcode: u8,
+        device: u8,
+        event: u8,
+        lpi: u8,
+        collection: u8,
+        page: u8,
+        bits: u8,
+        valid: bool,
+    },
     AnyCommand([u64; 4]),
     /// A word of memory, mostly a valid entry of some table.
-    Poke { at: u16, value: u64, page: u8, kind: u8 },
-    Message { device: u8, event: u8 },
+    Poke {
+        at: u16,
+        value: u64,
+        page: u8,
+        kind: u8,
+    },
+    Message {
+        device: u8,
+        event: u8,
+    },
     AnyMessage(u32, u32),
     Enable(bool),
     Retry,
@@ -116,7 +137,10 @@ impl Machine {
         for table in 0..2 {
             let levels = u64::from(indirect[table]) << 62;
             let size = u64::from(sizes[table + 1]);
-            self.write(BASER + table as u64 * 8, VALID | levels | page(pages[table + 1]) | (size & 0x303));
+            self.write(
+                BASER + table as u64 * 8,
+                VALID | levels | page(pages[table + 1]) | (size & 0x303),
+            );
         }
         self.enable(true);
     }
@@ -136,7 +160,16 @@ impl Machine {
         match step {
             Step::Access(access) => access.run(&self.frame, ControlFrame::SIZE, 8),
             Step::Layout { pages, sizes, indirect } => self.lay_out(pages, sizes, indirect),
-            Step::Command { opcode, device, event, lpi, collection, page: at, bits, valid } => {
+            Step::Command {
+                opcode,
+                device,
+                event,
+                lpi,
+                collection,
+                page: at,
+                bits,
+                valid,
+            } => {
                 let valid = u64::from(valid) << 63;
                 let first = u64::from(device) << 32 | u64::from(opcode % 16);
                 let second = match opcode % 16 {
@@ -150,7 +183,12 @@ impl Machine {
                 self.command([first, second, third, u64::from(at % 4) << 16]);
             }
             Step::AnyCommand(command) => self.command(command),
-            Step::Poke { at, value, page: to, kind } => {
+            Step::Poke {
+                at,
+                value,
+                page: to,
+                kind,
+            } => {
                 let entry = match kind % 4 {
                     0 => value,
                     1 => VALID | page(to) | value & 0x1f,
