@@ -54,7 +54,7 @@ done
 # In the order in which the guest inserts them. What a kernel has built in has no file and is left out.
 mkdir -p initrd/bin initrd/modules root/bin root/sbin
 : >initrd/modules/order
-for module in virtio_ring virtio virtio_mmio virtio_blk rng-core virtio-rng \
+for module in virtio_ring virtio virtio_mmio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk rng-core virtio-rng \
     libcrc32c crc32c_generic crc16 mbcache jbd2 ext4 rtc-pl031; do
     found=$(find unpacked/lib/modules unpacked/usr/lib/modules -name "$module.ko*" 2>/dev/null | head -n 1)
     case $found in
