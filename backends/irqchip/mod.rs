@@ -5,6 +5,7 @@
 //! | [`gicv2`] | Arm's Generic Interrupt Controller, version 2: distributor and CPU interfaces |
 //! | [`gicv3`] | version 3 of it: distributor, redistributors with LPIs, and CPU interfaces as system registers |
 //! | [`gicv2m`] | the frame that turns message-signalled interrupts into SPIs of a GICv2 |
+//! | [`its`] | Arm's Interrupt Translation Service, which turns messages into LPIs of a GICv3 |
 //! | [`ioapic`] | Intel's I/O APIC, which turns pins into message-signalled interrupts |
 //! | [`lapic`] | the local APICs of an x86 machine, which route messages between its CPUs |
 //! | [`pic`] | the pair of 8259As of a PC |
@@ -25,6 +26,7 @@ pub mod gicv2m;
 pub mod gicv3;
 mod ids;
 pub mod ioapic;
+pub mod its;
 pub mod lapic;
 mod lines;
 #[cfg_attr(not(test), expect(dead_code, reason = "an ITS is to come"))]

@@ -80,6 +80,29 @@ impl Qtest {
         self.command(&format!("write{} {address:#x} {value:#x}", suffix(width)));
     }
 
+    /// Fills memory with one byte.
+    pub fn fill(&mut self, address: u64, len: u64, byte: u8) {
+        self.command(&format!("memset {address:#x} {len:#x} {byte:#x}"));
+    }
+
+    /// Writes to memory.
+    pub fn write_bytes(&mut self, address: u64, data: &[u8]) {
+        let digits: String = data.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.command(&format!("write {address:#x} {:#x} 0x{digits}", data.len()));
+    }
+
+    /// Reads from memory.
+    pub fn read_bytes(&mut self, address: u64, len: usize) -> Vec<u8> {
+        let answer = self.command(&format!("read {address:#x} {len:#x}"));
+        let digits = answer.trim_start_matches("0x").as_bytes();
+        let byte = |pair: &[u8]| {
+            let pair = std::str::from_utf8(pair).ok()?;
+            u8::from_str_radix(pair, 16).ok()
+        };
+        let bytes: Option<Vec<u8>> = digits.chunks(2).map(byte).collect();
+        bytes.unwrap_or_else(|| panic!("QEMU answered {answer:?} to a read of memory"))
+    }
+
     /// A read of one byte of the port space.
     pub fn port_in(&mut self, port: u16) -> u8 {
         let answer = self.command(&format!("inb {port:#x}"));
