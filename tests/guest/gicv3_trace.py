@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Turns QEMU's trace of a GICv3 (-d 'trace:gicv3_*', QEMU 7.2) into a recording as tests/recordings/README.md describes it.
+"""Turns QEMU's trace of a GICv3 (-d 'trace:gicv3_*,cpu_reset', QEMU 7.2) into a recording as tests/recordings/README.md describes it.
 
 QEMU names an access to memory-mapped registers, and an acknowledge, after it took effect, and all else before it does. So
 what it tells the CPUs is settled just before the latter and just after the former, and is written there.
@@ -11,6 +11,7 @@ just before the INV for it; and the first level of a two-level device table, who
 import re
 import sys
 
+RESET = re.compile(r"^CPU Reset \(CPU (\d+)\)")
 EVENT = re.compile(r"^(?:\d+@[\d.]+:)?(gicv3_\w+) (.*)$")
 NUMBERS = re.compile(r"0x[0-9a-f]+|\b\d+\b")
 VALID = 1 << 63
@@ -186,7 +187,9 @@ def main():
     recording = Recording(int(sys.argv[1]))
     with open(sys.argv[2]) as trace:
         for line in trace:
-            event = EVENT.match(line)
+            event, reset = EVENT.match(line), RESET.match(line)
+            if reset:
+                recording.before("c", int(reset.group(1)))
             if event:
                 translate(recording, *event.groups())
     recording.settled()

@@ -32,7 +32,7 @@ for cpus in ${CPUS:-1 2 4}; do
         -kernel "$build/kernel" -initrd "$work/initrd" -append "console=ttyAMA0 quiet panic=-1" \
         -drive "if=none,id=disk,format=raw,readonly=on,file=$build/root.ext4" \
         -device virtio-blk-pci,drive=disk,addr=1 -device virtio-rng-device \
-        -d 'trace:gicv3_*' -D "$work/trace"
+        -d 'trace:gicv3_*,cpu_reset' -D "$work/trace"
     grep -q '^guest: done' "$work/serial" || {
         tail -n 20 "$work/serial" >&2
         echo "record_linux.sh: the guest did not come through" >&2

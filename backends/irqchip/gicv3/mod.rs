@@ -220,6 +220,16 @@ impl GicV3 {
         self.shared.reset();
     }
 
+    /// A CPU is reset alone: it is powered on again (PSCI CPU_ON) while the others run. Its ICC_*_EL1 go back to what they
+    /// were at the start, for they are the CPU's own. Its redistributor is not the CPU's, and stays as it is.
+    ///
+    /// # Errors
+    /// [`GicV3Error::NoSuchCpu`].
+    pub fn reset_cpu(&self, cpu: CpuId) -> Result<(), GicV3Error> {
+        self.shared.reset_interface(self.shared.cpu(cpu)?);
+        Ok(())
+    }
+
     /// What this GIC was made with.
     pub fn config(&self) -> &GicV3Config {
         &self.shared.config

@@ -78,7 +78,12 @@ u64 dist_read(u32 offset, u32 size) {
     return value;
 }
 
+static u64 of_size(u32 size, u64 value) {
+    return value << (64 - 8 * size) >> (64 - 8 * size);
+}
+
 void dist_write(u32 offset, u32 size, u64 value) {
+    value = of_size(size, value);
     LOG("dw", offset, size, value);
     store(GICD + offset, size, value);
 }
@@ -90,6 +95,7 @@ u64 redist_read(u32 cpu, u32 offset, u32 size) {
 }
 
 void redist_write(u32 cpu, u32 offset, u32 size, u64 value) {
+    value = of_size(size, value);
     LOG("rw", cpu, offset, size, value);
     store(GICR(cpu) + offset, size, value);
 }

@@ -42,7 +42,7 @@ struct block {
 static struct block random_block(void) {
     struct block block = {0, below(cpus)};
     if (one_in(2))
-        block.number = one_in(8) ? 1 + below(8) : 1;
+        block.number = one_in(8) ? 1 + below(7) : 1;
     return block;
 }
 
@@ -94,7 +94,8 @@ static void write_configuration(struct block block) {
 static void write_group(struct block block) {
     u64 active = read_block(block, ISACTIVER, 4, 4);
     u64 group = read_block(block, IGROUPR, 4, 4);
-    write_block(block, IGROUPR, 4, 4, group ^ (some_bits() & ~active));
+    u32 sgis = block.number == 0 ? 0xffff : 0;
+    write_block(block, IGROUPR, 4, 4, group ^ (some_bits() & ~active & ~sgis));
 }
 
 static void write_route(void) {
@@ -195,15 +196,20 @@ static void write_control(struct taken *mine) {
     icc_read(CTLR);
 }
 
+// Half of the SGIs are of Group 1 for ever. QEMU: ICC_SGI1R_EL1 reaches no SGI of Group 0, though with a single security
+// state it reaches both.
+#define SGIS_GROUP_1 0x00ff
+
 static void send_sgi(void) {
-    u64 value = (u64)below(16) << 24 | (draw() & draw() & 0xffff);
+    u32 reg = one_in(8) ? ASGI1R : one_in(3) ? SGI0R : SGI1R;
+    u64 value = (u64)below(reg == SGI1R ? 8 : 16) << 24 | (draw() & draw() & 0xffff);
     if (one_in(3))
         value = (value & ~0xfffful) | 1ul << below(cpus);
     if (one_in(8))
         value |= 1ul << 40; // all but self
     if (one_in(8))
         value |= 1ul << (one_in(2) ? 16 : one_in(2) ? 32 : 48); // an affinity that nobody has
-    icc_write(one_in(8) ? ASGI1R : one_in(3) ? SGI0R : SGI1R, value);
+    icc_write(reg, value);
 }
 
 static void cpu_step(struct taken *mine) {
@@ -296,7 +302,7 @@ void cpu_init(u32 count) {
     icc_write(IGRPEN0, 1);
     icc_write(IGRPEN1, 1);
     for (block.number = 0; block.number < (block.cpu ? 1 : 2); block.number++) {
-        write_block(block, IGROUPR, 4, 4, draw() | draw());
+        write_block(block, IGROUPR, 4, 4, ((draw() | draw()) & ~0xfffful) | SGIS_GROUP_1);
         for (u32 n = 0; n < 8; n++)
             write_priority(block);
         write_block(block, ISENABLER, 4, 4, draw() | draw());
