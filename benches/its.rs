@@ -59,7 +59,7 @@ impl Machine {
             irq: Box::new(NoInterrupt),
             fiq: Box::new(NoInterrupt),
         });
-        let gic = GicV3::with_memory(config, Arc::clone(&memory), outputs.collect()).unwrap();
+        let gic = GicV3::with_lpis(config, outputs.collect(), Arc::clone(&memory)).unwrap();
         for cpu in 0..2 {
             let redistributor = gic.redistributor(CpuId(cpu)).unwrap();
             redistributor.write(0x70, &(CONFIGURATION_TABLE | 15).to_le_bytes());
@@ -107,7 +107,9 @@ impl Machine {
         let mut at = self.read(CWRITER);
         for command in commands {
             for (word, index) in command.iter().zip(0..) {
-                self.memory.write_obj(word.to_le(), GuestAddress(QUEUE + at + index * 8)).unwrap();
+                self.memory
+                    .write_obj(word.to_le(), GuestAddress(QUEUE + at + index * 8))
+                    .unwrap();
             }
             at = (at + 32) % 0x10_0000;
         }
@@ -126,7 +128,9 @@ fn warm(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("its/message to pending LPI");
     for (devices, events) in [(1, 1), (1, 1000), (1000, 1), (32, 32)] {
         let machine = Machine::new(devices, events);
-        let all: Vec<_> = (0..devices).flat_map(|device| (0..events).map(move |event| (device, event))).collect();
+        let all: Vec<_> = (0..devices)
+            .flat_map(|device| (0..events).map(move |event| (device, event)))
+            .collect();
         for &(device, event) in &all {
             machine.message(device, event);
         }
@@ -187,7 +191,9 @@ fn cold(criterion: &mut Criterion) {
 fn commands(criterion: &mut Criterion) {
     let machine = Machine::new(1, 32);
     let mut group = criterion.benchmark_group("its/commands");
-    let all: Vec<_> = (0..1000).map(|turn| command::movi(0, turn % 32, (turn / 32 % 2) as u16)).collect();
+    let all: Vec<_> = (0..1000)
+        .map(|turn| command::movi(0, turn % 32, (turn / 32 % 2) as u16))
+        .collect();
     group.bench_function("1000 MOVI", |bencher| bencher.iter(|| machine.run(&all)));
     group.bench_function("INT through the queue", |bencher| {
         bencher.iter(|| machine.run(&[command::int(0, 0)]));

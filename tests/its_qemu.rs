@@ -58,7 +58,7 @@ const ITT_SIZE: u64 = 0x1000;
 const PENDING_TABLES: u64 = RAM + 0x40_0000;
 const CONFIGURATION_TABLE: u64 = RAM + 0x50_0000;
 /// Where no memory is, whatever is added to it.
-const NOWHERE: u64 = 0x00f0_0000_0000;
+const NOWHERE: u64 = 0x4000_0000_0000;
 
 const CTLR: u64 = 0x0000;
 const TYPER: u64 = 0x0008;
@@ -66,6 +66,7 @@ const CBASER: u64 = 0x0080;
 const CWRITER: u64 = 0x0088;
 const CREADR: u64 = 0x0090;
 const BASER: u64 = 0x0100;
+const QUIESCENT: u64 = 1 << 31;
 const STALLED: u64 = 1;
 const INDIRECT: u64 = 1 << 62;
 
@@ -157,7 +158,7 @@ impl Ours {
             irq: Box::new(NoInterrupt),
             fiq: Box::new(NoInterrupt),
         });
-        let gic = GicV3::with_memory(config, Arc::clone(&memory), outputs.collect()).unwrap();
+        let gic = GicV3::with_lpis(config, outputs.collect(), Arc::clone(&memory)).unwrap();
         let its = Its::new(ItsConfig::default(), &gic, Arc::clone(&memory)).unwrap();
         Self {
             frame: its.control_frame(),
@@ -441,7 +442,7 @@ impl Pair {
             1 => VALID | NOWHERE,
             _ => VALID | LEVEL_2 + index * 0x1_0000,
         };
-        let entry = u64::from(self.random.pick(&[0, 0, 1]));
+        let entry = self.random.pick(&[0_u64, 0, 1]);
         self.write_memory(table + entry * 8, &page.to_le_bytes());
         // What is remembered of the table is forgotten with the next command that changes one.
         self.command(command::mapc(3, 3));
@@ -461,7 +462,10 @@ impl Pair {
         for offset in [CBASER, CWRITER, CREADR].into_iter().chain((BASER..0x140).step_by(8)) {
             self.compare_read(GITS + offset, 8);
         }
-        self.compare_read(GITS + CTLR, 4);
+        // QEMU: says Quiescent while it is enabled, too.
+        let (qemu, ours) = (self.read_qemu(GITS + CTLR, 4), self.read_ours(GITS + CTLR, 4));
+        let quiescent = if ours & 1 != 0 { QUIESCENT } else { 0 };
+        self.compare("GITS_CTLR", qemu & !quiescent, ours);
     }
 
     fn compare_pending(&mut self) {

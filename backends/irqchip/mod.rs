@@ -29,7 +29,6 @@ pub mod ioapic;
 pub mod its;
 pub mod lapic;
 mod lines;
-#[cfg_attr(not(test), expect(dead_code, reason = "an ITS is to come"))]
 mod lpis;
 mod memory;
 mod outputs;

@@ -81,7 +81,6 @@ mod mutex;
 mod redistributor;
 mod registers;
 mod routing;
-#[cfg_attr(not(test), expect(dead_code, reason = "an ITS is to come"))]
 mod seam;
 mod snapshot;
 mod sysreg;

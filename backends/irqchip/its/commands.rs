@@ -7,8 +7,8 @@
 use super::{
     super::CpuId,
     model::{Model, Target},
-    registers::VALID,
-    tables::{Collection, Device, Fault, Translation},
+    registers::{COLLECTIONS, VALID},
+    tables::{Collection, Device, Fault, Translation, first_address},
 };
 
 /// A command of the queue. MAPI is a MAPTI whose INTID is the event's number.
@@ -146,12 +146,16 @@ impl Model {
         self.change(address, to.map_or(0, Collection::pack))
     }
 
-    /// The collection may be mapped later.
+    /// The collection may be mapped later, and the guest may give its table a page for it later.
     fn map_event(&mut self, device: u32, event: u32, to: Translation) -> Result<(), Fault> {
         if !self.is_lpi(to.lpi) {
             return Err(Fault::Refused);
         }
-        self.collection_address(to.collection)?;
+        first_address(
+            self.tables[COLLECTIONS],
+            self.config.collection_bits,
+            to.collection.into(),
+        )?;
         let address = self.device(device)?.event_address(event)?;
         self.change(address, to.pack())
     }

@@ -31,6 +31,62 @@
 //!
 //! The tables are the ITS's while they are in use. A guest that writes to them is not noticed: its interrupts go where the
 //! tables say, or where they said, and at no time further than its own redistributors.
+//!
+//! # A device's message
+//! ```
+//! use devisor::{
+//!     backends::irqchip::{
+//!         CpuId,
+//!         gicv3::{CpuOutputs, GicV3, GicV3Config, LpiSupport},
+//!         its::{EventId, Its, ItsConfig},
+//!     },
+//!     bus::BusDevice,
+//!     interrupt::{MsiSink, NoInterrupt, RequesterId},
+//! };
+//! use std::sync::Arc;
+//! use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+//!
+//! let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x10_0000)])?;
+//! let memory = Arc::new(memory);
+//! let config = GicV3Config { lpis: LpiSupport::Its, ..GicV3Config::new(1) };
+//! let outputs = CpuOutputs { irq: Box::new(NoInterrupt), fiq: Box::new(NoInterrupt) };
+//! let gic = GicV3::with_lpis(config, vec![outputs], Arc::clone(&memory))?;
+//! let its = Its::new(ItsConfig::default(), &gic, Arc::clone(&memory))?;
+//!
+//! // What the guest does: tell the redistributor where its tables of LPIs are, and the ITS where its own are.
+//! let redistributor = gic.redistributor(CpuId(0))?;
+//! redistributor.write(0x70, &(0x5_0000_u64 | 15).to_le_bytes()); // GICR_PROPBASER: INTIDs of 16 bits
+//! redistributor.write(0x78, &0x8_0000_u64.to_le_bytes()); // GICR_PENDBASER
+//! redistributor.write(0x00, &1_u32.to_le_bytes()); // GICR_CTLR.EnableLPIs
+//! let registers = its.control_frame();
+//! let valid = 1 << 63;
+//! registers.write(0x080, &(valid | 0x1_0000_u64).to_le_bytes()); // GITS_CBASER
+//! registers.write(0x100, &(valid | 0x2_0000_u64).to_le_bytes()); // GITS_BASER0: devices
+//! registers.write(0x108, &(valid | 0x3_0000_u64).to_le_bytes()); // GITS_BASER1: collections
+//! registers.write(0x000, &1_u32.to_le_bytes()); // GITS_CTLR.Enabled
+//!
+//! // And map event 3 of device 00:01.0 to LPI 8192.
+//! let device = 8 << 32;
+//! let commands: [[u64; 4]; 3] = [
+//!     [0x09, 0, valid, 0],                       // MAPC: collection 0 is processor 0
+//!     [device | 0x08, 4, valid | 0x4_0000, 0],   // MAPD: 2^5 events, their table is at 0x4_0000
+//!     [device | 0x0a, 8192 << 32 | 3, 0, 0],     // MAPTI
+//! ];
+//! for (word, index) in commands.as_flattened().iter().zip(0..) {
+//!     memory.write_obj(word.to_le(), GuestAddress(0x1_0000 + index * 8))?;
+//! }
+//! registers.write(0x088, &96_u64.to_le_bytes()); // GITS_CWRITER
+//!
+//! // What a device does.
+//! its.send(RequesterId(8), its.message(EventId(3)))?;
+//! assert_eq!((its.refused_commands(), its.dropped_messages()), (0, 0));
+//!
+//! // The LPI is pending, as the redistributor's table says once the state is taken.
+//! gic.save();
+//! let pending: u8 = memory.read_obj(GuestAddress(0x8_0000 + 8192 / 8))?;
+//! assert_eq!(pending, 1);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod commands;
 mod faces;
@@ -48,8 +104,14 @@ use std::{
     sync::{Arc, Mutex, atomic::AtomicU64},
 };
 
+use vm_memory::GuestAddressSpace;
+
 use self::{commands::Effect, model::Model, translations::Translations};
-use super::{lpis::Lpis, memory::Tables};
+use super::{
+    gicv3::{GicV3, LpiSupport},
+    lpis::Lpis,
+    memory::Tables,
+};
 use crate::sync::lock;
 
 pub use faces::{ControlFrame, TranslationFrame};
@@ -58,6 +120,9 @@ pub use snapshot::{ItsState, ItsStateError};
 
 /// The format of the tables in guest memory. See the [module](self).
 pub const TABLE_FORMAT: u32 = 1;
+
+/// Bits of an INTID, as GICD_TYPER.IDbits of a [`GicV3`] says.
+const LPI_BITS: u32 = 16;
 
 /// Who sends messages, as an ITS counts them: 32 bits, of which it may have fewer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -132,6 +197,9 @@ pub enum ItsError {
     /// [`ItsConfig::collection_bits`].
     #[error("{0} bits of collection: an ITS has 1 to 16")]
     CollectionBits(u32),
+    /// The GIC was made without LPIs, or with such as no ITS sends.
+    #[error("a GIC with {0:?} LPIs: its configuration must say LpiSupport::Its")]
+    Lpis(LpiSupport),
 }
 
 /// How many bits the numbers have that an ITS deals with.
@@ -164,7 +232,22 @@ struct Shared {
 }
 
 impl Its {
-    /// An ITS as it is after a reset, before these redistributors.
+    /// An ITS of `gic` as it is after a reset. Its tables and its command queue are in `memory`: the guest's, as
+    /// `Arc<GuestMemoryMmap>` or anything else that is a [`GuestAddressSpace`]. A GIC can have several.
+    ///
+    /// # Errors
+    /// [`ItsError`] if the configuration is not one that an ITS can have, or the GIC has no LPIs for one.
+    pub fn new<A>(config: ItsConfig, gic: &GicV3, memory: A) -> Result<Self, ItsError>
+    where
+        A: GuestAddressSpace + Send + Sync + 'static,
+    {
+        match gic.config().lpis {
+            LpiSupport::Its => Self::before(config, gic.lpis(), LPI_BITS, Arc::new(memory)),
+            lpis => Err(ItsError::Lpis(lpis)),
+        }
+    }
+
+    /// The same before any redistributors.
     fn before(
         config: ItsConfig,
         lpis: Arc<dyn Lpis>,

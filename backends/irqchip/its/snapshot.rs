@@ -1,6 +1,7 @@
 //! The state of an ITS as plain data: taken, checked and put back.
 
 use super::{
+    super::check::{StateError, accept, bits},
     Its, ItsConfig, TABLE_FORMAT,
     model::Model,
     registers::{BASERS, QUEUE_OFFSET, STALLED, baser, cbaser},
@@ -28,30 +29,7 @@ pub struct ItsState {
 }
 
 /// An [`ItsState`] cannot be restored. Nothing was changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ItsStateError {
-    /// It is of another ITS.
-    #[error("state of an ITS with {saved:?}: this one has {this:?}")]
-    Config {
-        /// Of the state.
-        saved: ItsConfig,
-        /// Of the ITS that was to be restored.
-        this: ItsConfig,
-    },
-    /// Its tables in guest memory are in a format that is not understood.
-    #[error("tables of format {0}: this ITS reads {TABLE_FORMAT}")]
-    TableFormat(u32),
-    /// A field has a value that no guest could have brought about.
-    #[error("{what} is {value:#x}: accepted {accepted}")]
-    Value {
-        /// Which field.
-        what: String,
-        /// What it is.
-        value: u64,
-        /// What it may be.
-        accepted: String,
-    },
-}
+pub type ItsStateError = StateError<ItsConfig>;
 
 impl Its {
     /// Takes the state of the registers. The tables are in the guest's memory, up to date at any time. Stop the vCPUs and
@@ -128,38 +106,31 @@ impl ItsState {
         if *saved != this {
             return Err(ItsStateError::Config { saved: *saved, this });
         }
-        if *table_format != TABLE_FORMAT {
-            return Err(ItsStateError::TableFormat(*table_format));
-        }
-        bits("GITS_CBASER", *command_base, cbaser::WRITABLE)?;
-        bits("GITS_CWRITER", *command_write, QUEUE_OFFSET)?;
-        bits("GITS_CREADR", *command_read, QUEUE_OFFSET | STALLED)?;
+        accept(
+            || "format of the tables".into(),
+            (*table_format).into(),
+            *table_format == TABLE_FORMAT,
+            || TABLE_FORMAT.to_string(),
+        )?;
+        bits(|| "GITS_CBASER".into(), *command_base, cbaser::WRITABLE)?;
+        bits(|| "GITS_CWRITER".into(), *command_write, QUEUE_OFFSET)?;
+        bits(|| "GITS_CREADR".into(), *command_read, QUEUE_OFFSET | STALLED)?;
         let size = cbaser::queue_size(*command_base);
-        accept("GITS_CREADR", *command_read, command_read & QUEUE_OFFSET < size, || {
-            format!("an offset below {size:#x}")
-        })?;
+        accept(
+            || "GITS_CREADR".into(),
+            *command_read,
+            command_read & QUEUE_OFFSET < size,
+            || format!("an offset below {size:#x}"),
+        )?;
         for (index, (value, fixed)) in tables.iter().zip(baser::FIXED).enumerate() {
             let writable = if fixed == 0 { 0 } else { baser::WRITABLE };
-            let what = format!("GITS_BASER{index}");
-            accept(&what, *value, value & !writable == fixed, || {
-                format!("{fixed:#x} with bits of {writable:#x}")
-            })?;
+            accept(
+                || format!("GITS_BASER{index}"),
+                *value,
+                value & !writable == fixed,
+                || format!("{fixed:#x} with bits of {writable:#x}"),
+            )?;
         }
         Ok(())
     }
-}
-
-fn bits(what: &str, value: u64, allowed: u64) -> Result<(), ItsStateError> {
-    accept(what, value, value & !allowed == 0, || format!("bits of {allowed:#x}"))
-}
-
-fn accept(what: &str, value: u64, accepted: bool, what_is: impl FnOnce() -> String) -> Result<(), ItsStateError> {
-    if accepted {
-        return Ok(());
-    }
-    Err(ItsStateError::Value {
-        what: what.into(),
-        value,
-        accepted: what_is(),
-    })
 }

@@ -37,28 +37,35 @@ pub(super) fn write_entry(memory: &dyn Tables, address: u64, entry: u64) -> Resu
     Ok(memory.write(address, &entry.to_le_bytes())?)
 }
 
-/// The address of the entry `id` of the table that a GITS_BASERn describes, which has entries for ids of `id_bits` bits.
-pub(super) fn entry_address(memory: &dyn Tables, table: u64, id_bits: u32, id: u32) -> Result<u64, Fault> {
-    let id = u64::from(id);
-    if table & VALID == 0 || id >> id_bits != 0 {
-        return Err(Fault::Refused);
-    }
-    let (base, size) = (baser::address(table), baser::size(table));
-    let within = |index: u64| {
-        let offset = index * ENTRY;
-        (offset < size).then_some(base + offset).ok_or(Fault::Refused)
+/// Where the way to the entry `id` begins, in the table that a GITS_BASERn describes and whose ids have `id_bits` bits: the
+/// address of the entry, or of that of the first level. Refused if the table is not there or has no room for it.
+pub(super) fn first_address(table: u64, id_bits: u32, id: u32) -> Result<u64, Fault> {
+    let index = match table & baser::INDIRECT {
+        0 => id.into(),
+        _ => u64::from(id) / entries_of_page(table),
     };
+    let offset = index * ENTRY;
+    let there = table & VALID != 0 && u64::from(id) >> id_bits == 0 && offset < baser::size(table);
+    there.then(|| baser::address(table) + offset).ok_or(Fault::Refused)
+}
+
+/// The address of the entry itself. Refused also if the first level has no page for it.
+pub(super) fn entry_address(memory: &dyn Tables, table: u64, id_bits: u32, id: u32) -> Result<u64, Fault> {
+    let address = first_address(table, id_bits, id)?;
     if table & baser::INDIRECT == 0 {
-        return within(id);
+        return Ok(address);
     }
-    let page_bits = baser::page_bits(table);
-    let entries = (1 << page_bits) / ENTRY;
-    let first = read_entry(memory, within(id / entries)?)?;
+    let first = read_entry(memory, address)?;
     if first & VALID == 0 {
         return Err(Fault::Refused);
     }
-    let page = first & LEVEL_2_ADDRESS & (u64::MAX << page_bits);
-    Ok(page + id % entries * ENTRY)
+    let page = first & LEVEL_2_ADDRESS & (u64::MAX << baser::page_bits(table));
+    Ok(page + u64::from(id) % entries_of_page(table) * ENTRY)
+}
+
+/// How many entries fit into a page of a table, of either level.
+fn entries_of_page(table: u64) -> u64 {
+    (1 << baser::page_bits(table)) / ENTRY
 }
 
 /// The address of a page of the second level, bits 51:12, which the page size narrows.

@@ -207,9 +207,10 @@ mod loom_tests {
         fn invalidate_all(&self, _: CpuId) {}
 
         fn move_pending(&self, from: CpuId, to: CpuId, _: u32) {
-            let mut pending = self.0.lock().unwrap();
-            let was = std::mem::take(&mut pending[from.0 as usize]);
-            pending[to.0 as usize] |= was;
+            // Each has a lock of its own.
+            if std::mem::take(&mut self.0.lock().unwrap()[from.0 as usize]) {
+                self.0.lock().unwrap()[to.0 as usize] = true;
+            }
         }
 
         fn move_all_pending(&self, from: CpuId, to: CpuId) {

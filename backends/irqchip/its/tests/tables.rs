@@ -71,7 +71,15 @@ fn collections_have_a_table_of_two_levels_too() {
     assert_eq!(world.peek(LEVEL_2 + 511 * 8), VALID | 3 << 16);
     assert_eq!(world.message(0, 0), [SetPending(3, 8192, true)]);
     world.refused(mapc(0, 0));
-    world.refused(mapti(0, 0, 8192, 0));
+    world.calls(&[mapti(0, 0, 8192, 0)]);
+    world.refused(int(0, 0));
+    world.poke(COLLECTION_TABLE, VALID | LEVEL_2 + 0x1000);
+    world.calls(&[mapc(0, 2)]);
+    assert_eq!(
+        world.message(0, 0),
+        [SetPending(2, 8192, true)],
+        "there is a page for it now"
+    );
 }
 
 #[test]
