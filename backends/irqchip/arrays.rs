@@ -1,6 +1,6 @@
 //! Registers that have a field for each interrupt: what their words read, and what a write does to each interrupt.
 
-use super::{Group, InterruptState, TriggerMode};
+use super::{Group, InterruptState, TriggerMode, preemption::implemented};
 
 /// An array of registers, as the distributor has them, and the redistributors of a GICv3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(super) enum Array {
     Config,
 }
 
-/// ICFGRn of an edge-triggered interrupt.
+/// ICFGRn of an edge-triggered interrupt. That of an SGI is read-only: to be looked after where writes arrive.
 const EDGE: u32 = 0b10;
 
 /// What a write does to one interrupt.
@@ -90,8 +90,9 @@ impl Array {
         }
     }
 
-    /// What a write of `value` changes, and of which interrupts of the word, where only the bits of `written` are.
-    pub(super) fn changes(self, value: u32, written: u32) -> impl Iterator<Item = (u32, Change)> {
+    /// What a write of `value` changes, and of which interrupts of the word, where only the bits of `written` are. Of
+    /// priorities so many bits are implemented.
+    pub(super) fn changes(self, value: u32, written: u32, priority_bits: u32) -> impl Iterator<Item = (u32, Change)> {
         let width = self.width();
         (0..self.interrupts()).filter_map(move |index| {
             let shift = index * width;
@@ -100,7 +101,7 @@ impl Array {
                 _ if written >> shift & 1 == 0 => return None,
                 Self::Group if field == 0 => Change::Group(Group::Zero),
                 Self::Group => Change::Group(Group::One),
-                Self::Priority => Change::Priority(field as u8),
+                Self::Priority => Change::Priority(field as u8 & implemented(priority_bits)),
                 Self::Config if field & EDGE == 0 => Change::Trigger(TriggerMode::Level),
                 Self::Config => Change::Trigger(TriggerMode::Edge),
                 // Of the others a zero changes nothing.
@@ -115,4 +116,21 @@ impl Array {
             Some((index, change))
         })
     }
+}
+
+/// Where the arrays are in a distributor, for INTIDs below 1024, and for all private interrupts in a redistributor: which one
+/// a word is of, and the offset where that one begins.
+pub(super) fn array(word: u64) -> Option<(Array, u64)> {
+    Some(match word {
+        0x080..0x100 => (Array::Group, 0x080),
+        0x100..0x180 => (Array::SetEnable, 0x100),
+        0x180..0x200 => (Array::ClearEnable, 0x180),
+        0x200..0x280 => (Array::SetPending, 0x200),
+        0x280..0x300 => (Array::ClearPending, 0x280),
+        0x300..0x380 => (Array::SetActive, 0x300),
+        0x380..0x400 => (Array::ClearActive, 0x380),
+        0x400..0x800 => (Array::Priority, 0x400),
+        0xc00..0xd00 => (Array::Config, 0xc00),
+        _ => return None,
+    })
 }

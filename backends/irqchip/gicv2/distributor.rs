@@ -2,16 +2,12 @@
 
 use super::{
     super::{
-        Group, TriggerMode,
+        arrays::Array,
         ids::{PRIVATE, SGIS},
-        preemption::implemented,
     },
     model::{Model, Source, cpus_of},
     registers::{self, Distributor as Register, sgir},
 };
-
-/// GICD_ICFGRn of the SGIs: edge-triggered, read-only (4.3.13).
-const EDGE: u32 = 0b10;
 
 impl Model {
     /// A read of a distributor register of 32 bits.
@@ -20,25 +16,9 @@ impl Model {
             Register::Control => self.control,
             Register::Type => self.type_register(),
             Register::ImplementerId => registers::GICD_IIDR,
-            Register::Group(word) => self.bits(cpu, word, |source| source.state.group == Group::One),
-            Register::SetEnable(word) | Register::ClearEnable(word) => {
-                self.bits(cpu, word, |source| source.state.enabled)
-            }
-            Register::SetPending(word) | Register::ClearPending(word) => {
-                self.bits(cpu, word, |source| source.state.pending())
-            }
-            Register::SetActive(word) | Register::ClearActive(word) => {
-                self.bits(cpu, word, |source| source.state.active)
-            }
-            Register::Priority(word) => self.bytes(cpu, word, |source| source.state.priority),
+            Register::Array(array, first) => array.read(|index| Some(&self.source(cpu, first + index)?.state)),
             Register::Targets(_) if self.config.cpus == 1 => 0,
             Register::Targets(word) => self.bytes(cpu, word, |source| source.route.targets),
-            Register::Config(word) => (0..16)
-                .filter(|bit| {
-                    self.source(cpu, word * 16 + bit)
-                        .is_some_and(|source| source.state.trigger == TriggerMode::Edge)
-                })
-                .fold(0, |value, bit| value | EDGE << (bit * 2)),
             Register::ClearSgiPending(word) | Register::SetSgiPending(word) => {
                 let senders = &self.sgi_senders[cpu][word as usize * 4..][..4];
                 (0..4).fold(0, |value, lane| value | u32::from(senders[lane]) << (lane * 8))
@@ -53,44 +33,17 @@ impl Model {
         let value = lanes
             .iter()
             .fold(0, |value, &(lane, byte)| value | u32::from(byte) << (lane * 8));
+        let written = lanes.iter().fold(0, |bits, &(lane, _)| bits | 0xff << (lane * 8));
         match register {
             Register::Control => self.set_control(value),
-            Register::Group(word) => self.change_bits(cpu, word, u32::MAX, |source, bit| {
-                source.state.group = if value & bit != 0 { Group::One } else { Group::Zero };
-            }),
-            // Whether SGIs can be disabled is open (4.3.5): here they cannot.
-            Register::SetEnable(word) => self.change_bits(cpu, word, value, |source, _| source.state.enabled = true),
-            Register::ClearEnable(word) => {
-                self.change_bits(cpu, word, value & !sgis(word), |source, _| source.state.enabled = false);
-            }
-            // SGIs become pending by GICD_SGIR and GICD_SPENDSGIRn only (4.3.7).
-            Register::SetPending(word) => {
-                self.change_bits(cpu, word, value & !sgis(word), |source, _| source.state.latch = true);
-            }
-            Register::ClearPending(word) => {
-                self.change_bits(cpu, word, value & !sgis(word), |source, _| source.state.latch = false);
-            }
-            Register::SetActive(word) => self.change_bits(cpu, word, value, |source, _| source.state.active = true),
-            Register::ClearActive(word) => self.change_bits(cpu, word, value, |source, _| source.state.active = false),
-            Register::Priority(word) => {
-                let implemented = implemented(self.config.priority_bits);
-                for &(lane, byte) in lanes {
-                    self.change(cpu, word * 4 + lane, |source| {
-                        source.state.priority = byte & implemented
-                    });
+            Register::Array(array, first) => {
+                for (index, change) in array.changes(value, written, self.config.priority_bits) {
+                    if !is_fixed(array, first + index) {
+                        self.change(cpu, first + index, |source| change.make(&mut source.state));
+                    }
                 }
             }
             Register::Targets(word) => self.write_targets(cpu, word, lanes),
-            Register::Config(word) => {
-                for bit in (0..16).filter(|bit| word * 16 + bit >= SGIS) {
-                    self.change(cpu, word * 16 + bit, |source| {
-                        source.state.trigger = match value >> (bit * 2) & EDGE {
-                            0 => TriggerMode::Level,
-                            _ => TriggerMode::Edge,
-                        };
-                    });
-                }
-            }
             Register::Sgi => self.send_sgi(cpu, value),
             Register::ClearSgiPending(word) => {
                 for &(lane, byte) in lanes {
@@ -149,12 +102,6 @@ impl Model {
         self.change(cpu, intid, |source| source.state.latch = sent);
     }
 
-    /// A word with a bit for each interrupt. Bits of interrupts that do not exist are zero.
-    fn bits(&self, cpu: usize, word: u32, test: impl Fn(&Source) -> bool) -> u32 {
-        let sources = self.sources(cpu, word * 32, 32).iter().enumerate();
-        sources.fold(0, |value, (bit, source)| value | u32::from(test(source)) << bit)
-    }
-
     /// A word with a byte for each interrupt.
     fn bytes(&self, cpu: usize, word: u32, byte: impl Fn(&Source) -> u8) -> u32 {
         let sources = self.sources(cpu, word * 4, 4).iter().enumerate();
@@ -170,16 +117,16 @@ impl Model {
         let rest = sources.get(first as usize..).unwrap_or_default();
         &rest[..count.min(rest.len())]
     }
-
-    /// Changes the interrupts of a word whose bits are set in `mask`.
-    fn change_bits(&mut self, cpu: usize, word: u32, mask: u32, change: impl Fn(&mut Source, u32)) {
-        for bit in (0..32).filter(|bit| mask >> bit & 1 != 0) {
-            self.change(cpu, word * 32 + bit, |source| change(source, 1 << bit));
-        }
-    }
 }
 
-/// The bits of SGIs in a word of interrupts.
-fn sgis(word: u32) -> u32 {
-    if word == 0 { (1 << SGIS) - 1 } else { 0 }
+/// What cannot be changed of SGIs: whether they can be disabled is open (4.3.5), and here they cannot; they become pending
+/// by GICD_SGIR and GICD_SPENDSGIRn only (4.3.7); and they are edge-triggered (4.3.13).
+fn is_fixed(array: Array, intid: u32) -> bool {
+    let fixed = [
+        Array::ClearEnable,
+        Array::SetPending,
+        Array::ClearPending,
+        Array::Config,
+    ];
+    intid < SGIS && fixed.contains(&array)
 }

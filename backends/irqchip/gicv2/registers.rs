@@ -1,5 +1,7 @@
 //! The registers of a GICv2: offsets, fields and reset values. Sections are those of ARM IHI 0048B.
 
+use super::super::arrays::{Array, array};
+
 /// Size of the distributor's region in bytes (4.1.2).
 pub(super) const DISTRIBUTOR_SIZE: u64 = 0x1000;
 /// Size of a CPU interface's region in bytes: GICC_DIR is in a page of its own (4.1.3).
@@ -14,26 +16,10 @@ pub(super) enum Distributor {
     Type,
     /// GICD_IIDR, 4.3.3.
     ImplementerId,
-    /// GICD_IGROUPRn, 4.3.4.
-    Group(u32),
-    /// GICD_ISENABLERn, 4.3.5.
-    SetEnable(u32),
-    /// GICD_ICENABLERn, 4.3.6.
-    ClearEnable(u32),
-    /// GICD_ISPENDRn, 4.3.7.
-    SetPending(u32),
-    /// GICD_ICPENDRn, 4.3.8.
-    ClearPending(u32),
-    /// GICD_ISACTIVERn, 4.3.9.
-    SetActive(u32),
-    /// GICD_ICACTIVERn, 4.3.10.
-    ClearActive(u32),
-    /// GICD_IPRIORITYRn, 4.3.11.
-    Priority(u32),
+    /// A word of GICD_IGROUPRn, GICD_ISENABLERn and so on, 4.3.4 to 4.3.11 and 4.3.13, from this INTID on.
+    Array(Array, u32),
     /// GICD_ITARGETSRn, 4.3.12.
     Targets(u32),
-    /// GICD_ICFGRn, 4.3.13.
-    Config(u32),
     /// GICD_SGIR, 4.3.15.
     Sgi,
     /// GICD_CPENDSGIRn, 4.3.16.
@@ -52,16 +38,11 @@ impl Distributor {
             0x000 => Self::Control,
             0x004 => Self::Type,
             0x008 => Self::ImplementerId,
-            0x080..0x100 => Self::Group(index(0x080)),
-            0x100..0x180 => Self::SetEnable(index(0x100)),
-            0x180..0x200 => Self::ClearEnable(index(0x180)),
-            0x200..0x280 => Self::SetPending(index(0x200)),
-            0x280..0x300 => Self::ClearPending(index(0x280)),
-            0x300..0x380 => Self::SetActive(index(0x300)),
-            0x380..0x400 => Self::ClearActive(index(0x380)),
-            0x400..0x800 => Self::Priority(index(0x400)),
             0x800..0xc00 => Self::Targets(index(0x800)),
-            0xc00..0xd00 => Self::Config(index(0xc00)),
+            0x080..0x800 | 0xc00..0xd00 => {
+                let (array, base) = array(offset)?;
+                Self::Array(array, index(base) * array.interrupts())
+            }
             // GICD_NSACRn, from 0xe00 on, belong to the Security Extensions: reserved without them.
             0xf00 => Self::Sgi,
             0xf10..0xf20 => Self::ClearSgiPending(index(0xf10)),
@@ -75,7 +56,7 @@ impl Distributor {
     pub(super) fn has_byte_access(self) -> bool {
         matches!(
             self,
-            Self::Priority(_) | Self::Targets(_) | Self::ClearSgiPending(_) | Self::SetSgiPending(_)
+            Self::Array(Array::Priority, _) | Self::Targets(_) | Self::ClearSgiPending(_) | Self::SetSgiPending(_)
         )
     }
 }

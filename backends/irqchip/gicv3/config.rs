@@ -340,6 +340,12 @@ pub enum GicV3Error {
         /// How many there are.
         regions: usize,
     },
+    /// Message-based SPIs are not asked for, or the distributor cannot be at this address.
+    #[error("messages to a distributor at {distributor:#x}: they need message-based SPIs, and a multiple of 0x10000")]
+    NoMessages {
+        /// Where the distributor was said to be.
+        distributor: u64,
+    },
     /// There is no such LPI.
     #[error("{intid} is no LPI that can be made pending so: with direct LPIs they are 8192 to 65535, otherwise none")]
     NoSuchLpi {

@@ -1,13 +1,13 @@
 //! The distributor: SPIs, where they go, and the registers of both (IHI 0069, 12.8).
 
 use super::{
-    super::{Group, InterruptState, arbiter::Arbiter, arrays::Array, ids::PRIVATE, preemption::implemented, state},
+    super::{Group, InterruptState, TriggerMode, arbiter::Arbiter, ids::PRIVATE, state},
     Shared,
     config::{Affinity, GicV3Config, INTIDS, Layout, LpiSupport},
     cpu::{Cpu, Filed},
     mutex::MutexGuard,
     registers::{self, Distributor as Register, gicd_ctlr, gicd_irouter, gicd_typer},
-    routing::CpuSet,
+    routing::{CpuSet, Routing},
 };
 
 const _: () = assert!(INTIDS <= Arbiter::MAX_INTIDS);
@@ -51,13 +51,13 @@ impl Distributor {
 }
 
 impl Route {
-    pub(super) fn to(shared: &super::routing::Routing, router: u64) -> Self {
+    pub(super) fn to(routing: &Routing, router: u64) -> Self {
         let mut route = Self::default();
-        route.set(shared, router);
+        route.set(routing, router);
         route
     }
 
-    pub(super) fn set(&mut self, routing: &super::routing::Routing, router: u64) {
+    pub(super) fn set(&mut self, routing: &Routing, router: u64) {
         self.router = router;
         self.cpu = routing.cpu(Affinity::from_mpidr(router));
     }
@@ -220,8 +220,8 @@ impl Session<'_> {
             Register::SetSpi => self.message(value as u32, true),
             Register::ClearSpi => self.message(value as u32, false),
             Register::Array(array, first) => {
-                let value = implemented_fields(array, value as u32, self.shared.layout.priority_bits);
-                for (index, change) in array.changes(value, written as u32) {
+                let priority_bits = self.shared.layout.priority_bits;
+                for (index, change) in array.changes(value as u32, written as u32, priority_bits) {
                     self.change(first + index, |spi| change.make(&mut spi.state));
                 }
             }
@@ -244,13 +244,13 @@ impl Session<'_> {
 
     /// GICD_SETSPI_NSR and GICD_CLRSPI_NSR: what is edge-triggered becomes pending or is pending no more, what is
     /// level-sensitive has its input held up from the one to the other (4.3).
-    fn message(&mut self, value: u32, set: bool) {
+    pub(super) fn message(&mut self, value: u32, set: bool) {
         let intid = value & registers::SPI_INTID;
-        if !self.shared.config.message_based_spis || intid < PRIVATE {
+        if !self.shared.config.message_based_spis {
             return;
         }
         self.change(intid, |spi| {
-            let level = spi.state.trigger == super::super::TriggerMode::Level;
+            let level = spi.state.trigger == TriggerMode::Level;
             if !level {
                 spi.state.latch = set;
             }
@@ -259,14 +259,6 @@ impl Session<'_> {
                 spi.hold(set);
             }
         });
-    }
-}
-
-/// The word that is written, without bits of priorities that are not implemented.
-pub(super) fn implemented_fields(array: Array, value: u32, priority_bits: u32) -> u32 {
-    match array {
-        Array::Priority => value & u32::from_ne_bytes([implemented(priority_bits); 4]),
-        _ => value,
     }
 }
 

@@ -68,7 +68,8 @@
 //! and has not opted out by GICR_CTLR.DPG, the next from its INTID's remainder on; it stays there while that holds. An
 //! interrupt of a group that ICC_IGRPENn_EL1 disables hides less urgent ones of the other group, but not one of a group that
 //! GICD_CTLR disables. While GICR_WAKER.ProcessorSleep is set nothing is forwarded. GICR_CTLR.EnableLPIs can be cleared
-//! again. The configuration of an LPI is read whenever it becomes pending, and by invalidation.
+//! again. The configuration of an LPI is read whenever it becomes pending, and by invalidation. ICC_CTLR_EL1.PMHE is not
+//! there: where an SPI goes does not depend on ICC_PMR_EL1.
 
 mod config;
 mod cpu;
@@ -77,7 +78,10 @@ mod distributor;
 mod faces;
 mod lines;
 mod lpi;
+mod messages;
 mod mutex;
+#[cfg(all(test, loom))]
+mod races;
 mod redistributor;
 mod registers;
 mod routing;
@@ -109,6 +113,7 @@ pub use super::{
 };
 pub use config::{Affinity, GicV3Config, GicV3Error, LpiSupport};
 pub use faces::{CpuInterface, Distributor, Redistributor, RedistributorRegion};
+pub use messages::SpiMessages;
 pub use snapshot::{CpuState, GicV3State, GicV3StateError, SpiState};
 pub use sysreg::SysReg;
 
@@ -132,6 +137,8 @@ struct Shared {
 }
 
 /// A CPU, its lock and its outputs. Who has locked one locks nothing else.
+// On cache lines of its own: CPUs do not slow each other down.
+#[repr(align(128))]
 struct Cell {
     model: Mutex<Cpu>,
     output: Output,

@@ -4,7 +4,6 @@ use super::{
     Shared,
     config::{GicV3Config, LpiSupport},
     cpu::Cpu,
-    distributor::implemented_fields,
     registers::{
         self, Redistributor as Register, gicr_ctlr, gicr_typer, gicr_waker, is_read_only, pendbaser, propbaser,
     },
@@ -90,8 +89,8 @@ impl Cpu {
         let direct = self.layout.lpis == LpiSupport::Direct;
         match register {
             Register::Array(array, first) => {
-                let value = implemented_fields(array, value as u32, self.layout.priority_bits);
-                for (index, change) in array.changes(value, written as u32) {
+                let priority_bits = self.layout.priority_bits;
+                for (index, change) in array.changes(value as u32, written as u32, priority_bits) {
                     if !is_read_only(array, first + index) {
                         self.change(first + index, |source| change.make(&mut source.state));
                     }

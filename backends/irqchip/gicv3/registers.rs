@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        arrays::Array,
+        arrays::{Array, array},
         ids::{PRIVATE, SGIS},
     },
     config::{EXTENDED_PPIS, EXTENDED_SPIS},
@@ -12,6 +12,10 @@ use super::{
 pub(super) const DISTRIBUTOR_SIZE: u64 = 0x1_0000;
 /// Size of a redistributor in bytes: RD_base and SGI_base, 64 KiB each (12.10).
 pub(super) const REDISTRIBUTOR_SIZE: u64 = 0x2_0000;
+/// Offset of GICD_SETSPI_NSR.
+pub(super) const SET_SPI: u64 = 0x40;
+/// Offset of GICD_CLRSPI_NSR.
+pub(super) const CLEAR_SPI: u64 = 0x48;
 /// Where SGI_base begins.
 const SGI_BASE: u64 = 0x1_0000;
 
@@ -46,8 +50,8 @@ impl Distributor {
             0x0004 => Self::Type,
             0x0008 => Self::ImplementerId,
             // With GICD_CTLR.DS set, GICD_SETSPI_SR and GICD_CLRSPI_SR (0x50 and 0x58) are reserved.
-            0x0040 => Self::SetSpi,
-            0x0048 => Self::ClearSpi,
+            SET_SPI => Self::SetSpi,
+            CLEAR_SPI => Self::ClearSpi,
             0x0080..0x0d00 => {
                 let (array, base) = array(word)?;
                 Self::Array(array, index(base) * array.interrupts())
@@ -83,23 +87,6 @@ impl Distributor {
         };
         allowed.then_some((register, lane))
     }
-}
-
-/// The arrays for INTIDs below 1024 in the distributor, and for all private interrupts in a redistributor: which one a
-/// word is of, and where that one begins.
-fn array(word: u64) -> Option<(Array, u64)> {
-    Some(match word {
-        0x080..0x100 => (Array::Group, 0x080),
-        0x100..0x180 => (Array::SetEnable, 0x100),
-        0x180..0x200 => (Array::ClearEnable, 0x180),
-        0x200..0x280 => (Array::SetPending, 0x200),
-        0x280..0x300 => (Array::ClearPending, 0x280),
-        0x300..0x380 => (Array::SetActive, 0x300),
-        0x380..0x400 => (Array::ClearActive, 0x380),
-        0x400..0x800 => (Array::Priority, 0x400),
-        0xc00..0xd00 => (Array::Config, 0xc00),
-        _ => return None,
-    })
 }
 
 /// The distributor's arrays for extended SPIs.
