@@ -148,16 +148,16 @@ impl Model {
 
     /// The collection may be mapped later, and the guest may give its table a page for it later.
     fn map_event(&mut self, device: u32, event: u32, to: Translation) -> Result<(), Fault> {
-        if !self.is_lpi(to.lpi) {
-            return Err(Fault::Refused);
-        }
+        let address = self.device(device)?.event_address(event)?;
         first_address(
             self.tables[COLLECTIONS],
             self.config.collection_bits,
             to.collection.into(),
         )?;
-        let address = self.device(device)?.event_address(event)?;
-        self.change(address, to.pack())
+        match self.is_lpi(to.lpi) {
+            true => self.change(address, to.pack()),
+            false => Err(Fault::Refused),
+        }
     }
 
     fn move_event(&mut self, device: u32, event: u32, collection: u16) -> Result<Effect, Fault> {

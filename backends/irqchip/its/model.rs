@@ -121,8 +121,6 @@ impl Model {
                 self.command_base = merge(self.command_base, cbaser::WRITABLE);
                 self.command_read = 0;
                 self.stalled = false;
-                // Unknown to the guest until it writes it: nothing to do.
-                self.command_write = 0;
             }
             Register::CommandWrite => {
                 self.command_write = merge(self.command_write, QUEUE_OFFSET);
