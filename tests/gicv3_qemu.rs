@@ -244,7 +244,7 @@ impl Pair {
             }
             _ => {
                 // Word 0 is the redistributors'.
-                let (offset, value) = self.array(32 / 32 + SPIS / 32);
+                let (offset, value) = self.array((32 + SPIS) / 32);
                 self.write_implemented(GICD + offset, 4, value);
             }
         }

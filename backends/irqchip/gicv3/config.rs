@@ -84,7 +84,7 @@ impl GicV3Config {
     /// and message-based SPIs; no extended ranges and no LPIs.
     pub fn new(cpus: u32) -> Self {
         // Beyond what is accepted it need not be right, but it must not be large.
-        let affinities = (0..cpus.min(Self::MAX_CPUS as u32 + 1)).map(|cpu| Affinity(cpu / 16 << 8 | cpu % 16));
+        let affinities = (0..cpus.min(Self::MAX_CPUS as u32 + 1)).map(|cpu| Affinity(((cpu / 16) << 8) | (cpu % 16)));
         Self {
             affinities: affinities.collect(),
             redistributor_regions: vec![cpus],
