@@ -621,7 +621,8 @@ impl Pair {
             assert_eq!(cpu.fiq(), signalled == Some(0), "FIQ of CPU {number}");
             let highest = self.reference.highest(number);
             for group in 0..2 {
-                let expected = highest.filter(|highest| highest.2 == group);
+                let enabled = self.reference.cpus[number].enabled[group];
+                let expected = highest.filter(|highest| highest.2 == group && enabled);
                 let expected = expected.map_or(SPURIOUS, |(_, intid, _)| intid.into());
                 assert_eq!(cpu.read(HPPIRS[group]), expected, "HPPIR{group} of CPU {number}");
             }

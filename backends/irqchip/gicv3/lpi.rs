@@ -21,8 +21,9 @@ const PENDING_OFFSET: u64 = LPIS as u64 / 8;
 
 /// What a redistributor knows of its LPIs.
 ///
-/// While they are enabled, what is pending is kept here and not in the guest's table, and the configuration is a copy: 64
-/// KiB in all, made when the guest enables LPIs.
+/// While they are enabled, what is pending is kept here and not in the guest's table: 64 KiB in all, with the configuration
+/// of what is pending. That of an LPI is read whenever it becomes pending: the guest need not invalidate it here, as its
+/// event may have been elsewhere when it did.
 pub(super) struct Lpis {
     tables: Option<Arc<dyn Tables>>,
     priority_bits: u32,
@@ -36,7 +37,7 @@ pub(super) struct Lpis {
     end: u32,
     /// A bit for each LPI, from INTID 8192 on.
     pending: Vec<u64>,
-    /// The configuration table as it was last read.
+    /// The configuration table: of what is pending, as it was last read.
     configuration: Vec<u8>,
 }
 
@@ -125,6 +126,9 @@ impl Lpis {
             return;
         }
         *word ^= bit;
+        if pending {
+            self.read_entry(index);
+        }
         if let Some(candidate) = self.candidate(index) {
             match pending {
                 true => competing.insert(Group::One, candidate),
@@ -148,13 +152,10 @@ impl Lpis {
 
     /// The configuration of an LPI is read again.
     pub(super) fn invalidate(&mut self, intid: u32, competing: &mut Competitors) {
-        let Some(index) = self.index(intid) else { return };
-        let pending = self.is_pending(intid);
-        self.set_pending(intid, false, competing);
-        let mut byte = [0];
-        self.read(self.properties_base & propbaser::ADDRESS, index as u64, &mut byte);
-        self.configuration[index] = byte[0];
-        self.set_pending(intid, pending, competing);
+        if self.is_pending(intid) {
+            self.set_pending(intid, false, competing);
+            self.set_pending(intid, true, competing);
+        }
     }
 
     /// The configuration of all is read again.
@@ -164,6 +165,12 @@ impl Lpis {
             self.read_configuration();
             self.file_all(competing);
         }
+    }
+
+    fn read_entry(&mut self, index: usize) {
+        let mut entry = [0];
+        self.read(self.properties_base & propbaser::ADDRESS, index as u64, &mut entry);
+        [self.configuration[index]] = entry;
     }
 
     fn read_configuration(&mut self) {
