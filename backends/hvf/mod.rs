@@ -154,9 +154,14 @@ mod api;
 mod error;
 mod gic;
 pub mod mock;
+mod trap;
 mod vcpu;
 
-pub use api::{GicConfig, HvGic, HvVcpus, IntIdRange, InterruptType, MsiConfig, VcpuExit, VcpuHandle};
+pub use api::{
+    DistributorReg, GeneralReg, GicConfig, GicInterrupt, HvGic, HvVcpus, IntIdRange, InterruptType, MsiConfig,
+    RedistributorReg, Reg, SysReg, VcpuExit, VcpuHandle,
+};
 pub use error::{HvError, HvReturn};
 pub use gic::{EdgeLine, Gic, GicError, LevelLine, MsiFrame};
+pub use trap::{MmioAccess, Trap};
 pub use vcpu::{VcpuInput, VcpuInputs};

@@ -27,7 +27,7 @@ use crate::interrupt::{Interrupt, LevelInterrupt};
 /// let framework = Arc::new(Process::new());
 /// framework.hv_vm_create()?;
 /// let vcpu = framework.hv_vcpu_create()?;
-/// framework.set_guest(vcpu, |_cpu: &_, _kind| GuestStep::hvc())?; // it traps to read the controller
+/// framework.set_guest(vcpu, |_cpu: &_, _event| GuestStep::hvc())?; // it traps to read the controller
 ///
 /// let inputs = VcpuInputs::new(framework, vcpu);
 /// inputs.irq().trigger()?;

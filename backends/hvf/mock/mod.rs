@@ -11,7 +11,9 @@
 //! and redistributor registers, and 8 vCPUs at most. Lines and messages are the same.
 
 mod config;
+mod guest;
 mod model;
+mod registers;
 mod vcpu;
 
 use std::{
@@ -20,8 +22,8 @@ use std::{
 };
 
 pub use config::{Codes, Config, ConfigError};
+pub use guest::{GuestCpu, GuestEvent, GuestStep};
 use model::Model;
-pub use vcpu::{GuestCpu, GuestStep};
 use vcpu::{Vcpu, Wires};
 
 use super::{GicConfig, HvError, HvGic, IntIdRange, VcpuHandle};
@@ -161,27 +163,10 @@ impl Process {
         })
     }
 
-    /// `hv_vcpu_set_sys_reg` of `HV_SYS_REG_MPIDR_EL1`: with a GIC, every vCPU needs one, of its own.
-    ///
-    /// # Errors
-    /// [`HvError::BadArgument`] for a handle that names no vCPU and for the value of another vCPU,
-    /// [`Codes::foreign_thread`].
-    pub fn hv_vcpu_set_mpidr_el1(&self, vcpu: VcpuHandle, mpidr: u64) -> Result<(), HvError> {
-        let mine = self.mine(vcpu)?;
-        self.with_vm(|vm| {
-            let mut others = vm.vcpus.iter().filter(|other| other.handle != vcpu);
-            if others.any(|other| *lock(&other.mpidr) == Some(mpidr)) {
-                return Err(HvError::BadArgument);
-            }
-            *lock(&mine.mpidr) = Some(mpidr);
-            Ok(())
-        })
-    }
-
     /// Freezes the topology.
     fn about_to_run(&self, vcpu: &Vcpu) -> Result<(), HvError> {
         self.with_vm(|vm| {
-            if vm.gic.is_some() && lock(&vcpu.mpidr).is_none() {
+            if vm.gic.is_some() && lock(&vcpu.registers).mpidr().is_none() {
                 return Err(self.config.codes.no_mpidr);
             }
             vm.started = true;
@@ -298,7 +283,7 @@ impl HvGic for Process {
     fn hv_gic_get_redistributor_base(&self, vcpu: VcpuHandle) -> Result<u64, HvError> {
         let base = self.gic()?.config.redistributor_base;
         let vcpu = self.vcpu(vcpu)?;
-        if lock(&vcpu.mpidr).is_none() {
+        if lock(&vcpu.registers).mpidr().is_none() {
             return Err(HvError::BadArgument);
         }
         let offset = self.config.redistributor_size.saturating_mul(vcpu.cpu.0.into());
