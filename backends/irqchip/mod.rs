@@ -3,6 +3,7 @@
 //! | module | models |
 //! |---|---|
 //! | [`gicv2`] | Arm's Generic Interrupt Controller, version 2: distributor and CPU interfaces |
+//! | [`gicv3`] | version 3 of it: distributor, redistributors with LPIs, and CPU interfaces as system registers |
 //! | [`gicv2m`] | the frame that turns message-signalled interrupts into SPIs of a GICv2 |
 //! | [`ioapic`] | Intel's I/O APIC, which turns pins into message-signalled interrupts |
 //! | [`lapic`] | the local APICs of an x86 machine, which route messages between its CPUs |
@@ -16,15 +17,25 @@
 //! at once.
 
 mod arbiter;
+mod arrays;
+mod check;
+mod finished;
 pub mod gicv2;
 pub mod gicv2m;
+pub mod gicv3;
 mod ids;
 pub mod ioapic;
 pub mod lapic;
+mod lines;
+#[cfg_attr(not(test), expect(dead_code, reason = "an ITS is to come"))]
+mod lpis;
+mod memory;
+mod outputs;
 pub mod pic;
 pub mod pit;
 mod preemption;
 mod state;
 
+pub use check::StateError;
 pub use ids::{CpuId, IntId, Ppi, Spi, Vector};
 pub use state::{Group, InterruptState, TriggerMode};

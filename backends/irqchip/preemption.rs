@@ -39,6 +39,16 @@ impl ActivePriorities {
         Some((level << self.shift()) as u8)
     }
 
+    /// The group of what runs now.
+    pub(super) fn running_group(&self) -> Option<Group> {
+        let [zero, one] = &self.levels;
+        let word = (0..4).find(|&word| zero[word] | one[word] != 0)?;
+        Some(match zero[word].trailing_zeros() <= one[word].trailing_zeros() {
+            true => Group::Zero,
+            false => Group::One,
+        })
+    }
+
     /// Whether an interrupt of this priority interrupts what runs now, where `mask` leaves the group priority.
     pub(super) fn preempted_by(&self, priority: u8, mask: u8) -> bool {
         self.running().is_none_or(|running| priority & mask < running & mask)
@@ -76,6 +86,85 @@ impl ActivePriorities {
 
     fn shift(&self) -> u32 {
         u32::from(self.min_binary_point) + 1
+    }
+}
+
+/// The bits of a priority that are implemented.
+pub(super) fn implemented(priority_bits: u32) -> u8 {
+    (0xff_u32 << (8 - priority_bits)) as u8
+}
+
+/// The registers of a CPU interface that decide what a CPU is signalled: GICC_* in version 2, ICC_* in version 3.
+#[derive(Clone, Debug)]
+pub(super) struct Preemption {
+    implemented: u8,
+    /// PMR: only what is more urgent is signalled.
+    priority_mask: u8,
+    /// BPR, ICC_BPR0_EL1.
+    binary_point: u8,
+    /// ABPR, ICC_BPR1_EL1: for Group 1, unless CBPR makes the other one common to both.
+    aliased_binary_point: u8,
+    /// The active priorities registers.
+    pub(super) active: ActivePriorities,
+}
+
+impl Preemption {
+    pub(super) fn new(priority_bits: u32) -> Self {
+        let active = ActivePriorities::new(priority_bits);
+        Self {
+            implemented: implemented(priority_bits),
+            priority_mask: 0,
+            binary_point: active.min_binary_point(),
+            aliased_binary_point: active.min_binary_point() + 1,
+            active,
+        }
+    }
+
+    pub(super) fn priority_mask(&self) -> u8 {
+        self.priority_mask
+    }
+
+    pub(super) fn set_priority_mask(&mut self, value: u8) {
+        self.priority_mask = value & self.implemented;
+    }
+
+    pub(super) fn binary_point(&self) -> u8 {
+        self.binary_point
+    }
+
+    pub(super) fn set_binary_point(&mut self, value: u8) {
+        self.binary_point = (value & 0b111).max(self.active.min_binary_point());
+    }
+
+    pub(super) fn aliased_binary_point(&self) -> u8 {
+        self.aliased_binary_point
+    }
+
+    pub(super) fn set_aliased_binary_point(&mut self, value: u8) {
+        self.aliased_binary_point = (value & 0b111).max(self.active.min_binary_point() + 1);
+    }
+
+    /// Which bits of a group's priority decide on preemption (3.3.3). The one for Group 1 counts from 1 (4.4.8), and
+    /// is not used where the other is `common`.
+    fn group_priority_mask(&self, group: Group, common: bool) -> u8 {
+        group_priority_mask(match group {
+            Group::One if !common => self.aliased_binary_point - 1,
+            _ => self.binary_point,
+        })
+    }
+
+    /// Whether an interrupt is urgent enough to be signalled: for the mask, and for what runs now.
+    pub(super) fn admits(&self, priority: u8, group: Group, common: bool) -> bool {
+        priority < self.priority_mask
+            && self
+                .active
+                .preempted_by(priority, self.group_priority_mask(group, common))
+    }
+
+    /// An interrupt is acknowledged.
+    pub(super) fn activate(&mut self, priority: u8, group: Group, common: bool) {
+        let mask = self.group_priority_mask(group, common);
+        self.active.activate(group, priority, mask);
     }
 }
 

@@ -65,3 +65,64 @@ impl InterruptState {
         self.line = up;
     }
 }
+
+/// An interrupt, what its input is plugged into, and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source<R> {
+    /// How many line handles hold the input up.
+    holders: u32,
+    /// The guest has seen the input up before a restore, and its device has not driven it again yet: when it does, that
+    /// is no new edge.
+    seen_up: bool,
+    /// What the guest can see and change.
+    pub(super) state: InterruptState,
+    /// The CPUs it is for.
+    pub(super) route: R,
+}
+
+impl<R> Source<R> {
+    pub(super) fn new(state: InterruptState, route: R) -> Self {
+        Self {
+            holders: 0,
+            seen_up: false,
+            state,
+            route,
+        }
+    }
+
+    /// A line handle takes hold of the input, or lets go of it.
+    pub(super) fn hold(&mut self, up: bool) {
+        self.holders = match up {
+            true => self.holders.saturating_add(1),
+            false => self.holders.saturating_sub(1),
+        };
+        if up && self.seen_up {
+            self.seen_up = false;
+            self.state.line = true;
+        } else {
+            self.state.set_line(self.holders != 0);
+        }
+    }
+
+    /// A pulse on the input, or a message: pending whatever the level of the line.
+    pub(super) fn pulse(&mut self) {
+        self.state.latch = true;
+    }
+
+    /// The state as the guest has seen it: a line that was up before a restore counts as up.
+    pub(super) fn saved(&self) -> InterruptState {
+        let line = self.state.line || self.seen_up;
+        InterruptState { line, ..self.state }
+    }
+
+    /// Puts a state back. The line stays as the handles hold it; that it was up before is no new edge.
+    pub(super) fn restore(&mut self, saved: &InterruptState) {
+        let held = self.holders != 0;
+        self.seen_up = saved.line && !held;
+        self.state = InterruptState {
+            line: saved.line && held,
+            ..*saved
+        };
+        self.state.set_line(held);
+    }
+}

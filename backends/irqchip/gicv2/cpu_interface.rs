@@ -1,52 +1,31 @@
 //! The CPU interface: what a CPU is signalled, acknowledges and ends (IHI 0048B, 3.2, 3.3 and 4.4).
 
 use super::{
-    super::{
-        Group,
-        ids::SGIS,
-        preemption::{ActivePriorities, group_priority_mask},
-    },
-    model::{Model, Signals},
+    super::{Group, ids::SGIS, outputs::Signals, preemption::Preemption},
+    model::Model,
     registers::{self, CpuInterface as Register, gicc_ctlr},
 };
 
 /// The registers of one CPU interface.
 #[derive(Clone, Debug)]
 pub(super) struct CpuInterface {
-    // Configured.
-    pub(super) priority_mask_bits: u8,
-    // What the guest can change.
     /// GICC_CTLR.
     pub(super) control: u32,
-    /// GICC_PMR: only what is more urgent is signalled.
-    pub(super) priority_mask: u8,
-    /// GICC_BPR.
-    pub(super) binary_point: u8,
-    /// GICC_ABPR, for Group 1 unless GICC_CTLR.CBPR.
-    pub(super) aliased_binary_point: u8,
-    /// GICC_APRn and GICC_NSAPRn.
-    pub(super) active: ActivePriorities,
+    /// GICC_PMR, GICC_BPR, GICC_ABPR, GICC_APRn and GICC_NSAPRn.
+    pub(super) preemption: Preemption,
 }
 
 impl CpuInterface {
     pub(super) fn new(priority_bits: u32) -> Self {
-        let active = ActivePriorities::new(priority_bits);
         Self {
-            priority_mask_bits: implemented(priority_bits),
             control: 0,
-            priority_mask: 0,
-            binary_point: active.min_binary_point(),
-            aliased_binary_point: active.min_binary_point() + 1,
-            active,
+            preemption: Preemption::new(priority_bits),
         }
     }
 
-    /// Which bits of a group's priority decide on preemption (3.3.3). GICC_ABPR counts from 1 (4.4.8).
-    fn group_priority_mask(&self, group: Group) -> u8 {
-        group_priority_mask(match group {
-            Group::One if self.control & gicc_ctlr::CBPR == 0 => self.aliased_binary_point - 1,
-            _ => self.binary_point,
-        })
+    /// Whether GICC_BPR counts for both groups.
+    fn common_binary_point(&self) -> bool {
+        self.control & gicc_ctlr::CBPR != 0
     }
 
     fn enables(&self, group: Group) -> bool {
@@ -55,9 +34,7 @@ impl CpuInterface {
 
     /// Whether an interrupt is urgent enough to be signalled: for the mask, and for what runs now.
     fn admits(&self, priority: u8, group: Group) -> bool {
-        self.enables(group)
-            && priority < self.priority_mask
-            && self.active.preempted_by(priority, self.group_priority_mask(group))
+        self.enables(group) && self.preemption.admits(priority, group, self.common_binary_point())
     }
 
     /// The outputs while the distributor forwards this interrupt.
@@ -69,11 +46,6 @@ impl CpuInterface {
             fiq: up && as_fiq,
         }
     }
-}
-
-/// The bits of a priority that are implemented.
-pub(super) fn implemented(priority_bits: u32) -> u8 {
-    (0xff_u32 << (8 - priority_bits)) as u8
 }
 
 /// Which of the two faces of the acknowledge registers is used.
@@ -91,16 +63,19 @@ impl Model {
         let interface = &self.interfaces[cpu];
         match register {
             Register::Control => interface.control,
-            Register::PriorityMask => interface.priority_mask.into(),
-            Register::BinaryPoint => interface.binary_point.into(),
-            Register::AliasedBinaryPoint => interface.aliased_binary_point.into(),
-            Register::RunningPriority => interface.active.running().map_or(registers::IDLE_PRIORITY, u32::from),
+            Register::PriorityMask => interface.preemption.priority_mask().into(),
+            Register::BinaryPoint => interface.preemption.binary_point().into(),
+            Register::AliasedBinaryPoint => interface.preemption.aliased_binary_point().into(),
+            Register::RunningPriority => {
+                let running = interface.preemption.active.running();
+                running.map_or(registers::IDLE_PRIORITY, u32::from)
+            }
             Register::HighestPending => self.highest_pending(cpu, Face::Plain),
             Register::AliasedHighestPending => self.highest_pending(cpu, Face::Aliased),
             Register::Acknowledge => self.acknowledge(cpu, Face::Plain),
             Register::AliasedAcknowledge => self.acknowledge(cpu, Face::Aliased),
-            Register::ActivePriorities(index) => interface.active.register(Group::Zero, index),
-            Register::NonSecureActivePriorities(index) => interface.active.register(Group::One, index),
+            Register::ActivePriorities(index) => interface.preemption.active.register(Group::Zero, index),
+            Register::NonSecureActivePriorities(index) => interface.preemption.active.register(Group::One, index),
             Register::InterfaceId => registers::GICC_IIDR,
             Register::EndOfInterrupt | Register::AliasedEndOfInterrupt | Register::Deactivate => 0,
         }
@@ -110,18 +85,17 @@ impl Model {
     pub(super) fn write_cpu_interface(&mut self, cpu: usize, register: Register, value: u32) {
         self.news.cpus |= 1 << cpu;
         let interface = &mut self.interfaces[cpu];
-        let min_binary_point = interface.active.min_binary_point();
-        let field = value as u8 & 0b111;
+        let preemption = &mut interface.preemption;
         match register {
             Register::Control => interface.control = value & gicc_ctlr::WRITABLE,
-            Register::PriorityMask => interface.priority_mask = value as u8 & interface.priority_mask_bits,
-            Register::BinaryPoint => interface.binary_point = field.max(min_binary_point),
-            Register::AliasedBinaryPoint => interface.aliased_binary_point = field.max(min_binary_point + 1),
+            Register::PriorityMask => preemption.set_priority_mask(value as u8),
+            Register::BinaryPoint => preemption.set_binary_point(value as u8),
+            Register::AliasedBinaryPoint => preemption.set_aliased_binary_point(value as u8),
             Register::EndOfInterrupt => self.end_of_interrupt(cpu, Face::Plain, value),
             Register::AliasedEndOfInterrupt => self.end_of_interrupt(cpu, Face::Aliased, value),
             Register::Deactivate => self.deactivate_register(cpu, value),
-            Register::ActivePriorities(index) => interface.active.set_register(Group::Zero, index, value),
-            Register::NonSecureActivePriorities(index) => interface.active.set_register(Group::One, index, value),
+            Register::ActivePriorities(index) => preemption.active.set_register(Group::Zero, index, value),
+            Register::NonSecureActivePriorities(index) => preemption.active.set_register(Group::One, index, value),
             Register::RunningPriority
             | Register::HighestPending
             | Register::AliasedHighestPending
@@ -159,8 +133,8 @@ impl Model {
             return special;
         }
         let interface = &mut self.interfaces[cpu];
-        let mask = interface.group_priority_mask(group);
-        interface.active.activate(group, candidate.priority, mask);
+        let common = interface.common_binary_point();
+        interface.preemption.activate(candidate.priority, group, common);
 
         let mut value = candidate.intid;
         let mut still_sent = false;
@@ -202,10 +176,10 @@ impl Model {
             return;
         };
         let interface = &mut self.interfaces[cpu];
-        if interface.active.running().is_none() || (face == Face::Aliased && group == Group::Zero) {
+        if interface.preemption.active.running().is_none() || (face == Face::Aliased && group == Group::Zero) {
             return;
         }
-        interface.active.drop_priority(group);
+        interface.preemption.active.drop_priority(group);
         if interface.control & gicc_ctlr::EOI_MODE == 0 {
             self.deactivate(cpu, intid);
         }

@@ -4,8 +4,8 @@ use super::{
     super::{
         Group, TriggerMode,
         ids::{PRIVATE, SGIS},
+        preemption::implemented,
     },
-    cpu_interface::implemented,
     model::{Model, Source, cpus_of},
     registers::{self, Distributor as Register, sgir},
 };
@@ -32,7 +32,7 @@ impl Model {
             }
             Register::Priority(word) => self.bytes(cpu, word, |source| source.state.priority),
             Register::Targets(_) if self.config.cpus == 1 => 0,
-            Register::Targets(word) => self.bytes(cpu, word, |source| source.targets),
+            Register::Targets(word) => self.bytes(cpu, word, |source| source.route.targets),
             Register::Config(word) => (0..16)
                 .filter(|bit| {
                     self.source(cpu, word * 16 + bit)
@@ -122,7 +122,7 @@ impl Model {
         for &(lane, byte) in lanes {
             let intid = word * 4 + lane;
             if intid >= PRIVATE {
-                self.change(cpu, intid, |source| source.targets = byte & all);
+                self.change(cpu, intid, |source| source.route.targets = byte & all);
             }
         }
     }

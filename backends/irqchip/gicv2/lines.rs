@@ -1,18 +1,13 @@
 //! The inputs of a GICv2: lines for devices, and the way back that tells an adapter that the guest has finished.
 
 use std::{
-    fmt, io,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    io,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
-use super::{CpuId, GicV2, GicV2Error, Ppi, Shared, Spi};
-use crate::{
-    backends::irqchip::IntId,
-    interrupt::{Interrupt, LevelInterrupt},
-    sync::lock,
+use super::{
+    super::lines::{EdgeLine, Input, Inputs, LevelLine},
+    CpuId, FinishedHook, GicV2, GicV2Error, Ppi, Shared, Spi,
 };
 
 impl GicV2 {
@@ -25,7 +20,7 @@ impl GicV2 {
     /// [`GicV2Error::NoSuchSpi`].
     pub fn level_line(&self, spi: Spi) -> Result<LevelLine, GicV2Error> {
         let intid = self.shared.spi(spi)?;
-        Ok(LevelLine::new(&self.shared, Input { cpu: 0, intid }))
+        Ok(LevelLine::new(self.shared.clone(), Input { cpu: 0, intid }))
     }
 
     /// An edge line into an SPI: each trigger is a pulse, which makes the interrupt pending until the guest acknowledges
@@ -38,10 +33,7 @@ impl GicV2 {
     /// [`GicV2Error::NoSuchSpi`].
     pub fn edge_line(&self, spi: Spi) -> Result<EdgeLine, GicV2Error> {
         let intid = self.shared.spi(spi)?;
-        Ok(EdgeLine {
-            gic: Arc::clone(&self.shared),
-            input: Input { cpu: 0, intid },
-        })
+        Ok(EdgeLine::new(self.shared.clone(), Input { cpu: 0, intid }))
     }
 
     /// A level line into a private interrupt of a CPU, such as its timers'. Otherwise as [`level_line`](Self::level_line).
@@ -51,7 +43,7 @@ impl GicV2 {
     pub fn ppi_line(&self, cpu: CpuId, ppi: Ppi) -> Result<LevelLine, GicV2Error> {
         let cpu = self.shared.cpu(cpu)?;
         let intid = self.shared.ppi(ppi)?;
-        Ok(LevelLine::new(&self.shared, Input { cpu, intid }))
+        Ok(LevelLine::new(self.shared.clone(), Input { cpu, intid }))
     }
 
     /// Calls `hook` whenever the guest has finished with an SPI, that is, when it has deactivated it, as long as the
@@ -88,49 +80,16 @@ impl GicV2 {
     /// [`GicV2Error::NoSuchSpi`].
     pub fn on_finished(&self, spi: Spi, hook: impl Fn() + Send + Sync + 'static) -> Result<FinishedHook, GicV2Error> {
         self.shared.spi(spi)?;
-        let mut hooks = lock(&self.shared.hooks);
-        let number = hooks.next;
-        hooks.next += 1;
-        hooks.by_spi.insert((spi.0, number), Arc::new(hook));
-        Ok(FinishedHook {
-            gic: Arc::downgrade(&self.shared),
-            key: (spi.0, number),
-        })
+        Ok(self.shared.hooks.add(spi, hook))
     }
 }
 
-/// Where a line leads.
-#[derive(Clone, Copy)]
-struct Input {
-    /// The CPU of a private interrupt. Does not matter for an SPI.
-    cpu: usize,
-    intid: u32,
-}
-
-/// A device's level line into a [`GicV2`]. Dropping it lets go of the line.
-pub struct LevelLine {
-    gic: Arc<Shared>,
-    input: Input,
-    /// Whether this handle holds the line up. Changes under the lock of the GIC only.
-    up: AtomicBool,
-}
-
-impl LevelLine {
-    fn new(gic: &Arc<Shared>, input: Input) -> Self {
-        Self {
-            gic: Arc::clone(gic),
-            input,
-            up: AtomicBool::new(false),
-        }
-    }
-
-    /// Holds the line up, or lets go of it. Whether that is new, and what the outputs answered.
-    fn drive(&self, up: bool) -> (bool, io::Result<()>) {
-        let Input { cpu, intid } = self.input;
-        self.gic.with(|model| {
-            let moves = self.up.load(Ordering::Relaxed) != up;
+impl Inputs for Shared {
+    fn hold(&self, Input { cpu, intid }: Input, held: &AtomicBool, up: bool) -> (bool, io::Result<()>) {
+        self.with(|model| {
+            let moves = held.load(Ordering::Relaxed) != up;
             if moves {
-                self.up.store(up, Ordering::Relaxed);
+                held.store(up, Ordering::Relaxed);
                 model.hold(cpu, intid, up);
             }
             // Also where nothing is new: an output that refused the last time is told again.
@@ -138,91 +97,12 @@ impl LevelLine {
             moves
         })
     }
-}
 
-/// An `Err` says that an output of a CPU refused to be told. The line is then as it was: what its device failed to raise,
-/// it does not clear.
-impl Interrupt for LevelLine {
-    fn trigger(&self) -> io::Result<()> {
-        let (raised, told) = self.drive(true);
-        if raised && told.is_err() {
-            let _ = self.drive(false);
-        }
-        told
-    }
-}
-
-/// Never refused: the GIC has the level, and tells an output that refused again with the next change that concerns it, and
-/// when its CPU finds nothing to acknowledge.
-impl LevelInterrupt for LevelLine {
-    fn clear(&self) -> io::Result<()> {
-        let _ = self.drive(false);
-        Ok(())
-    }
-}
-
-impl Drop for LevelLine {
-    fn drop(&mut self) {
-        let _ = self.drive(false);
-    }
-}
-
-impl fmt::Debug for LevelLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LevelLine")
-            .field("intid", &IntId(self.input.intid))
-            .field("up", &self.up.load(Ordering::Relaxed))
-            .finish_non_exhaustive()
-    }
-}
-
-/// An edge line into a [`GicV2`].
-pub struct EdgeLine {
-    gic: Arc<Shared>,
-    input: Input,
-}
-
-/// An `Err` says that an output of a CPU refused to be told. The interrupt is pending all the same.
-impl Interrupt for EdgeLine {
-    fn trigger(&self) -> io::Result<()> {
-        let Input { cpu, intid } = self.input;
-        let ((), told) = self.gic.with(|model| {
+    fn pulse(&self, Input { cpu, intid }: Input) -> io::Result<()> {
+        let ((), told) = self.with(|model| {
             model.pulse(cpu, intid);
             model.concern(cpu, intid);
         });
         told
-    }
-}
-
-impl fmt::Debug for EdgeLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EdgeLine")
-            .field("intid", &IntId(self.input.intid))
-            .finish_non_exhaustive()
-    }
-}
-
-/// Keeps a hook of [`GicV2::on_finished`] in place. Dropping it takes the hook away.
-#[must_use = "dropping it takes the hook away"]
-pub struct FinishedHook {
-    gic: Weak<Shared>,
-    key: (u32, u64),
-}
-
-impl Drop for FinishedHook {
-    fn drop(&mut self) {
-        if let Some(gic) = self.gic.upgrade() {
-            // Dropped after the unlock: what the hook owns may call back.
-            let hook = lock(&gic.hooks).by_spi.remove(&self.key);
-            drop(hook);
-        }
-    }
-}
-
-impl fmt::Debug for FinishedHook {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FinishedHook")
-            .field("spi", &Spi(self.key.0))
-            .finish_non_exhaustive()
     }
 }

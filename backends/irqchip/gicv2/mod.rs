@@ -57,23 +57,25 @@ mod registers;
 mod snapshot;
 
 use std::{
-    collections::BTreeMap,
     fmt, io,
     sync::{Arc, Mutex},
 };
 
-use self::model::{Model, News, Signals, cpus_of};
+use self::model::{Model, News, cpus_of};
 use super::{
     CpuId, Ppi, Spi,
+    finished::FinishedHooks,
     ids::{PRIVATE, SGIS},
+    outputs::Output,
 };
-use crate::{
-    interrupt::{LevelInterrupt, LevelOutput},
-    sync::lock,
-};
+use crate::sync::lock;
 
+pub use super::{
+    finished::FinishedHook,
+    lines::{EdgeLine, LevelLine},
+    outputs::CpuOutputs,
+};
 pub use faces::{CpuInterface, Distributor};
-pub use lines::{EdgeLine, FinishedHook, LevelLine};
 pub use snapshot::{CpuState, GicV2State, GicV2StateError, SpiState};
 
 /// What a [`GicV2`] has. The guest reads it from GICD_TYPER and from the registers that have bits for each.
@@ -127,23 +129,6 @@ impl GicV2Config {
 
     fn all_cpus(&self) -> u8 {
         (0xff_u32 >> (8 - self.cpus)) as u8
-    }
-}
-
-/// The interrupt inputs of one CPU, which the GIC drives.
-///
-/// Each hears transitions only, in order, from the thread whose line or register access caused it, and never while the
-/// GIC holds a lock: it may call back into the GIC. See [`LevelOutput`] for what follows from an error.
-pub struct CpuOutputs {
-    /// The CPU's IRQ input.
-    pub irq: Box<dyn LevelInterrupt>,
-    /// The CPU's FIQ input: for interrupts of Group 0 while the guest has set GICC_CTLR.FIQEn.
-    pub fiq: Box<dyn LevelInterrupt>,
-}
-
-impl fmt::Debug for CpuOutputs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CpuOutputs").finish_non_exhaustive()
     }
 }
 
@@ -202,19 +187,7 @@ struct Shared {
     config: GicV2Config,
     model: Mutex<Model>,
     outputs: Vec<Output>,
-    hooks: Mutex<Hooks>,
-}
-
-struct Output {
-    irq: LevelOutput<Box<dyn LevelInterrupt>>,
-    fiq: LevelOutput<Box<dyn LevelInterrupt>>,
-}
-
-/// Who wants to hear that an SPI is finished, by SPI and by the number of the hook.
-#[derive(Default)]
-struct Hooks {
-    by_spi: BTreeMap<(u32, u64), Arc<dyn Fn() + Send + Sync>>,
-    next: u64,
+    hooks: FinishedHooks,
 }
 
 impl GicV2 {
@@ -230,19 +203,12 @@ impl GicV2 {
                 cpus: config.cpus,
             });
         }
-        let outputs = outputs
-            .into_iter()
-            .map(|CpuOutputs { irq, fiq }| Output {
-                irq: LevelOutput::new(irq),
-                fiq: LevelOutput::new(fiq),
-            })
-            .collect();
         Ok(Self {
             shared: Arc::new(Shared {
                 config,
                 model: Mutex::new(Model::new(config)),
-                outputs,
-                hooks: Mutex::default(),
+                outputs: outputs.into_iter().map(Output::new).collect(),
+                hooks: FinishedHooks::default(),
             }),
         })
     }
@@ -265,7 +231,7 @@ impl GicV2 {
     /// [`GicV2Error::NoSuchCpu`].
     pub fn output_failures(&self, cpu: CpuId) -> Result<u64, GicV2Error> {
         let output = &self.shared.outputs[self.shared.cpu(cpu)?];
-        Ok(output.irq.failures() + output.fiq.failures())
+        Ok(output.failures())
     }
 }
 
@@ -284,14 +250,7 @@ impl Shared {
         let value = change(&mut model);
         let news = std::mem::take(&mut model.news);
         for cpu in cpus_of(news.cpus) {
-            let Signals { irq, fiq } = model.signals(cpu);
-            let output = &self.outputs[cpu];
-            // They change under this lock alone: one that stays costs a look, and no exchange.
-            for (output, up) in [(&output.irq, irq), (&output.fiq, fiq)] {
-                if output.is_up() != up {
-                    output.set(up);
-                }
-            }
+            self.outputs[cpu].set(model.signals(cpu));
         }
         drop(model);
         (value, self.tell(news))
@@ -301,30 +260,14 @@ impl Shared {
     fn tell(&self, news: News) -> io::Result<()> {
         let mut result = Ok(());
         for cpu in cpus_of(news.cpus) {
-            let Output { irq, fiq } = &self.outputs[cpu];
-            result = result.and(irq.settle()).and(fiq.settle());
+            result = result.and(self.outputs[cpu].settle());
         }
         if news.finished != 0 && news.first >= PRIVATE {
-            self.call_hooks(news);
-        }
-        result
-    }
-
-    fn call_hooks(&self, News { finished, first, .. }: News) {
-        for bit in (0..32).filter(|bit| finished >> bit & 1 != 0) {
-            let spi = first + bit - PRIVATE;
-            let hooks: Vec<_> = {
-                let hooks = lock(&self.hooks);
-                hooks
-                    .by_spi
-                    .range((spi, 0)..=(spi, u64::MAX))
-                    .map(|(_, hook)| Arc::clone(hook))
-                    .collect()
-            };
-            for hook in hooks {
-                hook();
+            for bit in (0..32).filter(|bit| news.finished >> bit & 1 != 0) {
+                self.hooks.call(Spi(news.first + bit - PRIVATE));
             }
         }
+        result
     }
 
     fn cpu(&self, cpu: CpuId) -> Result<usize, GicV2Error> {

@@ -3,8 +3,9 @@
 use super::{
     super::{
         Group, InterruptState, TriggerMode,
-        arbiter::{Arbiter, Candidate},
+        arbiter::{Candidate, Competitors},
         ids::{PRIVATE, SGIS},
+        outputs::Signals,
     },
     GicV2Config,
     cpu_interface::CpuInterface,
@@ -24,25 +25,21 @@ pub(super) struct Model {
     pub(super) sgi_senders: Vec<[u8; SGIS as usize]>,
     pub(super) interfaces: Vec<CpuInterface>,
     /// For each CPU, what competes for it in each group: derived from the above by [`file`](Self::file).
-    pub(super) competing: Vec<[Arbiter; 2]>,
+    pub(super) competing: Vec<Competitors>,
     /// What the outside is to be told once the lock is released.
     pub(super) news: News,
 }
 
-/// One interrupt: what it is plugged into, what the guest can see, and where it is filed.
+/// One interrupt.
+pub(super) type Source = super::super::state::Source<Route>;
+
+/// The CPUs that an interrupt is for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Source {
-    /// How many line handles hold the input up.
-    pub(super) holders: u32,
-    /// The guest has seen the input up before a restore, and its device has not driven it again yet: when it does, that
-    /// is no new edge.
-    pub(super) seen_up: bool,
-    /// What the guest can see and change.
-    pub(super) state: InterruptState,
-    /// The CPUs it is for: GICD_ITARGETSRn of an SPI, the owner of a private interrupt.
+pub(super) struct Route {
+    /// GICD_ITARGETSRn of an SPI, the owner of a private interrupt.
     pub(super) targets: u8,
     /// Where it competes now.
-    pub(super) filed: Filed,
+    filed: Filed,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,23 +59,10 @@ pub(super) struct News {
     pub(super) first: u32,
 }
 
-/// The level of a CPU's interrupt inputs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Signals {
-    pub(super) irq: bool,
-    pub(super) fiq: bool,
-}
-
-impl Source {
-    fn new(targets: u8, state: InterruptState) -> Self {
-        Self {
-            holders: 0,
-            seen_up: false,
-            state,
-            targets,
-            filed: Filed::default(),
-        }
-    }
+/// An interrupt as it is after a reset.
+fn source(targets: u8, state: InterruptState) -> Source {
+    let filed = Filed::default();
+    Source::new(state, Route { targets, filed })
 }
 
 impl Model {
@@ -93,22 +77,23 @@ impl Model {
                     trigger: if sgi { TriggerMode::Edge } else { TriggerMode::Level },
                     ..InterruptState::default()
                 };
-                Source::new(1 << cpu, state)
+                source(1 << cpu, state)
             })
         };
         // With one CPU every SPI is for it, and GICD_ITARGETSRn is RAZ/WI (4.3.12).
         let targets = if config.cpus == 1 { all } else { 0 };
-        let arbiter = || Arbiter::new(config.interrupts(), config.priority_bits);
         Self {
             config,
             control: 0,
             private: (0..config.cpus).map(private).collect(),
-            shared: vec![Source::new(targets, InterruptState::default()); config.spis as usize],
+            shared: vec![source(targets, InterruptState::default()); config.spis as usize],
             sgi_senders: vec![[0; SGIS as usize]; config.cpus as usize],
             interfaces: (0..config.cpus)
                 .map(|_| CpuInterface::new(config.priority_bits))
                 .collect(),
-            competing: (0..config.cpus).map(|_| [arbiter(), arbiter()]).collect(),
+            competing: (0..config.cpus)
+                .map(|_| Competitors::new(config.priority_bits))
+                .collect(),
             news: News::default(),
         }
     }
@@ -149,14 +134,14 @@ impl Model {
     }
 
     /// Files an interrupt with the CPUs it competes for: to be called after every change of one.
-    fn file(source: &mut Source, intid: u32, competing: &mut [[Arbiter; 2]], news: &mut News) {
+    fn file(source: &mut Source, intid: u32, competing: &mut [Competitors], news: &mut News) {
         let state = &source.state;
         let filed = Filed {
-            cpus: if state.competes() { source.targets } else { 0 },
+            cpus: if state.competes() { source.route.targets } else { 0 },
             group: state.group,
             priority: state.priority,
         };
-        let old = source.filed;
+        let old = source.route.filed;
         if filed == old {
             return;
         }
@@ -165,60 +150,37 @@ impl Model {
                 priority: old.priority,
                 intid,
             };
-            competing[cpu][old.group as usize].remove(candidate);
+            competing[cpu].remove(old.group, candidate);
         }
         for cpu in cpus_of(filed.cpus) {
             let candidate = Candidate {
                 priority: filed.priority,
                 intid,
             };
-            competing[cpu][filed.group as usize].insert(candidate);
+            competing[cpu].insert(filed.group, candidate);
         }
-        source.filed = filed;
+        source.route.filed = filed;
         news.cpus |= old.cpus | filed.cpus;
     }
 
     /// A line handle takes hold of an input, or lets go of it.
     pub(super) fn hold(&mut self, cpu: usize, intid: u32, up: bool) {
-        self.change(cpu, intid, |source| {
-            let held = match up {
-                true => source.holders.saturating_add(1),
-                false => source.holders.saturating_sub(1),
-            };
-            source.holders = held;
-            if up && source.seen_up {
-                source.seen_up = false;
-                source.state.line = true;
-            } else {
-                source.state.set_line(held != 0);
-            }
-        });
+        self.change(cpu, intid, |source| source.hold(up));
     }
 
     /// A pulse on an input, or a message: pending whatever the level of the line.
     pub(super) fn pulse(&mut self, cpu: usize, intid: u32) {
-        self.change(cpu, intid, |source| source.state.latch = true);
+        self.change(cpu, intid, |source| source.pulse());
     }
 
     /// CPUs whose outputs depend on this interrupt.
     pub(super) fn concern(&mut self, cpu: usize, intid: u32) {
-        self.news.cpus |= self.source(cpu, intid).map_or(0, |source| source.targets);
+        self.news.cpus |= self.source(cpu, intid).map_or(0, |source| source.route.targets);
     }
 
     /// What the distributor forwards to a CPU: the most urgent interrupt of the groups that GICD_CTLR enables.
-    ///
-    /// The architecture leaves open whether a pending interrupt of a disabled group hides those of the other: its
-    /// pseudocode calls that `IGNORE_GROUP_ENABLE`. Here it does not.
     pub(super) fn forwarded(&self, cpu: usize) -> Option<(Candidate, Group)> {
-        let of = |group: Group| {
-            let enabled = self.control & group.enable() != 0;
-            let best = enabled.then(|| self.competing[cpu][group as usize].best());
-            best.flatten().map(|candidate| (candidate, group))
-        };
-        match (of(Group::Zero), of(Group::One)) {
-            (Some(zero), Some(one)) if one.0 < zero.0 => Some(one),
-            (zero, one) => zero.or(one),
-        }
+        self.competing[cpu].best(self.control)
     }
 
     /// The outputs of a CPU interface: the only place that derives them.

@@ -3,10 +3,12 @@
 use super::{
     super::{
         CpuId, Group, InterruptState, TriggerMode,
+        check::{self, StateError, accept, bits, count},
         ids::{PRIVATE, SGIS},
+        preemption::{Preemption, implemented},
     },
     GicV2, GicV2Config,
-    cpu_interface::{CpuInterface, implemented},
+    cpu_interface::CpuInterface,
     model::{Model, Source},
     registers::{ENABLE_GROUPS, gicc_ctlr},
 };
@@ -56,37 +58,7 @@ pub struct SpiState {
 }
 
 /// A [`GicV2State`] cannot be restored. Nothing was changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GicV2StateError {
-    /// It is of another GIC.
-    #[error("state of a GIC with {saved:?}: this one has {this:?}")]
-    Config {
-        /// Of the state.
-        saved: GicV2Config,
-        /// Of the GIC that was to be restored.
-        this: GicV2Config,
-    },
-    /// A list has not one entry for each part that there is.
-    #[error("state has {saved} {what}: this GIC has {this}")]
-    Count {
-        /// Which list.
-        what: &'static str,
-        /// Its length.
-        saved: usize,
-        /// The length it must have.
-        this: usize,
-    },
-    /// A field has a value that no guest could have brought about.
-    #[error("{what} is {value:#x}: accepted {accepted}")]
-    Value {
-        /// Which field.
-        what: String,
-        /// What it is.
-        value: u32,
-        /// What it may be.
-        accepted: String,
-    },
-}
+pub type GicV2StateError = StateError<GicV2Config>;
 
 impl GicV2 {
     /// Takes the state. Stop the vCPUs and the devices first, or it is that of some moment in between.
@@ -128,27 +100,27 @@ impl Model {
             control: *control,
             cpus: cpus
                 .map(|((private, sgi_senders), interface)| {
-                    let CpuInterface {
-                        priority_mask_bits: _,
-                        control,
-                        priority_mask,
-                        binary_point,
-                        aliased_binary_point,
-                        active,
-                    } = interface;
+                    let CpuInterface { control, preemption } = interface;
+                    let active = &preemption.active;
                     CpuState {
-                        private: private.each_ref().map(|source| source.save().state),
+                        private: private.each_ref().map(Source::saved),
                         sgi_senders: *sgi_senders,
                         control: *control,
-                        priority_mask: *priority_mask,
-                        binary_point: *binary_point,
-                        aliased_binary_point: *aliased_binary_point,
+                        priority_mask: preemption.priority_mask(),
+                        binary_point: preemption.binary_point(),
+                        aliased_binary_point: preemption.aliased_binary_point(),
                         active_priorities: [0, 1, 2, 3].map(|index| active.register(Group::Zero, index)),
                         non_secure_active_priorities: [0, 1, 2, 3].map(|index| active.register(Group::One, index)),
                     }
                 })
                 .collect(),
-            spis: shared.iter().map(Source::save).collect(),
+            spis: shared
+                .iter()
+                .map(|source| SpiState {
+                    state: source.saved(),
+                    targets: source.route.targets,
+                })
+                .collect(),
         }
     }
 
@@ -177,55 +149,33 @@ impl Model {
                 non_secure_active_priorities,
             } = saved;
             for (intid, state) in (0..).zip(private) {
-                self.replace(cpu, intid, |source| source.restore(state, source.targets));
+                self.replace(cpu, intid, |source| source.restore(state));
             }
             self.sgi_senders[cpu] = *sgi_senders;
-            let interface = &mut self.interfaces[cpu];
-            interface.control = *control;
-            interface.priority_mask = *priority_mask;
-            interface.binary_point = *binary_point;
-            interface.aliased_binary_point = *aliased_binary_point;
+            let CpuInterface {
+                control: this_control,
+                preemption,
+            } = &mut self.interfaces[cpu];
+            *this_control = *control;
+            preemption.set_priority_mask(*priority_mask);
+            preemption.set_binary_point(*binary_point);
+            preemption.set_aliased_binary_point(*aliased_binary_point);
             for index in 0..4 {
-                interface
+                preemption
                     .active
                     .set_register(Group::Zero, index, active_priorities[index]);
-                interface
+                preemption
                     .active
                     .set_register(Group::One, index, non_secure_active_priorities[index]);
             }
         }
         for (intid, SpiState { state, targets }) in (PRIVATE..).zip(spis) {
-            self.replace(0, intid, |source| source.restore(state, *targets));
+            self.replace(0, intid, |source| {
+                source.restore(state);
+                source.route.targets = *targets;
+            });
         }
         self.set_control(*control);
-    }
-}
-
-impl Source {
-    fn save(&self) -> SpiState {
-        let Self {
-            holders: _,
-            seen_up,
-            state,
-            targets,
-            filed: _,
-        } = *self;
-        let line = state.line || seen_up;
-        SpiState {
-            state: InterruptState { line, ..state },
-            targets,
-        }
-    }
-
-    fn restore(&mut self, saved: &InterruptState, targets: u8) {
-        let held = self.holders != 0;
-        self.seen_up = saved.line && !held;
-        self.state = InterruptState {
-            line: saved.line && held,
-            ..*saved
-        };
-        self.state.set_line(held);
-        self.targets = targets;
     }
 }
 
@@ -242,16 +192,16 @@ impl GicV2State {
         }
         count("CPUs", cpus.len(), this.cpus)?;
         count("SPIs", spis.len(), this.spis)?;
-        bits(|| "GICD_CTLR".into(), *control, ENABLE_GROUPS)?;
+        bits(|| "GICD_CTLR".into(), (*control).into(), ENABLE_GROUPS.into())?;
         for (cpu, state) in (0..).map(CpuId).zip(cpus) {
             state.check(cpu, this)?;
         }
         for (intid, SpiState { state, targets }) in (PRIVATE..).zip(spis) {
-            check_priority(|| format!("priority of INTID {intid}"), state, this)?;
+            check::priority(|| format!("priority of INTID {intid}"), state, this.priority_bits)?;
             let what = || format!("targets of INTID {intid}");
             match this.cpus {
-                1 => accept(what, u32::from(*targets), *targets == 1, || "1".into())?,
-                _ => bits(what, u32::from(*targets), this.all_cpus().into())?,
+                1 => accept(what, (*targets).into(), *targets == 1, || "1".into())?,
+                _ => bits(what, (*targets).into(), this.all_cpus().into())?,
             }
         }
         Ok(())
@@ -271,7 +221,11 @@ impl CpuState {
             non_secure_active_priorities,
         } = self;
         for (intid, state) in (0..).zip(private) {
-            check_priority(|| format!("priority of INTID {intid} of {cpu}"), state, this)?;
+            check::priority(
+                || format!("priority of INTID {intid} of {cpu}"),
+                state,
+                this.priority_bits,
+            )?;
             if let Some(&senders) = sgi_senders.get(intid as usize) {
                 bits(
                     || format!("senders of SGI {intid} of {cpu}"),
@@ -288,17 +242,21 @@ impl CpuState {
                 )?;
             }
         }
-        bits(|| format!("GICC_CTLR of {cpu}"), *control, gicc_ctlr::WRITABLE)?;
-        let mask = u32::from(*priority_mask);
+        bits(
+            || format!("GICC_CTLR of {cpu}"),
+            (*control).into(),
+            gicc_ctlr::WRITABLE.into(),
+        )?;
+        let mask = (*priority_mask).into();
         bits(
             || format!("GICC_PMR of {cpu}"),
             mask,
             implemented(this.priority_bits).into(),
         )?;
-        let fresh = CpuInterface::new(this.priority_bits);
+        let fresh = Preemption::new(this.priority_bits);
         for (register, value, min) in [
-            ("GICC_BPR", *binary_point, fresh.binary_point),
-            ("GICC_ABPR", *aliased_binary_point, fresh.aliased_binary_point),
+            ("GICC_BPR", *binary_point, fresh.binary_point()),
+            ("GICC_ABPR", *aliased_binary_point, fresh.aliased_binary_point()),
         ] {
             let accepted = (min..=7).contains(&value);
             accept(
@@ -309,51 +267,18 @@ impl CpuState {
             )?;
         }
         for index in 0..4 {
-            let mask = fresh.active.register_mask(index);
-            bits(|| format!("GICC_APR{index} of {cpu}"), active_priorities[index], mask)?;
+            let mask = fresh.active.register_mask(index).into();
+            bits(
+                || format!("GICC_APR{index} of {cpu}"),
+                active_priorities[index].into(),
+                mask,
+            )?;
             bits(
                 || format!("GICC_NSAPR{index} of {cpu}"),
-                non_secure_active_priorities[index],
+                non_secure_active_priorities[index].into(),
                 mask,
             )?;
         }
         Ok(())
     }
-}
-
-fn check_priority(
-    what: impl FnOnce() -> String,
-    state: &InterruptState,
-    this: GicV2Config,
-) -> Result<(), GicV2StateError> {
-    bits(what, state.priority.into(), implemented(this.priority_bits).into())
-}
-
-fn count(what: &'static str, saved: usize, this: u32) -> Result<(), GicV2StateError> {
-    let this = this as usize;
-    if saved == this {
-        Ok(())
-    } else {
-        Err(GicV2StateError::Count { what, saved, this })
-    }
-}
-
-fn bits(what: impl FnOnce() -> String, value: u32, allowed: u32) -> Result<(), GicV2StateError> {
-    accept(what, value, value & !allowed == 0, || format!("bits of {allowed:#x}"))
-}
-
-fn accept(
-    what: impl FnOnce() -> String,
-    value: u32,
-    accepted: bool,
-    what_is: impl FnOnce() -> String,
-) -> Result<(), GicV2StateError> {
-    if accepted {
-        return Ok(());
-    }
-    Err(GicV2StateError::Value {
-        what: what(),
-        value,
-        accepted: what_is(),
-    })
 }

@@ -1,0 +1,64 @@
+//! The interrupt inputs of a CPU, which a GIC drives.
+
+use std::{fmt, io};
+
+use crate::interrupt::{LevelInterrupt, LevelOutput};
+
+/// The interrupt inputs of one CPU, which the GIC drives.
+///
+/// Each hears transitions only, in order, from the thread whose line or register access caused it, and never while the
+/// GIC holds a lock: it may call back into the GIC. See [`LevelOutput`] for what follows from an error.
+pub struct CpuOutputs {
+    /// The CPU's IRQ input.
+    pub irq: Box<dyn LevelInterrupt>,
+    /// The CPU's FIQ input, for interrupts of Group 0: always on a GICv3, and on a GICv2 while the guest has set
+    /// GICC_CTLR.FIQEn.
+    pub fiq: Box<dyn LevelInterrupt>,
+}
+
+impl fmt::Debug for CpuOutputs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CpuOutputs").finish_non_exhaustive()
+    }
+}
+
+/// The level of a CPU's interrupt inputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Signals {
+    pub(super) irq: bool,
+    pub(super) fiq: bool,
+}
+
+/// The outputs of one CPU as a GIC holds them.
+pub(super) struct Output {
+    irq: LevelOutput<Box<dyn LevelInterrupt>>,
+    fiq: LevelOutput<Box<dyn LevelInterrupt>>,
+}
+
+impl Output {
+    pub(super) fn new(CpuOutputs { irq, fiq }: CpuOutputs) -> Self {
+        Self {
+            irq: LevelOutput::new(irq),
+            fiq: LevelOutput::new(fiq),
+        }
+    }
+
+    /// To be called under the lock that the signals are derived under, and under that one alone.
+    pub(super) fn set(&self, Signals { irq, fiq }: Signals) {
+        // They change under this lock alone: one that stays costs a look, and no exchange.
+        for (output, up) in [(&self.irq, irq), (&self.fiq, fiq)] {
+            if output.is_up() != up {
+                output.set(up);
+            }
+        }
+    }
+
+    /// Tells the CPU, with no lock held.
+    pub(super) fn settle(&self) -> io::Result<()> {
+        self.irq.settle().and(self.fiq.settle())
+    }
+
+    pub(super) fn failures(&self) -> u64 {
+        self.irq.failures() + self.fiq.failures()
+    }
+}
