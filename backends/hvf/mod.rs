@@ -153,7 +153,9 @@
 mod api;
 mod error;
 mod gic;
+mod icc;
 pub mod mock;
+mod software;
 mod trap;
 mod vcpu;
 
@@ -163,5 +165,7 @@ pub use api::{
 };
 pub use error::{HvError, HvReturn};
 pub use gic::{EdgeLine, Gic, GicError, LevelLine, MsiFrame};
+pub use icc::IccState;
+pub use software::{SoftwareVcpu, SoftwareVcpuParts};
 pub use trap::{MmioAccess, Trap};
 pub use vcpu::{VcpuInput, VcpuInputs};

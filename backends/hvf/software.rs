@@ -119,7 +119,7 @@ impl<H: HvVcpus> SoftwareVcpu<H> {
                 operand,
                 is_read: true,
             } => {
-                let Some(value) = interface.read_sysreg(register.into()) else {
+                let Some(value) = interface.read_sysreg(register) else {
                     return Ok(false);
                 };
                 self.set(operand, value)?;
@@ -129,7 +129,7 @@ impl<H: HvVcpus> SoftwareVcpu<H> {
                 operand,
                 is_read: false,
             } => {
-                if !interface.write_sysreg(register.into(), self.get(operand)?) {
+                if interface.write_sysreg(register, self.get(operand)?).is_none() {
                     return Ok(false);
                 }
             }

@@ -89,7 +89,7 @@ impl Trap {
             HVC => Self::Hvc(immediate),
             SMC => Self::Smc(immediate),
             SYSTEM => Self::SysReg {
-                register: SysReg::new(field(20, 3), field(14, 7), field(10, 15), field(1, 15), field(17, 7)),
+                register: SysReg::from_iss(syndrome & 0x1ff_ffff),
                 operand: GeneralReg::new(field(5, 31)),
                 is_read: syndrome & 1 != 0,
             },
@@ -123,7 +123,8 @@ impl Trap {
                 operand,
                 is_read,
             } => {
-                let field = |shift: u32, mask: u16| u64::from(register.0 >> shift & mask);
+                let encoding = u16::from(register);
+                let field = |shift: u32, mask: u16| u64::from(encoding >> shift & mask);
                 let fields = field(14, 3) << 20 | field(0, 7) << 17 | field(11, 7) << 14 | field(7, 15) << 10;
                 SYSTEM << 26 | IL | fields | operand_of(operand) << 5 | field(3, 15) << 1 | u64::from(is_read)
             }

@@ -67,6 +67,23 @@ impl<H: HvVcpus> VcpuInputs<H> {
         }
     }
 
+    /// The vCPU that the inputs are of.
+    pub fn vcpu(&self) -> VcpuHandle {
+        self.inner.vcpu
+    }
+
+    /// What runs it.
+    pub fn framework(&self) -> &Arc<H> {
+        &self.inner.framework
+    }
+
+    /// Whether an input is up: a vCPU that waits for interrupts has something to do.
+    pub fn is_up(&self) -> bool {
+        [InterruptType::Irq, InterruptType::Fiq]
+            .iter()
+            .any(|kind| self.inner.level(*kind).load(Ordering::SeqCst))
+    }
+
     /// The IRQ input.
     pub fn irq(&self) -> VcpuInput<H> {
         self.input(InterruptType::Irq)

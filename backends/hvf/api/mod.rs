@@ -6,9 +6,10 @@ mod registers;
 mod vcpu;
 
 use crate::backends::irqchip::IntId;
+pub use crate::backends::irqchip::gicv3::SysReg;
 
 pub use gic::HvGic;
-pub use registers::{DistributorReg, GeneralReg, RedistributorReg, Reg, SysReg};
+pub use registers::{DistributorReg, GeneralReg, RedistributorReg, Reg};
 pub use vcpu::HvVcpus;
 
 /// A vCPU as the framework names it (`hv_vcpu_t`): an opaque handle, and not the index of a CPU.

@@ -9,7 +9,7 @@ use super::{Process, model::Model, registers::Registers};
 use crate::{
     backends::{
         hvf::{GeneralReg, HvError, InterruptType, SysReg, Trap, VcpuHandle},
-        irqchip::{CpuId, IntId, TriggerMode},
+        irqchip::{CpuId, IntId, TriggerMode, gicv3::CpuInterface},
     },
     bus::BusDevice,
     sync::lock,
@@ -67,23 +67,23 @@ impl GuestStep {
 /// A vCPU as the software on it sees it: its registers, and the framework's GIC. While there is none, there is never an
 /// interrupt in it.
 pub struct GuestCpu {
-    pub(super) model: Option<Arc<Model>>,
-    pub(super) cpu: CpuId,
+    /// The GIC, and which CPU of it this is.
+    pub(super) gic: Option<(Arc<Model>, CpuId)>,
     pub(super) registers: Arc<Mutex<Registers>>,
 }
 
 impl GuestCpu {
     /// Switches the distributor and this CPU's interface on, for both groups and all priorities.
     pub fn start(&self) {
-        if let Some(model) = &self.model {
-            model.start(self.cpu);
+        if let Some((model, cpu)) = &self.gic {
+            model.start(*cpu);
         }
     }
 
-    /// Says how an interrupt is triggered, routes it to this CPU if it is an SPI, and enables it.
+    /// Says how an interrupt is triggered, routes it to this CPU if it is an SPI, puts it into Group 1, and enables it.
     pub fn enable(&self, intid: IntId, mode: TriggerMode) {
-        if let Some(model) = &self.model {
-            model.enable(self.cpu, intid, mode);
+        if let Some((model, cpu)) = &self.gic {
+            model.enable(*cpu, intid, mode);
         }
     }
 
@@ -97,31 +97,42 @@ impl GuestCpu {
         lock(&self.registers).set_x(register, value);
     }
 
-    /// Takes the most urgent interrupt: a read of `GICC_IAR`, on the framework of `ICC_IAR1_EL1`. `None` is spurious.
+    /// Takes the most urgent interrupt of Group 1: a read of `ICC_IAR1_EL1`. `None` is spurious.
     pub fn acknowledge(&self) -> Option<IntId> {
-        self.model.as_ref()?.acknowledge(self.cpu)
+        let (model, cpu) = self.gic.as_ref()?;
+        model.acknowledge(*cpu)
     }
 
-    /// Ends an interrupt: a write to `GICC_EOIR`, on the framework to `ICC_EOIR1_EL1`.
+    /// Ends an interrupt of Group 1: a write to `ICC_EOIR1_EL1`.
     pub fn end(&self, intid: IntId) {
-        if let Some(model) = &self.model {
-            model.end(self.cpu, intid);
+        if let Some((model, cpu)) = &self.gic {
+            model.end(*cpu, intid);
         }
     }
 
-    /// The registers of the distributor, as this CPU sees them.
+    /// The registers of the distributor.
     pub fn distributor(&self) -> Option<&dyn BusDevice> {
-        Some(self.model.as_ref()?.distributor(self.cpu))
+        let (model, _) = self.gic.as_ref()?;
+        Some(model.distributor())
+    }
+
+    /// The registers of this CPU's redistributor.
+    pub fn redistributor(&self) -> Option<&dyn BusDevice> {
+        let (model, cpu) = self.gic.as_ref()?;
+        Some(model.redistributor(*cpu))
+    }
+
+    /// The system registers of this CPU's interface, which do not trap.
+    pub fn interface(&self) -> Option<&CpuInterface> {
+        let (model, cpu) = self.gic.as_ref()?;
+        Some(model.interface(*cpu))
     }
 }
 
 impl fmt::Debug for GuestCpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let gic = self.model.is_some();
-        f.debug_struct("GuestCpu")
-            .field("cpu", &self.cpu)
-            .field("gic", &gic)
-            .finish()
+        let cpu = self.gic.as_ref().map(|(_, cpu)| *cpu);
+        f.debug_struct("GuestCpu").field("cpu", &cpu).finish_non_exhaustive()
     }
 }
 
@@ -182,7 +193,9 @@ impl Process {
     pub fn set_vtimer(&self, vcpu: VcpuHandle, met: bool) -> Result<(), HvError> {
         let vcpu = self.vcpu(vcpu)?;
         if let Ok(model) = self.model() {
-            model.set_timer(vcpu.cpu, met);
+            if let Some(cpu) = vcpu.cpu() {
+                model.set_timer(cpu, met);
+            }
         }
         lock(&vcpu.registers).set_timer(met);
         vcpu.wires.set_timer(met);

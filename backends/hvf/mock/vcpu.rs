@@ -14,13 +14,13 @@ use super::{
 use crate::{
     backends::{
         hvf::{HvError, HvVcpus, InterruptType, Reg, SysReg, Trap, VcpuExit, VcpuHandle},
-        irqchip::{CpuId, gicv2::CpuOutputs},
+        irqchip::{CpuId, gicv3::CpuOutputs},
     },
     interrupt::level_from_fn,
     sync::lock,
 };
 
-/// What a vCPU can be woken by. It outlives the vCPU, for the GIC drives as many as there could be.
+/// What a vCPU can be woken by.
 #[derive(Default)]
 pub(super) struct Wires {
     state: Mutex<State>,
@@ -46,13 +46,27 @@ enum Wake {
     Guest(GuestEvent),
 }
 
-impl Wires {
+/// The CPU interface of the framework's GIC that a vCPU has once its `MPIDR_EL1` is set.
+#[derive(Default)]
+pub(super) struct Seat(Mutex<Taken>);
+
+#[derive(Default)]
+struct Taken {
+    signalled: [bool; 2],
+    by: Option<Arc<Wires>>,
+}
+
+impl Seat {
     /// Outputs of a CPU interface that lead here.
     pub(super) fn outputs(self: &Arc<Self>) -> CpuOutputs {
         let output = |kind: InterruptType| {
-            let wires = Arc::clone(self);
+            let seat = Arc::clone(self);
             Box::new(level_from_fn(move |up| {
-                wires.change(|state| state.signalled[kind as usize] = up);
+                let mut taken = lock(&seat.0);
+                taken.signalled[kind as usize] = up;
+                if let Some(wires) = &taken.by {
+                    wires.change(|state| state.signalled[kind as usize] = up);
+                }
                 Ok(())
             }))
         };
@@ -62,6 +76,31 @@ impl Wires {
         }
     }
 
+    /// False if another vCPU has it.
+    fn take(&self, vcpu: &Vcpu) -> bool {
+        let mut taken = lock(&self.0);
+        if taken.by.as_ref().is_some_and(|by| !Arc::ptr_eq(by, &vcpu.wires)) {
+            return false;
+        }
+        vcpu.wires.change(|state| state.signalled = taken.signalled);
+        taken.by = Some(Arc::clone(&vcpu.wires));
+        true
+    }
+
+    /// The vCPU has another one now.
+    fn forget(&self) {
+        lock(&self.0).by = None;
+    }
+
+    /// The vCPU is gone.
+    pub(super) fn leave(&self) {
+        if let Some(wires) = lock(&self.0).by.take() {
+            wires.change(|state| state.signalled = [false; 2]);
+        }
+    }
+}
+
+impl Wires {
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
@@ -102,8 +141,8 @@ impl Wires {
 
 pub(super) struct Vcpu {
     pub(super) handle: VcpuHandle,
-    /// The CPU interface that it has: the lowest that was free.
-    pub(super) cpu: CpuId,
+    /// What the framework's GIC calls it: known once its `MPIDR_EL1` is set.
+    cpu: Mutex<Option<CpuId>>,
     pub(super) registers: Arc<Mutex<Registers>>,
     owner: ThreadId,
     pub(super) wires: Arc<Wires>,
@@ -112,23 +151,19 @@ pub(super) struct Vcpu {
 
 impl Vcpu {
     /// A vCPU of the thread that calls.
-    pub(super) fn new(handle: VcpuHandle, cpu: CpuId, wires: Arc<Wires>) -> Self {
-        // The signals of a GIC belong to the CPU interface. The rest is that of a vCPU that is gone.
-        wires.change(|state| {
-            let signalled = state.signalled;
-            *state = State {
-                signalled,
-                ..State::default()
-            };
-        });
+    pub(super) fn new(handle: VcpuHandle) -> Self {
         Self {
             handle,
-            cpu,
+            cpu: Mutex::default(),
             registers: Arc::default(),
             owner: thread::current().id(),
-            wires,
+            wires: Arc::default(),
             guest: Mutex::default(),
         }
+    }
+
+    pub(super) fn cpu(&self) -> Option<CpuId> {
+        *lock(&self.cpu)
     }
 
     pub(super) fn is_mine(&self) -> bool {
@@ -168,8 +203,7 @@ impl Vcpu {
 
     pub(super) fn guest_cpu(&self, model: Option<Arc<Model>>) -> GuestCpu {
         GuestCpu {
-            model,
-            cpu: self.cpu,
+            gic: model.zip(self.cpu()),
             registers: Arc::clone(&self.registers),
         }
     }
@@ -268,6 +302,17 @@ impl HvVcpus for Process {
             let mut others = vm.vcpus.iter().filter(|other| other.handle != vcpu);
             if register == SysReg::MPIDR_EL1 && others.any(|other| lock(&other.registers).mpidr() == Some(value)) {
                 return Err(HvError::BadArgument);
+            }
+            if register == SysReg::MPIDR_EL1
+                && let Some(gic) = &vm.gic
+            {
+                let cpu = gic.model.cpu(value).ok_or(HvError::BadArgument)?;
+                if !vm.seats[cpu.0 as usize].take(&mine) {
+                    return Err(HvError::BadArgument);
+                }
+                if let Some(old) = lock(&mine.cpu).replace(cpu).filter(|old| *old != cpu) {
+                    vm.seats[old.0 as usize].forget();
+                }
             }
             lock(&mine.registers).set_system(register, value);
             Ok(())
