@@ -60,7 +60,11 @@ fn a_host_that_the_mock_cannot_be_is_refused() {
         Process::with_config(config).err()
     };
     assert_eq!(with(|c| c.vcpus = 0), Some(ConfigError::Vcpus(0)));
-    assert_eq!(with(|c| c.vcpus = 9), Some(ConfigError::Vcpus(9)));
+    assert_eq!(with(|c| c.vcpus = 513), Some(ConfigError::Vcpus(513)));
+    assert_eq!(with(|c| c.cpus_per_cluster = 0), Some(ConfigError::Cluster(0)));
+    assert_eq!(with(|c| c.cpus_per_cluster = 257), Some(ConfigError::Cluster(257)));
+    let crowded = |c: &mut Config| (c.vcpus, c.cpus_per_cluster) = (512, 1);
+    assert_eq!(with(crowded), Some(ConfigError::Cluster(1)), "Aff1 has 256 values");
     assert_eq!(with(|c| c.spis = 989), Some(ConfigError::Spis(989)));
     assert_eq!(with(|c| c.spis = 33), Some(ConfigError::Spis(33)));
     assert_eq!(with(|c| c.alignment = 0x800), Some(ConfigError::Alignment(0x800)));

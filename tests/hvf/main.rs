@@ -8,7 +8,9 @@ mod inputs;
 mod lines;
 mod messages;
 mod order;
+mod registers;
 mod runs;
+mod software;
 mod state;
 mod threads;
 
@@ -27,8 +29,8 @@ use devisor::{
     backends::{
         hvf::{
             DistributorReg, GeneralReg, Gic, GicConfig, GicError, GicInterrupt, HvError, HvGic, HvReturn, HvVcpus,
-            IntIdRange, InterruptType, MsiConfig, RedistributorReg, Reg, SysReg, Trap, VcpuExit, VcpuHandle, VcpuInput,
-            VcpuInputs,
+            IccState, IntIdRange, InterruptType, MmioAccess, MsiConfig, RedistributorReg, Reg, SoftwareVcpu,
+            SoftwareVcpuParts, SysReg, Trap, VcpuExit, VcpuHandle, VcpuInput, VcpuInputs,
             mock::{Codes, Config, ConfigError, GuestEvent, GuestStep, Process},
         },
         irqchip::{
@@ -36,7 +38,7 @@ use devisor::{
             gicv2::{CpuOutputs, GicV2, GicV2Config},
         },
     },
-    bus::{BusDevice, read_le},
+    bus::{Bus, BusDevice, read_le, write_le},
     interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, MsiVectors, RequesterId, SinkVectors},
 };
 

@@ -23,7 +23,8 @@ pub(super) type Guest = Box<dyn FnMut(&GuestCpu, GuestEvent) -> GuestStep + Send
 pub enum GuestEvent {
     /// An interrupt is signalled.
     Interrupt(InterruptType),
-    /// The instruction that it executed with [`GuestStep::Execute`] is done, and its vCPU runs again.
+    /// The instruction that it executed with [`GuestStep::Execute`] is done, and its vCPU runs again; or
+    /// [`Process::wake_guest`].
     Resumed,
 }
 
@@ -173,6 +174,16 @@ impl Process {
         guest: impl FnMut(&GuestCpu, GuestEvent) -> GuestStep + Send + 'static,
     ) -> Result<(), HvError> {
         *lock(&self.vcpu(vcpu)?.guest) = Some(Box::new(guest));
+        Ok(())
+    }
+
+    /// The guest is not asleep: the next run calls it with [`GuestEvent::Resumed`], whether it has executed something or
+    /// not.
+    ///
+    /// # Errors
+    /// [`HvError::BadArgument`] for a handle that names no vCPU.
+    pub fn wake_guest(&self, vcpu: VcpuHandle) -> Result<(), HvError> {
+        self.vcpu(vcpu)?.wires.resume();
         Ok(())
     }
 

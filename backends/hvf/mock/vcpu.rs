@@ -110,6 +110,11 @@ impl Wires {
         self.change(|state| state.timer = met);
     }
 
+    /// The guest goes on.
+    pub(super) fn resume(&self) {
+        self.change(|state| state.resumed = true);
+    }
+
     fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state());
         self.changed.notify_all();
@@ -186,7 +191,7 @@ impl Vcpu {
                 GuestStep::Continue => continue,
                 GuestStep::Trap(trap) => trap,
                 GuestStep::Execute(trap) => {
-                    self.wires.change(|state| state.resumed = true);
+                    self.wires.resume();
                     trap
                 }
             };
