@@ -23,7 +23,8 @@ const TIMER_FIRES: u64 = 0b101;
 /// | has its virtual timer fire | the timer's line, PPI 27; the timer is unmasked when the guest is done with it |
 /// | does anything else | [`run`](Self::run) returns the exit; [`Trap::decode`] tells what it was |
 ///
-/// *Threads*: it belongs to the thread that owns the vCPU. The GIC may be driven from all.
+/// *Threads*: it belongs to the thread that owns the vCPU. The GIC may be driven from all. See the [module](super) for an
+/// example.
 pub struct SoftwareVcpu<H> {
     framework: Arc<H>,
     vcpu: VcpuHandle,
@@ -53,6 +54,11 @@ impl<H: HvVcpus> SoftwareVcpu<H> {
             parts,
             timer_masked: false,
         }
+    }
+
+    /// The interrupt inputs: what a vCPU that waits for interrupts looks at.
+    pub fn inputs(&self) -> &VcpuInputs<H> {
+        &self.inputs
     }
 
     /// Runs the guest until it does what is not of the GIC, the timer or the bus, or [`HvVcpus::hv_vcpus_exit`] is

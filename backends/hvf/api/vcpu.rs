@@ -16,7 +16,7 @@ pub trait HvVcpus: Send + Sync {
 
     /// Sets or clears a pending interrupt of the next run: for VMs without the framework's GIC. Pending interrupts are
     /// *cleared when [`hv_vcpu_run`](Self::hv_vcpu_run) returns*, so set them again before every run:
-    /// [`VcpuInputs`](super::VcpuInputs) does.
+    /// [`VcpuInputs`](super::super::VcpuInputs) does.
     ///
     /// # Errors
     /// What the framework answered.

@@ -34,7 +34,7 @@ pub enum GuestStep {
     /// It goes on, and sleeps. If an interrupt is signalled still, it is called again.
     Continue,
     /// It executes an instruction that traps, and goes on with [`GuestEvent::Resumed`] when its vCPU runs again:
-    /// `hv_vcpu_run` returns [`VcpuExit::Exception`].
+    /// `hv_vcpu_run` returns [`VcpuExit::Exception`](super::super::VcpuExit::Exception).
     Execute(Trap),
     /// The same, and it sleeps afterwards.
     Trap(Trap),
