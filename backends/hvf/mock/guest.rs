@@ -203,10 +203,8 @@ impl Process {
     /// [`HvError::BadArgument`] for a handle that names no vCPU.
     pub fn set_vtimer(&self, vcpu: VcpuHandle, met: bool) -> Result<(), HvError> {
         let vcpu = self.vcpu(vcpu)?;
-        if let Ok(model) = self.model() {
-            if let Some(cpu) = vcpu.cpu() {
-                model.set_timer(cpu, met);
-            }
+        if let (Ok(model), Some(cpu)) = (self.model(), vcpu.cpu()) {
+            model.set_timer(cpu, met);
         }
         lock(&vcpu.registers).set_timer(met);
         vcpu.wires.set_timer(met);

@@ -75,7 +75,7 @@ impl Model {
         let cpus = u32::try_from(outputs.len())?;
         let gic_config = GicV3Config {
             affinities: (0..cpus)
-                .map(|cpu| Affinity(cpu / cluster << 8 | cpu % cluster))
+                .map(|cpu| Affinity(((cpu / cluster) << 8) | (cpu % cluster)))
                 .collect(),
             redistributor_regions: vec![cpus],
             spis,
