@@ -27,7 +27,7 @@ use crate::interrupt::{Interrupt, LevelInterrupt};
 /// let framework = Arc::new(Process::new());
 /// framework.hv_vm_create()?;
 /// let vcpu = framework.hv_vcpu_create()?;
-/// framework.set_guest(vcpu, |_cpu: &_, _kind| GuestStep::hvc())?; // it traps to read the controller
+/// framework.set_guest(vcpu, |_cpu: &_, _event| GuestStep::hvc())?; // it traps to read the controller
 ///
 /// let inputs = VcpuInputs::new(framework, vcpu);
 /// inputs.irq().trigger()?;
@@ -65,6 +65,23 @@ impl<H: HvVcpus> VcpuInputs<H> {
                 running: AtomicBool::new(false),
             }),
         }
+    }
+
+    /// The vCPU that the inputs are of.
+    pub fn vcpu(&self) -> VcpuHandle {
+        self.inner.vcpu
+    }
+
+    /// What runs it.
+    pub fn framework(&self) -> &Arc<H> {
+        &self.inner.framework
+    }
+
+    /// Whether an input is up: a vCPU that waits for interrupts has something to do.
+    pub fn is_up(&self) -> bool {
+        [InterruptType::Irq, InterruptType::Fiq]
+            .iter()
+            .any(|kind| self.inner.level(*kind).load(Ordering::SeqCst))
     }
 
     /// The IRQ input.

@@ -11,7 +11,7 @@ use std::{
 use devisor::{
     backends::{
         hvf::{
-            Gic, GicConfig, HvError, HvVcpus, IntIdRange, MsiConfig, VcpuExit, VcpuHandle,
+            Gic, GicConfig, HvError, HvVcpus, IntIdRange, MsiConfig, SysReg, VcpuExit, VcpuHandle,
             mock::{GuestStep, Process},
         },
         irqchip::{IntId, Spi, TriggerMode},
@@ -148,11 +148,11 @@ impl Vcpu {
             // A vCPU belongs to the thread that makes it.
             move || {
                 let vcpu = framework.hv_vcpu_create()?;
-                framework.hv_vcpu_set_mpidr_el1(vcpu, 0)?;
+                framework.hv_vcpu_set_sys_reg(vcpu, SysReg::MPIDR_EL1, 0)?;
                 let cpu = framework.guest_cpu(vcpu)?;
                 cpu.start();
                 cpu.enable(intid, mode);
-                framework.set_guest(vcpu, move |cpu, _kind| {
+                framework.set_guest(vcpu, move |cpu, _event| {
                     if let Some(taken) = cpu.acknowledge() {
                         let handled = taken == intid && handler.handle();
                         cpu.end(taken);

@@ -6,8 +6,14 @@ use crate::backends::hvf::HvError;
 /// What the host of a [`Process`](super::Process) has, and how it answers where Apple does not say how the framework does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// vCPUs that the host supports: 1 to 8.
+    /// Whether the system has a GIC: macOS 15 has, 14 has not. Without it every call of [`HvGic`](super::super::HvGic)
+    /// answers [`HvError::Unsupported`].
+    pub gic: bool,
+    /// vCPUs that the host supports: 1 to 512.
     pub vcpus: u32,
+    /// CPUs to a value of Aff1, 1 to 256: CPU n of the GIC is at Aff1 = n / this, Aff0 = n % this. A vCPU whose `MPIDR_EL1`
+    /// names no such place is refused. Unverified: the framework takes what a vCPU has.
+    pub cpus_per_cluster: u32,
     /// SPIs, from INTID 32 on: a multiple of 32 up to 960, or 988.
     pub spis: u32,
     /// Bytes of the distributor.
@@ -59,8 +65,11 @@ pub struct Codes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// [`Config::vcpus`].
-    #[error("{0} vCPUs: the mock has 1 to 8")]
+    #[error("{0} vCPUs: the mock has 1 to 512")]
     Vcpus(u32),
+    /// [`Config::cpus_per_cluster`].
+    #[error("{0} CPUs to a cluster: the mock has 1 to 256")]
+    Cluster(u32),
     /// [`Config::spis`].
     #[error("{0} SPIs: the mock has a multiple of 32 up to 960, or 988")]
     Spis(u32),
@@ -72,7 +81,9 @@ pub enum ConfigError {
 impl Config {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let Self {
+            gic: _,
             vcpus,
+            cpus_per_cluster,
             spis,
             distributor_size: _,
             redistributor_size: _,
@@ -83,6 +94,10 @@ impl Config {
         } = *self;
         if !(1..=Model::MAX_CPUS).contains(&vcpus) {
             return Err(ConfigError::Vcpus(vcpus));
+        }
+        // Below 256 values of Aff1 there is room for all: 512 CPUs in clusters of one are too many.
+        if !(1..=256).contains(&cpus_per_cluster) || vcpus.div_ceil(cpus_per_cluster) > 256 {
+            return Err(ConfigError::Cluster(cpus_per_cluster));
         }
         if !Model::accepts_spis(spis) {
             return Err(ConfigError::Spis(spis));
@@ -98,7 +113,9 @@ impl Default for Config {
     /// A host as many are, with as much as the model behind the mock has.
     fn default() -> Self {
         Self {
-            vcpus: Model::MAX_CPUS,
+            gic: true,
+            vcpus: 8,
+            cpus_per_cluster: 16,
             spis: 988,
             distributor_size: 0x1_0000,
             redistributor_size: 0x2_0000,

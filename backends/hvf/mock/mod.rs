@@ -7,11 +7,13 @@
 //!
 //! It executes no instructions. A closure plays the guest: see [`Process::set_guest`].
 //!
-//! *What it is not*: the framework's GIC is a GICv3, and the model behind this one is our GICv2. So there are no `ICC_*`
-//! and redistributor registers, and 8 vCPUs at most. Lines and messages are the same.
+//! The framework's GIC is our GICv3 here, so a guest finds what that one has. A host without it, as macOS 14 is, is
+//! [`Config::gic`]: then [`SoftwareVcpu`](super::SoftwareVcpu) puts our GICv3 in front of the vCPUs.
 
 mod config;
+mod guest;
 mod model;
+mod registers;
 mod vcpu;
 
 use std::{
@@ -20,11 +22,14 @@ use std::{
 };
 
 pub use config::{Codes, Config, ConfigError};
-use model::Model;
-pub use vcpu::{GuestCpu, GuestStep};
-use vcpu::{Vcpu, Wires};
+pub use guest::{GuestCpu, GuestEvent, GuestStep};
+use model::{Model, read_frame, write_frame};
+use vcpu::{Seat, Vcpu};
 
-use super::{GicConfig, HvError, HvGic, IntIdRange, VcpuHandle};
+use super::{
+    DistributorReg, GicConfig, GicInterrupt, HvError, HvGic, IntIdRange, RedistributorReg, SysReg, VcpuHandle,
+    icc::ICC_REGISTERS,
+};
 use crate::{
     backends::irqchip::{CpuId, IntId},
     interrupt::MsiMessage,
@@ -50,8 +55,8 @@ struct State {
 struct Vm {
     gic: Option<Gic>,
     vcpus: Vec<Arc<Vcpu>>,
-    /// By CPU, for all that there could be.
-    wires: Vec<Arc<Wires>>,
+    /// By CPU of the GIC, for all that there could be.
+    seats: Vec<Arc<Seat>>,
     /// A vCPU has run: the topology is frozen.
     started: bool,
 }
@@ -98,7 +103,7 @@ impl Process {
         state.vm = Some(Vm {
             gic: None,
             vcpus: Vec::new(),
-            wires: (0..self.config.vcpus).map(|_| Arc::default()).collect(),
+            seats: (0..self.config.vcpus).map(|_| Arc::default()).collect(),
             started: false,
         });
         Ok(())
@@ -136,13 +141,13 @@ impl Process {
         if vm.started {
             return Err(codes.vcpu_after_run);
         }
-        let free = |cpu: &u32| !vm.vcpus.iter().any(|vcpu| vcpu.cpu.0 == *cpu);
-        let cpu = (0..self.config.vcpus).find(free).ok_or(codes.too_many_vcpus)?;
+        if vm.vcpus.len() >= self.config.vcpus as usize {
+            return Err(codes.too_many_vcpus);
+        }
         *handles += 1;
         // Not an index, and nothing that could pass for one.
         let handle = VcpuHandle(0x6000_0000_0000 + *handles * 0x1170);
-        let wires = Arc::clone(&vm.wires[cpu as usize]);
-        vm.vcpus.push(Arc::new(Vcpu::new(handle, CpuId(cpu), wires)));
+        vm.vcpus.push(Arc::new(Vcpu::new(handle)));
         Ok(handle)
     }
 
@@ -152,28 +157,15 @@ impl Process {
     /// [`HvError::BadArgument`] for a handle that names no vCPU, [`Codes::foreign_thread`], [`HvError::Busy`] while it
     /// runs.
     pub fn hv_vcpu_destroy(&self, vcpu: VcpuHandle) -> Result<(), HvError> {
-        if self.mine(vcpu)?.is_running() {
+        let mine = self.mine(vcpu)?;
+        if mine.is_running() {
             return Err(HvError::Busy);
         }
         self.with_vm(|vm| {
             vm.vcpus.retain(|other| other.handle != vcpu);
-            Ok(())
-        })
-    }
-
-    /// `hv_vcpu_set_sys_reg` of `HV_SYS_REG_MPIDR_EL1`: with a GIC, every vCPU needs one, of its own.
-    ///
-    /// # Errors
-    /// [`HvError::BadArgument`] for a handle that names no vCPU and for the value of another vCPU,
-    /// [`Codes::foreign_thread`].
-    pub fn hv_vcpu_set_mpidr_el1(&self, vcpu: VcpuHandle, mpidr: u64) -> Result<(), HvError> {
-        let mine = self.mine(vcpu)?;
-        self.with_vm(|vm| {
-            let mut others = vm.vcpus.iter().filter(|other| other.handle != vcpu);
-            if others.any(|other| *lock(&other.mpidr) == Some(mpidr)) {
-                return Err(HvError::BadArgument);
+            if let Some(cpu) = mine.cpu() {
+                vm.seats[cpu.0 as usize].leave();
             }
-            *lock(&mine.mpidr) = Some(mpidr);
             Ok(())
         })
     }
@@ -181,7 +173,7 @@ impl Process {
     /// Freezes the topology.
     fn about_to_run(&self, vcpu: &Vcpu) -> Result<(), HvError> {
         self.with_vm(|vm| {
-            if vm.gic.is_some() && lock(&vcpu.mpidr).is_none() {
+            if vm.gic.is_some() && lock(&vcpu.registers).mpidr().is_none() {
                 return Err(self.config.codes.no_mpidr);
             }
             vm.started = true;
@@ -202,11 +194,27 @@ impl Process {
     }
 
     fn gic(&self) -> Result<Gic, HvError> {
+        self.has_gic()?;
         self.with_vm(|vm| vm.gic.clone().ok_or(self.config.codes.no_gic))
     }
 
     fn model(&self) -> Result<Arc<Model>, HvError> {
         Ok(self.gic()?.model)
+    }
+
+    /// Whether the host knows the calls of the GIC.
+    fn has_gic(&self) -> Result<(), HvError> {
+        match self.config.gic {
+            true => Ok(()),
+            false => Err(HvError::Unsupported),
+        }
+    }
+
+    /// The GIC, and what the CPU of a vCPU of this thread's is called there.
+    fn mine_in_gic(&self, vcpu: VcpuHandle) -> Result<(Arc<Model>, CpuId), HvError> {
+        let model = self.model()?;
+        let cpu = self.mine(vcpu)?.cpu().ok_or(HvError::BadArgument)?;
+        Ok((model, cpu))
     }
 
     fn check_address(&self, base: u64) -> Result<(), HvError> {
@@ -219,18 +227,22 @@ impl Process {
 
 impl HvGic for Process {
     fn hv_gic_get_distributor_size(&self) -> Result<u64, HvError> {
+        self.has_gic()?;
         Ok(self.config.distributor_size)
     }
 
     fn hv_gic_get_distributor_base_alignment(&self) -> Result<u64, HvError> {
+        self.has_gic()?;
         Ok(self.config.alignment)
     }
 
     fn hv_gic_get_redistributor_size(&self) -> Result<u64, HvError> {
+        self.has_gic()?;
         Ok(self.config.redistributor_size)
     }
 
     fn hv_gic_get_redistributor_region_size(&self) -> Result<u64, HvError> {
+        self.has_gic()?;
         let Config {
             redistributor_size,
             vcpus,
@@ -240,22 +252,27 @@ impl HvGic for Process {
     }
 
     fn hv_gic_get_redistributor_base_alignment(&self) -> Result<u64, HvError> {
+        self.has_gic()?;
         Ok(self.config.alignment)
     }
 
     fn hv_gic_get_msi_region_size(&self) -> Result<u64, HvError> {
+        self.has_gic()?;
         Ok(self.config.msi_region_size)
     }
 
     fn hv_gic_get_msi_region_base_alignment(&self) -> Result<u64, HvError> {
+        self.has_gic()?;
         Ok(self.config.alignment)
     }
 
     fn hv_gic_get_spi_interrupt_range(&self) -> Result<IntIdRange, HvError> {
+        self.has_gic()?;
         Ok(Model::spis(self.config.spis))
     }
 
     fn hv_gic_create(&self, config: &GicConfig) -> Result<(), HvError> {
+        self.has_gic()?;
         let codes = &self.config.codes;
         self.check_address(config.distributor_base)?;
         self.check_address(config.redistributor_base)?;
@@ -272,8 +289,9 @@ impl HvGic for Process {
             if !vm.vcpus.is_empty() {
                 return Err(codes.gic_after_vcpu);
             }
-            let outputs = vm.wires.iter().map(Wires::outputs).collect();
-            let model = Model::new(config, self.config.spis, outputs).map_err(|_| HvError::BadArgument)?;
+            let outputs = vm.seats.iter().map(Seat::outputs).collect();
+            let model = Model::new(config, self.config.spis, self.config.cpus_per_cluster, outputs)
+                .map_err(|_| HvError::BadArgument)?;
             vm.gic = Some(Gic {
                 config: *config,
                 model: Arc::new(model),
@@ -297,11 +315,8 @@ impl HvGic for Process {
 
     fn hv_gic_get_redistributor_base(&self, vcpu: VcpuHandle) -> Result<u64, HvError> {
         let base = self.gic()?.config.redistributor_base;
-        let vcpu = self.vcpu(vcpu)?;
-        if lock(&vcpu.mpidr).is_none() {
-            return Err(HvError::BadArgument);
-        }
-        let offset = self.config.redistributor_size.saturating_mul(vcpu.cpu.0.into());
+        let cpu = self.vcpu(vcpu)?.cpu().ok_or(HvError::BadArgument)?;
+        let offset = self.config.redistributor_size.saturating_mul(cpu.0.into());
         Ok(base.saturating_add(offset))
     }
 
@@ -321,6 +336,56 @@ impl HvGic for Process {
             false => Ok(()),
         })?;
         model.restore(state).map_err(|_| HvError::BadArgument)
+    }
+
+    fn hv_gic_get_intid(&self, interrupt: GicInterrupt) -> Result<IntId, HvError> {
+        self.has_gic()?;
+        Ok(interrupt.intid())
+    }
+
+    fn hv_gic_get_distributor_reg(&self, register: DistributorReg) -> Result<u64, HvError> {
+        let model = self.model()?;
+        read_frame(model.distributor(), register.0.into(), register.is_wide())
+    }
+
+    fn hv_gic_set_distributor_reg(&self, register: DistributorReg, value: u64) -> Result<(), HvError> {
+        let model = self.model()?;
+        write_frame(model.distributor(), register.0.into(), register.is_wide(), value)
+    }
+
+    fn hv_gic_get_redistributor_reg(&self, vcpu: VcpuHandle, register: RedistributorReg) -> Result<u64, HvError> {
+        let (model, cpu) = self.mine_in_gic(vcpu)?;
+        read_frame(model.redistributor(cpu), register.0.into(), register.is_wide())
+    }
+
+    fn hv_gic_set_redistributor_reg(
+        &self,
+        vcpu: VcpuHandle,
+        register: RedistributorReg,
+        value: u64,
+    ) -> Result<(), HvError> {
+        let (model, cpu) = self.mine_in_gic(vcpu)?;
+        write_frame(model.redistributor(cpu), register.0.into(), register.is_wide(), value)
+    }
+
+    fn hv_gic_get_icc_reg(&self, vcpu: VcpuHandle, register: SysReg) -> Result<u64, HvError> {
+        let (model, cpu) = self.mine_in_gic(vcpu)?;
+        // The host looks, and acknowledges nothing by it.
+        match ICC_REGISTERS.contains(&register) {
+            true => model.interface(cpu).read_sysreg(register).ok_or(HvError::BadArgument),
+            false => Err(HvError::BadArgument),
+        }
+    }
+
+    fn hv_gic_set_icc_reg(&self, vcpu: VcpuHandle, register: SysReg, value: u64) -> Result<(), HvError> {
+        let (model, cpu) = self.mine_in_gic(vcpu)?;
+        match ICC_REGISTERS.contains(&register) {
+            true => model
+                .interface(cpu)
+                .write_sysreg(register, value)
+                .ok_or(HvError::BadArgument),
+            false => Err(HvError::BadArgument),
+        }
     }
 }
 

@@ -1,99 +1,26 @@
 //! vCPUs of the mock: who may call what, what a run waits for, and what plays the guest.
 
 use std::{
-    fmt,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, ThreadId},
 };
 
-use super::{Process, model::Model};
+use super::{
+    Process,
+    guest::{Guest, GuestCpu, GuestEvent, GuestStep},
+    model::Model,
+    registers::Registers,
+};
 use crate::{
     backends::{
-        hvf::{HvError, HvVcpus, InterruptType, VcpuExit, VcpuHandle},
-        irqchip::{CpuId, IntId, TriggerMode, gicv2::CpuOutputs},
+        hvf::{HvError, HvVcpus, InterruptType, Reg, SysReg, Trap, VcpuExit, VcpuHandle},
+        irqchip::{CpuId, gicv3::CpuOutputs},
     },
-    bus::BusDevice,
     interrupt::level_from_fn,
     sync::lock,
 };
 
-/// What plays the guest: called by `hv_vcpu_run`, on its thread, while an interrupt is signalled.
-type Guest = Box<dyn FnMut(&GuestCpu, InterruptType) -> GuestStep + Send>;
-
-/// What a guest of the mock does after an interrupt: see [`Process::set_guest`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GuestStep {
-    /// It goes on, and sleeps. If an interrupt is signalled still, it is called again.
-    Continue,
-    /// It traps: `hv_vcpu_run` returns [`VcpuExit::Exception`].
-    Trap {
-        /// `ESR_EL2`.
-        syndrome: u64,
-        /// The faulting guest physical address of an abort.
-        physical_address: u64,
-    },
-}
-
-impl GuestStep {
-    /// It calls the hypervisor with `HVC #0`: exception class 0x16, a 32-bit instruction.
-    pub fn hvc() -> Self {
-        Self::Trap {
-            syndrome: 0x16 << 26 | 1 << 25,
-            physical_address: 0,
-        }
-    }
-}
-
-/// The framework's GIC as software on one vCPU sees it. While there is none, there is never an interrupt in it.
-pub struct GuestCpu {
-    model: Option<Arc<Model>>,
-    cpu: CpuId,
-}
-
-impl GuestCpu {
-    /// Switches the distributor and this CPU's interface on, for both groups and all priorities.
-    pub fn start(&self) {
-        if let Some(model) = &self.model {
-            model.start(self.cpu);
-        }
-    }
-
-    /// Says how an interrupt is triggered, routes it to this CPU if it is an SPI, and enables it.
-    pub fn enable(&self, intid: IntId, mode: TriggerMode) {
-        if let Some(model) = &self.model {
-            model.enable(self.cpu, intid, mode);
-        }
-    }
-
-    /// Takes the most urgent interrupt: a read of `GICC_IAR`, on the framework of `ICC_IAR1_EL1`. `None` is spurious.
-    pub fn acknowledge(&self) -> Option<IntId> {
-        self.model.as_ref()?.acknowledge(self.cpu)
-    }
-
-    /// Ends an interrupt: a write to `GICC_EOIR`, on the framework to `ICC_EOIR1_EL1`.
-    pub fn end(&self, intid: IntId) {
-        if let Some(model) = &self.model {
-            model.end(self.cpu, intid);
-        }
-    }
-
-    /// The registers of the distributor, as this CPU sees them.
-    pub fn distributor(&self) -> Option<&dyn BusDevice> {
-        Some(self.model.as_ref()?.distributor(self.cpu))
-    }
-}
-
-impl fmt::Debug for GuestCpu {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let gic = self.model.is_some();
-        f.debug_struct("GuestCpu")
-            .field("cpu", &self.cpu)
-            .field("gic", &gic)
-            .finish()
-    }
-}
-
-/// What a vCPU can be woken by. It outlives the vCPU, for the GIC drives as many as there could be.
+/// What a vCPU can be woken by.
 #[derive(Default)]
 pub(super) struct Wires {
     state: Mutex<State>,
@@ -110,20 +37,36 @@ struct State {
     timer: bool,
     timer_masked: bool,
     running: bool,
+    /// The guest goes on after an instruction that trapped.
+    resumed: bool,
 }
 
 enum Wake {
     Exit(VcpuExit),
-    Interrupt(InterruptType),
+    Guest(GuestEvent),
 }
 
-impl Wires {
+/// The CPU interface of the framework's GIC that a vCPU has once its `MPIDR_EL1` is set.
+#[derive(Default)]
+pub(super) struct Seat(Mutex<Taken>);
+
+#[derive(Default)]
+struct Taken {
+    signalled: [bool; 2],
+    by: Option<Arc<Wires>>,
+}
+
+impl Seat {
     /// Outputs of a CPU interface that lead here.
     pub(super) fn outputs(self: &Arc<Self>) -> CpuOutputs {
         let output = |kind: InterruptType| {
-            let wires = Arc::clone(self);
+            let seat = Arc::clone(self);
             Box::new(level_from_fn(move |up| {
-                wires.change(|state| state.signalled[kind as usize] = up);
+                let mut taken = lock(&seat.0);
+                taken.signalled[kind as usize] = up;
+                if let Some(wires) = &taken.by {
+                    wires.change(|state| state.signalled[kind as usize] = up);
+                }
                 Ok(())
             }))
         };
@@ -133,8 +76,43 @@ impl Wires {
         }
     }
 
+    /// False if another vCPU has it.
+    fn take(&self, vcpu: &Vcpu) -> bool {
+        let mut taken = lock(&self.0);
+        if taken.by.as_ref().is_some_and(|by| !Arc::ptr_eq(by, &vcpu.wires)) {
+            return false;
+        }
+        vcpu.wires.change(|state| state.signalled = taken.signalled);
+        taken.by = Some(Arc::clone(&vcpu.wires));
+        true
+    }
+
+    /// The vCPU has another one now.
+    fn forget(&self) {
+        lock(&self.0).by = None;
+    }
+
+    /// The vCPU is gone.
+    pub(super) fn leave(&self) {
+        if let Some(wires) = lock(&self.0).by.take() {
+            wires.change(|state| state.signalled = [false; 2]);
+        }
+    }
+}
+
+impl Wires {
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// The condition of the virtual timer.
+    pub(super) fn set_timer(&self, met: bool) {
+        self.change(|state| state.timer = met);
+    }
+
+    /// The guest goes on.
+    pub(super) fn resume(&self) {
+        self.change(|state| state.resumed = true);
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -153,9 +131,13 @@ impl Wires {
                 state.timer_masked = true;
                 return Wake::Exit(VcpuExit::VtimerActivated);
             }
+            // In a handler, so before the next interrupt.
+            if has_guest && std::mem::take(&mut state.resumed) {
+                return Wake::Guest(GuestEvent::Resumed);
+            }
             let signalled = |kind: &InterruptType| has_guest && state.signalled[*kind as usize];
             if let Some(kind) = [InterruptType::Fiq, InterruptType::Irq].into_iter().find(signalled) {
-                return Wake::Interrupt(kind);
+                return Wake::Guest(GuestEvent::Interrupt(kind));
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -164,33 +146,29 @@ impl Wires {
 
 pub(super) struct Vcpu {
     pub(super) handle: VcpuHandle,
-    /// The CPU interface that it has: the lowest that was free.
-    pub(super) cpu: CpuId,
-    pub(super) mpidr: Mutex<Option<u64>>,
+    /// What the framework's GIC calls it: known once its `MPIDR_EL1` is set.
+    cpu: Mutex<Option<CpuId>>,
+    pub(super) registers: Arc<Mutex<Registers>>,
     owner: ThreadId,
-    wires: Arc<Wires>,
-    guest: Mutex<Option<Guest>>,
+    pub(super) wires: Arc<Wires>,
+    pub(super) guest: Mutex<Option<Guest>>,
 }
 
 impl Vcpu {
     /// A vCPU of the thread that calls.
-    pub(super) fn new(handle: VcpuHandle, cpu: CpuId, wires: Arc<Wires>) -> Self {
-        // The signals of a GIC belong to the CPU interface. The rest is that of a vCPU that is gone.
-        wires.change(|state| {
-            let signalled = state.signalled;
-            *state = State {
-                signalled,
-                ..State::default()
-            };
-        });
+    pub(super) fn new(handle: VcpuHandle) -> Self {
         Self {
             handle,
-            cpu,
-            mpidr: Mutex::default(),
+            cpu: Mutex::default(),
+            registers: Arc::default(),
             owner: thread::current().id(),
-            wires,
+            wires: Arc::default(),
             guest: Mutex::default(),
         }
+    }
+
+    pub(super) fn cpu(&self) -> Option<CpuId> {
+        *lock(&self.cpu)
     }
 
     pub(super) fn is_mine(&self) -> bool {
@@ -204,88 +182,39 @@ impl Vcpu {
     /// Runs `guest`, or sleeps, until the vCPU exits.
     fn run(&self, guest: &mut Option<Guest>, cpu: &GuestCpu, timer_exits: bool) -> VcpuExit {
         loop {
-            let kind = match self.wires.wait(timer_exits, guest.is_some()) {
+            let event = match self.wires.wait(timer_exits, guest.is_some()) {
                 Wake::Exit(exit) => return exit,
-                Wake::Interrupt(kind) => kind,
+                Wake::Guest(event) => event,
             };
-            if let Some(GuestStep::Trap {
-                syndrome,
-                physical_address,
-            }) = guest.as_mut().map(|guest| guest(cpu, kind))
-            {
-                return VcpuExit::Exception {
-                    syndrome,
-                    physical_address,
-                };
-            }
+            let Some(guest) = guest else { continue };
+            let trap = match guest(cpu, event) {
+                GuestStep::Continue => continue,
+                GuestStep::Trap(trap) => trap,
+                GuestStep::Execute(trap) => {
+                    self.wires.resume();
+                    trap
+                }
+            };
+            return VcpuExit::Exception {
+                // A length that no instruction has is no instruction.
+                syndrome: trap.syndrome().unwrap_or(0),
+                physical_address: match trap {
+                    Trap::Mmio { address, .. } => address,
+                    _ => 0,
+                },
+            };
+        }
+    }
+
+    pub(super) fn guest_cpu(&self, model: Option<Arc<Model>>) -> GuestCpu {
+        GuestCpu {
+            gic: model.zip(self.cpu()),
+            registers: Arc::clone(&self.registers),
         }
     }
 }
 
-/// The guest's side. None of these is a call of the framework.
 impl Process {
-    /// Sets what plays the guest on a vCPU: `hv_vcpu_run` calls it, on its thread, while an interrupt is signalled. A
-    /// vCPU without a guest sleeps through all interrupts.
-    ///
-    /// ```
-    /// use devisor::backends::hvf::{GicConfig, HvGic, HvVcpus, VcpuExit, mock::{GuestStep, Process}};
-    /// use devisor::backends::irqchip::{IntId, TriggerMode};
-    ///
-    /// let framework = Process::new();
-    /// framework.hv_vm_create()?;
-    /// framework.hv_gic_create(&GicConfig::default())?;
-    /// let vcpu = framework.hv_vcpu_create()?;
-    /// framework.hv_vcpu_set_mpidr_el1(vcpu, 0)?;
-    /// framework.set_guest(vcpu, |cpu, _kind| {
-    ///     let intid = cpu.acknowledge().expect("an interrupt was signalled");
-    ///     assert_eq!(intid, IntId(33));
-    ///     cpu.end(intid);
-    ///     GuestStep::hvc()
-    /// })?;
-    /// let cpu = framework.guest_cpu(vcpu)?;
-    /// cpu.start();
-    /// cpu.enable(IntId(33), TriggerMode::Edge);
-    ///
-    /// framework.hv_gic_set_spi(IntId(33), true)?; // a device, on any thread
-    /// assert!(matches!(framework.hv_vcpu_run(vcpu)?, VcpuExit::Exception { .. }));
-    /// # Ok::<(), devisor::backends::hvf::HvError>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`HvError::BadArgument`] for a handle that names no vCPU.
-    pub fn set_guest(
-        &self,
-        vcpu: VcpuHandle,
-        guest: impl FnMut(&GuestCpu, InterruptType) -> GuestStep + Send + 'static,
-    ) -> Result<(), HvError> {
-        *lock(&self.vcpu(vcpu)?.guest) = Some(Box::new(guest));
-        Ok(())
-    }
-
-    /// The GIC as software on this vCPU sees it: for what a guest does before it waits for interrupts.
-    ///
-    /// # Errors
-    /// [`HvError::BadArgument`] for a handle that names no vCPU.
-    pub fn guest_cpu(&self, vcpu: VcpuHandle) -> Result<GuestCpu, HvError> {
-        let cpu = self.vcpu(vcpu)?.cpu;
-        let model = self.model().ok();
-        Ok(GuestCpu { model, cpu })
-    }
-
-    /// Sets the condition of a vCPU's virtual timer. It stops the vCPU unless masked; with the framework's GIC it is the
-    /// line of INTID 27 instead.
-    ///
-    /// # Errors
-    /// [`HvError::BadArgument`] for a handle that names no vCPU.
-    pub fn set_vtimer(&self, vcpu: VcpuHandle, met: bool) -> Result<(), HvError> {
-        let vcpu = self.vcpu(vcpu)?;
-        if let Ok(model) = self.model() {
-            model.set_timer(vcpu.cpu, met);
-        }
-        vcpu.wires.change(|state| state.timer = met);
-        Ok(())
-    }
-
     /// The vCPU, if the thread that calls owns it.
     pub(super) fn mine(&self, handle: VcpuHandle) -> Result<Arc<Vcpu>, HvError> {
         let vcpu = self.vcpu(handle)?;
@@ -302,7 +231,7 @@ impl HvVcpus for Process {
         self.about_to_run(&vcpu)?;
         let model = self.model().ok();
         let has_gic = model.is_some();
-        let cpu = GuestCpu { model, cpu: vcpu.cpu };
+        let cpu = vcpu.guest_cpu(model);
         let timer_exits = !has_gic || self.config().vtimer_exits_with_gic;
         if std::mem::replace(&mut vcpu.wires.state().running, true) {
             // By the guest of this very run, for there is one owner.
@@ -357,5 +286,41 @@ impl HvVcpus for Process {
             vcpu.wires.change(|state| state.exit = true);
         }
         Ok(())
+    }
+
+    fn hv_vcpu_get_reg(&self, vcpu: VcpuHandle, register: Reg) -> Result<u64, HvError> {
+        Ok(lock(&self.mine(vcpu)?.registers).get(register))
+    }
+
+    fn hv_vcpu_set_reg(&self, vcpu: VcpuHandle, register: Reg, value: u64) -> Result<(), HvError> {
+        lock(&self.mine(vcpu)?.registers).set(register, value);
+        Ok(())
+    }
+
+    fn hv_vcpu_get_sys_reg(&self, vcpu: VcpuHandle, register: SysReg) -> Result<u64, HvError> {
+        Ok(lock(&self.mine(vcpu)?.registers).system(register))
+    }
+
+    fn hv_vcpu_set_sys_reg(&self, vcpu: VcpuHandle, register: SysReg, value: u64) -> Result<(), HvError> {
+        let mine = self.mine(vcpu)?;
+        self.with_vm(|vm| {
+            let mut others = vm.vcpus.iter().filter(|other| other.handle != vcpu);
+            if register == SysReg::MPIDR_EL1 && others.any(|other| lock(&other.registers).mpidr() == Some(value)) {
+                return Err(HvError::BadArgument);
+            }
+            if register == SysReg::MPIDR_EL1
+                && let Some(gic) = &vm.gic
+            {
+                let cpu = gic.model.cpu(value).ok_or(HvError::BadArgument)?;
+                if !vm.seats[cpu.0 as usize].take(&mine) {
+                    return Err(HvError::BadArgument);
+                }
+                if let Some(old) = lock(&mine.cpu).replace(cpu).filter(|old| *old != cpu) {
+                    vm.seats[old.0 as usize].forget();
+                }
+            }
+            lock(&mine.registers).set_system(register, value);
+            Ok(())
+        })
     }
 }

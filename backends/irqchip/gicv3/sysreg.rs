@@ -10,7 +10,8 @@ use std::fmt;
 /// let iar = SysReg::new(3, 0, 12, 12, 0);
 /// assert_eq!(iar, SysReg::ICC_IAR1_EL1);
 /// // As KVM and Hypervisor.framework number them.
-/// assert_eq!(u16::from(iar), 0xc660);
+/// assert_eq!(u16::from(iar), 0xc660); // and HV_SYS_REG_MPIDR_EL1 is 0xc005:
+/// assert_eq!(u16::from(SysReg::MPIDR_EL1), 0xc005);
 /// // As a trapped access leaves it in ESR_EL2.ISS, of whatever direction and general register.
 /// assert_eq!(SysReg::from_iss(0x30_3018 | 5 << 5 | 1), iar);
 /// assert_eq!(iar.to_string(), "S3_0_C12_C12_0");
@@ -72,6 +73,13 @@ impl SysReg {
     pub const ICC_IGRPEN0_EL1: Self = Self::new(3, 0, 12, 12, 6);
     /// ICC_IGRPEN1_EL1.
     pub const ICC_IGRPEN1_EL1: Self = Self::new(3, 0, 12, 12, 7);
+
+    /// MPIDR_EL1: which CPU this is.
+    pub const MPIDR_EL1: Self = Self::new(3, 0, 0, 0, 5);
+    /// CNTV_CTL_EL0: the virtual timer's control.
+    pub const CNTV_CTL_EL0: Self = Self::new(3, 3, 14, 3, 1);
+    /// CNTV_CVAL_EL0: when the virtual timer fires.
+    pub const CNTV_CVAL_EL0: Self = Self::new(3, 3, 14, 3, 2);
 
     /// By its fields. Bits beyond those that a field has are left out.
     pub const fn new(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8) -> Self {
