@@ -6,6 +6,7 @@
 //! | [`gicv2m`] | the frame that turns message-signalled interrupts into SPIs of a GICv2 |
 //! | [`ioapic`] | Intel's I/O APIC, which turns pins into message-signalled interrupts |
 //! | [`lapic`] | the local APICs of an x86 machine, which route messages between its CPUs |
+//! | [`pc`] | the wiring of a PC around the three next ones |
 //! | [`pic`] | the pair of 8259As of a PC |
 //! | [`pit`] | the 8254 interval timer of a PC |
 //!
@@ -21,6 +22,7 @@ pub mod gicv2m;
 mod ids;
 pub mod ioapic;
 pub mod lapic;
+pub mod pc;
 pub mod pic;
 pub mod pit;
 mod preemption;
