@@ -57,6 +57,8 @@ mod gsi;
 mod irq_line;
 mod irqfd;
 mod resampler;
+#[cfg(target_arch = "x86_64")]
+pub mod x86;
 
 use std::{fmt, io, ops::RangeInclusive, sync::Arc};
 
