@@ -130,7 +130,9 @@ impl LintOfAll {
     /// None, as long as the set has the CPUs that it says it has.
     pub fn new(apics: &LocalApics, pin: Lint) -> Result<Self, PcError> {
         let cpus = (0..).take(apics.cpus());
-        let lines = cpus.map(|cpu| apics.lint_line(CpuId(cpu), pin)).collect::<Result<_, _>>()?;
+        let lines = cpus
+            .map(|cpu| apics.lint_line(CpuId(cpu), pin))
+            .collect::<Result<_, _>>()?;
         Ok(Self(lines))
     }
 }

@@ -24,9 +24,9 @@ mod software;
 mod split;
 mod waker;
 
-use std::{fmt, io};
 #[cfg(feature = "irqchip")]
 use std::sync::Arc;
+use std::{fmt, io};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -129,7 +129,7 @@ impl X86Vcpu {
     ///
     /// # Errors
     /// What KVM answers, other than that it was interrupted.
-    pub fn run(&mut self) -> io::Result<Option<VcpuExit<'_>>> {
+    pub fn run(&mut self) -> io::Result<Option<Exit<'_>>> {
         let Self { fd, waker, controller } = self;
         if !controller.enter(fd, waker.page())? {
             waker.sleep();
@@ -150,26 +150,72 @@ impl X86Vcpu {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        match controller {
-            Controller::Kernel => Ok(Some(exit)),
+        let exit = match controller {
+            Controller::Kernel => Some(exit),
             #[cfg(feature = "irqchip")]
-            Controller::Split(board) => Ok(match exit {
+            Controller::Split(board) => match exit {
                 VcpuExit::IoapicEoi(vector) => {
                     board.eoi(Vector(vector));
                     None
                 }
                 VcpuExit::IrqWindowOpen => None,
                 exit => Some(exit),
-            }),
+            },
             #[cfg(feature = "irqchip")]
-            Controller::Software(software) => Ok(software.handle(exit)),
+            Controller::Software(software) => software.handle(exit),
+        };
+        Ok(exit.map(|exit| Exit::new(exit, waker.page())))
+    }
+}
+
+/// Why the guest was left.
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// The guest reads a port.
+    PortIn {
+        /// Which one.
+        port: u16,
+        /// How many bytes an access has: 1, 2 or 4.
+        width: usize,
+        /// To be filled, one access after the other: a string instruction has several.
+        data: &'a mut [u8],
+    },
+    /// The guest writes to a port.
+    PortOut {
+        /// Which one.
+        port: u16,
+        /// How many bytes an access has: 1, 2 or 4.
+        width: usize,
+        /// What it writes, one access after the other: a string instruction has several.
+        data: &'a [u8],
+    },
+    /// Any other reason.
+    Other(VcpuExit<'a>),
+}
+
+impl<'a> Exit<'a> {
+    /// `VcpuExit` does not say where an access to a port ends and the next begins.
+    fn new(exit: VcpuExit<'a>, page: &RunPage) -> Self {
+        match exit {
+            VcpuExit::IoIn(port, data) => {
+                let width = page.port_width();
+                Self::PortIn { port, width, data }
+            }
+            VcpuExit::IoOut(port, data) => {
+                let width = page.port_width();
+                Self::PortOut { port, width, data }
+            }
+            exit => Self::Other(exit),
         }
     }
 }
 
 impl Controller {
     /// Before the guest is entered; `false` if the vCPU is to sleep instead.
-    #[cfg_attr(not(feature = "irqchip"), expect(unused_variables, reason = "the kernel does it all"))]
+    #[cfg_attr(
+        not(feature = "irqchip"),
+        expect(unused_variables, reason = "the kernel does it all")
+    )]
     fn enter(&mut self, fd: &mut VcpuFd, page: &RunPage) -> io::Result<bool> {
         match self {
             Self::Kernel => Ok(true),

@@ -24,8 +24,8 @@ unsafe impl Sync for RunPage {}
 
 /// A field of the page, as a raw pointer: to be used where it is known that the page is mapped.
 macro_rules! field {
-    ($page:expr, $field:ident) => {
-        &raw mut (*$page.0.as_ptr()).$field
+    ($page:expr, $($field:ident).+) => {
+        &raw mut (*$page.0.as_ptr()).$($field).+
     };
 }
 
@@ -71,6 +71,14 @@ impl RunPage {
     pub(super) fn is_no_longer_ready(&self) {
         // SAFETY: as above.
         unsafe { (field!(self, ready_for_interrupt_injection)).write_volatile(0) }
+    }
+
+    /// After an exit for a port: how many bytes an access has.
+    pub(super) fn port_width(&self) -> usize {
+        // SAFETY: the union is mapped as long as `self`, all of it integers, and it is this thread's.
+        let width = unsafe { (field!(self, __bindgen_anon_1.io.size)).read_volatile() };
+        // The kernel says 1, 2 or 4; nobody is to divide by anything else.
+        usize::from(width).max(1)
     }
 
     pub(super) fn cr8(&self) -> u64 {

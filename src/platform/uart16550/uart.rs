@@ -186,7 +186,11 @@ impl Uart {
         if cause == iir::TRANSMITTER_EMPTY {
             self.transmitter_empty = false;
         }
-        if self.fifos() { cause | iir::FIFOS_ENABLED } else { cause }
+        if self.fifos() {
+            cause | iir::FIFOS_ENABLED
+        } else {
+            cause
+        }
     }
 
     fn write_fifo_control(&mut self, value: u8) {
@@ -212,7 +216,9 @@ impl Uart {
         if self.tx.is_empty() {
             status |= lsr::THRE | lsr::TEMT;
         }
-        if self.fifos() && (status & (lsr::PE | lsr::FE | lsr::BI) != 0 || self.rx.iter().any(|(_, errors)| *errors != 0)) {
+        if self.fifos()
+            && (status & (lsr::PE | lsr::FE | lsr::BI) != 0 || self.rx.iter().any(|(_, errors)| *errors != 0))
+        {
             status |= lsr::FIFO_ERROR;
         }
         status
