@@ -1,6 +1,10 @@
 //! The three modes: where the interrupt controllers are, what lines devices get, and how a vCPU takes interrupts.
 
-use std::{io, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use devisor::{
     backends::{
@@ -10,7 +14,7 @@ use devisor::{
             pc::{Gsi, Pc, PcConfig},
         },
         kvm::{
-            self, KvmIrqs,
+            self, IrqLine, KvmIrqs,
             x86::{SplitIrqchip, VcpuWaker, X86Vcpu, prepare_software, route_as_pc},
         },
     },
@@ -46,9 +50,17 @@ pub const PINS: u32 = 24;
 
 /// The controllers of the machine.
 pub enum Irqchip {
-    Kernel { irqs: KvmIrqs },
-    Split { board: Arc<Pc> },
-    Software { board: Arc<Pc>, apics: LocalApics },
+    Kernel {
+        irqs: KvmIrqs,
+        wires: Mutex<BTreeMap<Gsi, SharedLine<IrqLine>>>,
+    },
+    Split {
+        board: Arc<Pc>,
+    },
+    Software {
+        board: Arc<Pc>,
+        apics: LocalApics,
+    },
 }
 
 impl Irqchip {
@@ -63,7 +75,8 @@ impl Irqchip {
                 })?;
                 route_as_pc(vm)?;
                 let irqs = KvmIrqs::new(Arc::clone(vm), 1..=PINS - 1)?;
-                Ok(Self::Kernel { irqs })
+                let wires = Mutex::default();
+                Ok(Self::Kernel { irqs, wires })
             }
             Mode::Split => {
                 let irqchip = SplitIrqchip::new(Arc::clone(vm), PcConfig::default())?;
@@ -120,19 +133,29 @@ impl Irqchip {
         }
     }
 
-    /// A wire into a pin, for any number of level lines.
-    pub fn level_wire(&self, gsi: Gsi) -> Result<SharedLine<Box<dyn LevelInterrupt>>, Error> {
-        let line: Box<dyn LevelInterrupt> = match self {
-            Self::Kernel { irqs } => Box::new(irqs.claim(kvm::Gsi(gsi.0), "a level line")?.irq_line()?),
+    /// A level line into a pin. Several of one pin are a wired-OR.
+    pub fn level_line(&self, gsi: Gsi) -> Result<Box<dyn LevelInterrupt>, Error> {
+        Ok(match self {
+            Self::Kernel { irqs, wires } => {
+                // The kernel has one level for all that is outside of it.
+                let mut wires = wires.lock().unwrap_or_else(PoisonError::into_inner);
+                let wire = match wires.entry(gsi) {
+                    Entry::Occupied(wire) => wire.into_mut(),
+                    Entry::Vacant(none) => {
+                        let line = irqs.claim(kvm::Gsi(gsi.0), "a level line")?.irq_line()?;
+                        none.insert(SharedLine::new(line))
+                    }
+                };
+                Box::new(wire.source()?)
+            }
             Self::Split { board } | Self::Software { board, .. } => Box::new(board.gsi_level_line(gsi)?),
-        };
-        Ok(SharedLine::new(line))
+        })
     }
 
-    /// An edge line into a pin that has no wire.
+    /// An edge line into a pin that has no level line.
     pub fn edge_line(&self, gsi: Gsi) -> Result<Arc<dyn Interrupt>, Error> {
         Ok(match self {
-            Self::Kernel { irqs } => Arc::new(irqs.claim(kvm::Gsi(gsi.0), "an edge line")?.irqfd()?),
+            Self::Kernel { irqs, .. } => Arc::new(irqs.claim(kvm::Gsi(gsi.0), "an edge line")?.irqfd()?),
             Self::Split { board } | Self::Software { board, .. } => Arc::new(board.gsi_edge_line(gsi)?),
         })
     }

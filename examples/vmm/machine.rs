@@ -13,7 +13,6 @@ use devisor::{
         kvm::x86::{Exit, VcpuWaker, X86Vcpu},
     },
     bus::{Bus, BusDevice},
-    interrupt::LevelInterrupt,
     platform::uart16550::{self, Uart16550, Uart16550Config},
     virtio::{
         VirtioMmio,
@@ -187,22 +186,14 @@ fn devices(
     };
     irqchip.plug(&mut buses.memory, &mut buses.ports)?;
 
-    // The line tester has a hand on each wire, but for the disk's.
+    let uart_line = irqchip.level_line(Gsi::of_irq(UART_IRQ))?;
+    // The line tester has a hand on each wire, but for the disk's, and for pin 0, where nothing is soldered to.
     let mut tester = Vec::new();
-    let mut uart_line = None;
     for gsi in (0..PINS).map(Gsi) {
         let disk = options.disk.is_some() && gsi == Gsi::of_irq(DISK_IRQ);
-        if gsi == Gsi(0) || disk {
-            tester.push(None);
-            continue;
-        }
-        let wire = irqchip.level_wire(gsi)?;
-        if gsi == Gsi::of_irq(UART_IRQ) {
-            uart_line = Some(wire.source()?);
-        }
-        tester.push(Some(Box::new(wire.source()?) as Box<dyn LevelInterrupt>));
+        let has_wire = gsi != Gsi(0) && !disk;
+        tester.push(has_wire.then(|| irqchip.level_line(gsi)).transpose()?);
     }
-    let uart_line = uart_line.ok_or("IRQ 4 is at no pin")?;
 
     if let Some(image) = &options.disk {
         let disk = disk(image, irqchip, memory)?;

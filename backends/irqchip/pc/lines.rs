@@ -1,67 +1,72 @@
 //! The wires of the board: into both controllers, and into the pins of local APICs.
 
-use std::{fmt, io};
+use std::{
+    fmt, io,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use super::{CpuId, Gsi, IoApic, Lint, LocalApics, PcError, Pic, Pin};
 use crate::{
     backends::irqchip::{ioapic, lapic::LintLine, pic},
-    interrupt::{Interrupt, LevelInterrupt, LevelOutput},
+    interrupt::{Interrupt, LevelInterrupt},
 };
 
 /// A device's level line into a [`Pc`](super::Pc). Dropping it lets go of the wire.
 ///
-/// Both controllers take every change, so its calls are never an `Err`: what cannot be delivered is owed by them.
+/// When a call returns, both controllers have the level that the last of all calls wanted. They take every change, so its
+/// calls are never an `Err`: what cannot be delivered is owed by them.
 pub struct LevelLine {
     gsi: Gsi,
-    /// Callers of several threads leave both controllers with the same level.
-    wire: LevelOutput<Wire>,
+    up: AtomicBool,
+    pic: Option<pic::LevelLine>,
+    ioapic: ioapic::LevelLine,
 }
 
 impl LevelLine {
     pub(super) fn new(pic: &Pic, ioapic: &IoApic, gsi: Gsi) -> Result<Self, PcError> {
-        let wire = LevelOutput::new(Wire {
+        Ok(Self {
+            gsi,
+            up: AtomicBool::new(false),
             pic: gsi.irq().map(|irq| pic.level_line(irq)).transpose()?,
             ioapic: ioapic.level_line(Pin(gsi.0))?,
-        });
-        Ok(Self { gsi, wire })
+        })
     }
 
     /// The GSI that it is soldered to.
     pub fn gsi(&self) -> Gsi {
         self.gsi
     }
+
+    /// No lock, for whoever is called may call back, and nothing is left to another thread, for a guest that lowers a line
+    /// on one CPU while it still rises on another one must not see it up. Each thread goes on until what it has told is
+    /// what was last wanted: then whoever tells something older sees that after it, and tells the right thing.
+    fn drive(&self, mut up: bool) -> io::Result<()> {
+        self.up.store(up, Ordering::SeqCst);
+        loop {
+            let told = match (&self.pic, up) {
+                (Some(pic), true) => pic.trigger().and(self.ioapic.trigger()),
+                (Some(pic), false) => pic.clear().and(self.ioapic.clear()),
+                (None, true) => self.ioapic.trigger(),
+                (None, false) => self.ioapic.clear(),
+            };
+            let wanted = self.up.load(Ordering::SeqCst);
+            if wanted == up {
+                return told;
+            }
+            up = wanted;
+        }
+    }
 }
 
 impl Interrupt for LevelLine {
     fn trigger(&self) -> io::Result<()> {
-        self.wire.set(true);
-        self.wire.settle()
+        self.drive(true)
     }
 }
 
 impl LevelInterrupt for LevelLine {
     fn clear(&self) -> io::Result<()> {
-        self.wire.set(false);
-        self.wire.settle()
-    }
-}
-
-struct Wire {
-    pic: Option<pic::LevelLine>,
-    ioapic: ioapic::LevelLine,
-}
-
-impl Interrupt for Wire {
-    fn trigger(&self) -> io::Result<()> {
-        let pic = self.pic.as_ref().map_or(Ok(()), Interrupt::trigger);
-        self.ioapic.trigger().and(pic)
-    }
-}
-
-impl LevelInterrupt for Wire {
-    fn clear(&self) -> io::Result<()> {
-        let pic = self.pic.as_ref().map_or(Ok(()), LevelInterrupt::clear);
-        self.ioapic.clear().and(pic)
+        self.drive(false)
     }
 }
 
@@ -154,7 +159,7 @@ impl fmt::Debug for LevelLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LevelLine")
             .field("gsi", &self.gsi)
-            .field("up", &self.wire.is_up())
+            .field("up", &self.up.load(Ordering::Relaxed))
             .finish_non_exhaustive()
     }
 }
