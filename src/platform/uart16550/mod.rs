@@ -57,7 +57,7 @@ impl Default for Uart16550Config {
 /// # Output
 /// Characters go to the writer as soon as the guest writes them, on the thread of that access. A writer that takes
 /// fewer, fails or would block loses none: they stay in the transmit FIFO, LSR shows the guest that it is not empty, and
-/// [`flush`](Self::flush) tries again; so does the guest's next write to any register. A writer that blocks holds up the vCPU
+/// [`flush`](Self::flush) tries again; so does the guest's next access to any register. A writer that blocks holds up the vCPU
 /// that writes, and no other.
 ///
 /// # Input
