@@ -71,15 +71,14 @@ guest!(echo_code: devisor_echo, devisor_echo_end;
     "2:  jmp 2b",
 );
 
-// An exception with no descriptor table to handle it.
+// A division by zero with no descriptor table to handle it.
 guest!(triple_fault_code: devisor_fault, devisor_fault_end;
-    ".code16",
+    ".code32",
     "    push 0",
     "    push 0",
-    "    push 0",
-    "    mov bp, sp",
-    "    lidt [bp]",
-    "    int3",
+    "    lidt [esp]",
+    "    xor ecx, ecx",
+    "    div ecx",
     "1:  jmp 1b",
 );
 
@@ -236,7 +235,7 @@ pub fn echo() -> PathBuf {
 }
 
 pub fn triple_fault() -> PathBuf {
-    boot_sector("triple-fault", triple_fault_code())
+    multiboot("triple-fault", 0x20_0000, 0, &[&STACK, triple_fault_code()])
 }
 
 pub fn halt() -> PathBuf {
@@ -250,6 +249,9 @@ pub fn reset() -> PathBuf {
 pub fn ports() -> PathBuf {
     boot_sector("ports", ports_code())
 }
+
+/// `mov esp, 0x80000`: a loader gives no stack.
+const STACK: [u8; 5] = [0xbc, 0x00, 0x00, 0x08, 0x00];
 
 /// The multiboot header that says itself where the file goes, with the code after it.
 fn multiboot(name: &str, load: u32, bss_end: u32, code: &[&[u8]]) -> PathBuf {
