@@ -1,6 +1,7 @@
 //! The KVM backend under a running guest: every interrupt is taken as often as its line's contract says.
 #![cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 
+#[allow(dead_code, reason = "shared with tests, which need other parts of it")]
 #[path = "support/kvm_guest.rs"]
 mod kvm_guest;
 #[path = "support/skip.rs"]
@@ -17,7 +18,7 @@ use devisor::{
     bus::{Bus, BusDevice, read_le, write_le},
     interrupt::{Interrupt, LevelInterrupt, LevelOutput, SharedLine},
 };
-use kvm_guest::{Action, Controller, Guest, Machine, Program, Sensing, Wire, local_apic};
+use kvm_guest::{Action, Controller, Guest, Machine, Program, Sensing, Wire, program::local_apic};
 use skip::skipped;
 
 /// The wire of most tests. Both controllers have it, and its priority is above that of [`fence_gsi`] on both.
@@ -237,7 +238,7 @@ fn start(controller: Controller, machine: Machine, irqs: &KvmIrqs, wires: &[Wire
                 controller,
                 wires,
                 mmio,
-                ports: Bus::new(),
+                ..Default::default()
             })
             .unwrap(),
         controller,

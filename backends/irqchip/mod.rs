@@ -17,11 +17,13 @@
 //! at once.
 
 mod arbiter;
+mod finished;
 pub mod gicv2;
 pub mod gicv2m;
 mod ids;
 pub mod ioapic;
 pub mod lapic;
+mod lines;
 pub mod pc;
 pub mod pic;
 pub mod pit;

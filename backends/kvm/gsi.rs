@@ -25,7 +25,14 @@ impl fmt::Display for Gsi {
 /// Who has which GSI of a range.
 pub(super) struct GsiTable {
     range: RangeInclusive<u32>,
-    owners: Mutex<BTreeMap<Gsi, String>>,
+    owners: Mutex<Owners>,
+}
+
+#[derive(Default)]
+struct Owners {
+    by_gsi: BTreeMap<Gsi, String>,
+    /// All below are owned, so that a free one is found as fast when there are thousands.
+    free_from: u32,
 }
 
 impl GsiTable {
@@ -43,7 +50,7 @@ impl GsiTable {
         if !range.contains(&gsi.0) {
             return Err(KvmIrqError::OutOfRange { gsi, range });
         }
-        match lock(&self.owners).entry(gsi) {
+        match lock(&self.owners).by_gsi.entry(gsi) {
             Entry::Vacant(free) => {
                 free.insert(owner);
                 Ok(())
@@ -57,16 +64,20 @@ impl GsiTable {
 
     pub(super) fn allocate(&self, owner: String) -> Result<Gsi, KvmIrqError> {
         let mut owners = lock(&self.owners);
-        let gsi = self.range.clone().map(Gsi).find(|gsi| !owners.contains_key(gsi));
-        let gsi = gsi.ok_or_else(|| KvmIrqError::Exhausted {
+        let mut left = owners.free_from.max(*self.range.start())..=*self.range.end();
+        let gsi = left.find(|gsi| !owners.by_gsi.contains_key(&Gsi(*gsi)));
+        let gsi = gsi.map(Gsi).ok_or_else(|| KvmIrqError::Exhausted {
             range: self.range.clone(),
         })?;
-        owners.insert(gsi, owner);
+        owners.by_gsi.insert(gsi, owner);
+        owners.free_from = gsi.0 + 1;
         Ok(gsi)
     }
 
-    fn release(&self, gsi: Gsi) {
-        lock(&self.owners).remove(&gsi);
+    pub(super) fn release(&self, gsi: Gsi) {
+        let mut owners = lock(&self.owners);
+        owners.by_gsi.remove(&gsi);
+        owners.free_from = owners.free_from.min(gsi.0);
     }
 }
 
@@ -74,7 +85,7 @@ impl fmt::Debug for GsiTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GsiTable")
             .field("range", &self.range)
-            .field("owners", &*lock(&self.owners))
+            .field("owners", &lock(&self.owners).by_gsi)
             .finish()
     }
 }

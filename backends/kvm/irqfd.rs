@@ -50,7 +50,7 @@ impl Interrupt for Irqfd {
 /// Adds one to the counter of an eventfd: `EventFd::write` without the calls between here and the system. After a system
 /// call each return is one that the processor did not foresee, so these calls are most of what a line adds to it.
 #[inline]
-fn signal(eventfd: &EventFd) -> io::Result<()> {
+pub(super) fn signal(eventfd: &EventFd) -> io::Result<()> {
     let one = 1_u64;
     // SAFETY: the descriptor is open as long as `eventfd` is borrowed, and `one` has the eight bytes that are read.
     let written = unsafe { libc::write(eventfd.as_raw_fd(), (&raw const one).cast(), size_of_val(&one)) };
@@ -197,7 +197,7 @@ impl Drop for Attached {
 }
 
 /// Non-blocking, so that no `trigger` waits for a reader.
-fn eventfd(gsi: Gsi) -> Result<EventFd, KvmIrqError> {
+pub(super) fn eventfd(gsi: Gsi) -> Result<EventFd, KvmIrqError> {
     EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| refused("eventfd", gsi, source))
 }
 

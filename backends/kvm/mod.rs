@@ -9,6 +9,10 @@
 //! | [`GsiClaim::irq_line`] | [`LevelInterrupt`] | an ioctl for each transition | level lines: the wire follows the device at once |
 //! | [`GsiClaim::resample_irqfd`] | [`LevelInterrupt`] | one `write(2)`, again after an EOI | level lines behind a file descriptor (vfio, vhost) |
 //! | [`GsiClaim::irq_pulse`] | [`Interrupt`] | two ioctls | edges where no file descriptor is wanted |
+//! | [`KvmIrqs::messages`] | [`MsiVectors`] | one `write(2)` | MSI and MSI-X of PCI functions, vhost behind them |
+//! | [`KvmIrqs::messages`] | [`MsiSink`] | one ioctl | messages of a controller of the embedder's |
+//!
+//! The other way round, [`KvmDoorbells`] are [`Doorbells`]: stores of the guest that signal an eventfd and do not exit.
 //!
 //! Dropping a line detaches it: its irqfd is deassigned, its level is lowered, its GSI is free again.
 //!
@@ -54,9 +58,12 @@
 
 mod arm;
 mod gsi;
+mod ioeventfd;
 mod irq_line;
 mod irqfd;
+mod msi;
 mod resampler;
+mod routes;
 #[cfg(target_arch = "x86_64")]
 pub mod x86;
 
@@ -64,16 +71,22 @@ use std::{fmt, io, ops::RangeInclusive, sync::Arc};
 
 use kvm_ioctls::{Cap, VmFd};
 
-use self::gsi::GsiTable;
 pub use self::{
     arm::{ArmIrq, ArmIrqError, CpuPin},
     gsi::{Gsi, GsiClaim},
+    ioeventfd::KvmDoorbells,
     irq_line::{IrqLine, IrqPulse},
     irqfd::{Irqfd, ResampleIrqfd},
+    msi::KvmMsi,
     resampler::Resampler,
 };
+use self::{gsi::GsiTable, routes::Routes};
+use crate::interrupt::MsiMessage;
 #[cfg(doc)]
-use crate::interrupt::{Interrupt, LevelInterrupt};
+use crate::{
+    bus::Doorbells,
+    interrupt::{Interrupt, LevelInterrupt, MsiSink, MsiVectors},
+};
 
 /// The interrupts of one VM: hands out [`Gsi`]s, and lines on them. Cheap to clone; clones share the claims.
 ///
@@ -87,13 +100,19 @@ pub struct KvmIrqs {
 struct Shared {
     vm: Arc<VmFd>,
     gsis: GsiTable,
+    /// Those for messages.
+    messages: GsiTable,
+    routes: Routes,
 }
 
 impl KvmIrqs {
     /// Lines for `vm` on the GSIs of `range`.
     ///
     /// The VM may get its interrupt controller later, but before the first line is made. Two of these on one VM must have
-    /// ranges that do not overlap: neither knows the claims of the other.
+    /// ranges that do not overlap, for neither knows the claims of the other, and only one may route messages: it owns
+    /// the VM's routing table from the first of them on, and keeps there the kernel's default routes and its own.
+    ///
+    /// GSIs above `range` and above the wires of the architecture are for [messages](Self::messages).
     ///
     /// On x86_64 the kernel's default routes lead GSI 0 to 15 to both 8259 and IOAPIC and 16 to 23 to the IOAPIC; on aarch64
     /// GSI n is SPI n, with the INTID n + 32.
@@ -109,9 +128,14 @@ impl KvmIrqs {
         if range.is_empty() || *range.end() >= limit {
             return Err(KvmIrqError::BadRange { range, limit });
         }
-        let gsis = GsiTable::new(range);
+        let messages = GsiTable::new(routes::WIRES.max(range.end() + 1)..=limit - 1);
         Ok(Self {
-            shared: Arc::new(Shared { vm, gsis }),
+            shared: Arc::new(Shared {
+                vm,
+                gsis: GsiTable::new(range),
+                messages,
+                routes: Routes::default(),
+            }),
         })
     }
 
@@ -132,6 +156,23 @@ impl KvmIrqs {
     pub fn allocate(&self, owner: impl Into<String>) -> Result<GsiClaim, KvmIrqError> {
         let gsi = self.shared.gsis.allocate(owner.into())?;
         Ok(GsiClaim::new(gsi, Arc::clone(&self.shared)))
+    }
+
+    /// Message-signalled interrupts: vectors and a sink.
+    pub fn messages(&self) -> KvmMsi {
+        KvmMsi::new(self)
+    }
+
+    /// Tells the kernel what the pins of an IOAPIC outside it send, all `changes` at once: with the split irqchip of
+    /// x86_64 the kernel exits on the EOIs of those that are level-triggered in the message's data, and of no others. A
+    /// masked pin has no message.
+    ///
+    /// # Errors
+    /// [`KvmIrqError::Wired`] if the kernel has the IOAPIC, [`KvmIrqError::OutOfRange`] for a pin above 23, [`KvmIrqError::NoDoorbell`] for a message that reaches no local
+    /// APIC, or [`KvmIrqError::Refused`]. Nothing was changed.
+    #[cfg(target_arch = "x86_64")]
+    pub fn route_ioapic_pins(&self, changes: &[(u8, Option<MsiMessage>)]) -> Result<(), KvmIrqError> {
+        msi::route_pins(&self.shared, changes)
     }
 
     /// Claims `gsi` for `owner`, which errors and `Debug` name.
@@ -211,6 +252,23 @@ pub enum KvmIrqError {
     NoRoute {
         /// The GSI that was asked for.
         gsi: Gsi,
+    },
+    /// The GSI is a wire of a controller in the kernel, and stays one.
+    #[error(
+        "{gsi} is a wire to a controller in the kernel: only with the split irqchip of x86_64 can it lead elsewhere"
+    )]
+    Wired {
+        /// The GSI that was to be routed.
+        gsi: Gsi,
+    },
+    /// The guest's message goes to no local APIC.
+    #[error(
+        "a message to {:#x} reaches no local APIC: those are at 0xfee00000 to 0xfeefffff of the low 32 bits",
+        message.address
+    )]
+    NoDoorbell {
+        /// The refused message.
+        message: MsiMessage,
     },
     /// Not a GSI that a wire can have on this architecture.
     #[error("{gsi} is no wire of this architecture")]

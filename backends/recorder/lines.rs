@@ -1,5 +1,7 @@
 //! What a recorder hands out: each implements a trait of [`crate::interrupt`], logs the call and passes it on.
 
+#[cfg(unix)]
+use std::os::fd::BorrowedFd;
 use std::{
     fmt, io,
     sync::{Arc, Mutex},
@@ -182,6 +184,20 @@ impl MsiVector for RecordedVector {
             let _ = self.inner.program(None);
         }
         result
+    }
+
+    /// What is signalled through it is not logged: it does not pass here.
+    #[cfg(unix)]
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.descriptor()
+    }
+
+    fn is_signalled(&self) -> bool {
+        self.inner.is_signalled()
+    }
+
+    fn take_signal(&self) -> bool {
+        self.inner.take_signal()
     }
 }
 

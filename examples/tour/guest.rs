@@ -13,7 +13,7 @@ use virtio_drivers::{
 
 use crate::{
     guest_cpu::{CallError, Cpu, Sleeper, barrier_before_sleep},
-    guest_drivers::{GuestDma, MmioTransport},
+    guest_drivers::{GuestDma, MmioTransport, Sleeping},
 };
 
 /// Something is wrong with a device, as the guest sees it.
@@ -38,8 +38,8 @@ impl From<Error> for GuestError {
 }
 
 /// A block device, with several requests in flight.
-pub struct Disk {
-    driver: VirtIOBlk<GuestDma, MmioTransport>,
+pub struct Disk<T: Sleeping = MmioTransport> {
+    driver: VirtIOBlk<GuestDma, T>,
     sleeper: Sleeper,
     cpu: Rc<dyn Cpu>,
     requests: u64,
@@ -73,8 +73,19 @@ impl Disk {
     ///
     /// # Errors
     /// The device is not one that the driver takes.
+    #[allow(dead_code, reason = "for tests of virtio-mmio")]
     pub fn new(device: Arc<dyn BusDevice>, cpu: Rc<dyn Cpu>) -> Result<Self, GuestError> {
-        let transport = MmioTransport::new(device).map_err(GuestError::NoDevice)?;
+        Self::over(MmioTransport::new(device).map_err(GuestError::NoDevice)?, cpu)
+    }
+}
+
+impl<T: Sleeping> Disk<T> {
+    /// As [`new`](Disk::new), over another transport.
+    ///
+    /// # Errors
+    /// As there.
+    #[allow(dead_code, reason = "for other transports than virtio-mmio")]
+    pub fn over(transport: T, cpu: Rc<dyn Cpu>) -> Result<Self, GuestError> {
         let sleeper = transport.sleeper();
         Ok(Self {
             driver: VirtIOBlk::new(transport)?,
@@ -91,7 +102,7 @@ impl Disk {
 
     /// The driver itself.
     #[allow(dead_code, reason = "for tests of single calls")]
-    pub fn driver(&mut self) -> &mut VirtIOBlk<GuestDma, MmioTransport> {
+    pub fn driver(&mut self) -> &mut VirtIOBlk<GuestDma, T> {
         &mut self.driver
     }
 
@@ -223,8 +234,8 @@ impl Disk {
 }
 
 /// An entropy device.
-pub struct Rng {
-    driver: VirtIORng<GuestDma, MmioTransport>,
+pub struct Rng<T: Sleeping = MmioTransport> {
+    driver: VirtIORng<GuestDma, T>,
     sleeper: Sleeper,
     cpu: Rc<dyn Cpu>,
     requests: u64,
@@ -235,8 +246,19 @@ impl Rng {
     ///
     /// # Errors
     /// As there.
+    #[allow(dead_code, reason = "for tests of virtio-mmio")]
     pub fn new(device: Arc<dyn BusDevice>, cpu: Rc<dyn Cpu>) -> Result<Self, GuestError> {
-        let transport = MmioTransport::new(device).map_err(GuestError::NoDevice)?;
+        Self::over(MmioTransport::new(device).map_err(GuestError::NoDevice)?, cpu)
+    }
+}
+
+impl<T: Sleeping> Rng<T> {
+    /// As [`new`](Rng::new), over another transport.
+    ///
+    /// # Errors
+    /// As there.
+    #[allow(dead_code, reason = "for other transports than virtio-mmio")]
+    pub fn over(transport: T, cpu: Rc<dyn Cpu>) -> Result<Self, GuestError> {
         let sleeper = transport.sleeper();
         Ok(Self {
             driver: VirtIORng::new(transport)?,

@@ -101,6 +101,7 @@ fn plug(
                 wires: vec![wire],
                 mmio,
                 ports,
+                ..Default::default()
             })?;
             Ok(Rc::new(Vcpu {
                 guest,

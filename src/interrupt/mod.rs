@@ -1,7 +1,8 @@
 //! Triggering an interrupt: the one thing that every device needs from its hypervisor.
 //!
 //! Devices are written against [`Interrupt`] or [`LevelInterrupt`] and [backends](crate#backends) implement them.
-//! Everything in this module needs `std` alone: no hypervisor, no interrupt controller, no file descriptor.
+//! Everything in this module needs `std` alone: no hypervisor, no interrupt controller, and no file
+//! descriptor: a vector that has one may show it.
 //!
 //! | type | for | what it is |
 //! |---|---|---|

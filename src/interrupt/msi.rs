@@ -1,5 +1,7 @@
 //! Message-signalled interrupts: the message, and the two ways in which a platform delivers it.
 
+#[cfg(unix)]
+use std::os::fd::BorrowedFd;
 use std::{
     fmt, io,
     sync::{Arc, Mutex},
@@ -110,6 +112,11 @@ pub trait MsiVectors: Send + Sync {
 /// *For who calls it*: triggering a vector without a message is an `Err` and delivers nothing. *For who implements it*: a
 /// `trigger` that begins after `program` has returned sends the new message.
 ///
+/// Some platforms signal a vector through a file descriptor, which others can hold and use past its owner: a vhost
+/// device, another process. A vector that shows its `descriptor` keeps what is signalled there while it has no message: it
+/// [says so](Self::is_signalled), gives it [to be sent by other means](Self::take_signal), and otherwise sends it, once, with
+/// the next message that it is given. All others implement `program` alone.
+///
 /// ```
 /// use devisor::interrupt::{Interrupt, MsiMessage, MsiVector};
 /// use std::{io, sync::Mutex};
@@ -145,6 +152,24 @@ pub trait MsiVector: Interrupt {
     /// # Errors
     /// The platform cannot deliver such a message; the vector has none now.
     fn program(&self, message: Option<MsiMessage>) -> io::Result<()>;
+
+    /// The descriptor that signals the vector when 8 bytes with the number 1 are written to it, always the same, if there is
+    /// one. It is dead once the vector is dropped.
+    #[cfg(unix)]
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Whether a signal waits in the descriptor for a message.
+    fn is_signalled(&self) -> bool {
+        false
+    }
+
+    /// Takes the signals that wait in the descriptor. Whether there were any: they are one interrupt, which the caller owes
+    /// the guest now.
+    fn take_signal(&self) -> bool {
+        false
+    }
 }
 
 /// Makes [`MsiVectors`] of an [`MsiSink`]: each vector remembers its message and sends it when triggered.
@@ -235,6 +260,19 @@ macro_rules! forward {
         impl<T: MsiVector + ?Sized> MsiVector for $pointer {
             fn program(&self, message: Option<MsiMessage>) -> io::Result<()> {
                 (**self).program(message)
+            }
+
+            #[cfg(unix)]
+            fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+                (**self).descriptor()
+            }
+
+            fn is_signalled(&self) -> bool {
+                (**self).is_signalled()
+            }
+
+            fn take_signal(&self) -> bool {
+                (**self).take_signal()
             }
         }
     )*};

@@ -149,6 +149,8 @@ pub struct EndpointConfig {
     pub(super) msix: Option<MsiXLayout>,
     pub(super) msi: Option<MsiLayout>,
     pub(super) pin: Option<Pin>,
+    /// It has the extended configuration space.
+    pub(super) express: bool,
     /// Where the next capability goes.
     free: usize,
     /// The pointer that will name it.
@@ -171,6 +173,7 @@ impl EndpointConfig {
             msix: None,
             msi: None,
             pin: None,
+            express: false,
             free: HEADER_END,
             link: CAPABILITIES_POINTER,
         };
@@ -305,6 +308,27 @@ impl EndpointConfig {
         writable[MSI_MASK..][..4].copy_from_slice(&vectors.to_le_bytes());
         let at = self.capability(MSI_ID, &body[2..], &writable[2..])?.into();
         self.msi = Some(MsiLayout { at, count });
+        Ok(self)
+    }
+
+    /// Makes it a function of PCI Express, integrated into the root complex: adds that capability, and with it the extended
+    /// configuration space of 4096 bytes, which has no capability and so reads as zero.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if there is no room, or the function is one already.
+    pub fn express(&mut self) -> Result<&mut Self, ConfigError> {
+        if self.express {
+            return Err(ConfigError::Twice("the PCI Express capability"));
+        }
+        let mut body = [0; EXPRESS_LEN];
+        let mut writable = body;
+        let mut put = |at: usize, bytes: &[u8]| body[at..][..bytes.len()].copy_from_slice(bytes);
+        put(EXPRESS_CAPABILITIES, &EXPRESS_INTEGRATED.to_le_bytes());
+        put(EXPRESS_DEVICE_CAPABILITIES, &EXPRESS_ROLE_BASED_ERRORS.to_le_bytes());
+        put(EXPRESS_DEVICE_CONTROL, &EXPRESS_CONTROL_RESET.to_le_bytes());
+        writable[EXPRESS_DEVICE_CONTROL..][..2].copy_from_slice(&EXPRESS_CONTROL_WRITABLE.to_le_bytes());
+        self.capability(EXPRESS_ID, &body[2..], &writable[2..])?;
+        self.express = true;
         Ok(self)
     }
 

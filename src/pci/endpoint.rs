@@ -186,7 +186,8 @@ impl Endpoint {
         lock(&self.registers).command() & BUS_MASTER != 0
     }
 
-    /// The guest reads configuration space. Any width and alignment answers, byte by byte; above 0xff there are ones.
+    /// The guest reads configuration space. Any width and alignment answers, byte by byte; above 0xff there are ones, or
+    /// zeros if the function is one of [PCI Express](EndpointConfig::express).
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
         let registers = lock(&self.registers);
         registers.read(offset, data);
@@ -339,6 +340,40 @@ impl Endpoint {
         }
     }
 
+    /// Whether [`restore`](Self::restore) would take `state`.
+    ///
+    /// # Errors
+    /// [`StateError`] if the state cannot be.
+    pub fn check(&self, state: &EndpointState) -> Result<(), StateError> {
+        self.check_locked(&lock(&self.registers), state)
+    }
+
+    fn check_locked(&self, registers: &ConfigSpace, state: &EndpointState) -> Result<(), StateError> {
+        let EndpointState {
+            config,
+            causes: _,
+            msi_pending,
+            msix,
+        } = state;
+        let enabled = |at: usize, bit: u16| u16::from_le_bytes([config[at], config[at + 1]]) & bit != 0;
+        registers.check(config)?;
+        let pending = registers.config().msi.map_or(0, |MsiLayout { at, count }| {
+            let on = enabled(at + MESSAGE_CONTROL, MSI_ENABLE);
+            if on { u32::MAX >> (32 - u32::from(count)) } else { 0 }
+        });
+        if msi_pending & !pending != 0 {
+            let vector = (msi_pending & !pending).trailing_zeros() as usize;
+            return Err(StateError::Pending { vector });
+        }
+        match (&self.msix, registers.config().msix, msix) {
+            (Some(msix), Some(layout), Some(state)) => {
+                msix.check(state, enabled(layout.at + MESSAGE_CONTROL, MSIX_ENABLE))
+            }
+            (None, _, None) => Ok(()),
+            (_, _, state) => Err(StateError::MsiX { found: state.is_some() }),
+        }
+    }
+
     /// Puts the function into `state`: BARs decode, the wire and the platform's vectors are what the state says, and what was
     /// pending and is masked by nothing is sent. A platform that refuses a vector is asked again by the next signal, and
     /// counted in [`MsiX::failures`].
@@ -346,31 +381,15 @@ impl Endpoint {
     /// # Errors
     /// [`StateError`] if the state cannot be, and nothing has changed.
     pub fn restore(&self, state: &EndpointState) -> Result<(), StateError> {
-        let EndpointState {
-            config,
-            causes,
-            msi_pending,
-            msix,
-        } = state;
-        let enabled = |at: usize, bit: u16| u16::from_le_bytes([config[at], config[at + 1]]) & bit != 0;
         let changed = {
             let mut registers = lock(&self.registers);
-            registers.check(config)?;
-            let pending = registers.config().msi.map_or(0, |MsiLayout { at, count }| {
-                let on = enabled(at + MESSAGE_CONTROL, MSI_ENABLE);
-                if on { u32::MAX >> (32 - u32::from(count)) } else { 0 }
-            });
-            if msi_pending & !pending != 0 {
-                let vector = (msi_pending & !pending).trailing_zeros() as usize;
-                return Err(StateError::Pending { vector });
-            }
-            match (&self.msix, registers.config().msix, msix) {
-                (Some(msix), Some(layout), Some(state)) => {
-                    msix.check(state, enabled(layout.at + MESSAGE_CONTROL, MSIX_ENABLE))?;
-                }
-                (None, _, None) => {}
-                (_, _, state) => return Err(StateError::MsiX { found: state.is_some() }),
-            }
+            self.check_locked(&registers, state)?;
+            let EndpointState {
+                config,
+                causes,
+                msi_pending,
+                msix,
+            } = state;
             // By way of reset, so that nothing of what was survives.
             registers.reset();
             let reset = self.derive(&registers);

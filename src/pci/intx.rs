@@ -11,7 +11,9 @@ const CAUSES_SHIFT: u32 = 48;
 const CAUSES: u64 = 0xff << CAUSES_SHIFT;
 /// INTx Disable is set, or messages are sent instead.
 const GATED: u64 = 1 << 56;
-const _: () = assert!((CAUSES | GATED) & !Output::NOTES == 0);
+/// The device's own note.
+const NOTE: u64 = 1 << 57;
+const _: () = assert!((CAUSES | GATED | NOTE) & !Output::NOTES == 0);
 
 /// A function's INTx: up to eight causes, and a wire that is up while there is one and the guest lets it through.
 ///
@@ -40,7 +42,7 @@ pub struct Intx {
 }
 
 impl Intx {
-    pub(super) fn new(line: Box<dyn LevelInterrupt>) -> Self {
+    pub(crate) fn new(line: Box<dyn LevelInterrupt>) -> Self {
         let output = LevelOutput::new(line);
         Self { output }
     }
@@ -48,11 +50,25 @@ impl Intx {
     /// Changes the causes in one atomic step, and returns what they were. Calls nobody, so it may be used under any lock:
     /// follow it with [`settle`](Self::settle) after the unlock. `change` may run more than once.
     pub fn update(&self, mut change: impl FnMut(u8) -> u8) -> u8 {
+        self.update_noted(|causes, noted| (change(causes), noted)).0
+    }
+
+    /// [`update`](Self::update), with a bit for the device's own use that changes in the same step: whether causes may
+    /// come, for one. It moves nothing, and outlives a reset of the endpoint.
+    pub(crate) fn update_noted(&self, mut change: impl FnMut(u8, bool) -> (u8, bool)) -> (u8, bool) {
+        let of = |bits: u64| ((bits >> CAUSES_SHIFT) as u8, bits & NOTE != 0);
         let before = self.output.update(|bits| {
-            let causes = u64::from(change((bits >> CAUSES_SHIFT) as u8));
-            derive(bits & GATED | causes << CAUSES_SHIFT)
+            let (causes, noted) = of(bits);
+            let (causes, noted) = change(causes, noted);
+            let note = if noted { NOTE } else { 0 };
+            derive(bits & GATED | u64::from(causes) << CAUSES_SHIFT | note)
         });
-        (before >> CAUSES_SHIFT) as u8
+        of(before)
+    }
+
+    /// The device's note now.
+    pub(crate) fn is_noted(&self) -> bool {
+        self.output.bits() & NOTE != 0
     }
 
     /// Tells the wire its level, as [`LevelOutput::settle`].
@@ -81,7 +97,7 @@ impl Intx {
     /// Keeps the causes from the wire, or lets them through. Calls nobody.
     pub(super) fn gate(&self, gated: bool) {
         let gate = if gated { GATED } else { 0 };
-        self.output.update(|bits| derive(bits & CAUSES | gate));
+        self.output.update(|bits| derive(bits & (CAUSES | NOTE) | gate));
     }
 }
 

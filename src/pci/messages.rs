@@ -1,5 +1,7 @@
 //! The vectors of a function, of MSI or of MSI-X, and the platform behind them.
 
+#[cfg(unix)]
+use std::os::fd::OwnedFd;
 use std::{io, sync::Arc};
 
 use super::signal::{Gate, Signal, Signalled, Source};
@@ -74,13 +76,23 @@ impl Messages {
     #[inline]
     pub fn trigger(&self, vector: u16, message: impl Fn() -> MsiMessage) -> io::Result<Signalled> {
         let Some(signal) = self.signals.get(usize::from(vector)) else {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the function has fewer vectors",
-            ));
+            return Err(no_vector());
         };
         let messages = self;
         self.counted(signal.trigger(&Programmed { messages, message }))
+    }
+
+    pub fn reserve(&self, vector: u16, message: impl Fn() -> MsiMessage) -> io::Result<()> {
+        let signal = self.signals.get(usize::from(vector)).ok_or_else(no_vector)?;
+        let messages = self;
+        self.counted(signal.reserve(&Programmed { messages, message }))
+    }
+
+    #[cfg(unix)]
+    pub fn export(&self, vector: u16, message: impl Fn() -> MsiMessage) -> io::Result<OwnedFd> {
+        let signal = self.signals.get(usize::from(vector)).ok_or_else(no_vector)?;
+        let messages = self;
+        signal.export(&Programmed { messages, message })
     }
 
     /// A refusal is counted; the vector tries again when it is next settled or triggered.
@@ -96,4 +108,9 @@ impl Messages {
         }
         result
     }
+}
+
+#[cold]
+fn no_vector() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "the function has fewer vectors")
 }

@@ -1,6 +1,8 @@
 //! MSI (PCI Local Bus 3.0, section 6.8.1) with 64-bit addresses and a mask for each vector. Its registers are in configuration
 //! space; here is what they say.
 
+#[cfg(unix)]
+use std::os::fd::OwnedFd;
 use std::{fmt, io, sync::Mutex};
 
 use super::{
@@ -64,13 +66,29 @@ impl Msi {
     /// The function has no such vector, or the platform refused: the pending bit is set then, and the next trigger or
     /// unmask carries it.
     pub fn trigger(&self, vector: u16) -> io::Result<Signalled> {
+        let given = self.given(vector);
+        self.messages.trigger(given, || self.message(given.into()))
+    }
+
+    /// A descriptor that signals `vector`, as [`MsiX::export`](super::MsiX::export). It signals the vector that is used for
+    /// `vector` now: ask for another when the guest gives more of them or fewer, for which it disables MSI.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(unix)]
+    pub fn export(&self, vector: u16) -> io::Result<OwnedFd> {
+        let given = self.given(vector);
+        self.messages.export(given, || self.message(given.into()))
+    }
+
+    /// The vector that is used for `vector`.
+    fn given(&self, vector: u16) -> u16 {
         let allocated = lock(&self.control).allocated.max(1);
-        let given = if vector < self.len() {
+        if vector < self.len() {
             vector & (allocated - 1)
         } else {
             vector
-        };
-        self.messages.trigger(given, || self.message(given.into()))
+        }
     }
 
     /// How many vectors the function has.

@@ -1,5 +1,7 @@
 //! MSI-X (PCI Local Bus 3.0, section 6.8.2): the table, the pending bits, and both masks.
 
+#[cfg(unix)]
+use std::os::fd::OwnedFd;
 use std::{fmt, io, sync::Mutex};
 
 use super::{
@@ -153,6 +155,32 @@ impl MsiX {
         self.messages.trigger(vector, || self.message(vector.into()))
     }
 
+    /// Asks the platform for `vector` now, and not when the guest first lets it through: a device that tells its driver
+    /// whether it can use a vector has to know. Does nothing while MSI-X is not enabled.
+    ///
+    /// # Errors
+    /// The function has no such vector, or the platform has none to give.
+    pub fn reserve(&self, vector: u16) -> io::Result<()> {
+        self.messages.reserve(vector, || self.message(vector.into()))
+    }
+
+    /// A descriptor that signals `vector` when 8 bytes with the number 1 are written to it, for who is to do that in the
+    /// device's place: vhost, another process. Only some platforms have any, KVM for one. The platform's vector is asked
+    /// for now, if the guest has not let it through yet.
+    ///
+    /// The descriptor follows the table. What is signalled while the vector is masked waits, sets the pending bit, and is
+    /// sent as one message on the unmask. It is dead once the guest has disabled MSI-X, and after a reset, a
+    /// [`release`](Self::release) or a restore: ask for another then.
+    ///
+    /// # Errors
+    /// `NotConnected` while MSI-X is disabled; `Unsupported` if the platform's vectors have no descriptor; `WouldBlock` if
+    /// another thread is changing this vector right now, so ask again; else the function has no such vector, or what the
+    /// platform or the operating system answered.
+    #[cfg(unix)]
+    pub fn export(&self, vector: u16) -> io::Result<OwnedFd> {
+        self.messages.export(vector, || self.message(vector.into()))
+    }
+
     pub(super) fn bar(&self) -> BarIndex {
         self.layout.bar
     }
@@ -200,6 +228,23 @@ impl MsiX {
         table.control = control;
         table.derive(&self.messages);
         true
+    }
+
+    /// Forgets what is pending and gives every vector back to the platform, whatever masks it; the table and the registers stay
+    /// as they are. A vector is asked for again when it is next signalled or unmasked. For a device that was reset by its
+    /// driver: nothing is pending any more, but its function is where the guest has put it.
+    ///
+    /// Calls the platform: use it with nothing locked. A signal that comes meanwhile is dropped, or sent as one that came
+    /// after.
+    pub fn release(&self) {
+        self.hush();
+        self.settle_all();
+        lock(&self.table).derive(&self.messages);
+    }
+
+    fn hush(&self) {
+        let _table = lock(&self.table);
+        (0..self.len().into()).for_each(|vector| self.messages.set(vector, Gate::Off));
     }
 
     /// Empties the table. MSI-X is disabled already.

@@ -98,6 +98,21 @@ pub(super) const MSI_LEN: usize = 0x18;
 /// The most vectors that Multiple Message Capable can name.
 pub(super) const MSI_VECTORS: u16 = 32;
 
+// PCI Express Base Specification, section 7.5.3, the PCI Express capability: the registers that an integrated endpoint has.
+pub(super) const EXPRESS_ID: u8 = 0x10;
+/// Bytes of the capability, version 2.
+pub(super) const EXPRESS_LEN: usize = 0x3c;
+pub(super) const EXPRESS_CAPABILITIES: usize = 0x02;
+/// Version 2; a root complex integrated endpoint, which has no link.
+pub(super) const EXPRESS_INTEGRATED: u16 = 2 | 9 << 4;
+pub(super) const EXPRESS_DEVICE_CAPABILITIES: usize = 0x04;
+pub(super) const EXPRESS_ROLE_BASED_ERRORS: u32 = 1 << 15;
+pub(super) const EXPRESS_DEVICE_CONTROL: usize = 0x08;
+/// Relaxed ordering and no snoop may be used; a read asks for up to 512 bytes.
+pub(super) const EXPRESS_CONTROL_RESET: u16 = 1 << 4 | 1 << 11 | 2 << 12;
+/// Error reporting, relaxed ordering, payload size, no snoop, read size. None of it moves anything here.
+pub(super) const EXPRESS_CONTROL_WRITABLE: u16 = 0x1f | 7 << 5 | 1 << 11 | 7 << 12;
+
 // Section 6.8.2, MSI-X.
 pub(super) const MSIX_ENABLE: u16 = 1 << 15;
 pub(super) const MSIX_FUNCTION_MASK: u16 = 1 << 14;

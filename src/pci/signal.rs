@@ -4,8 +4,17 @@
 //! nobody, and settles after the unlock; devices trigger from any thread. One word holds everything that these have to
 //! agree on. One thread at a time, the one that set `BUSY`, talks to the backend, with no lock held that a call back
 //! could want, and goes on until the backend knows what the word says. Others leave a mark and return at once.
+//!
+//! A vector's descriptor may be held by others, who signal past this word. The backend lets them through while the vector
+//! has a message, and that is while the gate is open. What they signal meanwhile waits in the descriptor: it is
+//! looked at wherever the pending bit is, and becomes the pending bit when the gate opens.
 
-use std::{io, mem, sync::Mutex};
+#[cfg(unix)]
+use std::os::fd::OwnedFd;
+use std::{
+    io, mem,
+    sync::{Arc, Mutex},
+};
 
 use crate::{
     interrupt::{MsiMessage, MsiVector},
@@ -30,6 +39,10 @@ const PROGRAMMED: u64 = 1 << 6;
 const BUSY: u64 = 1 << 7;
 /// Another one came meanwhile.
 const AGAIN: u64 = 1 << 8;
+/// Somebody has the descriptor, or wants it: there is a vector also while it is masked, and it is asked what waits in it.
+const EXPORTED: u64 = 1 << 9;
+/// The backend is to give a vector also while it is masked, and to say whether it can.
+const RESERVED: u64 = 1 << 10;
 
 /// Whether a signal may go out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,14 +76,16 @@ pub(super) trait Source {
 pub(super) struct Signal {
     state: AtomicU64,
     /// Locked by who is `BUSY` alone: it protects nothing, and nobody waits for it.
-    vector: Mutex<Option<Box<dyn MsiVector>>>,
+    vector: Mutex<Option<Arc<dyn MsiVector>>>,
+    /// The same, for who looks at its descriptor. Locked for no more than a copy.
+    shown: Mutex<Option<Arc<dyn MsiVector>>>,
 }
 
 impl Signal {
     /// Opens or shuts the gate. Calls nobody: follow it with [`settle`](Self::settle) once your locks are released.
     pub fn set(&self, gate: Gate) {
         self.change(|state| match gate {
-            Gate::Off => state & !(ON | OPEN | PENDING) | FORGET | STALE,
+            Gate::Off => state & !(ON | OPEN | PENDING | RESERVED) | FORGET | STALE,
             Gate::Masked => state & !OPEN | ON,
             Gate::Open => state | ON | OPEN,
         });
@@ -88,7 +103,44 @@ impl Signal {
 
     /// The pending bit.
     pub fn is_pending(&self) -> bool {
-        self.state.load(Ordering::SeqCst) & PENDING != 0
+        const WAITING: u64 = ON | EXPORTED | ALLOCATED;
+        let state = self.state.load(Ordering::SeqCst);
+        state & PENDING != 0
+            || state & (WAITING | PROGRAMMED) == WAITING && self.shown().is_some_and(|vector| vector.is_signalled())
+    }
+
+    fn shown(&self) -> Option<Arc<dyn MsiVector>> {
+        lock(&self.shown).clone()
+    }
+
+    /// A duplicate of the descriptor of the backend's vector, which is asked for now if there is none yet.
+    ///
+    /// # Errors
+    /// `NotConnected` while the gate is off, `WouldBlock` while another thread talks to the backend, `Unsupported` if
+    /// the backend's vectors have no descriptor; what the backend answered, or the operating system.
+    #[cfg(unix)]
+    pub fn export(&self, source: &impl Source) -> io::Result<OwnedFd> {
+        let state = self.change(|state| if state & ON == 0 { state } else { state | EXPORTED });
+        if state & ON == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the guest has not enabled the capability: there is no vector",
+            ));
+        }
+        let settled = self.settle(source);
+        // One that is about to be given back is of before the capability was last enabled.
+        let state = self.state.load(Ordering::SeqCst);
+        let shown = self.shown().filter(|_| state & (ON | FORGET) == ON);
+        let Some(vector) = shown else {
+            return Err(settled.err().unwrap_or_else(|| io::ErrorKind::WouldBlock.into()));
+        };
+        match vector.descriptor() {
+            Some(descriptor) => descriptor.try_clone_to_owned(),
+            None => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the platform's vectors have no descriptor: trigger the vector instead",
+            )),
+        }
     }
 
     /// Signals the guest, or remembers that it is owed.
@@ -106,6 +158,16 @@ impl Signal {
             busy if busy & BUSY != 0 => Ok(Signalled::Sent),
             _ => self.work(source).map(|()| Signalled::Sent),
         }
+    }
+
+    /// Has the backend give a vector now, if the capability is enabled, though it may be masked.
+    ///
+    /// # Errors
+    /// The backend has none. It is asked again when the vector is unmasked. If another thread talks to it now, that one
+    /// hears of it.
+    pub fn reserve(&self, source: &impl Source) -> io::Result<()> {
+        self.change(|state| if state & ON != 0 { state | RESERVED } else { state });
+        self.settle(source)
     }
 
     /// Tells the backend what has changed, and sends what is owed and may go; or leaves that to the thread that is at it.
@@ -159,20 +221,34 @@ impl Signal {
     }
 
     /// Brings the backend's vector to where `seen` wants it.
-    fn connect(&self, seen: u64, vector: &mut Option<Box<dyn MsiVector>>, source: &impl Source) -> io::Result<()> {
-        if seen & ON == 0 {
+    fn connect(&self, mut seen: u64, vector: &mut Option<Arc<dyn MsiVector>>, source: &impl Source) -> io::Result<()> {
+        // Also if the gate was off only since the backend was told: what waits in the descriptor is of before.
+        if (seen & ON == 0 || seen & FORGET != 0)
+            && let Some(vector) = vector.take()
+        {
+            self.state
+                .fetch_and(!(ALLOCATED | PROGRAMMED | EXPORTED), Ordering::SeqCst);
+            drop(lock(&self.shown).take());
             // Dropped after its message is gone, so that a descriptor that was handed out is dead also where the
             // backend keeps it open.
-            if let Some(vector) = vector.take() {
-                self.state.fetch_and(!(ALLOCATED | PROGRAMMED), Ordering::SeqCst);
-                if seen & PROGRAMMED != 0 {
-                    let _ = vector.program(None);
-                }
+            if seen & PROGRAMMED != 0 {
+                let _ = vector.program(None);
             }
+            seen &= !(ALLOCATED | PROGRAMMED | EXPORTED);
+        }
+        if seen & ON == 0 {
             return Ok(());
         }
+        if vector.is_none() && seen & (OPEN | EXPORTED | RESERVED) != 0 {
+            // A reservation ends with the answer, whatever it is.
+            self.state.fetch_and(!RESERVED, Ordering::SeqCst);
+            let new = Arc::from(source.vector()?);
+            *lock(&self.shown) = Some(Arc::clone(&new));
+            *vector = Some(new);
+            self.state.fetch_or(ALLOCATED, Ordering::SeqCst);
+        }
         if seen & OPEN == 0 {
-            if let (Some(vector), true) = (&*vector, seen & PROGRAMMED != 0) {
+            if let (Some(vector), true) = (vector, seen & PROGRAMMED != 0) {
                 // After a refusal nobody knows: it is tried again, and an unmask meanwhile programs it anew.
                 if let Err(refusal) = vector.program(None) {
                     self.rewritten();
@@ -187,14 +263,10 @@ impl Signal {
         }
         // Not live until `program` has said so: a vector that refuses has no message.
         self.state.fetch_and(!PROGRAMMED, Ordering::SeqCst);
-        let vector = match vector {
-            Some(vector) => vector,
-            None => {
-                let new = vector.insert(source.vector()?);
-                self.state.fetch_or(ALLOCATED, Ordering::SeqCst);
-                new
-            }
-        };
+        let Some(vector) = vector else { return Ok(()) };
+        if seen & EXPORTED != 0 && vector.take_signal() {
+            self.change(owe);
+        }
         vector.program(Some(source.message()))?;
         self.state.fetch_or(PROGRAMMED, Ordering::SeqCst);
         Ok(())
@@ -222,7 +294,7 @@ impl Signal {
 fn wants(state: u64) -> bool {
     match state & (ON | OPEN) {
         0 => state & ALLOCATED != 0,
-        ON => state & PROGRAMMED != 0,
+        ON => state & PROGRAMMED != 0 || state & ALLOCATED == 0 && state & (EXPORTED | RESERVED) != 0,
         _ => state & PROGRAMMED == 0 || state & (PENDING | STALE) != 0,
     }
 }
@@ -261,193 +333,4 @@ impl Drop for Worker<'_> {
 }
 
 #[cfg(all(test, loom))]
-mod loom_tests {
-    //! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`
-
-    use loom::{
-        sync::{Arc, atomic::AtomicU64},
-        thread,
-    };
-    use std::sync::atomic::Ordering::SeqCst;
-
-    use super::*;
-    use crate::interrupt::Interrupt;
-
-    /// A platform whose vectors note what reaches the guest.
-    #[derive(Clone, Default)]
-    struct Guest(Arc<Seen>);
-
-    struct Seen {
-        /// What the device has to tell, and how much of it an interrupt has told.
-        told: AtomicU64,
-        news: AtomicU64,
-        /// Vectors alive, and those of them with a message.
-        alive: AtomicU64,
-        live: AtomicU64,
-        calls: AtomicU64,
-    }
-
-    impl Default for Seen {
-        fn default() -> Self {
-            let [told, news, alive, live, calls] = std::array::from_fn(|_| AtomicU64::new(0));
-            Self {
-                told,
-                news,
-                alive,
-                live,
-                calls,
-            }
-        }
-    }
-
-    impl Guest {
-        fn alone<T>(&self, call: impl FnOnce(&Seen) -> T) -> T {
-            assert_eq!(self.0.calls.fetch_add(1, SeqCst), 0, "two threads talk to the backend");
-            let result = call(&self.0);
-            self.0.calls.fetch_sub(1, SeqCst);
-            result
-        }
-    }
-
-    impl Source for Guest {
-        fn vector(&self) -> io::Result<Box<dyn MsiVector>> {
-            self.alone(|seen| seen.alive.fetch_add(1, SeqCst));
-            Ok(Box::new(Vector(self.clone())))
-        }
-
-        fn message(&self) -> MsiMessage {
-            MsiMessage::default()
-        }
-    }
-
-    struct Vector(Guest);
-
-    impl Interrupt for Vector {
-        fn trigger(&self) -> io::Result<()> {
-            self.0.alone(|seen| {
-                assert_eq!(seen.live.load(SeqCst), 1, "sent without a message");
-                seen.told.store(seen.news.load(SeqCst), SeqCst);
-            });
-            Ok(())
-        }
-    }
-
-    impl MsiVector for Vector {
-        fn program(&self, message: Option<MsiMessage>) -> io::Result<()> {
-            self.0.alone(|seen| seen.live.store(message.is_some().into(), SeqCst));
-            Ok(())
-        }
-    }
-
-    impl Drop for Vector {
-        fn drop(&mut self) {
-            self.0.0.alive.fetch_sub(1, SeqCst);
-        }
-    }
-
-    struct World {
-        signal: Signal,
-        guest: Guest,
-    }
-
-    impl World {
-        fn with(gate: Gate) -> Arc<Self> {
-            let world = Arc::new(Self {
-                signal: Signal::default(),
-                guest: Guest::default(),
-            });
-            world.gate(gate);
-            world
-        }
-
-        fn gate(&self, gate: Gate) {
-            self.signal.set(gate);
-            self.signal.settle(&self.guest).unwrap();
-        }
-
-        fn news(&self) -> Signalled {
-            self.guest.0.news.fetch_add(1, SeqCst);
-            self.signal.trigger(&self.guest).unwrap()
-        }
-
-        fn untold(&self) -> bool {
-            self.guest.0.told.load(SeqCst) != self.guest.0.news.load(SeqCst)
-        }
-    }
-
-    fn explore(model: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(model);
-    }
-
-    #[test]
-    fn loom_a_signal_that_races_with_mask_and_unmask_is_told_once_the_vector_is_open() {
-        explore(|| {
-            let world = World::with(Gate::Open);
-            let device = {
-                let world = world.clone();
-                thread::spawn(move || world.news())
-            };
-            world.gate(Gate::Masked);
-            world.gate(Gate::Open);
-            device.join().unwrap();
-            assert!(!world.untold());
-            assert!(!world.signal.is_pending());
-            assert_eq!(world.guest.0.live.load(SeqCst), 1);
-        });
-    }
-
-    #[test]
-    fn loom_a_signal_that_races_with_a_mask_is_told_or_pending_and_no_message_is_left() {
-        explore(|| {
-            let world = World::with(Gate::Open);
-            let device = {
-                let world = world.clone();
-                thread::spawn(move || world.news())
-            };
-            world.gate(Gate::Masked);
-            device.join().unwrap();
-            assert_eq!(world.untold(), world.signal.is_pending());
-            assert_eq!(
-                world.guest.0.live.load(SeqCst),
-                0,
-                "the backend could signal past the mask"
-            );
-        });
-    }
-
-    #[test]
-    fn loom_two_devices_and_an_unmask_lose_nothing() {
-        explore(|| {
-            let world = World::with(Gate::Masked);
-            let devices = [(), ()].map(|()| {
-                let world = world.clone();
-                thread::spawn(move || world.news())
-            });
-            world.gate(Gate::Open);
-            for device in devices {
-                device.join().unwrap();
-            }
-            assert!(!world.untold());
-        });
-    }
-
-    #[test]
-    fn loom_a_reset_that_races_with_a_signal_leaves_no_vector_and_nothing_pending() {
-        explore(|| {
-            let world = World::with(Gate::Open);
-            let device = {
-                let world = world.clone();
-                thread::spawn(move || world.news())
-            };
-            world.gate(Gate::Off);
-            device.join().unwrap();
-            assert!(
-                !world.signal.is_pending(),
-                "it would be sent when the guest enables it again"
-            );
-            assert_eq!(world.guest.0.alive.load(SeqCst), 0);
-        });
-    }
-}
+mod loom_tests;

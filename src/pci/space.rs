@@ -29,11 +29,12 @@ impl ConfigSpace {
     /// Any width and alignment answers, byte by byte. Above the space there is nothing: ones, as of an absent register.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         for (at, byte) in addresses(offset).zip(data) {
-            *byte = usize::try_from(at)
-                .ok()
-                .and_then(|at| self.values.get(at))
-                .copied()
-                .unwrap_or(0xff);
+            *byte = match at {
+                at if at < SPACE as u64 => self.values[at as usize],
+                // The first extended capability has ID 0: there is none (PCI Express 7.6.1).
+                at if at < ECAM_FUNCTION && self.config.express => 0,
+                _ => 0xff,
+            };
         }
     }
 

@@ -17,4 +17,4 @@ pub mod transport;
 
 pub use device::{DeviceId, Queues, SharedMemoryRegion, VirtioDevice};
 pub use queue::{Queue, QueueError, QueueIndex, Round};
-pub use transport::mmio::VirtioMmio;
+pub use transport::{mmio::VirtioMmio, pci::VirtioPci};

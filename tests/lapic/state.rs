@@ -140,6 +140,30 @@ fn a_pin_that_is_still_up_after_a_restore_is_no_second_edge() {
     assert_eq!(other.cpus[0].take(), None);
 }
 
+/// The device may be restored before the local APIC: its line is driven already.
+#[test]
+fn a_pin_that_was_driven_before_the_restore_is_no_second_edge_and_a_new_one_is_not_lost() {
+    for (was_up, lvt, taken) in [(true, 0x41, None), (false, 0x41, Some(0x41)), (true, 0x400, None)] {
+        let machine = Machine::enabled(1);
+        machine.cpus[0].write(LVT_LINT1, lvt);
+        let line = machine.apics.lint_line(CpuId(0), Lint::One).unwrap();
+        if was_up {
+            line.trigger().unwrap();
+            while machine.cpus[0].apic.next_event().is_some() || machine.cpus[0].take().is_some() {}
+            machine.cpus[0].eoi();
+        }
+        let state = machine.cpus[0].apic.save();
+
+        let other = Machine::new(1);
+        let line = other.apics.lint_line(CpuId(0), Lint::One).unwrap();
+        line.trigger().unwrap();
+        other.cpus[0].apic.restore(&state).unwrap();
+        assert_eq!(other.cpus[0].take(), taken, "the line was up: {was_up}");
+        assert_eq!(other.cpus[0].apic.next_event(), None);
+        assert!(other.cpus[0].apic.save().lint[1], "and is up");
+    }
+}
+
 #[test]
 fn messages_reach_a_restored_apic_where_its_state_says() {
     let machine = Machine::enabled(2);

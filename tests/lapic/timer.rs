@@ -233,6 +233,13 @@ fn the_reserved_mode_does_not_run() {
     cpu.apic.write_msr(TSC_DEADLINE, 1000).unwrap();
     machine.pass(us(1000));
     assert_eq!((cpu.take(), cpu.apic.deadline()), (None, None));
+
+    // Nor does what was armed before, which does not come back either.
+    cpu.write(LVT_TIMER, DEADLINE | 0x41);
+    cpu.apic.write_msr(TSC_DEADLINE, u64::MAX).unwrap();
+    cpu.write(LVT_TIMER, 3 << 17 | 0x41);
+    assert_eq!(cpu.apic.read_msr(TSC_DEADLINE), Ok(0));
+    cpu.apic.restore(&cpu.apic.save()).expect("a state that there can be");
 }
 
 #[test]

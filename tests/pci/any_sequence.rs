@@ -18,6 +18,9 @@ enum Step {
     Entry(u16, bool),
     Trigger(u16),
     TriggerMsi(u16),
+    Export(u16),
+    /// The index of a vector that the platform has given.
+    Outside(usize),
     Causes(u8),
     Refuse(bool),
     Reset,
@@ -34,6 +37,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..VECTORS, any::<bool>()).prop_map(|(vector, masked)| Step::Entry(vector, masked)),
         6 => (0..VECTORS + 2).prop_map(Step::Trigger),
         2 => (0..9u16).prop_map(Step::TriggerMsi),
+        3 => (0..VECTORS + 2).prop_map(Step::Export),
+        3 => (0..16usize).prop_map(Step::Outside),
         2 => any::<u8>().prop_map(Step::Causes),
         1 => any::<bool>().prop_map(Step::Refuse),
         1 => Just(Step::Reset),
@@ -55,6 +60,11 @@ fn apply(world: &World, step: &Step) {
             assert_eq!(sent, matches!(signalled, Ok(Signalled::Sent)), "{signalled:?}");
         }
         Step::TriggerMsi(vector) => _ = world.msi().trigger(*vector),
+        #[cfg(unix)]
+        Step::Export(vector) => _ = world.msix().export(*vector),
+        #[cfg(not(unix))]
+        Step::Export(_) => {}
+        Step::Outside(index) => world.platform.signal_outside(*index),
         Step::Causes(causes) => {
             world.endpoint.intx().update(|_| *causes);
             world.endpoint.intx().settle().unwrap();

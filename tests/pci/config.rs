@@ -188,3 +188,41 @@ fn a_capability_that_fills_the_space_to_its_last_byte_fits() {
     endpoint.read_config(0xff, &mut last);
     assert_eq!(last, [0x5a]);
 }
+
+#[test]
+fn a_function_of_pci_express_has_4096_bytes_of_configuration_space_without_extended_capabilities() {
+    let mut config = EndpointConfig::new(IDENTITY).unwrap();
+    config.express().unwrap();
+    assert_eq!(
+        config.express().unwrap_err(),
+        ConfigError::Twice("the PCI Express capability")
+    );
+    let endpoint = Endpoint::new(config, silent_slot(at(1, 0)));
+    let read = |offset: u64| {
+        let mut data = [0x5a; 4];
+        endpoint.read_config(offset, &mut data);
+        u32::from_le_bytes(data)
+    };
+    let capability = 0x40;
+    assert_eq!(read(capability), 0x0092_0010, "version 2, integrated endpoint");
+    assert_eq!(read(capability + 4), 1 << 15);
+    assert_eq!(read(capability + 8), 0x2810);
+    for offset in (0x100..0x1000).step_by(4) {
+        assert_eq!(read(offset), 0, "at {offset:#x}");
+    }
+    assert_eq!([read(0xffe), read(0x1000)], [0xffff_0000, 0xffff_ffff]);
+
+    let before = endpoint.save();
+    for offset in (0x100..0x1000).chain(capability + 10..capability + 0x3c) {
+        endpoint.write_config(offset, &[0xff]);
+    }
+    assert_eq!(endpoint.save(), before);
+    endpoint.write_config(capability + 8, &[0xff; 4]);
+    assert_eq!(
+        read(capability + 8),
+        0x78ff,
+        "no reset by the function itself, no status"
+    );
+    endpoint.reset();
+    assert_eq!(endpoint.save(), before);
+}

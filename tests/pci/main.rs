@@ -8,6 +8,8 @@ mod bars;
 mod bus;
 mod config;
 mod drivers;
+#[cfg(unix)]
+mod export;
 mod intx;
 mod lspci;
 mod msi;

@@ -470,3 +470,52 @@ fn threads_that_signal_and_a_guest_that_masks_leave_an_open_vector_with_nothing_
     world.msix().trigger(0).unwrap();
     assert_eq!(world.platform.sent(), [message(0)]);
 }
+
+#[test]
+fn a_reserved_vector_is_the_platforms_before_it_is_let_through_and_a_refusal_is_told() {
+    let world = World::new(3);
+    world.msix().reserve(1).unwrap();
+    assert_eq!(world.platform.take(), [], "not while MSI-X is disabled");
+    world.write(COMMAND, BUS_MASTER);
+    world.write(MSIX_CONTROL, ENABLE);
+    world.msix().reserve(1).unwrap();
+    world.msix().reserve(1).unwrap();
+    assert_eq!(world.platform.take(), [Event::Allocated(RequesterId(0x19))]);
+    world.open(1);
+    assert_eq!(world.platform.take(), [Event::Programmed(Some(message(1)))]);
+
+    world.platform.refuse.store(true, SeqCst);
+    assert!(world.msix().reserve(2).is_err());
+    assert!(world.msix().reserve(3).is_err(), "there is none");
+    world.platform.refuse.store(false, SeqCst);
+    world.platform.take();
+    assert_eq!(world.msix().trigger(2).unwrap(), Signalled::Pending);
+    assert_eq!(
+        world.platform.take(),
+        [],
+        "it is not asked again before it is let through"
+    );
+    world.open(2);
+    assert_eq!(world.platform.sent(), [message(2)]);
+}
+
+#[test]
+fn released_vectors_are_the_platforms_again_with_nothing_pending_and_work_when_signalled_next() {
+    let world = World::enabled(3);
+    world.open(0);
+    world.msix().trigger(1).unwrap();
+    world.platform.take();
+    world.msix().release();
+    assert_eq!(
+        (world.platform.alive.load(SeqCst), world.platform.live.load(SeqCst)),
+        (0, 0)
+    );
+    assert!(!world.msix().is_pending(1));
+    assert!(world.msix().is_enabled());
+    assert_eq!(world.table(0x0c, 4), 0, "the guest's mask is the guest's");
+    world.platform.take();
+    assert_eq!(world.msix().trigger(0).unwrap(), Signalled::Sent);
+    assert_eq!(world.platform.sent(), [message(0)]);
+    world.open(1);
+    assert_eq!(world.platform.sent(), [], "what was pending is forgotten");
+}

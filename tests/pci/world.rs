@@ -1,9 +1,12 @@
 //! A platform that notes what it is asked, and a device that does no more than to be there.
 
+#[cfg(unix)]
+use std::os::fd::{AsFd, BorrowedFd};
 use std::{
+    fs::File,
     io,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
 };
@@ -49,6 +52,15 @@ pub struct Platform {
     pub alive: AtomicUsize,
     /// Vectors that have a message.
     pub live: AtomicUsize,
+    /// Those that were given, in this order.
+    given: Mutex<Vec<Weak<Shown>>>,
+}
+
+/// What the descriptor of a vector leads to.
+#[derive(Default)]
+struct Shown {
+    message: Mutex<Option<MsiMessage>>,
+    waiting: AtomicBool,
 }
 
 impl Platform {
@@ -62,6 +74,16 @@ impl Platform {
             _ => None,
         };
         self.take().into_iter().filter_map(sent).collect()
+    }
+
+    /// Who holds the descriptor of the vector that was given as the `index`th signals. Nothing if that vector is no more.
+    pub fn signal_outside(&self, index: usize) {
+        let shown = self.given.lock().unwrap().get(index).and_then(Weak::upgrade);
+        let Some(shown) = shown else { return };
+        match *shown.message.lock().unwrap() {
+            Some(message) => self.log.lock().unwrap().push(Event::Sent(message)),
+            None => shown.waiting.store(true, SeqCst),
+        }
     }
 
     fn note(&self, event: Event) -> io::Result<()> {
@@ -84,21 +106,28 @@ impl MsiVectors for Vectors {
     fn vector(&self, requester: RequesterId) -> io::Result<Box<dyn MsiVector>> {
         self.0.note(Event::Allocated(requester))?;
         self.0.alive.fetch_add(1, SeqCst);
+        let shown = Arc::default();
+        self.0.given.lock().unwrap().push(Arc::downgrade(&shown));
         Ok(Box::new(Vector {
             platform: Arc::clone(&self.0),
-            message: Mutex::default(),
+            shown,
+            descriptor: File::open("/dev/null").ok(),
         }))
     }
 }
 
 struct Vector {
     platform: Arc<Platform>,
-    message: Mutex<Option<MsiMessage>>,
+    shown: Arc<Shown>,
+    /// Any will do: nobody writes to it.
+    #[cfg_attr(not(unix), allow(dead_code))]
+    descriptor: Option<File>,
 }
 
 impl Interrupt for Vector {
     fn trigger(&self) -> io::Result<()> {
         let message = self
+            .shown
             .message
             .lock()
             .unwrap()
@@ -109,12 +138,30 @@ impl Interrupt for Vector {
 
 impl MsiVector for Vector {
     fn program(&self, message: Option<MsiMessage>) -> io::Result<()> {
-        let mut now = self.message.lock().unwrap();
+        let mut now = self.shown.message.lock().unwrap();
         self.platform.note(Event::Programmed(message))?;
         self.platform.live.fetch_sub(now.is_some().into(), SeqCst);
         self.platform.live.fetch_add(message.is_some().into(), SeqCst);
         *now = message;
+        if let Some(message) = message
+            && self.take_signal()
+        {
+            self.platform.log.lock().unwrap().push(Event::Sent(message));
+        }
         Ok(())
+    }
+
+    #[cfg(unix)]
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.descriptor.as_ref().map(File::as_fd)
+    }
+
+    fn is_signalled(&self) -> bool {
+        self.shown.waiting.load(SeqCst)
+    }
+
+    fn take_signal(&self) -> bool {
+        self.shown.waiting.swap(false, SeqCst)
     }
 }
 
@@ -124,7 +171,7 @@ impl Drop for Vector {
         self.platform.alive.fetch_sub(1, SeqCst);
         self.platform
             .live
-            .fetch_sub(self.message.get_mut().unwrap().is_some().into(), SeqCst);
+            .fetch_sub(self.shown.message.lock().unwrap().is_some().into(), SeqCst);
     }
 }
 

@@ -227,17 +227,23 @@ pub fn acknowledge(device: &dyn BusDevice) -> InterruptStatus {
     InterruptStatus::from_bits_truncate(status)
 }
 
+/// A transport whose kicks can sleep.
+pub trait Sleeping: Transport {
+    /// The means to sleep in the calls of a driver that would spin.
+    fn sleeper(&self) -> Sleeper;
+}
+
 /// Guest physical addresses of the driver area and the device area of a queue.
 #[derive(Clone, Copy)]
-struct Rings {
-    available: PhysAddr,
-    used: PhysAddr,
+pub struct Rings {
+    pub available: PhysAddr,
+    pub used: PhysAddr,
 }
 
 impl Rings {
     /// Whether the device has used all that was made available: `idx` of both rings (virtio 1.2, sections 2.7.6 and
     /// 2.7.8).
-    fn are_even(self) -> bool {
+    pub fn are_even(self) -> bool {
         let index = |ring| with_dma(|dma| dma.memory.load::<u16>(GuestAddress(ring + 2), Ordering::Acquire));
         index(self.available).expect("rings are in guest memory")
             == index(self.used).expect("rings are in guest memory")
@@ -280,11 +286,6 @@ impl MmioTransport {
         })
     }
 
-    /// The means to sleep in the calls of a driver that would spin.
-    pub fn sleeper(&self) -> Sleeper {
-        self.sleeper.clone()
-    }
-
     fn read(&self, register: u64) -> u32 {
         read_register(&*self.device, register)
     }
@@ -296,6 +297,12 @@ impl MmioTransport {
     fn write_address(&self, register: u64, address: PhysAddr) {
         self.write(register, address as u32);
         self.write(register + 4, (address >> 32) as u32);
+    }
+}
+
+impl Sleeping for MmioTransport {
+    fn sleeper(&self) -> Sleeper {
+        self.sleeper.clone()
     }
 }
 

@@ -1,6 +1,10 @@
 //! The register face of an IOAPIC.
 
-use super::{IoApic, registers::REGION_SIZE};
+use super::{
+    super::Vector,
+    IoApic,
+    registers::{EOI, REGION_SIZE},
+};
 use crate::{bus::BusDevice, sync::lock};
 
 impl IoApic {
@@ -47,5 +51,12 @@ impl BusDevice for IoApic {
                 model.write(word, value, lanes);
             }
         });
+        // Only the low byte of the EOI register has a meaning.
+        let eoi = EOI
+            .checked_sub(offset)
+            .and_then(|at| data.get(usize::try_from(at).ok()?));
+        if let Some(vector) = eoi {
+            self.shared.eoi(Vector(*vector));
+        }
     }
 }

@@ -1,34 +1,29 @@
-//! The pins of an IOAPIC as lines for devices.
+//! The pins of an IOAPIC as lines for devices, and the way back that tells an adapter that the guest has finished.
 
-use std::{
-    fmt, io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+use std::sync::Arc;
+
+use super::{
+    super::{
+        finished::FinishedHook,
+        lines::{EdgeLine, Held, Inputs, LevelLine},
     },
+    IoApic, IoApicError, Pin, Shared,
 };
 
-use super::{IoApic, IoApicError, Pin, Shared};
-use crate::interrupt::{Interrupt, LevelInterrupt};
-
 impl IoApic {
-    /// A level line into a pin: `trigger` drives it high and `clear` low.
+    /// A level line into a pin.
     ///
     /// The guest decides how it is understood. With the usual polarity, active high: level-sensitive, a message is
     /// sent when the line is up, and again after each EOI while it still is; edge-triggered, with each rise. With the
-    /// other polarity it is the low pin that counts. Several handles of one pin are a wired-OR, and dropping one lets go.
+    /// other polarity it is the low pin that counts.
     ///
-    /// The line takes every change, so its calls are never an `Err`: a message that the sink refuses is owed by the
-    /// IOAPIC (see [there](IoApic#messages)) and not by the device.
+    /// A message that the sink refuses is owed by the IOAPIC (see [there](IoApic#messages)) and not by the device.
     ///
     /// # Errors
     /// [`IoApicError::NoSuchPin`].
     pub fn level_line(&self, pin: Pin) -> Result<LevelLine, IoApicError> {
-        Ok(LevelLine {
-            pin: self.shared.pin(pin)?,
-            ioapic: Arc::clone(&self.shared),
-            up: AtomicBool::new(false),
-        })
+        let number = self.shared.pin(pin)?;
+        Ok(LevelLine::new(Arc::clone(&self.shared) as _, number))
     }
 
     /// An edge line into a pin: each trigger is a pulse, which sends one message, whatever the level that a
@@ -40,78 +35,78 @@ impl IoApic {
     /// # Errors
     /// [`IoApicError::NoSuchPin`].
     pub fn edge_line(&self, pin: Pin) -> Result<EdgeLine, IoApicError> {
-        Ok(EdgeLine {
-            pin: self.shared.pin(pin)?,
-            ioapic: Arc::clone(&self.shared),
-        })
+        let number = self.shared.pin(pin)?;
+        Ok(EdgeLine::new(Arc::clone(&self.shared) as _, number))
+    }
+
+    /// Calls `hook` whenever the guest has finished with a level-sensitive pin, that is, at each EOI of its vector by
+    /// either way, as long as the returned [`FinishedHook`] lives. Several hooks of one pin are all called.
+    ///
+    /// This is for what holds a level outside of the IOAPIC and must look at it again when the guest is done: a physical
+    /// device whose interrupt stays masked on the host until then, KVM's resamplefd where its irqfd goes past this IOAPIC
+    /// by a route, or an [`EdgeToLevel`](crate::interrupt::EdgeToLevel). Devices on a [`LevelLine`] need no hook.
+    ///
+    /// It is called for each pin that has the vector, whether or not the interrupt was that pin's. It is called
+    /// between the end of the interrupt and the message that follows if the line is still up: a hook that lets go of the
+    /// line spares the guest that message. No lock is held. It may be called once more while the [`FinishedHook`] is
+    /// dropped on another thread.
+    ///
+    /// ```
+    /// # use devisor::backends::irqchip::{Vector, ioapic::{IoApic, IoApicConfig, Pin}};
+    /// # use devisor::{bus::BusDevice, interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId}};
+    /// # use std::sync::{Arc, atomic::{AtomicU32, Ordering::SeqCst}};
+    /// # #[derive(Default)]
+    /// # struct Messages(AtomicU32);
+    /// # impl MsiSink for Messages {
+    /// #     fn send(&self, _: RequesterId, _: MsiMessage) -> std::io::Result<()> {
+    /// #         self.0.fetch_add(1, SeqCst);
+    /// #         Ok(())
+    /// #     }
+    /// # }
+    /// # let messages = Arc::new(Messages::default());
+    /// # let ioapic = IoApic::new(IoApicConfig::default(), Arc::clone(&messages))?;
+    /// # ioapic.write(0x00, &[0x10 + 2 * 16]);
+    /// # ioapic.write(0x10, &0x8041_u32.to_le_bytes());
+    /// // A physical device on pin 16. The host has masked its interrupt, and says that it came:
+    /// let line = Arc::new(ioapic.level_line(Pin(16))?);
+    /// line.trigger()?;
+    /// // The guest is done: let go, then unmask. If the device is not satisfied, the interrupt comes again.
+    /// let hook = ioapic.on_finished(Pin(16), {
+    ///     let line = Arc::downgrade(&line);
+    ///     move || {
+    ///         if let Some(line) = line.upgrade() {
+    ///             let _ = line.clear();
+    ///             // unmask
+    ///         }
+    ///     }
+    /// })?;
+    /// ioapic.eoi(Vector(0x41));
+    /// assert_eq!(messages.0.load(SeqCst), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`IoApicError::NoSuchPin`].
+    pub fn on_finished(&self, pin: Pin, hook: impl Fn() + Send + Sync + 'static) -> Result<FinishedHook, IoApicError> {
+        let number = self.shared.pin(pin)?;
+        Ok(self.shared.finished.add(number, hook))
     }
 }
 
-/// A device's level line into an [`IoApic`]. Dropping it lets go of the line.
-pub struct LevelLine {
-    ioapic: Arc<Shared>,
-    pin: u32,
-    /// Whether this handle holds the line up. Changes under the lock of the IOAPIC only.
-    up: AtomicBool,
-}
-
-impl LevelLine {
-    fn drive(&self, up: bool) {
-        self.ioapic.with(|model| {
-            if self.up.load(Ordering::Relaxed) != up {
-                self.up.store(up, Ordering::Relaxed);
-                model.hold(self.pin, up);
+impl Inputs for Shared {
+    fn hold(&self, pin: u32, held: &Held, up: bool) {
+        self.with(|model| {
+            if held.set(up) {
+                model.hold(pin, up);
             }
         });
     }
-}
 
-impl Interrupt for LevelLine {
-    fn trigger(&self) -> io::Result<()> {
-        self.drive(true);
-        Ok(())
+    fn pulse(&self, pin: u32) {
+        self.with(|model| model.pulse(pin));
     }
-}
 
-impl LevelInterrupt for LevelLine {
-    fn clear(&self) -> io::Result<()> {
-        self.drive(false);
-        Ok(())
-    }
-}
-
-impl Drop for LevelLine {
-    fn drop(&mut self) {
-        self.drive(false);
-    }
-}
-
-impl fmt::Debug for LevelLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LevelLine")
-            .field("pin", &Pin(self.pin))
-            .field("up", &self.up.load(Ordering::Relaxed))
-            .finish_non_exhaustive()
-    }
-}
-
-/// An edge line into an [`IoApic`].
-pub struct EdgeLine {
-    ioapic: Arc<Shared>,
-    pin: u32,
-}
-
-/// An `Err` is that of the sink. The IOAPIC owes the message all the same, and a further trigger makes it no second one.
-impl Interrupt for EdgeLine {
-    fn trigger(&self) -> io::Result<()> {
-        self.ioapic.with_answer(Some(self.pin), |model| model.pulse(self.pin))
-    }
-}
-
-impl fmt::Debug for EdgeLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EdgeLine")
-            .field("pin", &Pin(self.pin))
-            .finish_non_exhaustive()
+    fn name(&self, pin: u32) -> String {
+        Pin(pin).to_string()
     }
 }

@@ -50,7 +50,7 @@ mod registers;
 mod snapshot;
 
 use std::{
-    fmt, io,
+    fmt,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -58,13 +58,16 @@ use std::{
 };
 
 use self::model::Model;
-use super::Vector;
+use super::{Vector, finished::FinishedHooks};
 use crate::{
     interrupt::{MsiMessage, MsiSink, RequesterId},
     sync::lock,
 };
 
-pub use lines::{EdgeLine, LevelLine};
+pub use super::{
+    finished::FinishedHook,
+    lines::{EdgeLine, LevelLine},
+};
 pub use snapshot::{IoApicState, IoApicStateError, PinState};
 
 /// A pin of an IOAPIC, counted from 0. Which global system interrupt it is, is the platform's matter.
@@ -131,7 +134,8 @@ pub enum IoApicError {
 /// A message that the sink refuses is owed, which the guest sees as Delivery Status. It is tried again, once each time,
 /// with whatever happens next to this IOAPIC: a change of any line, a register write, an EOI, or a call of
 /// [`retry`](Self::retry). It then goes where the entry says by then. If the pin is masked meanwhile, an edge waits for
-/// the unmask; a level that has gone is owed no more. [`refusals`](Self::refusals) counts.
+/// the unmask; a level that has gone is owed no more. [`refusals`](Self::refusals) counts: an embedder whose sink can
+/// refuse and then take again calls `retry` when it can, or else what is owed waits for the next event.
 ///
 /// # Threads
 /// All methods can be called from any thread. The sink is called on the thread that caused the message, with no lock
@@ -147,6 +151,7 @@ struct Shared {
     config: IoApicConfig,
     sink: Box<dyn MsiSink>,
     model: Mutex<Model>,
+    finished: Arc<FinishedHooks>,
     refusals: AtomicU64,
 }
 
@@ -164,6 +169,7 @@ impl IoApic {
                 config,
                 sink: Box::new(sink),
                 model: Mutex::new(Model::new(config)),
+                finished: Arc::default(),
                 refusals: AtomicU64::new(0),
             }),
         })
@@ -177,7 +183,7 @@ impl IoApic {
     /// A local APIC has broadcast an EOI: level-sensitive pins with this vector are out of service, and those whose line
     /// is still up send their message again. EOIs of other vectors do nothing, so all may be passed on.
     pub fn eoi(&self, vector: Vector) {
-        self.shared.with(|model| model.eoi(vector.0));
+        self.shared.eoi(vector);
     }
 
     /// The message that `pin` would send as its entry is now, masked or not, or `None` if it has a reserved delivery mode.
@@ -216,37 +222,39 @@ impl fmt::Debug for IoApic {
 }
 
 impl Shared {
-    /// Runs `change` under the lock, then sends what came of it.
+    /// Runs `change` under the lock, then sends what came of it, each message once. One that is refused is owed.
     fn with(&self, change: impl FnOnce(&mut Model)) {
-        // A refusal is counted, and owed; the guest does not hear of it.
-        let _ = self.with_answer(None, change);
-    }
-
-    /// Runs `change` under the lock, then sends what came of it, each message once.
-    ///
-    /// # Errors
-    /// Why the message of `pin` was refused.
-    fn with_answer(&self, pin: Option<u32>, change: impl FnOnce(&mut Model)) -> io::Result<()> {
         let mut model = lock(&self.model);
         change(&mut model);
         let mut candidates = model.candidates();
-        let mut answer = Ok(());
         while let Some((ticket, message)) = model.next_message(&mut candidates) {
             drop(model);
             let sent = self.sink.send(self.config.requester, message);
             if sent.is_ok() && candidates.is_empty() {
-                return answer;
+                return;
             }
             model = lock(&self.model);
-            if let Err(error) = sent {
+            if sent.is_err() {
                 self.refusals.fetch_add(1, Ordering::Relaxed);
                 model.refused(ticket);
-                if pin == Some(ticket.pin) {
-                    answer = Err(error);
-                }
             }
         }
-        answer
+    }
+
+    /// Ends the interrupts of a vector, tells who wants to hear of it, then sends again what is still up.
+    fn eoi(&self, vector: Vector) {
+        if self.finished.is_empty() {
+            return self.with(|model| model.eoi(vector.0));
+        }
+        let mut ended = {
+            let mut model = lock(&self.model);
+            model.eoi(vector.0);
+            model.levels_with(vector.0)
+        };
+        while let Some(pin) = ended.pop() {
+            self.finished.call(pin);
+        }
+        self.with(|_| ());
     }
 
     fn pin(&self, pin: Pin) -> Result<u32, IoApicError> {

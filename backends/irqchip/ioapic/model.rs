@@ -27,7 +27,7 @@ impl PinSet {
         self.0 == [0; 4]
     }
 
-    fn pop(&mut self) -> Option<u32> {
+    pub(super) fn pop(&mut self) -> Option<u32> {
         let word = self.0.iter().position(|word| *word != 0)?;
         let bit = self.0[word].trailing_zeros();
         self.0[word] &= self.0[word] - 1;
@@ -210,6 +210,17 @@ impl Model {
         }
     }
 
+    /// The level-sensitive pins that have a vector.
+    pub(super) fn levels_with(&self, vector: u8) -> PinSet {
+        let mut pins = PinSet::default();
+        for (index, pin) in (0..).zip(&self.pins) {
+            if is_level(pin.entry) && pin.entry & VECTOR == u64::from(vector) {
+                pins.insert(index);
+            }
+        }
+        pins
+    }
+
     /// The pins that may have a message to send.
     pub(super) fn candidates(&self) -> PinSet {
         self.due.union(self.latched)
@@ -315,7 +326,6 @@ impl Model {
         match offset {
             IOREGSEL => self.select = merged & Self::select_mask(self.pins.len()),
             IOWIN => self.write_selected(merged),
-            EOI if lanes & 0xff != 0 => self.eoi(merged as u8),
             _ => (),
         }
     }

@@ -150,7 +150,8 @@ impl Model {
         }
         self.lvt[lvt as usize] = new;
         // To and from TSC-deadline the timer is disarmed; between one-shot and periodic the count goes on (12.5.4.1).
-        if lvt == Lvt::Timer && TimerMode::of(old).counts() != TimerMode::of(new).counts() {
+        let (old, new) = (TimerMode::of(old), TimerMode::of(new));
+        if lvt == Lvt::Timer && old != new && !(old.counts() && new.counts()) {
             self.timer.disarm();
         }
     }

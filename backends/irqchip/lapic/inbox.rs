@@ -80,6 +80,11 @@ impl<L: LevelInterrupt> Inbox<L> {
 
     /// Changes the signals. `change` may run more than once.
     pub fn signal(&self, change: impl Fn(u64) -> u64) -> io::Result<()> {
+        self.change(change);
+        self.raise(SIGNALS)
+    }
+
+    fn change(&self, change: impl Fn(u64) -> u64) {
         let mut signals = self.signals.load(Ordering::SeqCst);
         while let Err(now) =
             self.signals
@@ -87,7 +92,6 @@ impl<L: LevelInterrupt> Inbox<L> {
         {
             signals = now;
         }
-        self.raise(SIGNALS)
     }
 
     /// Asks the owner to look at its timer.
@@ -144,11 +148,20 @@ impl<L: LevelInterrupt> Inbox<L> {
         self.wake.failures()
     }
 
-    /// The level of the LINT pins, as a restored state has it: what follows is an edge only if it changes them.
-    pub fn set_levels(&self, up: [bool; 2]) {
-        let levels = (0..2).fold(0, |levels, pin| levels | (u64::from(up[pin]) * signal::UP[pin]));
-        self.signals.fetch_and(!signal::LEVELS, Ordering::SeqCst);
-        self.signals.fetch_or(levels, Ordering::SeqCst);
+    /// The levels of the LINT pins as a restored state has them. One that was up counts as up until its device drives it, and
+    /// has not risen, also if the device has driven it before; one that was down and is up now has risen.
+    pub fn restore_levels(&self, up: [bool; 2]) {
+        self.change(|mut signals| {
+            for (pin, was_up) in up.into_iter().enumerate() {
+                let (level, rose) = (signal::UP[pin], signal::ROSE[pin]);
+                signals = match was_up {
+                    true => signals & !rose | level,
+                    false if signals & level != 0 => signals | rose,
+                    false => signals,
+                };
+            }
+            signals
+        });
     }
 }
 

@@ -181,6 +181,9 @@ impl LocalApic {
     /// time-stamp counter with what it read. Messages that came before and that no vCPU has looked at are not lost:
     /// they are taken under the new state. The vCPU is woken, once.
     ///
+    /// Restore what drives the pins too, before or after: a pin that was up is expected to be driven up again, which is no
+    /// new edge for the guest. Until then it counts as up. A pin that was down and is up now is a new edge.
+    ///
     /// # Errors
     /// [`LocalApicStateError`] if a local APIC like this cannot be in such a state; nothing has changed then.
     pub fn restore(&self, state: &LocalApicState) -> Result<(), LocalApicStateError> {
@@ -200,7 +203,7 @@ impl super::Shared {
         {
             let mut own = crate::sync::lock(&this.own);
             let lint = change(&mut own.model)?;
-            this.inbox.set_levels(lint);
+            this.inbox.restore_levels(lint);
             this.inbox.look();
             own.update(&this.published);
         }

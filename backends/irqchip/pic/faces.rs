@@ -51,7 +51,7 @@ fn ports(offset: u64, len: usize) -> impl Iterator<Item = (usize, u64)> {
 impl BusDevice for ChipPorts {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        let _ = self.pic.with(|model| {
+        self.pic.with(|model| {
             for (at, port) in ports(offset, data.len()) {
                 data[at] = model.read(self.which, port);
                 model.update();
@@ -60,7 +60,7 @@ impl BusDevice for ChipPorts {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let _ = self.pic.with(|model| {
+        self.pic.with(|model| {
             for (at, port) in ports(offset, data.len()) {
                 model.chip(self.which).write(port, data[at]);
                 model.update();
@@ -86,7 +86,7 @@ impl ElcrPorts {
 impl BusDevice for ElcrPorts {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        let _ = self.pic.with(|model| {
+        self.pic.with(|model| {
             for (at, port) in ports(offset, data.len()) {
                 data[at] = Self::chip(model, port).elcr;
             }
@@ -94,7 +94,7 @@ impl BusDevice for ElcrPorts {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let _ = self.pic.with(|model| {
+        self.pic.with(|model| {
             for (at, port) in ports(offset, data.len()) {
                 Self::chip(model, port).write_elcr(data[at]);
             }

@@ -1,31 +1,24 @@
 //! The inputs of the 8259 pair as lines for devices.
 
-use std::{
-    fmt, io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::sync::Arc;
 
-use super::{Irq, Pic, PicError, Shared};
-use crate::interrupt::{Interrupt, LevelInterrupt};
+use super::{
+    super::lines::{EdgeLine, Held, Inputs, LevelLine},
+    Irq, Pic, PicError, Shared,
+};
 
 impl Pic {
     /// A level line into an IRQ.
     ///
     /// ELCR decides how it is understood: level-triggered, there is a request while the line is up; edge-triggered, each
-    /// rise makes one. Several handles of one IRQ are a wired-OR, and dropping one lets go. The line takes every change,
-    /// so its calls are never an `Err`: an INTR that refuses to be told is told again with the next change.
+    /// rise makes one. An INTR that refuses to be told is the pair's to tell again, with whatever happens next to it, and not
+    /// the device's.
     ///
     /// # Errors
     /// [`PicError::NoSuchIrq`].
     pub fn level_line(&self, irq: Irq) -> Result<LevelLine, PicError> {
-        Ok(LevelLine {
-            irq: irq.check()?,
-            pic: Arc::clone(&self.shared),
-            up: AtomicBool::new(false),
-        })
+        let number = irq.check()?;
+        Ok(LevelLine::new(Arc::clone(&self.shared) as _, number.into()))
     }
 
     /// An edge line into an IRQ: each trigger is a pulse, whatever the level that a [`LevelLine`] of the same IRQ holds.
@@ -34,79 +27,26 @@ impl Pic {
     /// # Errors
     /// [`PicError::NoSuchIrq`].
     pub fn edge_line(&self, irq: Irq) -> Result<EdgeLine, PicError> {
-        Ok(EdgeLine {
-            irq: irq.check()?,
-            pic: Arc::clone(&self.shared),
-        })
+        let number = irq.check()?;
+        Ok(EdgeLine::new(Arc::clone(&self.shared) as _, number.into()))
     }
 }
 
-/// A device's level line into a [`Pic`]. Dropping it lets go of the line.
-pub struct LevelLine {
-    pic: Arc<Shared>,
-    irq: u8,
-    /// Whether this handle holds the line up. Changes under the lock of the pair only.
-    up: AtomicBool,
-}
-
-impl LevelLine {
-    fn drive(&self, up: bool) {
-        let ((), _) = self.pic.with(|model| {
-            if self.up.load(Ordering::Relaxed) != up {
-                self.up.store(up, Ordering::Relaxed);
-                model.hold(self.irq, up);
+/// An IRQ is its own number.
+impl Inputs for Shared {
+    fn hold(&self, irq: u32, held: &Held, up: bool) {
+        self.with(|model| {
+            if held.set(up) {
+                model.hold(irq as u8, up);
             }
         });
     }
-}
 
-impl Interrupt for LevelLine {
-    fn trigger(&self) -> io::Result<()> {
-        self.drive(true);
-        Ok(())
+    fn pulse(&self, irq: u32) {
+        self.with(|model| model.pulse(irq as u8));
     }
-}
 
-impl LevelInterrupt for LevelLine {
-    fn clear(&self) -> io::Result<()> {
-        self.drive(false);
-        Ok(())
-    }
-}
-
-impl Drop for LevelLine {
-    fn drop(&mut self) {
-        self.drive(false);
-    }
-}
-
-impl fmt::Debug for LevelLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LevelLine")
-            .field("irq", &Irq(self.irq))
-            .field("up", &self.up.load(Ordering::Relaxed))
-            .finish_non_exhaustive()
-    }
-}
-
-/// An edge line into a [`Pic`].
-pub struct EdgeLine {
-    pic: Arc<Shared>,
-    irq: u8,
-}
-
-/// An `Err` says that INTR refused to be told. The request is there all the same.
-impl Interrupt for EdgeLine {
-    fn trigger(&self) -> io::Result<()> {
-        let ((), told) = self.pic.with(|model| model.pulse(self.irq));
-        told
-    }
-}
-
-impl fmt::Debug for EdgeLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EdgeLine")
-            .field("irq", &Irq(self.irq))
-            .finish_non_exhaustive()
+    fn name(&self, irq: u32) -> String {
+        Irq(irq as u8).to_string()
     }
 }

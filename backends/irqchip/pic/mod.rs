@@ -43,7 +43,7 @@ mod registers;
 mod snapshot;
 
 use std::{
-    fmt, io,
+    fmt,
     sync::{Arc, Mutex},
 };
 
@@ -54,9 +54,9 @@ use crate::{
     sync::lock,
 };
 
+pub use super::lines::{EdgeLine, LevelLine};
 pub use chip::InitStep;
 pub use faces::{ChipPorts, ElcrPorts};
-pub use lines::{EdgeLine, LevelLine};
 pub use snapshot::{ChipState, PicState, PicStateError};
 
 /// An interrupt request of the ISA bus: 0 to 7 are inputs of the master, 8 to 15 of the slave.
@@ -97,7 +97,9 @@ pub enum PicError {
 ///
 /// # Threads
 /// All methods can be called from any thread. INTR hears transitions only, in order, from the thread whose line or access
-/// caused it, and never while a lock is held: it may call back. See [`LevelOutput`] for what follows from an error.
+/// caused it, and never while a lock is held: it may call back. If it refuses, it is told again with whatever happens next
+/// to the pair: a line, an access of the guest, or an acknowledge. Until then the request is there, and
+/// [`intr`](Pic::intr) says so; [`output_failures`](Pic::output_failures) counts.
 #[derive(Clone)]
 pub struct Pic {
     shared: Arc<Shared>,
@@ -133,13 +135,12 @@ impl Pic {
     /// The CPU's interrupt acknowledge cycle: takes the most urgent request and gives its vector. If there is none any
     /// more, that is the spurious one.
     pub fn acknowledge(&self) -> Vector {
-        let (vector, _) = self.shared.with(Model::acknowledge);
-        Vector(vector)
+        Vector(self.shared.with(Model::acknowledge))
     }
 
     /// A reset of the system: the guest has to initialize the chips again. Lines stay as their devices hold them.
     pub fn reset(&self) {
-        let _ = self.shared.with(Model::reset);
+        self.shared.with(Model::reset);
     }
 }
 
@@ -152,14 +153,15 @@ impl fmt::Debug for Pic {
 }
 
 impl Shared {
-    /// Runs `change` under the lock, then tells INTR what came of it. The error is INTR's.
-    fn with<T>(&self, change: impl FnOnce(&mut Model) -> T) -> (T, io::Result<()>) {
+    /// Runs `change` under the lock, then tells INTR what came of it. A refusal is counted there, and told again next time.
+    fn with<T>(&self, change: impl FnOnce(&mut Model) -> T) -> T {
         let value = {
             let mut model = lock(&self.model);
             let value = change(&mut model);
             self.intr.set(model.update());
             value
         };
-        (value, self.intr.settle())
+        let _ = self.intr.settle();
+        value
     }
 }

@@ -99,8 +99,7 @@ impl Pic {
     pub fn restore(&self, state: &PicState) -> Result<(), PicStateError> {
         state.master.check("master", true)?;
         state.slave.check("slave", false)?;
-        // An INTR that refuses counts it, and is told again with the next change.
-        let _ = self.shared.with(|model| model.restore(state));
+        self.shared.with(|model| model.restore(state));
         Ok(())
     }
 }

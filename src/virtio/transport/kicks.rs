@@ -15,12 +15,22 @@ use crate::{
     virtio::Round,
 };
 
+/// Why nobody is to work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub(super) enum Pause {
+    /// The embedder says so.
+    Embedder = 1 << 0,
+    /// The bus does not let the device at memory.
+    Bus = 1 << 1,
+}
+
 pub(super) struct Kicks {
     /// A bit a queue.
     marks: Box<[AtomicU64]>,
     /// Calls of `run` since the last worker left; zero when there is none.
     requests: AtomicU64,
-    /// Not zero while nobody is to work.
+    /// Why nobody is to work: a bit a reason.
     paused: AtomicU64,
 }
 
@@ -34,9 +44,15 @@ impl Kicks {
         }
     }
 
-    /// Lets nobody begin a round from here on, or again. Who ends a pause calls [`Self::run`] after it.
-    pub fn pause(&self, pause: bool) {
-        self.paused.store(pause.into(), Ordering::SeqCst);
+    /// Lets nobody begin a round from here on, or again if there is no other reason. Who ends a pause calls
+    /// [`Self::run`] after it. Whether this changed anything.
+    pub fn pause(&self, reason: Pause, pause: bool) -> bool {
+        let bit = reason as u64;
+        let before = match pause {
+            true => self.paused.fetch_or(bit, Ordering::SeqCst),
+            false => self.paused.fetch_and(!bit, Ordering::SeqCst),
+        };
+        (before & bit != 0) != pause
     }
 
     fn is_paused(&self) -> bool {
@@ -178,8 +194,8 @@ mod loom_tests {
                     run();
                 })
             };
-            kicks.pause(true);
-            kicks.pause(false);
+            kicks.pause(Pause::Embedder, true);
+            kicks.pause(Pause::Embedder, false);
             run();
             vcpu.join().unwrap();
             assert_eq!(handled.load(Relaxed), 1);

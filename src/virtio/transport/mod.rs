@@ -1,10 +1,11 @@
 //! What every virtio transport shares: the status machine, feature negotiation, queue set-up and running the device.
 //!
-//! [`mmio`] decodes registers and carries the interrupt; everything that it has in common with other transports is
-//! `Core`, which knows no register layout and no line.
+//! [`mmio`] and [`pci`] decode registers and carry the interrupt; everything that they have in common is `Core`, which
+//! knows no register layout and no line.
 
 mod kicks;
 pub mod mmio;
+pub mod pci;
 mod run;
 mod state;
 pub mod status;
@@ -129,7 +130,13 @@ where
     A: GuestAddressSpace,
     D: VirtioDevice<A::M>,
 {
-    pub fn new(device: D, space: A, interrupt: Arc<dyn VirtioInterrupt>) -> Result<Self, TransportError> {
+    /// `transport` are the features that the transport brings.
+    pub fn new(
+        device: D,
+        space: A,
+        interrupt: Arc<dyn VirtioInterrupt>,
+        transport: u64,
+    ) -> Result<Self, TransportError> {
         let queue_sizes: Box<[u16]> = device.queue_sizes().into();
         if queue_sizes.len() > usize::from(u16::MAX) {
             return Err(TransportError::QueueCount(queue_sizes.len()));
@@ -142,7 +149,7 @@ where
             });
         }
         Ok(Self {
-            offered: device.features() | features::COMMON,
+            offered: device.features() | features::COMMON | transport,
             space,
             interrupt,
             doorbell: None,
@@ -299,6 +306,17 @@ where
         word(self.offered, sel)
     }
 
+    pub fn driver_features(&self) -> u32 {
+        let registers = self.registers();
+        word(registers.driver_features, registers.driver_features_sel)
+    }
+
+    /// Whether the driver has accepted `features`, for good.
+    pub fn has_negotiated(&self, features: u64) -> bool {
+        let registers = self.registers();
+        self.has(FEATURES_OK) && registers.driver_features & features == features
+    }
+
     pub fn write_driver_features(&self, value: u32) {
         let mut registers = self.registers();
         if !self.has(DRIVER) || self.has(FEATURES_OK) {
@@ -318,9 +336,25 @@ where
     }
 
     pub fn queue_ready(&self) -> bool {
+        self.selected_queue().is_some_and(|queue| queue.ready)
+    }
+
+    pub fn queue_count(&self) -> u16 {
+        // Checked when it was made.
+        self.queue_sizes.len() as u16
+    }
+
+    /// The selected queue as the driver has programmed it, if there is one.
+    pub fn selected_queue(&self) -> Option<QueueSetup> {
         let registers = self.registers();
-        let queue = registers.queues.get(registers.selected());
-        queue.is_some_and(|queue| queue.ready)
+        registers.queues.get(registers.selected()).copied()
+    }
+
+    /// Whether each queue is one whose kicks mean something: enabled, of a driver that is ready.
+    pub fn kickable(&self) -> Vec<bool> {
+        let registers = self.registers();
+        let live = self.is_live();
+        registers.queues.iter().map(|queue| live && queue.ready).collect()
     }
 
     /// Changes the layout of the selected queue, if it is not frozen.
@@ -368,18 +402,18 @@ where
         }
     }
 
-    /// Resets the selected queue by itself (section 2.6.1), if the driver has negotiated that.
-    pub fn reset_queue(&self) {
+    /// Resets the selected queue by itself (section 2.6.1), if the driver has negotiated that. Which one, if it was reset.
+    pub fn reset_queue(&self) -> Option<QueueIndex> {
         let mut registers = self.registers();
         let selected = registers.selected();
         let negotiated = self.has(FEATURES_OK) && registers.driver_features & features::RING_RESET != 0;
-        if let Some(queue) = registers.queues.get_mut(selected).filter(|_| negotiated) {
-            *queue = QueueSetup {
-                was_reset: true,
-                ..QueueSetup::new(self.queue_sizes[selected])
-            };
-            self.stop_queue(selected);
-        }
+        let queue = registers.queues.get_mut(selected).filter(|_| negotiated)?;
+        *queue = QueueSetup {
+            was_reset: true,
+            ..QueueSetup::new(self.queue_sizes[selected])
+        };
+        self.stop_queue(selected);
+        Some(QueueIndex(selected as u16))
     }
 
     /// Takes the queue `index` away from the device, if it has it.

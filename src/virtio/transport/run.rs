@@ -8,7 +8,7 @@ use std::{
 
 use vm_memory::GuestAddressSpace;
 
-use super::{Core, Running, status::DRIVER_OK};
+use super::{Core, Running, kicks::Pause, status::DRIVER_OK};
 use crate::{
     sync::lock,
     virtio::{QueueIndex, Queues, Round, VirtioDevice},
@@ -70,8 +70,25 @@ where
 
     /// Ends the round that is under way, if one is, and lets none begin. Kicks are kept.
     pub fn pause(&self) {
-        self.kicks.pause(true);
+        self.kicks.pause(Pause::Embedder, true);
         drop(self.stop());
+    }
+
+    /// The bus lets the device at memory from here on, or does not: as a [`pause`](Self::pause) of the bus's own. Whether
+    /// that is new; then follow the end of it with [`Self::look_again`].
+    pub fn set_bus_master(&self, master: bool) -> bool {
+        let changed = self.kicks.pause(Pause::Bus, !master);
+        if changed && !master {
+            drop(self.stop());
+        }
+        changed
+    }
+
+    /// Looks at every queue once, if the driver has set DRIVER_OK.
+    pub fn look_again(&self) {
+        if self.is_live() {
+            self.kick_all();
+        }
     }
 
     fn round(&self, index: usize) -> Round {

@@ -4,8 +4,9 @@ use std::sync::{Arc, atomic::Ordering};
 
 use vm_memory::GuestAddressSpace;
 
-use super::{Core, Registers, Running, no_queues, status};
+use super::{Core, Registers, Running, kicks::Pause, no_queues, status};
 use crate::{
+    pci::StateError,
     sync::lock,
     virtio::{
         Queue, QueueIndex, VirtioDevice, features,
@@ -64,7 +65,7 @@ pub struct TransportState {
 }
 
 /// A saved transport is refused; the transport is as it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestoreError {
     /// The transport has been used already.
@@ -113,6 +114,17 @@ pub enum RestoreError {
         /// All bits that there are.
         possible: u64,
     },
+    /// A queue, or the configuration, interrupts by a vector that the function does not have.
+    #[error("vector {vector:#x} is mapped: the function has {vectors}, and 0xffff is none")]
+    Vector {
+        /// What the state says.
+        vector: u16,
+        /// How many there are.
+        vectors: u16,
+    },
+    /// The PCI function is refused.
+    #[error(transparent)]
+    Function(#[from] StateError),
 }
 
 impl<A, D> Core<A, D>
@@ -197,11 +209,9 @@ where
 
     /// Ends a pause, and looks at every queue once: a kick that came before a state was saved is not in it.
     pub fn resume(&self) {
-        self.kicks.pause(false);
+        self.kicks.pause(Pause::Embedder, false);
         self.tell_what_is_owed();
-        if self.is_live() {
-            self.kick_all();
-        }
+        self.look_again();
     }
 
     fn check(&self, state: &TransportState, running: &Running<D>) -> Result<(), RestoreError> {

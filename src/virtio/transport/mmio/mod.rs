@@ -87,7 +87,7 @@ where
     /// The device offers a queue that cannot be.
     pub fn new(device: D, space: A, line: Line) -> Result<Self, TransportError> {
         let interrupt = Arc::new(MmioInterrupt::new(line));
-        let core = Core::new(device, space, Arc::clone(&interrupt) as _)?;
+        let core = Core::new(device, space, Arc::clone(&interrupt) as _, 0)?;
         Ok(Self {
             core,
             interrupt,
@@ -235,7 +235,7 @@ where
             registers::QUEUE_DEVICE_LOW => core.set_up_queue(|queue| replace_low(&mut queue.device_area, value)),
             registers::QUEUE_DEVICE_HIGH => core.set_up_queue(|queue| replace_high(&mut queue.device_area, value)),
             registers::SHM_SEL => self.shm_sel.store(value, Ordering::SeqCst),
-            registers::QUEUE_RESET if value & 1 != 0 => core.reset_queue(),
+            registers::QUEUE_RESET if value & 1 != 0 => _ = core.reset_queue(),
             // Read-only, or not there.
             _ => {}
         }

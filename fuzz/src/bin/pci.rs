@@ -1,0 +1,334 @@
+//! Virtio over PCI with a disk behind it: whatever a guest writes to configuration space, BARs, table and rings, the wire and
+//! the pending bits follow from the state, a mask is not passed, and a saved device goes on.
+#![no_main]
+
+use std::sync::Arc;
+
+use arbitrary::Arbitrary;
+use devisor::{
+    bus::{BusDevice, read_le},
+    interrupt::{LevelInterrupt, NoInterrupt, SinkVectors},
+    pci::{BarIndex, DeviceFunction, Function, MsiX, RootBus, Signalled},
+    virtio::{
+        QueueIndex, VirtioPci,
+        block::{Block, BlockOptions, BlockState, MemoryStorage},
+    },
+};
+use devisor_fuzz::{Access, Outside};
+use libfuzzer_sys::fuzz_target;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+const COMMAND: u64 = 0x04;
+const BUS_MASTER: u64 = 4;
+const INTX_DISABLE: u64 = 1 << 10;
+const MSIX_CONTROL: u64 = 0x42;
+const ENABLE: u64 = 1 << 15;
+const FUNCTION_MASK: u64 = 1 << 14;
+const VECTORS: u16 = 2;
+const PBA: u64 = 0x1000;
+
+/// The guest's memory, and where its ring is after [`Step::Up`].
+const MEMORY: usize = 0x8000;
+const DESCRIPTORS: u64 = 0x1000;
+const AVAILABLE: u64 = 0x2000;
+const USED: u64 = 0x3000;
+const BUFFERS: u64 = 0x4000;
+const QUEUE_SIZE: u16 = 8;
+
+/// Registers that do something, in configuration space and in the common configuration.
+const CONTROLS: [u64; 9] = [COMMAND, 0x10, 0x14, MSIX_CONTROL, 0x3c, 0x94, 0x98, 0x9c, 0xa0];
+const COMMON: [(u64, usize); 14] = [
+    (0x00, 4),
+    (0x08, 4),
+    (0x0c, 4),
+    (0x10, 2),
+    (0x14, 1),
+    (0x16, 2),
+    (0x18, 2),
+    (0x1a, 2),
+    (0x1c, 2),
+    (0x20, 4),
+    (0x24, 4),
+    (0x28, 4),
+    (0x30, 4),
+    (0x3a, 2),
+];
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    Ecam(Access),
+    Control { register: u8, value: u32 },
+    Structures(Access),
+    Common { register: u8, value: u32 },
+    Table(Access),
+    Mask { vector: bool, masked: bool },
+    /// Where the BARs decode.
+    Window(Access),
+    Memory { address: u16, value: u64 },
+    /// What a driver does, up to DRIVER_OK.
+    Up { messages: bool, features: u64 },
+    /// A request of a header, data and a status byte.
+    Request { kind: u8, sector: u8, len: u16, read: bool },
+    Kick(u8),
+    Trigger(u8),
+    Export(u8),
+    ChangeConfig,
+    Refuse(bool),
+    Release,
+    Reset,
+    Move,
+}
+
+type Device = VirtioPci<Arc<GuestMemoryMmap>, Block>;
+
+/// One of the places where a guest reaches the function.
+enum Face<'a> {
+    Ecam(&'a RootBus),
+    Bar(&'a Device, BarIndex),
+}
+
+impl BusDevice for Face<'_> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        match *self {
+            Self::Ecam(root) => root.ecam().read(offset.wrapping_add(1 << 15), data),
+            Self::Bar(device, bar) if device.endpoint().read_bar(bar, offset, data) => {}
+            Self::Bar(device, bar) => device.read_bar(bar, offset, data),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        match *self {
+            Self::Ecam(root) => root.ecam().write(offset.wrapping_add(1 << 15), data),
+            Self::Bar(device, bar) if device.endpoint().write_bar(bar, offset, data) => {}
+            Self::Bar(device, bar) => device.write_bar(bar, offset, data),
+        }
+    }
+}
+
+struct Machine {
+    memory: Arc<GuestMemoryMmap>,
+    root: RootBus,
+    device: Arc<Device>,
+    line: Outside,
+    sink: Outside,
+    /// A refusal leaves its mark until somebody signals again.
+    was_refused: bool,
+    available: u16,
+}
+
+impl Machine {
+    fn new(memory: Arc<GuestMemoryMmap>, state: Option<&BlockState>) -> Self {
+        let (line, sink) = (Outside::default(), Outside::default());
+        // Device 1 pulls the second wire.
+        let wires = [0, 1, 2, 3].map(|wire| match wire {
+            1 => Arc::new(line.clone()) as Arc<dyn LevelInterrupt>,
+            _ => Arc::new(NoInterrupt),
+        });
+        let root = RootBus::new(wires, Arc::new(SinkVectors::new(Arc::new(sink.clone()))));
+        let slot = root.slot(DeviceFunction::new(1, 0).unwrap()).unwrap();
+        let storage = MemoryStorage::new(0x2000);
+        let disk = match state {
+            Some(state) => Block::restore(storage, state).unwrap(),
+            None => Block::new(storage, BlockOptions::default()).unwrap(),
+        };
+        let device = Arc::new(VirtioPci::new(disk, Arc::clone(&memory), slot).unwrap());
+        root.insert(Arc::clone(&device) as _).unwrap();
+        Self {
+            memory,
+            root,
+            device,
+            line,
+            sink,
+            was_refused: false,
+            available: 0,
+        }
+    }
+
+    fn write(&self, face: Face<'_>, offset: u64, len: usize, value: u64) {
+        face.write(offset, &value.to_le_bytes()[..len]);
+    }
+
+    fn config(&self, offset: u64, len: usize, value: u64) {
+        self.write(Face::Ecam(&self.root), offset, len, value);
+    }
+
+    fn common(&self, offset: u64, len: usize, value: u64) {
+        self.write(self.structures(), offset, len, value);
+    }
+
+    fn structures(&self) -> Face<'_> {
+        Face::Bar(&self.device, BarIndex::Bar0)
+    }
+
+    fn table(&self) -> Face<'_> {
+        Face::Bar(&self.device, BarIndex::Bar1)
+    }
+
+    fn msix(&self) -> &MsiX {
+        self.device.endpoint().msix().unwrap()
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Ecam(access) => access.run(&Face::Ecam(&self.root), 0x1000, 4),
+            Step::Control { register, value } => {
+                let register = CONTROLS[usize::from(register) % CONTROLS.len()];
+                self.config(register, 4 - (register % 4) as usize, value.into());
+            }
+            Step::Structures(access) => access.run(&self.structures(), 0x4000, 4),
+            Step::Common { register, value } => {
+                let (register, len) = COMMON[usize::from(register) % COMMON.len()];
+                self.common(register, len, value.into());
+            }
+            Step::Table(access) => access.run(&self.table(), 0x2000, 4),
+            Step::Mask { vector, masked } => {
+                self.write(self.table(), 16 * u64::from(vector) + 12, 4, masked.into());
+            }
+            Step::Window(access) => {
+                let bar = self.device.endpoint().decoded(BarIndex::Bar0).unwrap_or(0);
+                access.run(&self.root.memory_window(bar), 0x4000, 4);
+            }
+            Step::Memory { address, value } => {
+                let _ = self.memory.write_obj(value, GuestAddress(address.into()));
+            }
+            Step::Up { messages, features } => self.up(messages, features),
+            Step::Request { kind, sector, len, read } => self.request(kind, sector, len, read),
+            Step::Kick(queue) => self.common(0x3000 + 4 * u64::from(queue), 2, queue.into()),
+            Step::Trigger(vector) => {
+                let signalled = self.msix().trigger(vector.into());
+                assert!(signalled.is_ok() || self.sink.refuses() || u16::from(vector) >= VECTORS);
+                if matches!(signalled, Ok(Signalled::Pending)) {
+                    assert!(self.msix().is_pending(vector.into()));
+                }
+            }
+            // The platform has no descriptors; but the vector is there from now on.
+            Step::Export(vector) => assert!(self.msix().export(vector.into()).is_err()),
+            Step::ChangeConfig => self.device.change_config(|_| ()),
+            Step::Refuse(refuses) => {
+                self.sink.refuse(refuses);
+                self.line.refuse(refuses);
+                self.was_refused |= refuses;
+                let _ = self.device.endpoint().intx().settle();
+            }
+            Step::Release => self.msix().release(),
+            Step::Reset => self.device.reset(),
+            Step::Move => self.move_away(),
+        }
+    }
+
+    fn up(&mut self, messages: bool, features: u64) {
+        self.device.reset();
+        self.config(COMMAND, 2, 6);
+        if messages {
+            self.config(MSIX_CONTROL, 2, ENABLE);
+            (0..u64::from(VECTORS)).for_each(|vector| self.write(self.table(), 16 * vector + 8, 8, 0x40 + vector));
+        }
+        self.common(0x14, 1, 1);
+        self.common(0x14, 1, 3);
+        // VERSION_1 in any case, and of the others what is offered.
+        for (select, wanted) in [features as u32, (features >> 32) as u32 | 1].into_iter().enumerate() {
+            self.common(0x00, 4, select as u64);
+            let mut offered = [0; 4];
+            self.structures().read(0x04, &mut offered);
+            self.common(0x08, 4, select as u64);
+            self.common(0x0c, 4, u64::from(wanted) & read_le(&offered));
+        }
+        self.common(0x14, 1, 0xb);
+        self.common(0x10, 2, 0);
+        self.common(0x16, 2, 0);
+        self.common(0x18, 2, QUEUE_SIZE.into());
+        self.common(0x1a, 2, 1);
+        for (register, address) in [(0x20, DESCRIPTORS), (0x28, AVAILABLE), (0x30, USED)] {
+            self.common(register, 4, address);
+            self.common(register + 4, 4, 0);
+        }
+        self.memory.write_slice(&[0; 64], GuestAddress(AVAILABLE)).unwrap();
+        self.memory.write_slice(&[0; 128], GuestAddress(USED)).unwrap();
+        self.available = 0;
+        self.common(0x1c, 2, 1);
+        self.common(0x14, 1, 0xf);
+    }
+
+    fn request(&mut self, kind: u8, sector: u8, len: u16, read: bool) {
+        const NEXT: u16 = 1;
+        const WRITE: u16 = 2;
+        self.memory.write_obj(u64::from(kind % 16), GuestAddress(BUFFERS)).unwrap();
+        self.memory.write_obj(u64::from(sector), GuestAddress(BUFFERS + 8)).unwrap();
+        let data = if read { WRITE } else { 0 };
+        let chain = [
+            (BUFFERS, 16, NEXT),
+            (BUFFERS + 0x100, u32::from(len), NEXT | data),
+            (BUFFERS + 16, 1, WRITE),
+        ];
+        for (index, (address, len, flags)) in (0_u16..).zip(chain) {
+            let at = DESCRIPTORS + 16 * u64::from(index);
+            let rest = u64::from(len) | u64::from(flags) << 32 | u64::from(index + 1) << 48;
+            self.memory.write_obj(address, GuestAddress(at)).unwrap();
+            self.memory.write_obj(rest, GuestAddress(at + 8)).unwrap();
+        }
+        self.available = self.available.wrapping_add(1);
+        self.memory.write_obj(self.available, GuestAddress(AVAILABLE + 2)).unwrap();
+        self.common(0x3000, 2, 0);
+    }
+
+    /// Takes the device to another host.
+    fn move_away(&mut self) {
+        self.device.pause();
+        let state = self.device.save();
+        let disk = self.device.with_device(|disk| disk.save());
+        let mut other = Self::new(Arc::clone(&self.memory), Some(&disk));
+        other.device.restore(&state).unwrap();
+        if !self.was_refused {
+            assert_eq!(other.device.save(), state);
+            assert_eq!(other.sink.messages(), 0, "nothing was owed");
+        }
+        other.available = self.available;
+        other.device.resume();
+        *self = other;
+    }
+
+    fn read(&self, face: Face<'_>, offset: u64, len: usize) -> u64 {
+        let mut data = [0; 8];
+        face.read(offset, &mut data[..len]);
+        read_le(&data[..len])
+    }
+
+    fn check(&self) {
+        let config = |offset, len| self.read(Face::Ecam(&self.root), offset, len);
+        let (command, control) = (config(COMMAND, 2), config(MSIX_CONTROL, 2));
+        let endpoint = self.device.endpoint();
+        for (bar, size) in [(BarIndex::Bar0, 0x4000), (BarIndex::Bar1, 0x2000)] {
+            let decoded = endpoint.decoded(bar);
+            assert_eq!(decoded.is_some(), command & 2 != 0);
+            assert_eq!(decoded.unwrap_or(0) % size, 0);
+        }
+        // INTx follows its causes, and is silent behind messages.
+        let enabled = control & ENABLE != 0;
+        let causes = endpoint.intx().causes() != 0;
+        assert_eq!(config(0x06, 1) >> 3 & 1 != 0, causes);
+        if !self.line.refuses() {
+            assert_eq!(self.line.is_up(), causes && !enabled && command & INTX_DISABLE == 0);
+        }
+        let masked = command & BUS_MASTER == 0 || control & FUNCTION_MASK != 0;
+        let pending = self.read(self.table(), PBA, 8);
+        for vector in 0..u64::from(VECTORS) {
+            let open = enabled && !masked && self.read(self.table(), 16 * vector + 12, 4) == 0;
+            if pending >> vector & 1 != 0 {
+                assert!(enabled && (!open || self.was_refused), "vector {vector} is pending: open is {open}");
+            }
+        }
+        assert_eq!(pending >> VECTORS, 0);
+        let status = self.read(self.structures(), 0x14, 1);
+        assert_eq!(status & 0x40 != 0, self.device.fault().is_some());
+        let _ = self.device.queue_counters(QueueIndex(0));
+    }
+}
+
+fuzz_target!(|steps: Vec<Step>| {
+    let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap());
+    let mut machine = Machine::new(memory, None);
+    for step in &steps {
+        machine.step(step);
+        machine.check();
+    }
+});

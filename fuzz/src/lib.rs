@@ -1,0 +1,141 @@
+//! What the fuzz targets have in common.
+//!
+//! A target is one file in `src/bin`, which needs no entry anywhere else. It makes a machine, takes a `Vec` of steps
+//! that `arbitrary` derives from the fuzzer's bytes, does them one by one, and asserts after each what always holds: that
+//! nothing is lost, that outputs follow from the state, that a state which was saved is taken back and is then the same.
+//! A panic anywhere is a finding. Run with `fuzz/run SECONDS [TARGET...]`.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use arbitrary::Arbitrary;
+use devisor::{
+    bus::BusDevice,
+    interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
+};
+
+/// A guest's access to a region of registers, of any width, alignment and offset.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub struct Access {
+    kind: Kind,
+    offset: u64,
+    value: u64,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Kind {
+    Read,
+    Write,
+    /// Of as many bytes as the number says, also none.
+    ReadBytes(u8),
+    WriteBytes(u8),
+    /// At any offset whatever.
+    ReadAnywhere,
+    WriteAnywhere,
+}
+
+impl Access {
+    /// Does it: most of them at a multiple of `stride` within `size` bytes, and `stride` bytes wide.
+    pub fn run(self, face: &(impl BusDevice + ?Sized), size: u64, stride: u64) {
+        let Self { kind, offset, value } = self;
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&value.to_le_bytes());
+        let register = offset % size / stride * stride;
+        let len = |len: u8| usize::from(len % 17);
+        match kind {
+            Kind::Read => face.read(register, &mut bytes[..stride as usize]),
+            Kind::Write => face.write(register, &bytes[..stride as usize]),
+            // Up to a few bytes past the end.
+            Kind::ReadBytes(n) => face.read(offset % (size + 8), &mut bytes[..len(n)]),
+            Kind::WriteBytes(n) => face.write(offset % (size + 8), &bytes[..len(n)]),
+            Kind::ReadAnywhere => face.read(offset, &mut bytes[..stride as usize]),
+            Kind::WriteAnywhere => face.write(offset, &bytes[..stride as usize]),
+        }
+    }
+}
+
+/// What is outside of a controller: the end of its line, or who takes its messages. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Outside(Arc<Ends>);
+
+#[derive(Debug, Default)]
+struct Ends {
+    up: AtomicBool,
+    refuses: AtomicBool,
+    messages: AtomicU64,
+}
+
+impl Outside {
+    /// The level that the line was told.
+    pub fn is_up(&self) -> bool {
+        self.0.up.load(Relaxed)
+    }
+
+    /// How many messages were taken.
+    pub fn messages(&self) -> u64 {
+        self.0.messages.load(Relaxed)
+    }
+
+    /// Whether it answers with an error from now on.
+    pub fn refuse(&self, refuses: bool) {
+        self.0.refuses.store(refuses, Relaxed);
+    }
+
+    /// Whether it answers with an error.
+    pub fn refuses(&self) -> bool {
+        self.0.refuses.load(Relaxed)
+    }
+
+    fn answer(&self) -> io::Result<()> {
+        match self.refuses() {
+            true => Err(io::Error::other("refused")),
+            false => Ok(()),
+        }
+    }
+
+    fn tell(&self, up: bool) -> io::Result<()> {
+        assert_ne!(self.is_up(), up, "a line hears transitions alone");
+        self.answer()?;
+        self.0.up.store(up, Relaxed);
+        Ok(())
+    }
+}
+
+impl Interrupt for Outside {
+    fn trigger(&self) -> io::Result<()> {
+        self.tell(true)
+    }
+}
+
+impl LevelInterrupt for Outside {
+    fn clear(&self) -> io::Result<()> {
+        self.tell(false)
+    }
+}
+
+impl MsiSink for Outside {
+    fn send(&self, _: RequesterId, _: MsiMessage) -> io::Result<()> {
+        self.answer()?;
+        self.0.messages.fetch_add(1, Relaxed);
+        Ok(())
+    }
+}
+
+/// A step of time: the lower bits of `random` say how long, its highest how the others are understood. Up to 18 minutes.
+pub fn step_of_time(random: u64) -> Duration {
+    Duration::from_nanos((random & ((1 << 40) - 1)) >> (random >> 58 & 0x1f))
+}
+
+/// Drives a line up or down; what it answers is the controller's to remember.
+pub fn drive(line: &impl LevelInterrupt, up: bool) {
+    let _ = match up {
+        true => line.trigger(),
+        false => line.clear(),
+    };
+}

@@ -1,0 +1,338 @@
+//! Virtio over PCI, without the legacy interface (virtio 1.2, section 4.1).
+//!
+//! | BAR | what is in it |
+//! |---|---|
+//! | 0 | 32 bits, a page each: common configuration, ISR status, device configuration; then a doorbell of 4 bytes for each queue |
+//! | 1 | 32 bits: the table and the pending bits of MSI-X |
+//! | 2, 3 | 64 bits, prefetchable: the shared memory regions, if the device has any |
+//!
+//! All but the table of MSI-X is found through capabilities, and reached through BARs or through the window of
+//! `VIRTIO_PCI_CAP_PCI_CFG` in configuration space.
+
+mod common;
+mod interrupt;
+mod layout;
+mod outside;
+mod registers;
+mod state;
+mod window;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+};
+
+use vm_memory::GuestAddressSpace;
+
+use super::{Core, Doorbell, TransportError};
+use crate::{
+    bus::{Doorbells, read_le, write_le},
+    pci::{BarIndex, ConfigError, Endpoint, Function, Pin, Slot},
+    sync::lock,
+    virtio::{
+        QueueError, QueueIndex, VirtioDevice, features,
+        queue::{QueueCounters, VirtioInterrupt},
+    },
+};
+
+use interrupt::PciInterrupt;
+use layout::{Layout, Region, STRUCTURES, Structure};
+use outside::Outside;
+pub use outside::SharedMemoryMap;
+pub use state::VirtioPciState;
+
+/// The end of the command register in configuration space, with Bus Master in it.
+const COMMAND_END: u64 = 6;
+
+/// What an embedder decides about a device behind virtio-pci.
+///
+/// ```
+/// use devisor::{pci::Pin, virtio::transport::pci::VirtioPciOptions};
+///
+/// // For a platform without message-signalled interrupts.
+/// let options = VirtioPciOptions { vectors: Some(0), ..VirtioPciOptions::default() };
+/// assert_eq!(options.pin, Pin::A);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtioPciOptions {
+    /// Vectors of MSI-X, up to 2048; none if zero. By default one for each queue and one for the configuration.
+    pub vectors: Option<u16>,
+    /// The pin of INTx.
+    pub pin: Pin,
+}
+
+impl Default for VirtioPciOptions {
+    fn default() -> Self {
+        Self {
+            vectors: None,
+            pin: Pin::A,
+        }
+    }
+}
+
+/// A device cannot be put behind virtio-pci.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum VirtioPciError {
+    /// The device offers what no transport takes.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The device type has no PCI device ID.
+    #[error("device type {0}: 1 to 63 have a PCI device ID")]
+    DeviceType(u32),
+    /// A shared memory region is too long for a BAR.
+    #[error("shared memory region {id} of {len:#x} bytes: all of them together have to fit into a BAR of 2^63")]
+    SharedMemory {
+        /// Which region.
+        id: u8,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// The function cannot be laid out: too many vectors, or more shared memory regions than there is room for capabilities.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// A virtio device as a PCI function.
+///
+/// *For embedders*: build it in a [`Slot`] and insert it into the [`RootBus`](crate::pci::RootBus) of that slot. The driver's
+/// kicks are trapped stores; with [doorbells](Self::with_doorbells) the hypervisor catches them. Without a
+/// [`Doorbell`](Self::with_doorbell) the device runs on the thread that kicks; with one, on the thread that calls
+/// [`run`](Self::run). Every method may be called from any thread.
+///
+/// The device touches no guest memory while the driver has not set Bus Master in the command register: kicks are kept
+/// until it does, and messages are as if masked, for both are writes to memory by the function. Clearing it ends the work
+/// under way.
+///
+/// A vector's or the line's callback must not access this device from inside `trigger`, other than to read the ISR status,
+/// to kick, and to change the mask of a vector.
+///
+/// A reset by the driver (status 0) forgets mapped vectors, what they have pending, and gives them back to the platform; where
+/// the function decodes, and the table and masks of MSI-X, stay as they are.
+///
+/// ```
+/// use devisor::{interrupt::NoInterrupt, pci::*, virtio::{VirtioPci, entropy::Entropy}};
+/// use std::sync::Arc;
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+/// let wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn devisor::interrupt::LevelInterrupt>);
+/// let pci = RootBus::new(wires, Arc::new(NoMessages));
+/// let address = DeviceFunction::new(1, 0).unwrap();
+/// let rng = VirtioPci::new(Entropy::seeded(1), memory, pci.slot(address)?)?;
+/// pci.insert(Arc::new(rng))?;
+///
+/// let mut id = [0; 4];
+/// pci.read_config(address, 0, &mut id);
+/// assert_eq!(id, [0xf4, 0x1a, 0x44, 0x10]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct VirtioPci<A, D> {
+    // Configured.
+    /// Where the capability of the window is in configuration space.
+    window: u64,
+    regions: Vec<Region>,
+    // What the guest changes.
+    core: Core<A, D>,
+    interrupt: Arc<PciInterrupt>,
+    // Plugged in.
+    outside: Mutex<Outside>,
+}
+
+impl<A, D> VirtioPci<A, D>
+where
+    A: GuestAddressSpace,
+    D: VirtioDevice<A::M>,
+{
+    /// Puts `device` into `slot`, with queues in the guest memory `space`.
+    ///
+    /// # Errors
+    /// [`VirtioPciError`] if the device offers what cannot be.
+    pub fn new(device: D, space: A, slot: Slot) -> Result<Self, VirtioPciError> {
+        Self::with_options(device, space, slot, &VirtioPciOptions::default())
+    }
+
+    /// [`new`](Self::new), with what there is to choose.
+    ///
+    /// # Errors
+    /// [`VirtioPciError`] if the device or the options offer what cannot be.
+    pub fn with_options(device: D, space: A, slot: Slot, options: &VirtioPciOptions) -> Result<Self, VirtioPciError> {
+        let queues = device.queue_sizes().len();
+        let Layout {
+            config,
+            regions,
+            window,
+        } = Layout::new(device.device_id(), queues, |id| device.shared_memory(id), options)?;
+        let interrupt = Arc::new(PciInterrupt::new(Endpoint::new(config, slot), queues));
+        let transport = features::NOTIFICATION_DATA | features::NOTIF_CONFIG_DATA;
+        let core = Core::new(device, space, Arc::clone(&interrupt) as _, transport)?;
+        let pci = Self {
+            window,
+            regions,
+            core,
+            interrupt,
+            outside: Mutex::default(),
+        };
+        // Not yet the master of its bus.
+        pci.follow();
+        Ok(pci)
+    }
+
+    /// Runs the device where the embedder calls [`run`](Self::run), instead of on the thread that kicks.
+    pub fn with_doorbell(mut self, doorbell: impl Doorbell + 'static) -> Self {
+        self.core.set_doorbell(Box::new(doorbell));
+        self
+    }
+
+    /// Has the platform catch kicks before they exit. The number of a doorbell is its queue's: hand it to
+    /// [`process`](Self::process).
+    ///
+    /// They are caught where BAR 0 decodes at the time, for enabled queues, from DRIVER_OK on; a kick that the platform
+    /// cannot catch exits as ever.
+    pub fn with_doorbells(mut self, doorbells: impl Doorbells + 'static) -> Self {
+        self.outside_mut().doorbells = Some(Box::new(doorbells));
+        self
+    }
+
+    /// Tells `map` where the shared memory regions of the device are.
+    pub fn with_shared_memory(mut self, map: impl SharedMemoryMap + 'static) -> Self {
+        self.outside_mut().map = Some(Box::new(map));
+        self
+    }
+
+    fn outside_mut(&mut self) -> &mut Outside {
+        self.outside
+            .get_mut()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Works on every queue that was kicked, until none is left: what a worker calls when the doorbell has rung. Returns
+    /// at once if another thread is doing so already; that thread then sees to the new kicks too.
+    pub fn run(&self) {
+        self.core.run();
+    }
+
+    /// Has the device look at `queue`: because its doorbell was caught, or because the outside world has something for the
+    /// driver.
+    pub fn process(&self, queue: QueueIndex) {
+        self.core.process(queue);
+    }
+
+    /// The device status (see [`status`](super::status)).
+    pub fn status(&self) -> u32 {
+        self.core.status()
+    }
+
+    /// Why the device needs a reset, if it does.
+    pub fn fault(&self) -> Option<QueueError> {
+        self.core.fault()
+    }
+
+    /// What a running queue has done since it was set up.
+    pub fn queue_counters(&self, queue: QueueIndex) -> Option<QueueCounters> {
+        self.core.queue_counters(queue)
+    }
+
+    /// Looks at the device, or changes what is not in its configuration space.
+    pub fn with_device<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
+        self.core.change_device(|device| (f(device), false))
+    }
+
+    /// Changes the configuration space of the device, moves config_generation on and tells the driver.
+    pub fn change_config<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
+        self.core.change_device(|device| (f(device), true))
+    }
+
+    /// Ends the work on the queues, however much of it the driver has in store, and lets none begin: no queue is touched
+    /// from when this returns until [`resume`](Self::resume). Kicks are kept. A thread that is in [`run`](Self::run), or in
+    /// a kick of a guest that never stops feeding its queue, comes back. Do not call it from a vector's or the line's
+    /// callback.
+    pub fn pause(&self) {
+        self.core.pause();
+    }
+
+    /// Ends a [`pause`](Self::pause), or goes on after a [`restore`](Self::restore): looks at every queue once, and signals
+    /// again what the line has refused.
+    pub fn resume(&self) {
+        self.core.resume();
+    }
+
+    /// A reset by the bus, as when the machine is reset: the device as by its driver, and the function with it. Use this
+    /// and not [`Endpoint::reset`], which knows nothing of the device.
+    pub fn reset(&self) {
+        self.core.write_status(0);
+        self.interrupt.endpoint.reset();
+        self.follow();
+    }
+}
+
+impl<A, D> Function for VirtioPci<A, D>
+where
+    A: GuestAddressSpace + Send + Sync,
+    D: VirtioDevice<A::M>,
+{
+    fn endpoint(&self) -> &Endpoint {
+        &self.interrupt.endpoint
+    }
+
+    /// Structures answer accesses that lie in one of them: registers of their own width, the device configuration of any.
+    /// Others read as zero. Doorbells read as zero too.
+    fn read_bar(&self, bar: BarIndex, offset: u64, data: &mut [u8]) {
+        if bar != STRUCTURES {
+            // Shared memory that is not mapped, or no BAR.
+            return data.fill(0xff);
+        }
+        let value = match Structure::find(offset, data.len()) {
+            Structure::Common(register) => self.read_common(register, data.len()),
+            Structure::Isr => self.interrupt.isr().read().into(),
+            Structure::Device(offset) => return self.core.read_config(offset, data),
+            Structure::Doorbell(_) | Structure::Nothing => 0,
+        };
+        write_le(data, value);
+    }
+
+    /// As [`read_bar`](Self::read_bar): others write nothing. A store of any width and value that begins where a doorbell
+    /// does rings it.
+    fn write_bar(&self, bar: BarIndex, offset: u64, data: &[u8]) {
+        if bar != STRUCTURES {
+            return;
+        }
+        match Structure::find(offset, data.len()) {
+            Structure::Common(register) => self.write_common(register, data.len(), read_le(data)),
+            Structure::Device(offset) => self.core.write_config(offset, data),
+            Structure::Doorbell(queue) => self.core.notify(queue),
+            Structure::Isr | Structure::Nothing => {}
+        }
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        self.endpoint().read_config(offset, data);
+        self.read_window(offset, data);
+    }
+
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        let moved = self.endpoint().write_config(offset, data);
+        self.write_window(offset, data);
+        if moved || offset < COMMAND_END {
+            self.follow();
+        }
+    }
+}
+
+impl<A, D> Drop for VirtioPci<A, D> {
+    /// Lets go of the line, the vectors, and what lies at the addresses of the function.
+    fn drop(&mut self) {
+        lock(&self.outside).let_go(&self.regions);
+        self.interrupt.reset();
+        self.interrupt.endpoint.reset();
+    }
+}
+
+impl<A, D> fmt::Debug for VirtioPci<A, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VirtioPci")
+            .field("core", &self.core)
+            .field("interrupt", &self.interrupt)
+            .finish_non_exhaustive()
+    }
+}

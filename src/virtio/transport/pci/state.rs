@@ -1,0 +1,102 @@
+//! Save and restore of a device behind virtio-pci.
+
+use vm_memory::GuestAddressSpace;
+
+use super::{VirtioPci, interrupt::PciInterrupt, registers::*};
+use crate::{
+    pci::EndpointState,
+    virtio::{
+        QueueIndex, VirtioDevice,
+        transport::{RestoreError, TransportState, status::DRIVER_OK},
+    },
+};
+
+/// The state of a device behind virtio-pci, as plain data. What the device itself keeps is the device's to save.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtioPciState {
+    /// Status, features and queues.
+    pub transport: TransportState,
+    /// Configuration space, MSI-X, and the ISR status as the causes of INTx.
+    pub endpoint: EndpointState,
+    /// `config_msix_vector`.
+    pub config_vector: u16,
+    /// `queue_msix_vector` of each queue.
+    pub queue_vectors: Vec<u16>,
+}
+
+impl PciInterrupt {
+    fn check(&self, state: &VirtioPciState) -> Result<(), RestoreError> {
+        let VirtioPciState {
+            transport,
+            endpoint,
+            config_vector,
+            queue_vectors,
+        } = state;
+        let (saved, needed) = (queue_vectors.len(), self.queues());
+        if saved != needed {
+            return Err(RestoreError::QueueCount { saved, needed });
+        }
+        let vectors = self.vectors();
+        let stray = |&&vector: &&u16| vector >= vectors && vector != NO_VECTOR;
+        if let Some(&vector) = queue_vectors.iter().chain([config_vector]).find(stray) {
+            return Err(RestoreError::Vector { vector, vectors });
+        }
+        // Before DRIVER_OK, nothing can be pending.
+        let ready = transport.status & DRIVER_OK != 0;
+        let possible = if ready { ISR_QUEUE | ISR_CONFIGURATION } else { 0 };
+        if endpoint.causes & !possible != 0 {
+            return Err(RestoreError::Register {
+                register: "the ISR status",
+                value: endpoint.causes.into(),
+                possible: possible.into(),
+            });
+        }
+        Ok(self.endpoint.check(endpoint)?)
+    }
+
+    fn restore(&self, state: &VirtioPciState) -> Result<(), RestoreError> {
+        let VirtioPciState {
+            transport: _,
+            endpoint,
+            config_vector,
+            queue_vectors,
+        } = state;
+        self.restore_vectors(*config_vector, queue_vectors);
+        Ok(self.endpoint.restore(endpoint)?)
+    }
+}
+
+impl<A, D> VirtioPci<A, D>
+where
+    A: GuestAddressSpace,
+    D: VirtioDevice<A::M>,
+{
+    /// The state of the transport, its queues and its function. [`pause`](Self::pause) it and stop the vCPUs first: what
+    /// happens after this is not in it.
+    pub fn save(&self) -> VirtioPciState {
+        let queues = 0..self.core.queue_count();
+        VirtioPciState {
+            transport: self.core.save(),
+            endpoint: self.interrupt.endpoint.save(),
+            config_vector: self.interrupt.config_vector(),
+            queue_vectors: queues
+                .map(|index| self.interrupt.queue_vector(QueueIndex(index)))
+                .collect(),
+        }
+    }
+
+    /// Takes over a saved state, all or nothing, into a device that was just made or reset: BARs decode, INTx is what the
+    /// state says, vectors that are not masked have live routes, doorbells are caught. Follow it with
+    /// [`resume`](Self::resume) once memory and interrupt controller are restored too.
+    ///
+    /// # Errors
+    /// The state contradicts itself or this device.
+    pub fn restore(&self, state: &VirtioPciState) -> Result<(), RestoreError> {
+        self.interrupt.check(state)?;
+        self.core.restore(&state.transport)?;
+        self.interrupt.restore(state)?;
+        // Queues are looked at when the embedder resumes.
+        self.derive_outside();
+        Ok(())
+    }
+}
