@@ -15,7 +15,7 @@ use devisor::{
         },
         kvm::{
             self, IrqLine, KvmIrqs,
-            x86::{SplitIrqchip, VcpuWaker, X86Vcpu, prepare_software, route_as_pc},
+            x86::{SplitIrqchip, VcpuWaker, X86Vcpu, prepare_software},
         },
     },
     bus::{Bus, BusDevice},
@@ -73,13 +73,14 @@ impl Irqchip {
                     flags: KVM_PIT_SPEAKER_DUMMY,
                     ..Default::default()
                 })?;
-                route_as_pc(vm)?;
                 let irqs = KvmIrqs::new(Arc::clone(vm), 1..=PINS - 1)?;
+                irqs.wire_as_pc()?;
                 let wires = Mutex::default();
                 Ok(Self::Kernel { irqs, wires })
             }
             Mode::Split => {
-                let irqchip = SplitIrqchip::new(Arc::clone(vm), PcConfig::default())?;
+                let irqs = KvmIrqs::new(Arc::clone(vm), 1..=PINS - 1)?;
+                let irqchip = SplitIrqchip::new(&irqs, PcConfig::default())?;
                 let wakers = wakers.to_vec();
                 let intr = level_from_fn(move |up| {
                     wakers.iter().filter(|_| up).for_each(VcpuWaker::wake);

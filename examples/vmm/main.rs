@@ -44,8 +44,6 @@ mod load;
 mod machine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod options;
-#[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
-mod tests;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod timers;
 

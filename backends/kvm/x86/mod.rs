@@ -2,7 +2,7 @@
 //!
 //! | mode | in the kernel | devisor's | how a device's line gets there |
 //! |---|---|---|---|
-//! | kernel | 8259, IOAPIC, local APIC (`KVM_CREATE_IRQCHIP`), 8254 | nothing | [`KvmIrqs`](super::KvmIrqs), [`route_as_pc`] |
+//! | kernel | 8259, IOAPIC, local APIC (`KVM_CREATE_IRQCHIP`), 8254 | nothing | [`KvmIrqs`], after [`KvmIrqs::wire_as_pc`] |
 //! | split | local APIC ([`SplitIrqchip`]) | 8259, IOAPIC, 8254 | [`Pc`], from there `KVM_SIGNAL_MSI` and `KVM_INTERRUPT` |
 //! | software | nothing ([`prepare_software`]) | all of them | [`Pc`], [`LocalApics`], from there `KVM_INTERRUPT` |
 //!
@@ -12,17 +12,19 @@
 //! The two modes with controllers of devisor's need the feature `irqchip`.
 //!
 //! [`Pc`]: crate::backends::irqchip::pc::Pc
+//! [`KvmIrqs`]: super::KvmIrqs
+//! [`KvmIrqs::wire_as_pc`]: super::KvmIrqs::wire_as_pc
 //! [`LocalApics`]: crate::backends::irqchip::lapic::LocalApics
 
 #[cfg(feature = "irqchip")]
 mod init;
-mod routes;
 mod run_page;
 #[cfg(feature = "irqchip")]
 mod software;
 #[cfg(feature = "irqchip")]
 mod split;
 mod waker;
+mod wires;
 
 #[cfg(feature = "irqchip")]
 use std::sync::Arc;
@@ -36,7 +38,7 @@ use self::software::Software;
 #[cfg(feature = "irqchip")]
 use crate::backends::irqchip::{Vector, lapic::LocalApic, pc::Pc};
 
-pub use self::{routes::route_as_pc, waker::VcpuWaker};
+pub use self::waker::VcpuWaker;
 #[cfg(feature = "irqchip")]
 pub use self::{software::prepare_software, split::SplitIrqchip};
 

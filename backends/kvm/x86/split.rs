@@ -5,30 +5,35 @@ use std::{
     sync::{Arc, Mutex, OnceLock, Weak},
 };
 
-use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap, kvm_msi};
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_ioctls::VcpuFd;
 
-use super::{inject, routes, run_page::RunPage};
+use super::{inject, run_page::RunPage};
 use crate::{
-    backends::irqchip::{
-        ioapic::Pin,
-        pc::{Pc, PcConfig},
+    backends::{
+        irqchip::{
+            ioapic::Pin,
+            pc::{Pc, PcConfig},
+        },
+        kvm::{KvmIrqs, KvmMsi, routes::WIRES},
     },
-    interrupt::{MsiMessage, MsiSink, RequesterId},
+    interrupt::{LevelInterrupt, MsiMessage, MsiSink, RequesterId},
     sync::lock,
+    time::{Alarm, Clock},
 };
 
 /// KVM's split irqchip of a VM (`KVM_CAP_SPLIT_IRQCHIP`), and what the IOAPIC before it sends its messages to.
 ///
 /// A message goes by `KVM_SIGNAL_MSI`. KVM tells of an EOI only if its routing table has a level-triggered message with
-/// that vector at one of the GSIs that stand for pins of the IOAPIC. So these routes follow the redirection table: whenever a level
-/// message goes out that the table does not have, it is made anew, before the message is sent.
+/// that vector at one of the GSIs that stand for pins of the IOAPIC. So these routes
+/// ([`KvmIrqs::route_ioapic_pins`]) follow the redirection table: whenever a level message goes out that they do not have, they
+/// are made anew, before the message is sent.
 ///
 /// Clones are handles to the same.
 ///
 /// ```
 /// use devisor::{
-///     backends::{irqchip::pc::PcConfig, kvm::x86::SplitIrqchip},
+///     backends::{irqchip::pc::PcConfig, kvm::{KvmIrqs, x86::SplitIrqchip}},
 ///     interrupt::NoInterrupt,
 ///     time::HostClock,
 /// };
@@ -40,7 +45,8 @@ use crate::{
 /// #     return Ok(());
 /// # };
 /// let vm = Arc::new(kvm.create_vm()?);
-/// let irqchip = SplitIrqchip::new(vm, PcConfig::default())?;
+/// let irqs = KvmIrqs::new(vm, 24..=31)?;
+/// let irqchip = SplitIrqchip::new(&irqs, PcConfig::default())?;
 /// let clock = HostClock::starting_at(Duration::ZERO);
 /// // INTR goes to the wakers of the vCPUs; the alarm to a timer that calls `expire`.
 /// let board = irqchip.board(NoInterrupt, clock, ())?;
@@ -54,7 +60,8 @@ pub struct SplitIrqchip {
 }
 
 struct Shared {
-    vm: Arc<VmFd>,
+    irqs: KvmIrqs,
+    messages: KvmMsi,
     config: PcConfig,
     /// Whose redirection table the routes follow. It owns the IOAPIC that owns this.
     board: OnceLock<Weak<Pc>>,
@@ -63,20 +70,27 @@ struct Shared {
 }
 
 impl SplitIrqchip {
-    /// Gives `vm` local APICs in the kernel and nothing else of an interrupt controller. To be called before the first vCPU is made.
+    /// Gives the VM of `irqs` local APICs in the kernel and nothing else of an interrupt controller. To be called before the
+    /// first vCPU is made. The GSIs of `irqs` lead to no pin then; its messages work.
     ///
     /// # Errors
-    /// What KVM answers: it has no such capability, the VM has an irqchip, or it has vCPUs.
-    pub fn new(vm: Arc<VmFd>, config: PcConfig) -> io::Result<Self> {
+    /// What KVM answers: it has no such capability, the VM has an irqchip, or it has vCPUs. Or `config` has more pins than the 24
+    /// that GSIs are kept for.
+    pub fn new(irqs: &KvmIrqs, config: PcConfig) -> io::Result<Self> {
         let pins = config.ioapic.pins;
-        vm.enable_cap(&kvm_enable_cap {
+        if pins > WIRES {
+            let why = format!("an IOAPIC of {pins} pins: before KVM's split irqchip it has {WIRES} at most");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        irqs.vm().enable_cap(&kvm_enable_cap {
             cap: KVM_CAP_SPLIT_IRQCHIP,
             args: [pins.into(), 0, 0, 0],
             ..Default::default()
         })?;
         Ok(Self {
             shared: Arc::new(Shared {
-                vm,
+                irqs: irqs.clone(),
+                messages: irqs.messages(),
                 config,
                 board: OnceLock::new(),
                 routes: Mutex::new(vec![None; pins as usize]),
@@ -90,9 +104,9 @@ impl SplitIrqchip {
     /// As [`Pc::new`]; or this has a board already.
     pub fn board(
         &self,
-        intr: impl crate::interrupt::LevelInterrupt + 'static,
-        clock: impl crate::time::Clock + 'static,
-        alarm: impl crate::time::Alarm + 'static,
+        intr: impl LevelInterrupt + 'static,
+        clock: impl Clock + 'static,
+        alarm: impl Alarm + 'static,
     ) -> io::Result<Arc<Pc>> {
         let board = Pc::new(self.shared.config, self.clone(), intr, clock, alarm);
         let board = Arc::new(board.map_err(io::Error::other)?);
@@ -116,7 +130,8 @@ impl Shared {
         // not among them, its entry has changed since, and its EOI is nobody's any more.
         let level = |pin| board.ioapic().message(Pin(pin)).ok().flatten().filter(is_level);
         let table: Vec<_> = (0..self.config.ioapic.pins).map(level).collect();
-        routes::set_messages(&self.vm, &table)?;
+        let changes: Vec<_> = (0..).zip(table.iter().copied()).collect();
+        self.irqs.route_ioapic_pins(&changes).map_err(io::Error::other)?;
         *routes = table;
         Ok(())
     }
@@ -130,22 +145,14 @@ fn is_level(message: &MsiMessage) -> bool {
 /// Takes messages of the board and of PCI functions. One that no local APIC accepts is lost, as on the hardware, and that is
 /// `Ok`.
 impl MsiSink for SplitIrqchip {
-    fn send(&self, _requester: RequesterId, message: MsiMessage) -> io::Result<()> {
+    fn send(&self, requester: RequesterId, message: MsiMessage) -> io::Result<()> {
         if is_level(&message) {
             self.shared.route(message)?;
         }
-        let MsiMessage { address, data } = message;
-        let msi = kvm_msi {
-            address_lo: address as u32,
-            // Where the upper 24 bits of an x2APIC destination would be: an IOAPIC's message has none.
-            address_hi: (address >> 32) as u32,
-            data,
-            ..Default::default()
-        };
-        match self.shared.vm.signal_msi(msi) {
-            Ok(_) => Ok(()),
-            Err(error) if error.errno() == libc::EPERM => Ok(()), // nobody is there
-            Err(error) => Err(error.into()),
+        match self.shared.messages.send(requester, message) {
+            // KVM's way to say that nobody is there.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            sent => sent,
         }
     }
 }
