@@ -161,7 +161,7 @@ impl Cmos {
             0x0d => return 0x80, // the battery is good
             index => return lock(&self.memory)[usize::from(index)],
         };
-        (binary / 10 << 4 | binary % 10) as u8
+        (binary / 10 * 16 + binary % 10) as u8
     }
 }
 

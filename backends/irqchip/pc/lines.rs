@@ -140,18 +140,27 @@ impl LintOfAll {
             .collect::<Result<_, _>>()?;
         Ok(Self(lines))
     }
+
+    /// Tells all of them, also after one that has refused.
+    fn each(&self, tell: impl Fn(&LintLine) -> io::Result<()>) -> io::Result<()> {
+        let mut told = Ok(());
+        for line in &self.0 {
+            told = tell(line).and(told);
+        }
+        told
+    }
 }
 
 /// An `Err` is of a CPU that refused to be woken. All pins have the level all the same.
 impl Interrupt for LintOfAll {
     fn trigger(&self) -> io::Result<()> {
-        self.0.iter().fold(Ok(()), |told, line| line.trigger().and(told))
+        self.each(Interrupt::trigger)
     }
 }
 
 impl LevelInterrupt for LintOfAll {
     fn clear(&self) -> io::Result<()> {
-        self.0.iter().fold(Ok(()), |told, line| line.clear().and(told))
+        self.each(LevelInterrupt::clear)
     }
 }
 

@@ -2,24 +2,17 @@
 
 use std::{
     fmt, io,
-    sync::{
-        Arc, Once, OnceLock,
-        atomic::{AtomicI32, AtomicU32, Ordering},
-    },
+    sync::{Arc, Once, OnceLock, atomic::AtomicI32},
     thread,
 };
 
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::run_page::RunPage;
-use crate::interrupt::{Interrupt, LevelInterrupt};
-
-/// The vCPU's thread is in KVM_RUN, or about to be.
-const IN_GUEST: u32 = 1 << 0;
-/// The vCPU's thread waits for a wake-up.
-const ASLEEP: u32 = 1 << 1;
-/// There was a wake-up since the vCPU last looked.
-const WOKEN: u32 = 1 << 2;
+use crate::{
+    interrupt::{Interrupt, LevelInterrupt},
+    sync::{AtomicU64, Ordering},
+};
 
 /// Makes a vCPU look: it comes out of the guest or out of its sleep, sees to its events, and goes on.
 ///
@@ -36,7 +29,7 @@ pub struct VcpuWaker {
 
 #[derive(Default)]
 struct Shared {
-    state: AtomicU32,
+    gate: Gate,
     /// The vCPU's thread as the kernel names it, from its first run on.
     thread: AtomicI32,
     handle: OnceLock<thread::Thread>,
@@ -59,22 +52,21 @@ impl VcpuWaker {
 
     /// Makes the vCPU look. From any thread.
     pub fn wake(&self) {
-        let before = self.shared.state.fetch_or(WOKEN, Ordering::SeqCst);
-        if before & WOKEN != 0 {
-            return;
-        }
-        if before & IN_GUEST != 0 {
-            // First the flag, for KVM_RUN that has not begun yet; then the signal, for one that has. One that comes too
-            // late finds the flag cleared again, or ends the next run early: it looks once more.
-            if let Some(page) = self.shared.page.get() {
-                page.set_immediate_exit(true);
+        match self.shared.gate.wake() {
+            Effort::None => (),
+            Effort::Kick => {
+                // First the flag, for KVM_RUN that has not begun yet; then the signal, for one that has. What comes too
+                // late finds the flag cleared again, or ends the next run early: it looks once more.
+                if let Some(page) = self.shared.page.get() {
+                    page.set_immediate_exit(true);
+                }
+                signal(self.shared.thread.load(Ordering::SeqCst));
             }
-            signal(self.shared.thread.load(Ordering::SeqCst));
-        }
-        if before & ASLEEP != 0
-            && let Some(handle) = self.shared.handle.get()
-        {
-            handle.unpark();
+            Effort::Unpark => {
+                if let Some(handle) = self.shared.handle.get() {
+                    handle.unpark();
+                }
+            }
         }
     }
 
@@ -90,32 +82,76 @@ impl VcpuWaker {
     pub(super) fn enter(&self) -> bool {
         self.shared.thread.store(thread_id(), Ordering::SeqCst);
         self.page().set_immediate_exit(false);
-        let state = &self.shared.state;
-        let entered = state.compare_exchange(0, IN_GUEST, Ordering::SeqCst, Ordering::SeqCst);
-        if entered.is_err() {
-            state.store(0, Ordering::SeqCst);
-        }
-        entered.is_ok()
+        self.shared.gate.close(IN_GUEST)
     }
 
     /// The vCPU's thread is out of the guest, and about to look.
     pub(super) fn leave(&self) {
-        self.shared.state.store(0, Ordering::SeqCst);
+        self.shared.gate.open();
     }
 
     /// The vCPU's thread has looked and sleeps until it is woken.
     pub(super) fn sleep(&self) {
         self.shared.handle.get_or_init(thread::current);
-        let state = &self.shared.state;
-        if state
-            .compare_exchange(0, ASLEEP, Ordering::SeqCst, Ordering::SeqCst)
-            .is_ok()
-        {
-            while state.load(Ordering::SeqCst) & WOKEN == 0 {
+        if self.shared.gate.close(ASLEEP) {
+            while !self.shared.gate.is_woken() {
                 thread::park();
             }
+            self.shared.gate.open();
         }
-        state.store(0, Ordering::SeqCst);
+    }
+}
+
+/// The vCPU's thread is in KVM_RUN, or about to be.
+const IN_GUEST: u64 = 1 << 0;
+/// The vCPU's thread waits for a wake-up.
+const ASLEEP: u64 = 1 << 1;
+/// There was a wake-up since the vCPU last looked.
+const WOKEN: u64 = 1 << 2;
+
+/// Whether the vCPU's thread looks by itself, and whether it is to look.
+struct Gate(AtomicU64);
+
+/// What a wake-up takes.
+#[derive(Debug, PartialEq, Eq)]
+enum Effort {
+    None,
+    Kick,
+    Unpark,
+}
+
+impl Gate {
+    fn wake(&self) -> Effort {
+        match self.0.fetch_or(WOKEN, Ordering::SeqCst) {
+            IN_GUEST => Effort::Kick,
+            ASLEEP => Effort::Unpark,
+            // It looks by itself before it does either; or somebody else sees to it.
+            _ => Effort::None,
+        }
+    }
+
+    /// From now on a wake-up takes an effort. `false` if there was one since the vCPU last began to look.
+    fn close(&self, how: u64) -> bool {
+        let closed = self.0.compare_exchange(0, how, Ordering::SeqCst, Ordering::SeqCst);
+        if closed.is_err() {
+            self.open();
+        }
+        closed.is_ok()
+    }
+
+    /// The vCPU begins to look.
+    fn open(&self) {
+        self.0.store(0, Ordering::SeqCst);
+    }
+
+    fn is_woken(&self) -> bool {
+        self.0.load(Ordering::SeqCst) & WOKEN != 0
+    }
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self(AtomicU64::new(0))
     }
 }
 
@@ -154,5 +190,80 @@ impl fmt::Debug for VcpuWaker {
         f.debug_struct("VcpuWaker")
             .field("thread", &self.shared.thread.load(Ordering::SeqCst))
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    //! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`
+
+    use loom::{
+        sync::{Arc, atomic::AtomicBool},
+        thread,
+    };
+
+    use super::*;
+
+    /// What the wakers leave for the vCPU, and how they reach it.
+    struct Machine {
+        gate: Gate,
+        work: [AtomicBool; 2],
+        immediate_exit: AtomicBool,
+    }
+
+    impl Machine {
+        fn wake(&self, who: usize) {
+            self.work[who].store(true, Ordering::SeqCst);
+            match self.gate.wake() {
+                Effort::None => (),
+                Effort::Kick | Effort::Unpark => self.immediate_exit.store(true, Ordering::SeqCst),
+            }
+        }
+
+        /// The vCPU looks. `false` if it stays where it goes then, unless somebody fetches it.
+        fn looks_once(&self, how: u64) -> bool {
+            let seen = self.work.iter().all(|work| work.load(Ordering::SeqCst));
+            self.immediate_exit.store(false, Ordering::SeqCst);
+            seen || !self.gate.close(how)
+        }
+    }
+
+    fn nobody_is_forgotten(how: u64) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound.get_or_insert(3);
+        builder.check(move || {
+            let machine = Arc::new(Machine {
+                gate: Gate::default(),
+                work: [AtomicBool::new(false), AtomicBool::new(false)],
+                immediate_exit: AtomicBool::new(false),
+            });
+            let wakers = [0, 1].map(|who| {
+                let machine = machine.clone();
+                thread::spawn(move || machine.wake(who))
+            });
+            let mut stays = false;
+            for _ in 0..2 {
+                stays = !machine.looks_once(how);
+                if stays && machine.immediate_exit.load(Ordering::SeqCst) {
+                    machine.gate.open();
+                    stays = false;
+                }
+            }
+            wakers.into_iter().for_each(|waker| waker.join().unwrap());
+            assert!(
+                !stays || machine.immediate_exit.load(Ordering::SeqCst),
+                "there is work, and the vCPU neither looks nor is fetched"
+            );
+        });
+    }
+
+    #[test]
+    fn loom_a_wake_up_between_the_look_and_the_entry_is_not_lost() {
+        nobody_is_forgotten(IN_GUEST);
+    }
+
+    #[test]
+    fn loom_a_wake_up_between_the_look_and_the_sleep_is_not_lost() {
+        nobody_is_forgotten(ASLEEP);
     }
 }
