@@ -8,6 +8,7 @@
 //! | [`its`] | Arm's Interrupt Translation Service, which turns messages into LPIs of a GICv3 |
 //! | [`ioapic`] | Intel's I/O APIC, which turns pins into message-signalled interrupts |
 //! | [`lapic`] | the local APICs of an x86 machine, which route messages between its CPUs |
+//! | [`pc`] | the wiring of a PC around IOAPIC, 8259 pair, 8254 and local APICs |
 //! | [`pic`] | the pair of 8259As of a PC |
 //! | [`pit`] | the 8254 interval timer of a PC |
 //!
@@ -34,6 +35,7 @@ mod lines;
 mod lpis;
 mod memory;
 mod outputs;
+pub mod pc;
 pub mod pic;
 pub mod pit;
 mod preemption;

@@ -65,6 +65,8 @@ mod irqfd;
 mod msi;
 mod resampler;
 mod routes;
+#[cfg(target_arch = "x86_64")]
+pub mod x86;
 
 use std::{fmt, io, ops::RangeInclusive, sync::Arc};
 

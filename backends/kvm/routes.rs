@@ -41,6 +41,15 @@ struct Table {
 }
 
 impl Routes {
+    /// Replaces the wires of the kernel's controllers. The routes stay.
+    #[cfg(target_arch = "x86_64")]
+    pub fn set_wires(&self, vm: &VmFd, wires: Vec<kvm_irq_routing_entry>) -> Result<(), KvmIrqError> {
+        let mut table = lock(&self.0);
+        set(vm, Gsi(0), &wires, &table.routes)?;
+        table.wires = Some(wires);
+        Ok(())
+    }
+
     /// Makes, rewrites and removes routes: all of them in one step, or none.
     ///
     /// A line on a GSI follows its new route from the moment that this has returned.
@@ -64,23 +73,28 @@ impl Routes {
                 None => _ = routes.remove(&gsi),
             }
         }
-        let mut entries = wires.clone();
-        entries.extend(routes.iter().map(|(&gsi, route)| entry(gsi, route)));
-        let refused = |source| KvmIrqError::Refused {
-            operation: "KVM_SET_GSI_ROUTING",
-            irq: IrqName::Gsi(first),
-            source,
-        };
-        let entries = KvmIrqRouting::from_entries(&entries)
-            .map_err(|_too_many| refused(std::io::Error::from_raw_os_error(libc::ENOSPC)))?;
         // Without an interrupt controller this is refused, and the next change looks for one again.
-        vm.set_gsi_routing(&entries).map_err(|error| refused(error.into()))?;
+        set(vm, first, &wires, &routes)?;
         *table = Table {
             wires: Some(wires),
             routes,
         };
         Ok(())
     }
+}
+
+/// Gives the kernel the whole table. `gsi` is what a refusal is about.
+fn set(vm: &VmFd, gsi: Gsi, wires: &[kvm_irq_routing_entry], routes: &BTreeMap<Gsi, Route>) -> Result<(), KvmIrqError> {
+    let refused = |source| KvmIrqError::Refused {
+        operation: "KVM_SET_GSI_ROUTING",
+        irq: IrqName::Gsi(gsi),
+        source,
+    };
+    let mut entries = wires.to_vec();
+    entries.extend(routes.iter().map(|(&gsi, route)| entry(gsi, route)));
+    let entries = KvmIrqRouting::from_entries(&entries)
+        .map_err(|_too_many| refused(std::io::Error::from_raw_os_error(libc::ENOSPC)))?;
+    vm.set_gsi_routing(&entries).map_err(|error| refused(error.into()))
 }
 
 fn entry(gsi: Gsi, route: &Route) -> kvm_irq_routing_entry {
@@ -105,7 +119,7 @@ fn entry(gsi: Gsi, route: &Route) -> kvm_irq_routing_entry {
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn wire(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
+pub(super) fn wire(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
     let mut entry = kvm_irq_routing_entry {
         gsi,
         type_: KVM_IRQ_ROUTING_IRQCHIP,

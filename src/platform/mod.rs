@@ -2,5 +2,6 @@
 
 pub mod pl011;
 pub mod pl031;
+pub mod uart16550;
 
 mod primecell;

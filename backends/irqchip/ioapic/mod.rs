@@ -60,7 +60,7 @@ use std::{
 use self::model::Model;
 use super::{Vector, finished::FinishedHooks};
 use crate::{
-    interrupt::{MsiSink, RequesterId},
+    interrupt::{MsiMessage, MsiSink, RequesterId},
     sync::lock,
 };
 
@@ -184,6 +184,16 @@ impl IoApic {
     /// is still up send their message again. EOIs of other vectors do nothing, so all may be passed on.
     pub fn eoi(&self, vector: Vector) {
         self.shared.eoi(vector);
+    }
+
+    /// The message that `pin` would send as its entry is now, masked or not, or `None` if it has a reserved delivery mode.
+    /// For a sink that keeps routes in step with the redirection table; it may ask from within a message.
+    ///
+    /// # Errors
+    /// [`IoApicError::NoSuchPin`].
+    pub fn message(&self, pin: Pin) -> Result<Option<MsiMessage>, IoApicError> {
+        let pin = self.shared.pin(pin)?;
+        Ok(lock(&self.shared.model).message(pin))
     }
 
     /// Tries the messages again that the sink has refused.

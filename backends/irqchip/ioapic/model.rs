@@ -245,6 +245,11 @@ impl Model {
         None
     }
 
+    /// What the entry of `pin` says now.
+    pub(super) fn message(&self, pin: u32) -> Option<MsiMessage> {
+        message(self.pins[pin as usize].entry)
+    }
+
     /// The sink did not take a message: it is owed, unless a later one of this pin has gone out meanwhile.
     pub(super) fn refused(&mut self, ticket: Ticket) {
         let Ticket { pin, attempt, latched } = ticket;

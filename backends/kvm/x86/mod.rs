@@ -1,0 +1,256 @@
+//! KVM on x86_64 with as much of the interrupt controllers in the kernel as is wanted.
+//!
+//! | mode | in the kernel | devisor's | how a device's line gets there |
+//! |---|---|---|---|
+//! | kernel | 8259, IOAPIC, local APIC (`KVM_CREATE_IRQCHIP`), 8254 | nothing | [`KvmIrqs`], after [`KvmIrqs::wire_as_pc`] |
+//! | split | local APIC ([`SplitIrqchip`]) | 8259, IOAPIC, 8254 | [`Pc`], from there `KVM_SIGNAL_MSI` and `KVM_INTERRUPT` |
+//! | software | nothing ([`prepare_software`]) | all of them | [`Pc`], [`LocalApics`], from there `KVM_INTERRUPT` |
+//!
+//! A vCPU is an [`X86Vcpu`] in each of them: its [`run`](X86Vcpu::run) does what the mode needs before and after the guest is
+//! entered, and gives the embedder the exits that are not about interrupts. Devices do not see the difference.
+//!
+//! The two modes with controllers of devisor's need the feature `irqchip`.
+//!
+//! [`Pc`]: crate::backends::irqchip::pc::Pc
+//! [`KvmIrqs`]: super::KvmIrqs
+//! [`KvmIrqs::wire_as_pc`]: super::KvmIrqs::wire_as_pc
+//! [`LocalApics`]: crate::backends::irqchip::lapic::LocalApics
+
+#[cfg(feature = "irqchip")]
+mod init;
+mod run_page;
+#[cfg(feature = "irqchip")]
+mod software;
+#[cfg(feature = "irqchip")]
+mod split;
+mod waker;
+mod wires;
+
+#[cfg(feature = "irqchip")]
+use std::sync::Arc;
+use std::{fmt, io};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use self::run_page::RunPage;
+#[cfg(feature = "irqchip")]
+use self::software::Software;
+#[cfg(feature = "irqchip")]
+use crate::backends::irqchip::{Vector, lapic::LocalApic, pc::Pc};
+
+pub use self::waker::VcpuWaker;
+#[cfg(feature = "irqchip")]
+pub use self::{software::prepare_software, split::SplitIrqchip};
+
+/// A vCPU and the interrupts that it takes.
+///
+/// ```
+/// use devisor::backends::kvm::x86::{VcpuWaker, X86Vcpu};
+/// use kvm_ioctls::VcpuExit;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let Ok(kvm) = kvm_ioctls::Kvm::new() else {
+/// #     eprintln!("skipped: no /dev/kvm");
+/// #     return Ok(());
+/// # };
+/// let vm = kvm.create_vm()?;
+/// vm.create_irq_chip()?;
+/// let waker = VcpuWaker::new()?;
+/// let mut vcpu = X86Vcpu::kernel(vm.create_vcpu(0)?, waker.clone())?;
+///
+/// // On a thread of its own, until told to stop; `None` is nothing that the embedder has to see to.
+/// waker.wake();
+/// assert!(vcpu.run()?.is_none(), "it was woken, and asked to look");
+/// # Ok(())
+/// # }
+/// ```
+pub struct X86Vcpu {
+    fd: VcpuFd,
+    waker: VcpuWaker,
+    controller: Controller,
+}
+
+/// Who has the controllers.
+enum Controller {
+    Kernel,
+    #[cfg(feature = "irqchip")]
+    Split(Arc<Pc>),
+    #[cfg(feature = "irqchip")]
+    Software(Box<Software>),
+}
+
+impl X86Vcpu {
+    /// A vCPU of a VM with all controllers in the kernel. `waker` is for this vCPU alone.
+    ///
+    /// # Errors
+    /// The vCPU's page cannot be mapped, or `waker` is another vCPU's.
+    pub fn kernel(fd: VcpuFd, waker: VcpuWaker) -> io::Result<Self> {
+        Self::new(fd, waker, Controller::Kernel)
+    }
+
+    /// A vCPU of a VM with a [`SplitIrqchip`], before it that irqchip's `board`. INTR of the board wakes it by `waker`.
+    ///
+    /// # Errors
+    /// As [`kernel`](Self::kernel).
+    #[cfg(feature = "irqchip")]
+    pub fn split(fd: VcpuFd, waker: VcpuWaker, board: Arc<Pc>) -> io::Result<Self> {
+        Self::new(fd, waker, Controller::Split(board))
+    }
+
+    /// A vCPU of a VM without an irqchip, after [`prepare_software`]. `waker` is the wake line of `apic`.
+    ///
+    /// # Errors
+    /// As [`kernel`](Self::kernel).
+    #[cfg(feature = "irqchip")]
+    pub fn software(fd: VcpuFd, waker: VcpuWaker, apic: LocalApic, board: Arc<Pc>) -> io::Result<Self> {
+        let software = Software::new(apic, board);
+        Self::new(fd, waker, Controller::Software(Box::new(software)))
+    }
+
+    fn new(fd: VcpuFd, waker: VcpuWaker, controller: Controller) -> io::Result<Self> {
+        let page = RunPage::map(&fd)?;
+        let attached = waker.attach(page);
+        attached.map_err(|_| io::Error::new(io::ErrorKind::AlreadyExists, "the waker is another vCPU's"))?;
+        Ok(Self { fd, waker, controller })
+    }
+
+    /// The vCPU itself, to give it registers and CPUID.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// What wakes it.
+    pub fn waker(&self) -> &VcpuWaker {
+        &self.waker
+    }
+
+    /// Runs the guest until an exit, sleeps while it is halted, and sees to its interrupts before and after.
+    ///
+    /// `None` is an exit that needs nothing of the embedder, or a [wake-up](VcpuWaker::wake): look whether to stop, and call it again.
+    /// The exit of a port or of memory is answered by filling its data before the next call. Always from the same thread.
+    ///
+    /// # Errors
+    /// What KVM answers, other than that it was interrupted.
+    pub fn run(&mut self) -> io::Result<Option<Exit<'_>>> {
+        let Self { fd, waker, controller } = self;
+        if !controller.enter(fd, waker.page())? {
+            waker.sleep();
+            return Ok(None);
+        }
+        if !waker.enter() {
+            return Ok(None);
+        }
+        let result = fd.run();
+        waker.leave();
+        #[cfg(feature = "irqchip")]
+        if let Controller::Software(software) = controller {
+            software.leave(waker.page());
+        }
+        let exit = match result {
+            Ok(VcpuExit::Intr) => return Ok(None),
+            Ok(exit) => exit,
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let exit = match controller {
+            Controller::Kernel => Some(exit),
+            #[cfg(feature = "irqchip")]
+            Controller::Split(board) => match exit {
+                VcpuExit::IoapicEoi(vector) => {
+                    board.eoi(Vector(vector));
+                    None
+                }
+                VcpuExit::IrqWindowOpen => None,
+                exit => Some(exit),
+            },
+            #[cfg(feature = "irqchip")]
+            Controller::Software(software) => software.handle(exit),
+        };
+        Ok(exit.map(|exit| Exit::new(exit, waker.page())))
+    }
+}
+
+/// Why the guest was left.
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// The guest reads a port.
+    PortIn {
+        /// Which one.
+        port: u16,
+        /// How many bytes an access has: 1, 2 or 4.
+        width: usize,
+        /// To be filled, one access after the other: a string instruction has several.
+        data: &'a mut [u8],
+    },
+    /// The guest writes to a port.
+    PortOut {
+        /// Which one.
+        port: u16,
+        /// How many bytes an access has: 1, 2 or 4.
+        width: usize,
+        /// What it writes, one access after the other: a string instruction has several.
+        data: &'a [u8],
+    },
+    /// Any other reason.
+    Other(VcpuExit<'a>),
+}
+
+impl<'a> Exit<'a> {
+    /// `VcpuExit` does not say where an access to a port ends and the next begins.
+    fn new(exit: VcpuExit<'a>, page: &RunPage) -> Self {
+        match exit {
+            VcpuExit::IoIn(port, data) => {
+                let width = page.port_width();
+                Self::PortIn { port, width, data }
+            }
+            VcpuExit::IoOut(port, data) => {
+                let width = page.port_width();
+                Self::PortOut { port, width, data }
+            }
+            exit => Self::Other(exit),
+        }
+    }
+}
+
+impl Controller {
+    /// Before the guest is entered; `false` if the vCPU is to sleep instead.
+    #[cfg_attr(
+        not(feature = "irqchip"),
+        expect(unused_variables, reason = "the kernel does it all")
+    )]
+    fn enter(&mut self, fd: &mut VcpuFd, page: &RunPage) -> io::Result<bool> {
+        match self {
+            Self::Kernel => Ok(true),
+            #[cfg(feature = "irqchip")]
+            Self::Split(board) => split::enter(fd, page, board).map(|()| true),
+            #[cfg(feature = "irqchip")]
+            Self::Software(software) => software.enter(fd, page),
+        }
+    }
+}
+
+impl fmt::Debug for X86Vcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("X86Vcpu")
+            .field("waker", &self.waker)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The vCPU takes `vector` when it is entered, as if it had acknowledged it (`KVM_INTERRUPT`).
+#[cfg(feature = "irqchip")]
+fn inject(vcpu: &VcpuFd, page: &RunPage, vector: Vector) -> io::Result<()> {
+    use kvm_bindings::{KVMIO, kvm_interrupt};
+    use vmm_sys_util::ioctl::ioctl_with_ref;
+
+    vmm_sys_util::ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
+
+    let irq = kvm_interrupt { irq: vector.0.into() };
+    // SAFETY: the file is a vCPU's, and this ioctl of it reads one `kvm_interrupt`, which is what it gets.
+    let result = unsafe { ioctl_with_ref(vcpu, KVM_INTERRUPT(), &irq) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    page.is_no_longer_ready();
+    Ok(())
+}

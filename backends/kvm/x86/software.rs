@@ -1,0 +1,210 @@
+//! No interrupt controller in the kernel: all of them are devisor's, and a vCPU is told what to take.
+
+use std::{io, sync::Arc};
+
+use kvm_bindings::{
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, Msrs, kvm_enable_cap,
+    kvm_msr_entry,
+};
+use kvm_ioctls::{
+    MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, ReadMsrExit, VcpuExit, VcpuFd, VmFd, WriteMsrExit,
+};
+
+use super::{init, inject, run_page::RunPage};
+use crate::{
+    backends::irqchip::{
+        Vector,
+        lapic::{CpuEvent, LocalApic, Request},
+        pc::Pc,
+    },
+    bus::BusDevice,
+};
+
+const IA32_TIME_STAMP_COUNTER: u32 = 0x10;
+const IA32_APIC_BASE: u32 = 0x1b;
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
+
+/// Prepares a VM without an irqchip for local APICs of devisor's: guests' accesses to IA32_APIC_BASE, IA32_TSC_DEADLINE and
+/// the x2APIC MSRs come out (`KVM_CAP_X86_USER_SPACE_MSR`).
+///
+/// It takes the VM's one MSR filter. An access that KVM itself refuses comes out too, and [`X86Vcpu::run`](super::X86Vcpu::run)
+/// hands it on with its `error` set, which leads to the #GP that it would have been.
+///
+/// # Errors
+/// What KVM answers: it has no such capability.
+pub fn prepare_software(vm: &VmFd) -> io::Result<()> {
+    // The x2APIC MSRs cannot be filtered. Without a local APIC in the kernel they are invalid instead.
+    let reasons = KVM_MSR_EXIT_REASON_FILTER | KVM_MSR_EXIT_REASON_INVAL;
+    vm.enable_cap(&kvm_enable_cap {
+        cap: KVM_CAP_X86_USER_SPACE_MSR,
+        args: [reasons.into(), 0, 0, 0],
+        ..Default::default()
+    })?;
+    let denied = |base| MsrFilterRange {
+        flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+        base,
+        msr_count: 1,
+        bitmap: &[0],
+    };
+    let ranges = [denied(IA32_APIC_BASE), denied(IA32_TSC_DEADLINE)];
+    Ok(vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &ranges)?)
+}
+
+/// A vCPU's side of it.
+pub(super) struct Software {
+    apic: LocalApic,
+    board: Arc<Pc>,
+    /// The guest has executed HLT, and nothing has ended that since.
+    halted: bool,
+    /// CR8 as the vCPU had it at the last exit, or was given since.
+    cr8: u64,
+    /// What the guest has written to IA32_TSC_DEADLINE in the last exit.
+    deadline: Option<u64>,
+    /// IA32_APIC_BASE is to be made known to KVM, whose CPUID shows whether there is a local APIC.
+    base_changed: bool,
+}
+
+impl Software {
+    pub(super) fn new(apic: LocalApic, board: Arc<Pc>) -> Self {
+        Self {
+            apic,
+            board,
+            halted: false,
+            cr8: 0,
+            deadline: None,
+            base_changed: true,
+        }
+    }
+
+    /// Before the guest is entered: sees to events and injects what it is to take. `false` if it is not to be entered.
+    pub(super) fn enter(&mut self, vcpu: &mut VcpuFd, page: &RunPage) -> io::Result<bool> {
+        if let Some(deadline) = self.deadline.take() {
+            // The counter that it is compared with is the kernel's, and the guest may have set that since.
+            self.apic.set_tsc(read_tsc(vcpu)?);
+            // It takes any value.
+            let _ = self.apic.write_msr(IA32_TSC_DEADLINE, deadline);
+        }
+        while let Some(event) = self.apic.next_event() {
+            match event {
+                CpuEvent::Init => {
+                    init::finish_exit(vcpu, page)?;
+                    init::init(vcpu)?;
+                }
+                CpuEvent::StartUp(Vector(vector)) => init::start_up(vcpu, vector)?,
+                CpuEvent::Nmi => vcpu.nmi()?,
+                // There is no firmware that could have a handler for it.
+                CpuEvent::Smi => continue,
+            }
+            self.halted = false;
+            if event != CpuEvent::Nmi {
+                page.is_no_longer_ready();
+                self.base_changed = true;
+            }
+        }
+        if self.apic.waits_for_start_up() {
+            return Ok(false);
+        }
+        if std::mem::take(&mut self.base_changed) {
+            init::finish_exit(vcpu, page)?;
+            let mut sregs = vcpu.get_sregs()?;
+            sregs.apic_base = self.base();
+            vcpu.set_sregs(&sregs)?;
+        }
+        if page.is_ready_for_interrupt()
+            && let Some(request) = self.apic.acknowledge()
+        {
+            let vector = match request {
+                Request::Vector(vector) => vector,
+                Request::External => self.board.pic().acknowledge(),
+            };
+            inject(vcpu, page, vector)?;
+            self.halted = false;
+        }
+        if self.halted {
+            return Ok(false);
+        }
+        page.request_interrupt_window(self.apic.request().is_some());
+        self.cr8 = self.apic.cr8();
+        page.set_cr8(self.cr8);
+        Ok(true)
+    }
+
+    fn base(&self) -> u64 {
+        self.apic.read_msr(IA32_APIC_BASE).unwrap_or_default()
+    }
+
+    /// After each exit: CR8 is not trapped while it rises.
+    pub(super) fn leave(&mut self, page: &RunPage) {
+        let cr8 = page.cr8();
+        if std::mem::replace(&mut self.cr8, cr8) != cr8 {
+            // Four bits, or the guest would have had its #GP from KVM.
+            let _ = self.apic.set_cr8(cr8);
+        }
+    }
+
+    /// Takes what is the local APIC's. Returns what is not.
+    pub(super) fn handle<'a>(&mut self, exit: VcpuExit<'a>) -> Option<VcpuExit<'a>> {
+        match exit {
+            VcpuExit::Hlt => self.halted = true,
+            VcpuExit::IrqWindowOpen | VcpuExit::SetTpr => (),
+            VcpuExit::MmioRead(address, data) => match self.page_offset(address) {
+                Some(offset) => self.apic.read(offset, data),
+                None => return Some(VcpuExit::MmioRead(address, data)),
+            },
+            VcpuExit::MmioWrite(address, data) => match self.page_offset(address) {
+                Some(offset) => self.apic.write(offset, data),
+                None => return Some(VcpuExit::MmioWrite(address, data)),
+            },
+            VcpuExit::X86Rdmsr(exit) => return self.read_msr(exit),
+            VcpuExit::X86Wrmsr(exit) => return self.write_msr(exit),
+            exit => return Some(exit),
+        }
+        None
+    }
+
+    fn page_offset(&self, address: u64) -> Option<u64> {
+        let offset = address.checked_sub(self.apic.base_address()?)?;
+        (offset < LocalApic::SIZE).then_some(offset)
+    }
+
+    fn read_msr<'a>(&self, exit: ReadMsrExit<'a>) -> Option<VcpuExit<'a>> {
+        *exit.error = 1;
+        if !LocalApic::has_msr(exit.index) {
+            return Some(VcpuExit::X86Rdmsr(exit));
+        }
+        if let Ok(value) = self.apic.read_msr(exit.index) {
+            (*exit.data, *exit.error) = (value, 0);
+        }
+        None
+    }
+
+    fn write_msr<'a>(&mut self, exit: WriteMsrExit<'a>) -> Option<VcpuExit<'a>> {
+        *exit.error = 1;
+        match exit.index {
+            index if !LocalApic::has_msr(index) => return Some(VcpuExit::X86Wrmsr(exit)),
+            IA32_TSC_DEADLINE => {
+                self.deadline = Some(exit.data);
+                *exit.error = 0;
+            }
+            index if self.apic.write_msr(index, exit.data).is_ok() => {
+                self.base_changed |= index == IA32_APIC_BASE;
+                *exit.error = 0;
+            }
+            _ => (),
+        }
+        None
+    }
+}
+
+/// The guest's time-stamp counter.
+fn read_tsc(vcpu: &VcpuFd) -> io::Result<u64> {
+    let entry = kvm_msr_entry {
+        index: IA32_TIME_STAMP_COUNTER,
+        ..Default::default()
+    };
+    let mut msrs = Msrs::from_entries(&[entry]).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    match vcpu.get_msrs(&mut msrs)? {
+        1 => Ok(msrs.as_slice()[0].data),
+        _ => Err(io::Error::other("KVM does not tell the time-stamp counter")),
+    }
+}

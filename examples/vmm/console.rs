@@ -1,0 +1,126 @@
+//! stdin as the guest's keyboard.
+
+use std::{
+    io::{self, IsTerminal, Read},
+    mem::MaybeUninit,
+    os::fd::AsRawFd,
+    sync::{Arc, Condvar, Mutex, OnceLock, PoisonError},
+    thread,
+};
+
+/// The terminal's settings before they were changed.
+static BEFORE: OnceLock<libc::termios> = OnceLock::new();
+
+/// Keeps the terminal in raw mode. Dropping it restores what was there before; so does a signal that ends the process.
+pub struct RawTerminal(());
+
+impl RawTerminal {
+    /// `None` if stdin is no terminal.
+    pub fn new() -> io::Result<Option<Self>> {
+        if !io::stdin().is_terminal() {
+            return Ok(None);
+        }
+        let mut settings = MaybeUninit::uninit();
+        // SAFETY: `settings` has room for what is written.
+        if unsafe { libc::tcgetattr(io::stdin().as_raw_fd(), settings.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the call before has written it.
+        let before = *BEFORE.get_or_init(|| unsafe { settings.assume_init() });
+        let mut raw = before;
+        // SAFETY: it changes the settings that it is given.
+        unsafe { libc::cfmakeraw(&mut raw) };
+        // What the guest prints has line feeds alone.
+        raw.c_oflag = before.c_oflag;
+        set(&raw)?;
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+            // SAFETY: the handler calls nothing that is not allowed in one.
+            unsafe { libc::signal(signal, restore_and_end as *const () as libc::sighandler_t) };
+        }
+        Ok(Some(Self(())))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+fn set(settings: &libc::termios) -> io::Result<()> {
+    // SAFETY: the settings are whole, and the descriptor is open or the call says that it is not.
+    match unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, settings) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn restore() {
+    if let Some(before) = BEFORE.get() {
+        let _ = set(before);
+    }
+}
+
+extern "C" fn restore_and_end(signal: libc::c_int) {
+    restore();
+    // SAFETY: both calls are allowed in a handler: the signal's own effect follows.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+}
+
+/// Tells the thread that brings input when there is room for more.
+#[derive(Clone, Default)]
+pub struct Room(Arc<(Mutex<bool>, Condvar)>);
+
+impl Room {
+    pub fn notify(&self) {
+        let (there, changed) = &*self.0;
+        *there.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        changed.notify_one();
+    }
+
+    fn wait(&self) {
+        let (there, changed) = &*self.0;
+        let there = there.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = changed.wait_while(there, |there| !*there);
+        *there.unwrap_or_else(PoisonError::into_inner) = false;
+    }
+}
+
+/// Brings the guest what is typed, until the end of the input. `receive` takes some of it and says how much; `quit` is
+/// called for Ctrl-A x if `is_terminal`.
+pub fn start(
+    is_terminal: bool,
+    room: Room,
+    receive: impl Fn(&[u8]) -> usize + Send + 'static,
+    quit: impl Fn() + Send + 'static,
+) -> io::Result<()> {
+    const ESCAPE: u8 = 1; // Ctrl-A
+    let run = move || {
+        let mut escaped = false;
+        let mut buffer = [0; 256];
+        while let Ok(len @ 1..) = io::stdin().read(&mut buffer) {
+            let mut typed = Vec::with_capacity(len);
+            for character in &buffer[..len] {
+                match (is_terminal, escaped, *character) {
+                    (true, false, ESCAPE) => escaped = true,
+                    (true, true, b'x') => quit(),
+                    (_, _, character) => {
+                        escaped = false;
+                        typed.push(character);
+                    }
+                }
+            }
+            let mut rest = &typed[..];
+            while !rest.is_empty() {
+                match receive(rest) {
+                    0 => room.wait(),
+                    taken => rest = &rest[taken..],
+                }
+            }
+        }
+    };
+    thread::Builder::new().name("console".into()).spawn(run).map(drop)
+}

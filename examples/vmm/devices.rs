@@ -1,0 +1,259 @@
+//! A PC's odds and ends: small, and for test kernels. None of them interrupts.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use devisor::{
+    bus::{BusDevice, read_le},
+    interrupt::LevelInterrupt,
+};
+
+use crate::machine::{End, Ending};
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Port 0xf4, four bytes: the guest ends the process.
+pub struct ExitPort(pub Ending);
+
+impl BusDevice for ExitPort {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&self, _offset: u64, data: &[u8]) {
+        self.0.end(End::Status((read_le(data) << 1 | 1) as u8));
+    }
+}
+
+/// A port whose `bits` reset the machine when `mask` of what is written equals them: 0x64, 0x92 and 0xcf9.
+pub struct ResetPort {
+    pub ending: Ending,
+    pub mask: u8,
+    pub bits: u8,
+}
+
+impl BusDevice for ResetPort {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        // Of the keyboard controller: no output, and ready for input.
+        data.fill(0);
+    }
+
+    fn write(&self, _offset: u64, data: &[u8]) {
+        if data.first().is_some_and(|value| value & self.mask == self.bits) {
+            self.ending.end(End::Reset);
+        }
+    }
+}
+
+/// A port for each pin of the IOAPIC: its level.
+pub struct LineTester(pub Vec<Option<Box<dyn LevelInterrupt>>>);
+
+impl BusDevice for LineTester {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        for (byte, line) in data.iter().zip(self.0.iter().skip(offset as usize)) {
+            let Some(line) = line else { continue };
+            let told = if *byte != 0 { line.trigger() } else { line.clear() };
+            if let Err(error) = told {
+                eprintln!("vmm: the line tester: {error}");
+            }
+        }
+    }
+}
+
+/// QEMU's firmware configuration device: a selector and a port that gives the selected item, byte by byte. It has what kernels
+/// ask for that run without firmware.
+pub struct FwCfg {
+    memory: u64,
+    cpus: u16,
+    selected: Mutex<(u16, usize)>,
+}
+
+impl FwCfg {
+    pub fn new(memory: u64, cpus: u32) -> Self {
+        Self {
+            memory,
+            cpus: cpus as u16,
+            selected: Mutex::default(),
+        }
+    }
+
+    fn item(&self, key: u16) -> Vec<u8> {
+        match key {
+            0x00 => b"QEMU".to_vec(),
+            0x01 => 1_u32.to_le_bytes().to_vec(), // the interface: these two ports, no DMA
+            0x03 => self.memory.to_le_bytes().to_vec(),
+            0x05 | 0x0f => self.cpus.to_le_bytes().to_vec(), // CPUs, and the most there can be
+            0x19 => 0_u32.to_be_bytes().to_vec(),            // no files
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl BusDevice for FwCfg {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let mut selected = lock(&self.selected);
+        let (key, at) = &mut *selected;
+        let item = self.item(*key);
+        for byte in data {
+            // Past the end of an item there are zeros.
+            *byte = item.get(*at).copied().filter(|_| offset == 1).unwrap_or(0);
+            *at += usize::from(offset == 1 && *at < item.len());
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let (0, 2) = (offset, data.len()) {
+            *lock(&self.selected) = (read_le(data) as u16, 0);
+        }
+    }
+}
+
+/// The MC146818's clock, without its interrupts, and its memory: an index port and a data port.
+pub struct Cmos {
+    index: Mutex<u8>,
+    memory: Mutex<[u8; 128]>,
+}
+
+impl Cmos {
+    pub fn new(memory_size: u64, cpus: u32) -> Self {
+        const BASE_KIB: u16 = 640;
+        let mut memory = [0; 128];
+        let extended = (memory_size >> 10).saturating_sub(1024).min(0xffff) as u16;
+        let above_16_mib = (memory_size.saturating_sub(16 << 20) >> 16).min(0xffff) as u16;
+        for (at, value) in [
+            (0x15, BASE_KIB),
+            (0x17, extended),
+            (0x30, extended),
+            (0x34, above_16_mib),
+        ] {
+            memory[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        }
+        memory[0x5f] = cpus.saturating_sub(1) as u8;
+        Self {
+            index: Mutex::new(0),
+            memory: Mutex::new(memory),
+        }
+    }
+
+    fn register(&self, index: u8) -> u8 {
+        let (seconds, days) = now();
+        let (year, month, day) = date(days);
+        let binary = match index {
+            0x00 => seconds % 60,
+            0x02 => seconds / 60 % 60,
+            0x04 => seconds / 3600,
+            0x06 => (days + 4) % 7 + 1, // 1 January 1970 was a Thursday, the fifth day
+            0x07 => day,
+            0x08 => month,
+            0x09 => year % 100,
+            0x32 => year / 100,
+            0x0a => return 0x26, // 32768 Hz, and no update in progress
+            0x0b => return 0x02, // 24 hours, BCD
+            0x0c => return 0,    // no interrupt
+            0x0d => return 0x80, // the battery is good
+            index => return lock(&self.memory)[usize::from(index)],
+        };
+        (binary / 10 * 16 + binary % 10) as u8
+    }
+}
+
+impl BusDevice for Cmos {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let (1, Some(byte)) = (offset, data.first_mut()) {
+            *byte = self.register(*lock(&self.index));
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        const NMI_DISABLE: u8 = 0x80;
+        match (offset, data.first()) {
+            (0, Some(byte)) => *lock(&self.index) = byte & !NMI_DISABLE,
+            (1, Some(byte)) => lock(&self.memory)[usize::from(*lock(&self.index))] = *byte,
+            _ => (),
+        }
+    }
+}
+
+/// Seconds of the day, and days since 1970, in UTC.
+fn now() -> (u64, u64) {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (since_epoch.as_secs() % 86400, since_epoch.as_secs() / 86400)
+}
+
+/// Year, month and day of a day since 1 January 1970 in the Gregorian calendar.
+fn date(mut days: u64) -> (u64, u64, u64) {
+    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1970;
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let lengths = [
+        31,
+        28 + u64::from(is_leap(year)),
+        31,
+        30,
+        31,
+        30,
+        31,
+        31,
+        30,
+        31,
+        30,
+        31,
+    ];
+    let mut month = 0;
+    while days >= lengths[month] {
+        days -= lengths[month];
+        month += 1;
+    }
+    (year, month as u64 + 1, days + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_become_dates_also_at_the_end_of_february() {
+        for (days, expected) in [
+            (0, (1970, 1, 1)),
+            (58, (1970, 2, 28)),
+            (59, (1970, 3, 1)),
+            (11_016, (2000, 2, 29)),
+            (20_000, (2024, 10, 4)),
+        ] {
+            assert_eq!(date(days), expected);
+        }
+    }
+
+    #[test]
+    fn fw_cfg_gives_each_item_from_its_beginning_and_zeros_after_its_end() {
+        let fw_cfg = FwCfg::new(64 << 20, 3);
+        let read = |key: u16, len| {
+            fw_cfg.write(0, &key.to_le_bytes());
+            (0..len)
+                .map(|_| {
+                    let mut byte = [0xff];
+                    fw_cfg.read(1, &mut byte);
+                    byte[0]
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(read(0x00, 5), *b"QEMU\0");
+        assert_eq!(read(0x00, 2), *b"QE");
+        assert_eq!(read(0x03, 8), (64_u64 << 20).to_le_bytes());
+        assert_eq!(read(0x05, 2), [3, 0]);
+        assert_eq!(read(0x0f, 3), [3, 0, 0]);
+        assert_eq!(read(0xffff, 2), [0, 0]);
+    }
+}

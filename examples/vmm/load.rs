@@ -1,0 +1,282 @@
+//! Puts a kernel into the guest's memory, and says where and how a CPU is to begin with it.
+
+use std::{fs, io::Cursor, ops::Range, path::Path};
+
+use linux_loader::{
+    bootparam::{boot_e820_entry, boot_params},
+    loader::{KernelLoader, bzimage::BzImage},
+};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::options::Error;
+
+/// Where a CPU begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Real mode, at 0:`ip`.
+    Real { ip: u16 },
+    /// 32-bit protected mode, flat, without paging.
+    Protected { eip: u32, eax: u32, ebx: u32, esi: u32 },
+}
+
+// The low megabyte. Conventional memory ends where a PC has its extended BIOS data.
+/// The descriptors that a CPU in protected mode begins with.
+pub const GDT: u64 = 0x500;
+const BOOT_SECTOR: u64 = 0x7c00;
+/// What the loader tells the kernel, and the end of conventional memory.
+const BOOT_INFO: Range<u64> = 0x9_0000..0x9_fc00;
+const COMMAND_LINE: u64 = 0x9_8000;
+const COMMAND_LINE_MAX: usize = 0x7000;
+const HIGH_MEMORY: u64 = 0x10_0000;
+
+pub struct Loader<'a> {
+    pub memory: &'a GuestMemoryMmap,
+    pub memory_size: u64,
+    pub command_line: &'a str,
+}
+
+impl Loader<'_> {
+    pub fn load(&self, path: &Path) -> Result<Entry, Error> {
+        let name = path.display();
+        let image = fs::read(path).map_err(|error| format!("the kernel {name} cannot be read: {error}"))?;
+        let entry = if let Some(header) = multiboot_header(&image) {
+            self.load_multiboot(&image, header)
+        } else if image.get(0x202..0x206) == Some(b"HdrS") {
+            self.load_bzimage(&image)
+        } else if image.get(510..512) == Some(&[0x55, 0xaa]) {
+            self.load_flat(&image)
+        } else {
+            Err("it has neither a multiboot header, nor that of a bzImage, nor the signature of a boot sector".into())
+        };
+        entry.map_err(|error| format!("{name} is no kernel for this machine: {error}").into())
+    }
+
+    fn put(&self, data: &[u8], address: u64, what: &str) -> Result<(), Error> {
+        let end = address
+            .checked_add(data.len() as u64)
+            .filter(|end| *end <= self.memory_size);
+        let end = end.ok_or_else(|| {
+            let (len, size) = (data.len(), self.memory_size);
+            format!("{what} of {len:#x} bytes at {address:#x} does not fit into {size:#x} bytes of memory")
+        })?;
+        if what == KERNEL && address < BOOT_INFO.end && end > BOOT_INFO.start {
+            return Err(format!("{what} at {address:#x} is where the boot information goes ({BOOT_INFO:#x?})").into());
+        }
+        Ok(self.memory.write_slice(data, GuestAddress(address))?)
+    }
+
+    fn put_command_line(&self) -> Result<u32, Error> {
+        let mut line = self.command_line.as_bytes().to_vec();
+        line.push(0);
+        if line.len() > COMMAND_LINE_MAX {
+            return Err(format!("its command line is longer than {COMMAND_LINE_MAX} bytes").into());
+        }
+        self.put(&line, COMMAND_LINE, "the command line")?;
+        Ok(COMMAND_LINE as u32)
+    }
+
+    /// RAM as the guest is told of it: start and length.
+    fn map(&self) -> Vec<(u64, u64)> {
+        let low = (0, BOOT_INFO.end.min(self.memory_size));
+        let high = (HIGH_MEMORY, self.memory_size.saturating_sub(HIGH_MEMORY));
+        [low, high].into_iter().filter(|(_, len)| *len != 0).collect()
+    }
+
+    // Multiboot Specification version 0.6.96, sections 3.1 to 3.3.
+
+    fn load_multiboot(&self, image: &[u8], header: usize) -> Result<Entry, Error> {
+        const KNOWN_REQUIREMENTS: u32 = 0b111;
+        const ADDRESSES: u32 = 1 << 16;
+        let flags = long(image, header + 4)?;
+        if flags & 0xffff & !KNOWN_REQUIREMENTS != 0 {
+            return Err(format!(
+                "its multiboot header requires {flags:#x}, of which only {KNOWN_REQUIREMENTS:#b} is known"
+            )
+            .into());
+        }
+        let eip = match flags & ADDRESSES {
+            0 => self.load_elf(image)?,
+            _ => self.load_by_addresses(image, header)?,
+        };
+        let ebx = self.put_multiboot_info()?;
+        Ok(Entry::Protected {
+            eip,
+            eax: 0x2bad_b002,
+            ebx,
+            esi: 0,
+        })
+    }
+
+    /// The header says itself what goes where.
+    fn load_by_addresses(&self, image: &[u8], header: usize) -> Result<u32, Error> {
+        let field = |at| long(image, header + at);
+        let [header_at, load, load_end, bss_end, entry] = [field(12)?, field(16)?, field(20)?, field(24)?, field(28)?];
+        let before = header_at
+            .checked_sub(load)
+            .ok_or("its multiboot header is said to be before its image")?;
+        let start = header
+            .checked_sub(before as usize)
+            .ok_or("its multiboot header names a start before the file")?;
+        let mut data = image[start..].to_vec();
+        if load_end != 0 {
+            let len = load_end
+                .checked_sub(load)
+                .ok_or("its multiboot header names an end before the start")? as usize;
+            data = data
+                .get(..len)
+                .ok_or("its multiboot header names an end beyond the file")?
+                .to_vec();
+        }
+        self.put(&data, load.into(), KERNEL)?;
+        self.clear(u64::from(load) + data.len() as u64, bss_end.into())?;
+        Ok(entry)
+    }
+
+    fn load_elf(&self, image: &[u8]) -> Result<u32, Error> {
+        const CLASS32_LITTLE_ENDIAN: [u8; 6] = *b"\x7fELF\x01\x01";
+        const MACHINE_386: u16 = 3;
+        const LOAD: u32 = 1;
+        if image.get(..6) != Some(&CLASS32_LITTLE_ENDIAN) || word(image, 18)? != MACHINE_386 {
+            return Err("it is no 32-bit ELF file of x86, and its multiboot header has no addresses".into());
+        }
+        let mut entry = long(image, 24)?;
+        let (headers, size, count) = (long(image, 28)? as usize, word(image, 42)? as usize, word(image, 44)?);
+        for header in (0..usize::from(count)).map(|n| headers + n * size) {
+            if long(image, header)? != LOAD {
+                continue;
+            }
+            let field = |at| long(image, header + at);
+            let [offset, virt, phys, in_file, in_memory] = [field(4)?, field(8)?, field(12)?, field(16)?, field(20)?];
+            let data = (offset as usize).checked_add(in_file as usize);
+            let data = data
+                .and_then(|end| image.get(offset as usize..end))
+                .ok_or("a segment ends beyond the file")?;
+            self.put(data, phys.into(), KERNEL)?;
+            self.clear(
+                u64::from(phys) + data.len() as u64,
+                u64::from(phys) + u64::from(in_memory),
+            )?;
+            if virt != phys && (virt..virt.saturating_add(in_memory)).contains(&long(image, 24)?) {
+                entry = long(image, 24)? - virt + phys;
+            }
+        }
+        Ok(entry)
+    }
+
+    /// New memory is zero: to be checked that it is there.
+    fn clear(&self, from: u64, to: u64) -> Result<(), Error> {
+        if to > self.memory_size {
+            return Err(format!("its end at {to:#x} is beyond the memory").into());
+        }
+        match from < to && from < BOOT_INFO.end && to > BOOT_INFO.start {
+            true => Err(format!("its end at {to:#x} is where the boot information goes ({BOOT_INFO:#x?})").into()),
+            false => Ok(()),
+        }
+    }
+
+    fn put_multiboot_info(&self) -> Result<u32, Error> {
+        const MEMORY: u32 = 1 << 0;
+        const COMMAND_LINE: u32 = 1 << 2;
+        const MEMORY_MAP: u32 = 1 << 6;
+        const LOADER_NAME: u32 = 1 << 9;
+        const INFO_SIZE: u64 = 0x100;
+        let mut map = Vec::new();
+        for (start, len) in self.map() {
+            map.extend(20_u32.to_le_bytes()); // of what follows
+            map.extend(start.to_le_bytes());
+            map.extend(len.to_le_bytes());
+            map.extend(1_u32.to_le_bytes()); // RAM
+        }
+        let name = BOOT_INFO.start + INFO_SIZE;
+        let map_at = name + INFO_SIZE;
+        let mut info = vec![0; INFO_SIZE as usize];
+        for (at, value) in [
+            (0, MEMORY | COMMAND_LINE | MEMORY_MAP | LOADER_NAME),
+            (4, (BOOT_INFO.end >> 10) as u32),
+            (8, (self.memory_size.saturating_sub(HIGH_MEMORY) >> 10) as u32),
+            (16, self.put_command_line()?),
+            (44, map.len() as u32),
+            (48, map_at as u32),
+            (64, name as u32),
+        ] {
+            info[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        self.put(&info, BOOT_INFO.start, INFO)?;
+        self.put(b"devisor vmm\0", name, INFO)?;
+        self.put(&map, map_at, INFO)?;
+        Ok(BOOT_INFO.start as u32)
+    }
+
+    // The Linux/x86 boot protocol (Documentation/arch/x86/boot.rst), with its 32-bit entry.
+
+    fn load_bzimage(&self, image: &[u8]) -> Result<Entry, Error> {
+        const LOADER_UNDEFINED: u8 = 0xff;
+        const E820_RAM: u32 = 1;
+        let mut file = Cursor::new(image);
+        let start = Some(GuestAddress(HIGH_MEMORY));
+        let loaded = BzImage::load(self.memory, None, &mut file, start)?;
+        let mut params = boot_params {
+            hdr: loaded.setup_header.ok_or("it has no setup header")?,
+            ..Default::default()
+        };
+        params.hdr.type_of_loader = LOADER_UNDEFINED;
+        params.hdr.cmd_line_ptr = self.put_command_line()?;
+        for (entry, (addr, size)) in params.e820_table.iter_mut().zip(self.map()) {
+            *entry = boot_e820_entry {
+                addr,
+                size,
+                r#type: E820_RAM,
+            };
+            params.e820_entries += 1;
+        }
+        self.put(params.as_slice(), BOOT_INFO.start, INFO)?;
+        Ok(Entry::Protected {
+            eip: loaded.kernel_load.0 as u32,
+            eax: 0,
+            ebx: 0,
+            esi: BOOT_INFO.start as u32,
+        })
+    }
+
+    /// As firmware does with a boot sector, but for its length.
+    fn load_flat(&self, image: &[u8]) -> Result<Entry, Error> {
+        self.put(image, BOOT_SECTOR, KERNEL)?;
+        Ok(Entry::Real { ip: BOOT_SECTOR as u16 })
+    }
+}
+
+const KERNEL: &str = "the kernel";
+const INFO: &str = "the boot information";
+
+/// Where the header is: in the first 8192 bytes, at a multiple of four, and its three words add up to nothing.
+fn multiboot_header(image: &[u8]) -> Option<usize> {
+    const MAGIC: u32 = 0x1bad_b002;
+    let fields = |at| {
+        Some([
+            long(image, at).ok()?,
+            long(image, at + 4).ok()?,
+            long(image, at + 8).ok()?,
+        ])
+    };
+    (0..8192_usize.min(image.len())).step_by(4).find(|at| {
+        fields(*at).is_some_and(|[magic, flags, checksum]| {
+            magic == MAGIC && magic.wrapping_add(flags).wrapping_add(checksum) == 0
+        })
+    })
+}
+
+fn long(image: &[u8], at: usize) -> Result<u32, Error> {
+    let bytes = image
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .ok_or("it is cut off")?;
+    Ok(u32::from_le_bytes(*bytes))
+}
+
+fn word(image: &[u8], at: usize) -> Result<u16, Error> {
+    let bytes = image
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .ok_or("it is cut off")?;
+    Ok(u16::from_le_bytes(*bytes))
+}

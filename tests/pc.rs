@@ -1,0 +1,388 @@
+//! The wiring of a PC, without a hypervisor: what a device's line does at each controller, and what a CPU is told.
+#![cfg(feature = "irqchip")]
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use devisor::{
+    backends::irqchip::{
+        CpuId, Vector,
+        ioapic::{IoApicConfig, Pin},
+        lapic::{ApicId, CpuEvent, Lint, LocalApic, LocalApicParts, LocalApics, LocalApicsConfig, Request},
+        pc::{Gsi, LintOfAll, Pc, PcConfig, PcError, TIMER_GSI, TIMER_IRQ},
+        pic::{Irq, PicError},
+    },
+    bus::{Bus, BusDevice},
+    interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId, level_from_fn},
+    time::ManualClock,
+};
+
+/// The messages that were sent, by their vectors.
+#[derive(Clone, Default)]
+struct Messages(Arc<Mutex<Vec<u8>>>);
+
+impl Messages {
+    fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+impl MsiSink for Messages {
+    fn send(&self, _requester: RequesterId, message: MsiMessage) -> io::Result<()> {
+        self.0.lock().unwrap().push(message.data as u8);
+        Ok(())
+    }
+}
+
+/// A board whose outputs are seen, with a guest that has programmed both controllers: vector 0x20 + IRQ at the 8259s, vector
+/// 0x40 + pin at the IOAPIC.
+struct Machine {
+    pc: Pc,
+    clock: Arc<ManualClock>,
+    messages: Messages,
+    intr: Arc<Mutex<bool>>,
+    memory: Bus,
+    ports: Bus,
+}
+
+fn machine() -> Machine {
+    let (messages, clock) = (Messages::default(), Arc::new(ManualClock::default()));
+    let intr = Arc::new(Mutex::new(false));
+    let seen = Arc::clone(&intr);
+    let line = level_from_fn(move |up| {
+        *seen.lock().unwrap() = up;
+        Ok(())
+    });
+    let pc = Pc::new(PcConfig::default(), messages.clone(), line, clock.clone(), ()).unwrap();
+    let (mut memory, mut ports) = (Bus::new(), Bus::new());
+    pc.plug(&mut memory, &mut ports).unwrap();
+    let machine = Machine {
+        pc,
+        clock,
+        messages,
+        intr,
+        memory,
+        ports,
+    };
+    machine.initialize_pics();
+    for pin in 0..24 {
+        machine.entry(pin, 0x40 + pin);
+    }
+    machine
+}
+
+impl Machine {
+    fn out(&self, port: u64, value: u8) {
+        self.ports.write(port, &[value]).unwrap();
+    }
+
+    fn initialize_pics(&self) {
+        for (port, words) in [(0x20, [0x20, 0x04, 0x01]), (0xa0, [0x28, 0x02, 0x01])] {
+            self.out(port, 0x11);
+            words.into_iter().for_each(|word| self.out(port + 1, word));
+        }
+    }
+
+    fn entry(&self, pin: u32, low: u32) {
+        self.memory.write(0xfec0_0000, &[0x10 + 2 * pin as u8]).unwrap();
+        self.memory.write(0xfec0_0010, &low.to_le_bytes()).unwrap();
+    }
+
+    /// The vectors that the 8259s give, each finished.
+    fn pic_vectors(&self) -> Vec<u8> {
+        let mut vectors = Vec::new();
+        while *self.intr.lock().unwrap() {
+            vectors.push(self.pc.pic().acknowledge().0);
+            self.out(0xa0, 0x20);
+            self.out(0x20, 0x20);
+        }
+        vectors
+    }
+}
+
+#[test]
+fn an_irq_is_at_both_controllers_and_the_timers_is_at_pin_2() {
+    let machine = machine();
+    for irq in (0..16).filter(|irq| *irq != 2) {
+        let line = machine.pc.level_line(Irq(irq)).unwrap();
+        line.trigger().unwrap();
+        let pin = if irq == 0 { 2 } else { irq };
+        assert_eq!(line.gsi(), Gsi(pin.into()));
+        assert_eq!(machine.messages.take(), [0x40 + pin], "IRQ {irq}");
+        assert_eq!(machine.pic_vectors(), [0x20 + irq], "IRQ {irq}");
+        line.clear().unwrap();
+        machine.pc.edge_line(Irq(irq)).unwrap().trigger().unwrap();
+        assert_eq!(machine.messages.take(), [0x40 + pin], "IRQ {irq}");
+        assert_eq!(machine.pic_vectors(), [0x20 + irq], "IRQ {irq}");
+    }
+}
+
+#[test]
+fn a_gsi_is_its_pin_with_what_is_soldered_to_it() {
+    let machine = machine();
+    for gsi in 0..24 {
+        machine.pc.gsi_edge_line(Gsi(gsi)).unwrap().trigger().unwrap();
+        assert_eq!(machine.messages.take(), [0x40 + gsi as u8], "GSI {gsi}");
+        let expected: &[u8] = match gsi {
+            2 => &[0x20],
+            1 | 3..16 => &[0x20 + gsi as u8],
+            _ => &[],
+        };
+        assert_eq!(machine.pic_vectors(), expected, "GSI {gsi}");
+    }
+}
+
+#[test]
+fn there_is_no_irq_2_and_no_pin_above_the_last() {
+    let pc = machine().pc;
+    let refused = PcError::Pic(PicError::NoSuchIrq(Irq(2)));
+    assert_eq!(pc.level_line(Irq(2)).unwrap_err(), refused);
+    assert_eq!(pc.edge_line(Irq(2)).unwrap_err(), refused);
+    assert!(pc.level_line(Irq(16)).is_err());
+    assert!(pc.gsi_level_line(Gsi(24)).is_err());
+    assert_eq!((Gsi::of_irq(TIMER_IRQ), TIMER_GSI.irq()), (TIMER_GSI, Some(TIMER_IRQ)));
+    assert_eq!((Gsi(0).irq(), Gsi(16).irq()), (None, None));
+}
+
+#[test]
+fn an_ioapic_too_small_for_the_isa_bus_is_refused() {
+    let config = |pins| PcConfig {
+        ioapic: IoApicConfig {
+            pins,
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let pc = |pins| {
+        Pc::new(
+            config(pins),
+            Messages::default(),
+            NoInterrupt,
+            ManualClock::default(),
+            (),
+        )
+    };
+    assert_eq!(pc(15).unwrap_err(), PcError::TooFewPins(15));
+    assert!(matches!(pc(241), Err(PcError::IoApic(_))));
+    let pc = pc(240).unwrap();
+    assert!(pc.gsi_level_line(Gsi(239)).is_ok());
+}
+
+#[test]
+fn the_timer_interrupts_at_irq_0() {
+    let machine = machine();
+    for (port, value) in [(0x43, 0x34), (0x40, 0x9c), (0x40, 0x2e)] {
+        machine.out(port, value); // counter 0, mode 2, 100 times a second
+    }
+    // OUT has risen with the control word.
+    assert_eq!(
+        (machine.messages.take(), machine.pic_vectors()),
+        (vec![0x42], vec![0x20])
+    );
+    let deadline = machine.pc.pit().deadline().unwrap();
+    assert_eq!(deadline.as_millis(), 10);
+    machine.clock.advance_to(deadline);
+    machine.pc.pit().expire();
+    assert_eq!(
+        (machine.messages.take(), machine.pic_vectors()),
+        (vec![0x42], vec![0x20])
+    );
+    let mut port_b = [0xff];
+    machine.ports.read(0x61, &mut port_b).unwrap();
+    assert_eq!(port_b[0] & 0xc3, 0);
+}
+
+#[test]
+fn lines_of_one_irq_are_a_wired_or_and_dropping_one_lets_go() {
+    let machine = machine();
+    machine.entry(5, 1 << 15 | 0x45);
+    machine.out(0x4d0, 1 << 5); // ELCR: level
+    let lines = [0, 1].map(|_| machine.pc.level_line(Irq(5)).unwrap());
+    for line in &lines {
+        line.trigger().unwrap();
+        line.trigger().unwrap();
+    }
+    let [first, second] = lines;
+    first.clear().unwrap();
+    assert!(*machine.intr.lock().unwrap());
+    assert_eq!(machine.messages.take(), [0x45]);
+    machine.pc.eoi(Vector(0x45));
+    assert_eq!(machine.messages.take(), [0x45], "it is still up");
+    drop(second);
+    assert!(!*machine.intr.lock().unwrap());
+    machine.pc.eoi(Vector(0x45));
+    assert_eq!(machine.messages.take(), []);
+}
+
+/// Two threads move one line; what was wanted last is what both controllers have, whoever was slower.
+#[test]
+fn both_controllers_have_the_level_that_was_last_wanted() {
+    let machine = machine();
+    machine.entry(5, 1 << 15 | 0x45);
+    machine.out(0x4d0, 1 << 5);
+    let line = machine.pc.level_line(Irq(5)).unwrap();
+    for round in 0..200 {
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        line.trigger().unwrap();
+                        line.clear().unwrap();
+                    }
+                });
+            }
+        });
+        assert!(!*machine.intr.lock().unwrap(), "round {round}");
+        machine.pc.eoi(Vector(0x45));
+        machine.messages.take();
+        machine.pc.eoi(Vector(0x45));
+        assert_eq!(machine.messages.take(), [], "round {round}");
+    }
+}
+
+#[test]
+fn a_reset_masks_the_ioapic_and_ends_the_timer_but_lines_stay() {
+    let machine = machine();
+    let line = machine.pc.level_line(Irq(4)).unwrap();
+    line.trigger().unwrap();
+    machine.messages.take();
+    machine.pc.reset();
+    assert!(!*machine.intr.lock().unwrap());
+    machine.entry(4, 1 << 15 | 0x44);
+    assert_eq!(machine.messages.take(), [0x44], "the line is still up");
+    assert_eq!(machine.pc.pit().deadline(), None);
+}
+
+#[test]
+fn a_saved_board_goes_on_in_another() {
+    let machine = machine();
+    machine.entry(4, 1 << 15 | 0x44);
+    let line = machine.pc.level_line(Irq(4)).unwrap();
+    line.trigger().unwrap();
+    assert_eq!(machine.messages.take(), [0x44]);
+    let state = machine.pc.save();
+
+    let other = self::machine();
+    other.pc.restore(&state).unwrap();
+    assert_eq!(other.pc.save(), state);
+    assert_eq!(other.messages.take(), [], "it is in service");
+    assert!(*other.intr.lock().unwrap());
+    let line = other.pc.level_line(Irq(4)).unwrap();
+    line.trigger().unwrap();
+    other.pc.eoi(Vector(0x44));
+    assert_eq!(other.messages.take(), [0x44]);
+
+    let mut broken = state.clone();
+    broken.ioapic.pins.pop();
+    assert!(other.pc.restore(&broken).is_err());
+}
+
+#[test]
+fn registers_are_where_a_pc_has_them_and_nothing_else_may_be_there() {
+    let machine = machine();
+    for port in [0x20, 0x21, 0xa0, 0xa1, 0x40, 0x41, 0x42, 0x43, 0x61, 0x4d0, 0x4d1] {
+        assert!(machine.ports.read(port, &mut [0]).is_ok(), "{port:#x}");
+    }
+    let (mut memory, mut ports) = (Bus::new(), machine.ports.clone());
+    assert!(machine.pc.plug(&mut memory, &mut ports).is_err());
+    assert_eq!(machine.pc.ioapic().message(Pin(3)).unwrap().unwrap().data, 0x43);
+    assert!(machine.pc.ioapic().message(Pin(24)).is_err());
+}
+
+/// The start-up message that CPU 1 waits for.
+fn start(apics: &LocalApics, cpu: &LocalApic) {
+    let (address, data) = (0xfee0_1000, 0x4608);
+    apics.send(RequesterId(0), MsiMessage { address, data }).unwrap();
+    assert_eq!(cpu.next_event(), Some(CpuEvent::StartUp(Vector(8))));
+}
+
+/// A board with local APICs, of which two are enabled.
+fn with_local_apics() -> (Pc, [LocalApic; 2], Bus) {
+    let clock = Arc::new(ManualClock::default());
+    let parts = [0, 1].map(|id| LocalApicParts {
+        id: ApicId(id),
+        wake: Box::new(NoInterrupt),
+        alarm: Box::new(()),
+    });
+    let apics = LocalApics::new(LocalApicsConfig::default(), clock.clone(), parts.into()).unwrap();
+    let pc = Pc::with_local_apics(PcConfig::default(), &apics, clock, ()).unwrap();
+    let (mut memory, mut ports) = (Bus::new(), Bus::new());
+    pc.plug(&mut memory, &mut ports).unwrap();
+    for (port, words) in [(0x20, [0x20, 0x04, 0x01]), (0xa0, [0x28, 0x02, 0x01])] {
+        ports.write(port, &[0x11]).unwrap();
+        words
+            .into_iter()
+            .for_each(|word| ports.write(port + 1, &[word]).unwrap());
+    }
+    let cpus = [0, 1].map(|cpu| apics.cpu(CpuId(cpu)).unwrap());
+    start(&apics, &cpus[1]);
+    for cpu in &cpus {
+        cpu.write(0x0f0, &0x1ff_u32.to_le_bytes());
+        cpu.write(0x350, &0x700_u32.to_le_bytes()); // LINT0: ExtINT
+    }
+    (pc, cpus, memory)
+}
+
+#[test]
+fn intr_is_lint0_of_every_cpu() {
+    let (pc, [first, second], _) = with_local_apics();
+    let line = pc.edge_line(Irq(9)).unwrap();
+    line.trigger().unwrap();
+    assert_eq!(first.request(), Some(Request::External));
+    assert_eq!(second.request(), Some(Request::External));
+    assert_eq!(first.acknowledge(), Some(Request::External));
+    assert_eq!(pc.pic().acknowledge(), Vector(0x29));
+    assert_eq!((first.request(), second.request()), (None, None), "INTR is down");
+}
+
+#[test]
+fn an_eoi_of_a_cpu_reaches_the_ioapic_as_long_as_the_board_is_there() {
+    let (pc, [first, second], memory) = with_local_apics();
+    second.write(0x350, &0x1_0000_u32.to_le_bytes());
+    first.write(0x350, &0x1_0000_u32.to_le_bytes());
+    for (index, value) in [(0x10 + 2 * 20 + 1, 1_u32 << 24), (0x10 + 2 * 20, 1 << 15 | 0x51)] {
+        memory.write(0xfec0_0000, &[index]).unwrap();
+        memory.write(0xfec0_0010, &value.to_le_bytes()).unwrap();
+    }
+    let line = pc.gsi_level_line(Gsi(20)).unwrap();
+    line.trigger().unwrap();
+    for _ in 0..2 {
+        assert_eq!(second.acknowledge(), Some(Request::Vector(Vector(0x51))));
+        assert_eq!((second.acknowledge(), first.acknowledge()), (None, None));
+        second.write(0x0b0, &[0; 4]); // EOI: the line is still up
+    }
+    assert_eq!(second.acknowledge(), Some(Request::Vector(Vector(0x51))));
+    let ioapic = pc.ioapic().clone();
+    drop(pc);
+    second.write(0x0b0, &[0; 4]);
+    assert_eq!(second.acknowledge(), None, "nobody tells the IOAPIC");
+    ioapic.eoi(Vector(0x51));
+    assert_eq!(second.acknowledge(), Some(Request::Vector(Vector(0x51))));
+}
+
+#[test]
+fn lint1_of_all_is_an_nmi_for_all() {
+    let clock = Arc::new(ManualClock::default());
+    let parts = [0, 1].map(|id| LocalApicParts {
+        id: ApicId(id),
+        wake: Box::new(NoInterrupt),
+        alarm: Box::new(()),
+    });
+    let apics = LocalApics::new(LocalApicsConfig::default(), clock, parts.into()).unwrap();
+    let cpus = [0, 1].map(|cpu| apics.cpu(CpuId(cpu)).unwrap());
+    start(&apics, &cpus[1]);
+    for cpu in &cpus {
+        cpu.write(0x0f0, &0x1ff_u32.to_le_bytes());
+        cpu.write(0x360, &0x400_u32.to_le_bytes()); // LINT1: NMI
+    }
+    let nmi = LintOfAll::new(&apics, Lint::One).unwrap();
+    nmi.trigger().unwrap();
+    for cpu in &cpus {
+        assert_eq!(cpu.next_event(), Some(CpuEvent::Nmi));
+        assert_eq!(cpu.next_event(), None);
+    }
+    nmi.clear().unwrap();
+}

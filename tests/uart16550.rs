@@ -1,0 +1,459 @@
+//! The 16550 UART: each register, each interrupt, the FIFOs, the line, the writer, and its state.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use devisor::{
+    bus::BusDevice,
+    interrupt::{FnLevelInterrupt, level_from_fn},
+    platform::uart16550::{Frame, ModemInputs, ModemOutputs, Uart16550, Uart16550Config, Uart16550StateError},
+};
+
+const DATA: u64 = 0;
+const IER: u64 = 1;
+const IIR: u64 = 2;
+const FCR: u64 = 2;
+const LCR: u64 = 3;
+const MCR: u64 = 4;
+const LSR: u64 = 5;
+const MSR: u64 = 6;
+const SCR: u64 = 7;
+
+const OUT2: u8 = 1 << 3;
+const LOOP: u8 = 1 << 4;
+const THRE_TEMT: u8 = 0x60;
+
+/// What the writer took, and how much more it will take.
+#[derive(Clone, Default)]
+struct Screen(Arc<Mutex<(Vec<u8>, VecDeque<io::Result<usize>>)>>);
+
+impl Screen {
+    fn shown(&self) -> Vec<u8> {
+        self.0.lock().unwrap().0.clone()
+    }
+
+    fn answer(&self, answer: io::Result<usize>) {
+        self.0.lock().unwrap().1.push_back(answer);
+    }
+}
+
+impl io::Write for Screen {
+    fn write(&mut self, characters: &[u8]) -> io::Result<usize> {
+        let (shown, answers) = &mut *self.0.lock().unwrap();
+        let taken = answers.pop_front().unwrap_or(Ok(characters.len()))?;
+        shown.extend(&characters[..taken]);
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+type Line = FnLevelInterrupt<Box<dyn Fn(bool) -> io::Result<()> + Send + Sync>>;
+
+struct Machine {
+    uart: Uart16550<Line, Screen>,
+    screen: Screen,
+    heard: Arc<Mutex<Vec<bool>>>,
+}
+
+fn machine(config: Uart16550Config) -> Machine {
+    let (screen, heard) = (Screen::default(), Arc::<Mutex<Vec<bool>>>::default());
+    let log = Arc::clone(&heard);
+    let line: Box<dyn Fn(bool) -> io::Result<()> + Send + Sync> = Box::new(move |up| {
+        log.lock().unwrap().push(up);
+        Ok(())
+    });
+    let uart = Uart16550::new(config, level_from_fn(line), screen.clone());
+    Machine { uart, screen, heard }
+}
+
+/// With OUT2 set, so that the line gets through.
+fn open() -> Machine {
+    let machine = machine(Uart16550Config::default());
+    machine.write(MCR, OUT2);
+    machine
+}
+
+impl Machine {
+    fn read(&self, register: u64) -> u8 {
+        let mut byte = [0xaa];
+        self.uart.read(register, &mut byte);
+        byte[0]
+    }
+
+    fn write(&self, register: u64, value: u8) {
+        self.uart.write(register, &[value]);
+    }
+
+    fn is_up(&self) -> bool {
+        self.heard.lock().unwrap().last() == Some(&true)
+    }
+}
+
+#[test]
+fn registers_keep_what_they_are_given_and_no_other_bits() {
+    let machine = open();
+    for (register, written, read) in [
+        (IER, 0xff, 0x0f),
+        (LCR, 0x7f, 0x7f),
+        (MCR, 0xef, 0x0f),
+        (SCR, 0x5a, 0x5a),
+    ] {
+        machine.write(register, written);
+        assert_eq!(machine.read(register), read, "register {register}");
+    }
+    machine.write(LSR, 0xff);
+    machine.write(MSR, 0xff);
+    assert_eq!((machine.read(LSR), machine.read(MSR)), (THRE_TEMT, 0xb0));
+}
+
+#[test]
+fn the_divisor_is_behind_dlab_and_keeps_its_halves_apart() {
+    let machine = open();
+    machine.write(LCR, 0x80);
+    machine.write(DATA, 0x34);
+    machine.write(IER, 0x12);
+    assert_eq!((machine.read(DATA), machine.read(IER)), (0x34, 0x12));
+    machine.write(LCR, 0x03);
+    assert_eq!(
+        (machine.read(DATA), machine.read(IER)),
+        (0, 0),
+        "nothing was sent to them"
+    );
+    assert_eq!(machine.screen.shown(), b"");
+    assert_eq!(machine.uart.save().divisor, 0x1234);
+}
+
+#[test]
+fn what_is_written_leaves_at_once() {
+    let machine = open();
+    for character in b"hi" {
+        machine.write(DATA, *character);
+        assert_eq!(machine.read(LSR), THRE_TEMT);
+    }
+    assert_eq!(machine.screen.shown(), b"hi");
+}
+
+#[test]
+fn the_transmitter_interrupt_comes_when_enabled_and_when_empty_and_goes_when_read() {
+    let machine = open();
+    assert!(!machine.is_up());
+    machine.write(IER, 0x02);
+    assert!(machine.is_up(), "there is nothing to wait for");
+    assert_eq!(machine.read(IIR), 0x02);
+    assert_eq!(machine.read(IIR), 0x01, "it was told");
+    assert!(!machine.is_up());
+    machine.write(DATA, b'x');
+    assert!(machine.is_up(), "it has left");
+    machine.write(IER, 0x00);
+    assert!(!machine.is_up());
+    machine.write(IER, 0x02);
+    assert!(machine.is_up());
+}
+
+#[test]
+fn reading_iir_takes_away_what_it_shows_and_nothing_else() {
+    let machine = open();
+    machine.write(IER, 0x0f);
+    machine.uart.receive_frame(Frame::ParityError(b'p'));
+    machine.uart.set_modem_inputs(ModemInputs::default());
+    // Line status first, then the character, the transmitter, the modem; each ends in its own way.
+    for _ in 0..2 {
+        assert_eq!(machine.read(IIR), 0x06);
+    }
+    assert_eq!(machine.read(LSR), THRE_TEMT | 0x05, "parity error, data ready");
+    for _ in 0..2 {
+        assert_eq!(machine.read(IIR), 0x04);
+    }
+    assert_eq!(machine.read(DATA), b'p');
+    assert_eq!(machine.read(IIR), 0x02);
+    for _ in 0..2 {
+        assert_eq!(machine.read(IIR), 0x00);
+    }
+    assert!(machine.is_up());
+    assert_eq!(machine.read(MSR), 0x0b, "CTS, DSR and DCD have gone");
+    assert_eq!(machine.read(IIR), 0x01);
+    assert_eq!(*machine.heard.lock().unwrap(), [true, false], "up all the time");
+}
+
+#[test]
+fn unmasking_a_cause_that_is_pending_raises_the_line_and_masking_it_lowers_it() {
+    let machine = open();
+    assert_eq!(machine.uart.receive(b"a"), 1);
+    assert!(!machine.is_up());
+    for _ in 0..2 {
+        machine.write(IER, 0x01);
+        assert!(machine.is_up());
+        machine.write(IER, 0x04);
+        assert!(!machine.is_up(), "there is no error");
+    }
+}
+
+#[test]
+fn out2_is_the_gate_of_the_line_if_the_board_has_one() {
+    let machine = open();
+    machine.write(IER, 0x02);
+    for (mcr, up) in [(0, false), (OUT2, true), (OUT2 | LOOP, false), (OUT2, true)] {
+        machine.write(MCR, mcr);
+        assert_eq!(machine.is_up(), up, "MCR {mcr:#x}");
+    }
+    let machine = self::machine(Uart16550Config {
+        out2_gates_interrupt: false,
+        ..Default::default()
+    });
+    machine.write(IER, 0x02);
+    assert!(machine.is_up());
+}
+
+#[test]
+fn without_fifos_there_is_room_for_one_and_another_one_takes_its_place() {
+    let machine = open();
+    assert_eq!(machine.uart.room(), 1);
+    assert_eq!(machine.uart.receive(b"abc"), 1);
+    assert!(!machine.uart.receive_frame(Frame::Data(b'z')));
+    assert_eq!(machine.read(LSR), THRE_TEMT | 0x03, "overrun, data ready");
+    assert_eq!(machine.read(DATA), b'z');
+    assert_eq!((machine.read(LSR), machine.read(IIR)), (THRE_TEMT, 0x01));
+}
+
+#[test]
+fn the_fifo_interrupts_at_its_trigger_and_times_out_below_it() {
+    let machine = open();
+    machine.write(IER, 0x01);
+    for (trigger, level) in [(0, 1), (1, 4), (2, 8), (3, 14)] {
+        machine.write(FCR, trigger << 6 | 0x07);
+        assert_eq!(machine.read(IIR), 0xc1);
+        for count in 1..=16 {
+            assert!(machine.uart.receive_frame(Frame::Data(count)));
+            let expected = if count < level { 0xcc } else { 0xc4 };
+            assert_eq!(machine.read(IIR), expected, "{count} at trigger {level}");
+        }
+        assert_eq!(machine.uart.room(), 0);
+        assert!(
+            !machine.uart.receive_frame(Frame::Data(0xff)),
+            "the one that is too many is lost"
+        );
+        assert_eq!(machine.read(LSR) & 0x02, 0x02);
+        for count in 1..=16 {
+            assert_eq!(machine.read(DATA), count);
+        }
+        assert!(!machine.is_up());
+    }
+}
+
+#[test]
+fn an_error_shows_when_its_character_is_at_the_top() {
+    let machine = open();
+    machine.write(FCR, 0x01);
+    machine.uart.receive(b"a");
+    for (frame, _) in [(Frame::FramingError(b'f'), 0x08), (Frame::Break, 0x10)] {
+        machine.uart.receive_frame(frame);
+    }
+    assert_eq!(machine.read(LSR), THRE_TEMT | 0x81, "somewhere in the FIFO");
+    machine.write(IER, 0x04);
+    assert!(!machine.is_up());
+    assert_eq!(machine.read(DATA), b'a');
+    assert!(machine.is_up());
+    assert_eq!(machine.read(LSR), THRE_TEMT | 0x89);
+    assert!(!machine.is_up());
+    assert_eq!(machine.read(DATA), b'f');
+    assert_eq!(machine.read(LSR) & 0x1e, 0x10);
+    assert_eq!((machine.read(DATA), machine.read(LSR)), (0, THRE_TEMT));
+}
+
+#[test]
+fn fifos_are_emptied_by_their_bits_and_by_switching_them() {
+    let machine = open();
+    machine.write(FCR, 0x01);
+    machine.uart.receive(b"abc");
+    machine.write(FCR, 0x02);
+    assert_eq!(machine.read(IIR) & 0xc0, 0, "off: the other bits do not count");
+    assert_eq!(machine.read(LSR), THRE_TEMT);
+    machine.write(FCR, 0x01);
+    machine.uart.receive(b"abc");
+    machine.write(FCR, 0x05);
+    assert_eq!(machine.read(LSR) & 1, 1, "the other FIFO");
+    machine.write(FCR, 0x03);
+    assert_eq!(machine.read(LSR) & 1, 0);
+}
+
+#[test]
+fn looped_back_what_is_sent_is_received_and_the_modem_lines_are_its_own() {
+    let machine = open();
+    machine.write(MCR, LOOP | 0x0a);
+    assert_eq!(machine.read(MSR) & 0xf0, 0x90, "RTS is CTS, OUT2 is DCD");
+    machine.write(DATA, b'l');
+    assert_eq!(machine.screen.shown(), b"");
+    assert_eq!((machine.uart.room(), machine.uart.receive(b"x")), (0, 0));
+    assert!(!machine.uart.receive_frame(Frame::Data(b'x')));
+    assert_eq!(machine.read(DATA), b'l');
+    machine.write(LCR, 0x43);
+    assert_eq!(machine.read(LSR) & 0x11, 0x11, "a break");
+    assert_eq!(
+        machine.uart.modem_outputs(),
+        ModemOutputs::default(),
+        "the pins are off"
+    );
+    // The ring indicator counts when it ends.
+    machine.read(MSR);
+    machine.write(MCR, LOOP | 0x04);
+    assert_eq!(machine.read(MSR), 0x49);
+    machine.write(MCR, LOOP);
+    assert_eq!(machine.read(MSR), 0x04);
+}
+
+#[test]
+fn modem_outputs_are_the_guests() {
+    let machine = open();
+    machine.write(MCR, 0x07);
+    machine.write(LCR, 0x40);
+    let outputs = ModemOutputs {
+        dtr: true,
+        rts: true,
+        out1: true,
+        out2: false,
+        sends_break: true,
+    };
+    assert_eq!(machine.uart.modem_outputs(), outputs);
+}
+
+#[test]
+fn a_writer_that_refuses_loses_nothing_and_a_guest_that_polls_gets_on() {
+    let machine = open();
+    machine.write(FCR, 0x01);
+    machine.screen.answer(Err(io::ErrorKind::WouldBlock.into()));
+    machine.write(DATA, b'a');
+    assert_eq!(machine.screen.shown(), b"");
+    assert_eq!(machine.read(LSR), 0, "it has not left, and is tried again");
+    assert_eq!(machine.read(LSR), THRE_TEMT);
+    assert_eq!(machine.screen.shown(), b"a");
+    assert_eq!(machine.uart.output_failures(), 0, "to block is no failure");
+}
+
+#[test]
+fn what_waits_goes_with_the_next_write_or_flush() {
+    let machine = open();
+    machine.write(FCR, 0x01);
+    for _ in 0..2 {
+        machine.screen.answer(Err(io::Error::other("the wire is cut")));
+    }
+    machine.write(DATA, b'a');
+    assert_eq!((machine.uart.unsent(), machine.uart.output_failures()), (1, 1));
+    machine.write(DATA, b'b');
+    assert_eq!((machine.uart.unsent(), machine.uart.output_failures()), (2, 2));
+    machine.screen.answer(Ok(1));
+    machine.screen.answer(Ok(0));
+    assert!(machine.uart.flush().is_err(), "it took one, and then none");
+    assert_eq!(machine.uart.unsent(), 1);
+    machine.write(SCR, 0);
+    assert_eq!(machine.screen.shown(), b"ab");
+    assert_eq!(machine.uart.unsent(), 0);
+}
+
+#[test]
+fn a_guest_that_does_not_wait_keeps_the_first_and_loses_the_last() {
+    let machine = open();
+    machine.write(FCR, 0x01);
+    for _ in 0..32 {
+        machine.screen.answer(Err(io::ErrorKind::WouldBlock.into()));
+    }
+    for character in 0..32 {
+        machine.write(DATA, character);
+    }
+    assert_eq!(machine.uart.unsent(), 16);
+    machine.uart.flush().unwrap();
+    assert_eq!(machine.screen.shown(), (0..15).chain([31]).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_hook_says_when_there_is_room_again() {
+    let called = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&called);
+    let machine = open();
+    let uart = machine.uart.with_room_hook(move || {
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    assert_eq!(uart.receive(b"ab"), 1);
+    assert_eq!(called.load(Ordering::SeqCst), 0);
+    uart.read(DATA, &mut [0]);
+    assert_eq!(called.load(Ordering::SeqCst), 1);
+    uart.read(DATA, &mut [0]);
+    assert_eq!(called.load(Ordering::SeqCst), 1, "nobody was turned away since");
+}
+
+#[test]
+fn wide_accesses_are_bytes_in_turn_and_end_with_the_last_register() {
+    let machine = open();
+    machine.uart.write(SCR, &[1, 2, 3, 4]);
+    let mut data = [0xaa; 4];
+    machine.uart.read(MSR, &mut data);
+    assert_eq!(data, [0xb0, 1, 0, 0]);
+    for offset in [8, 100, u64::MAX] {
+        machine.uart.write(offset, &[0xff; 16]);
+        let mut data = [0xaa; 16];
+        machine.uart.read(offset, &mut data);
+        assert_eq!(data, [0; 16]);
+    }
+}
+
+#[test]
+fn a_reset_stops_it_and_keeps_divisor_scratch_and_peer() {
+    let machine = open();
+    machine.write(SCR, 0x77);
+    machine.write(FCR, 0xc1);
+    machine.write(IER, 0x0f);
+    machine.uart.receive(b"abc");
+    machine.uart.set_modem_inputs(ModemInputs::default());
+    machine.uart.reset();
+    assert!(!machine.is_up());
+    let state = machine.uart.save();
+    assert_eq!((state.scr, state.ier, state.fcr, state.mcr), (0x77, 0, 0, 0));
+    assert_eq!((state.modem, state.rx.len()), (ModemInputs::default(), 0));
+}
+
+#[test]
+fn a_saved_state_goes_on_in_another_and_a_broken_one_is_refused() {
+    let machine = open();
+    machine.write(FCR, 0x81);
+    machine.write(IER, 0x05);
+    machine.uart.receive(b"ab");
+    machine.uart.receive_frame(Frame::Break);
+    for _ in 0..2 {
+        machine.screen.answer(Err(io::ErrorKind::WouldBlock.into()));
+    }
+    machine.write(DATA, b't');
+    let state = machine.uart.save();
+    assert_eq!((state.tx.len(), state.rx.len()), (1, 3));
+
+    let other = self::machine(Uart16550Config::default());
+    other.uart.restore(&state).unwrap();
+    assert!(other.is_up(), "derived again");
+    assert_eq!(other.screen.shown(), b"t");
+    assert_eq!(other.read(DATA), b'a');
+
+    let refused = |break_it: &dyn Fn(&mut devisor::platform::uart16550::Uart16550State)| {
+        let mut broken = state.clone();
+        break_it(&mut broken);
+        let before = other.uart.save();
+        let error = other.uart.restore(&broken).unwrap_err();
+        assert_eq!(other.uart.save(), before, "{error}");
+        error
+    };
+    let bits = |register| move |error| matches!(error, Uart16550StateError::Bits { register: r, .. } if r == register);
+    assert!(bits("IER")(refused(&|state| state.ier = 0x10)));
+    assert!(bits("FCR")(refused(&|state| state.fcr = 0x80)));
+    assert!(bits("MCR")(refused(&|state| state.mcr = 0x20)));
+    assert!(bits("LSR")(refused(&|state| state.errors = 0x01)));
+    assert!(bits("MSR")(refused(&|state| state.deltas = 0x10)));
+    refused(&|state| state.rx[0].1 = 0x02);
+    refused(&|state| state.rx = vec![(0, 0); 17]);
+    refused(&|state| state.tx = vec![0; 17]);
+}

@@ -1,0 +1,353 @@
+//! Small guests: a few instructions each, in the formats that the VMM loads.
+
+use std::{fs, path::PathBuf, slice};
+
+use crate::scratch;
+
+/// What ends the guest with a status: `v` becomes (v << 1) | 1.
+pub const fn status(v: u8) -> i32 {
+    (v as i32) << 1 | 1
+}
+
+macro_rules! guest {
+    ($name:ident: $start:ident, $end:ident; $($line:literal),* $(,)?) => {
+        std::arch::global_asm!(
+            concat!(stringify!($start), ":"),
+            $($line,)*
+            concat!(stringify!($end), ":"),
+            ".code64",
+        );
+
+        fn $name() -> &'static [u8] {
+            unsafe extern "C" {
+                static $start: u8;
+                static $end: u8;
+            }
+            let (start, end) = (&raw const $start, &raw const $end);
+            // SAFETY: the labels are the first byte of the program and the one after the last, in memory that nobody writes to.
+            unsafe { slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
+        }
+    };
+}
+
+// Says which mode it runs in, with a string instruction, and ends with 3.
+guest!(hello_code: devisor_hello, devisor_hello_end;
+    ".code16",
+    "    xor ax, ax",
+    "    mov ds, ax",
+    "    mov es, ax",
+    "    call 1f",
+    "    .ascii \"real mode\\n\"",
+    "1:  pop si",
+    "    mov cx, 10",
+    "    mov dx, 0x3f8",
+    "    cld",
+    "    rep outsb",
+    "    mov al, 3",
+    "    out 0xf4, al",
+    "2:  jmp 2b",
+);
+
+// Echoes what is typed, up to a `q`.
+guest!(echo_code: devisor_echo, devisor_echo_end;
+    ".code16",
+    "    mov dx, 0x3fa",
+    "    mov al, 0x01",
+    "    out dx, al",
+    "    mov al, 'r'",
+    "    mov dx, 0x3f8",
+    "    out dx, al",
+    "1:  mov dx, 0x3fd",
+    "    in al, dx",
+    "    test al, 1",
+    "    jz 1b",
+    "    mov dx, 0x3f8",
+    "    in al, dx",
+    "    out dx, al",
+    "    cmp al, 'q'",
+    "    jne 1b",
+    "    xor al, al",
+    "    out 0xf4, al",
+    "2:  jmp 2b",
+);
+
+// A division by zero with no descriptor table to handle it.
+guest!(triple_fault_code: devisor_fault, devisor_fault_end;
+    ".code32",
+    "    push 0",
+    "    push 0",
+    "    lidt [esp]",
+    "    xor ecx, ecx",
+    "    div ecx",
+    "1:  jmp 1b",
+);
+
+// Waits for ever.
+guest!(halt_code: devisor_halt, devisor_halt_end;
+    ".code16",
+    "1:  cli",
+    "    hlt",
+    "    jmp 1b",
+);
+
+// The keyboard controller's way out.
+guest!(reset_code: devisor_reset, devisor_reset_end;
+    ".code16",
+    "    mov al, 0xfe",
+    "    out 0x64, al",
+    "1:  jmp 1b",
+);
+
+// Reads and writes each port in all three widths, but for those that end it, with different values.
+guest!(ports_code: devisor_ports, devisor_ports_end;
+    ".code16",
+    "    cli",
+    "    xor ax, ax",
+    "    mov ss, ax",
+    "    mov sp, 0x7000",
+    "    xor ebx, ebx",
+    "    xor dx, dx",
+    "1:  cmp dx, 0x64",
+    "    je 4f",
+    "    cmp dx, 0x92",
+    "    je 4f",
+    "    cmp dx, 0xcf9",
+    "    je 4f",
+    "    cmp dx, 0xf4",
+    "    jb 3f",
+    "    cmp dx, 0xf8",
+    "    jb 4f",
+    "3:  in eax, dx",
+    "    in ax, dx",
+    "    in al, dx",
+    "    imul ebx, ebx, 0x19660d",
+    "    add ebx, 0x3c6ef35f",
+    "    mov eax, ebx",
+    "    out dx, al",
+    "    shr eax, 3",
+    "    out dx, ax",
+    "    shr eax, 3",
+    "    out dx, eax",
+    "4:  inc dx",
+    "    cmp dx, 0x2100",
+    "    jne 1b",
+    "    mov al, 5",
+    "    out 0xf4, al",
+    "5:  jmp 5b",
+);
+
+// In protected mode: says what the loader gave it, with esi where to find the text, and ends with 4.
+guest!(say_code: devisor_say, devisor_say_end;
+    ".code32",
+    "    mov edx, 0x3f8",
+    "1:  mov al, [esi]",
+    "    test al, al",
+    "    jz 2f",
+    "    out dx, al",
+    "    inc esi",
+    "    jmp 1b",
+    "2:  mov al, 4",
+    "    out 0xf4, al",
+    "3:  jmp 3b",
+);
+
+// The beginning of it after a multiboot loader: the command line that the information names.
+guest!(from_multiboot_code: devisor_from_multiboot, devisor_from_multiboot_end;
+    ".code32",
+    "    cmp eax, 0x2badb002",
+    "    jne 9f",
+    "    test dword ptr [ebx], 0x44",
+    "    jz 9f",
+    "    mov esi, [ebx + 16]",
+    "    jmp 1f",
+    "9:  mov al, 9",
+    "    out 0xf4, al",
+    "    jmp 9b",
+    "1:",
+);
+
+// The beginning of it after the Linux boot protocol.
+guest!(from_linux_code: devisor_from_linux, devisor_from_linux_end;
+    ".code32",
+    "    mov esi, [esi + 0x228]",
+);
+
+// Writes all over the devices in memory with different values, from the IOAPIC to the end of the local APICs; the disk too.
+guest!(memory_code: devisor_memory, devisor_memory_end;
+    ".code32",
+    "    xor ebx, ebx",
+    "    mov ebp, 20000",
+    "1:  imul ebx, ebx, 0x19660d",
+    "    add ebx, 0x3c6ef35f",
+    "    mov edi, ebx",
+    "    shr edi, 20",
+    "    mov ecx, ebx",
+    "    shr ecx, 9",
+    "    and ecx, 3",
+    "    cmp ecx, 1",
+    "    jb 2f",
+    "    je 3f",
+    "    add edi, 0xfeb00000",
+    "    jmp 4f",
+    "2:  add edi, 0xfec00000",
+    "    jmp 4f",
+    "3:  add edi, 0xfee00000",
+    // The interrupt command register: an INIT to itself would end the test before its end.
+    "    mov eax, edi",
+    "    and eax, 0xff0",
+    "    cmp eax, 0x300",
+    "    je 5f",
+    "4:  mov eax, [edi]",
+    "    mov al, [edi]",
+    "    mov eax, ebx",
+    "    mov [edi], eax",
+    "    mov [edi], ax",
+    "    mov [edi], al",
+    "5:  dec ebp",
+    "    jnz 1b",
+    "    mov al, 6",
+    "    out 0xf4, al",
+    "6:  jmp 6b",
+);
+
+/// A file in this test's folder.
+fn file(name: &str, content: &[u8]) -> PathBuf {
+    let path = scratch(name);
+    fs::write(&path, content).unwrap();
+    path
+}
+
+/// A boot sector.
+fn boot_sector(name: &str, code: &[u8]) -> PathBuf {
+    let mut sector = code.to_vec();
+    assert!(sector.len() <= 510);
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    file(name, &sector)
+}
+
+pub fn hello() -> PathBuf {
+    boot_sector("hello", hello_code())
+}
+
+pub fn echo() -> PathBuf {
+    boot_sector("echo", echo_code())
+}
+
+pub fn triple_fault() -> PathBuf {
+    multiboot("triple-fault", 0x20_0000, 0, &[&STACK, triple_fault_code()])
+}
+
+pub fn halt() -> PathBuf {
+    boot_sector("halt", halt_code())
+}
+
+pub fn reset() -> PathBuf {
+    boot_sector("reset", reset_code())
+}
+
+pub fn ports() -> PathBuf {
+    boot_sector("ports", ports_code())
+}
+
+/// `mov esp, 0x80000`: a loader gives no stack.
+const STACK: [u8; 5] = [0xbc, 0x00, 0x00, 0x08, 0x00];
+
+/// The multiboot header that says itself where the file goes, with the code after it.
+fn multiboot(name: &str, load: u32, bss_end: u32, code: &[&[u8]]) -> PathBuf {
+    const MAGIC: u32 = 0x1bad_b002;
+    const FLAGS: u32 = 1 << 16 | 0b11;
+    const HEADER: u32 = 32;
+    let end = load + HEADER + code.iter().map(|part| part.len() as u32).sum::<u32>();
+    let checksum = 0_u32.wrapping_sub(MAGIC).wrapping_sub(FLAGS);
+    let header = [MAGIC, FLAGS, checksum, load, load, end, bss_end, load + HEADER];
+    let mut image: Vec<u8> = header.iter().flat_map(|field| field.to_le_bytes()).collect();
+    code.iter().for_each(|part| image.extend(*part));
+    file(name, &image)
+}
+
+pub fn multiboot_by_addresses() -> PathBuf {
+    multiboot("multiboot", 0x20_0000, 0x30_0000, &[from_multiboot_code(), say_code()])
+}
+
+/// Its BSS ends at 200 MiB.
+pub fn large() -> PathBuf {
+    multiboot("large", 0x20_0000, 200 << 20, &[say_code()])
+}
+
+/// It wants to be where the boot information is.
+pub fn in_the_way() -> PathBuf {
+    multiboot("in-the-way", 0x9_0000, 0, &[say_code()])
+}
+
+pub fn memory() -> PathBuf {
+    multiboot("memory", 0x20_0000, 0, &[memory_code()])
+}
+
+/// A 32-bit ELF file with a multiboot header, linked at 3 GiB and loaded at 2 MiB. `machine` and `end` go into its header.
+fn elf(name: &str, machine: u16, file_size: Option<u32>) -> PathBuf {
+    const CODE_AT: usize = 0x60;
+    const VIRTUAL: u32 = 0xc020_0000;
+    const PHYSICAL: u32 = 0x20_0000;
+    let mut image = vec![0; CODE_AT];
+    image[..7].copy_from_slice(b"\x7fELF\x01\x01\x01");
+    let multiboot = [0x1bad_b002, 0b11, 0_u32.wrapping_sub(0x1bad_b002 + 0b11)];
+    let size = (from_multiboot_code().len() + say_code().len()) as u32;
+    let segment = [
+        1,
+        CODE_AT as u32,
+        VIRTUAL,
+        PHYSICAL,
+        file_size.unwrap_or(size),
+        size + 0x1000,
+        7,
+        1,
+    ];
+    for (at, value) in [(18, machine), (42, 32), (44, 1)] {
+        image[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    let longs = [(24, VIRTUAL), (28, 0x34)].into_iter();
+    let segment = (0x34..).step_by(4).zip(segment);
+    let multiboot = (0x54..).step_by(4).zip(multiboot);
+    for (at, value) in longs.chain(segment).chain(multiboot) {
+        image[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+    }
+    image.extend(from_multiboot_code());
+    image.extend(say_code());
+    file(name, &image)
+}
+
+pub fn elf_32() -> PathBuf {
+    elf("elf-32", 3, None)
+}
+
+pub fn elf_of_another_machine() -> PathBuf {
+    elf("elf-arm", 40, None)
+}
+
+pub fn elf_that_is_cut_off() -> PathBuf {
+    elf("elf-cut", 3, Some(0x10_0000))
+}
+
+/// A bzImage: its setup is nothing but the header, its kernel says the command line.
+pub fn bzimage() -> PathBuf {
+    const SETUP_SECTORS: usize = 1;
+    let mut image = vec![0; 512 * (1 + SETUP_SECTORS)];
+    image[0x1f1] = SETUP_SECTORS as u8;
+    image[510..512].copy_from_slice(&[0x55, 0xaa]);
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x020f_u16.to_le_bytes());
+    image[0x211] = 1; // LOADED_HIGH
+    image[0x214..0x218].copy_from_slice(&0x10_0000_u32.to_le_bytes());
+    image.extend(from_linux_code());
+    image.extend(say_code());
+    file("bzimage", &image)
+}
+
+pub fn no_kernel() -> PathBuf {
+    file("no-kernel", &b"#!/bin/sh\necho this is a script\n".repeat(100))
+}
+
+pub fn disk() -> PathBuf {
+    file("disk", &[0x5a; 4 * 512])
+}
