@@ -1,4 +1,4 @@
-//! The messages and doorbells of the KVM backend, seen from the request register of a local APIC whose vCPU does not run.
+//! The messages of the KVM backend, seen from the request register of a local APIC whose vCPU does not run.
 #![cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 
 #[path = "support/skip.rs"]
@@ -13,8 +13,7 @@ use std::{
 };
 
 use devisor::{
-    backends::kvm::{Gsi, KvmDoorbells, KvmIrqError, KvmIrqs},
-    bus::{DoorbellStore, Doorbells, Space},
+    backends::kvm::{Gsi, KvmIrqError, KvmIrqs},
     interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, MsiVector, MsiVectors, NoInterrupt, RequesterId},
     pci::{BarIndex, DeviceFunction, Endpoint, EndpointConfig, Identity, Slot},
 };
@@ -458,63 +457,4 @@ fn without_an_interrupt_controller_a_vector_cannot_be_programmed_and_works_once_
     vector.trigger().unwrap();
     let wire = irqs.claim(Gsi(20), "uart").unwrap();
     wire.irq_line().expect("the wires have their routes");
-}
-
-fn store(space: Space, address: u64, len: Option<u8>, value: Option<u64>) -> DoorbellStore {
-    DoorbellStore {
-        space,
-        address,
-        len,
-        value,
-    }
-}
-
-#[test]
-fn a_doorbell_is_caught_once_and_can_be_caught_again_after_the_drop() {
-    let world = or_skip!(World::new());
-    let doorbells = KvmDoorbells::new(Arc::clone(&world.vm));
-    for store in [
-        store(Space::Memory, 0xd000_0000, Some(4), Some(1)),
-        store(Space::Memory, 0xd000_0004, Some(2), None),
-        store(Space::Memory, 0xd000_0008, None, None),
-        store(Space::Ports, 0xc000, Some(2), Some(1)),
-        store(Space::Ports, 0xffff, Some(1), None),
-        store(Space::Ports, 0xc010, None, None),
-    ] {
-        let caught = doorbells.catch(1, store).unwrap();
-        let Err(again) = doorbells.catch(1, store) else {
-            panic!("{store:?} is caught already");
-        };
-        assert_eq!(again.kind(), std::io::ErrorKind::AlreadyExists);
-        drop(caught);
-        doorbells.catch(2, store).unwrap();
-    }
-}
-
-#[test]
-fn stores_that_no_guest_makes_are_refused() {
-    let world = or_skip!(World::new());
-    let doorbells = KvmDoorbells::new(Arc::clone(&world.vm));
-    for store in [
-        store(Space::Memory, 0xd000_0000, Some(3), None),
-        store(Space::Memory, 0xd000_0000, Some(0), None),
-        store(Space::Memory, 0xd000_0000, None, Some(1)),
-        store(Space::Memory, u64::MAX, Some(2), None),
-        store(Space::Ports, 0xffff, Some(2), None),
-        store(Space::Ports, 0x1_0000, Some(1), None),
-    ] {
-        let Err(refused) = doorbells.catch(1, store) else {
-            panic!("{store:?} is caught");
-        };
-        assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput);
-    }
-}
-
-#[test]
-fn each_number_has_one_eventfd() {
-    let world = or_skip!(World::new());
-    let doorbells = KvmDoorbells::new(Arc::clone(&world.vm));
-    let (first, second) = (doorbells.eventfd(0).unwrap(), doorbells.eventfd(1).unwrap());
-    assert!(Arc::ptr_eq(&first, &doorbells.eventfd(0).unwrap()));
-    assert!(!Arc::ptr_eq(&first, &second));
 }
