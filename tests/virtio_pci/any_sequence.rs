@@ -145,7 +145,8 @@ impl Guest {
                 let state = driver.pci.save();
                 driver.set(DEVICE_STATUS, 0);
                 driver.pci.restore(&state).expect("its own state");
-                assert_eq!(driver.pci.save(), state);
+                // What was pending because the platform had refused it may have gone out now.
+                assert!(driver.pci.save() == state || self.refused);
                 driver.pci.resume();
             }
         }

@@ -4,13 +4,26 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+        mpsc,
     },
+    thread,
+    time::Duration,
 };
 
-use devisor::virtio::{QueueIndex, transport::pci::VirtioPciOptions};
+use devisor::{
+    interrupt::NoInterrupt,
+    pci::{Function, NoMessages, Slot},
+    virtio::{
+        DeviceId, QueueError, QueueIndex, Queues, Round, VirtioDevice, VirtioPci, transport::pci::VirtioPciOptions,
+    },
+};
+use vm_memory::GuestMemory;
 
-use crate::{driver::*, ring::writable};
+use crate::{
+    driver::*,
+    ring::{memory, writable},
+};
 
 fn master(driver: &Driver, master: bool) {
     let bit = if master { BUS_MASTER } else { 0 };
@@ -101,4 +114,62 @@ fn a_worker_is_woken_when_bus_master_is_set() {
     assert!(rung.load(SeqCst) > before);
     driver.pci.run();
     assert_eq!(ring.used().len(), 1);
+}
+
+/// Says when a round has begun, and ends it when it is told to.
+struct Slow {
+    begun: mpsc::Sender<()>,
+    go: mpsc::Receiver<()>,
+    ended: Arc<AtomicBool>,
+}
+
+impl<M: GuestMemory> VirtioDevice<M> for Slow {
+    fn device_id(&self) -> DeviceId {
+        DeviceId::ENTROPY
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[]
+    }
+
+    fn process(&mut self, _index: QueueIndex, _queues: &mut Queues<'_, M>) -> Result<Round, QueueError> {
+        unreachable!("it has no queue")
+    }
+
+    /// A round of a device without queues: whatever holds the device.
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {
+        self.begun.send(()).unwrap();
+        self.go.recv().unwrap();
+        self.ended.store(true, SeqCst);
+    }
+}
+
+#[test]
+fn clearing_bus_master_ends_the_work_that_is_under_way() {
+    let (begun, is_begun) = mpsc::channel();
+    let (go, is_to_go) = mpsc::channel();
+    let ended = Arc::new(AtomicBool::new(false));
+    let device = Slow {
+        begun,
+        go: is_to_go,
+        ended: Arc::clone(&ended),
+    };
+    let slot = Slot::new(address(), Box::new(NoInterrupt), Arc::new(NoMessages));
+    let pci = Arc::new(VirtioPci::new(device, memory(), slot).unwrap());
+    pci.write_config(COMMAND, &BUS_MASTER.to_le_bytes());
+    thread::scope(|scope| {
+        scope.spawn(|| pci.read_bar(STRUCTURES, CONFIG, &mut [0]));
+        is_begun.recv().unwrap();
+        let (cleared, is_cleared) = mpsc::channel();
+        let (pci, ended) = (&pci, &ended);
+        scope.spawn(move || {
+            pci.write_config(COMMAND, &[0, 0]);
+            cleared.send(ended.load(SeqCst)).unwrap();
+        });
+        // Time enough for a write that does not wait. One that does is not in a hurry.
+        let early = is_cleared.recv_timeout(Duration::from_millis(100));
+        go.send(()).unwrap();
+        let ended = early.unwrap_or_else(|_| is_cleared.recv().unwrap());
+        assert!(ended, "the device was still at work");
+    });
 }
