@@ -29,9 +29,11 @@ const OUT2: u8 = 1 << 3;
 const LOOP: u8 = 1 << 4;
 const THRE_TEMT: u8 = 0x60;
 
-/// What the writer took, and how much more it will take.
+/// What a writer took, and what it is to answer next.
+type Written = (Vec<u8>, VecDeque<io::Result<usize>>);
+
 #[derive(Clone, Default)]
-struct Screen(Arc<Mutex<(Vec<u8>, VecDeque<io::Result<usize>>)>>);
+struct Screen(Arc<Mutex<Written>>);
 
 impl Screen {
     fn shown(&self) -> Vec<u8> {
@@ -56,7 +58,8 @@ impl io::Write for Screen {
     }
 }
 
-type Line = FnLevelInterrupt<Box<dyn Fn(bool) -> io::Result<()> + Send + Sync>>;
+type Hear = Box<dyn Fn(bool) -> io::Result<()> + Send + Sync>;
+type Line = FnLevelInterrupt<Hear>;
 
 struct Machine {
     uart: Uart16550<Line, Screen>,
@@ -67,7 +70,7 @@ struct Machine {
 fn machine(config: Uart16550Config) -> Machine {
     let (screen, heard) = (Screen::default(), Arc::<Mutex<Vec<bool>>>::default());
     let log = Arc::clone(&heard);
-    let line: Box<dyn Fn(bool) -> io::Result<()> + Send + Sync> = Box::new(move |up| {
+    let line: Hear = Box::new(move |up| {
         log.lock().unwrap().push(up);
         Ok(())
     });

@@ -14,6 +14,8 @@
 //!
 //! The other way round, [`KvmDoorbells`] are [`Doorbells`]: stores of the guest that signal an eventfd and do not exit.
 //!
+//! On x86_64, the module `x86` runs vCPUs with these controllers in the kernel, or with devisor's in their place.
+//!
 //! Dropping a line detaches it: its irqfd is deassigned, its level is lowered, its GSI is free again.
 //!
 //! ```

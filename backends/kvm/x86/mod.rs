@@ -99,6 +99,8 @@ impl X86Vcpu {
 
     /// A vCPU of a VM without an irqchip, after [`prepare_software`]. `waker` is the wake line of `apic`.
     ///
+    /// The register page of `apic` is wherever the guest moves it, except onto RAM: there KVM does not ask.
+    ///
     /// # Errors
     /// As [`kernel`](Self::kernel).
     #[cfg(feature = "irqchip")]

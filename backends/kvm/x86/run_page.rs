@@ -55,6 +55,18 @@ impl RunPage {
         field.store(exit.into(), Ordering::SeqCst);
     }
 
+    /// After an exit for a port: how many bytes an access has.
+    pub(super) fn port_width(&self) -> usize {
+        // SAFETY: the union is mapped as long as `self`, all of it integers, and it is this thread's.
+        let width = unsafe { (field!(self, __bindgen_anon_1.io.size)).read_volatile() };
+        // The kernel says 1, 2 or 4; nobody is to divide by anything else.
+        usize::from(width).max(1)
+    }
+}
+
+/// What an embedder needs who injects interrupts.
+#[cfg(feature = "irqchip")]
+impl RunPage {
     /// KVM_RUN is to return as soon as the guest takes interrupts.
     pub(super) fn request_interrupt_window(&self, wanted: bool) {
         // SAFETY: the field is mapped as long as `self`, and is this thread's.
@@ -71,14 +83,6 @@ impl RunPage {
     pub(super) fn is_no_longer_ready(&self) {
         // SAFETY: as above.
         unsafe { (field!(self, ready_for_interrupt_injection)).write_volatile(0) }
-    }
-
-    /// After an exit for a port: how many bytes an access has.
-    pub(super) fn port_width(&self) -> usize {
-        // SAFETY: the union is mapped as long as `self`, all of it integers, and it is this thread's.
-        let width = unsafe { (field!(self, __bindgen_anon_1.io.size)).read_volatile() };
-        // The kernel says 1, 2 or 4; nobody is to divide by anything else.
-        usize::from(width).max(1)
     }
 
     pub(super) fn cr8(&self) -> u64 {

@@ -139,9 +139,9 @@ impl Gate {
         closed.is_ok()
     }
 
-    /// The vCPU begins to look.
+    /// The vCPU begins to look. It sees what was done before each wake-up that it takes away here: hence the exchange.
     fn open(&self) {
-        self.0.store(0, Ordering::SeqCst);
+        self.0.swap(0, Ordering::SeqCst);
     }
 
     fn is_woken(&self) -> bool {
