@@ -249,10 +249,11 @@ impl Cpu {
         (self.interface.preemption.active.register_mask(index) != 0).then_some(())
     }
 
-    /// ICC_HPPIR0_EL1 and ICC_HPPIR1_EL1: what is forwarded if it is of this group, whatever its priority.
+    /// ICC_HPPIR0_EL1 and ICC_HPPIR1_EL1: what is forwarded if it is of this group, whatever its priority. A CPU interface
+    /// that has the group disabled has released it.
     fn highest_pending(&self, group: Group) -> u32 {
         match self.forwarded() {
-            Some((candidate, found)) if found == group => candidate.intid,
+            Some((candidate, found)) if found == group && self.interface.enables(group) => candidate.intid,
             _ => SPURIOUS,
         }
     }
