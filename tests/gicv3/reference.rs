@@ -453,6 +453,7 @@ impl Pair {
         self.compare();
     }
 
+    #[expect(clippy::needless_range_loop, reason = "a group indexes more than one list")]
     fn compare(&mut self) {
         for (number, cpu) in self.guest.cpus.iter().enumerate() {
             let signalled = self.reference.signalled(number).map(|(_, _, group)| group);
