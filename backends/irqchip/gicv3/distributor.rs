@@ -5,8 +5,9 @@ use super::{
     Shared,
     config::{Affinity, GicV3Config, INTIDS, Layout, LpiSupport},
     cpu::{Cpu, Filed},
+    cpu_interface::Acknowledged,
     mutex::MutexGuard,
-    registers::{self, Distributor as Register, gicd_ctlr, gicd_irouter, gicd_typer},
+    registers::{self, Distributor as Register, SPURIOUS, gicd_ctlr, gicd_irouter, gicd_typer},
     routing::{CpuSet, Routing},
 };
 
@@ -174,6 +175,26 @@ impl Session<'_> {
                 self.file(place, intid);
             }
         }
+    }
+
+    /// A CPU acknowledges what is the most urgent for it. If that is an SPI, it becomes active, and competes no more.
+    pub(super) fn acknowledge(&mut self, cpu: usize, group: Group) -> u32 {
+        self.news.cpus.set(cpu, true);
+        let shared = self.shared;
+        let spis = &mut self.model.spis;
+        shared.cpus[cpu].change(|cpu| {
+            let Acknowledged::Done(intid) = cpu.acknowledge(group, true) else {
+                return SPURIOUS;
+            };
+            // Of anything else but an SPI there is none by this number.
+            if let Some(place) = shared.layout.shared(intid) {
+                let Spi { state, route, .. } = &mut spis[place];
+                state.active = true;
+                state.latch = false;
+                cpu.refile(intid, route.filed.take().map(|(_, filed)| filed), None);
+            }
+            intid
+        })
     }
 
     /// The CPU whose outputs depend on this SPI.
