@@ -155,3 +155,95 @@ proptest! {
         prop_assert!(lost.is_empty(), "{:?}", lost);
     }
 }
+
+/// Where an access goes.
+#[derive(Clone, Debug)]
+enum Access {
+    Distributor {
+        offset: u64,
+        width: usize,
+        value: u64,
+    },
+    Redistributor {
+        cpu: usize,
+        offset: u64,
+        width: usize,
+        value: u64,
+    },
+    SystemRegister {
+        cpu: usize,
+        register: u16,
+        value: u64,
+    },
+    AnySystemRegister {
+        cpu: usize,
+        register: u16,
+        value: u64,
+    },
+    Migrate,
+}
+
+fn access() -> impl Strategy<Value = Access> {
+    let value = || prop_oneof![any::<u64>(), Just(u64::MAX), Just(0), 0..0x1_0000_u64, Just(RAM | 15)];
+    let width = || select(&[1, 2, 4, 4, 4, 8, 8, 16][..]);
+    let offset = |size: u64| prop_oneof![0..size, (0..0x1000 / 4_u64).prop_map(|word| word * 4)];
+    // CRn 12, CRm 8 to 12: where nearly all registers of the interface are.
+    let near = (8..13_u16, 0..8_u16).prop_map(|(crm, op2)| 0xc600 | crm << 3 | op2);
+    prop_oneof![
+        8 => (offset(0x1_0000), width(), value())
+            .prop_map(|(offset, width, value)| Access::Distributor { offset, width, value }),
+        8 => (0..CPUS, offset(0x2_0000), any::<bool>(), width(), value()).prop_map(|(cpu, offset, sgi, width, value)| {
+            Access::Redistributor { cpu, offset: offset % 0x1_0000 + if sgi { SGI_BASE } else { 0 }, width, value }
+        }),
+        12 => (0..CPUS, near, value()).prop_map(|(cpu, register, value)| Access::SystemRegister { cpu, register, value }),
+        2 => (0..CPUS, any::<u16>(), value())
+            .prop_map(|(cpu, register, value)| Access::AnySystemRegister { cpu, register, value }),
+        1 => Just(Access::Migrate),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_access_panics_and_every_state_that_a_guest_can_make_is_restored(
+        accesses in prop::collection::vec(access(), 1..200),
+    ) {
+        use devisor::bus::BusDevice;
+
+        let config = GicV3Config {
+            extended_spis: 64,
+            extended_ppis: 64,
+            priority_bits: 8,
+            lpis: LpiSupport::Direct,
+            ..config(CPUS as u32)
+        };
+        let mut guest = Guest::with_lpis(config.clone());
+        for access in accesses {
+            let mut data = [0; 16];
+            match access {
+                Access::Distributor { offset, width, value } => {
+                    guest.distributor.read(offset, &mut data[..width]);
+                    data[..8].copy_from_slice(&value.to_le_bytes());
+                    guest.distributor.write(offset, &data[..width]);
+                }
+                Access::Redistributor { cpu, offset, width, value } => {
+                    guest.cpus[cpu].redistributor.read(offset, &mut data[..width]);
+                    data[..8].copy_from_slice(&value.to_le_bytes());
+                    guest.cpus[cpu].redistributor.write(offset, &data[..width]);
+                }
+                Access::SystemRegister { cpu, register, value } | Access::AnySystemRegister { cpu, register, value } => {
+                    guest.cpus[cpu].interface.read_sysreg(register.into());
+                    let _ = guest.cpus[cpu].interface.write_sysreg(register.into(), value);
+                }
+                Access::Migrate => {
+                    let state = guest.gic.save();
+                    let new = Guest::with_memory(config.clone(), guest.memory.clone(), |_| Ok(()));
+                    new.gic.restore(&state).unwrap();
+                    prop_assert_eq!(new.gic.save(), state);
+                    guest = new;
+                }
+            }
+        }
+    }
+}

@@ -249,6 +249,33 @@ fn an_output_that_refuses_is_told_again_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_device_that_asserts_again_has_a_refused_output_told() {
+    let refusing = Arc::new(AtomicBool::new(false));
+    let refuse = refusing.clone();
+    let guest = Guest::with(config(1), move |_| match refuse.load(SeqCst) {
+        true => Err(io::Error::other("not now")),
+        false => Ok(()),
+    });
+    guest.make_ready();
+    let cpu = &guest.cpus[0];
+    let spi = guest.gic.level_line(Spi(3)).unwrap();
+    let ppi = guest.gic.ppi_line(CpuId(0), Ppi(3)).unwrap();
+    for (line, intid) in [(spi, 35), (ppi, 19)] {
+        line.trigger().unwrap();
+        assert_eq!(cpu.acknowledge(), intid);
+        refusing.store(true, SeqCst);
+        cpu.end(intid);
+        assert!(!cpu.irq(), "it refused to go up");
+        assert!(line.trigger().is_err());
+        refusing.store(false, SeqCst);
+        line.trigger().unwrap();
+        assert!(cpu.irq());
+        line.clear().unwrap();
+        assert!(!cpu.irq());
+    }
+}
+
+#[test]
 fn an_output_may_call_back_into_the_gic() {
     use devisor::interrupt::level_from_fn;
     use std::sync::OnceLock;

@@ -11,3 +11,4 @@ mod reference;
 mod registers;
 mod routing;
 mod state;
+mod steps;

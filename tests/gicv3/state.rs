@@ -109,6 +109,21 @@ fn a_reset_forgets_all_but_the_lines() {
 }
 
 #[test]
+fn a_reset_of_one_cpu_is_that_of_its_interface() {
+    let guest = busy();
+    let before = guest.gic.save();
+    let mut expected = before.clone();
+    let fresh = Guest::new(rich()).gic.save().cpus.remove(0);
+    let this = &mut expected.cpus[1];
+    (this.control, this.enabled_groups, this.priority_mask) = (0, 0, 0);
+    (this.binary_points, this.active_priorities) = (fresh.binary_points, fresh.active_priorities);
+    guest.gic.reset_cpu_interface(CpuId(1)).unwrap();
+    assert_eq!(guest.gic.save(), expected);
+    assert!(!guest.cpus[1].irq() && !guest.cpus[1].fiq());
+    assert!(guest.gic.reset_cpu_interface(CpuId(2)).is_err());
+}
+
+#[test]
 fn a_state_that_no_guest_could_have_made_is_refused_and_changes_nothing() {
     let guest = busy();
     let good = guest.gic.save();

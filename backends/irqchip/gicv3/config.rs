@@ -59,8 +59,8 @@ pub struct GicV3Config {
     pub redistributor_regions: Vec<u32>,
     /// SPIs: a multiple of 32 up to 960, or 988, which is all that INTIDs 32 to 1019 have room for.
     pub spis: u32,
-    /// SPIs of the extended range, from INTID 4096 on: a multiple of 32 up to 1024. They need all 988 of the others to be
-    /// there or not, as you like.
+    /// SPIs of the extended range, from INTID 4096 on: a multiple of 32 up to 1024, whatever the
+    /// number of the others.
     pub extended_spis: u32,
     /// PPIs of the extended range, from INTID 1056 on: 0, 32 or 64.
     pub extended_ppis: u32,

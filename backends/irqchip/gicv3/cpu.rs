@@ -143,7 +143,7 @@ impl Cpu {
         self.asleep && self.competing.best(self.forwarded_groups).is_some()
     }
 
-    /// Whether it takes interrupts of a group that can go to any one CPU (4.8).
+    /// Whether it takes interrupts of a group that can go to any one CPU (chapter 4).
     pub(super) fn participates(&self, group: Group) -> bool {
         !self.asleep
             && self.interface.enables(group)

@@ -1,4 +1,4 @@
-//! The CPU interface: what a CPU is signalled, acknowledges and ends (IHI 0069, 4.8 and 12.2).
+//! The CPU interface: what a CPU is signalled, acknowledges and ends (IHI 0069, chapter 4 and 12.2).
 
 use super::{
     super::{Group, preemption::Preemption},
@@ -42,7 +42,7 @@ impl CpuInterface {
         self.enables(group) && self.preemption.admits(priority, group, self.common_binary_point())
     }
 
-    /// ICC_BPR1_EL1. While ICC_BPR0_EL1 is common it follows that one, and cannot be written (12.2.5).
+    /// ICC_BPR1_EL1. While ICC_BPR0_EL1 is common it follows that one, and cannot be written (12.2).
     fn binary_point_1(&self) -> u8 {
         match self.common_binary_point() {
             true => (self.preemption.binary_point() + 1).min(7),
@@ -52,7 +52,7 @@ impl CpuInterface {
 }
 
 /// What an acknowledge finds.
-enum Acknowledged {
+pub(super) enum Acknowledged {
     /// This INTID, which may be a special one.
     Done(u32),
     /// An SPI, which the distributor has to acknowledge.
@@ -204,18 +204,7 @@ impl Shared {
 
     /// The same with the distributor at hand: whatever is the most urgent by now.
     fn acknowledge_spi(&self, cpu: usize, group: Group) -> u32 {
-        let (intid, _) = self.with_distributor(|distributor| {
-            let taken = distributor.cpu(cpu, |cpu| cpu.acknowledge(group, true));
-            let Acknowledged::Done(intid) = taken else {
-                return SPURIOUS;
-            };
-            // Of anything else but an SPI there is none by this number.
-            distributor.change(intid, |source| {
-                source.state.active = true;
-                source.state.latch = false;
-            });
-            intid
-        });
+        let (intid, _) = self.with_distributor(|distributor| distributor.acknowledge(cpu, group));
         intid
     }
 
@@ -281,7 +270,7 @@ impl Cpu {
 
     /// Acknowledges what is the most urgent. If that is an SPI, `with_distributor` says that the distributor is locked and
     /// will make it active.
-    fn acknowledge(&mut self, group: Group, with_distributor: bool) -> Acknowledged {
+    pub(super) fn acknowledge(&mut self, group: Group, with_distributor: bool) -> Acknowledged {
         let Some((candidate, found)) = self.forwarded() else {
             return Acknowledged::Done(SPURIOUS);
         };
@@ -325,5 +314,80 @@ impl Cpu {
         }
         self.change(intid, |source| source.state.active = false);
         Ended::Done
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::{
+        super::{
+            super::{CpuId, IntId, Ppi},
+            CpuOutputs, GicV3, GicV3Config, LpiSupport,
+            mutex::lock,
+        },
+        *,
+    };
+    use crate::{
+        bus::BusDevice,
+        interrupt::{Interrupt, LevelInterrupt, NoInterrupt},
+    };
+    use std::{
+        sync::{Arc, mpsc},
+        thread,
+        time::Duration,
+    };
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    #[test]
+    fn private_interrupts_come_and_go_while_the_distributor_and_all_other_cpus_are_locked() {
+        let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2_0000)]).unwrap();
+        memory.write_obj(0x81_u8, GuestAddress(0)).unwrap();
+        let config = GicV3Config {
+            lpis: LpiSupport::Direct,
+            ..GicV3Config::new(2)
+        };
+        let outputs = [0, 1].map(|_| CpuOutputs {
+            irq: Box::new(NoInterrupt),
+            fiq: Box::new(NoInterrupt),
+        });
+        let gic = GicV3::with_lpis(config, outputs.into(), Arc::new(memory)).unwrap();
+        let redistributor = gic.redistributor(CpuId(1)).unwrap();
+        gic.distributor().write(0, &2_u32.to_le_bytes());
+        for (offset, value) in [
+            (0x14, 0),
+            (0x1_0080, u32::MAX),
+            (0x1_0100, u32::MAX),
+            (0x70, 15),
+            (0x78, 0x1_0000),
+            (0x00, 1),
+        ] {
+            redistributor.write(offset, &value.to_le_bytes());
+        }
+        let cpu = gic.cpu_interface(CpuId(1)).unwrap();
+        cpu.write_sysreg(SysReg::ICC_PMR_EL1, 0xff).unwrap();
+        cpu.write_sysreg(SysReg::ICC_IGRPEN1_EL1, 1).unwrap();
+
+        let shared = Arc::clone(&gic.shared);
+        let (_distributor, _other) = (lock(&shared.distributor), lock(&shared.cpus[0].model));
+        let (done, is_done) = mpsc::channel();
+        let worker = thread::spawn(move || {
+            let line = gic.ppi_line(CpuId(1), Ppi(4)).unwrap();
+            let pend: [(u64, &dyn Fn()); 3] = [
+                (3, &|| cpu.write_sysreg(SysReg::ICC_SGI1R_EL1, 3 << 24 | 0b10).unwrap()),
+                (20, &|| line.trigger().unwrap()),
+                (8192, &|| gic.send_lpi(CpuId(1), IntId(8192)).unwrap()),
+            ];
+            for (intid, pend) in pend {
+                pend();
+                assert_eq!(cpu.read_sysreg(SysReg::ICC_IAR1_EL1), Some(intid));
+                line.clear().unwrap();
+                cpu.write_sysreg(SysReg::ICC_EOIR1_EL1, intid).unwrap();
+                assert_eq!(cpu.read_sysreg(SysReg::ICC_IAR1_EL1), Some(1023));
+            }
+            done.send(()).unwrap();
+        });
+        let answer = is_done.recv_timeout(Duration::from_secs(60));
+        assert!(answer.is_ok(), "it waits for a lock that is not its own: {answer:?}");
+        worker.join().unwrap();
     }
 }

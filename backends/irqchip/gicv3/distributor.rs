@@ -5,8 +5,9 @@ use super::{
     Shared,
     config::{Affinity, GicV3Config, INTIDS, Layout, LpiSupport},
     cpu::{Cpu, Filed},
+    cpu_interface::Acknowledged,
     mutex::MutexGuard,
-    registers::{self, Distributor as Register, gicd_ctlr, gicd_irouter, gicd_typer},
+    registers::{self, Distributor as Register, SPURIOUS, gicd_ctlr, gicd_irouter, gicd_typer},
     routing::{CpuSet, Routing},
 };
 
@@ -176,6 +177,26 @@ impl Session<'_> {
         }
     }
 
+    /// A CPU acknowledges what is the most urgent for it. If that is an SPI, it becomes active, and competes no more.
+    pub(super) fn acknowledge(&mut self, cpu: usize, group: Group) -> u32 {
+        self.news.cpus.set(cpu, true);
+        let shared = self.shared;
+        let spis = &mut self.model.spis;
+        shared.cpus[cpu].change(|cpu| {
+            let Acknowledged::Done(intid) = cpu.acknowledge(group, true) else {
+                return SPURIOUS;
+            };
+            // Of anything else but an SPI there is none by this number.
+            if let Some(place) = shared.layout.shared(intid) {
+                let Spi { state, route, .. } = &mut spis[place];
+                state.active = true;
+                state.latch = false;
+                cpu.refile(intid, route.filed.take().map(|(_, filed)| filed), None);
+            }
+            intid
+        })
+    }
+
     /// The CPU whose outputs depend on this SPI.
     pub(super) fn concern(&mut self, intid: u32) {
         let spi = self.shared.layout.shared(intid).map(|place| &self.model.spis[place]);
@@ -243,7 +264,7 @@ impl Session<'_> {
     }
 
     /// GICD_SETSPI_NSR and GICD_CLRSPI_NSR: what is edge-triggered becomes pending or is pending no more, what is
-    /// level-sensitive has its input held up from the one to the other (4.3).
+    /// level-sensitive has its input held up from the one to the other (chapter 4).
     pub(super) fn message(&mut self, value: u32, set: bool) {
         let intid = value & registers::SPI_INTID;
         if !self.shared.config.message_based_spis {
@@ -262,7 +283,7 @@ impl Session<'_> {
     }
 }
 
-/// GICD_TYPER (12.9.38): a single security state, and INTIDs of 16 bits.
+/// GICD_TYPER (12.9): a single security state, and INTIDs of 16 bits.
 fn type_register(config: &GicV3Config) -> u32 {
     let lines = (PRIVATE + config.spis).div_ceil(32) - 1;
     let extended = match config.extended_spis {

@@ -1,4 +1,4 @@
-//! Message-signalled interrupts that become SPIs (IHI 0069, 4.3).
+//! Message-signalled interrupts that become SPIs (IHI 0069, chapter 4).
 
 use std::{fmt, io, sync::Arc};
 

@@ -107,8 +107,8 @@ impl Cpu {
                 let base = &mut self.lpis.pending_base;
                 *base = (*base & !written | value & written) & (pendbaser::WRITABLE | pendbaser::PTZ);
             }
-            // The upper half of these is reserved.
-            _ if !direct || written & 0xffff_ffff == 0 => {}
+            // The upper half of these is reserved: alone it names INTID 0, which is no LPI.
+            _ if !direct => {}
             Register::SetLpi => self.set_lpi(intid, true),
             Register::ClearLpi => self.set_lpi(intid, false),
             Register::InvalidateLpi => self.lpis.invalidate(intid, &mut self.competing),
@@ -118,7 +118,7 @@ impl Cpu {
     }
 }
 
-/// GICR_TYPER (12.11.35).
+/// GICR_TYPER (12.11).
 fn type_register(config: &GicV3Config, cpu: usize) -> u64 {
     let mut end = 0;
     let last = config.redistributor_regions.iter().any(|&count| {

@@ -115,7 +115,7 @@ fn is_half_or_double(lane: u32, len: usize) -> bool {
     matches!((lane, len), (0, 4 | 8) | (4, 4))
 }
 
-/// A register of a redistributor (12.11 and 12.12).
+/// A register of a redistributor (12.11).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Redistributor {
     /// GICR_CTLR.
@@ -205,12 +205,12 @@ impl Redistributor {
     }
 }
 
-/// The word with the configuration of the SGIs: edge-triggered, read-only (12.11.8).
+/// The word with the configuration of the SGIs: edge-triggered, read-only (12.11).
 pub(super) fn is_read_only(array: Array, intid: u32) -> bool {
     array == Array::Config && intid < SGIS
 }
 
-/// GICD_CTLR (12.9.4), the layout with a single security state.
+/// GICD_CTLR (12.9), the layout with a single security state.
 pub(super) mod gicd_ctlr {
     /// EnableGrp0 and EnableGrp1: one bit a group.
     pub(crate) const ENABLE_GROUPS: u32 = 0b11;
@@ -220,7 +220,7 @@ pub(super) mod gicd_ctlr {
     pub(crate) const DS: u32 = 1 << 6;
 }
 
-/// GICD_TYPER (12.9.38).
+/// GICD_TYPER (12.9).
 pub(super) mod gicd_typer {
     /// Extended SPIs are implemented.
     pub(crate) const ESPI: u32 = 1 << 8;
@@ -240,7 +240,7 @@ pub(super) mod gicd_typer {
     pub(crate) const ESPI_RANGE_SHIFT: u32 = 27;
 }
 
-/// GICD_IROUTERn (12.9.22).
+/// GICD_IROUTERn (12.9).
 pub(super) mod gicd_irouter {
     /// Interrupt_Routing_Mode: to any one CPU.
     pub(crate) const ONE_OF_N: u64 = 1 << 31;
@@ -248,10 +248,10 @@ pub(super) mod gicd_irouter {
     pub(crate) const AFFINITY: u64 = 0xff_00ff_ffff;
 }
 
-/// GICD_SETSPI_NSR and GICD_CLRSPI_NSR: the INTID, bits 12:0 (12.9.35).
+/// GICD_SETSPI_NSR and GICD_CLRSPI_NSR: the INTID, bits 12:0 (12.9).
 pub(super) const SPI_INTID: u32 = 0x1fff;
 
-/// GICR_CTLR (12.11.2).
+/// GICR_CTLR (12.11).
 pub(super) mod gicr_ctlr {
     /// LPIs are taken.
     pub(crate) const ENABLE_LPIS: u32 = 1 << 0;
@@ -263,7 +263,7 @@ pub(super) mod gicr_ctlr {
     pub(crate) const DPG: [u32; 2] = [1 << 24, 1 << 25];
 }
 
-/// GICR_TYPER (12.11.35).
+/// GICR_TYPER (12.11).
 pub(super) mod gicr_typer {
     /// LPIs.
     pub(crate) const PLPIS: u64 = 1 << 0;
@@ -283,7 +283,7 @@ pub(super) mod gicr_typer {
     pub(crate) const AFFINITY_SHIFT: u32 = 32;
 }
 
-/// GICR_WAKER (12.11.40).
+/// GICR_WAKER (12.11).
 pub(super) mod gicr_waker {
     /// ProcessorSleep: nothing is forwarded to the CPU interface.
     pub(crate) const PROCESSOR_SLEEP: u32 = 1 << 1;
@@ -291,7 +291,7 @@ pub(super) mod gicr_waker {
     pub(crate) const CHILDREN_ASLEEP: u32 = 1 << 2;
 }
 
-/// GICR_PROPBASER (12.11.28).
+/// GICR_PROPBASER (12.11).
 pub(super) mod propbaser {
     /// OuterCache, Physical_Address, Shareability, InnerCache and IDbits.
     pub(crate) const WRITABLE: u64 = 0x070f_ffff_ffff_ff9f;
@@ -301,7 +301,7 @@ pub(super) mod propbaser {
     pub(crate) const ID_BITS: u64 = 0x1f;
 }
 
-/// GICR_PENDBASER (12.11.27).
+/// GICR_PENDBASER (12.11).
 pub(super) mod pendbaser {
     /// OuterCache, Physical_Address, Shareability and InnerCache.
     pub(crate) const WRITABLE: u64 = 0x070f_ffff_ffff_0f80;
@@ -322,7 +322,7 @@ pub(super) const GICD_IDENTIFICATION: [u32; 12] =
 pub(super) const GICR_IDENTIFICATION: [u32; 12] =
     [0x44, 0x00, 0x00, 0x00, 0x93, 0xb4, 0x3b, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 
-/// ICC_CTLR_EL1 (12.2.6).
+/// ICC_CTLR_EL1 (12.2).
 pub(super) mod icc_ctlr {
     /// ICC_BPR0_EL1 counts for both groups.
     pub(crate) const CBPR: u32 = 1 << 0;
@@ -340,7 +340,7 @@ pub(super) mod icc_ctlr {
     pub(crate) const EXT_RANGE: u32 = 1 << 19;
 }
 
-/// ICC_SRE_EL1: system registers, and neither bypass, fixed (12.2.25).
+/// ICC_SRE_EL1: system registers, and neither bypass, fixed (12.2).
 pub(super) const ICC_SRE: u64 = 0b111;
 /// The INTID of an acknowledge or end of interrupt, bits 23:0.
 pub(super) const INTID: u64 = 0xff_ffff;
@@ -349,7 +349,7 @@ pub(super) const SPURIOUS: u32 = 1023;
 /// ICC_RPR_EL1 where nothing is active.
 pub(super) const IDLE_PRIORITY: u32 = 0xff;
 
-/// ICC_SGI0R_EL1, ICC_SGI1R_EL1 and ICC_ASGI1R_EL1 (12.2.22).
+/// ICC_SGI0R_EL1, ICC_SGI1R_EL1 and ICC_ASGI1R_EL1 (12.2).
 pub(super) mod sgir {
     /// INTID.
     pub(crate) fn intid(value: u64) -> u32 {

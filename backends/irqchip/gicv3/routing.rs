@@ -1,4 +1,4 @@
-//! Where interrupts go: CPUs by affinity, sets of CPUs, and SGIs (IHI 0069, 3.3 and 4.8).
+//! Where interrupts go: CPUs by affinity, sets of CPUs, and SGIs (IHI 0069, chapters 3 and 4).
 
 use super::{Shared, config::Affinity, registers::sgir};
 
