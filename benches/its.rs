@@ -13,17 +13,20 @@ use command::{Command, VALID};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use devisor::{
     backends::irqchip::{
-        CpuId,
-        gicv3::{CpuOutputs, GicV3, GicV3Config, LpiSupport},
+        CpuId, IntId,
+        gicv3::{CpuInterface, CpuOutputs, GicV3, GicV3Config, LpiSupport, SysReg},
         its::{ControlFrame, DeviceId, EventId, Its, ItsConfig},
     },
     bus::{BusDevice, read_le},
     interrupt::{MsiSink, NoInterrupt, RequesterId},
 };
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-criterion_group!(benches, warm, threads, cold, commands);
+criterion_group!(benches, pending, taken, threads, cold, commands);
 criterion_main!(benches);
+
+/// Devices, and events of each.
+const SIZES: [(u32, u32); 3] = [(1, 1), (1, 1000), (1000, 1)];
 
 const RAM: u64 = 0x4000_0000;
 const QUEUE: u64 = RAM;
@@ -39,11 +42,48 @@ const CWRITER: u64 = 0x0088;
 const CREADR: u64 = 0x0090;
 const BASER: u64 = 0x0100;
 
+/// Two CPUs that take interrupts of any priority. All LPIs are enabled.
+fn gic(lpis: LpiSupport, memory: &Arc<GuestMemoryMmap>) -> GicV3 {
+    memory
+        .write_slice(&[0xa1; 0x1_0000 - 8192], GuestAddress(CONFIGURATION_TABLE))
+        .unwrap();
+    let config = GicV3Config {
+        lpis,
+        ..GicV3Config::new(2)
+    };
+    let outputs = (0..2).map(|_| CpuOutputs {
+        irq: Box::new(NoInterrupt),
+        fiq: Box::new(NoInterrupt),
+    });
+    let gic = GicV3::with_lpis(config, outputs.collect(), Arc::clone(memory)).unwrap();
+    gic.distributor().write(0x000, &0b10_u32.to_le_bytes());
+    for cpu in 0..2 {
+        let redistributor = gic.redistributor(CpuId(cpu)).unwrap();
+        redistributor.write(0x14, &0_u32.to_le_bytes());
+        redistributor.write(0x70, &(CONFIGURATION_TABLE | 15).to_le_bytes());
+        let table = PENDING_TABLES + u64::from(cpu) * 0x1_0000;
+        redistributor.write(0x78, &(table | 1 << 62).to_le_bytes());
+        redistributor.write(0x00, &1_u32.to_le_bytes());
+        let interface = gic.cpu_interface(CpuId(cpu)).unwrap();
+        interface.write_sysreg(SysReg::ICC_PMR_EL1, 0xff).unwrap();
+        interface.write_sysreg(SysReg::ICC_IGRPEN1_EL1, 1).unwrap();
+    }
+    gic
+}
+
+/// The CPU acknowledges an interrupt and ends it.
+fn take(cpu: &CpuInterface) -> u64 {
+    let intid = cpu.read_sysreg(SysReg::ICC_IAR1_EL1).unwrap();
+    cpu.write_sysreg(SysReg::ICC_EOIR1_EL1, intid).unwrap();
+    intid
+}
+
 struct Machine {
     its: Its,
     frame: ControlFrame,
     memory: Arc<GuestMemoryMmap>,
-    _gic: GicV3,
+    gic: GicV3,
+    size: (u32, u32),
 }
 
 impl Machine {
@@ -51,22 +91,7 @@ impl Machine {
     fn new(devices: u32, events: u32) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), 0x0200_0000)]).unwrap();
         let memory = Arc::new(memory);
-        let config = GicV3Config {
-            lpis: LpiSupport::Its,
-            ..GicV3Config::new(2)
-        };
-        let outputs = (0..2).map(|_| CpuOutputs {
-            irq: Box::new(NoInterrupt),
-            fiq: Box::new(NoInterrupt),
-        });
-        let gic = GicV3::with_lpis(config, outputs.collect(), Arc::clone(&memory)).unwrap();
-        for cpu in 0..2 {
-            let redistributor = gic.redistributor(CpuId(cpu)).unwrap();
-            redistributor.write(0x70, &(CONFIGURATION_TABLE | 15).to_le_bytes());
-            let table = PENDING_TABLES + u64::from(cpu) * 0x1_0000;
-            redistributor.write(0x78, &(table | 1 << 62).to_le_bytes());
-            redistributor.write(0x00, &1_u32.to_le_bytes());
-        }
+        let gic = gic(LpiSupport::Its, &memory);
         let its = Its::new(ItsConfig::default(), &gic, Arc::clone(&memory)).unwrap();
         let frame = its.control_frame();
         for (offset, value) in [
@@ -81,7 +106,8 @@ impl Machine {
             its,
             frame,
             memory,
-            _gic: gic,
+            gic,
+            size: (devices, events),
         };
         machine.run(&[command::mapc(0, 0), command::mapc(1, 1)]);
         for device in 0..devices {
@@ -103,7 +129,6 @@ impl Machine {
     }
 
     fn run(&self, commands: &[Command]) {
-        use vm_memory::Bytes;
         let mut at = self.read(CWRITER);
         for command in commands {
             for (word, index) in command.iter().zip(0..) {
@@ -117,32 +142,69 @@ impl Machine {
         assert_eq!(self.read(CREADR), at);
     }
 
+    /// Every event of every device, by its number of an LPI.
+    fn each(&self) -> impl Iterator<Item = (u32, u32)> + Clone + use<> {
+        let (devices, events) = self.size;
+        (0..devices).flat_map(move |device| (0..events).map(move |event| (device, event)))
+    }
+
     fn message(&self, device: u32, event: u32) {
         let message = self.its.message(EventId(event));
         self.its.send(RequesterId(device as u16), message).unwrap();
     }
 }
 
-/// Each LPI is pending already: what is measured is the way to it. It is not enabled, so nothing is told.
-fn warm(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("its/message to pending LPI");
-    for (devices, events) in [(1, 1), (1, 1000), (1000, 1), (32, 32)] {
+/// Each LPI is pending already: what is measured is the way to it, and beside it the GICv3's own.
+fn pending(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("its/message to an LPI that is pending");
+    for lpis in [1, 1000] {
+        let gic = gic(LpiSupport::Direct, &Machine::new(0, 1).memory);
+        let mut next = (8192..8192 + lpis).cycle();
+        group.bench_function(BenchmarkId::new("GICv3 alone, LPIs", lpis), |bencher| {
+            bencher.iter(|| gic.send_lpi(CpuId(0), black_box(IntId(next.next().unwrap()))).unwrap());
+        });
+    }
+    for (devices, events) in SIZES {
         let machine = Machine::new(devices, events);
-        let all: Vec<_> = (0..devices)
-            .flat_map(|device| (0..events).map(move |event| (device, event)))
-            .collect();
-        for &(device, event) in &all {
-            machine.message(device, event);
-        }
-        let name = BenchmarkId::from_parameter(format!("{devices} devices of {events} events"));
-        let mut next = all.iter().cycle();
-        group.bench_function(name, |bencher| {
+        let mut next = machine.each().cycle();
+        let name = format!("{devices} devices of {events} events");
+        group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             bencher.iter(|| {
-                let &(device, event) = next.next().unwrap();
+                let (device, event) = next.next().unwrap();
                 machine.message(black_box(device), black_box(event));
             });
         });
         assert_eq!(machine.its.dropped_messages(), 0);
+    }
+    group.finish();
+}
+
+/// Each LPI becomes pending, raises the CPU's input, and is acknowledged and ended.
+fn taken(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("its/message, acknowledge, end");
+    for lpis in [1, 1000] {
+        let gic = gic(LpiSupport::Direct, &Machine::new(0, 1).memory);
+        let cpu = gic.cpu_interface(CpuId(0)).unwrap();
+        let mut next = (8192..8192 + lpis).cycle();
+        group.bench_function(BenchmarkId::new("GICv3 alone, LPIs", lpis), |bencher| {
+            bencher.iter(|| {
+                gic.send_lpi(CpuId(0), black_box(IntId(next.next().unwrap()))).unwrap();
+                assert_ne!(take(&cpu), 1023);
+            });
+        });
+    }
+    for (devices, events) in SIZES {
+        let machine = Machine::new(devices, events);
+        let cpu = machine.gic.cpu_interface(CpuId(0)).unwrap();
+        let mut next = machine.each().cycle();
+        let name = format!("{devices} devices of {events} events");
+        group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
+            bencher.iter(|| {
+                let (device, event) = next.next().unwrap();
+                machine.message(black_box(device), black_box(event));
+                assert_ne!(take(&cpu), 1023);
+            });
+        });
     }
     group.finish();
 }

@@ -440,7 +440,7 @@ impl Pair {
         let page = match self.random.below(8) {
             0 => 0,
             1 => VALID | NOWHERE,
-            _ => VALID | LEVEL_2 + index * 0x1_0000,
+            _ => VALID | (LEVEL_2 + index * 0x1_0000),
         };
         let entry = self.random.pick(&[0_u64, 0, 1]);
         self.write_memory(table + entry * 8, &page.to_le_bytes());

@@ -72,7 +72,7 @@ impl Set {
         // Each load that follows an acquiring one stays behind it. A word of a later state brings with it that the version
         // had become odd, so the last load sees that.
         let version = self.version.load(Ordering::Acquire);
-        if version % 2 != 0 || self.generation.load(Ordering::Acquire) != generation {
+        if !version.is_multiple_of(2) || self.generation.load(Ordering::Acquire) != generation {
             return None;
         }
         let found = self.ways.iter().find_map(|way| {
@@ -118,7 +118,7 @@ impl Translations {
     fn set(&self, event: u64) -> &Set {
         // Fibonacci hashing: devices differ in few bits, and so do their events.
         let hash = event.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        &self.sets[(u128::from(hash) * self.sets.len() as u128 >> 64) as usize]
+        &self.sets[((u128::from(hash) * self.sets.len() as u128) >> 64) as usize]
     }
 
     /// Nothing that was remembered counts any more. To be called before the tables change, by who changes them.

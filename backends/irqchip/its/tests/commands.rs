@@ -111,8 +111,11 @@ fn unmapped_devices_and_collections_are_no_more() {
     assert_eq!(world.message(2, 1), [SetPending(3, 8194, true)]);
 }
 
-/// Each command that names an event, made of a device and an event.
-const OF_EVENTS: [(&str, fn(u32, u32) -> Command); 6] = [
+/// Made of a device and an event.
+type OfEvent = fn(u32, u32) -> Command;
+
+/// Each command that names an event.
+const OF_EVENTS: [(&str, OfEvent); 6] = [
     ("INT", int),
     ("CLEAR", clear),
     ("INV", inv),

@@ -23,7 +23,7 @@ fn a_table_outside_memory_stalls_commands_and_drops_messages() {
 
 #[test]
 fn a_table_whose_end_is_outside_memory_stalls_there() {
-    let world = World::with(CONFIG, RAM + RAM_SIZE - 0x1000 | 1, COLLECTION_TABLE);
+    let world = World::with(CONFIG, (RAM + RAM_SIZE - 0x1000) | 1, COLLECTION_TABLE);
     world.calls(&[mapd(511, ITTS, 5)]);
     world.stalls(mapd(512, ITTS, 5));
 }

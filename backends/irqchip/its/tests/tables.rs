@@ -73,7 +73,7 @@ fn collections_have_a_table_of_two_levels_too() {
     world.refused(mapc(0, 0));
     world.calls(&[mapti(0, 0, 8192, 0)]);
     world.refused(int(0, 0));
-    world.poke(COLLECTION_TABLE, VALID | LEVEL_2 + 0x1000);
+    world.poke(COLLECTION_TABLE, VALID | (LEVEL_2 + 0x1000));
     world.calls(&[mapc(0, 2)]);
     assert_eq!(
         world.message(0, 0),
