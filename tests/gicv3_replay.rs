@@ -20,7 +20,10 @@ use std::{
 use devisor::{
     backends::irqchip::{
         CpuId, Ppi, Spi,
-        gicv3::{CpuInterface, CpuOutputs, Distributor, GicV3, GicV3Config, LevelLine, LpiSupport, RedistributorRegion, SysReg},
+        gicv3::{
+            CpuInterface, CpuOutputs, Distributor, GicV3, GicV3Config, LevelLine, LpiSupport, RedistributorRegion,
+            SysReg,
+        },
         its::{ControlFrame, DeviceId, EventId, Its, ItsConfig},
     },
     bus::{BusDevice, read_le, write_le},
@@ -33,7 +36,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 const SPIS: u32 = 224;
 const REDISTRIBUTOR: u64 = 0x2_0000;
 /// The guest's RAM, and some that it does not know of (see `tests/guest/gicv3_trace.py`).
-const RAM: [(GuestAddress, usize); 2] = [(GuestAddress(0x4000_0000), 256 << 20), (GuestAddress(0x6000_0000), 1 << 20)];
+const RAM: [(GuestAddress, usize); 2] = [
+    (GuestAddress(0x4000_0000), 256 << 20),
+    (GuestAddress(0x6000_0000), 1 << 20),
+];
 /// The state moves to another GIC and another ITS after every so many events.
 const MIGRATION: usize = 97;
 
@@ -63,7 +69,10 @@ fn linux_gets_the_answers_that_qemu_gave_it() {
     for (cpus, taken) in [(1, 1_000), (2, 3_000), (4, 6_000)] {
         let counts = replay(&format!("linux-{cpus}-cpus"), usize::MAX);
         println!("Linux on {cpus} CPUs: {counts}");
-        assert!(counts.taken > taken && counts.reads > taken && counts.outputs > taken / 10, "{counts}");
+        assert!(
+            counts.taken > taken && counts.reads > taken && counts.outputs > taken / 10,
+            "{counts}"
+        );
         assert!(counts.lpis > 50, "{counts}");
     }
 }
@@ -211,7 +220,13 @@ impl Machine {
         new.its.restore(&its).unwrap();
         let ppis = state.cpus.iter().flat_map(|cpu| &cpu.private[16..]);
         let inputs = ppis.chain(state.spis.iter().map(|spi| &spi.state));
-        for (line, _) in new.ppis.iter().chain(&new.spis).zip(inputs).filter(|(_, input)| input.line) {
+        for (line, _) in new
+            .ppis
+            .iter()
+            .chain(&new.spis)
+            .zip(inputs)
+            .filter(|(_, input)| input.line)
+        {
             line.trigger().unwrap();
         }
         assert_eq!(new.gic.save(), state);
@@ -274,7 +289,9 @@ fn sysreg(name: &str) -> SysReg {
         "SGI1R" => SysReg::ICC_SGI1R_EL1,
         "ASGI1R" => SysReg::ICC_ASGI1R_EL1,
         _ => {
-            let (group, number) = name[2..].split_once('R').unwrap_or_else(|| panic!("no register {name}"));
+            let (group, number) = name[2..]
+                .split_once('R')
+                .unwrap_or_else(|| panic!("no register {name}"));
             let number: usize = number.parse().unwrap();
             match group {
                 "0" => SysReg::ICC_AP0R_EL1[number],
@@ -292,7 +309,10 @@ fn replay(name: &str, migration: usize) -> Counts {
     };
     let file = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let lines: Vec<String> = if path.extension().is_some_and(|extension| extension == "gz") {
-        BufReader::new(GzDecoder::new(file)).lines().map(Result::unwrap).collect()
+        BufReader::new(GzDecoder::new(file))
+            .lines()
+            .map(Result::unwrap)
+            .collect()
     } else {
         BufReader::new(file).lines().map(Result::unwrap).collect()
     };
@@ -355,8 +375,11 @@ impl Machine {
             "l" => set(&self.spis[number(1) as usize - 32], number(2)),
             "p" => set(&self.ppis[(16 * number(1) + number(2)) as usize - 16], number(3)),
             "v" => self.its.signal(DeviceId(number(1) as u32), EventId(number(2) as u32)),
-            "c" => self.gic.reset_cpu(CpuId(number(1) as u32)).unwrap(),
-            "m" => self.memory.write_obj(number(2).to_le(), GuestAddress(number(1))).unwrap(),
+            "c" => self.gic.reset_cpu_interface(CpuId(number(1) as u32)).unwrap(),
+            "m" => self
+                .memory
+                .write_obj(number(2).to_le(), GuestAddress(number(1)))
+                .unwrap(),
             "mf" => {
                 let bytes = vec![number(3) as u8; number(2) as usize];
                 self.memory.write_slice(&bytes, GuestAddress(number(1))).unwrap();

@@ -183,16 +183,6 @@ impl Shared {
         Some(())
     }
 
-    /// All registers of a CPU interface go back to what they were at the start.
-    pub(super) fn reset_interface(&self, cpu: usize) {
-        // An output that refuses counts it, and is told again with the next change.
-        let _ = self.with_distributor(|distributor| {
-            distributor.change_participation(cpu, |cpu| {
-                cpu.interface = CpuInterface::new(cpu.layout.priority_bits);
-            });
-        });
-    }
-
     /// ICC_IAR0_EL1 and ICC_IAR1_EL1: the most urgent interrupt becomes active, if it is urgent enough and of this group.
     fn acknowledge(&self, cpu: usize, group: Group) -> u32 {
         // The outputs are settled also if there is nothing: an input may have refused to be told so.

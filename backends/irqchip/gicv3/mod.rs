@@ -226,15 +226,6 @@ impl GicV3 {
         self.shared.reset();
     }
 
-<<<<<<< HEAD
-    /// A CPU is reset alone: it is powered on again (PSCI CPU_ON) while the others run. Its ICC_*_EL1 go back to what they
-    /// were at the start, for they are the CPU's own. Its redistributor is not the CPU's, and stays as it is.
-    ///
-    /// # Errors
-    /// [`GicV3Error::NoSuchCpu`].
-    pub fn reset_cpu(&self, cpu: CpuId) -> Result<(), GicV3Error> {
-        self.shared.reset_interface(self.shared.cpu(cpu)?);
-=======
     /// A reset of one CPU, as by PSCI's CPU_ON: its ICC_*_EL1 registers go back to what they were at the start. Its
     /// redistributor stays.
     ///
@@ -249,7 +240,6 @@ impl GicV3 {
                 cpu.interface = cpu_interface::CpuInterface::new(priority_bits)
             });
         });
->>>>>>> gicv3
         Ok(())
     }
 
