@@ -459,11 +459,11 @@ impl Pair {
             assert_eq!(cpu.irq(), signalled == Some(1), "IRQ of CPU {number}");
             assert_eq!(cpu.fiq(), signalled == Some(0), "FIQ of CPU {number}");
             let highest = self.reference.highest(number);
-            for group in 0..2 {
+            for (group, register) in HPPIRS.into_iter().enumerate() {
                 let enabled = self.reference.cpus[number].enabled[group];
                 let expected = highest.filter(|highest| highest.2 == group && enabled);
                 let expected = expected.map_or(SPURIOUS, |(_, intid, _)| intid.into());
-                assert_eq!(cpu.read(HPPIRS[group]), expected, "HPPIR{group} of CPU {number}");
+                assert_eq!(cpu.read(register), expected, "HPPIR{group} of CPU {number}");
             }
             let running = self
                 .reference

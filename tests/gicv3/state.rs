@@ -145,7 +145,8 @@ fn a_state_that_no_guest_could_have_made_is_refused_and_changes_nothing() {
     ] {
         assert!(matches!(refused(&list), GicV3StateError::Count { .. }));
     }
-    let values: [(&str, &dyn Fn(&mut GicV3State)); 15] = [
+    type Damage<'a> = (&'a str, &'a dyn Fn(&mut GicV3State));
+    let values: [Damage<'_>; 15] = [
         ("GICD_CTLR", &|state| state.control = 4),
         ("priority of INTID 33", &|state| state.spis[1].state.priority = 1),
         ("GICD_IROUTER of INTID 4096", &|state| state.spis[64].router = 1 << 24),

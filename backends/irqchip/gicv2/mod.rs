@@ -225,7 +225,8 @@ impl GicV2 {
         self.shared.config
     }
 
-    /// How often an output of this CPU refused to be told its level: see [`LevelOutput::failures`].
+    /// How often an output of this CPU refused to be told its level: see
+    /// [`LevelOutput::failures`](crate::interrupt::LevelOutput::failures).
     ///
     /// # Errors
     /// [`GicV2Error::NoSuchCpu`].
