@@ -175,6 +175,7 @@ fn a_position_beyond_the_queue_carries_out_nothing() {
     for beyond in [0x1000, 0xf_ffe0] {
         world.write(CWRITER, beyond);
         assert_eq!((world.read(CWRITER), world.read(CREADR)), (beyond, at));
+        assert_eq!(world.its.refused_commands(), 0, "none was looked at");
     }
     world.write(CWRITER, world.queue(at, mapc(0, 2)));
     assert_eq!(world.peek(COLLECTION_TABLE), VALID | 2 << 16);
@@ -212,6 +213,8 @@ fn a_table_that_is_not_memory_stalls_and_a_retry_with_memory_goes_on() {
         world.stalls(command);
         // The guest thinks better of it.
         world.queue(at, sync(0));
+        world.write(CWRITER, world.read(CWRITER));
+        assert_eq!(world.read(CREADR), at | STALLED, "it waits for Retry");
         world.write(CWRITER, world.read(CWRITER) | RETRY);
         assert_eq!(world.read(CREADR), world.read(CWRITER));
     }
