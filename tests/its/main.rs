@@ -84,6 +84,18 @@ fn a_changed_configuration_counts_after_inv_or_invall() {
 }
 
 #[test]
+fn what_inv_made_known_at_one_cpu_holds_where_the_event_moves_to() {
+    let guest = Guest::mapped();
+    guest.run(&[mapti(DEVICE, 0, LPI, 0)]);
+    for (configuration, to, told) in [(0xa0, 1, false), (0xa1, 0, true)] {
+        guest.configure(LPI, configuration);
+        guest.run(&[inv(DEVICE, 0), movi(DEVICE, 0, to)]);
+        guest.message(0);
+        assert_eq!(guest.irqs()[to as usize], told);
+    }
+}
+
+#[test]
 fn all_lpis_of_the_gic_and_no_others_can_be_mapped() {
     let guest = Guest::mapped();
     guest.run(&[mapti(DEVICE, 0, 0xffff, 0)]);

@@ -12,6 +12,7 @@ use super::{
     config::{INTIDS, LPIS},
     registers::{pendbaser, propbaser},
 };
+use crate::sync::{AtomicU64, Ordering};
 
 /// An entry of the configuration table: Enable in bit 0, the priority in bits 7:2 (5.1.1).
 const ENABLE: u8 = 1;
@@ -22,8 +23,8 @@ const PENDING_OFFSET: u64 = LPIS as u64 / 8;
 /// What a redistributor knows of its LPIs.
 ///
 /// While they are enabled, what is pending is kept here and not in the guest's table: 64 KiB in all, with the configuration
-/// of what is pending. That of an LPI is read whenever it becomes pending: the guest need not invalidate it here, as its
-/// event may have been elsewhere when it did.
+/// as it was last read. That of an LPI is read again when it becomes pending and anything was invalidated since, at
+/// whichever redistributor: its event may have been elsewhere then.
 pub(super) struct Lpis {
     tables: Option<Arc<dyn Tables>>,
     priority_bits: u32,
@@ -37,8 +38,13 @@ pub(super) struct Lpis {
     end: u32,
     /// A bit for each LPI, from INTID 8192 on.
     pending: Vec<u64>,
-    /// The configuration table: of what is pending, as it was last read.
+    /// The configuration table as it was last read.
     configuration: Vec<u8>,
+    /// A bit for each LPI whose configuration was read since `invalidations` was `seen`.
+    fresh: Vec<u64>,
+    seen: u64,
+    /// Counts what the guest invalidates, for all redistributors.
+    invalidations: Arc<AtomicU64>,
 }
 
 impl Lpis {
@@ -52,7 +58,15 @@ impl Lpis {
             end: LPIS,
             pending: Vec::new(),
             configuration: Vec::new(),
+            fresh: Vec::new(),
+            seen: 0,
+            invalidations: Arc::default(),
         }
+    }
+
+    /// Hears of what is invalidated at other redistributors.
+    pub(super) fn share_invalidations(&mut self, invalidations: &Arc<AtomicU64>) {
+        self.invalidations = Arc::clone(invalidations);
     }
 
     pub(super) fn enabled(&self) -> bool {
@@ -78,6 +92,7 @@ impl Lpis {
         let count = (self.end - LPIS) as usize;
         self.configuration = vec![0; count];
         self.pending = vec![0; count / 64];
+        self.fresh = vec![0; count / 64];
         if !zero {
             let mut bytes = vec![0; count / 8];
             self.read(self.pending_base & pendbaser::ADDRESS, PENDING_OFFSET, &mut bytes);
@@ -102,6 +117,7 @@ impl Lpis {
         self.end = LPIS;
         self.pending = Vec::new();
         self.configuration = Vec::new();
+        self.fresh = Vec::new();
     }
 
     /// Brings the guest's pending table up to date.
@@ -152,6 +168,7 @@ impl Lpis {
 
     /// The configuration of an LPI is read again.
     pub(super) fn invalidate(&mut self, intid: u32, competing: &mut Competitors) {
+        self.invalidations.fetch_add(1, Ordering::Relaxed);
         if self.is_pending(intid) {
             self.set_pending(intid, false, competing);
             self.set_pending(intid, true, competing);
@@ -160,6 +177,7 @@ impl Lpis {
 
     /// The configuration of all is read again.
     pub(super) fn invalidate_all(&mut self, competing: &mut Competitors) {
+        self.invalidations.fetch_add(1, Ordering::Relaxed);
         if self.enabled {
             self.unfile_all(competing);
             self.read_configuration();
@@ -167,13 +185,26 @@ impl Lpis {
         }
     }
 
+    /// Reads the configuration of an LPI, unless nothing was invalidated since the last time.
     fn read_entry(&mut self, index: usize) {
+        let seen = self.invalidations.load(Ordering::Relaxed);
+        if self.seen != seen {
+            self.seen = seen;
+            self.fresh.fill(0);
+        }
+        let bit = 1 << (index % 64);
+        if self.fresh[index / 64] & bit != 0 {
+            return;
+        }
+        self.fresh[index / 64] |= bit;
         let mut entry = [0];
         self.read(self.properties_base & propbaser::ADDRESS, index as u64, &mut entry);
         [self.configuration[index]] = entry;
     }
 
     fn read_configuration(&mut self) {
+        self.seen = self.invalidations.load(Ordering::Relaxed);
+        self.fresh.fill(u64::MAX);
         let mut configuration = std::mem::take(&mut self.configuration);
         self.read(self.properties_base & propbaser::ADDRESS, 0, &mut configuration);
         self.configuration = configuration;

@@ -68,8 +68,8 @@
 //! and has not opted out by GICR_CTLR.DPG, the next from its INTID's remainder on; it stays there while that holds. An
 //! interrupt of a group that ICC_IGRPENn_EL1 disables hides less urgent ones of the other group, but not one of a group that
 //! GICD_CTLR disables. While GICR_WAKER.ProcessorSleep is set nothing is forwarded. GICR_CTLR.EnableLPIs can be cleared
-//! again. The configuration of an LPI is read whenever it becomes pending, and by invalidation. ICC_CTLR_EL1.PMHE is not
-//! there: where an SPI goes does not depend on ICC_PMR_EL1.
+//! again. The configuration of all LPIs is read when it is set, and that of an LPI by invalidation, here or at another CPU.
+//! ICC_CTLR_EL1.PMHE is not there: where an SPI goes does not depend on ICC_PMR_EL1.
 
 mod config;
 mod cpu;
@@ -186,10 +186,15 @@ impl GicV3 {
         }
         let layout = config.layout();
         let routing = Routing::new(&config.affinities);
-        let cell = |outputs| Cell {
-            model: Mutex::new(Cpu::new(layout, tables.clone())),
-            output: Output::new(outputs),
-            wake_request: OnceLock::new(),
+        let invalidations = Arc::default();
+        let cell = |outputs| {
+            let mut cpu = Cpu::new(layout, tables.clone());
+            cpu.lpis.share_invalidations(&invalidations);
+            Cell {
+                model: Mutex::new(cpu),
+                output: Output::new(outputs),
+                wake_request: OnceLock::new(),
+            }
         };
         Ok(Self {
             shared: Arc::new(Shared {
