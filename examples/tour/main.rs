@@ -16,6 +16,7 @@ mod guest_drivers;
 #[path = "../../tests/support/guest_pci.rs"]
 mod guest_pci;
 mod hvf;
+mod hvf_own_gic;
 mod irqchip;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod kvm;
@@ -73,6 +74,7 @@ fn wirings() -> Vec<Wiring> {
         lapic::WIRINGS,
         kvm::WIRINGS,
         hvf::WIRINGS,
+        hvf_own_gic::WIRINGS,
     ]
     .concat()
 }
