@@ -11,7 +11,7 @@
 //! | [`time`] | the injected clock |
 //! | [`virtio`] | queues, transports, and one folder a device |
 //! | [`pci`] | configuration space, INTx, MSI-X, a root bus |
-//! | [`platform`] | devices that are not virtio: UART, real-time clock |
+//! | [`platform`] | devices that are not virtio: UARTs, real-time clock |
 //! | [`backends`] | what carries an interrupt to the guest |
 //!
 //! # Backends
@@ -19,8 +19,8 @@
 //! | feature | module | maps an interrupt to |
 //! |---|---|---|
 //! | `recorder` | `backends::recorder` | a log, for tests; also in front of another backend |
-//! | `irqchip` | `backends::irqchip` | an interrupt controller in this process: GICv2 with GICv2m; IOAPIC, 8259 and local APIC |
-//! | `kvm` | `backends::kvm` | irqfd, irqfd with resample, `KVM_IRQ_LINE` |
+//! | `irqchip` | `backends::irqchip` | an interrupt controller in this process: GICv2, GICv3 with ITS; IOAPIC, 8259 and local APIC |
+//! | `kvm` | `backends::kvm` | irqfd with or without resample, `KVM_IRQ_LINE`, GSI routes, `KVM_SIGNAL_MSI` |
 //! | `hvf` | `backends::hvf` | Hypervisor.framework's calls, as a trait; with a mock and without bindings |
 //!
 //! All are on by default, to try; a VMM names its own: `default-features = false, features = ["kvm"]`. Without a feature
