@@ -193,7 +193,7 @@ impl Machine {
                     0 => value,
                     1 => VALID | page(to) | value & 0x1f,
                     2 => VALID | value & 0x0003_0000,
-                    _ => VALID | (value & 0xff) << 32 | 8192 + (value >> 8 & 0xff),
+                    _ => VALID | (value & 0xff) << 32 | (8192 + (value >> 8 & 0xff)),
                 };
                 let address = RAM + u64::from(at) % (PAGES * 512) * 8;
                 self.memory.write_obj(entry.to_le(), GuestAddress(address)).unwrap();
