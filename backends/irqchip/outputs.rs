@@ -7,7 +7,12 @@ use crate::interrupt::{LevelInterrupt, LevelOutput};
 /// The interrupt inputs of one CPU, which the GIC drives.
 ///
 /// Each hears transitions only, in order, from the thread whose line or register access caused it, and never while the
-/// GIC holds a lock: it may call back into the GIC. See [`LevelOutput`] for what follows from an error.
+/// GIC holds a lock: it may call back into the GIC.
+///
+/// One that refuses, with an `Err`, is the GIC's to tell again, and not the device's: a line into a GIC takes every change.
+/// It is told again, once each time, with the next change that concerns its CPU, when its CPU finds nothing to acknowledge,
+/// and by the GIC's `retry`. An embedder whose outputs can refuse and then take again calls `retry` when they can, or else
+/// the CPU hears of it with the next event only.
 pub struct CpuOutputs {
     /// The CPU's IRQ input.
     pub irq: Box<dyn LevelInterrupt>,

@@ -103,12 +103,12 @@ use self::{
     mutex::{Mutex, lock},
     routing::Routing,
 };
-use super::{CpuId, Ppi, Spi, gic_finished::FinishedHooks, memory::Tables, outputs::Output};
+use super::{CpuId, Ppi, Spi, finished::FinishedHooks, memory::Tables, outputs::Output};
 use crate::interrupt::{LevelInterrupt, LevelOutput};
 
 pub use super::{
-    gic_finished::FinishedHook,
-    gic_lines::{EdgeLine, LevelLine},
+    finished::FinishedHook,
+    lines::{EdgeLine, LevelLine},
     outputs::CpuOutputs,
 };
 pub use config::{Affinity, GicV3Config, GicV3Error, LpiSupport};
@@ -133,7 +133,7 @@ struct Shared {
     routing: Routing,
     distributor: Mutex<Model>,
     cpus: Vec<Cell>,
-    hooks: FinishedHooks,
+    finished: Arc<FinishedHooks>,
 }
 
 /// A CPU, its lock and its outputs. Who has locked one locks nothing else.
@@ -202,7 +202,7 @@ impl GicV3 {
                 distributor: Mutex::new(Model::new(layout, Route::to(&routing, 0))),
                 routing,
                 cpus: outputs.into_iter().map(cell).collect(),
-                hooks: FinishedHooks::default(),
+                finished: Arc::default(),
                 config,
             }),
         })
@@ -246,6 +246,13 @@ impl GicV3 {
             });
         });
         Ok(())
+    }
+
+    /// Tells the outputs again that have refused, and WakeRequests: see [`CpuOutputs`].
+    pub fn retry(&self) {
+        for cpu in &self.shared.cpus {
+            let _ = cpu.settle();
+        }
     }
 
     /// What this GIC was made with.
@@ -336,7 +343,7 @@ impl Shared {
             result = result.and(self.cpus[cpu].settle());
         }
         for bit in (0..32).filter(|bit| news.finished >> bit & 1 != 0) {
-            self.hooks.call(Spi(news.first + bit - super::ids::PRIVATE));
+            self.finished.call(news.first + bit);
         }
         result
     }
