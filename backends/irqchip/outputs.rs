@@ -1,6 +1,6 @@
 //! The interrupt inputs of a CPU, which a GIC drives.
 
-use std::{fmt, io};
+use std::fmt;
 
 use crate::interrupt::{LevelInterrupt, LevelOutput};
 
@@ -58,9 +58,11 @@ impl Output {
         }
     }
 
-    /// Tells the CPU, with no lock held.
-    pub(super) fn settle(&self) -> io::Result<()> {
-        self.irq.settle().and(self.fiq.settle())
+    /// Tells the CPU, with no lock held. An input that refuses counts it, and is told again by the next call.
+    pub(super) fn settle(&self) {
+        for output in [&self.irq, &self.fiq] {
+            let _ = output.settle();
+        }
     }
 
     pub(super) fn failures(&self) -> u64 {

@@ -222,7 +222,7 @@ impl GicV2 {
     /// Tells the outputs again that have refused: see [`CpuOutputs`].
     pub fn retry(&self) {
         for output in &self.shared.outputs {
-            let _ = output.settle();
+            output.settle();
         }
     }
 
@@ -264,10 +264,10 @@ impl Shared {
         value
     }
 
-    /// Tells CPUs and hooks, with no lock held. An output that refuses counts it, and is told again later.
+    /// Tells CPUs and hooks, with no lock held.
     fn tell(&self, news: News) {
         for cpu in cpus_of(news.cpus) {
-            let _ = self.outputs[cpu].settle();
+            self.outputs[cpu].settle();
         }
         if news.finished != 0 && news.first >= PRIVATE {
             for bit in (0..32).filter(|bit| news.finished >> bit & 1 != 0) {

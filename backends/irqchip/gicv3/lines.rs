@@ -78,24 +78,23 @@ impl GicV3 {
         if self.shared.layout.lpis != LpiSupport::Direct || !self.shared.layout.is_lpi(intid.0) {
             return Err(GicV3Error::NoSuchLpi { intid });
         }
-        let _ = self.shared.with_cpu(cpu, |cpu| cpu.set_lpi(intid.0, true));
+        self.shared.with_cpu(cpu, |cpu| cpu.set_lpi(intid.0, true));
         Ok(())
     }
 }
 
-/// An output that refuses counts it, and is told again later.
 impl Inputs for Shared {
     fn hold(&self, input: u32, held: &Held, up: bool) {
         let GicInput { cpu, intid } = GicInput::of(input);
         if let Some(cpu) = cpu {
-            let _ = self.with_cpu(cpu, |cpu| {
+            self.with_cpu(cpu, |cpu| {
                 if held.set(up) {
                     cpu.change(intid, |source| source.hold(up));
                 }
             });
             return;
         }
-        let _ = self.with_distributor(|distributor| {
+        self.with_distributor(|distributor| {
             if held.set(up) {
                 distributor.change(intid, |spi| spi.hold(up));
             }
@@ -107,7 +106,7 @@ impl Inputs for Shared {
     /// There are edge lines into SPIs only.
     fn pulse(&self, input: u32) {
         let intid = GicInput::of(input).intid;
-        let _ = self.with_distributor(|distributor| {
+        self.with_distributor(|distributor| {
             distributor.change(intid, |spi| spi.pulse());
             distributor.concern(intid);
         });

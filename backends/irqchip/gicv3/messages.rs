@@ -65,7 +65,7 @@ impl MsiSink for SpiMessages {
                 ),
             ));
         }
-        let _ = self.gic.with_distributor(|distributor| {
+        self.gic.with_distributor(|distributor| {
             distributor.message(data, offset == set);
             distributor.concern(data);
         });
