@@ -269,11 +269,7 @@ impl Shared {
         for cpu in cpus_of(news.cpus) {
             self.outputs[cpu].settle();
         }
-        if news.finished != 0 && news.first >= PRIVATE {
-            for bit in (0..32).filter(|bit| news.finished >> bit & 1 != 0) {
-                self.finished.call(news.first + bit);
-            }
-        }
+        news.finished.tell(&self.finished);
     }
 
     fn cpu(&self, cpu: CpuId) -> Result<usize, GicV2Error> {

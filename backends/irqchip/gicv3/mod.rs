@@ -340,9 +340,7 @@ impl Shared {
         for cpu in news.cpus.iter() {
             self.cpus[cpu].settle();
         }
-        for bit in (0..32).filter(|bit| news.finished >> bit & 1 != 0) {
-            self.finished.call(news.first + bit);
-        }
+        news.finished.tell(&self.finished);
     }
 
     fn cpu(&self, cpu: CpuId) -> Result<usize, GicV3Error> {
