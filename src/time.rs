@@ -6,7 +6,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Mutex, TryLockError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -56,6 +56,45 @@ pub trait Alarm: Send + Sync {
 /// Deadlines are of no interest: for an embedder that polls the device anyway.
 impl Alarm for () {
     fn set(&self, _deadline: Option<Duration>) {}
+}
+
+/// An [`Alarm`] as a device drives it: told one deadline at a time, in order, and only what is new.
+pub(crate) struct AlarmOutput<A>(Mutex<Told<A>>);
+
+/// An alarm and the deadline that it was last told.
+struct Told<A> {
+    alarm: A,
+    deadline: Option<Duration>,
+}
+
+impl<A: Alarm> AlarmOutput<A> {
+    /// The alarm is not set.
+    pub(crate) fn new(alarm: A) -> Self {
+        let deadline = None;
+        Self(Mutex::new(Told { alarm, deadline }))
+    }
+
+    /// Tells the alarm what `deadline` reads, or leaves it to the thread that is at it. To be called with nothing locked,
+    /// after whatever may have moved the deadline.
+    pub(crate) fn settle(&self, deadline: impl Fn() -> Option<Duration>) {
+        loop {
+            let mut told = match self.0.try_lock() {
+                Ok(told) => told,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return,
+            };
+            let now = deadline();
+            if told.deadline != now {
+                told.alarm.set(now);
+                told.deadline = now;
+            }
+            drop(told);
+            // Whoever found the alarm taken had made a change before, which shows here.
+            if deadline() == now {
+                return;
+            }
+        }
+    }
 }
 
 /// The host's monotonic clock, counted from `origin`. An embedder's choice; nothing in this crate makes one by itself.

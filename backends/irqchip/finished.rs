@@ -47,6 +47,31 @@ impl FinishedHooks {
     }
 }
 
+/// Inputs that a GIC finds to be finished under its lock. One access reaches one word of 32 of them at the most.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Finished {
+    first: u32,
+    bits: u32,
+}
+
+impl Finished {
+    pub(super) fn note(&mut self, input: u32) {
+        let first = input & !31;
+        debug_assert!(self.bits == 0 || self.first == first, "an access reaches one word");
+        self.first = first;
+        self.bits |= 1 << (input % 32);
+    }
+
+    /// Calls the hooks of each, with nothing locked.
+    pub(super) fn tell(self, hooks: &FinishedHooks) {
+        let mut left = self.bits;
+        while left != 0 {
+            hooks.call(self.first + left.trailing_zeros());
+            left &= left - 1;
+        }
+    }
+}
+
 /// Keeps a hook that hears when the guest has finished. Dropping it ends the calls.
 #[must_use = "dropping it ends the calls"]
 pub struct FinishedHook {

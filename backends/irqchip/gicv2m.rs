@@ -131,13 +131,16 @@ impl BusDevice for GicV2mFrame {
             return;
         }
         if let Some(line) = self.line(read_le(data) as u32) {
-            // The interrupt is pending; an output that refuses is counted by the GIC.
+            // Never refused: see below.
             let _ = line.trigger();
         }
     }
 }
 
 impl MsiSink for GicV2mFrame {
+    /// The GIC takes every message to one of its SPIs. What its outputs refuse it tells again: see
+    /// [`CpuOutputs`](super::gicv2::CpuOutputs).
+    ///
     /// # Errors
     /// `NotFound` if the message is not for this frame's doorbell, or names none of its SPIs.
     fn send(&self, _requester: RequesterId, message: MsiMessage) -> io::Result<()> {

@@ -51,6 +51,45 @@ impl From<Ppi> for IntId {
     }
 }
 
+/// An input of a GIC. To [`Inputs`](super::lines::Inputs) it is one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct GicInput {
+    /// Whose it is, if it is private to a CPU.
+    pub(super) cpu: Option<usize>,
+    pub(super) intid: u32,
+}
+
+impl GicInput {
+    pub(super) fn shared(intid: u32) -> Self {
+        Self { cpu: None, intid }
+    }
+
+    pub(super) fn private(cpu: usize, intid: u32) -> Self {
+        Self { cpu: Some(cpu), intid }
+    }
+
+    /// The INTID in bits 15 to 0. Above them is the CPU, counted from 1.
+    pub(super) fn number(self) -> u32 {
+        self.cpu.map_or(0, |cpu| cpu as u32 + 1) << 16 | self.intid
+    }
+
+    pub(super) fn of(number: u32) -> Self {
+        Self {
+            cpu: (number >> 16).checked_sub(1).map(|cpu| cpu as usize),
+            intid: number & 0xffff,
+        }
+    }
+}
+
+impl fmt::Display for GicInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cpu {
+            Some(cpu) => write!(f, "{} of {}", IntId(self.intid), CpuId(cpu as u32)),
+            None => IntId(self.intid).fmt(f),
+        }
+    }
+}
+
 macro_rules! display {
     ($($kind:ident: $name:literal),*) => {$(
         impl fmt::Display for $kind {
@@ -70,5 +109,24 @@ pub struct Vector(pub u8);
 impl fmt::Display for Vector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "vector {:#04x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_input_of_a_gic_has_a_number_of_its_own_and_a_name() {
+        for (input, name) in [
+            (GicInput::shared(0), "INTID 0"),
+            (GicInput::shared(33), "INTID 33"),
+            (GicInput::shared(65535), "INTID 65535"),
+            (GicInput::private(0, 27), "INTID 27 of CPU 0"),
+            (GicInput::private(511, 65535), "INTID 65535 of CPU 511"),
+        ] {
+            assert_eq!(GicInput::of(input.number()), input);
+            assert_eq!(input.to_string(), name);
+        }
     }
 }

@@ -22,8 +22,6 @@ mod arbiter;
 mod arrays;
 mod check;
 mod finished;
-mod gic_finished;
-mod gic_lines;
 pub mod gicv2;
 pub mod gicv2m;
 pub mod gicv3;

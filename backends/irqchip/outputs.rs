@@ -1,13 +1,18 @@
 //! The interrupt inputs of a CPU, which a GIC drives.
 
-use std::{fmt, io};
+use std::fmt;
 
 use crate::interrupt::{LevelInterrupt, LevelOutput};
 
 /// The interrupt inputs of one CPU, which the GIC drives.
 ///
 /// Each hears transitions only, in order, from the thread whose line or register access caused it, and never while the
-/// GIC holds a lock: it may call back into the GIC. See [`LevelOutput`] for what follows from an error.
+/// GIC holds a lock: it may call back into the GIC.
+///
+/// One that refuses, with an `Err`, is the GIC's to tell again, and not the device's: a line into a GIC takes every change.
+/// It is told again, once each time, with the next change that concerns its CPU, when its CPU finds nothing to acknowledge,
+/// and by the GIC's `retry`. An embedder whose outputs can refuse and then take again calls `retry` when they can, or else
+/// the CPU hears of it with the next event only.
 pub struct CpuOutputs {
     /// The CPU's IRQ input.
     pub irq: Box<dyn LevelInterrupt>,
@@ -53,9 +58,11 @@ impl Output {
         }
     }
 
-    /// Tells the CPU, with no lock held.
-    pub(super) fn settle(&self) -> io::Result<()> {
-        self.irq.settle().and(self.fiq.settle())
+    /// Tells the CPU, with no lock held. An input that refuses counts it, and is told again by the next call.
+    pub(super) fn settle(&self) {
+        for output in [&self.irq, &self.fiq] {
+            let _ = output.settle();
+        }
     }
 
     pub(super) fn failures(&self) -> u64 {

@@ -3,14 +3,20 @@
 use crate::guest::*;
 use devisor::{
     backends::irqchip::{
-        Spi,
+        CpuId, Spi,
         gicv2::{GicV2Config, GicV2Error},
         gicv2m::{GicV2mError, GicV2mFrame},
     },
     bus::{BusDevice, read_le},
     interrupt::{MsiMessage, MsiSink, MsiVectors, RequesterId, SinkVectors},
 };
-use std::sync::Arc;
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
 
 const BASE: u64 = 0x0802_0000;
 
@@ -98,6 +104,25 @@ fn a_message_needs_the_doorbell_and_an_intid_of_the_frame() {
     vector.program(Some(message)).unwrap();
     vector.trigger().unwrap();
     assert_eq!(guest.cpus[0].acknowledge(), 111);
+}
+
+#[test]
+fn a_message_that_the_gic_cannot_tell_of_yet_is_taken() {
+    let refusing = Arc::new(AtomicBool::new(false));
+    let refuse = Arc::clone(&refusing);
+    let guest = Guest::with(GicV2Config::default(), move |_| match refuse.load(SeqCst) {
+        true => Err(io::Error::other("not now")),
+        false => Ok(()),
+    });
+    guest.make_ready();
+    let frame = GicV2mFrame::new(&guest.gic, BASE, Spi(48), 32).unwrap();
+    refusing.store(true, SeqCst);
+    frame.send(RequesterId(0), frame.message(1).unwrap()).unwrap();
+    assert_eq!(guest.gic.output_failures(CpuId(0)), Ok(1));
+    refusing.store(false, SeqCst);
+    guest.gic.retry();
+    assert!(guest.cpus[0].irq());
+    assert_eq!(guest.cpus[0].acknowledge(), 81);
 }
 
 #[test]

@@ -184,16 +184,20 @@ impl Guest {
     /// A guest whose CPUs also have their LPIs on, all of them enabled at priority 0xa0.
     pub fn with_lpis(config: GicV3Config) -> Self {
         let guest = Self::ready(config);
+        guest.make_lpis_ready();
         guest
-            .memory
+    }
+
+    /// Turns all LPIs on.
+    pub fn make_lpis_ready(&self) {
+        self.memory
             .write_slice(&[0xa1; 57344], GuestAddress(PROPERTIES))
             .unwrap();
-        for (number, cpu) in guest.cpus.iter().enumerate() {
+        for (number, cpu) in self.cpus.iter().enumerate() {
             cpu.set_redistributor(GICR_PROPBASER, 8, PROPERTIES | 15);
             cpu.set_redistributor(GICR_PENDBASER, 8, pending_table(number) | PTZ);
             cpu.set_redistributor(GICR_CTLR, 4, ENABLE_LPIS);
         }
-        guest
     }
 
     // The distributor, and arrays wherever they are.

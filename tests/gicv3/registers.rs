@@ -319,8 +319,11 @@ fn who_sleeps_asks_to_be_woken() {
 
     let guest = Guest::ready(config(1));
     let wake = Arc::new(AtomicBool::new(false));
-    let pin = wake.clone();
+    let (pin, first) = (wake.clone(), AtomicBool::new(true));
     let line = level_from_fn(move |up| {
+        if first.swap(false, SeqCst) {
+            return Err(std::io::Error::other("not now"));
+        }
         pin.store(up, SeqCst);
         Ok(())
     });
@@ -328,6 +331,8 @@ fn who_sleeps_asks_to_be_woken() {
     cpu.set_redistributor(GICR_WAKER, 4, 2);
     guest.set_bit(Array::SetPending, 0, 40);
     assert!(guest.gic.connect_wake_request(CpuId(0), Box::new(line)).unwrap());
+    assert!(!wake.load(SeqCst), "refused");
+    guest.gic.retry();
     assert!(wake.load(SeqCst) && !cpu.irq(), "it was waiting already");
     cpu.set_redistributor(GICR_WAKER, 4, 0);
     assert!(!wake.load(SeqCst) && cpu.irq());

@@ -1,13 +1,12 @@
 //! The inputs of a GICv2: lines for devices, and the way back that tells an adapter that the guest has finished.
 
-use std::{
-    io,
-    sync::atomic::{AtomicBool, Ordering},
-};
-
 use super::{
-    super::gic_lines::{EdgeLine, Input, Inputs, LevelLine},
+    super::{
+        ids::GicInput,
+        lines::{EdgeLine, Held, Inputs, LevelLine},
+    },
     CpuId, FinishedHook, GicV2, GicV2Error, Ppi, Shared, Spi,
+    model::Model,
 };
 
 impl GicV2 {
@@ -15,12 +14,13 @@ impl GicV2 {
     ///
     /// The guest decides how it is understood (GICD_ICFGRn): level-sensitive, the interrupt is pending while the line is
     /// up; edge-triggered, each rise makes it pending. Several handles of one SPI are a wired-OR, and dropping one lets go.
+    /// What an output of the GIC refuses is told again by the GIC ([`CpuOutputs`](super::CpuOutputs)), and not by the device.
     ///
     /// # Errors
     /// [`GicV2Error::NoSuchSpi`].
     pub fn level_line(&self, spi: Spi) -> Result<LevelLine, GicV2Error> {
         let intid = self.shared.spi(spi)?;
-        Ok(LevelLine::new(self.shared.clone(), Input { cpu: 0, intid }))
+        Ok(LevelLine::new(self.shared.clone(), GicInput::shared(intid).number()))
     }
 
     /// An edge line into an SPI: each trigger is a pulse, which makes the interrupt pending until the guest acknowledges
@@ -33,7 +33,7 @@ impl GicV2 {
     /// [`GicV2Error::NoSuchSpi`].
     pub fn edge_line(&self, spi: Spi) -> Result<EdgeLine, GicV2Error> {
         let intid = self.shared.spi(spi)?;
-        Ok(EdgeLine::new(self.shared.clone(), Input { cpu: 0, intid }))
+        Ok(EdgeLine::new(self.shared.clone(), GicInput::shared(intid).number()))
     }
 
     /// A level line into a private interrupt of a CPU, such as its timers'. Otherwise as [`level_line`](Self::level_line).
@@ -43,7 +43,10 @@ impl GicV2 {
     pub fn ppi_line(&self, cpu: CpuId, ppi: Ppi) -> Result<LevelLine, GicV2Error> {
         let cpu = self.shared.cpu(cpu)?;
         let intid = self.shared.ppi(ppi)?;
-        Ok(LevelLine::new(self.shared.clone(), Input { cpu, intid }))
+        Ok(LevelLine::new(
+            self.shared.clone(),
+            GicInput::private(cpu, intid).number(),
+        ))
     }
 
     /// Calls `hook` whenever the guest has finished with an SPI, that is, when it has deactivated it, as long as the
@@ -67,7 +70,7 @@ impl GicV2 {
     ///     let line = Arc::downgrade(&line);
     ///     move || {
     ///         if let Some(line) = line.upgrade() {
-    ///             // A refusal stays owed.
+    ///             // A line of a GIC refuses nothing.
     ///             let _ = line.guest_done();
     ///         }
     ///     }
@@ -79,30 +82,38 @@ impl GicV2 {
     /// # Errors
     /// [`GicV2Error::NoSuchSpi`].
     pub fn on_finished(&self, spi: Spi, hook: impl Fn() + Send + Sync + 'static) -> Result<FinishedHook, GicV2Error> {
-        self.shared.spi(spi)?;
-        Ok(self.shared.hooks.add(spi, hook))
+        let intid = self.shared.spi(spi)?;
+        Ok(self.shared.finished.add(intid, hook))
     }
 }
 
 impl Inputs for Shared {
-    fn hold(&self, Input { cpu, intid }: Input, held: &AtomicBool, up: bool) -> (bool, io::Result<()>) {
-        self.with(|model| {
-            let moves = held.load(Ordering::Relaxed) != up;
-            if moves {
-                held.store(up, Ordering::Relaxed);
+    fn hold(&self, input: u32, held: &Held, up: bool) {
+        self.drive(input, |model, cpu, intid| {
+            if held.set(up) {
                 model.hold(cpu, intid, up);
             }
-            // Also where nothing is new: an output that refused the last time is told again.
-            model.concern(cpu, intid);
-            moves
-        })
+        });
     }
 
-    fn pulse(&self, Input { cpu, intid }: Input) -> io::Result<()> {
-        let ((), told) = self.with(|model| {
-            model.pulse(cpu, intid);
+    fn pulse(&self, input: u32) {
+        self.drive(input, Model::pulse);
+    }
+
+    fn name(&self, input: u32) -> String {
+        GicInput::of(input).to_string()
+    }
+}
+
+impl Shared {
+    fn drive(&self, input: u32, change: impl FnOnce(&mut Model, usize, u32)) {
+        let GicInput { cpu, intid } = GicInput::of(input);
+        // An SPI is the same for all CPUs.
+        let cpu = cpu.unwrap_or(0);
+        self.with(|model| {
+            change(model, cpu, intid);
+            // Also where nothing is new: an output that refused the last time is told again.
             model.concern(cpu, intid);
         });
-        told
     }
 }

@@ -57,22 +57,22 @@ mod registers;
 mod snapshot;
 
 use std::{
-    fmt, io,
+    fmt,
     sync::{Arc, Mutex},
 };
 
 use self::model::{Model, News, cpus_of};
 use super::{
     CpuId, Ppi, Spi,
-    gic_finished::FinishedHooks,
+    finished::FinishedHooks,
     ids::{PRIVATE, SGIS},
     outputs::Output,
 };
 use crate::sync::lock;
 
 pub use super::{
-    gic_finished::FinishedHook,
-    gic_lines::{EdgeLine, LevelLine},
+    finished::FinishedHook,
+    lines::{EdgeLine, LevelLine},
     outputs::CpuOutputs,
 };
 pub use faces::{CpuInterface, Distributor};
@@ -187,7 +187,7 @@ struct Shared {
     config: GicV2Config,
     model: Mutex<Model>,
     outputs: Vec<Output>,
-    hooks: FinishedHooks,
+    finished: Arc<FinishedHooks>,
 }
 
 impl GicV2 {
@@ -208,7 +208,7 @@ impl GicV2 {
                 config,
                 model: Mutex::new(Model::new(config)),
                 outputs: outputs.into_iter().map(Output::new).collect(),
-                hooks: FinishedHooks::default(),
+                finished: Arc::default(),
             }),
         })
     }
@@ -216,8 +216,14 @@ impl GicV2 {
     /// A reset of the system: every register goes back to what it was at the start. The lines stay as their devices drive
     /// them, and no interrupt counts as finished: devices and adapters are reset too.
     pub fn reset(&self) {
-        // An output that refuses counts it, and is told again with the next change.
-        let _ = self.shared.with(Model::reset);
+        self.shared.with(Model::reset);
+    }
+
+    /// Tells the outputs again that have refused: see [`CpuOutputs`].
+    pub fn retry(&self) {
+        for output in &self.shared.outputs {
+            output.settle();
+        }
     }
 
     /// What this GIC was made with.
@@ -245,8 +251,8 @@ impl fmt::Debug for GicV2 {
 }
 
 impl Shared {
-    /// Runs `change` under the lock, then tells the outside what came of it. The error is that of an output.
-    fn with<T>(&self, change: impl FnOnce(&mut Model) -> T) -> (T, io::Result<()>) {
+    /// Runs `change` under the lock, then tells the outside what came of it.
+    fn with<T>(&self, change: impl FnOnce(&mut Model) -> T) -> T {
         let mut model = lock(&self.model);
         let value = change(&mut model);
         let news = std::mem::take(&mut model.news);
@@ -254,21 +260,16 @@ impl Shared {
             self.outputs[cpu].set(model.signals(cpu));
         }
         drop(model);
-        (value, self.tell(news))
+        self.tell(news);
+        value
     }
 
     /// Tells CPUs and hooks, with no lock held.
-    fn tell(&self, news: News) -> io::Result<()> {
-        let mut result = Ok(());
+    fn tell(&self, news: News) {
         for cpu in cpus_of(news.cpus) {
-            result = result.and(self.outputs[cpu].settle());
+            self.outputs[cpu].settle();
         }
-        if news.finished != 0 && news.first >= PRIVATE {
-            for bit in (0..32).filter(|bit| news.finished >> bit & 1 != 0) {
-                self.hooks.call(Spi(news.first + bit - PRIVATE));
-            }
-        }
-        result
+        news.finished.tell(&self.finished);
     }
 
     fn cpu(&self, cpu: CpuId) -> Result<usize, GicV2Error> {

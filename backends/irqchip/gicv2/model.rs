@@ -4,6 +4,7 @@ use super::{
     super::{
         Group, InterruptState, TriggerMode,
         arbiter::{Candidate, Competitors},
+        finished::Finished,
         ids::{PRIVATE, SGIS},
         outputs::Signals,
     },
@@ -54,9 +55,8 @@ pub(super) struct Filed {
 pub(super) struct News {
     /// CPUs whose outputs may have changed.
     pub(super) cpus: u8,
-    /// Interrupts that are not active any more: bits from INTID `first` on.
-    pub(super) finished: u32,
-    pub(super) first: u32,
+    /// SPIs that are not active any more.
+    pub(super) finished: Finished,
 }
 
 /// An interrupt as it is after a reset.
@@ -106,16 +106,10 @@ impl Model {
         }
     }
 
-    /// Changes the interrupt `intid` as `cpu` sees it, if it exists, and takes note if that deactivates it.
+    /// Changes the interrupt `intid` as `cpu` sees it, if it exists, and takes note if that deactivates an SPI.
     pub(super) fn change(&mut self, cpu: usize, intid: u32, change: impl FnOnce(&mut Source)) {
-        if self.replace(cpu, intid, change) {
-            let first = intid & !31;
-            debug_assert!(
-                self.news.finished == 0 || self.news.first == first,
-                "an access reaches one word"
-            );
-            self.news.first = first;
-            self.news.finished |= 1 << (intid % 32);
+        if self.replace(cpu, intid, change) && intid >= PRIVATE {
+            self.news.finished.note(intid);
         }
     }
 

@@ -160,14 +160,13 @@ impl Shared {
 
     /// A write of a register of a CPU interface. `None` where it is UNDEFINED.
     pub(super) fn write_sysreg(&self, cpu: usize, register: SysReg, value: u64) -> Option<()> {
-        // What an output refuses is counted there; the guest does not hear of it.
         match Register::of(register)? {
             Register::EndOfInterrupt(group) => self.end_of_interrupt(cpu, group, value),
             Register::Deactivate => self.deactivate_register(cpu, value),
             Register::GenerateSgi { group_0_only } => self.generate_sgi(cpu, value, group_0_only),
             Register::GroupEnable(group) => {
                 let enable = group.enable() * (value as u32 & 1);
-                let _ = self.with_distributor(|distributor| {
+                self.with_distributor(|distributor| {
                     distributor.change_participation(cpu, |cpu| {
                         let groups = &mut cpu.interface.enabled_groups;
                         *groups = *groups & !group.enable() | enable;
@@ -176,8 +175,7 @@ impl Shared {
             }
             Register::SystemRegisterEnable => {}
             register => {
-                let (written, _) = self.with_cpu(cpu, |cpu| cpu.write_interface(register, value));
-                return written;
+                return self.with_cpu(cpu, |cpu| cpu.write_interface(register, value));
             }
         }
         Some(())
@@ -186,7 +184,7 @@ impl Shared {
     /// ICC_IAR0_EL1 and ICC_IAR1_EL1: the most urgent interrupt becomes active, if it is urgent enough and of this group.
     fn acknowledge(&self, cpu: usize, group: Group) -> u32 {
         // The outputs are settled also if there is nothing: an input may have refused to be told so.
-        match self.with_cpu(cpu, |cpu| cpu.acknowledge(group, false)).0 {
+        match self.with_cpu(cpu, |cpu| cpu.acknowledge(group, false)) {
             Acknowledged::Done(intid) => intid,
             Acknowledged::Spi => self.acknowledge_spi(cpu, group),
         }
@@ -194,14 +192,13 @@ impl Shared {
 
     /// The same with the distributor at hand: whatever is the most urgent by now.
     fn acknowledge_spi(&self, cpu: usize, group: Group) -> u32 {
-        let (intid, _) = self.with_distributor(|distributor| distributor.acknowledge(cpu, group));
-        intid
+        self.with_distributor(|distributor| distributor.acknowledge(cpu, group))
     }
 
     /// ICC_EOIR0_EL1 and ICC_EOIR1_EL1: drops the priority, and deactivates unless ICC_DIR_EL1 is to do that.
     fn end_of_interrupt(&self, cpu: usize, group: Group, value: u64) {
         let intid = (value & registers::INTID) as u32;
-        if let (Ended::Spi(intid), _) = self.with_cpu(cpu, |cpu| cpu.end(group, intid)) {
+        if let Ended::Spi(intid) = self.with_cpu(cpu, |cpu| cpu.end(group, intid)) {
             self.deactivate_spi(intid);
         }
     }
@@ -209,7 +206,7 @@ impl Shared {
     /// ICC_DIR_EL1. UNPREDICTABLE while ICC_CTLR_EL1.EOImode is clear: ignored then.
     fn deactivate_register(&self, cpu: usize, value: u64) {
         let intid = (value & registers::INTID) as u32;
-        let (ended, _) = self.with_cpu(cpu, |cpu| match cpu.interface.control & icc_ctlr::EOI_MODE {
+        let ended = self.with_cpu(cpu, |cpu| match cpu.interface.control & icc_ctlr::EOI_MODE {
             0 => Ended::Done,
             _ => cpu.deactivate(intid),
         });
@@ -219,7 +216,7 @@ impl Shared {
     }
 
     fn deactivate_spi(&self, intid: u32) {
-        let _ = self.with_distributor(|distributor| distributor.change(intid, |source| source.state.active = false));
+        self.with_distributor(|distributor| distributor.change(intid, |source| source.state.active = false));
     }
 }
 

@@ -1,7 +1,7 @@
 //! The distributor: SPIs, where they go, and the registers of both (IHI 0069, 12.8).
 
 use super::{
-    super::{Group, InterruptState, TriggerMode, arbiter::Arbiter, ids::PRIVATE, state},
+    super::{Group, InterruptState, TriggerMode, arbiter::Arbiter, finished::Finished, ids::PRIVATE, state},
     Shared,
     config::{Affinity, GicV3Config, INTIDS, Layout, LpiSupport},
     cpu::{Cpu, Filed},
@@ -69,9 +69,8 @@ impl Route {
 pub(super) struct News {
     /// CPUs whose outputs may have changed.
     pub(super) cpus: CpuSet,
-    /// SPIs that are not active any more: bits from INTID `first` on.
-    pub(super) finished: u32,
-    pub(super) first: u32,
+    /// SPIs that are not active any more.
+    pub(super) finished: Finished,
 }
 
 /// The distributor while it is locked. It locks one CPU after the other as it files interrupts with them; who has locked
@@ -92,13 +91,7 @@ impl Session<'_> {
     /// Changes an SPI, if it exists, and takes note if that deactivates it.
     pub(super) fn change(&mut self, intid: u32, change: impl FnOnce(&mut Spi)) {
         if self.replace(intid, change) {
-            let first = intid & !31;
-            debug_assert!(
-                self.news.finished == 0 || self.news.first == first,
-                "an access reaches one word"
-            );
-            self.news.first = first;
-            self.news.finished |= 1 << (intid % 32);
+            self.news.finished.note(intid);
         }
     }
 

@@ -1,14 +1,10 @@
 //! The inputs of a GICv3: lines for devices, and what else makes an interrupt pending.
 
-use std::{
-    io,
-    sync::atomic::{AtomicBool, Ordering},
-};
-
 use super::{
     super::{
         IntId,
-        gic_lines::{EdgeLine, Input, Inputs, LevelLine},
+        ids::GicInput,
+        lines::{EdgeLine, Held, Inputs, LevelLine},
     },
     CpuId, FinishedHook, GicV3, GicV3Error, LpiSupport, Ppi, Shared, Spi,
 };
@@ -18,12 +14,13 @@ impl GicV3 {
     ///
     /// The guest decides how it is understood (GICD_ICFGRn): level-sensitive, the interrupt is pending while the line is
     /// up; edge-triggered, each rise makes it pending. Several handles of one SPI are a wired-OR, and dropping one lets go.
+    /// What an output of the GIC refuses is told again by the GIC ([`CpuOutputs`](super::CpuOutputs)), and not by the device.
     ///
     /// # Errors
     /// [`GicV3Error::NoSuchSpi`].
     pub fn level_line(&self, spi: Spi) -> Result<LevelLine, GicV3Error> {
         let intid = self.shared.layout.spi(spi)?;
-        Ok(LevelLine::new(self.shared.clone(), Input { cpu: 0, intid }))
+        Ok(LevelLine::new(self.shared.clone(), GicInput::shared(intid).number()))
     }
 
     /// An edge line into an SPI: each trigger is a pulse, which makes the interrupt pending until the guest acknowledges
@@ -36,7 +33,7 @@ impl GicV3 {
     /// [`GicV3Error::NoSuchSpi`].
     pub fn edge_line(&self, spi: Spi) -> Result<EdgeLine, GicV3Error> {
         let intid = self.shared.layout.spi(spi)?;
-        Ok(EdgeLine::new(self.shared.clone(), Input { cpu: 0, intid }))
+        Ok(EdgeLine::new(self.shared.clone(), GicInput::shared(intid).number()))
     }
 
     /// A level line into a private interrupt of a CPU, such as its timers'. Otherwise as [`level_line`](Self::level_line).
@@ -46,7 +43,10 @@ impl GicV3 {
     pub fn ppi_line(&self, cpu: CpuId, ppi: Ppi) -> Result<LevelLine, GicV3Error> {
         let cpu = self.shared.cpu(cpu)?;
         let intid = self.shared.layout.ppi(ppi)?;
-        Ok(LevelLine::new(self.shared.clone(), Input { cpu, intid }))
+        Ok(LevelLine::new(
+            self.shared.clone(),
+            GicInput::private(cpu, intid).number(),
+        ))
     }
 
     /// Calls `hook` whenever the guest has finished with an SPI, that is, when it has deactivated it, as long as the
@@ -62,61 +62,57 @@ impl GicV3 {
     /// # Errors
     /// [`GicV3Error::NoSuchSpi`].
     pub fn on_finished(&self, spi: Spi, hook: impl Fn() + Send + Sync + 'static) -> Result<FinishedHook, GicV3Error> {
-        self.shared.layout.spi(spi)?;
-        Ok(self.shared.hooks.add(spi, hook))
+        let intid = self.shared.layout.spi(spi)?;
+        Ok(self.shared.finished.add(intid, hook))
     }
 
     /// Makes an LPI pending at a CPU, as a write to its GICR_SETLPIR does: for an embedder that has no ITS.
     ///
-    /// It changes nothing while the guest has not enabled LPIs there, or its tables have no room for this one.
+    /// It changes nothing while the guest has not enabled LPIs there, or its tables have no room for this one. An output of
+    /// the CPU that refuses is told again later, as for a line.
     ///
     /// # Errors
-    /// `InvalidInput` with a [`GicV3Error`] if there is no such CPU or no such LPI, or LPIs are not
-    /// [`Direct`](LpiSupport::Direct). Any other says that the CPU's output refused to be told: the LPI is pending all
-    /// the same.
-    pub fn send_lpi(&self, cpu: CpuId, intid: IntId) -> io::Result<()> {
-        let refuse = |error: GicV3Error| io::Error::new(io::ErrorKind::InvalidInput, error);
-        let cpu = self.shared.cpu(cpu).map_err(refuse)?;
+    /// [`GicV3Error::NoSuchCpu`], or [`GicV3Error::NoSuchLpi`] also if LPIs are not [`Direct`](LpiSupport::Direct).
+    pub fn send_lpi(&self, cpu: CpuId, intid: IntId) -> Result<(), GicV3Error> {
+        let cpu = self.shared.cpu(cpu)?;
         if self.shared.layout.lpis != LpiSupport::Direct || !self.shared.layout.is_lpi(intid.0) {
-            return Err(refuse(GicV3Error::NoSuchLpi { intid }));
+            return Err(GicV3Error::NoSuchLpi { intid });
         }
-        let ((), told) = self.shared.with_cpu(cpu, |cpu| cpu.set_lpi(intid.0, true));
-        told
+        self.shared.with_cpu(cpu, |cpu| cpu.set_lpi(intid.0, true));
+        Ok(())
     }
 }
 
 impl Inputs for Shared {
-    fn hold(&self, Input { cpu, intid }: Input, held: &AtomicBool, up: bool) -> (bool, io::Result<()>) {
-        let moves = || {
-            let moves = held.load(Ordering::Relaxed) != up;
-            held.store(up, Ordering::Relaxed);
-            moves
-        };
-        if self.layout.private(intid).is_some() {
-            return self.with_cpu(cpu, |cpu| {
-                let moves = moves();
-                if moves {
+    fn hold(&self, input: u32, held: &Held, up: bool) {
+        let GicInput { cpu, intid } = GicInput::of(input);
+        if let Some(cpu) = cpu {
+            self.with_cpu(cpu, |cpu| {
+                if held.set(up) {
                     cpu.change(intid, |source| source.hold(up));
                 }
-                moves
             });
+            return;
         }
         self.with_distributor(|distributor| {
-            let moves = moves();
-            if moves {
+            if held.set(up) {
                 distributor.change(intid, |spi| spi.hold(up));
             }
             // Also where nothing is new: an output that refused the last time is told again.
             distributor.concern(intid);
-            moves
-        })
+        });
     }
 
-    fn pulse(&self, Input { cpu: _, intid }: Input) -> io::Result<()> {
-        let ((), told) = self.with_distributor(|distributor| {
+    /// There are edge lines into SPIs only.
+    fn pulse(&self, input: u32) {
+        let intid = GicInput::of(input).intid;
+        self.with_distributor(|distributor| {
             distributor.change(intid, |spi| spi.pulse());
             distributor.concern(intid);
         });
-        told
+    }
+
+    fn name(&self, input: u32) -> String {
+        GicInput::of(input).to_string()
     }
 }

@@ -46,9 +46,11 @@ pub struct SpiMessages {
 }
 
 impl MsiSink for SpiMessages {
+    /// The GIC takes every message to an SPI that there is. What its outputs refuse it tells again: see
+    /// [`CpuOutputs`](super::CpuOutputs).
+    ///
     /// # Errors
-    /// `NotFound` if the message is for neither register, or names no SPI that there is. Any other says that an output of a
-    /// CPU refused to be told: the interrupt is pending all the same.
+    /// `NotFound` if the message is for neither register, or names no SPI that there is.
     fn send(&self, _requester: RequesterId, MsiMessage { address, data }: MsiMessage) -> io::Result<()> {
         let (set, clear) = (registers::SET_SPI, registers::CLEAR_SPI);
         let offset = address.wrapping_sub(self.distributor);
@@ -63,11 +65,11 @@ impl MsiSink for SpiMessages {
                 ),
             ));
         }
-        let ((), told) = self.gic.with_distributor(|distributor| {
+        self.gic.with_distributor(|distributor| {
             distributor.message(data, offset == set);
             distributor.concern(data);
         });
-        told
+        Ok(())
     }
 }
 

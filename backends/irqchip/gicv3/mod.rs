@@ -90,7 +90,7 @@ mod snapshot;
 mod sysreg;
 
 use std::{
-    fmt, io,
+    fmt,
     sync::{Arc, OnceLock},
 };
 
@@ -103,12 +103,12 @@ use self::{
     mutex::{Mutex, lock},
     routing::Routing,
 };
-use super::{CpuId, Ppi, Spi, gic_finished::FinishedHooks, memory::Tables, outputs::Output};
+use super::{CpuId, Ppi, Spi, finished::FinishedHooks, memory::Tables, outputs::Output};
 use crate::interrupt::{LevelInterrupt, LevelOutput};
 
 pub use super::{
-    gic_finished::FinishedHook,
-    gic_lines::{EdgeLine, LevelLine},
+    finished::FinishedHook,
+    lines::{EdgeLine, LevelLine},
     outputs::CpuOutputs,
 };
 pub use config::{Affinity, GicV3Config, GicV3Error, LpiSupport};
@@ -133,7 +133,7 @@ struct Shared {
     routing: Routing,
     distributor: Mutex<Model>,
     cpus: Vec<Cell>,
-    hooks: FinishedHooks,
+    finished: Arc<FinishedHooks>,
 }
 
 /// A CPU, its lock and its outputs. Who has locked one locks nothing else.
@@ -202,7 +202,7 @@ impl GicV3 {
                 distributor: Mutex::new(Model::new(layout, Route::to(&routing, 0))),
                 routing,
                 cpus: outputs.into_iter().map(cell).collect(),
-                hooks: FinishedHooks::default(),
+                finished: Arc::default(),
                 config,
             }),
         })
@@ -219,8 +219,7 @@ impl GicV3 {
     pub fn connect_wake_request(&self, cpu: CpuId, line: Box<dyn LevelInterrupt>) -> Result<bool, GicV3Error> {
         let cpu = self.shared.cpu(cpu)?;
         let connected = self.shared.cpus[cpu].wake_request.set(LevelOutput::new(line)).is_ok();
-        // A refusal is told again with the next change.
-        let _ = self.shared.with_cpu(cpu, |_| ());
+        self.shared.with_cpu(cpu, |_| ());
         Ok(connected)
     }
 
@@ -239,13 +238,19 @@ impl GicV3 {
     pub fn reset_cpu_interface(&self, cpu: CpuId) -> Result<(), GicV3Error> {
         let cpu = self.shared.cpu(cpu)?;
         let priority_bits = self.shared.layout.priority_bits;
-        // An output that refuses counts it, and is told again with the next change.
-        let _ = self.shared.with_distributor(|distributor| {
+        self.shared.with_distributor(|distributor| {
             distributor.change_participation(cpu, |cpu| {
                 cpu.interface = cpu_interface::CpuInterface::new(priority_bits)
             });
         });
         Ok(())
+    }
+
+    /// Tells the outputs again that have refused, and WakeRequests: see [`CpuOutputs`].
+    pub fn retry(&self) {
+        for cpu in &self.shared.cpus {
+            cpu.settle();
+        }
     }
 
     /// What this GIC was made with.
@@ -291,30 +296,31 @@ impl Cell {
         value
     }
 
-    fn settle(&self) -> io::Result<()> {
-        let told = self.output.settle();
-        match self.wake_request.get() {
-            Some(line) => told.and(line.settle()),
-            None => told,
+    fn settle(&self) {
+        self.output.settle();
+        if let Some(line) = self.wake_request.get() {
+            let _ = line.settle();
         }
     }
 }
 
 impl Shared {
-    /// Changes what a CPU has of its own, then tells it what came of it. The error is that of an output.
-    fn with_cpu<T>(&self, cpu: usize, change: impl FnOnce(&mut Cpu) -> T) -> (T, io::Result<()>) {
+    /// Changes what a CPU has of its own, then tells it what came of it.
+    fn with_cpu<T>(&self, cpu: usize, change: impl FnOnce(&mut Cpu) -> T) -> T {
         let cell = &self.cpus[cpu];
         let value = cell.change(change);
-        (value, cell.settle())
+        cell.settle();
+        value
     }
 
-    /// Runs `change` with the distributor locked, then tells the outside what came of it. The error is that of an output.
-    fn with_distributor<T>(&self, change: impl FnOnce(&mut Session<'_>) -> T) -> (T, io::Result<()>) {
+    /// Runs `change` with the distributor locked, then tells the outside what came of it.
+    fn with_distributor<T>(&self, change: impl FnOnce(&mut Session<'_>) -> T) -> T {
         let mut session = self.session();
         let value = change(&mut session);
         let Session { model, news, .. } = session;
         drop(model);
-        (value, self.tell(news))
+        self.tell(news);
+        value
     }
 
     fn look_at_distributor<T>(&self, look: impl FnOnce(&Session<'_>) -> T) -> T {
@@ -330,15 +336,11 @@ impl Shared {
     }
 
     /// Tells CPUs and hooks, with no lock held.
-    fn tell(&self, news: News) -> io::Result<()> {
-        let mut result = Ok(());
+    fn tell(&self, news: News) {
         for cpu in news.cpus.iter() {
-            result = result.and(self.cpus[cpu].settle());
+            self.cpus[cpu].settle();
         }
-        for bit in (0..32).filter(|bit| news.finished >> bit & 1 != 0) {
-            self.hooks.call(Spi(news.first + bit - super::ids::PRIVATE));
-        }
-        result
+        news.finished.tell(&self.finished);
     }
 
     fn cpu(&self, cpu: CpuId) -> Result<usize, GicV3Error> {

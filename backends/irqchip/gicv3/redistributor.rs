@@ -18,28 +18,24 @@ impl Shared {
         self.cpus[cpu].look(|cpu| cpu.read_redistributor(register))
     }
 
-    /// A write of a redistributor register, where only the bits of `written` are. What an output refuses is counted there.
+    /// A write of a redistributor register, where only the bits of `written` are.
     pub(super) fn write_redistributor(&self, cpu: usize, register: Register, value: u64, written: u64) {
-        let _ = match register {
+        match register {
             Register::Control => self.write_control(cpu, value as u32),
             Register::Waker => {
                 let asleep = value as u32 & gicr_waker::PROCESSOR_SLEEP != 0;
-                let (_, told) = self.with_distributor(|distributor| {
+                self.with_distributor(|distributor| {
                     distributor.change_participation(cpu, |cpu| cpu.asleep = asleep);
                 });
-                told
             }
-            _ => {
-                let (_, told) = self.with_cpu(cpu, |cpu| cpu.write_redistributor(register, value, written));
-                told
-            }
-        };
+            _ => self.with_cpu(cpu, |cpu| cpu.write_redistributor(register, value, written)),
+        }
     }
 
     /// GICR_CTLR.
-    fn write_control(&self, cpu: usize, value: u32) -> std::io::Result<()> {
+    fn write_control(&self, cpu: usize, value: u32) {
         let layout = self.layout;
-        let (_, told) = self.with_cpu(cpu, |cpu| {
+        self.with_cpu(cpu, |cpu| {
             if layout.lpis == LpiSupport::None {
                 return;
             }
@@ -49,13 +45,12 @@ impl Shared {
             }
         });
         if !layout.one_of_n {
-            return told;
+            return;
         }
         let dpg = value & (gicr_ctlr::DPG[0] | gicr_ctlr::DPG[1]);
-        let (_, told_others) = self.with_distributor(|distributor| {
+        self.with_distributor(|distributor| {
             distributor.change_participation(cpu, |cpu| cpu.control = dpg);
         });
-        told.and(told_others)
     }
 }
 

@@ -80,7 +80,7 @@ impl Shared {
     pub(super) fn generate_sgi(&self, cpu: usize, value: u64, group_0_only: bool) {
         let intid = sgir::intid(value);
         let send = |target: usize| {
-            let _ = self.with_cpu(target, |target| target.send_sgi(intid, group_0_only));
+            self.with_cpu(target, |target| target.send_sgi(intid, group_0_only));
         };
         if value & sgir::TO_OTHERS != 0 {
             (0..self.cpus.len()).filter(|&other| other != cpu).for_each(send);

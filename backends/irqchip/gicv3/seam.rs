@@ -19,7 +19,7 @@ impl Shared {
     /// Changes the LPIs of a CPU, if there is such a CPU.
     fn with_lpis_of<T>(&self, cpu: CpuId, change: impl FnOnce(&mut Cpu) -> T) -> Option<T> {
         let cpu = self.cpu(cpu).ok()?;
-        Some(self.with_cpu(cpu, change).0)
+        Some(self.with_cpu(cpu, change))
     }
 }
 

@@ -127,8 +127,7 @@ impl Shared {
             cpus,
             spis,
         } = state;
-        // An output that refuses counts it, and is told again with the next change.
-        let _ = self.with_distributor(|session: &mut Session<'_>| {
+        self.with_distributor(|session: &mut Session<'_>| {
             let intids: Vec<_> = (0..spis.len() as u32)
                 .map(|place| self.layout.shared_intid(place))
                 .collect();

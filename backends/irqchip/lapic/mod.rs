@@ -54,7 +54,7 @@ mod vectors;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, TryLockError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -69,7 +69,7 @@ use super::CpuId;
 use crate::{
     interrupt::LevelInterrupt,
     sync::lock,
-    time::{Alarm, Clock},
+    time::{Alarm, AlarmOutput, Clock},
 };
 
 pub use super::Vector;
@@ -237,7 +237,7 @@ struct Cpu {
     inbox: Inbox<WakeLine>,
     published: Published,
     own: Mutex<Own>,
-    alarm: Mutex<Told>,
+    alarm: AlarmOutput<Box<dyn Alarm>>,
 }
 
 /// What only the vCPU uses, with what it last made known.
@@ -265,12 +265,6 @@ impl Own {
         let deadline = self.model.deadline();
         std::mem::replace(&mut self.deadline, deadline) != deadline
     }
-}
-
-/// An alarm and the deadline that it was last told.
-struct Told {
-    alarm: Box<dyn Alarm>,
-    deadline: Option<Duration>,
 }
 
 impl LocalApics {
@@ -343,7 +337,6 @@ impl Cpu {
         let mut model = Model::new(config, id, bootstrap);
         let presence = model.update();
         let armed = (model.timer, model.lvt(Lvt::Timer));
-        let deadline = None;
         Self {
             id,
             inbox: Inbox::new(wake),
@@ -352,9 +345,9 @@ impl Cpu {
                 model,
                 presence,
                 armed,
-                deadline,
+                deadline: None,
             }),
-            alarm: Mutex::new(Told { alarm, deadline }),
+            alarm: AlarmOutput::new(alarm),
         }
     }
 
@@ -362,28 +355,9 @@ impl Cpu {
         lock(&self.own).deadline
     }
 
-    /// Tells the alarm the deadline, or leaves it to the thread that is at it.
+    /// Tells the alarm the deadline, with nothing locked.
     fn settle_alarm(&self) {
-        while let Some(mut told) = self.try_alarm() {
-            let deadline = self.deadline();
-            if told.deadline != deadline {
-                told.alarm.set(deadline);
-                told.deadline = deadline;
-            }
-            drop(told);
-            // Whoever found the alarm taken had made a change before, which shows here.
-            if self.deadline() == deadline {
-                return;
-            }
-        }
-    }
-
-    fn try_alarm(&self) -> Option<MutexGuard<'_, Told>> {
-        match self.alarm.try_lock() {
-            Ok(told) => Some(told),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        self.alarm.settle(|| self.deadline());
     }
 }
 

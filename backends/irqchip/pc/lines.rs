@@ -92,8 +92,7 @@ impl EdgeLine {
     }
 }
 
-/// An `Err` says that INTR or the sink of the messages refused. The controllers owe the interrupt all the same, and a
-/// further trigger makes it no second one.
+/// As with the level line, the controllers take every pulse and owe what cannot be delivered, so it is never an `Err`.
 impl Interrupt for EdgeLine {
     fn trigger(&self) -> io::Result<()> {
         let pic = self.pic.as_ref().map_or(Ok(()), Interrupt::trigger);

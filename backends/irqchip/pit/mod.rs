@@ -45,7 +45,7 @@ mod snapshot;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, TryLockError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -53,7 +53,7 @@ use self::model::{Model, host_ticks};
 use crate::{
     interrupt::{LevelInterrupt, LevelOutput},
     sync::lock,
-    time::{Alarm, Clock},
+    time::{Alarm, AlarmOutput, Clock},
 };
 
 pub use counter::CounterState;
@@ -83,15 +83,9 @@ struct Shared {
     // What is plugged in.
     out0: LevelOutput<Box<dyn LevelInterrupt>>,
     clock: Box<dyn Clock>,
-    alarm: Mutex<Told>,
+    alarm: AlarmOutput<Box<dyn Alarm>>,
 
     model: Mutex<Model>,
-}
-
-/// The alarm and the deadline that it was last told.
-struct Told {
-    alarm: Box<dyn Alarm>,
-    deadline: Option<Duration>,
 }
 
 impl Pit {
@@ -102,10 +96,7 @@ impl Pit {
             shared: Arc::new(Shared {
                 out0: LevelOutput::new(Box::new(out0)),
                 clock: Box::new(clock),
-                alarm: Mutex::new(Told {
-                    alarm: Box::new(alarm),
-                    deadline: None,
-                }),
+                alarm: AlarmOutput::new(Box::new(alarm)),
                 model: Mutex::new(Model::new(now)),
             }),
         }
@@ -171,31 +162,7 @@ impl Shared {
                 break;
             }
         }
-        self.settle_alarm();
+        self.alarm.settle(|| lock(&self.model).deadline());
         value
-    }
-
-    /// Tells the alarm the deadline, or leaves it to the thread that is at it.
-    fn settle_alarm(&self) {
-        while let Some(mut told) = self.try_alarm() {
-            let deadline = lock(&self.model).deadline();
-            if told.deadline != deadline {
-                told.alarm.set(deadline);
-                told.deadline = deadline;
-            }
-            drop(told);
-            // Whoever found the alarm taken had made a change before, which shows here.
-            if lock(&self.model).deadline() == deadline {
-                return;
-            }
-        }
-    }
-
-    fn try_alarm(&self) -> Option<MutexGuard<'_, Told>> {
-        match self.alarm.try_lock() {
-            Ok(told) => Some(told),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
     }
 }

@@ -3,18 +3,14 @@
 mod registers;
 mod rtc;
 
-use std::{
-    fmt,
-    sync::{Mutex, MutexGuard, TryLockError},
-    time::Duration,
-};
+use std::{fmt, sync::Mutex, time::Duration};
 
 use super::primecell;
 use crate::{
     bus::{BusDevice, read_le, write_le},
     interrupt::{LevelInterrupt, LevelOutput},
     sync::lock,
-    time::{Alarm, Clock},
+    time::{Alarm, AlarmOutput, Clock},
 };
 use rtc::Rtc;
 
@@ -50,15 +46,9 @@ pub struct Pl031<L, C, A> {
     // What is plugged in.
     interrupt: LevelOutput<L>,
     clock: C,
-    alarm: Mutex<Told<A>>,
+    alarm: AlarmOutput<A>,
 
     registers: Mutex<Rtc>,
-}
-
-/// An alarm and the deadline that it was last told.
-struct Told<A> {
-    alarm: A,
-    deadline: Option<Duration>,
 }
 
 impl<L: LevelInterrupt, C: Clock, A: Alarm> Pl031<L, C, A> {
@@ -86,11 +76,10 @@ impl<L: LevelInterrupt, C: Clock, A: Alarm> Pl031<L, C, A> {
     }
 
     fn with(rtc: Rtc, line: L, clock: C, alarm: A) -> Self {
-        let deadline = None;
         Self {
             interrupt: LevelOutput::new(line),
             clock,
-            alarm: Mutex::new(Told { alarm, deadline }),
+            alarm: AlarmOutput::new(alarm),
             registers: Mutex::new(rtc),
         }
     }
@@ -141,32 +130,8 @@ impl<L: LevelInterrupt, C: Clock, A: Alarm> Pl031<L, C, A> {
         };
         // A refusal is counted by the output, and told again after the next change.
         let _ = self.interrupt.settle();
-        self.settle_alarm();
+        self.alarm.settle(|| self.deadline());
         result
-    }
-
-    /// Tells the alarm the deadline, or leaves it to the thread that is at it.
-    fn settle_alarm(&self) {
-        while let Some(mut told) = self.try_alarm() {
-            let deadline = self.deadline();
-            if told.deadline != deadline {
-                told.alarm.set(deadline);
-                told.deadline = deadline;
-            }
-            drop(told);
-            // Whoever found the alarm taken had made a change before, which shows here.
-            if self.deadline() == deadline {
-                return;
-            }
-        }
-    }
-
-    fn try_alarm(&self) -> Option<MutexGuard<'_, Told<A>>> {
-        match self.alarm.try_lock() {
-            Ok(told) => Some(told),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
     }
 
     /// The state now.
