@@ -247,9 +247,12 @@ impl MsiX {
         self.messages.release();
     }
 
-    /// Empties the table. MSI-X is disabled already.
+    /// Disables MSI-X, then empties the table: in this order, so that nobody signals along a message of zeros. Calls nobody.
     pub(super) fn reset(&self) {
-        lock(&self.table).entries.fill(MsiXEntry::RESET);
+        let mut table = lock(&self.table);
+        table.control = Control::default();
+        table.derive(&self.messages);
+        table.entries.fill(MsiXEntry::RESET);
     }
 
     /// A read of the BAR. Any width and alignment answers; what is neither table nor PBA is zero.
