@@ -333,12 +333,8 @@ fn loom_a_release_that_races_with_a_signal_forgets_it_or_sends_it() {
         let signalled = device.join().unwrap();
         assert_ne!(signalled, Signalled::Disabled, "the device would use INTx");
         assert!(!world.signal.is_pending(), "{signalled:?}");
-        let alive = world.guest.0.alive.load(SeqCst);
-        assert_eq!(
-            alive,
-            world.guest.0.vector.load(SeqCst) & LIVE,
-            "a vector without a message"
-        );
+        let [alive, vector] = [&world.guest.0.alive, &world.guest.0.vector].map(|count| count.load(SeqCst));
+        assert_eq!(alive, vector & LIVE, "a vector without a message");
         // The next one is told in any case.
         world.news();
         assert!(!world.untold());
