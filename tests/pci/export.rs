@@ -189,16 +189,19 @@ fn vectors_of_msi_are_exported_too() {
     assert_eq!(world.platform.sent(), [sent]);
 }
 
+/// What a platform does of its own accord.
+type Meddle = fn(&Endpoint, &Platform);
+
 /// A platform that does something when a vector loses its message.
 struct Meddling {
     endpoint: OnceLock<Weak<Endpoint>>,
     platform: Arc<Platform>,
     /// What it does, once.
-    then: Mutex<Option<fn(&Endpoint, &Platform)>>,
+    then: Mutex<Option<Meddle>>,
 }
 
 /// An endpoint on such a platform, with the bus mastered and MSI-X enabled, every vector masked.
-fn meddled_with(then: fn(&Endpoint, &Platform)) -> (Arc<Endpoint>, Arc<Platform>) {
+fn meddled_with(then: Meddle) -> (Arc<Endpoint>, Arc<Platform>) {
     let platform = Arc::new(Platform::default());
     let meddling = Arc::new(Meddling {
         endpoint: OnceLock::new(),
