@@ -51,9 +51,13 @@ impl Messages {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Calls nobody, as [`Self::rewritten`] and [`Self::set_pending`]: settle after the unlock.
+    /// Calls nobody, as [`Self::release`], [`Self::rewritten`] and [`Self::set_pending`]: settle after the unlock.
     pub fn set(&self, vector: usize, gate: Gate) {
         self.signals[vector].set(gate);
+    }
+
+    pub fn release(&self) {
+        self.signals.iter().for_each(Signal::release);
     }
 
     pub fn rewritten(&self, vector: usize) {

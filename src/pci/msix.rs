@@ -214,7 +214,7 @@ impl MsiX {
         self.messages.settle(vector, || self.message(vector));
     }
 
-    pub(super) fn settle_all(&self) {
+    pub(crate) fn settle_all(&self) {
         (0..self.len().into()).for_each(|vector| self.settle(vector));
     }
 
@@ -237,19 +237,22 @@ impl MsiX {
     /// Calls the platform: use it with nothing locked. A signal that comes meanwhile is dropped, or sent as one that came
     /// after.
     pub fn release(&self) {
-        self.hush();
+        self.forget();
         self.settle_all();
-        lock(&self.table).derive(&self.messages);
     }
 
-    fn hush(&self) {
-        let _table = lock(&self.table);
-        (0..self.len().into()).for_each(|vector| self.messages.set(vector, Gate::Off));
+    /// The first half of [`release`](Self::release): calls nobody, and what comes after this is kept. Follow it with
+    /// [`settle_all`](Self::settle_all) after the unlock.
+    pub(crate) fn forget(&self) {
+        self.messages.release();
     }
 
-    /// Empties the table. MSI-X is disabled already.
+    /// Disables MSI-X, then empties the table: in this order, so that nobody signals along a message of zeros. Calls nobody.
     pub(super) fn reset(&self) {
-        lock(&self.table).entries.fill(MsiXEntry::RESET);
+        let mut table = lock(&self.table);
+        table.control = Control::default();
+        table.derive(&self.messages);
+        table.entries.fill(MsiXEntry::RESET);
     }
 
     /// A read of the BAR. Any width and alignment answers; what is neither table nor PBA is zero.

@@ -314,7 +314,8 @@ impl RootBus {
         Ok(())
     }
 
-    /// Takes the function at `address` off the bus. The slot is taken until its endpoint is dropped.
+    /// Takes the function at `address` off the bus: no access reaches it any more. Its wire, its vectors and its doorbells
+    /// are as they were until it is reset or dropped, and the slot is taken until its endpoint is dropped.
     pub fn remove(&self, address: DeviceFunction) -> Option<Arc<dyn Function>> {
         let function = lock(&self.shared.state).slots.get_mut(&address)?.take()?;
         self.shared.refresh();

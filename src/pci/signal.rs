@@ -29,7 +29,7 @@ const ON: u64 = 1 << 1;
 const OPEN: u64 = 1 << 2;
 /// The message was rewritten since the backend was told.
 const STALE: u64 = 1 << 3;
-/// What was owed is not any more: a delivery that fails now must not bring it back.
+/// What was owed is not any more: a delivery that fails now must not bring it back, and a vector of before is given back.
 const FORGET: u64 = 1 << 4;
 /// The backend has given a vector. Changed under `BUSY` alone, as `PROGRAMMED` is.
 const ALLOCATED: u64 = 1 << 5;
@@ -43,6 +43,8 @@ const AGAIN: u64 = 1 << 8;
 const EXPORTED: u64 = 1 << 9;
 /// The backend is to give a vector also while it is masked, and to say whether it can.
 const RESERVED: u64 = 1 << 10;
+/// The backend is not to give a vector, whatever the gate, before somebody next signals, asks for it or sets the gate.
+const RELEASED: u64 = 1 << 11;
 
 /// Whether a signal may go out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,9 +87,18 @@ impl Signal {
     /// Opens or shuts the gate. Calls nobody: follow it with [`settle`](Self::settle) once your locks are released.
     pub fn set(&self, gate: Gate) {
         self.change(|state| match gate {
-            Gate::Off => state & !(ON | OPEN | PENDING | RESERVED) | FORGET | STALE,
-            Gate::Masked => state & !OPEN | ON,
-            Gate::Open => state | ON | OPEN,
+            Gate::Off => state & !(ON | OPEN | PENDING | RESERVED | RELEASED) | FORGET | STALE,
+            Gate::Masked => state & !(OPEN | RELEASED) | ON,
+            Gate::Open => state & !RELEASED | ON | OPEN,
+        });
+    }
+
+    /// Nothing is owed any more, and the backend has its vector back until it is next needed. The gate stays, so that a
+    /// signal which comes right after this is one of those to come. As [`set`](Self::set), it calls nobody.
+    pub fn release(&self) {
+        self.change(|state| match state & ON {
+            0 => state,
+            _ => state & !(PENDING | RESERVED) | FORGET | STALE | RELEASED,
         });
     }
 
@@ -106,7 +117,8 @@ impl Signal {
         const WAITING: u64 = ON | EXPORTED | ALLOCATED;
         let state = self.state.load(Ordering::SeqCst);
         state & PENDING != 0
-            || state & (WAITING | PROGRAMMED) == WAITING && self.shown().is_some_and(|vector| vector.is_signalled())
+            || state & (WAITING | PROGRAMMED | FORGET) == WAITING
+                && self.shown().is_some_and(|vector| vector.is_signalled())
     }
 
     fn shown(&self) -> Option<Arc<dyn MsiVector>> {
@@ -120,7 +132,13 @@ impl Signal {
     /// the backend's vectors have no descriptor; what the backend answered, or the operating system.
     #[cfg(unix)]
     pub fn export(&self, source: &impl Source) -> io::Result<OwnedFd> {
-        let state = self.change(|state| if state & ON == 0 { state } else { state | EXPORTED });
+        let state = self.change(|state| {
+            if state & ON == 0 {
+                state
+            } else {
+                state & !RELEASED | EXPORTED
+            }
+        });
         if state & ON == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::NotConnected,
@@ -148,9 +166,9 @@ impl Signal {
     pub fn trigger(&self, source: &impl Source) -> io::Result<Signalled> {
         let state = self.change(|state| match state & (ON | OPEN | BUSY) {
             on if on & ON == 0 => state,
-            open if open & OPEN == 0 => state | PENDING,
-            busy if busy & BUSY != 0 => state | PENDING | AGAIN,
-            _ => state | PENDING | BUSY,
+            open if open & OPEN == 0 => state & !RELEASED | PENDING,
+            busy if busy & BUSY != 0 => state & !RELEASED | PENDING | AGAIN,
+            _ => state & !RELEASED | PENDING | BUSY,
         });
         match state & (ON | OPEN | BUSY) {
             on if on & ON == 0 => Ok(Signalled::Disabled),
@@ -166,7 +184,13 @@ impl Signal {
     /// The backend has none. It is asked again when the vector is unmasked. If another thread talks to it now, that one
     /// hears of it.
     pub fn reserve(&self, source: &impl Source) -> io::Result<()> {
-        self.change(|state| if state & ON != 0 { state | RESERVED } else { state });
+        self.change(|state| {
+            if state & ON == 0 {
+                state
+            } else {
+                state & !RELEASED | RESERVED
+            }
+        });
         self.settle(source)
     }
 
@@ -236,7 +260,7 @@ impl Signal {
             }
             seen &= !(ALLOCATED | PROGRAMMED | EXPORTED);
         }
-        if seen & ON == 0 {
+        if seen & ON == 0 || seen & RELEASED != 0 {
             return Ok(());
         }
         if vector.is_none() && seen & (OPEN | EXPORTED | RESERVED) != 0 {
@@ -294,6 +318,8 @@ impl Signal {
 fn wants(state: u64) -> bool {
     match state & (ON | OPEN) {
         0 => state & ALLOCATED != 0,
+        _ if state & FORGET != 0 && state & ALLOCATED != 0 => true,
+        _ if state & RELEASED != 0 => false,
         ON => state & PROGRAMMED != 0 || state & ALLOCATED == 0 && state & (EXPORTED | RESERVED) != 0,
         _ => state & PROGRAMMED == 0 || state & (PENDING | STALE) != 0,
     }

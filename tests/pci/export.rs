@@ -2,10 +2,7 @@
 
 use std::{
     io::ErrorKind,
-    sync::{
-        Arc, OnceLock, Weak,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    sync::{Arc, Mutex, OnceLock, Weak, atomic::Ordering::SeqCst},
 };
 
 use devisor::{
@@ -192,11 +189,34 @@ fn vectors_of_msi_are_exported_too() {
     assert_eq!(world.platform.sent(), [sent]);
 }
 
+/// What a platform does of its own accord.
+type Meddle = fn(&Endpoint, &Platform);
+
 /// A platform that does something when a vector loses its message.
 struct Meddling {
     endpoint: OnceLock<Weak<Endpoint>>,
     platform: Arc<Platform>,
-    armed: AtomicBool,
+    /// What it does, once.
+    then: Mutex<Option<Meddle>>,
+}
+
+/// An endpoint on such a platform, with the bus mastered and MSI-X enabled, every vector masked.
+fn meddled_with(then: Meddle) -> (Arc<Endpoint>, Arc<Platform>) {
+    let platform = Arc::new(Platform::default());
+    let meddling = Arc::new(Meddling {
+        endpoint: OnceLock::new(),
+        platform: Arc::clone(&platform),
+        then: Mutex::new(Some(then)),
+    });
+    let vectors = Arc::new(MeddlingVectors(Arc::clone(&meddling)));
+    let endpoint = Arc::new(Endpoint::new(
+        config(4),
+        Slot::new(at(3, 1), Box::new(NoInterrupt), vectors),
+    ));
+    assert!(meddling.endpoint.set(Arc::downgrade(&endpoint)).is_ok());
+    endpoint.write_config(COMMAND, &BUS_MASTER.to_le_bytes());
+    endpoint.write_config(MSIX_CONTROL, &ENABLE.to_le_bytes());
+    (endpoint, platform)
 }
 
 struct MeddlingVector(Box<dyn MsiVector>, Arc<Meddling>);
@@ -219,14 +239,11 @@ impl Interrupt for MeddlingVector {
 impl MsiVector for MeddlingVector {
     fn program(&self, message: Option<MsiMessage>) -> std::io::Result<()> {
         self.0.program(message)?;
-        let armed = message.is_none() && self.1.armed.swap(false, SeqCst);
-        if let Some(endpoint) = self.1.endpoint.get().and_then(Weak::upgrade).filter(|_| armed) {
-            self.1.platform.signal_outside(0);
-            endpoint.write_config(MSIX_CONTROL, &[0; 2]);
-            endpoint.write_config(MSIX_CONTROL, &ENABLE.to_le_bytes());
-            // Not the descriptor of before, which is about to die.
-            let export = endpoint.msix().unwrap().export(0);
-            assert_eq!(export.unwrap_err().kind(), ErrorKind::WouldBlock);
+        if message.is_none() {
+            let then = self.1.then.lock().unwrap().take();
+            let endpoint = self.1.endpoint.get().and_then(Weak::upgrade);
+            then.zip(endpoint)
+                .inspect(|(then, endpoint)| then(endpoint, &self.1.platform));
         }
         Ok(())
     }
@@ -246,30 +263,42 @@ impl MsiVector for MeddlingVector {
 
 #[test]
 fn what_waited_before_msix_was_disabled_for_a_moment_is_not_sent_after_it() {
-    let platform = Arc::new(Platform::default());
-    let meddling = Arc::new(Meddling {
-        endpoint: OnceLock::new(),
-        platform: Arc::clone(&platform),
-        armed: AtomicBool::new(true),
+    // The mask takes the message away, and within that MSI-X is disabled and enabled again.
+    let (endpoint, platform) = meddled_with(|endpoint, platform| {
+        platform.signal_outside(0);
+        endpoint.write_config(MSIX_CONTROL, &[0; 2]);
+        endpoint.write_config(MSIX_CONTROL, &ENABLE.to_le_bytes());
+        // Not the descriptor of before, which is about to die.
+        let export = endpoint.msix().unwrap().export(0);
+        assert_eq!(export.unwrap_err().kind(), ErrorKind::WouldBlock);
     });
-    let slot = Slot::new(
-        at(3, 1),
-        Box::new(NoInterrupt),
-        Arc::new(MeddlingVectors(Arc::clone(&meddling))),
-    );
-    let endpoint = Arc::new(Endpoint::new(config(4), slot));
-    assert!(meddling.endpoint.set(Arc::downgrade(&endpoint)).is_ok());
-    endpoint.write_config(COMMAND, &BUS_MASTER.to_le_bytes());
-    endpoint.write_config(MSIX_CONTROL, &ENABLE.to_le_bytes());
     let mask = |masked: u32| endpoint.write_bar(MSIX_BAR, 0x0c, &masked.to_le_bytes());
     mask(0);
     let msix = endpoint.msix().unwrap();
     msix.export(0).unwrap();
-    // The mask takes the message away, and within that MSI-X is disabled and enabled again.
     mask(1);
     assert!(!msix.is_pending(0));
     mask(0);
     assert_eq!(platform.sent(), []);
     assert_eq!(platform.alive.load(SeqCst), 1);
     msix.export(0).unwrap();
+}
+
+#[test]
+fn a_masked_vector_is_given_back_also_if_msix_was_disabled_for_a_moment() {
+    // Vector 0 goes first, and within that MSI-X is enabled again: nobody has told the platform of vector 1 yet.
+    let (endpoint, platform) = meddled_with(|endpoint, _| {
+        endpoint.write_config(MSIX_CONTROL, &ENABLE.to_le_bytes());
+    });
+    endpoint.write_bar(MSIX_BAR, 0x0c, &[0; 4]);
+    let msix = endpoint.msix().unwrap();
+    msix.export(1).unwrap();
+    platform.signal_outside(1);
+    endpoint.write_config(MSIX_CONTROL, &[0; 2]);
+    assert!(msix.is_enabled());
+    assert!(!msix.is_pending(1), "of before");
+    assert_eq!(platform.alive.load(SeqCst), 1, "vector 0, which is open");
+    msix.export(1).unwrap();
+    endpoint.write_bar(MSIX_BAR, 0x1c, &[0; 4]);
+    assert_eq!(platform.sent(), []);
 }

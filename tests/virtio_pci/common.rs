@@ -1,10 +1,18 @@
 //! The common configuration: registers, the status machine behind them, and what is frozen when.
 
+use std::{
+    io,
+    sync::{Arc, OnceLock, Weak},
+};
+
 use devisor::{
     pci::Function,
     virtio::{
         QueueIndex, features,
-        transport::status::{ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FEATURES_OK},
+        transport::{
+            pci::VirtioPciOptions,
+            status::{ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK},
+        },
     },
 };
 
@@ -199,6 +207,26 @@ fn status_bits_come_in_the_order_of_the_specification() {
     driver.set(DEVICE_STATUS, 0);
     assert_eq!(driver.status(), 0);
     assert_eq!(driver.pci.with_device(|probe| probe.resets), 1);
+}
+
+#[test]
+fn a_reset_that_comes_while_another_status_is_written_is_a_reset() {
+    let pci: Arc<OnceLock<Weak<Device>>> = Arc::default();
+    let other = Arc::clone(&pci);
+    let driver = Driver::build(Probe::default(), VirtioPciOptions::default(), |pci| {
+        // Rung when DRIVER_OK is set. Here as another vCPU's.
+        pci.with_doorbell(move |_queue| -> io::Result<()> {
+            let pci = other.get().and_then(Weak::upgrade).unwrap();
+            pci.write_bar(STRUCTURES, DEVICE_STATUS, &[0]);
+            Ok(())
+        })
+    })
+    .unwrap();
+    assert!(pci.set(Arc::downgrade(&driver.pci)).is_ok());
+    driver.place();
+    driver.negotiate(ALL);
+    driver.set(DEVICE_STATUS, WORKING | u64::from(FAILED));
+    assert_eq!(driver.status(), 0);
 }
 
 #[test]

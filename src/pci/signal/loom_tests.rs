@@ -328,14 +328,54 @@ fn loom_a_release_that_races_with_a_signal_forgets_it_or_sends_it() {
             let world = world.clone();
             thread::spawn(move || world.news())
         };
-        // As `MsiX::release`: off, told to the backend, and open again without a word.
-        world.gate(Gate::Off);
-        world.signal.set(Gate::Open);
+        world.signal.release();
+        world.signal.settle(&world.guest).unwrap();
         let signalled = device.join().unwrap();
+        assert_ne!(signalled, Signalled::Disabled, "the device would use INTx");
         assert!(!world.signal.is_pending(), "{signalled:?}");
         let [alive, vector] = [&world.guest.0.alive, &world.guest.0.vector].map(|count| count.load(SeqCst));
         assert_eq!(alive, vector & LIVE, "a vector without a message");
         // The next one is told in any case.
+        world.news();
+        assert!(!world.untold());
+    });
+}
+
+#[test]
+fn loom_a_signal_after_a_release_that_another_thread_settles_is_told() {
+    explore(|| {
+        let world = World::with(Gate::Open);
+        world.signal.release();
+        let worker = {
+            let world = world.clone();
+            thread::spawn(move || world.signal.settle(&world.guest).unwrap())
+        };
+        assert_eq!(world.news(), Signalled::Sent);
+        worker.join().unwrap();
+        assert!(!world.untold());
+        assert!(!world.signal.is_pending());
+        assert_eq!(world.guest.0.vector.load(SeqCst), LIVE);
+        assert_eq!(world.guest.0.alive.load(SeqCst), 1);
+    });
+}
+
+#[test]
+fn loom_a_release_that_races_with_an_unmask_leaves_no_vector_of_before() {
+    explore(|| {
+        let world = World::exported(Gate::Masked);
+        world.guest.signal_outside();
+        let guest = {
+            let world = world.clone();
+            thread::spawn(move || world.gate(Gate::Open))
+        };
+        world.signal.release();
+        world.signal.settle(&world.guest).unwrap();
+        guest.join().unwrap();
+        assert!(!world.signal.is_pending());
+        assert_eq!(
+            world.guest.0.alive.load(SeqCst),
+            world.guest.0.vector.load(SeqCst) & LIVE
+        );
         world.news();
         assert!(!world.untold());
     });

@@ -55,7 +55,8 @@ impl Kicks {
         (before & bit != 0) != pause
     }
 
-    fn is_paused(&self) -> bool {
+    /// Whether nobody is to work now. A round asks this again once it has the device.
+    pub fn is_paused(&self) -> bool {
         // A store of the other thread that comes before its count is seen by who has seen the count.
         self.paused.load(Ordering::SeqCst) != 0
     }

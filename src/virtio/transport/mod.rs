@@ -195,6 +195,8 @@ where
             return self.reset();
         }
         let mut registers = lock(&self.registers);
+        // Now, and not at the end, where another thread may have reset the device.
+        self.status.fetch_or(value & FAILED, Ordering::SeqCst);
         for (bit, after) in status::ORDER {
             let broken = self.has(DEVICE_NEEDS_RESET);
             if value & bit == 0 || self.has(bit) || !self.has(after) || broken {
@@ -211,9 +213,6 @@ where
                 }
                 _ => _ = self.status.fetch_or(bit, Ordering::SeqCst),
             }
-        }
-        if value & FAILED != 0 {
-            self.status.fetch_or(FAILED, Ordering::SeqCst);
         }
     }
 

@@ -104,6 +104,10 @@ where
         if !self.is_live() {
             return Round::Drained;
         }
+        // Who pauses waits for the lock after saying so. This round was decided on before, and is for after the pause.
+        if self.kicks.is_paused() {
+            return Round::More;
+        }
         // As it is now, with the lock held: an embedder that takes memory away and then had the device is done with it.
         let memory = self.space.memory();
         let Running { device, queues, fault } = &mut *running;
@@ -141,6 +145,87 @@ where
         }
         if self.config_owed.swap(false, Ordering::SeqCst) && self.interrupt.config_changed().is_err() {
             self.config_owed.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{io, sync::Arc};
+
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+    use crate::virtio::{
+        DeviceId, QueueError, features,
+        queue::VirtioInterrupt,
+        transport::status::{ACKNOWLEDGE, DRIVER, FEATURES_OK},
+    };
+
+    /// Counts its rounds.
+    struct Counting(u32);
+
+    impl VirtioDevice<GuestMemoryMmap> for Counting {
+        fn device_id(&self) -> DeviceId {
+            DeviceId(42)
+        }
+
+        fn queue_sizes(&self) -> &[u16] {
+            &[8]
+        }
+
+        fn process(&mut self, _: QueueIndex, _: &mut Queues<'_, GuestMemoryMmap>) -> Result<Round, QueueError> {
+            self.0 += 1;
+            Ok(Round::Drained)
+        }
+
+        fn reset(&mut self) {}
+    }
+
+    struct Silent;
+
+    impl VirtioInterrupt for Silent {
+        fn used(&self, _: &[QueueIndex]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn config_changed(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn reset(&self) {}
+    }
+
+    #[test]
+    fn a_round_that_was_decided_on_before_a_pause_does_not_begin_after_it() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let core = Core::new(Counting(0), Arc::new(memory), Arc::new(Silent), 0).unwrap();
+        core.registers().driver_features = features::VERSION_1;
+        for bit in [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK] {
+            core.write_status(bit);
+        }
+        let rounds = || core.change_device(|device| (device.0, false));
+        let before = rounds();
+        let pauses: [[&dyn Fn(); 2]; 2] = [
+            [&|| core.pause(), &|| core.resume()],
+            [&|| _ = core.set_bus_master(false), &|| {
+                core.set_bus_master(true);
+                core.look_again();
+            }],
+        ];
+        for [pause, go_on] in pauses {
+            let mut paused = false;
+            // The thread that works has looked, and comes no further before the pause has returned.
+            core.kicks.mark(0);
+            core.kicks.run(|index| {
+                assert!(!std::mem::replace(&mut paused, true), "again and again");
+                pause();
+                core.round(index)
+            });
+            assert_eq!(rounds(), before);
+            go_on();
+            assert!(rounds() > before, "it was looked at after the pause");
+            core.change_device(|device| (device.0 = before, false));
         }
     }
 }

@@ -175,6 +175,9 @@ impl VirtioInterrupt for PciInterrupt {
     fn reset(&self) {
         self.isr().reset();
         self.unmap_all();
+        if let Some(msix) = self.endpoint.msix() {
+            msix.forget();
+        }
         self.was_reset.store(true, Ordering::SeqCst);
     }
 
@@ -183,7 +186,7 @@ impl VirtioInterrupt for PciInterrupt {
             && self.was_reset.swap(false, Ordering::SeqCst)
             && let Some(msix) = self.endpoint.msix()
         {
-            msix.release();
+            msix.settle_all();
         }
         // A refusal is counted, and told again by the next call.
         let _ = self.endpoint.intx().settle();
@@ -277,6 +280,35 @@ mod tests {
         interrupt.ready();
         interrupt.config_changed().unwrap();
         assert_eq!(interrupt.isr().read(), ISR_CONFIGURATION);
+    }
+
+    #[test]
+    fn a_reset_forgets_at_once_and_takes_nothing_of_the_next_driver_when_the_platform_hears_of_it() {
+        let (interrupt, count) = interrupt();
+        let mask = |masked: u32| {
+            interrupt
+                .endpoint
+                .write_bar(BarIndex::Bar1, 0x0c, &masked.to_le_bytes())
+        };
+        let use_vector_0 = || {
+            interrupt.ready();
+            interrupt.restore_vectors(0, &[0; 3]);
+            interrupt.used(&[QueueIndex(0)]).unwrap();
+        };
+        mask(1);
+        use_vector_0();
+        assert!(interrupt.endpoint.msix().unwrap().is_pending(0));
+        interrupt.reset();
+        assert!(
+            !interrupt.endpoint.msix().unwrap().is_pending(0),
+            "before the status reads 0"
+        );
+        // Another thread sees to the platform, and is slow: the driver has found the status 0, and come back.
+        use_vector_0();
+        interrupt.settle();
+        assert!(interrupt.endpoint.msix().unwrap().is_pending(0));
+        mask(0);
+        assert_eq!(count.0.load(SeqCst), 1);
     }
 }
 

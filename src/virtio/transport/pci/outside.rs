@@ -42,6 +42,9 @@ enum Store {
 pub trait SharedMemoryMap: Send + Sync {
     /// The region `id` is at the guest physical address `address` from now on, or nowhere. Where memory is not mapped, the
     /// guest's accesses read as ones and write nothing.
+    ///
+    /// The guest chooses the address, and may choose one beside the host bridge's windows, or where its own memory or another
+    /// device is: leave the region unmapped then.
     fn map(&self, id: u8, address: Option<u64>);
 }
 
