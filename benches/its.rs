@@ -269,7 +269,9 @@ fn commands(criterion: &mut Criterion) {
     machine.memory.write_slice(&[0xff; 0x2000 - 8192 / 8], pending).unwrap();
     redistributor.write(0x00, &1_u32.to_le_bytes());
     let invall = [command::invall(0)];
-    group.bench_function("INVALL while 57344 are pending", |bencher| bencher.iter(|| machine.run(&invall)));
+    group.bench_function("INVALL while 57344 are pending", |bencher| {
+        bencher.iter(|| machine.run(&invall))
+    });
     let there_and_back = [command::movall(0, 1), command::movall(1, 0)];
     group.bench_function("2 MOVALL of 57344 that are pending", |bencher| {
         bencher.iter(|| machine.run(&there_and_back));
