@@ -261,5 +261,20 @@ fn commands(criterion: &mut Criterion) {
         bencher.iter(|| machine.run(&[command::int(0, 0)]));
     });
     machine.its.signal(DeviceId(0), EventId(0));
+
+    // All the LPIs that there can be are pending at CPU 0.
+    let redistributor = machine.gic.redistributor(CpuId(0)).unwrap();
+    redistributor.write(0x00, &0_u32.to_le_bytes());
+    let pending = GuestAddress(PENDING_TABLES + 8192 / 8);
+    machine.memory.write_slice(&[0xff; 0x2000 - 8192 / 8], pending).unwrap();
+    redistributor.write(0x00, &1_u32.to_le_bytes());
+    let invall = [command::invall(0)];
+    group.bench_function("INVALL while 57344 are pending", |bencher| {
+        bencher.iter(|| machine.run(&invall))
+    });
+    let there_and_back = [command::movall(0, 1), command::movall(1, 0)];
+    group.bench_function("2 MOVALL of 57344 that are pending", |bencher| {
+        bencher.iter(|| machine.run(&there_and_back));
+    });
     group.finish();
 }

@@ -15,6 +15,7 @@ use devisor::{
         gicv3::{GicV3, GicV3Config, LpiSupport},
         its::{DeviceId, EventId, Its, ItsConfig, ItsError},
     },
+    bus::BusDevice,
     interrupt::{Interrupt, MsiSink, MsiVector, MsiVectors, RequesterId, SinkVectors},
 };
 use guest::*;
@@ -53,6 +54,19 @@ fn movi_and_movall_take_what_is_pending_to_another_cpu() {
     assert_eq!(guest.irqs(), [false, false]);
     guest.message(1);
     assert_eq!(guest.irqs(), [true, false], "its event is where it was");
+}
+
+#[test]
+fn what_is_moved_to_where_lpis_are_off_stays_pending() {
+    let guest = Guest::mapped();
+    guest.run(&[mapti(DEVICE, 0, LPI, 0), mapti(DEVICE, 1, LPI + 1, 0)]);
+    guest.message(0);
+    guest.message(1);
+    guest.redistributors[1].write(0x00, &0_u32.to_le_bytes());
+    guest.run(&[movi(DEVICE, 0, 1), movall(0, 1)]);
+    guest.redistributors[1].write(0x00, &1_u32.to_le_bytes());
+    assert_eq!(guest.irqs(), [true, false]);
+    assert_eq!([guest.take(0), guest.take(0)], [LPI, LPI + 1]);
 }
 
 #[test]

@@ -21,6 +21,21 @@ impl Shared {
         let cpu = self.cpu(cpu).ok()?;
         Some(self.with_cpu(cpu, change))
     }
+
+    /// What was pending at `from` becomes so at `to`. A command is ignored as far as LPIs cannot be there (IHI 0069,
+    /// GICR_CTLR.EnableLPIs): those become pending again where they were.
+    fn put_down(&self, mut moved: Vec<u32>, to: CpuId, from: CpuId) {
+        for cpu in [to, from] {
+            if !moved.is_empty() {
+                self.with_lpis_of(cpu, |cpu| {
+                    moved.retain(|&lpi| {
+                        cpu.set_lpi(lpi, true);
+                        !cpu.lpis.is_pending(lpi)
+                    });
+                });
+            }
+        }
+    }
 }
 
 /// An output that refuses counts it, and is told again with the next change: the LPI is pending.
@@ -49,7 +64,7 @@ impl Lpis for Shared {
             pending
         });
         if moved == Some(true) {
-            self.set_pending(to, lpi, true);
+            self.put_down(vec![lpi], to, from);
         }
     }
 
@@ -58,11 +73,7 @@ impl Lpis for Shared {
             return;
         }
         let moved = self.with_lpis_of(from, |cpu| cpu.lpis.take_pending(&mut cpu.competing));
-        self.with_lpis_of(to, |cpu| {
-            for lpi in moved.into_iter().flatten() {
-                cpu.set_lpi(lpi, true);
-            }
-        });
+        self.put_down(moved.unwrap_or_default(), to, from);
     }
 }
 

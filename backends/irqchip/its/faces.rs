@@ -23,10 +23,10 @@ impl Its {
 
 /// The registers of an ITS (GITS_*).
 ///
-/// A write to GITS_CWRITER carries out the commands that wait, on the thread that writes: at most a queue of them, in
-/// order, and each is complete when GITS_CREADR has passed it. While one thread is at it, others leave their commands to
-/// it. If they write more meanwhile than a queue holds, the rest is carried out by who next reads GITS_CREADR or writes
-/// GITS_CWRITER.
+/// A write to GITS_CWRITER carries out the commands that wait, on the thread that writes, in order, and each is complete
+/// when GITS_CREADR has passed it. While one thread is at it, others leave their commands to it. One access carries out at
+/// most 32768 commands, the largest queue, of which an INVALL or a MOVALL counts as 512. The rest is carried out by who next
+/// reads GITS_CREADR, as guests do that wait for their commands, or writes GITS_CWRITER.
 pub struct ControlFrame {
     its: Arc<Shared>,
 }

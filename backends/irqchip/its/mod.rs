@@ -304,20 +304,23 @@ impl fmt::Debug for Its {
     }
 }
 
+/// How much one access carries out at most, counted in commands that concern one event: as many as the largest queue has.
+const SHARE: u32 = 0x8000;
+
 impl Shared {
-    /// Carries out the commands that wait, unless another thread is at it. At most a queue of them, so that a guest that
-    /// queues commands on one CPU cannot keep another for ever.
+    /// Carries out the commands that wait, unless another thread is at it. At most its share of them, so that neither dear
+    /// commands nor those that another CPU queues meanwhile keep this one.
     fn carry_out(&self) {
         let mut model = lock(&self.model);
         if model.executing || !model.has_commands() {
             return;
         }
         model.executing = true;
-        let commands = model.queue_commands();
         drop(model);
         // An output of the GIC may unwind: the queue goes on with the next access.
         let executing = Executing(self);
-        for _ in 0..commands {
+        let mut left = SHARE;
+        while left > 0 {
             let mut model = lock(&self.model);
             let Some(effect) = model.step() else {
                 // Under the lock that found nothing to do: who comes now looks for itself.
@@ -325,6 +328,7 @@ impl Shared {
                 mem::forget(executing);
                 return;
             };
+            left = left.saturating_sub(effect.cost());
             if effect != Effect::None {
                 drop(model);
                 self.apply(effect);

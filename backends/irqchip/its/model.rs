@@ -179,11 +179,6 @@ impl Model {
         cbaser::queue_size(self.command_base)
     }
 
-    /// How many commands fit into the queue.
-    pub(super) fn queue_commands(&self) -> u64 {
-        self.queue_size() / COMMAND
-    }
-
     /// Carries out the next command as far as the tables go. The effect is for who calls, followed by
     /// [`complete`](Self::complete). `None`: there is none, or it stalled.
     pub(super) fn step(&mut self) -> Option<Effect> {

@@ -114,7 +114,7 @@ fn a_device_entry_of_ones_is_a_table_outside_memory() {
 }
 
 #[test]
-fn a_full_queue_of_the_dearest_commands_is_one_round() {
+fn a_full_queue_of_the_dearest_commands_is_carried_out_by_many_accesses() {
     let world = World::fresh(CONFIG);
     // 1 MB of queue, over the tables as it happens.
     world.write(CBASER, VALID | QUEUE | 0xff);
@@ -126,8 +126,13 @@ fn a_full_queue_of_the_dearest_commands_is_one_round() {
         world.queue(at, invall(0));
     }
     world.write(CWRITER, 0xf_ffe0);
-    assert_eq!(lock(&world.lpis.calls).len(), 0x8000 - 2);
-    assert_eq!(world.read(CREADR), 0xf_ffe0);
+    let mut accesses = vec![world.lpis.take().len()];
+    while world.read(CREADR) != 0xf_ffe0 {
+        accesses.push(world.lpis.take().len());
+    }
+    accesses.push(world.lpis.take().len());
+    assert_eq!(accesses.iter().sum::<usize>(), 0x8000 - 2, "each once");
+    assert!(accesses.iter().all(|&calls| calls <= 64), "{accesses:?}");
 }
 
 #[test]
