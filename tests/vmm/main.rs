@@ -168,6 +168,13 @@ fn a_bzimage_gets_its_command_line_and_the_disk_is_on_it() {
 }
 
 #[test]
+fn a_guest_reads_a_sector_of_the_disk_and_is_interrupted_for_it() {
+    let (disk, text) = guests::text_disk();
+    let arguments = ["--disk", disk.to_str().unwrap()];
+    expect(&arguments, &guests::read_disk(), &text[..512], status(0));
+}
+
+#[test]
 fn a_reset_by_the_keyboard_controller_ends_well() {
     expect(&[], &guests::reset(), "", 0);
 }
