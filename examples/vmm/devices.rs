@@ -117,9 +117,11 @@ impl BusDevice for FwCfg {
 }
 
 /// The MC146818's clock, without its interrupts, and its memory: an index port and a data port.
-pub struct Cmos {
-    index: Mutex<u8>,
-    memory: Mutex<[u8; 128]>,
+pub struct Cmos(Mutex<CmosState>);
+
+struct CmosState {
+    index: u8,
+    memory: [u8; 128],
 }
 
 impl Cmos {
@@ -137,16 +139,15 @@ impl Cmos {
             memory[at..at + 2].copy_from_slice(&value.to_le_bytes());
         }
         memory[0x5f] = cpus.saturating_sub(1) as u8;
-        Self {
-            index: Mutex::new(0),
-            memory: Mutex::new(memory),
-        }
+        Self(Mutex::new(CmosState { index: 0, memory }))
     }
+}
 
-    fn register(&self, index: u8) -> u8 {
+impl CmosState {
+    fn register(&self) -> u8 {
         let (seconds, days) = now();
         let (year, month, day) = date(days);
-        let binary = match index {
+        let binary = match self.index {
             0x00 => seconds % 60,
             0x02 => seconds / 60 % 60,
             0x04 => seconds / 3600,
@@ -159,7 +160,7 @@ impl Cmos {
             0x0b => return 0x02, // 24 hours, BCD
             0x0c => return 0,    // no interrupt
             0x0d => return 0x80, // the battery is good
-            index => return lock(&self.memory)[usize::from(index)],
+            index => return self.memory[usize::from(index)],
         };
         (binary / 10 * 16 + binary % 10) as u8
     }
@@ -169,15 +170,19 @@ impl BusDevice for Cmos {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let (1, Some(byte)) = (offset, data.first_mut()) {
-            *byte = self.register(*lock(&self.index));
+            *byte = lock(&self.0).register();
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         const NMI_DISABLE: u8 = 0x80;
+        let mut state = lock(&self.0);
         match (offset, data.first()) {
-            (0, Some(byte)) => *lock(&self.index) = byte & !NMI_DISABLE,
-            (1, Some(byte)) => lock(&self.memory)[usize::from(*lock(&self.index))] = *byte,
+            (0, Some(byte)) => state.index = byte & !NMI_DISABLE,
+            (1, Some(byte)) => {
+                let index = usize::from(state.index);
+                state.memory[index] = *byte;
+            }
             _ => (),
         }
     }
@@ -233,6 +238,31 @@ mod tests {
             (20_000, (2024, 10, 4)),
         ] {
             assert_eq!(date(days), expected);
+        }
+    }
+
+    #[test]
+    fn cpus_that_read_and_write_the_cmos_memory_at_once_do_not_wait_for_each_other_for_ever() {
+        use std::{sync::Arc, sync::mpsc, thread, time::Duration};
+
+        let cmos = Arc::new(Cmos::new(64 << 20, 2));
+        cmos.write(0, &[0x40]);
+        let (done, all) = mpsc::channel();
+        for reads in [true, false] {
+            let (cmos, done) = (Arc::clone(&cmos), done.clone());
+            thread::spawn(move || {
+                for _ in 0..100_000 {
+                    match reads {
+                        true => cmos.read(1, &mut [0]),
+                        false => cmos.write(1, &[7]),
+                    }
+                }
+                done.send(()).unwrap();
+            });
+        }
+        for _ in 0..2 {
+            all.recv_timeout(Duration::from_secs(20))
+                .expect("both come to their end");
         }
     }
 

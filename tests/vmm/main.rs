@@ -123,24 +123,10 @@ fn the_guest_that_checks_interrupts_has_the_same_verdict_in_each_mode_with_one_a
     }
 }
 
-/// A local APIC timer of KVM that is masked when it is due may interrupt after all, once it is no longer masked, on a host with
-/// more to do than it can: a few times in a hundred runs. Where that timer is the guest's, a run with this alone is repeated.
 fn report(mode: &str, cpus: u32, kernel: &Path) -> Report {
-    const ATTEMPTS: usize = 3;
-    let run = || {
-        let mut vmm = vmm();
-        vmm.args(["--irqchip", mode, "--cpus", &cpus.to_string()]).arg(kernel);
-        Report::of(&mut vmm).unwrap()
-    };
-    let is_late_timer = |line: &String| line.starts_with("FAIL timer-masked:");
-    let mut report = run();
-    for _ in 1..ATTEMPTS {
-        if mode == "software" || report.failed.is_empty() || !report.failed.iter().all(is_late_timer) {
-            break;
-        }
-        report = run();
-    }
-    report
+    let mut vmm = vmm();
+    vmm.args(["--irqchip", mode, "--cpus", &cpus.to_string()]).arg(kernel);
+    Report::of(&mut vmm).unwrap()
 }
 
 #[test]
