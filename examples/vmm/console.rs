@@ -4,7 +4,7 @@ use std::{
     io::{self, IsTerminal, Read},
     mem::MaybeUninit,
     os::fd::AsRawFd,
-    sync::{Arc, Condvar, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, mpsc},
     thread,
 };
 
@@ -98,6 +98,20 @@ pub fn start(
     quit: impl Fn() + Send + 'static,
 ) -> io::Result<()> {
     const ESCAPE: u8 = 1; // Ctrl-A
+    const READS: usize = 64; // that wait for the guest
+    let (reads, typed) = mpsc::sync_channel::<Vec<u8>>(READS);
+    let feed = move || {
+        for typed in typed {
+            let mut rest = &typed[..];
+            while !rest.is_empty() {
+                match receive(rest) {
+                    0 => room.wait(),
+                    taken => rest = &rest[taken..],
+                }
+            }
+        }
+    };
+    thread::Builder::new().name("feeder".into()).spawn(feed)?;
     let run = move || {
         let mut escaped = false;
         let mut buffer = [0; 256];
@@ -113,13 +127,11 @@ pub fn start(
                     }
                 }
             }
-            let mut rest = &typed[..];
-            while !rest.is_empty() {
-                match receive(rest) {
-                    0 => room.wait(),
-                    taken => rest = &rest[taken..],
-                }
-            }
+            // What comes from a file waits. A user is always heard, and loses what the guest does not want.
+            let _ = match is_terminal {
+                true => reads.try_send(typed).is_ok(),
+                false => reads.send(typed).is_ok(),
+            };
         }
     };
     thread::Builder::new().name("console".into()).spawn(run).map(drop)

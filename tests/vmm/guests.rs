@@ -303,6 +303,38 @@ guest!(read_disk_code: devisor_read_disk, devisor_read_disk_end;
     "    jmp 9b",
 );
 
+// Raises and lowers each line, after writing different values to all of the redirection table: no NMI and no INIT is among them.
+guest!(lines_code: devisor_lines, devisor_lines_end;
+    ".code32",
+    "    mov edi, 0xfec00000",
+    "    xor ebx, ebx",
+    "    mov ebp, 40",
+    "1:  mov ecx, 0x10",
+    "2:  imul ebx, ebx, 0x19660d",
+    "    add ebx, 0x3c6ef35f",
+    "    mov [edi], ecx",
+    "    mov eax, ebx",
+    "    shr eax, 7",
+    "    and eax, 0xfffefbff",
+    "    mov [edi + 16], eax",
+    "    inc ecx",
+    "    cmp ecx, 0x40",
+    "    jne 2b",
+    "    mov edx, 0x2000",
+    "3:  mov al, 1",
+    "    out dx, al",
+    "    xor al, al",
+    "    out dx, al",
+    "    inc dx",
+    "    cmp dx, 0x2018",
+    "    jne 3b",
+    "    dec ebp",
+    "    jnz 1b",
+    "    mov al, 5",
+    "    out 0xf4, al",
+    "4:  jmp 4b",
+);
+
 /// A file in this test's folder.
 fn file(name: &str, content: &[u8]) -> PathBuf {
     let path = scratch(name);
@@ -371,6 +403,10 @@ pub fn large() -> PathBuf {
 /// It wants to be where the boot information is.
 pub fn in_the_way() -> PathBuf {
     multiboot("in-the-way", 0x9_0000, 0, &[say_code()])
+}
+
+pub fn lines() -> PathBuf {
+    multiboot("lines", 0x20_0000, 0, &[lines_code()])
 }
 
 pub fn memory() -> PathBuf {

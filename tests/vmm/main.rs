@@ -211,6 +211,11 @@ fn accesses_of_any_width_to_any_register_in_memory_crash_nothing() {
 }
 
 #[test]
+fn whatever_is_in_the_redirection_table_its_lines_are_silent_on_stderr() {
+    expect(&["--cpus", "2"], &guests::lines(), "", status(5));
+}
+
+#[test]
 fn what_is_typed_arrives_also_if_it_is_more_than_fits() {
     if !has_kvm() {
         return;
