@@ -239,6 +239,21 @@ fn what_is_typed_arrives_also_if_it_is_more_than_fits() {
 }
 
 #[test]
+fn when_nobody_reads_stdout_any_more_that_is_a_failure() {
+    if !has_kvm() {
+        return;
+    }
+    let mut vmm = vmm();
+    vmm.arg(guests::echo()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = vmm.stderr(Stdio::piped()).spawn().unwrap();
+    child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(FAILED));
+    assert!(String::from_utf8_lossy(&ended.stderr).contains("stdout: "));
+}
+
+#[test]
 fn a_command_line_that_is_wrong_is_one_line_and_a_failure() {
     let kernel = guests::hello();
     for (arguments, what) in [
