@@ -1,8 +1,9 @@
 //! A PC's odds and ends: small, and for test kernels. None of them interrupts.
 
 use std::{
+    mem::MaybeUninit,
+    ptr,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use devisor::{
@@ -145,17 +146,16 @@ impl Cmos {
 
 impl CmosState {
     fn register(&self) -> u8 {
-        let (seconds, days) = now();
-        let (year, month, day) = date(days);
+        let now = now();
         let binary = match self.index {
-            0x00 => seconds % 60,
-            0x02 => seconds / 60 % 60,
-            0x04 => seconds / 3600,
-            0x06 => (days + 4) % 7 + 1, // 1 January 1970 was a Thursday, the fifth day
-            0x07 => day,
-            0x08 => month,
-            0x09 => year % 100,
-            0x32 => year / 100,
+            0x00 => now.tm_sec,
+            0x02 => now.tm_min,
+            0x04 => now.tm_hour,
+            0x06 => now.tm_wday + 1,
+            0x07 => now.tm_mday,
+            0x08 => now.tm_mon + 1,
+            0x09 => now.tm_year % 100,
+            0x32 => now.tm_year / 100 + 19,
             0x0a => return 0x26, // 32768 Hz, and no update in progress
             0x0b => return 0x02, // 24 hours, BCD
             0x0c => return 0,    // no interrupt
@@ -188,40 +188,14 @@ impl BusDevice for Cmos {
     }
 }
 
-/// Seconds of the day, and days since 1970, in UTC.
-fn now() -> (u64, u64) {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (since_epoch.as_secs() % 86400, since_epoch.as_secs() / 86400)
-}
-
-/// Year, month and day of a day since 1 January 1970 in the Gregorian calendar.
-fn date(mut days: u64) -> (u64, u64, u64) {
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let mut year = 1970;
-    while days >= 365 + u64::from(is_leap(year)) {
-        days -= 365 + u64::from(is_leap(year));
-        year += 1;
+/// The time in UTC.
+fn now() -> libc::tm {
+    let mut time = MaybeUninit::zeroed();
+    // SAFETY: the first call has no place to write to, the second two that are there; a `tm` may be all zeros.
+    unsafe {
+        libc::gmtime_r(&libc::time(ptr::null_mut()), time.as_mut_ptr());
+        time.assume_init()
     }
-    let lengths = [
-        31,
-        28 + u64::from(is_leap(year)),
-        31,
-        30,
-        31,
-        30,
-        31,
-        31,
-        30,
-        31,
-        30,
-        31,
-    ];
-    let mut month = 0;
-    while days >= lengths[month] {
-        days -= lengths[month];
-        month += 1;
-    }
-    (year, month as u64 + 1, days + 1)
 }
 
 #[cfg(test)]
@@ -229,15 +203,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn days_become_dates_also_at_the_end_of_february() {
-        for (days, expected) in [
-            (0, (1970, 1, 1)),
-            (58, (1970, 2, 28)),
-            (59, (1970, 3, 1)),
-            (11_016, (2000, 2, 29)),
-            (20_000, (2024, 10, 4)),
-        ] {
-            assert_eq!(date(days), expected);
+    fn the_clock_has_the_date_in_bcd() {
+        let cmos = Cmos::new(64 << 20, 1);
+        let read = |index| {
+            let mut byte = [0];
+            cmos.write(0, &[index]);
+            cmos.read(1, &mut byte);
+            byte[0]
+        };
+        assert_eq!(read(0x32), 0x20);
+        for (index, allowed) in [(0x09, 0x24..=0x99), (0x08, 1..=0x12), (0x07, 1..=0x31), (0x06, 1..=7)] {
+            let value = read(index);
+            assert!(allowed.contains(&value) && value & 0xf < 10, "{index:#x}: {value:#x}");
         }
     }
 
