@@ -4,7 +4,7 @@ use std::{
     io::{self, IsTerminal, Read},
     mem::MaybeUninit,
     os::fd::AsRawFd,
-    sync::{Arc, Condvar, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock, mpsc},
     thread,
 };
 
@@ -72,20 +72,13 @@ extern "C" fn restore_and_end(signal: libc::c_int) {
 
 /// Tells the thread that brings input when there is room for more.
 #[derive(Clone, Default)]
-pub struct Room(Arc<(Mutex<bool>, Condvar)>);
+pub struct Room(Arc<OnceLock<thread::Thread>>);
 
 impl Room {
     pub fn notify(&self) {
-        let (there, changed) = &*self.0;
-        *there.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        changed.notify_one();
-    }
-
-    fn wait(&self) {
-        let (there, changed) = &*self.0;
-        let there = there.lock().unwrap_or_else(PoisonError::into_inner);
-        let there = changed.wait_while(there, |there| !*there);
-        *there.unwrap_or_else(PoisonError::into_inner) = false;
+        if let Some(feeder) = self.0.get() {
+            feeder.unpark();
+        }
     }
 }
 
@@ -98,6 +91,21 @@ pub fn start(
     quit: impl Fn() + Send + 'static,
 ) -> io::Result<()> {
     const ESCAPE: u8 = 1; // Ctrl-A
+    const READS: usize = 64; // that wait for the guest
+    let (reads, typed) = mpsc::sync_channel::<Vec<u8>>(READS);
+    let feed = move || {
+        room.0.get_or_init(thread::current);
+        for typed in typed {
+            let mut rest = &typed[..];
+            while !rest.is_empty() {
+                match receive(rest) {
+                    0 => thread::park(),
+                    taken => rest = &rest[taken..],
+                }
+            }
+        }
+    };
+    thread::Builder::new().name("feeder".into()).spawn(feed)?;
     let run = move || {
         let mut escaped = false;
         let mut buffer = [0; 256];
@@ -113,13 +121,11 @@ pub fn start(
                     }
                 }
             }
-            let mut rest = &typed[..];
-            while !rest.is_empty() {
-                match receive(rest) {
-                    0 => room.wait(),
-                    taken => rest = &rest[taken..],
-                }
-            }
+            // What comes from a file waits. A user is always heard, and loses what the guest does not want.
+            let _ = match is_terminal {
+                true => reads.try_send(typed).is_ok(),
+                false => reads.send(typed).is_ok(),
+            };
         }
     };
     thread::Builder::new().name("console".into()).spawn(run).map(drop)

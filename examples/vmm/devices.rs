@@ -1,8 +1,9 @@
 //! A PC's odds and ends: small, and for test kernels. None of them interrupts.
 
 use std::{
+    mem::MaybeUninit,
+    ptr,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use devisor::{
@@ -117,9 +118,11 @@ impl BusDevice for FwCfg {
 }
 
 /// The MC146818's clock, without its interrupts, and its memory: an index port and a data port.
-pub struct Cmos {
-    index: Mutex<u8>,
-    memory: Mutex<[u8; 128]>,
+pub struct Cmos(Mutex<CmosState>);
+
+struct CmosState {
+    index: u8,
+    memory: [u8; 128],
 }
 
 impl Cmos {
@@ -137,29 +140,27 @@ impl Cmos {
             memory[at..at + 2].copy_from_slice(&value.to_le_bytes());
         }
         memory[0x5f] = cpus.saturating_sub(1) as u8;
-        Self {
-            index: Mutex::new(0),
-            memory: Mutex::new(memory),
-        }
+        Self(Mutex::new(CmosState { index: 0, memory }))
     }
+}
 
-    fn register(&self, index: u8) -> u8 {
-        let (seconds, days) = now();
-        let (year, month, day) = date(days);
-        let binary = match index {
-            0x00 => seconds % 60,
-            0x02 => seconds / 60 % 60,
-            0x04 => seconds / 3600,
-            0x06 => (days + 4) % 7 + 1, // 1 January 1970 was a Thursday, the fifth day
-            0x07 => day,
-            0x08 => month,
-            0x09 => year % 100,
-            0x32 => year / 100,
+impl CmosState {
+    fn register(&self) -> u8 {
+        let now = now();
+        let binary = match self.index {
+            0x00 => now.tm_sec,
+            0x02 => now.tm_min,
+            0x04 => now.tm_hour,
+            0x06 => now.tm_wday + 1,
+            0x07 => now.tm_mday,
+            0x08 => now.tm_mon + 1,
+            0x09 => now.tm_year % 100,
+            0x32 => now.tm_year / 100 + 19,
             0x0a => return 0x26, // 32768 Hz, and no update in progress
             0x0b => return 0x02, // 24 hours, BCD
             0x0c => return 0,    // no interrupt
             0x0d => return 0x80, // the battery is good
-            index => return lock(&self.memory)[usize::from(index)],
+            index => return self.memory[usize::from(index)],
         };
         (binary / 10 * 16 + binary % 10) as u8
     }
@@ -169,54 +170,32 @@ impl BusDevice for Cmos {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let (1, Some(byte)) = (offset, data.first_mut()) {
-            *byte = self.register(*lock(&self.index));
+            *byte = lock(&self.0).register();
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         const NMI_DISABLE: u8 = 0x80;
+        let mut state = lock(&self.0);
         match (offset, data.first()) {
-            (0, Some(byte)) => *lock(&self.index) = byte & !NMI_DISABLE,
-            (1, Some(byte)) => lock(&self.memory)[usize::from(*lock(&self.index))] = *byte,
+            (0, Some(byte)) => state.index = byte & !NMI_DISABLE,
+            (1, Some(byte)) => {
+                let index = usize::from(state.index);
+                state.memory[index] = *byte;
+            }
             _ => (),
         }
     }
 }
 
-/// Seconds of the day, and days since 1970, in UTC.
-fn now() -> (u64, u64) {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (since_epoch.as_secs() % 86400, since_epoch.as_secs() / 86400)
-}
-
-/// Year, month and day of a day since 1 January 1970 in the Gregorian calendar.
-fn date(mut days: u64) -> (u64, u64, u64) {
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let mut year = 1970;
-    while days >= 365 + u64::from(is_leap(year)) {
-        days -= 365 + u64::from(is_leap(year));
-        year += 1;
+/// The time in UTC.
+fn now() -> libc::tm {
+    let mut time = MaybeUninit::zeroed();
+    // SAFETY: the first call has no place to write to, the second two that are there; a `tm` may be all zeros.
+    unsafe {
+        libc::gmtime_r(&libc::time(ptr::null_mut()), time.as_mut_ptr());
+        time.assume_init()
     }
-    let lengths = [
-        31,
-        28 + u64::from(is_leap(year)),
-        31,
-        30,
-        31,
-        30,
-        31,
-        31,
-        30,
-        31,
-        30,
-        31,
-    ];
-    let mut month = 0;
-    while days >= lengths[month] {
-        days -= lengths[month];
-        month += 1;
-    }
-    (year, month as u64 + 1, days + 1)
 }
 
 #[cfg(test)]
@@ -224,15 +203,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn days_become_dates_also_at_the_end_of_february() {
-        for (days, expected) in [
-            (0, (1970, 1, 1)),
-            (58, (1970, 2, 28)),
-            (59, (1970, 3, 1)),
-            (11_016, (2000, 2, 29)),
-            (20_000, (2024, 10, 4)),
-        ] {
-            assert_eq!(date(days), expected);
+    fn the_clock_has_the_date_in_bcd() {
+        let cmos = Cmos::new(64 << 20, 1);
+        let read = |index| {
+            let mut byte = [0];
+            cmos.write(0, &[index]);
+            cmos.read(1, &mut byte);
+            byte[0]
+        };
+        assert_eq!(read(0x32), 0x20);
+        for (index, allowed) in [(0x09, 0x24..=0x99), (0x08, 1..=0x12), (0x07, 1..=0x31), (0x06, 1..=7)] {
+            let value = read(index);
+            assert!(allowed.contains(&value) && value & 0xf < 10, "{index:#x}: {value:#x}");
+        }
+    }
+
+    #[test]
+    fn cpus_that_read_and_write_the_cmos_memory_at_once_do_not_wait_for_each_other_for_ever() {
+        use std::{sync::Arc, sync::mpsc, thread, time::Duration};
+
+        let cmos = Arc::new(Cmos::new(64 << 20, 2));
+        cmos.write(0, &[0x40]);
+        let (done, all) = mpsc::channel();
+        for reads in [true, false] {
+            let (cmos, done) = (Arc::clone(&cmos), done.clone());
+            thread::spawn(move || {
+                for _ in 0..100_000 {
+                    match reads {
+                        true => cmos.read(1, &mut [0]),
+                        false => cmos.write(1, &[7]),
+                    }
+                }
+                done.send(()).unwrap();
+            });
+        }
+        for _ in 0..2 {
+            all.recv_timeout(Duration::from_secs(20))
+                .expect("both come to their end");
         }
     }
 

@@ -1,6 +1,11 @@
 //! Puts a kernel into the guest's memory, and says where and how a CPU is to begin with it.
 
-use std::{fs, io::Cursor, ops::Range, path::Path};
+use std::{
+    fs,
+    io::{self, Cursor},
+    ops::Range,
+    path::Path,
+};
 
 use linux_loader::{
     bootparam::{boot_e820_entry, boot_params},
@@ -20,11 +25,11 @@ pub enum Entry {
 }
 
 // The low megabyte. Conventional memory ends where a PC has its extended BIOS data.
-/// The descriptors that a CPU in protected mode begins with.
-pub const GDT: u64 = 0x500;
 const BOOT_SECTOR: u64 = 0x7c00;
 /// What the loader tells the kernel, and the end of conventional memory.
 const BOOT_INFO: Range<u64> = 0x9_0000..0x9_fc00;
+/// The descriptors that a CPU in protected mode begins with.
+pub const GDT: u64 = 0x9_7000;
 const COMMAND_LINE: u64 = 0x9_8000;
 const COMMAND_LINE_MAX: usize = 0x7000;
 const HIGH_MEMORY: u64 = 0x10_0000;
@@ -38,7 +43,12 @@ pub struct Loader<'a> {
 impl Loader<'_> {
     pub fn load(&self, path: &Path) -> Result<Entry, Error> {
         let name = path.display();
-        let image = fs::read(path).map_err(|error| format!("the kernel {name} cannot be read: {error}"))?;
+        let cannot_be_read = |error| format!("the kernel {name} cannot be read: {error}");
+        // Of a device there may be no end.
+        if !fs::metadata(path).map_err(cannot_be_read)?.is_file() {
+            return Err(cannot_be_read(io::Error::other("it is no file")).into());
+        }
+        let image = fs::read(path).map_err(cannot_be_read)?;
         let entry = if let Some(header) = multiboot_header(&image) {
             self.load_multiboot(&image, header)
         } else if image.get(0x202..0x206) == Some(b"HdrS") {
@@ -215,8 +225,13 @@ impl Loader<'_> {
         let mut file = Cursor::new(image);
         let start = Some(GuestAddress(HIGH_MEMORY));
         let loaded = BzImage::load(self.memory, None, &mut file, start)?;
+        let header = loaded.setup_header.ok_or("it has no setup header")?;
+        // What it says in paragraphs may be less than there is.
+        if loaded.kernel_end - loaded.kernel_load.0 < u64::from(header.syssize) * 16 {
+            return Err("it is cut off".into());
+        }
         let mut params = boot_params {
-            hdr: loaded.setup_header.ok_or("it has no setup header")?,
+            hdr: header,
             ..Default::default()
         };
         params.hdr.type_of_loader = LOADER_UNDEFINED;
@@ -279,4 +294,123 @@ fn word(image: &[u8], at: usize) -> Result<u16, Error> {
         .and_then(|rest| rest.first_chunk())
         .ok_or("it is cut off")?;
     Ok(u16::from_le_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: usize = 2 << 20;
+
+    fn load(image: &[u8]) -> Result<Entry, Error> {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SIZE)])?;
+        let (process, thread) = (std::process::id(), std::thread::current().id());
+        let path = std::env::temp_dir().join(format!("devisor-vmm-{process}-{thread:?}"));
+        fs::write(&path, image)?;
+        let loader = Loader {
+            memory: &memory,
+            memory_size: SIZE as u64,
+            command_line: "",
+        };
+        let entry = loader.load(&path);
+        fs::remove_file(path)?;
+        entry
+    }
+
+    /// A header as `fields` have it, at each of their offsets, and zeros up to `len`.
+    fn image(len: usize, fields: &[(usize, u32)]) -> Vec<u8> {
+        let mut image = vec![0; len];
+        for (at, value) in fields {
+            image[*at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        image
+    }
+
+    const MAGIC: u32 = 0x1bad_b002;
+
+    fn elf(offset: u32, virt: u32, phys: u32, in_file: u32, in_memory: u32) -> Vec<u8> {
+        let fields = [
+            (0, 0x464c_457f),
+            (4, 0x0101),
+            (18, 3),
+            (24, virt),
+            (28, 0x34),
+            (42, 1 << 16 | 32),
+            (0x34, 1),
+            (0x38, offset),
+            (0x3c, virt),
+            (0x40, phys),
+            (0x44, in_file),
+            (0x48, in_memory),
+            (0x54, MAGIC),
+            (0x58, 0),
+            (0x5c, 0_u32.wrapping_sub(MAGIC)),
+        ];
+        image(0x80, &fields)
+    }
+
+    fn by_addresses(header: u32, load: u32, load_end: u32, bss_end: u32) -> Vec<u8> {
+        let flags = 1 << 16;
+        let checksum = 0_u32.wrapping_sub(MAGIC).wrapping_sub(flags);
+        let fields = [MAGIC, flags, checksum, header, load, load_end, bss_end, load];
+        let fields: Vec<_> = (16..).step_by(4).zip(fields).collect();
+        image(0x80, &fields)
+    }
+
+    fn bzimage() -> Vec<u8> {
+        let mut image = image(0x600, &[(0x202, 0x5372_6448), (0x1f4, 0x20), (0x214, 0x10_0000)]);
+        image[0x1f1] = 1;
+        (image[0x207], image[0x211]) = (2, 1);
+        image
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_anywhere_is_refused() {
+        for whole in [
+            elf(0x60, 0x10_0000, 0x10_0000, 0x20, 0x20),
+            by_addresses(0x10_0010, 0x10_0000, 0x10_0080, 0),
+            bzimage(),
+        ] {
+            load(&whole).unwrap();
+            for len in 0..whole.len() {
+                assert!(load(&whole[..len]).is_err(), "{len} of {:#x} bytes", whole.len());
+            }
+        }
+    }
+
+    #[test]
+    fn no_address_or_length_in_a_header_leads_beyond_the_memory_or_overflows() {
+        const VALUES: [u32; 8] = [0, 1, 0x60, 0x1f_ffff, 0x20_0000, 0x8000_0000, 0xffff_ff00, u32::MAX];
+        for a in VALUES {
+            for b in VALUES {
+                for c in VALUES {
+                    for d in VALUES {
+                        let _ = load(&elf(a, b, c, d, b));
+                        let _ = load(&elf(0x60, a, b, c, d));
+                        let _ = load(&by_addresses(a, b, c, d));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_kernel_where_the_loader_has_something_of_its_own_is_refused() {
+        for at in [GDT, BOOT_INFO.start, COMMAND_LINE] {
+            let error = load(&elf(0x60, at as u32, at as u32, 0x20, 0x20)).unwrap_err();
+            assert!(error.to_string().contains("boot information"), "{at:#x}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SIZE)]).unwrap();
+        let loader = Loader {
+            memory: &memory,
+            memory_size: SIZE as u64,
+            command_line: "",
+        };
+        let error = loader.load(Path::new("/dev/null")).unwrap_err();
+        assert!(error.to_string().contains("it is no file"), "{error}");
+    }
 }

@@ -141,6 +141,30 @@ pub fn run(options: &Options) -> Result<u8, Error> {
     }
 }
 
+/// stdout. If nobody takes what the guest prints it would wait for ever: the machine ends.
+struct Output(Ending);
+
+impl Output {
+    fn check<T>(&self, done: io::Result<T>) -> io::Result<T> {
+        const TRANSIENT: [io::ErrorKind; 2] = [io::ErrorKind::Interrupted, io::ErrorKind::WouldBlock];
+        done.inspect_err(|error| {
+            if !TRANSIENT.contains(&error.kind()) {
+                self.0.end(End::Failed(format!("stdout: {error}")));
+            }
+        })
+    }
+}
+
+impl io::Write for Output {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.check(io::stdout().write(data))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.check(io::stdout().flush())
+    }
+}
+
 /// What the guest reaches by its addresses.
 struct Buses {
     memory: Bus,
@@ -202,7 +226,7 @@ fn devices(
 
     let room = Room::default();
     let hook = room.clone();
-    let uart = Uart16550::new(Uart16550Config::default(), uart_line, io::stdout());
+    let uart = Uart16550::new(Uart16550Config::default(), uart_line, Output(ending.clone()));
     let uart = Arc::new(uart.with_room_hook(move || hook.notify()));
     let (input, quit) = (Arc::clone(&uart), ending.clone());
     let receive = move |typed: &[u8]| input.receive(typed);

@@ -210,6 +210,131 @@ guest!(memory_code: devisor_memory, devisor_memory_end;
     "6:  jmp 6b",
 );
 
+// Reads the first sector of the disk, waits for the interrupt in `hlt`, and says what it has read. Ends with 0, or with 9.
+guest!(read_disk_code: devisor_read_disk, devisor_read_disk_end;
+    ".code32",
+    // The handler: what the device says, acknowledged. It returns without `iret`, which KVM's instruction emulator has not.
+    "    call 1f",
+    "    push eax",
+    "    mov eax, [edi + 0x60]",
+    "    mov [edi + 0x64], eax",
+    "    mov [ebx + 0x3200], eax",
+    "    mov al, 0x20",
+    "    out 0x20, al",
+    "    pop eax",
+    "    ret 8",
+    "1:  pop eax",
+    // Its gate is that of IRQ 5, and no other IRQ is let through.
+    "    mov ebx, 0x6128",
+    "    mov word ptr [ebx], ax",
+    "    mov word ptr [ebx + 2], 0x10",
+    "    mov word ptr [ebx + 4], 0x8e00",
+    "    shr eax, 16",
+    "    mov word ptr [ebx + 6], ax",
+    "    push 0x6000",
+    "    push 0x07ff0000",
+    "    lidt [esp + 2]",
+    "    mov al, 0x11",
+    "    out 0x20, al",
+    "    mov al, 0x20",
+    "    out 0x21, al",
+    "    mov al, 4",
+    "    out 0x21, al",
+    "    mov al, 1",
+    "    out 0x21, al",
+    "    mov al, 0xdf",
+    "    out 0x21, al",
+    // The device: a block device, its reset, VERSION_1, a queue of four.
+    "    mov edi, 0xfeb00000",
+    "    mov ebx, 0x300000",
+    "    cmp dword ptr [edi], 0x74726976",
+    "    jne 9f",
+    "    cmp dword ptr [edi + 8], 2",
+    "    jne 9f",
+    "    mov dword ptr [edi + 0x70], 0",
+    "    mov dword ptr [edi + 0x70], 3",
+    "    mov dword ptr [edi + 0x24], 1",
+    "    mov dword ptr [edi + 0x20], 1",
+    "    mov dword ptr [edi + 0x70], 11",
+    "    cmp dword ptr [edi + 0x70], 11",
+    "    jne 9f",
+    "    mov dword ptr [edi + 0x38], 4",
+    "    mov dword ptr [edi + 0x80], 0x300000",
+    "    mov dword ptr [edi + 0x90], 0x301000",
+    "    mov dword ptr [edi + 0xa0], 0x302000",
+    "    mov dword ptr [edi + 0x44], 1",
+    "    mov dword ptr [edi + 0x70], 15",
+    // The request, all zeros, is a read of sector 0; then the data, then the status.
+    "    mov dword ptr [ebx], 0x303000",
+    "    mov dword ptr [ebx + 8], 16",
+    "    mov dword ptr [ebx + 12], 0x10001",
+    "    mov dword ptr [ebx + 16], 0x304000",
+    "    mov dword ptr [ebx + 24], 512",
+    "    mov dword ptr [ebx + 28], 0x20003",
+    "    mov dword ptr [ebx + 32], 0x303100",
+    "    mov dword ptr [ebx + 40], 1",
+    "    mov dword ptr [ebx + 44], 2",
+    "    mov byte ptr [ebx + 0x3100], 0xff",
+    "    mov word ptr [ebx + 0x1002], 1",
+    "    mov dword ptr [edi + 0x50], 0",
+    "2:  cli",
+    "    cmp dword ptr [ebx + 0x3200], 0",
+    "    jne 3f",
+    "    sti",
+    "    hlt",
+    "    jmp 2b",
+    "3:  cmp dword ptr [ebx + 0x3200], 1",
+    "    jne 9f",
+    "    cmp word ptr [ebx + 0x2002], 1",
+    "    jne 9f",
+    "    cmp dword ptr [ebx + 0x2008], 513",
+    "    jne 9f",
+    "    cmp byte ptr [ebx + 0x3100], 0",
+    "    jne 9f",
+    "    mov esi, 0x304000",
+    "    mov ecx, 512",
+    "    mov edx, 0x3f8",
+    "    cld",
+    "    rep outsb",
+    "    xor al, al",
+    "    out 0xf4, al",
+    "9:  mov al, 9",
+    "    out 0xf4, al",
+    "    jmp 9b",
+);
+
+// Raises and lowers each line, after writing different values to all of the redirection table: no NMI and no INIT is among them.
+guest!(lines_code: devisor_lines, devisor_lines_end;
+    ".code32",
+    "    mov edi, 0xfec00000",
+    "    xor ebx, ebx",
+    "    mov ebp, 40",
+    "1:  mov ecx, 0x10",
+    "2:  imul ebx, ebx, 0x19660d",
+    "    add ebx, 0x3c6ef35f",
+    "    mov [edi], ecx",
+    "    mov eax, ebx",
+    "    shr eax, 7",
+    "    and eax, 0xfffefbff",
+    "    mov [edi + 16], eax",
+    "    inc ecx",
+    "    cmp ecx, 0x40",
+    "    jne 2b",
+    "    mov edx, 0x2000",
+    "3:  mov al, 1",
+    "    out dx, al",
+    "    xor al, al",
+    "    out dx, al",
+    "    inc dx",
+    "    cmp dx, 0x2018",
+    "    jne 3b",
+    "    dec ebp",
+    "    jnz 1b",
+    "    mov al, 5",
+    "    out 0xf4, al",
+    "4:  jmp 4b",
+);
+
 /// A file in this test's folder.
 fn file(name: &str, content: &[u8]) -> PathBuf {
     let path = scratch(name);
@@ -280,6 +405,10 @@ pub fn in_the_way() -> PathBuf {
     multiboot("in-the-way", 0x9_0000, 0, &[say_code()])
 }
 
+pub fn lines() -> PathBuf {
+    multiboot("lines", 0x20_0000, 0, &[lines_code()])
+}
+
 pub fn memory() -> PathBuf {
     multiboot("memory", 0x20_0000, 0, &[memory_code()])
 }
@@ -346,6 +475,16 @@ pub fn bzimage() -> PathBuf {
 
 pub fn no_kernel() -> PathBuf {
     file("no-kernel", &b"#!/bin/sh\necho this is a script\n".repeat(100))
+}
+
+pub fn read_disk() -> PathBuf {
+    multiboot("read-disk", 0x20_0000, 0, &[&STACK, read_disk_code()])
+}
+
+/// A disk of two sectors, and what is on it.
+pub fn text_disk() -> (PathBuf, String) {
+    let text: String = (0..1024).map(|at| char::from(b'a' + (at / 7 % 26) as u8)).collect();
+    (file("text-disk", text.as_bytes()), text)
 }
 
 pub fn disk() -> PathBuf {

@@ -90,6 +90,14 @@ fn the_terminal_is_restored_when_the_user_quits() {
 }
 
 #[test]
+fn the_user_can_quit_also_when_the_guest_does_not_take_what_is_typed() {
+    if has_kvm() {
+        let typed = [&[b'.'; 600][..], b"\x01x"].concat();
+        check(&guests::halt(), |user, _| user.write_all(&typed).unwrap(), Some(0));
+    }
+}
+
+#[test]
 fn the_terminal_is_restored_when_a_signal_ends_it() {
     if has_kvm() {
         for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {

@@ -16,18 +16,21 @@ const RFLAGS_RESERVED: u64 = 1 << 1;
 /// Lets the instruction of the last exit finish, which KVM does when it is entered the next time: what is changed before that,
 /// it would change again.
 pub(super) fn finish_exit(vcpu: &mut VcpuFd, page: &RunPage) -> io::Result<()> {
-    // An access that crosses pages has a second exit, and a string instruction may have a few.
-    const EXITS: usize = 64;
-    for _ in 0..EXITS {
+    // KVM goes on with a string instruction for 1024 rounds before it looks around. Each is a read and a write, and what crosses
+    // pages has two exits.
+    const EXITS: usize = 4 * 1024;
+    for _ in 0..=EXITS {
         page.set_immediate_exit(true);
         match vcpu.run() {
             Ok(_) => (),
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => break,
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                page.set_immediate_exit(false);
+                return Ok(());
+            }
             Err(error) => return Err(error.into()),
         }
     }
-    page.set_immediate_exit(false);
-    Ok(())
+    Err(io::Error::other("KVM does not finish an instruction of the guest"))
 }
 
 /// The state after INIT, about to run from the reset vector. What INIT does not change stays: FPU, MSRs, IA32_APIC_BASE.

@@ -91,15 +91,16 @@ impl Software {
                     init::init(vcpu)?;
                 }
                 CpuEvent::StartUp(Vector(vector)) => init::start_up(vcpu, vector)?,
-                CpuEvent::Nmi => vcpu.nmi()?,
+                CpuEvent::Nmi => {
+                    vcpu.nmi()?;
+                    continue;
+                }
                 // There is no firmware that could have a handler for it.
                 CpuEvent::Smi => continue,
             }
             self.halted = false;
-            if event != CpuEvent::Nmi {
-                page.is_no_longer_ready();
-                self.base_changed = true;
-            }
+            page.is_no_longer_ready();
+            self.base_changed = true;
         }
         if self.apic.waits_for_start_up() {
             return Ok(false);
@@ -120,9 +121,11 @@ impl Software {
             inject(vcpu, page, vector)?;
             self.halted = false;
         }
-        if self.halted {
+        // Only KVM knows whether an NMI is blocked, and whether one has waited for the end of STI's shadow: behind the HLT.
+        if self.halted && !takes_nmi(vcpu)? {
             return Ok(false);
         }
+        self.halted = false;
         page.request_interrupt_window(self.apic.request().is_some());
         self.cr8 = self.apic.cr8();
         page.set_cr8(self.cr8);
@@ -194,6 +197,12 @@ impl Software {
         }
         None
     }
+}
+
+/// Whether an NMI is about to be taken.
+fn takes_nmi(vcpu: &VcpuFd) -> io::Result<bool> {
+    let nmi = vcpu.get_vcpu_events()?.nmi;
+    Ok(nmi.pending != 0 && nmi.masked == 0)
 }
 
 /// The guest's time-stamp counter.
