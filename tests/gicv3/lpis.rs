@@ -4,10 +4,13 @@ use crate::guest::*;
 use devisor::{
     backends::irqchip::{
         CpuId, IntId,
-        gicv3::{GicV3, GicV3Config, LpiSupport, SysReg},
+        gicv3::{CpuOutputs, GicV3, GicV3Config, LpiSupport, SysReg},
     },
     bus::BusDevice,
+    interrupt::NoInterrupt,
 };
+use std::sync::Arc;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 fn direct(cpus: u32) -> GicV3Config {
     GicV3Config {
@@ -203,6 +206,31 @@ fn tables_outside_of_memory_are_empty_and_nothing_panics() {
     set_pending(cpu, 8192 + 0x1000);
     cpu.end(8192);
     assert!(!cpu.irq(), "the next is not");
+}
+
+#[test]
+fn a_pending_table_of_which_one_page_is_memory_keeps_what_is_there() {
+    let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_1000)]).unwrap();
+    memory.write_slice(&[0xa1; 0x100], GuestAddress(0)).unwrap();
+    let outputs = CpuOutputs {
+        irq: Box::new(NoInterrupt),
+        fiq: Box::new(NoInterrupt),
+    };
+    let gic = GicV3::with_lpis(direct(1), vec![outputs], Arc::new(memory)).unwrap();
+    let redistributor = gic.redistributor(CpuId(0)).unwrap();
+    for (offset, value) in [(GICR_PROPBASER, 15_u64), (GICR_PENDBASER, 0x1_0000)] {
+        redistributor.write(offset, &value.to_le_bytes());
+    }
+    redistributor.write(GICR_CTLR, &1_u32.to_le_bytes());
+    gic.send_lpi(CpuId(0), IntId(8200)).unwrap();
+    redistributor.write(GICR_CTLR, &0_u32.to_le_bytes());
+    redistributor.write(GICR_CTLR, &1_u32.to_le_bytes());
+    redistributor.write(0x14, &0_u32.to_le_bytes());
+    gic.distributor().write(0, &2_u32.to_le_bytes());
+    let cpu = gic.cpu_interface(CpuId(0)).unwrap();
+    cpu.write_sysreg(SysReg::ICC_PMR_EL1, 0xff).unwrap();
+    cpu.write_sysreg(SysReg::ICC_IGRPEN1_EL1, 1).unwrap();
+    assert_eq!(cpu.read_sysreg(SysReg::ICC_IAR1_EL1), Some(8200));
 }
 
 #[test]

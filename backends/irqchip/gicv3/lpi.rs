@@ -211,14 +211,18 @@ impl Lpis {
     }
 
     /// Reads from a table. What lies outside of memory, page by page, reads as zero.
-    fn read(&self, base: u64, offset: u64, data: &mut [u8]) {
-        const PAGE: usize = 4096;
-        for (page, data) in data.chunks_mut(PAGE).enumerate() {
-            let address = base + offset + (page * PAGE) as u64;
-            let read = self.tables.as_ref().map(|tables| tables.read(address, data));
+    fn read(&self, base: u64, offset: u64, mut data: &mut [u8]) {
+        const PAGE: u64 = 4096;
+        let mut address = base + offset;
+        while !data.is_empty() {
+            let to_next = (PAGE - address % PAGE) as usize;
+            let (page, rest) = data.split_at_mut(to_next.min(data.len()));
+            let read = self.tables.as_ref().map(|tables| tables.read(address, page));
             if read != Some(Ok(())) {
-                data.fill(0);
+                page.fill(0);
             }
+            address += page.len() as u64;
+            data = rest;
         }
     }
 
