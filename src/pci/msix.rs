@@ -165,7 +165,7 @@ impl MsiX {
     }
 
     /// A descriptor that signals `vector` when 8 bytes with the number 1 are written to it, for who is to do that in the
-    /// device's place: vhost, another process. Only some platforms have any, KVM for one. The platform's vector is asked
+    /// device's place: vhost, another process. Only some platforms have any. The platform's vector is asked
     /// for now, if the guest has not let it through yet.
     ///
     /// The descriptor follows the table. What is signalled while the vector is masked waits, sets the pending bit, and is
