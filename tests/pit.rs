@@ -539,7 +539,7 @@ fn a_state_that_no_guest_could_have_brought_about_is_refused_and_changes_nothing
     machine.at(50);
     let good = machine.pit.save();
     type Change = fn(&mut PitState);
-    let cases: [(Change, &str); 10] = [
+    let cases: [(Change, &str); 11] = [
         (|s| s.port_b = 0x10, "port B of counter 2 is 0x10"),
         (|s| s.now = u64::MAX, "now of counter 2"),
         (|s| s.counters[1].format = 0x40, "format of counter 1"),
@@ -549,6 +549,7 @@ fn a_state_that_no_guest_could_have_brought_about_is_refused_and_changes_nothing
         (|s| s.counters[0].count = Some(0), "count of counter 0 is 0x0"),
         (|s| s.counters[0].next = Some(0x1_0001), "count of counter 0 is 0x10001"),
         (|s| s.counters[0].counted = 51, "counted of counter 0"),
+        (|s| s.counters[0].counted = 2, "counted of counter 0"),
         (|s| s.counters[0].since = Some(52), "since of counter 0"),
     ];
     for (change, message) in cases {

@@ -182,6 +182,19 @@ fn a_time_stamp_counter_that_is_moved_moves_the_deadline() {
 }
 
 #[test]
+fn a_deadline_just_before_the_counter_wraps_around_is_not_missed() {
+    let machine = machine();
+    let cpu = &machine.cpus[0];
+    cpu.write(LVT_TIMER, DEADLINE | 0x41);
+    cpu.apic.set_tsc(u64::MAX - 1000);
+    cpu.apic.write_msr(TSC_DEADLINE, u64::MAX - 500).unwrap();
+    machine.pass(us(5));
+    assert!(cpu.apic.tsc() < 5000, "wrapped around");
+    assert_eq!(cpu.take(), Some(0x41));
+    assert_eq!((cpu.apic.deadline(), cpu.apic.read_msr(TSC_DEADLINE)), (None, Ok(0)));
+}
+
+#[test]
 fn a_deadline_beyond_what_a_clock_can_tell_never_comes() {
     let machine = machine();
     let cpu = &machine.cpus[0];

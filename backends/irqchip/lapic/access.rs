@@ -206,7 +206,7 @@ impl Model {
     /// Arms the timer, if it is in TSC-deadline mode; zero disarms it.
     pub fn write_tsc_deadline(&mut self, value: u64) {
         if self.mode() != Mode::Disabled && TimerMode::of(self.lvt(Lvt::Timer)) == TimerMode::TscDeadline {
-            self.timer.tsc_deadline = value;
+            self.timer.arm(value, self.now);
             // One that has passed is due at once.
             self.advance(self.now);
         }

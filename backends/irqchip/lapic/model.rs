@@ -90,6 +90,7 @@ impl Model {
                 divide: 0,
                 end: None,
                 tsc_deadline: 0,
+                tsc_end: None,
             },
             init: false,
             start_up: None,
@@ -370,6 +371,6 @@ impl Model {
     pub fn deadline(&self) -> Option<Duration> {
         let timer = self.lvt(Lvt::Timer);
         let delivers = timer & LVT_MASKED == 0;
-        delivers.then(|| self.timer.deadline(TimerMode::of(timer), self.now))?
+        delivers.then(|| self.timer.deadline(TimerMode::of(timer)))?
     }
 }

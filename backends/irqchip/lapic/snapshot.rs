@@ -146,6 +146,7 @@ impl LocalApic {
                 divide,
                 end: _,
                 tsc_deadline,
+                tsc_end: _,
             } = timer;
             LocalApicState {
                 id,
@@ -306,7 +307,7 @@ impl Model {
             return Err(LocalApicStateError::TscDeadline(tsc_deadline));
         }
         model.timer.set_tsc(tsc, model.now);
-        model.timer.tsc_deadline = tsc_deadline;
+        model.timer.arm(tsc_deadline, model.now);
         Ok(model)
     }
 

@@ -29,6 +29,8 @@ pub(super) struct Timer {
     pub end: Option<u64>,
     /// IA32_TSC_DEADLINE; zero is disarmed.
     pub tsc_deadline: u64,
+    /// The tick of `tsc_hz` at which the counter reaches it, also if it wraps around soon after. `None` if it never does.
+    pub tsc_end: Option<u64>,
 }
 
 /// Whole ticks of `hz` that fit into `time`.
@@ -55,6 +57,7 @@ impl Timer {
             divide: 0,
             end: None,
             tsc_deadline: 0,
+            tsc_end: None,
             ..*self
         };
     }
@@ -64,6 +67,7 @@ impl Timer {
         self.initial = 0;
         self.end = None;
         self.tsc_deadline = 0;
+        self.tsc_end = None;
     }
 
     fn divisor(&self) -> u64 {
@@ -79,18 +83,26 @@ impl Timer {
         self.tsc_base.wrapping_add(ticks(now, self.tsc_hz))
     }
 
-    /// Makes the time-stamp counter read `tsc` at `now`.
+    /// Makes the time-stamp counter read `tsc` at `now`. The deadline is as far away as that says.
     pub fn set_tsc(&mut self, tsc: u64, now: Duration) {
         self.tsc_base = tsc.wrapping_sub(ticks(now, self.tsc_hz));
+        self.arm(self.tsc_deadline, now);
+    }
+
+    /// Sets IA32_TSC_DEADLINE; zero disarms it.
+    pub fn arm(&mut self, deadline: u64, now: Duration) {
+        let left = deadline.saturating_sub(self.tsc(now));
+        self.tsc_deadline = deadline;
+        self.tsc_end = ticks(now, self.tsc_hz).checked_add(left).filter(|_| deadline != 0);
     }
 
     /// Lets the time up to `now` happen. Whether the timer's interrupt is due: once, also after many periods.
     pub fn advance(&mut self, mode: TimerMode, now: Duration) -> bool {
         match mode {
             TimerMode::TscDeadline => {
-                let due = self.tsc_deadline != 0 && self.tsc(now) >= self.tsc_deadline;
+                let due = self.tsc_end.is_some_and(|end| ticks(now, self.tsc_hz) >= end);
                 if due {
-                    self.tsc_deadline = 0;
+                    (self.tsc_deadline, self.tsc_end) = (0, None);
                 }
                 due
             }
@@ -114,12 +126,9 @@ impl Timer {
     }
 
     /// When to look at it next.
-    pub fn deadline(&self, mode: TimerMode, now: Duration) -> Option<Duration> {
+    pub fn deadline(&self, mode: TimerMode) -> Option<Duration> {
         match mode {
-            TimerMode::TscDeadline if self.tsc_deadline != 0 => {
-                let left = self.tsc_deadline.saturating_sub(self.tsc(now));
-                time_of(u128::from(ticks(now, self.tsc_hz)) + u128::from(left), self.tsc_hz)
-            }
+            TimerMode::TscDeadline => time_of(self.tsc_end?.into(), self.tsc_hz),
             TimerMode::OneShot => time_of(self.end?.into(), self.hz),
             TimerMode::Periodic => {
                 let (end, period) = (self.end?, self.period().max(1));
@@ -127,7 +136,7 @@ impl Timer {
                 let skipped = u128::from(skipped) * u128::from(period);
                 time_of(u128::from(end) + skipped, self.hz)
             }
-            _ => None,
+            TimerMode::Reserved => None,
         }
     }
 

@@ -106,11 +106,13 @@ fn check(state: &PitState) -> Result<(), PitStateError> {
             let is_count = (1..=0x1_0000).contains(count);
             accept("count", u64::from(*count), "1 to 65536", is_count)?;
         }
-        accept("counted", *counted, "at most now", counted <= now)?;
         if let Some(since) = since {
             let is_since = *since <= now + 1 && count.is_some();
             accept("since", *since, "at most the next tick, with a count", is_since)?;
         }
+        // What went by did so before it began to count again, or stopped: so it never comes to more than now.
+        let is_counted = counted <= since.as_ref().unwrap_or(now).min(now);
+        accept("counted", *counted, "at most since, or at most now while it stands", is_counted)?;
     }
     Ok(())
 }
