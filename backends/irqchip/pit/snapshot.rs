@@ -112,7 +112,12 @@ fn check(state: &PitState) -> Result<(), PitStateError> {
         }
         // What went by did so before it began to count again, or stopped: so it never comes to more than now.
         let is_counted = counted <= since.as_ref().unwrap_or(now).min(now);
-        accept("counted", *counted, "at most since, or at most now while it stands", is_counted)?;
+        accept(
+            "counted",
+            *counted,
+            "at most since, or at most now while it stands",
+            is_counted,
+        )?;
     }
     Ok(())
 }
