@@ -19,7 +19,7 @@
 //! | feature | module | maps an interrupt to |
 //! |---|---|---|
 //! | `recorder` | `backends::recorder` | a log, for tests; also in front of another backend |
-//! | `irqchip` | `backends::irqchip` | an interrupt controller in this process: GICv2, GICv3 with ITS; IOAPIC, 8259 and local APIC |
+//! | `irqchip` | `backends::irqchip` | an interrupt controller in this process: GICv2 with GICv2m, GICv3 with ITS; IOAPIC, 8259, 8254, local APICs, and the wiring of a PC |
 //! | `kvm` | `backends::kvm` | irqfd with or without resample, `KVM_IRQ_LINE`, GSI routes, `KVM_SIGNAL_MSI` |
 //! | `hvf` | `backends::hvf` | Hypervisor.framework's calls, as a trait; with a mock and without bindings |
 //!
@@ -56,6 +56,32 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Where to start
+//!
+//! | you have | look at |
+//! |---|---|
+//! | x86, and a hypervisor that brings no more than a CPU | `backends::irqchip::pc`, and the loop in `backends::irqchip::lapic` |
+//! | x86 on KVM, with the controllers in the kernel, half of them, or none | `backends::kvm::x86` |
+//! | arm64, and accesses to the GIC that come to you | `backends::irqchip::gicv3` and `its`, or `gicv2` and `gicv2m` |
+//! | arm64 on macOS | `backends::hvf` |
+//! | a controller in KVM, and devices that are to interrupt through it | `backends::kvm` |
+//! | a platform with lines and messages of its own | [`interrupt`], [`interrupt::level_from_fn`], [`interrupt::MsiSink`] |
+//! | a disk | [`virtio::block`] behind [`virtio::VirtioMmio`] or [`virtio::VirtioPci`], this on a [`pci::RootBus`] |
+//! | timers | [`time::Clock`] and [`time::Alarm`] |
+//!
+//! # Saving a machine
+//!
+//! Each part gives its state as plain data (`save`) and takes back what it accepts (`restore`), all or nothing, and then derives its
+//! outputs anew. A part does not save what is plugged into it, so the order is the embedder's:
+//!
+//! - To save: pause the virtio devices, stop the vCPUs, save the devices, save the controllers, and guest memory last: GICv3 and ITS write
+//!   tables into it.
+//! - To restore, into parts that were just made: guest memory; the local APICs or the GIC; what sends messages to them (the PC's
+//!   board or the ITS); the devices; then resume these, and run the vCPUs.
+//!
+//! A controller knows from its state what its inputs were, and the devices drive them again. An x86 controller counts them as up until
+//! then, so that no edge is made up; a GIC counts them as down, and takes the edge that it had latched from its state.
+//!
 //! # Hostile guests
 //!
 //! Nothing that a guest does panics, loops without bound, grows memory or floods a log: a driver that breaks the rules of
@@ -71,6 +97,9 @@ pub mod virtio;
 
 #[path = "../backends/mod.rs"]
 pub mod backends;
+
+/// Guest memory, as it stands in this crate's signatures.
+pub use vm_memory;
 
 pub(crate) mod sync;
 

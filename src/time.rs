@@ -53,6 +53,47 @@ pub trait Alarm: Send + Sync {
     fn set(&self, deadline: Option<Duration>);
 }
 
+/// An alarm that is a closure.
+///
+/// The device that is to be called is not there yet when its alarm is made: let the closure say whose the deadline is, and
+/// whoever keeps the timers find it by that.
+///
+/// ```
+/// use devisor::{interrupt::NoInterrupt, platform::pl031::Pl031, time::{ManualClock, alarm_from_fn}};
+/// use std::{sync::{Arc, mpsc}, time::Duration};
+/// # use devisor::bus::BusDevice;
+///
+/// // A thread of the embedder's keeps the timers, and hears of each new deadline.
+/// let (timers, deadlines) = mpsc::channel();
+/// let clock = Arc::new(ManualClock::default());
+/// let alarm = alarm_from_fn(move |deadline| timers.send(("rtc", deadline)).unwrap_or(()));
+/// let rtc = Pl031::new(NoInterrupt, clock.clone(), alarm);
+/// # rtc.write(0x04, &60_u32.to_le_bytes());
+/// # rtc.write(0x10, &[1, 0, 0, 0]);
+/// # rtc.write(0x0c, &[1, 0, 0, 0]);
+///
+/// // That thread: sleep until the earliest deadline or a new one, then call whoever set it.
+/// let (whose, deadline) = deadlines.try_recv()?;
+/// assert_eq!((whose, deadline), ("rtc", Some(Duration::from_secs(60))));
+/// clock.advance(Duration::from_secs(60));
+/// rtc.expire();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn alarm_from_fn<F>(set: F) -> impl Alarm + use<F>
+where
+    F: Fn(Option<Duration>) + Send + Sync,
+{
+    struct FromFn<F>(F);
+
+    impl<F: Fn(Option<Duration>) + Send + Sync> Alarm for FromFn<F> {
+        fn set(&self, deadline: Option<Duration>) {
+            self.0(deadline);
+        }
+    }
+
+    FromFn(set)
+}
+
 /// Deadlines are of no interest: for an embedder that polls the device anyway.
 impl Alarm for () {
     fn set(&self, _deadline: Option<Duration>) {}

@@ -467,7 +467,7 @@ fn a_doorbell_of_the_vcpu_rings_an_eventfd_and_does_not_exit() {
     let mut world = or_skip!(World::with(|device, machine| {
         let doorbells = KvmDoorbells::new(Arc::clone(machine.vm()));
         eventfd = Some(doorbells.eventfd(0).unwrap());
-        device.with_doorbells(doorbells)
+        device.with_caught_doorbells(doorbells)
     }));
     let eventfd = eventfd.unwrap();
     world.request();

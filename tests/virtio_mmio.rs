@@ -592,8 +592,13 @@ fn reset_works_at_every_stage_and_clears_everything() {
     driver.start();
     driver.mmio.change_config(|_| ());
     cleared("configuration change pending");
-    driver.write(SHM_SEL, 1);
-    driver.write(QUEUE_SEL, 1);
+    let fill = || {
+        driver.start();
+        driver.mmio.change_config(|_| ());
+        driver.write(SHM_SEL, 1);
+        driver.write(QUEUE_SEL, 1);
+    };
+    fill();
     driver.write(STATUS, 0);
     let fresh = VirtioMmioState {
         // It counts on, so that a driver which reads across a reset sees it too.
@@ -604,6 +609,17 @@ fn reset_works_at_every_stage_and_clears_everything() {
         ..Driver::silent().mmio.save()
     };
     assert_eq!(driver.mmio.save(), fresh, "nothing of the driver is left");
+    fill();
+    driver.mmio.reset();
+    let [by_driver, from_outside] = [fresh, driver.mmio.save()].map(|state| VirtioMmioState {
+        transport: TransportState {
+            config_generation: 0,
+            ..state.transport
+        },
+        ..state
+    });
+    assert_eq!(from_outside, by_driver);
+    assert!(!heard.lock().unwrap().last().copied().unwrap());
 }
 
 // Queue registers.

@@ -8,7 +8,7 @@ use std::{
     iter,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     thread,
@@ -36,6 +36,7 @@ use kvm_bindings::{KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_segme
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use skip::skipped;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 const MEMORY: usize = 1 << 16;
 /// Where the guest begins.
@@ -293,6 +294,40 @@ fn an_interrupt_of_the_8259_that_follows_one_that_was_not_taken_yet_is_taken_aft
         taken.iter().filter(|(port, _)| *port == 0x10).collect::<Vec<_>>(),
         [&(0x10, 5), &(0x10, 3)]
     );
+}
+
+#[test]
+fn a_wake_up_comes_with_the_signal_that_the_embedder_has_for_it() {
+    static CAUGHT: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn count(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        CAUGHT.fetch_add(1, Ordering::SeqCst);
+    }
+    let Some(machine) = Machine::new() else { return };
+    let own = SIGRTMIN() + 1;
+    register_signal_handler(own, count).unwrap();
+    let waker = VcpuWaker::with_signal(own);
+    let fd = machine.vm.create_vcpu(0).unwrap();
+    begin(&fd);
+    // jmp $
+    machine.put(CODE, &[0xeb, 0xfe]);
+    let mut vcpu = X86Vcpu::kernel(fd, waker.clone()).unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&over);
+    let thread = thread::spawn(move || {
+        while !told.load(Ordering::SeqCst) {
+            assert!(vcpu.run().unwrap().is_none());
+        }
+        assert_eq!(vcpu.fd_mut().get_regs().unwrap().rip, CODE);
+        vcpu.into_fd()
+    });
+    // Sooner or later one finds it in the guest.
+    while CAUGHT.load(Ordering::SeqCst) == 0 {
+        waker.wake();
+        thread::yield_now();
+    }
+    over.store(true, Ordering::SeqCst);
+    waker.wake();
+    thread.join().unwrap().get_regs().unwrap();
 }
 
 /// mov ax, 0x2000; mov ds, ax; mov ax, 0x800; mov es, ax; cld; mov cx, 1000; rep movsb; mov al, 1; out 0x11, al

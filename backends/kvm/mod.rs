@@ -91,6 +91,9 @@ use crate::{
     interrupt::{Interrupt, LevelInterrupt, MsiSink, MsiVectors},
 };
 
+/// KVM's handles, as they stand in this module's signatures.
+pub use kvm_ioctls;
+
 /// The interrupts of one VM: hands out [`Gsi`]s, and lines on them. Cheap to clone; clones share the claims.
 ///
 /// See the [module](self) for an example.

@@ -94,7 +94,14 @@ fn set(vm: &VmFd, gsi: Gsi, wires: &[kvm_irq_routing_entry], routes: &BTreeMap<G
     entries.extend(routes.iter().map(|(&gsi, route)| entry(gsi, route)));
     let entries = KvmIrqRouting::from_entries(&entries)
         .map_err(|_too_many| refused(std::io::Error::from_raw_os_error(libc::ENOSPC)))?;
-    vm.set_gsi_routing(&entries).map_err(|error| refused(error.into()))
+    vm.set_gsi_routing(&entries).map_err(|error| match error.errno() {
+        // The entries are such as it takes: it takes none.
+        libc::EINVAL => KvmIrqError::NoIrqchip {
+            irq: IrqName::Gsi(gsi),
+            source: error.into(),
+        },
+        _ => refused(error.into()),
+    })
 }
 
 fn entry(gsi: Gsi, route: &Route) -> kvm_irq_routing_entry {

@@ -457,6 +457,11 @@ pub trait Function: Send + Sync {
     fn write_config(&self, offset: u64, data: &[u8]) {
         self.endpoint().write_config(offset, data);
     }
+
+    /// A reset from outside: that of the [`Endpoint`], and of whatever device is behind it.
+    fn reset(&self) {
+        self.endpoint().reset();
+    }
 }
 
 impl<T: Function + ?Sized> Function for Arc<T> {
@@ -478,5 +483,9 @@ impl<T: Function + ?Sized> Function for Arc<T> {
 
     fn write_config(&self, offset: u64, data: &[u8]) {
         (**self).write_config(offset, data);
+    }
+
+    fn reset(&self) {
+        (**self).reset();
     }
 }

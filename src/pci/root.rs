@@ -28,14 +28,20 @@ use crate::{
 /// assert_eq!(address.requester(), RequesterId(0x19));
 /// assert_eq!(address.wire(Pin::A), 3, "the first function's would be INTD of the root");
 /// assert_eq!(DeviceFunction::new(32, 0), None);
+///
+/// /// Where there is no such device, this does not compile.
+/// const DISK: DeviceFunction = DeviceFunction::new(4, 0).unwrap();
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceFunction(u8);
 
 impl DeviceFunction {
     /// Device and function, or none if there is no such one.
-    pub fn new(device: u8, function: u8) -> Option<Self> {
-        (device < 32 && function < 8).then_some(Self(device << 3 | function))
+    pub const fn new(device: u8, function: u8) -> Option<Self> {
+        match device < 32 && function < 8 {
+            true => Some(Self(device << 3 | function)),
+            false => None,
+        }
     }
 
     /// 0 to 31.
@@ -325,6 +331,19 @@ impl RootBus {
     /// The function at `address`.
     pub fn function(&self, address: DeviceFunction) -> Option<Arc<dyn Function>> {
         lock(&self.shared.state).slots.get(&address)?.clone()
+    }
+
+    /// All functions, lowest address first.
+    pub fn functions(&self) -> Vec<Arc<dyn Function>> {
+        lock(&self.shared.state).slots.values().flatten().cloned().collect()
+    }
+
+    /// A reset of the bus (PCI Local Bus 3.0, section 2.2.1, RST#): that of every function on it, one after the other. What the faces hold
+    /// is not the bus's: see [`ConfigPorts::set_address`](super::ConfigPorts::set_address).
+    pub fn reset(&self) {
+        for function in self.functions() {
+            function.reset();
+        }
     }
 
     /// The guest reads the configuration space of `address`: ones, if nothing is there.

@@ -1,6 +1,6 @@
 //! The root bus: who is found where, by both ways to configuration space, and which wire a device pulls.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use devisor::{bus::BusDevice, pci::*};
 
@@ -185,4 +185,38 @@ fn a_bus_that_is_dropped_lets_its_functions_go() {
     bus.insert(function.clone()).unwrap();
     drop(bus);
     assert_eq!(Arc::strong_count(&function), 1);
+}
+
+#[test]
+fn what_else_is_at_the_ports_of_config_address_gets_what_is_not_the_registers() {
+    #[derive(Default)]
+    struct Other(Mutex<Vec<(u64, Vec<u8>)>>);
+
+    impl BusDevice for Other {
+        fn read(&self, offset: u64, data: &mut [u8]) {
+            data.fill(0xa0 | offset as u8);
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) {
+            self.0.lock().unwrap().push((offset, data.to_vec()));
+        }
+    }
+
+    let other = Arc::new(Other::default());
+    let ports = bus_with(&[(0, 0)]).config_ports().beside(other.clone());
+    ports.write(1, &[6]);
+    ports.write(2, &[1, 2]);
+    ports.write(0, &0x8000_0000_u32.to_le_bytes());
+    // Over the end of those ports, or beyond.
+    ports.write(3, &[1, 2]);
+    ports.write(4, &[0]);
+    ports.write(u64::MAX, &[0]);
+    assert_eq!(*other.0.lock().unwrap(), [(1, vec![6]), (2, vec![1, 2])]);
+    let mut byte = [0];
+    ports.read(1, &mut byte);
+    assert_eq!(byte, [0xa1]);
+    let mut over = [0; 2];
+    ports.read(3, &mut over);
+    assert_eq!((ports.address(), over), (0x8000_0000, [0xff; 2]));
+    assert_ne!(read32(&ports, 4), u32::MAX, "the function's identity");
 }

@@ -81,7 +81,7 @@ impl Platform {
 
     fn driver(&self) -> Driver {
         let driver = Driver::build(Probe::default(), VirtioPciOptions::default(), |pci| {
-            pci.with_doorbells(self.clone())
+            pci.with_caught_doorbells(self.clone())
         });
         let driver = driver.unwrap();
         driver.place();
@@ -242,7 +242,7 @@ fn a_restored_device_has_its_doorbells_caught() {
     let state = driver.pci.save();
     let platform = Platform::default();
     let other = Driver::build(Probe::default(), VirtioPciOptions::default(), |pci| {
-        pci.with_doorbells(platform.clone())
+        pci.with_caught_doorbells(platform.clone())
     })
     .unwrap();
     other.pci.restore(&state).unwrap();

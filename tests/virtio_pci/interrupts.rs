@@ -1,8 +1,13 @@
 //! Which way an event goes, and that it arrives.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, atomic::Ordering::SeqCst};
 
-use devisor::{interrupt::MsiMessage, pci::Function, virtio::transport::pci::VirtioPciOptions};
+use devisor::{
+    interrupt::{LevelInterrupt, MsiMessage, NoInterrupt},
+    pci::{BarIndex, DeviceFunction, Function, NoMessages, RootBus},
+    virtio::transport::{pci::VirtioPciOptions, status::ACKNOWLEDGE},
+};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::{driver::*, platform::Event};
 
@@ -335,6 +340,33 @@ fn a_reset_by_the_bus_is_one_of_device_and_function() {
     driver.platform.take();
     driver.request(0, &mut ring);
     assert_eq!(driver.sent(), [OF_QUEUE[0]]);
+}
+
+#[test]
+fn a_reset_of_the_root_bus_is_one_of_every_device_on_it() {
+    let wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>);
+    let root = RootBus::new(wires, Arc::new(NoMessages));
+    let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap());
+    let devices = [2, 1].map(|number| {
+        let slot = root.slot(DeviceFunction::new(number, 0).unwrap()).unwrap();
+        let device = Arc::new(Device::new(Probe::default(), Arc::clone(&memory), slot).unwrap());
+        root.insert(device.clone()).unwrap();
+        device.write_bar(BarIndex::Bar0, DEVICE_STATUS, &[ACKNOWLEDGE as u8]);
+        device.write_config(COMMAND, &[6]);
+        assert_eq!(device.status(), ACKNOWLEDGE);
+        device
+    });
+    let addresses = root
+        .functions()
+        .into_iter()
+        .map(|function| function.endpoint().address().device());
+    assert!(addresses.eq([1, 2]));
+    root.reset();
+    for device in devices {
+        let mut command = [0xff];
+        device.read_config(COMMAND, &mut command);
+        assert_eq!((device.status(), command), (0, [0]));
+    }
 }
 
 #[test]

@@ -131,7 +131,11 @@ fn a_state_that_cannot_be_is_refused_and_changes_nothing() {
     );
     assert_eq!(
         refuse(|state| state.queue_vectors.push(0)),
-        RestoreError::QueueCount { saved: 3, needed: 2 }
+        RestoreError::QueueCount {
+            field: "queue_vectors",
+            saved: 3,
+            needed: 2
+        }
     );
     assert!(matches!(
         refuse(|state| state.endpoint.causes = 4),

@@ -125,6 +125,13 @@ impl LocalApic {
         self.with(|model| (model.mode() == Mode::XApic).then_some(model.base & BASE_ADDRESS))
     }
 
+    /// Where an address is in the register page, if it is in it: each vCPU looks here before it goes to the bus, for each has
+    /// its own.
+    pub fn page_offset(&self, address: u64) -> Option<u64> {
+        let offset = address.checked_sub(self.base_address()?)?;
+        (offset < Self::SIZE).then_some(offset)
+    }
+
     /// The task priority as CR8 has it.
     pub fn cr8(&self) -> u64 {
         self.with(|model| u64::from(model.tpr >> 4))

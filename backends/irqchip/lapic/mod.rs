@@ -40,6 +40,87 @@
 //! apic.write(0x0b0, &[0; 4]); // EOI
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # The loop of a vCPU
+//! For a hypervisor that brings no more than a CPU (`backends::kvm::x86` is this for KVM):
+//!
+//! ```
+//! use devisor::{
+//!     backends::irqchip::{lapic::{CpuEvent, LocalApic, Request}, pc::Pc},
+//!     bus::{Bus, BusDevice},
+//! };
+//! use std::io;
+//!
+//! enum Exit<'a> {
+//!     Read(u64, &'a mut [u8]),
+//!     Write(u64, &'a [u8]),
+//!     ReadMsr(u32, &'a mut Result<u64, ()>),
+//!     WriteMsr(u32, u64, &'a mut Result<(), ()>),
+//!     /// CR8 may have changed, too.
+//!     Cr8(u64),
+//!     Halt,
+//!     /// The guest takes interrupts now, or the wake line went up: look.
+//!     Look,
+//! }
+//!
+//! /// Yours.
+//! trait Vcpu {
+//!     fn init(&mut self);
+//!     fn start_at(&mut self, segment: u16);
+//!     fn inject_nmi(&mut self);
+//!     /// IF is set, and no instruction holds interrupts off.
+//!     fn takes_interrupts(&self) -> bool;
+//!     fn inject(&mut self, vector: u8);
+//!     /// Leave the guest as soon as it takes interrupts.
+//!     fn request_window(&mut self, wanted: bool);
+//!     fn run(&mut self) -> io::Result<Exit<'_>>;
+//!     /// Until the wake line is up.
+//!     fn sleep(&self);
+//! }
+//!
+//! fn run(vcpu: &mut impl Vcpu, apic: &LocalApic, pc: &Pc, memory: &Bus) -> io::Result<()> {
+//!     let mut halted = false;
+//!     loop {
+//!         while let Some(event) = apic.next_event() {
+//!             halted = false;
+//!             match event {
+//!                 CpuEvent::Init => vcpu.init(),
+//!                 CpuEvent::StartUp(vector) => vcpu.start_at(u16::from(vector.0) << 8),
+//!                 CpuEvent::Nmi => vcpu.inject_nmi(),
+//!                 CpuEvent::Smi => (),
+//!             }
+//!         }
+//!         if vcpu.takes_interrupts() && let Some(request) = apic.acknowledge() {
+//!             halted = false;
+//!             vcpu.inject(match request {
+//!                 Request::Vector(vector) => vector.0,
+//!                 Request::External => pc.pic().acknowledge().0,
+//!             });
+//!         }
+//!         if halted || apic.waits_for_start_up() {
+//!             vcpu.sleep();
+//!             continue;
+//!         }
+//!         vcpu.request_window(apic.request().is_some());
+//!         match vcpu.run()? {
+//!             Exit::Read(address, data) => match apic.page_offset(address) {
+//!                 Some(offset) => apic.read(offset, data),
+//!                 None => memory.read(address, data).unwrap_or_else(|_| data.fill(0xff)),
+//!             },
+//!             Exit::Write(address, data) => match apic.page_offset(address) {
+//!                 Some(offset) => apic.write(offset, data),
+//!                 None => memory.write(address, data).unwrap_or(()),
+//!             },
+//!             // An error is #GP(0). Ask `has_msr` first if other MSRs are yours.
+//!             Exit::ReadMsr(msr, answer) => *answer = apic.read_msr(msr).map_err(|_| ()),
+//!             Exit::WriteMsr(msr, value, answer) => *answer = apic.write_msr(msr, value).map_err(|_| ()),
+//!             Exit::Cr8(value) => _ = apic.set_cr8(value),
+//!             Exit::Halt => halted = true,
+//!             Exit::Look => (),
+//!         }
+//!     }
+//! }
+//! ```
 
 mod access;
 mod cpu;
@@ -128,9 +209,9 @@ impl LocalApicsConfig {
     pub const MAX_HZ: u64 = 10_000_000_000;
 
     fn check(&self) -> Result<(), LocalApicError> {
-        for hz in [self.timer_hz, self.tsc_hz] {
+        for (counter, hz) in [("timer_hz", self.timer_hz), ("tsc_hz", self.tsc_hz)] {
             if !(1..=Self::MAX_HZ).contains(&hz) {
-                return Err(LocalApicError::Rate(hz));
+                return Err(LocalApicError::Rate { counter, hz });
             }
         }
         if !(32..=52).contains(&self.physical_address_bits) {
@@ -194,8 +275,13 @@ type WakeLine = Box<dyn LevelInterrupt>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LocalApicError {
     /// [`LocalApicsConfig::timer_hz`] or [`LocalApicsConfig::tsc_hz`].
-    #[error("a counter of {0} Hz: it has 1 to {max} Hz", max = LocalApicsConfig::MAX_HZ)]
-    Rate(u64),
+    #[error("{counter} is {hz}: 1 to {max} is accepted", max = LocalApicsConfig::MAX_HZ)]
+    Rate {
+        /// The field.
+        counter: &'static str,
+        /// Its value.
+        hz: u64,
+    },
     /// [`LocalApicsConfig::physical_address_bits`].
     #[error("{0} bits of physical address: there are 32 to 52")]
     PhysicalAddressBits(u32),

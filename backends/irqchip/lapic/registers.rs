@@ -119,6 +119,18 @@ impl Lvt {
         Self::Error,
     ];
 
+    /// As the manual names the register.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Timer => "LVT Timer",
+            Self::Thermal => "LVT Thermal Sensor",
+            Self::Performance => "LVT Performance Monitoring Counters",
+            Self::Lint0 => "LVT LINT0",
+            Self::Lint1 => "LVT LINT1",
+            Self::Error => "LVT Error",
+        }
+    }
+
     /// The fields that software can write (figure 12-8).
     pub fn writable(self) -> u32 {
         match self {

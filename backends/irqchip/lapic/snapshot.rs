@@ -334,7 +334,7 @@ impl Model {
         check("ICR", self.icr, destination << 32 | u64::from(ICR_WRITABLE))?;
         for (entry, lvt) in self.lvt.into_iter().zip(Lvt::ALL) {
             let allowed = lvt.writable() | lvt.read_only() & !LVT_DELIVERY_STATUS;
-            check("LVT", entry.into(), allowed.into())?;
+            check(lvt.name(), entry.into(), allowed.into())?;
             if !self.is_enabled() && entry & LVT_MASKED == 0 {
                 return Err(LocalApicStateError::Unmasked(entry));
             }

@@ -31,9 +31,9 @@
 //! let (mut memory, mut ports) = (Bus::new(), Bus::new());
 //! pc.plug(&mut memory, &mut ports)?;
 //!
-//! // What devices get: IRQ 4 as a UART has it, and a pin of PCI.
+//! // What devices get: IRQ 4 as a UART has it, and the wires of PCI.
 //! let uart = pc.level_line(Irq(4))?;
-//! let _intx = pc.gsi_level_line(Gsi(16))?;
+//! let _intx = pc.pci_wires(Gsi(16))?; // INTA to INTD, for `RootBus::new`
 //!
 //! // A guest with 8259s: vectors from 0x20 on, and LINT0 as after a reset lets INTR through.
 //! for (port, word) in [(0x20, 0x11), (0x21, 0x20), (0x21, 0x04), (0x21, 0x01)] {
@@ -50,7 +50,7 @@
 
 mod lines;
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use super::{
     CpuId, Vector,
@@ -260,6 +260,18 @@ impl Pc {
         EdgeLine::new(&self.pic, &self.ioapic, gsi)
     }
 
+    /// Four wires for a PCI root bus, at the GSIs from `first` on: GSI 16, as a rule, or what the guest's tables say.
+    ///
+    /// # Errors
+    /// [`PcError::IoApic`]: there are not so many pins.
+    pub fn pci_wires(&self, first: Gsi) -> Result<[Arc<dyn LevelInterrupt>; 4], PcError> {
+        let wire = |pin| -> Result<Arc<dyn LevelInterrupt>, PcError> {
+            // Past the last there is no pin either.
+            Ok(Arc::new(self.gsi_level_line(Gsi(first.0.saturating_add(pin)))?))
+        };
+        Ok([wire(0)?, wire(1)?, wire(2)?, wire(3)?])
+    }
+
     /// IRQ 2 is no wire of the ISA bus, though GSI 2 is one.
     fn gsi_of(&self, irq: Irq) -> Result<Gsi, PcError> {
         match Gsi::of_irq(irq) {
@@ -298,7 +310,7 @@ impl Pc {
         }
     }
 
-    /// Takes over a saved state, into a board that was just made. Restore the local APICs first, where the messages go.
+    /// Takes over a saved state, into a board that was just made or reset. Restore the local APICs first, where the messages go.
     ///
     /// # Errors
     /// A part refuses its state; the parts before it have taken theirs, so throw the board away.
@@ -312,8 +324,8 @@ impl Pc {
     }
 }
 
-fn shared(device: impl BusDevice + 'static) -> std::sync::Arc<dyn BusDevice> {
-    std::sync::Arc::new(device)
+fn shared(device: impl BusDevice + 'static) -> Arc<dyn BusDevice> {
+    Arc::new(device)
 }
 
 impl fmt::Debug for Pc {

@@ -121,6 +121,16 @@ impl X86Vcpu {
         &self.fd
     }
 
+    /// The vCPU itself, for what of it needs to be alone with it: between two [runs](Self::run), on the vCPU's thread.
+    pub fn fd_mut(&mut self) -> &mut VcpuFd {
+        &mut self.fd
+    }
+
+    /// Gives the vCPU back. What wakes it does so no more; an exit that is not finished stays so.
+    pub fn into_fd(self) -> VcpuFd {
+        self.fd
+    }
+
     /// What wakes it.
     pub fn waker(&self) -> &VcpuWaker {
         &self.waker

@@ -150,11 +150,11 @@ impl Software {
         match exit {
             VcpuExit::Hlt => self.halted = true,
             VcpuExit::IrqWindowOpen | VcpuExit::SetTpr => (),
-            VcpuExit::MmioRead(address, data) => match self.page_offset(address) {
+            VcpuExit::MmioRead(address, data) => match self.apic.page_offset(address) {
                 Some(offset) => self.apic.read(offset, data),
                 None => return Some(VcpuExit::MmioRead(address, data)),
             },
-            VcpuExit::MmioWrite(address, data) => match self.page_offset(address) {
+            VcpuExit::MmioWrite(address, data) => match self.apic.page_offset(address) {
                 Some(offset) => self.apic.write(offset, data),
                 None => return Some(VcpuExit::MmioWrite(address, data)),
             },
@@ -163,11 +163,6 @@ impl Software {
             exit => return Some(exit),
         }
         None
-    }
-
-    fn page_offset(&self, address: u64) -> Option<u64> {
-        let offset = address.checked_sub(self.apic.base_address()?)?;
-        (offset < LocalApic::SIZE).then_some(offset)
     }
 
     fn read_msr<'a>(&self, exit: ReadMsrExit<'a>) -> Option<VcpuExit<'a>> {

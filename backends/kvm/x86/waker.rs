@@ -20,16 +20,17 @@ use crate::{
 /// handles to the same vCPU. It is made before the vCPU, for the local APICs need it first.
 ///
 /// A wake-up costs nothing while the vCPU is neither in the guest nor asleep, and nothing if one is under way; otherwise
-/// a signal, `SIGRTMIN`, or a wake-up of the thread. [`VcpuWaker::new`] gives that signal a handler that does nothing; the
-/// process is to leave it at that, and not to block the signal on threads of vCPUs.
-#[derive(Clone, Default)]
+/// a signal, or a wake-up of the thread. [`VcpuWaker::new`] takes `SIGRTMIN` and gives it a handler that does nothing; a process
+/// that has a signal for this already gives it to [`with_signal`](VcpuWaker::with_signal). Threads of vCPUs are not to
+/// block it.
+#[derive(Clone)]
 pub struct VcpuWaker {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
     gate: Gate,
+    signal: libc::c_int,
     /// The vCPU's thread as the kernel names it, from its first run on.
     thread: AtomicI32,
     handle: OnceLock<thread::Thread>,
@@ -47,7 +48,21 @@ impl VcpuWaker {
         let mut registered = Ok(());
         HANDLER.call_once(|| registered = register_signal_handler(SIGRTMIN(), ignore));
         registered?;
-        Ok(Self::default())
+        Ok(Self::with_signal(SIGRTMIN()))
+    }
+
+    /// For a vCPU that is yet to be made, with a signal that has a handler. Whatever that does, KVM_RUN ends when it comes.
+    pub fn with_signal(signal: libc::c_int) -> Self {
+        let shared = Shared {
+            gate: Gate::default(),
+            signal,
+            thread: AtomicI32::default(),
+            handle: OnceLock::new(),
+            page: OnceLock::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Makes the vCPU look. From any thread.
@@ -60,7 +75,7 @@ impl VcpuWaker {
                 if let Some(page) = self.shared.page.get() {
                     page.set_immediate_exit(true);
                 }
-                signal(self.shared.thread.load(Ordering::SeqCst));
+                signal(self.shared.thread.load(Ordering::SeqCst), self.shared.signal);
             }
             Effort::Unpark => {
                 if let Some(handle) = self.shared.handle.get() {
@@ -165,9 +180,9 @@ fn thread_id() -> i32 {
 }
 
 /// A thread that has ended, or whose number is another's of this process by now, is no harm: the handler does nothing.
-fn signal(thread: i32) {
+fn signal(thread: i32, number: libc::c_int) {
     // SAFETY: the system call takes three numbers and touches no memory of this process.
-    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, SIGRTMIN()) };
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, number) };
 }
 
 /// A rise wakes the vCPU.

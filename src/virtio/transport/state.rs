@@ -72,7 +72,9 @@ pub enum RestoreError {
     #[error("the device status is {0:#x}: restore into a device that was just made or reset")]
     InUse(u32),
     /// The status has bits that do not exist, or one without those that come before it.
-    #[error("device status {0:#x} cannot be reached by a driver")]
+    #[error(
+        "device status {0:#x} cannot be reached by a driver: 1, 2, 8, 4 and 0x40 come in that order, 0x80 at any time"
+    )]
     Status(u32),
     /// Features were accepted that this device does not offer, or before its driver was there, or VERSION_1 was not.
     #[error("driver features {accepted:#x} were negotiated, of which the device offers {offered:#x}")]
@@ -83,8 +85,10 @@ pub enum RestoreError {
         offered: u64,
     },
     /// The number of queues differs.
-    #[error("state of {saved} queues for a device that has {needed}")]
+    #[error("`{field}` has {saved} queues, for a device that has {needed}")]
     QueueCount {
+        /// Which list of the state.
+        field: &'static str,
         /// In the state.
         saved: usize,
         /// In the device.
@@ -234,9 +238,9 @@ where
             return Err(RestoreError::Features { accepted, offered });
         }
         let needed = self.queue_sizes.len();
-        for saved in [state.setup.len(), state.queues.len()] {
+        for (field, saved) in [("setup", state.setup.len()), ("queues", state.queues.len())] {
             if saved != needed {
-                return Err(RestoreError::QueueCount { saved, needed });
+                return Err(RestoreError::QueueCount { field, saved, needed });
             }
         }
         let resettable = negotiated && accepted & features::RING_RESET != 0;

@@ -184,6 +184,12 @@ where
         self.core.resume();
     }
 
+    /// A reset from outside, as when the machine is reset: the device as by its driver, and the registers that select.
+    pub fn reset(&self) {
+        self.shm_sel.store(0, Ordering::SeqCst);
+        self.core.write_status(0);
+    }
+
     fn read_register(&self, register: u64) -> u32 {
         let shared_memory = || self.core.shared_memory(self.shm_sel.load(Ordering::SeqCst));
         let shm_len = || shared_memory().map_or(u64::MAX, |region| region.len);
@@ -222,12 +228,8 @@ where
             registers::QUEUE_READY => core.write_queue_ready(value & 1 != 0),
             registers::QUEUE_NOTIFY => core.notify(value),
             registers::INTERRUPT_ACK => self.interrupt.acknowledge(value),
-            registers::STATUS => {
-                if value == 0 {
-                    self.shm_sel.store(0, Ordering::SeqCst);
-                }
-                core.write_status(value);
-            }
+            registers::STATUS if value == 0 => self.reset(),
+            registers::STATUS => core.write_status(value),
             registers::QUEUE_DESC_LOW => core.set_up_queue(|queue| replace_low(&mut queue.descriptor_area, value)),
             registers::QUEUE_DESC_HIGH => core.set_up_queue(|queue| replace_high(&mut queue.descriptor_area, value)),
             registers::QUEUE_DRIVER_LOW => core.set_up_queue(|queue| replace_low(&mut queue.driver_area, value)),

@@ -96,7 +96,7 @@ pub enum VirtioPciError {
 /// A virtio device as a PCI function.
 ///
 /// *For embedders*: build it in a [`Slot`] and insert it into the [`RootBus`](crate::pci::RootBus) of that slot. The driver's
-/// kicks are trapped stores; with [doorbells](Self::with_doorbells) the hypervisor catches them. Without a
+/// kicks are trapped stores; with [doorbells](Self::with_caught_doorbells) the hypervisor catches them. Without a
 /// [`Doorbell`](Self::with_doorbell) the device runs on the thread that kicks; with one, on the thread that calls
 /// [`run`](Self::run). Every method may be called from any thread.
 ///
@@ -189,7 +189,7 @@ where
     ///
     /// They are caught where BAR 0 decodes at the time, for enabled queues, from DRIVER_OK on; a kick that the platform
     /// cannot catch exits as ever.
-    pub fn with_doorbells(mut self, doorbells: impl Doorbells + 'static) -> Self {
+    pub fn with_caught_doorbells(mut self, doorbells: impl Doorbells + 'static) -> Self {
         self.outside_mut().doorbells = Some(Box::new(doorbells));
         self
     }
@@ -273,6 +273,10 @@ where
 {
     fn endpoint(&self) -> &Endpoint {
         &self.interrupt.endpoint
+    }
+
+    fn reset(&self) {
+        Self::reset(self);
     }
 
     /// Structures answer accesses that lie in one of them: registers of their own width, the device configuration of any.

@@ -34,7 +34,8 @@ impl PciInterrupt {
         } = state;
         let (saved, needed) = (queue_vectors.len(), self.queues());
         if saved != needed {
-            return Err(RestoreError::QueueCount { saved, needed });
+            let field = "queue_vectors";
+            return Err(RestoreError::QueueCount { field, saved, needed });
         }
         let vectors = self.vectors();
         let stray = |&&vector: &&u16| vector >= vectors && vector != NO_VECTOR;
