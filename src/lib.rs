@@ -74,10 +74,10 @@
 //! Each part gives its state as plain data (`save`) and takes back what it accepts (`restore`), all or nothing, and then derives its
 //! outputs anew. A part does not save what is plugged into it, so the order is the embedder's:
 //!
-//! - To save: pause the virtio devices, stop the vCPUs, save the devices, save the controllers, and guest memory last: GICv3 and ITS write
-//!   tables into it.
-//! - To restore, into parts that were just made: guest memory; the local APICs or the GIC; what sends messages to them (the PC's
-//!   board or the ITS); the devices; then resume these, and run the vCPUs.
+//! - To save: pause the virtio devices, stop the vCPUs, save the devices; then what sends messages (the PC's board or the ITS), the
+//!   local APICs or the GIC, and guest memory last: GICv3 and ITS write tables into it.
+//! - To restore, into parts that were just made: the other way around, beginning with guest memory; then resume the devices, and run
+//!   the vCPUs.
 //!
 //! A controller knows from its state what its inputs were, and the devices drive them again. An x86 controller counts them as up until
 //! then, so that no edge is made up; a GIC counts them as down, and takes the edge that it had latched from its state.

@@ -12,7 +12,7 @@ use devisor::{
         CpuId, Vector,
         ioapic::{IoApicConfig, Pin},
         lapic::{ApicId, CpuEvent, Lint, LocalApic, LocalApicParts, LocalApics, LocalApicsConfig, Request},
-        pc::{Gsi, LintOfAll, Pc, PcConfig, PcError, TIMER_GSI, TIMER_IRQ},
+        pc::{Gsi, LintOfAll, Pc, PcConfig, PcError, PcState, TIMER_GSI, TIMER_IRQ},
         pic::{Irq, PicError},
     },
     bus::{Bus, BusDevice},
@@ -385,4 +385,61 @@ fn lint1_of_all_is_an_nmi_for_all() {
         assert_eq!(cpu.next_event(), None);
     }
     nmi.clear().unwrap();
+}
+
+/// The timer's IRQ waits at the 8259s after a move that began when the timer's time had come.
+fn a_tick_that_comes_with_the_save_is_there_after_a_move(control: u8) {
+    let board = || {
+        let clock = Arc::new(ManualClock::default());
+        (
+            Pc::new(PcConfig::default(), Messages::default(), NoInterrupt, clock.clone(), ()).unwrap(),
+            clock,
+        )
+    };
+    let (pc, clock) = board();
+    let (mut memory, mut ports) = (Bus::new(), Bus::new());
+    pc.plug(&mut memory, &mut ports).unwrap();
+    for (port, word) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0)] {
+        ports.write(port, &[word]).unwrap();
+    }
+    ports.write(0x43, &[control]).unwrap();
+    for byte in 11932_u16.to_le_bytes() {
+        ports.write(0x40, &[byte]).unwrap();
+    }
+    // OUT was low before the control word: that is a tick, too.
+    assert_eq!(pc.pic().acknowledge(), Vector(0x20));
+    ports.write(0x20, &[0x20]).unwrap();
+    assert!(!pc.pic().intr());
+    clock.advance(pc.pit().deadline().unwrap());
+    let state = pc.save();
+    assert!(pc.pic().intr());
+    let (other, _) = board();
+    other.restore(&state).unwrap();
+    assert!(other.pic().intr());
+    assert_eq!(other.save(), state);
+}
+
+#[test]
+fn no_tick_of_the_timer_is_lost_by_a_save() {
+    a_tick_that_comes_with_the_save_is_there_after_a_move(0x34);
+    a_tick_that_comes_with_the_save_is_there_after_a_move(0x38);
+}
+
+#[test]
+fn a_state_of_which_one_part_is_refused_changes_nothing() {
+    let (pc, _, _) = with_local_apics();
+    let good = pc.save();
+    type Change = fn(&mut PcState);
+    let changes: [Change; 3] = [
+        |state| state.pic.master.elcr = 1,
+        |state| _ = state.ioapic.pins.pop(),
+        |state| state.pit.port_b = 0xff,
+    ];
+    for change in changes {
+        let mut state = good.clone();
+        (state.pic.slave.imr, state.ioapic.id, state.pit.port_b) = (0x55, 7, 3);
+        change(&mut state);
+        pc.restore(&state).unwrap_err();
+        assert_eq!(pc.save(), good);
+    }
 }

@@ -20,7 +20,7 @@ use devisor::{
         irqchip::{
             CpuId,
             lapic::{ApicId, LocalApicParts, LocalApics, LocalApicsConfig},
-            pc::{Pc, PcConfig},
+            pc::{Gsi, Pc, PcConfig},
             pic::Irq,
         },
         kvm::{
@@ -29,7 +29,7 @@ use devisor::{
         },
     },
     bus::{Bus, BusDevice},
-    interrupt::{Interrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
+    interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
     time::ManualClock,
 };
 use kvm_bindings::{KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_segment, kvm_userspace_memory_region};
@@ -276,7 +276,7 @@ fn an_interrupt_of_the_8259_that_follows_one_that_was_not_taken_yet_is_taken_aft
     }
     fd.set_lapic(&apic).unwrap();
     begin(&fd);
-    let mut vcpu = X86Vcpu::split(fd, VcpuWaker::new().unwrap(), Arc::clone(&board)).unwrap();
+    let mut vcpu = X86Vcpu::split(fd, VcpuWaker::new().unwrap(), &irqchip).unwrap();
     machine.put(CODE, &COPY_FROM_NO_MEMORY);
     for irq in [3, 5] {
         // mov al, irq; out 0x10, al; iret
@@ -294,6 +294,166 @@ fn an_interrupt_of_the_8259_that_follows_one_that_was_not_taken_yet_is_taken_aft
         taken.iter().filter(|(port, _)| *port == 0x10).collect::<Vec<_>>(),
         [&(0x10, 5), &(0x10, 3)]
     );
+}
+
+#[test]
+fn a_deadline_that_the_guest_has_written_is_in_the_state_of_a_vcpu_that_was_settled() {
+    let Some(machine) = Machine::new() else { return };
+    let (apics, mut vcpu) = machine.software(1);
+    let apic = apics.cpu(CpuId(0)).unwrap();
+    apic.write(0x320, &(0x41_u32 | 2 << 17).to_le_bytes());
+    // mov ecx, 0x6e0; mov eax, -1; mov edx, 0x0fffffff; wrmsr; out 0x10, al
+    let code = [
+        [0x66, 0xb9, 0xe0, 6, 0, 0],
+        [0x66, 0xb8, 0xff, 0xff, 0xff, 0xff],
+        [0x66, 0xba, 0xff, 0xff, 0xff, 0x0f],
+        [0x0f, 0x30, 0xe6, 0x10, 0xeb, 0xfe],
+    ];
+    machine.put(CODE, code.as_flattened());
+    while apic.save().tsc_deadline == 0 {
+        assert!(vcpu.run().unwrap().is_none(), "not before the timer is armed");
+        vcpu.settle(|exit| panic!("{exit:?}")).unwrap();
+    }
+    assert_eq!(apic.save().tsc_deadline, 0x0fff_ffff_ffff_ffff);
+    assert_eq!(
+        vcpu.fd().get_regs().unwrap().rip,
+        CODE + 20,
+        "WRMSR has come to its end"
+    );
+}
+
+#[test]
+fn a_vcpu_that_is_settled_is_at_the_end_of_an_instruction_with_many_exits() {
+    let Some(machine) = Machine::new() else { return };
+    let (_apics, mut vcpu) = machine.software(1);
+    machine.put(CODE, &COPY_FROM_NO_MEMORY);
+    run_to_read(&mut vcpu);
+    let mut reads = 0;
+    vcpu.settle(|exit| match exit {
+        Exit::Other(VcpuExit::MmioRead(_, data)) => {
+            data.fill(0xa5);
+            reads += 1;
+        }
+        exit => panic!("{exit:?}"),
+    })
+    .unwrap();
+    // Between two of its rounds, or behind it: what was read is in memory.
+    let regs = vcpu.fd().get_regs().unwrap();
+    let copied = 1000 - regs.rcx;
+    assert_eq!((regs.rsi, regs.rdi), (copied, copied));
+    assert!(copied > 0 && copied <= reads + 1, "{copied} of {reads}");
+    let mut memory = vec![0xff; copied as usize];
+    machine.memory.read_slice(&mut memory, GuestAddress(0x8000)).unwrap();
+    assert!(memory[1..].iter().all(|&byte| byte == 0xa5) && memory[0] == 0);
+}
+
+#[test]
+fn a_halted_vcpu_runs_after_a_reset_of_the_machine_and_is_halted_after_a_move() {
+    let Some(machine) = Machine::new() else { return };
+    let (apics, mut vcpu) = machine.software(1);
+    let apic = apics.cpu(CpuId(0)).unwrap();
+    machine.put(CODE, &[0xf4]);
+    assert_eq!(next_write(&mut vcpu, Duration::from_millis(100)), None, "it sleeps");
+    vcpu.settle(|exit| panic!("{exit:?}")).unwrap();
+    assert!(vcpu.is_halted());
+
+    // mov al, 7; out 0x10, al
+    machine.put(CODE, &[0xb0, 7, 0xe6, 0x10]);
+    apic.reset();
+    begin(vcpu.fd());
+    vcpu.restart(false);
+    assert_eq!(next_write(&mut vcpu, PATIENCE), Some((0x10, 7)));
+
+    begin(vcpu.fd());
+    vcpu.restart(true);
+    assert_eq!(next_write(&mut vcpu, Duration::from_millis(100)), None, "it sleeps");
+    apic.write(0xf0, &0x1ff_u32.to_le_bytes());
+    machine.handle(0x40, 0x3000, &[0xcf]);
+    apics.send(RequesterId(0), message(0x40, 0)).unwrap();
+    assert_eq!(next_write(&mut vcpu, PATIENCE), Some((0x10, 7)), "what follows its HLT");
+}
+
+/// The handler of a level at the IOAPIC before the kernel's local APIC ends it: whether Remote IRR stays. `restored`: as a move leaves
+/// it, while the interrupt waits in the local APIC; otherwise it comes by the line.
+fn remote_irr_stays(restored: bool) -> Option<bool> {
+    const PIN: usize = 20;
+    let machine = Machine::new()?;
+    let irqs = KvmIrqs::new(Arc::clone(&machine.vm), 1..=23).unwrap();
+    let irqchip = SplitIrqchip::new(&irqs, PcConfig::default());
+    let irqchip = irqchip
+        .inspect_err(|error| skipped(format_args!("KVM has no split irqchip: {error}")))
+        .ok()?;
+    let board = irqchip.board(NoInterrupt, ManualClock::default(), ()).unwrap();
+    let fd = machine.vm.create_vcpu(0).unwrap();
+    // Protected mode, without pages: the local APIC is at 0xfee00000.
+    for (at, value) in [
+        (0x7008, 0x00cf_9b00_0000_ffff_u64),
+        (0x7010, 0x00cf_9300_0000_ffff),
+        (0x9000 + 0x41 * 8, 0x3000 | 8 << 16 | 0x8e00 << 32),
+    ] {
+        machine.memory.write_obj(value, GuestAddress(at)).unwrap();
+    }
+    // sti; 1: jmp 1b, and the handler: mov dword ptr [0xfee000b0], 0; out 0x10, al; 1: jmp 1b
+    machine.put(CODE, &[0xfb, 0xeb, 0xfe]);
+    machine.put(
+        0x3000,
+        &[0xc7, 0x05, 0xb0, 0, 0xe0, 0xfe, 0, 0, 0, 0, 0xe6, 0x10, 0xeb, 0xfe],
+    );
+    begin(&fd);
+    let mut sregs = fd.get_sregs().unwrap();
+    let segment = |selector, type_| kvm_segment {
+        limit: u32::MAX,
+        selector,
+        type_,
+        present: 1,
+        s: 1,
+        g: 1,
+        db: 1,
+        ..Default::default()
+    };
+    sregs.cs = segment(8, 0xb);
+    (sregs.ds, sregs.es, sregs.ss) = (segment(0x10, 3), segment(0x10, 3), segment(0x10, 3));
+    (sregs.gdt.base, sregs.gdt.limit) = (0x7000, 0x17);
+    (sregs.idt.base, sregs.idt.limit) = (0x9000, 0xfff);
+    sregs.cr0 |= 1;
+    fd.set_sregs(&sregs).unwrap();
+    let mut apic = fd.get_lapic().unwrap();
+    (apic.regs[0xf0], apic.regs[0xf1]) = (0xff_u8 as _, 1);
+    let entry = 0x41 | 1 << 15;
+    let mut state = board.save();
+    if restored {
+        state.ioapic.pins[PIN].entry = entry | 1 << 14;
+        // IRR and TMR.
+        for register in [0x200, 0x180] {
+            apic.regs[register + 0x41 / 32 * 16] = 1 << (0x41 % 32);
+        }
+    } else {
+        state.ioapic.pins[PIN].entry = entry;
+    }
+    fd.set_lapic(&apic).unwrap();
+    board.restore(&state).unwrap();
+    if !restored {
+        let line = board.gsi_level_line(Gsi(PIN as u32)).unwrap();
+        line.trigger().unwrap();
+        line.clear().unwrap();
+    }
+    let mut vcpu = X86Vcpu::split(fd, VcpuWaker::new().unwrap(), &irqchip).unwrap();
+    let is_in_service = || board.ioapic().save().pins[PIN].entry & 1 << 14 != 0;
+    assert!(is_in_service());
+    assert_eq!(next_write(&mut vcpu, PATIENCE).map(|(port, _)| port), Some(0x10));
+    // A KVM that emulates the guest tells of the EOI when it is entered the next time.
+    assert_eq!(next_write(&mut vcpu, Duration::from_millis(100)), None);
+    Some(is_in_service())
+}
+
+#[test]
+fn an_eoi_reaches_the_ioapic_before_a_split_irqchip() {
+    assert_ne!(remote_irr_stays(false), Some(true));
+}
+
+#[test]
+fn an_eoi_reaches_the_ioapic_of_a_split_irqchip_that_was_restored_while_it_was_in_service() {
+    assert_ne!(remote_irr_stays(true), Some(true));
 }
 
 #[test]

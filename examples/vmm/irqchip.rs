@@ -55,6 +55,7 @@ pub enum Irqchip {
         wires: Mutex<BTreeMap<Gsi, SharedLine<IrqLine>>>,
     },
     Split {
+        irqchip: SplitIrqchip,
         board: Arc<Pc>,
     },
     Software {
@@ -87,7 +88,7 @@ impl Irqchip {
                     Ok(())
                 });
                 let board = irqchip.board(intr, timers.clock(), timers.slot())?;
-                Ok(Self::Split { board })
+                Ok(Self::Split { irqchip, board })
             }
             Mode::Software => {
                 prepare_software(vm)?;
@@ -113,7 +114,7 @@ impl Irqchip {
     /// What is to be called when an alarm goes off, in the order of the slots.
     pub fn expiries(&self) -> Result<Vec<Box<dyn Fn() + Send>>, Error> {
         let mut expiries: Vec<Box<dyn Fn() + Send>> = Vec::new();
-        if let Self::Split { board } | Self::Software { board, .. } = self {
+        if let Self::Split { board, .. } | Self::Software { board, .. } = self {
             let pit = board.pit().clone();
             expiries.push(Box::new(move || pit.expire()));
         }
@@ -130,7 +131,7 @@ impl Irqchip {
     pub fn plug(&self, memory: &mut Bus, ports: &mut Bus) -> Result<(), Error> {
         match self {
             Self::Kernel { .. } => Ok(()),
-            Self::Split { board } | Self::Software { board, .. } => Ok(board.plug(memory, ports)?),
+            Self::Split { board, .. } | Self::Software { board, .. } => Ok(board.plug(memory, ports)?),
         }
     }
 
@@ -149,7 +150,7 @@ impl Irqchip {
                 };
                 Box::new(wire.source()?)
             }
-            Self::Split { board } | Self::Software { board, .. } => Box::new(board.gsi_level_line(gsi)?),
+            Self::Split { board, .. } | Self::Software { board, .. } => Box::new(board.gsi_level_line(gsi)?),
         })
     }
 
@@ -157,7 +158,7 @@ impl Irqchip {
     pub fn edge_line(&self, gsi: Gsi) -> Result<Arc<dyn Interrupt>, Error> {
         Ok(match self {
             Self::Kernel { irqs, .. } => Arc::new(irqs.claim(kvm::Gsi(gsi.0), "an edge line")?.irqfd()?),
-            Self::Split { board } | Self::Software { board, .. } => Arc::new(board.gsi_edge_line(gsi)?),
+            Self::Split { board, .. } | Self::Software { board, .. } => Arc::new(board.gsi_edge_line(gsi)?),
         })
     }
 
@@ -188,7 +189,7 @@ impl Irqchip {
         }
         let vcpu: io::Result<X86Vcpu> = match self {
             Self::Kernel { .. } => X86Vcpu::kernel(fd, waker),
-            Self::Split { board } => X86Vcpu::split(fd, waker, Arc::clone(board)),
+            Self::Split { irqchip, .. } => X86Vcpu::split(fd, waker, irqchip),
             Self::Software { board, apics } => X86Vcpu::software(fd, waker, apics.cpu(CpuId(cpu))?, Arc::clone(board)),
         };
         Ok(vcpu?)

@@ -153,6 +153,7 @@ struct Shared {
     model: Mutex<Model>,
     finished: Arc<FinishedHooks>,
     refusals: AtomicU64,
+    restores: AtomicU64,
 }
 
 impl IoApic {
@@ -171,6 +172,7 @@ impl IoApic {
                 model: Mutex::new(Model::new(config)),
                 finished: Arc::default(),
                 refusals: AtomicU64::new(0),
+                restores: AtomicU64::new(0),
             }),
         })
     }
@@ -204,6 +206,12 @@ impl IoApic {
     /// How often the sink has refused a message.
     pub fn refusals(&self) -> u64 {
         self.shared.refusals.load(Ordering::Relaxed)
+    }
+
+    /// How often a state was put back: pins can be in service since then whose message was sent by another IOAPIC, in another
+    /// process. Whoever keeps something for each message that was sent looks at all pins again.
+    pub fn restores(&self) -> u64 {
+        self.shared.restores.load(Ordering::Acquire)
     }
 
     /// A reset of the system: registers go to their reset values. Lines stay as their devices hold them.

@@ -1,5 +1,7 @@
 //! The state of an IOAPIC as plain data: taken, checked and put back.
 
+use std::sync::atomic::Ordering;
+
 use super::{
     IoApic,
     model::{Model, Pin, is_level},
@@ -76,9 +78,16 @@ impl IoApic {
     /// # Errors
     /// [`IoApicStateError`]: the state is refused as a whole.
     pub fn restore(&self, state: &IoApicState) -> Result<(), IoApicStateError> {
-        state.check(self.shared.config.pins as usize)?;
-        self.shared.with(|model| model.restore(state));
+        self.check(state)?;
+        self.shared.with(|model| {
+            model.restore(state);
+            self.shared.restores.fetch_add(1, Ordering::Release);
+        });
         Ok(())
+    }
+
+    pub(in crate::backends::irqchip) fn check(&self, state: &IoApicState) -> Result<(), IoApicStateError> {
+        state.check(self.shared.config.pins as usize)
     }
 }
 

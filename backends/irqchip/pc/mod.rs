@@ -301,21 +301,27 @@ impl Pc {
         self.ioapic.reset();
     }
 
-    /// The state of all three. Stop the vCPUs and the devices first, so that it is one moment's.
+    /// The state of all three. Stop the vCPUs and the devices first, so that it is one moment's, and save the local APICs
+    /// after it: if the timer's time has come, it interrupts them now.
     pub fn save(&self) -> PcState {
+        // The timer first: it interrupts the controllers.
+        let pit = self.pit.save();
         PcState {
             pic: self.pic.save(),
             ioapic: self.ioapic.save(),
-            pit: self.pit.save(),
+            pit,
         }
     }
 
-    /// Takes over a saved state, into a board that was just made or reset. Restore the local APICs first, where the messages go.
+    /// Takes over a saved state, all or nothing. Restore the local APICs first, where the messages go.
     ///
     /// # Errors
-    /// A part refuses its state; the parts before it have taken theirs, so throw the board away.
+    /// A part refuses its state. Nothing was changed.
     pub fn restore(&self, state: &PcState) -> Result<(), PcStateError> {
         let PcState { pic, ioapic, pit } = state;
+        pic.check()?;
+        self.ioapic.check(ioapic)?;
+        pit.check()?;
         // The controllers before the timer that interrupts them.
         self.pic.restore(pic)?;
         self.ioapic.restore(ioapic)?;

@@ -97,10 +97,16 @@ impl Pic {
     /// # Errors
     /// [`PicStateError`]: the state is refused as a whole.
     pub fn restore(&self, state: &PicState) -> Result<(), PicStateError> {
-        state.master.check("master", true)?;
-        state.slave.check("slave", false)?;
+        state.check()?;
         self.shared.with(|model| model.restore(state));
         Ok(())
+    }
+}
+
+impl PicState {
+    pub(in crate::backends::irqchip) fn check(&self) -> Result<(), PicStateError> {
+        self.master.check("master", true)?;
+        self.slave.check("slave", false)
     }
 }
 

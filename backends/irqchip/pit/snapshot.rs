@@ -58,7 +58,7 @@ impl Pit {
     /// [`PitStateError`]: the state is refused as a whole.
     pub fn restore(&self, state: &PitState) -> Result<(), PitStateError> {
         let PitState { now, counters, port_b } = state;
-        check(state)?;
+        state.check()?;
         self.shared.change(|model| {
             model.now = *now;
             model.counters = counters.clone();
@@ -69,55 +69,57 @@ impl Pit {
     }
 }
 
-fn check(state: &PitState) -> Result<(), PitStateError> {
-    let PitState { now, counters, port_b } = state;
-    let accept = |counter, field, value, accepted, is_accepted| match is_accepted {
-        true => Ok(()),
-        false => Err(PitStateError {
-            counter,
-            field,
-            value,
-            accepted,
-        }),
-    };
-    let written = u64::from(*port_b);
-    accept(2, "port B", written, "bits 0 to 3", port_b & !PORT_B_WRITABLE == 0)?;
-    accept(2, "now", *now, "at most 2^61", *now <= MAX_TICKS / 2)?;
-    for (index, counter) in counters.iter().enumerate() {
-        let CounterState {
-            format,
-            gate,
-            count,
-            next,
-            counted,
-            since,
-            low_byte: _,
-            read_high: _,
-            latched_count: _,
-            latched_status: _,
-        } = counter;
-        let accept = |field, value, accepted, is_accepted| accept(index, field, value, accepted, is_accepted);
-        let is_format = format & !FORMAT == 0 && counter.rw() != LATCH;
-        accept("format", (*format).into(), "six bits with RW of 1 to 3", is_format)?;
-        let expected = index != 2 || port_b & TIMER_2_GATE != 0;
-        let what = "high, or for counter 2 as in port B";
-        accept("gate", u64::from(*gate), what, *gate == expected)?;
-        for count in [count, next].into_iter().flatten() {
-            let is_count = (1..=0x1_0000).contains(count);
-            accept("count", u64::from(*count), "1 to 65536", is_count)?;
+impl PitState {
+    pub(in crate::backends::irqchip) fn check(&self) -> Result<(), PitStateError> {
+        let PitState { now, counters, port_b } = self;
+        let accept = |counter, field, value, accepted, is_accepted| match is_accepted {
+            true => Ok(()),
+            false => Err(PitStateError {
+                counter,
+                field,
+                value,
+                accepted,
+            }),
+        };
+        let written = u64::from(*port_b);
+        accept(2, "port B", written, "bits 0 to 3", port_b & !PORT_B_WRITABLE == 0)?;
+        accept(2, "now", *now, "at most 2^61", *now <= MAX_TICKS / 2)?;
+        for (index, counter) in counters.iter().enumerate() {
+            let CounterState {
+                format,
+                gate,
+                count,
+                next,
+                counted,
+                since,
+                low_byte: _,
+                read_high: _,
+                latched_count: _,
+                latched_status: _,
+            } = counter;
+            let accept = |field, value, accepted, is_accepted| accept(index, field, value, accepted, is_accepted);
+            let is_format = format & !FORMAT == 0 && counter.rw() != LATCH;
+            accept("format", (*format).into(), "six bits with RW of 1 to 3", is_format)?;
+            let expected = index != 2 || port_b & TIMER_2_GATE != 0;
+            let what = "high, or for counter 2 as in port B";
+            accept("gate", u64::from(*gate), what, *gate == expected)?;
+            for count in [count, next].into_iter().flatten() {
+                let is_count = (1..=0x1_0000).contains(count);
+                accept("count", u64::from(*count), "1 to 65536", is_count)?;
+            }
+            if let Some(since) = since {
+                let is_since = *since <= now + 1 && count.is_some();
+                accept("since", *since, "at most the next tick, with a count", is_since)?;
+            }
+            // What went by did so before it began to count again, or stopped: so it never comes to more than now.
+            let is_counted = counted <= since.as_ref().unwrap_or(now).min(now);
+            accept(
+                "counted",
+                *counted,
+                "at most since, or at most now while it stands",
+                is_counted,
+            )?;
         }
-        if let Some(since) = since {
-            let is_since = *since <= now + 1 && count.is_some();
-            accept("since", *since, "at most the next tick, with a count", is_since)?;
-        }
-        // What went by did so before it began to count again, or stopped: so it never comes to more than now.
-        let is_counted = counted <= since.as_ref().unwrap_or(now).min(now);
-        accept(
-            "counted",
-            *counted,
-            "at most since, or at most now while it stands",
-            is_counted,
-        )?;
+        Ok(())
     }
-    Ok(())
 }

@@ -5,33 +5,11 @@ use std::io;
 use kvm_bindings::{kvm_debugregs, kvm_dtable, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 
-use super::run_page::RunPage;
-
 /// Caching: an INIT leaves these two bits of CR0 as they are. The third is always set.
 const CR0_CD_NW: u64 = 3 << 29;
 const CR0_ET: u64 = 1 << 4;
 /// The bit of RFLAGS that is always set.
 const RFLAGS_RESERVED: u64 = 1 << 1;
-
-/// Lets the instruction of the last exit finish, which KVM does when it is entered the next time: what is changed before that,
-/// it would change again.
-pub(super) fn finish_exit(vcpu: &mut VcpuFd, page: &RunPage) -> io::Result<()> {
-    // KVM goes on with a string instruction for 1024 rounds before it looks around. Each is a read and a write, and what crosses
-    // pages has two exits.
-    const EXITS: usize = 4 * 1024;
-    for _ in 0..=EXITS {
-        page.set_immediate_exit(true);
-        match vcpu.run() {
-            Ok(_) => (),
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
-                page.set_immediate_exit(false);
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(io::Error::other("KVM does not finish an instruction of the guest"))
-}
 
 /// The state after INIT, about to run from the reset vector. What INIT does not change stays: FPU, MSRs, IA32_APIC_BASE.
 pub(super) fn init(vcpu: &VcpuFd) -> io::Result<()> {

@@ -74,7 +74,7 @@ pub struct X86Vcpu {
 enum Controller {
     Kernel,
     #[cfg(feature = "irqchip")]
-    Split(Arc<Pc>),
+    Split(SplitIrqchip, Arc<Pc>),
     #[cfg(feature = "irqchip")]
     Software(Box<Software>),
 }
@@ -88,13 +88,14 @@ impl X86Vcpu {
         Self::new(fd, waker, Controller::Kernel)
     }
 
-    /// A vCPU of a VM with a [`SplitIrqchip`], before it that irqchip's `board`. INTR of the board wakes it by `waker`.
+    /// A vCPU of a VM with a [`SplitIrqchip`], which has its [board](SplitIrqchip::board). INTR of the board wakes it by `waker`.
     ///
     /// # Errors
-    /// As [`kernel`](Self::kernel).
+    /// As [`kernel`](Self::kernel); or there is no board.
     #[cfg(feature = "irqchip")]
-    pub fn split(fd: VcpuFd, waker: VcpuWaker, board: Arc<Pc>) -> io::Result<Self> {
-        Self::new(fd, waker, Controller::Split(board))
+    pub fn split(fd: VcpuFd, waker: VcpuWaker, irqchip: &SplitIrqchip) -> io::Result<Self> {
+        let board = irqchip.existing_board()?;
+        Self::new(fd, waker, Controller::Split(irqchip.clone(), board))
     }
 
     /// A vCPU of a VM without an irqchip, after [`prepare_software`]. `waker` is the wake line of `apic`.
@@ -161,24 +162,58 @@ impl X86Vcpu {
         let exit = match result {
             Ok(VcpuExit::Intr) => return Ok(None),
             Ok(exit) => exit,
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Ok(None),
+            Err(error) if is_interrupted(&error) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let exit = match controller {
-            Controller::Kernel => Some(exit),
-            #[cfg(feature = "irqchip")]
-            Controller::Split(board) => match exit {
-                VcpuExit::IoapicEoi(vector) => {
-                    board.eoi(Vector(vector));
-                    None
-                }
-                VcpuExit::IrqWindowOpen => None,
-                exit => Some(exit),
-            },
-            #[cfg(feature = "irqchip")]
-            Controller::Software(software) => software.handle(exit),
-        };
+        let exit = controller.handle(exit);
         Ok(exit.map(|exit| Exit::new(exit, waker.page())))
+    }
+
+    /// Ends what the guest is in the middle of, and does not let it go on: the instruction of the last exit, which KVM finishes
+    /// with its next run, and what the guest has written to a local APIC of devisor's. Further exits of that instruction go to
+    /// `serve`, to be answered as those of [`run`](Self::run).
+    ///
+    /// To be called before anybody else reads or sets the state of the vCPU, its local APIC or the board. On the vCPU's thread.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn settle(&mut self, mut serve: impl FnMut(Exit<'_>)) -> io::Result<()> {
+        let Self { fd, waker, controller } = self;
+        let page = waker.page();
+        finish_exit(fd, page, |exit| {
+            if let Some(exit) = controller.handle(exit) {
+                serve(Exit::new(exit, page));
+            }
+        })?;
+        #[cfg(feature = "irqchip")]
+        if let Controller::Software(software) = controller {
+            software.leave(page);
+            software.settle(fd)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is halted, without a local APIC in the kernel. With one, KVM knows (`KVM_GET_MP_STATE`), and this is `false`.
+    pub fn is_halted(&self) -> bool {
+        match &self.controller {
+            #[cfg(feature = "irqchip")]
+            Controller::Software(software) => software.is_halted(),
+            _ => false,
+        }
+    }
+
+    /// Its registers and its local APIC were set from outside, after [`settle`](Self::settle): it goes on from there, `halted` or not. A
+    /// reset says `false`, a restore what [`is_halted`](Self::is_halted) was. With a local APIC in the kernel, `KVM_SET_MP_STATE`
+    /// decides instead.
+    #[cfg_attr(not(feature = "irqchip"), expect(unused_variables, reason = "KVM knows"))]
+    pub fn restart(&mut self, halted: bool) {
+        match &mut self.controller {
+            Controller::Kernel => (),
+            #[cfg(feature = "irqchip")]
+            Controller::Split(..) => self.waker.page().is_no_longer_ready(),
+            #[cfg(feature = "irqchip")]
+            Controller::Software(software) => software.restart(halted, self.waker.page()),
+        }
     }
 }
 
@@ -234,11 +269,59 @@ impl Controller {
         match self {
             Self::Kernel => Ok(true),
             #[cfg(feature = "irqchip")]
-            Self::Split(board) => split::enter(fd, page, board).map(|()| true),
+            Self::Split(irqchip, board) => split::enter(fd, page, irqchip, board).map(|()| true),
             #[cfg(feature = "irqchip")]
             Self::Software(software) => software.enter(fd, page),
         }
     }
+}
+
+impl Controller {
+    /// Takes what is for a controller here. Returns what is not.
+    fn handle<'a>(&mut self, exit: VcpuExit<'a>) -> Option<VcpuExit<'a>> {
+        match self {
+            Self::Kernel => Some(exit),
+            #[cfg(feature = "irqchip")]
+            Self::Split(_, board) => match exit {
+                VcpuExit::IoapicEoi(vector) => {
+                    board.eoi(Vector(vector));
+                    None
+                }
+                VcpuExit::IrqWindowOpen => None,
+                exit => Some(exit),
+            },
+            #[cfg(feature = "irqchip")]
+            Self::Software(software) => software.handle(exit),
+        }
+    }
+}
+
+/// It has not run, or not to an exit.
+fn is_interrupted(error: &kvm_ioctls::Error) -> bool {
+    matches!(error.errno(), libc::EINTR | libc::EAGAIN)
+}
+
+/// Lets the instruction of the last exit finish, which KVM does when it is entered the next time: what is changed before that,
+/// it would change again.
+fn finish_exit(vcpu: &mut VcpuFd, page: &RunPage, mut serve: impl FnMut(VcpuExit<'_>)) -> io::Result<()> {
+    // KVM goes on with a string instruction for 1024 rounds before it looks around. Each is a read and a write, and what crosses
+    // pages has two exits.
+    const EXITS: usize = 4 * 1024;
+    for _ in 0..=EXITS {
+        page.set_immediate_exit(true);
+        match vcpu.run() {
+            Ok(VcpuExit::Intr) => (),
+            Ok(exit) => {
+                serve(exit);
+                continue;
+            }
+            Err(error) if is_interrupted(&error) => (),
+            Err(error) => return Err(error.into()),
+        }
+        page.set_immediate_exit(false);
+        return Ok(());
+    }
+    Err(io::Error::other("KVM does not finish an instruction of the guest"))
 }
 
 impl fmt::Debug for X86Vcpu {

@@ -10,7 +10,7 @@ use kvm_ioctls::{
     MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, ReadMsrExit, VcpuExit, VcpuFd, VmFd, WriteMsrExit,
 };
 
-use super::{init, inject, run_page::RunPage};
+use super::{finish_exit, init, inject, run_page::RunPage};
 use crate::{
     backends::irqchip::{
         Vector,
@@ -78,16 +78,11 @@ impl Software {
 
     /// Before the guest is entered: sees to events and injects what it is to take. `false` if it is not to be entered.
     pub(super) fn enter(&mut self, vcpu: &mut VcpuFd, page: &RunPage) -> io::Result<bool> {
-        if let Some(deadline) = self.deadline.take() {
-            // The counter that it is compared with is the kernel's, and the guest may have set that since.
-            self.apic.set_tsc(read_tsc(vcpu)?);
-            // It takes any value.
-            let _ = self.apic.write_msr(IA32_TSC_DEADLINE, deadline);
-        }
+        self.settle(vcpu)?;
         while let Some(event) = self.apic.next_event() {
             match event {
                 CpuEvent::Init => {
-                    init::finish_exit(vcpu, page)?;
+                    finish_exit(vcpu, page, |_| ())?;
                     init::init(vcpu)?;
                 }
                 CpuEvent::StartUp(Vector(vector)) => init::start_up(vcpu, vector)?,
@@ -106,7 +101,7 @@ impl Software {
             return Ok(false);
         }
         if std::mem::take(&mut self.base_changed) {
-            init::finish_exit(vcpu, page)?;
+            finish_exit(vcpu, page, |_| ())?;
             let mut sregs = vcpu.get_sregs()?;
             sregs.apic_base = self.base();
             vcpu.set_sregs(&sregs)?;
@@ -130,6 +125,30 @@ impl Software {
         self.cr8 = self.apic.cr8();
         page.set_cr8(self.cr8);
         Ok(true)
+    }
+
+    /// What the guest has written in the last exit, and what it takes the vCPU to carry out.
+    pub(super) fn settle(&mut self, vcpu: &VcpuFd) -> io::Result<()> {
+        if let Some(deadline) = self.deadline {
+            // The counter that it is compared with is the kernel's, and the guest may have set that since.
+            self.apic.set_tsc(read_tsc(vcpu)?);
+            // It takes any value.
+            let _ = self.apic.write_msr(IA32_TSC_DEADLINE, deadline);
+            self.deadline = None;
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_halted(&self) -> bool {
+        self.halted
+    }
+
+    /// All that the vCPU and its local APIC are was set from outside.
+    pub(super) fn restart(&mut self, halted: bool, page: &RunPage) {
+        self.halted = halted;
+        self.deadline = None;
+        self.base_changed = true;
+        page.is_no_longer_ready();
     }
 
     fn base(&self) -> u64 {

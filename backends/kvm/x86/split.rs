@@ -2,7 +2,10 @@
 
 use std::{
     fmt, io,
-    sync::{Arc, Mutex, OnceLock, Weak},
+    sync::{
+        Arc, Mutex, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
@@ -27,7 +30,7 @@ use crate::{
 /// A message goes by `KVM_SIGNAL_MSI`. KVM tells of an EOI only if its routing table has a level-triggered message with
 /// that vector at one of the GSIs that stand for pins of the IOAPIC. So these routes
 /// ([`KvmIrqs::route_ioapic_pins`]) follow the redirection table: whenever a level message goes out that they do not have, they
-/// are made anew, before the message is sent.
+/// are made anew, before the message is sent; and before a vCPU enters the guest after a restore of the board.
 ///
 /// Clones are handles to the same.
 ///
@@ -67,6 +70,8 @@ struct Shared {
     board: OnceLock<Weak<Pc>>,
     /// The level messages that KVM knows, by pin.
     routes: Mutex<Vec<Option<MsiMessage>>>,
+    /// How many restores of the IOAPIC they have followed.
+    restores: AtomicU64,
 }
 
 impl SplitIrqchip {
@@ -94,6 +99,7 @@ impl SplitIrqchip {
                 config,
                 board: OnceLock::new(),
                 routes: Mutex::new(vec![None; pins as usize]),
+                restores: AtomicU64::new(0),
             }),
         })
     }
@@ -116,6 +122,18 @@ impl SplitIrqchip {
     }
 }
 
+impl SplitIrqchip {
+    pub(super) fn existing_board(&self) -> io::Result<Arc<Pc>> {
+        let board = self.shared.board.get().and_then(Weak::upgrade);
+        board.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "the split irqchip has no board: make it before its vCPUs",
+            )
+        })
+    }
+}
+
 impl Shared {
     /// Sees to it that KVM tells of the EOI of `message`.
     fn route(&self, message: MsiMessage) -> io::Result<()> {
@@ -123,11 +141,25 @@ impl Shared {
         if routes.contains(&Some(message)) {
             return Ok(());
         }
-        let Some(board) = self.board.get().and_then(Weak::upgrade) else {
-            return Ok(());
-        };
-        // All entries with a level, masked or not: one that was masked in its handler has an EOI to come. If `message` is
-        // not among them, its entry has changed since, and its EOI is nobody's any more.
+        match self.board.get().and_then(Weak::upgrade) {
+            // If `message` is not among its own, the entry has changed since, and its EOI is nobody's any more.
+            Some(board) => self.route_all(&board, &mut routes),
+            None => Ok(()),
+        }
+    }
+
+    /// Sees to it that KVM tells of the EOIs of pins that were in service when the board's state was saved.
+    fn follow_restore(&self, board: &Pc) -> io::Result<()> {
+        let restores = board.ioapic().restores();
+        if restores != self.restores.load(Ordering::Relaxed) {
+            self.route_all(board, &mut lock(&self.routes))?;
+            self.restores.store(restores, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn route_all(&self, board: &Pc, routes: &mut Vec<Option<MsiMessage>>) -> io::Result<()> {
+        // All entries with a level, masked or not: one that was masked in its handler has an EOI to come.
         let level = |pin| board.ioapic().message(Pin(pin)).ok().flatten().filter(is_level);
         let table: Vec<_> = (0..self.config.ioapic.pins).map(level).collect();
         let changes: Vec<_> = (0..).zip(table.iter().copied()).collect();
@@ -165,8 +197,9 @@ impl fmt::Debug for SplitIrqchip {
     }
 }
 
-/// What a vCPU does for the 8259 pair, whose INTR is at LINT0 of its local APIC: before it enters the guest.
-pub(super) fn enter(vcpu: &VcpuFd, page: &RunPage, board: &Pc) -> io::Result<()> {
+/// What a vCPU does before it enters the guest: for the IOAPIC, and for the 8259 pair, whose INTR is at LINT0 of its local APIC.
+pub(super) fn enter(vcpu: &VcpuFd, page: &RunPage, irqchip: &SplitIrqchip, board: &Pc) -> io::Result<()> {
+    irqchip.shared.follow_restore(board)?;
     // "Ready" includes that LINT0 lets it through, which only the kernel knows.
     let pic = board.pic();
     if pic.intr() && page.is_ready_for_interrupt() {

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    sync::{Arc, Once, OnceLock, atomic::AtomicI32},
+    sync::{Arc, OnceLock, atomic::AtomicI32},
     thread,
 };
 
@@ -44,10 +44,12 @@ impl VcpuWaker {
     /// What the operating system answers when it is asked to handle the signal.
     pub fn new() -> io::Result<Self> {
         extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-        static HANDLER: Once = Once::new();
-        let mut registered = Ok(());
-        HANDLER.call_once(|| registered = register_signal_handler(SIGRTMIN(), ignore));
-        registered?;
+        static HANDLER: OnceLock<Result<(), i32>> = OnceLock::new();
+        let registered = HANDLER.get_or_init(|| {
+            let registered = register_signal_handler(SIGRTMIN(), ignore);
+            registered.map_err(|error| error.errno())
+        });
+        registered.map_err(io::Error::from_raw_os_error)?;
         Ok(Self::with_signal(SIGRTMIN()))
     }
 
