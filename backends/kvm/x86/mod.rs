@@ -11,6 +11,16 @@
 //!
 //! The two modes with controllers of devisor's need the feature `irqchip`.
 //!
+//! # Reset, save and restore
+//! Stop the vCPUs and [settle](X86Vcpu::settle) each. Then the registers are KVM's to give and to take (those of its interrupt
+//! controllers too), and the states of devisor's controllers are theirs; only whether a vCPU [is halted](X86Vcpu::is_halted) is in neither
+//! without a local APIC in the kernel. `KVM_GET_VCPU_EVENTS` and `KVM_GET_SREGS` have what was injected and not taken yet. After a reset or a
+//! restore, tell each vCPU by [`restart`](X86Vcpu::restart).
+//!
+//! # What is KVM's
+//! In the software mode the time-stamp counter is the kernel's. A local APIC's deadline is compared with it when the guest arms the
+//! timer: a guest that sets IA32_TSC while the timer is armed moves no deadline.
+//!
 //! [`Pc`]: crate::backends::irqchip::pc::Pc
 //! [`KvmIrqs`]: super::KvmIrqs
 //! [`KvmIrqs::wire_as_pc`]: super::KvmIrqs::wire_as_pc
