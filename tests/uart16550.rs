@@ -460,3 +460,18 @@ fn a_saved_state_goes_on_in_another_and_a_broken_one_is_refused() {
     refused(&|state| state.rx = vec![(0, 0); 17]);
     refused(&|state| state.tx = vec![0; 17]);
 }
+
+#[test]
+fn whoever_brings_input_looks_again_after_a_restore() {
+    let called = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&called);
+    let uart = open().uart.with_room_hook(move || {
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    uart.restore(&uart.save()).unwrap();
+    assert_eq!(
+        called.load(Ordering::SeqCst),
+        1,
+        "it may have waited since before the save"
+    );
+}

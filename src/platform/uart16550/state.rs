@@ -126,7 +126,7 @@ impl Uart {
         (self.ier, self.fcr, self.lcr, self.mcr, self.scr) = (*ier, *fcr, *lcr, *mcr, *scr);
         (self.errors, self.deltas, self.transmitter_empty) = (*errors, *deltas, *transmitter_empty);
         self.rx.extend(rx);
-        self.tx.extend(tx);
+        self.tx = self.tx.replaced_by(tx);
         Ok(())
     }
 }
