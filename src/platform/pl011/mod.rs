@@ -118,9 +118,9 @@ pub enum Frame {
 /// # Output
 /// Characters go to the writer as soon as the guest writes them, on the thread of that access. A writer that takes
 /// fewer, fails or would block loses none: they stay in the transmit FIFO, UARTFR shows the guest that it is busy
-/// and then full, and [`flush`](Self::flush) tries again. So does the guest's next write to any register, but a
-/// guest that polls UARTFR for room waits for the embedder: use a non-blocking writer and call `flush` when it is
-/// writable, or one that never refuses. A writer that blocks holds up the vCPU that writes, and no other.
+/// and then full, and [`flush`](Self::flush) tries again. So does the guest's next access to any register; a guest that
+/// waits for an interrupt instead waits for the embedder: call `flush` when a non-blocking writer is writable, or use
+/// one that never refuses. A writer that blocks holds up the vCPU that writes, and no other.
 ///
 /// # Input
 /// [`receive`](Self::receive) takes what the guest has room for and says how much that was; the hook of
@@ -241,9 +241,9 @@ impl<L: LevelInterrupt, W: io::Write + Send> Pl011<L, W> {
 /// Registers answer to accesses of 1, 2 and 4 bytes at their first byte; all others read as zero and write nothing.
 impl<L: LevelInterrupt, W: io::Write + Send> BusDevice for Pl011<L, W> {
     fn read(&self, offset: u64, data: &mut [u8]) {
+        // Also a register of which reading changes nothing is a change: what the writer refused is tried again.
         let value = match primecell::register(offset, data.len()) {
-            Some(registers::UARTDR) => self.serial.change(Uart::read_data),
-            Some(register) => self.serial.look(|uart| uart.read(register)),
+            Some(register) => self.serial.change(|uart| uart.read(register)),
             None => 0,
         };
         write_le(data, value.into());

@@ -84,19 +84,9 @@ impl Uart {
 
     // The guest's face.
 
-    /// UARTDR of an empty FIFO is undefined in the manual; here it is zero and leaves UARTRSR alone.
-    pub(super) fn read_data(&mut self) -> u16 {
-        self.change(|uart, _| {
-            let Some(character) = uart.rx.pop_front() else { return 0 };
-            // An overrun shows in UARTRSR at once and until it is cleared there, whatever is read meanwhile.
-            uart.rsr = uart.rsr & rsr::OE | (character >> dr::STATUS_SHIFT) as u8;
-            character
-        })
-    }
-
-    /// Every register but UARTDR, of which reading is a change.
-    pub(super) fn read(&self, offset: u64) -> u16 {
+    pub(super) fn read(&mut self, offset: u64) -> u16 {
         match offset {
+            UARTDR => self.change(|uart, _| uart.read_data()),
             UARTRSR => self.rsr.into(),
             UARTFR => self.flags(),
             UARTILPR => self.ilpr.into(),
@@ -129,6 +119,14 @@ impl Uart {
             UARTDMACR => uart.dmacr = byte & dmacr::MASK,
             _ => (),
         });
+    }
+
+    /// UARTDR of an empty FIFO is undefined in the manual; here it is zero and leaves UARTRSR alone.
+    fn read_data(&mut self) -> u16 {
+        let Some(character) = self.rx.pop_front() else { return 0 };
+        // An overrun shows in UARTRSR at once and until it is cleared there, whatever is read meanwhile.
+        self.rsr = self.rsr & rsr::OE | (character >> dr::STATUS_SHIFT) as u8;
+        character
     }
 
     /// A character that does not fit is lost, as the manual tells drivers to look at TXFF first.
