@@ -51,8 +51,9 @@ impl Default for Uart16550Config {
 /// # Output
 /// Characters go to the writer as soon as the guest writes them, on the thread of that access. A writer that takes
 /// fewer, fails or would block loses none: they stay in the transmit FIFO, LSR shows the guest that it is not empty, and
-/// [`flush`](Self::flush) tries again; so does the guest's next access to any register. A writer that blocks holds up the vCPU
-/// that writes, and no other.
+/// [`flush`](Self::flush) tries again. So does the guest's next access to any register; a guest that waits for an interrupt
+/// instead waits for the embedder: call `flush` when a non-blocking writer is writable, or use one that never refuses. A
+/// writer that blocks holds up the vCPU that writes, and no other.
 ///
 /// # Input
 /// [`receive`](Self::receive) takes what the guest has room for and says how much that was; the hook of
@@ -127,7 +128,8 @@ impl<L: LevelInterrupt, W: io::Write + Send> Uart16550<L, W> {
         self.serial.look(Uart::outputs)
     }
 
-    /// Tries again to write out what the guest sent, and flushes the writer.
+    /// Tries again to write out what the guest sent, and flushes the writer: for an embedder whose writer refused
+    /// and takes more now.
     ///
     /// # Errors
     /// What the writer answered, `WouldBlock` included. All that it did not take is still there. Characters

@@ -29,8 +29,9 @@ pub(super) struct Uart {
     pub(super) errors: u8,
     /// The low half of MSR: what has changed since it was read.
     pub(super) deltas: u8,
-    /// The transmitter has run empty, and the guest was not told.
+    /// The transmitter has run empty, and the guest was not told. Never while something waits to be sent.
     pub(super) transmitter_empty: bool,
+    /// The errors of the first have moved to `errors`.
     pub(super) rx: VecDeque<Received>,
     pub(super) tx: TransmitFifo,
 }
@@ -141,7 +142,7 @@ impl Uart {
     fn write_data(&mut self, character: u8) {
         if self.loops_back() {
             self.arrive(Frame::Data(character));
-            self.transmitter_empty = true;
+            self.transmitter_empty = self.tx.is_empty();
             return;
         }
         // A character too many takes the place of the last one, as in a holding register.
