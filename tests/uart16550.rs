@@ -292,6 +292,18 @@ fn fifos_are_emptied_by_their_bits_and_by_switching_them() {
 }
 
 #[test]
+fn switching_the_fifos_is_a_transmitter_interrupt_at_once() {
+    let machine = open();
+    machine.write(IER, 0x02);
+    machine.read(IIR);
+    for (fcr, up) in [(0x01, true), (0x41, false), (0x00, true), (0x00, false)] {
+        machine.write(FCR, fcr);
+        assert_eq!(machine.is_up(), up, "FCR {fcr:#x}");
+        assert_eq!(machine.read(IIR) & 0x3f, if up { 0x02 } else { 0x01 });
+    }
+}
+
+#[test]
 fn looped_back_what_is_sent_is_received_and_the_modem_lines_are_its_own() {
     let machine = open();
     machine.write(MCR, LOOP | 0x0a);
@@ -540,7 +552,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Table III of the data sheet, and the gate of a PC's board.
+/// Table IV of the data sheet, and the gate of a PC's board.
 fn line(state: &Uart16550State) -> bool {
     let causes = [
         !state.rx.is_empty(),

@@ -66,7 +66,7 @@ impl Uart {
         };
     }
 
-    /// The most urgent of the enabled causes (table III).
+    /// The most urgent of the enabled causes (table IV).
     fn cause(&self) -> u8 {
         let enabled = |cause| self.ier & cause != 0;
         if enabled(ier::LINE_STATUS) && self.errors != 0 {
@@ -174,9 +174,9 @@ impl Uart {
             self.rx.clear();
         }
         if toggles || enabled && value & fcr::RESET_TX != 0 {
-            let sent = !self.tx.is_empty();
+            // The transmitter's interrupt after a switch is immediate ("FIFO interrupt mode operation").
+            self.transmitter_empty |= toggles || !self.tx.is_empty();
             self.tx.clear();
-            self.transmitter_empty |= sent;
         }
         // The other bits are taken only together with the enable bit.
         self.fcr = if enabled { value & fcr::KEPT } else { 0 };
