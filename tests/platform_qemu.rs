@@ -1,8 +1,8 @@
-//! PL011 and PL031 beside QEMU's: the same seeded sequence to both, every read, the lines and the output compared.
+//! PL011, PL031 and 16550 beside QEMU's: the same seeded sequence to both, every read, the lines and the output compared.
 //!
-//! QEMU runs its `virt` machine without a running CPU and takes accesses by its qtest protocol. The lines are read
-//! where they end, as pending bits of its interrupt controller. What QEMU leaves out of its models stays out of the
-//! sequence; each case says what and why.
+//! QEMU runs its `virt` machine, or for the 16550 its `q35`, without a running CPU and takes accesses by its qtest
+//! protocol. The lines are read where they end, at its interrupt controller. What QEMU leaves out of its models stays
+//! out of the sequence; each case says what and why.
 
 #![cfg(unix)]
 
@@ -26,6 +26,7 @@ use devisor::{
     platform::{
         pl011::{FifoDepth, ModemInputs, Pl011, Pl011Config},
         pl031::Pl031,
+        uart16550::{Uart16550, Uart16550Config},
     },
     time::ManualClock,
 };
@@ -44,9 +45,16 @@ const CLOCK_PENDING: u32 = 1 << 2;
 /// 2023-11-14T22:13:20, where QEMU's clock is told to stand.
 const NOW: u64 = 1_700_000_000;
 
-/// QEMU's `virt` machine, and its UART on a socket.
+/// The first serial port of a PC, and where its interrupt ends.
+const COM1: u64 = 0x3f8;
+const COM1_IRQ: u32 = 4;
+const IOAPIC_PATH: &str = "/machine/q35/ioapic";
+
+/// QEMU's `virt` machine or its PC, and its UART on a socket.
 struct Qemu {
     machine: Qtest,
+    /// Accesses are to the port space, by the byte.
+    ports: bool,
     serial: UnixStream,
     socket: PathBuf,
 }
@@ -54,38 +62,55 @@ struct Qemu {
 impl Qemu {
     /// Why the test is skipped if QEMU does not start.
     fn start(test: &str) -> Result<Self, String> {
+        let machine = [
+            "-M",
+            "virt,gic-version=2",
+            "-cpu",
+            "cortex-a57",
+            "-rtc",
+            "base=2023-11-14T22:13:20,clock=vm",
+        ];
+        Self::start_machine(test, "qemu-system-aarch64", &machine)
+    }
+
+    /// Why the test is skipped if QEMU does not start.
+    fn start_pc(test: &str) -> Result<Self, String> {
+        let mut pc = Self::start_machine(test, "qemu-system-x86_64", &["-M", "q35,kernel-irqchip=off"])?;
+        pc.machine.intercept_inputs(IOAPIC_PATH);
+        pc.ports = true;
+        Ok(pc)
+    }
+
+    fn start_machine(test: &str, program: &str, machine: &[&str]) -> Result<Self, String> {
         let socket = std::env::temp_dir().join(format!("devisor-{test}-{}.sock", std::process::id()));
         let serial = format!("unix:{},server=on,wait=off", socket.display());
-        let mut machine = Qtest::start(
-            "qemu-system-aarch64",
-            &[
-                "-M",
-                "virt,gic-version=2",
-                "-cpu",
-                "cortex-a57",
-                "-rtc",
-                "base=2023-11-14T22:13:20,clock=vm",
-                "-serial",
-                &serial,
-            ],
-        )?;
+        let mut machine = Qtest::start(program, &[machine, &["-serial", &serial]].concat())?;
         // An answer to anything means that the socket is there.
         machine.read(0, 4);
         let serial = UnixStream::connect(&socket).expect("QEMU listens");
         serial.set_read_timeout(Some(PATIENCE)).expect("a socket has timeouts");
         Ok(Self {
             machine,
+            ports: false,
             serial,
             socket,
         })
     }
 
     fn read(&mut self, address: u64, len: usize) -> u32 {
-        self.machine.read(address, len) as u32
+        if self.ports {
+            self.machine.port_in(address as u16).into()
+        } else {
+            self.machine.read(address, len) as u32
+        }
     }
 
     fn write(&mut self, address: u64, data: &[u8]) {
-        self.machine.write(address, data.len(), read_le(data));
+        if self.ports {
+            self.machine.port_out(address as u16, data[0]);
+        } else {
+            self.machine.write(address, data.len(), read_le(data));
+        }
     }
 
     fn line(&mut self, pending: u32) -> bool {
@@ -393,4 +418,141 @@ fn pl031_answers_as_qemus_does() {
         );
     }
     assert!(matches > 200, "{matches} matches");
+}
+
+#[test]
+fn uart16550_answers_as_qemus_does() {
+    const DATA: u64 = 0;
+    const IER: u64 = 1;
+    const IIR: u64 = 2;
+    const FCR: u64 = 2;
+    const LCR: u64 = 3;
+    const MCR: u64 = 4;
+    const LSR: u64 = 5;
+    const MSR: u64 = 6;
+    const SCR: u64 = 7;
+    const RECEIVED: u8 = 1 << 0;
+    const ENABLE: u8 = 1 << 0;
+    const RESET_RX: u8 = 1 << 1;
+    const BREAK: u8 = 1 << 6;
+    const DLAB: u8 = 1 << 7;
+    const LOOP: u8 = 1 << 4;
+    const DR: u32 = 1 << 0;
+
+    let qemu = match Qemu::start_pc("uart16550") {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
+    };
+    let screen = Screen::default();
+    // QEMU's line goes to the interrupt controller without the gate that the boards of PCs have.
+    let config = Uart16550Config {
+        out2_gates_interrupt: false,
+        ..Uart16550Config::default()
+    };
+    let mut pair = Pair {
+        ours: Uart16550::new(config, NoInterrupt, screen.clone()),
+        qemu,
+        base: COM1,
+        steps: Vec::new(),
+    };
+    let mut random = Random(0x5eed_0550);
+    // QEMU starts as its firmware would leave it, with OUT2.
+    pair.write(MCR, 0, 1);
+    let (mut sent, mut received, mut looped, mut overruns, mut up) = (0, 0, 0, 0, 0);
+
+    for _ in 0..STEPS {
+        let state = pair.ours.save();
+        let (dlab, loops) = (state.lcr & DLAB != 0, state.mcr & LOOP != 0);
+        match random.below(20) {
+            0..=5 if !dlab => {
+                if loops {
+                    // So many that some triggers are reached, and some FIFOs overrun.
+                    let count = random.one_of(&[1, 1, 2, 3, 8]);
+                    for _ in 0..count {
+                        pair.write(DATA, random.next() & 0xff, 1);
+                    }
+                    looped += count;
+                } else {
+                    pair.write(DATA, random.next() & 0xff, 1);
+                    let mut shown = [0];
+                    pair.qemu
+                        .serial
+                        .read_exact(&mut shown)
+                        .expect("QEMU sends what ours does");
+                    assert_eq!(screen.take(), shown, "the output differs{}", pair.history());
+                    sent += 1;
+                }
+            }
+            // Without FIFOs, QEMU repeats the last character where ours reads as zero.
+            6..=8 if dlab || !state.rx.is_empty() => _ = pair.read(DATA, 1, same),
+            9 | 10 if state.rx.is_empty() && !loops => {
+                // LSR tells when QEMU has it, and tells other things once alone.
+                pair.read(LSR, 1, same);
+                let character = random.next() as u8;
+                pair.step(format!("receive {character:#x}"));
+                assert_eq!(pair.ours.receive(&[character]), 1);
+                pair.qemu.serial.write_all(&[character]).expect("QEMU runs");
+                pair.wait_for_input(LSR, DR);
+                received += 1;
+            }
+            // QEMU has peers that never change their lines, and does not tell those of the loopback as changes.
+            11 | 12 if !dlab => pair.write(IER, random.next() & 0x07, 1),
+            13 => {
+                // In QEMU the reset bits work also while the FIFOs are off, and to reset an empty transmit FIFO is an
+                // interrupt.
+                let value = random.one_of(&[0, ENABLE, ENABLE, ENABLE, ENABLE, ENABLE | RESET_RX])
+                    | (random.next() as u8 & 0xc0);
+                let value = if value & ENABLE != 0 { value } else { 0 };
+                pair.write(FCR, value.into(), 1);
+            }
+            14 => {
+                // QEMU does not loop a break back.
+                let value = random.next() as u8 & if loops { !BREAK } else { 0xff };
+                let value = if random.below(3) == 0 { value } else { value & !DLAB };
+                pair.write(LCR, value.into(), 1);
+            }
+            15 => {
+                let value = random.next() & 0xff;
+                pair.write(
+                    MCR,
+                    if random.below(2) == 0 {
+                        value
+                    } else {
+                        value | u32::from(LOOP)
+                    },
+                    1,
+                );
+            }
+            16 => pair.write(SCR, random.next() & 0xff, 1),
+            17 if dlab => pair.write(random.one_of(&[DATA, IER]), random.next() & 0x07, 1),
+            18 => overruns += pair.read(LSR, 1, same) >> 1 & 1,
+            _ => _ = pair.read(MSR, 1, |value| value & 0xf0),
+        }
+        for register in [LCR, MCR, SCR] {
+            pair.read(register, 1, same);
+        }
+        let state = pair.ours.save();
+        if state.lcr & DLAB != 0 {
+            pair.read(DATA, 1, same);
+        }
+        pair.read(IER, 1, same);
+        // QEMU's time stands still while its CPU does, and so the timeout of its FIFO never comes.
+        let trigger = [1, 4, 8, 14][usize::from(state.fcr >> 6)];
+        if state.ier & RECEIVED != 0 && (1..trigger).contains(&state.rx.len()) {
+            continue;
+        }
+        let line = |pair: &mut Pair<Uart16550<_, _>>| {
+            let theirs = pair.qemu.machine.level(COM1_IRQ);
+            let ours = pair.ours.interrupt().is_up();
+            assert_eq!(ours, theirs, "the line differs{}", pair.history());
+            u32::from(ours)
+        };
+        up += line(&mut pair);
+        if random.below(2) == 0 {
+            pair.read(IIR, 1, same);
+            line(&mut pair);
+        }
+    }
+    let seen = [sent, received, looped, overruns, up];
+    assert!(seen.iter().all(|&count| count > 50), "{seen:?}");
 }

@@ -5,3 +5,4 @@ pub mod pl031;
 pub mod uart16550;
 
 mod primecell;
+mod serial;

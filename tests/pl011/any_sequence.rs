@@ -73,7 +73,11 @@ proptest! {
                     let line = |bit: u8| lines & 1 << bit != 0;
                     uart.set_modem_inputs(ModemInputs { cts: line(0), dsr: line(1), dcd: line(2), ri: line(3) });
                 }
-                Step::Terminal(stuck) => terminal.0.lock().unwrap().stuck = stuck,
+                Step::Terminal(stuck) => {
+                    terminal.0.lock().unwrap().stuck = stuck;
+                    // What waited leaves with the guest's next access, whichever it is.
+                    uart.get(FR);
+                }
                 Step::Flush => _ = uart.flush(),
                 Step::Reset => uart.reset(),
                 Step::SaveAndRestore => {

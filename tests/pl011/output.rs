@@ -53,6 +53,18 @@ fn output_that_is_refused_stays_and_shows_as_busy_then_full() {
 }
 
 #[test]
+fn a_guest_that_only_polls_for_room_gets_on_once_the_writer_takes_more() {
+    let terminal = Terminal::stuck();
+    let uart = silent(terminal.clone());
+    uart.send(b"a");
+    assert_eq!(uart.get(FR) & FR_TXFF, FR_TXFF);
+    terminal.unstick();
+    let polls = (1..5).find(|_| uart.get(FR) & FR_TXFF == 0);
+    assert!(polls.is_some(), "nobody called flush, and it waits for ever");
+    assert_eq!(terminal.shown(), b"a");
+}
+
+#[test]
 fn without_fifos_one_character_waits() {
     let terminal = Terminal::stuck();
     let uart = silent(terminal.clone());

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use super::{Pl011, uart::MAX_DEPTH};
-use crate::interrupt::LevelInterrupt;
+use super::Pl011;
+use crate::{interrupt::LevelInterrupt, platform::serial::MAX_DEPTH};
 
 /// Moves characters from an [`io::Read`] into a [`Pl011`], and none is lost: what the guest has no room for waits
 /// here, and no more is read while any waits.

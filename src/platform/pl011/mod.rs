@@ -11,22 +11,15 @@ mod registers;
 mod state;
 mod uart;
 
-use std::{
-    fmt, io,
-    sync::{
-        Mutex, TryLockError,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{fmt, io};
 
 pub use input::{InputPump, Pumped};
 pub use state::{Pl011State, Pl011StateError};
 
-use super::primecell;
+use super::{primecell, serial::Serial};
 use crate::{
     bus::{BusDevice, read_le, write_le},
     interrupt::{LevelInterrupt, LevelOutput},
-    sync::lock,
 };
 use uart::Uart;
 
@@ -125,9 +118,9 @@ pub enum Frame {
 /// # Output
 /// Characters go to the writer as soon as the guest writes them, on the thread of that access. A writer that takes
 /// fewer, fails or would block loses none: they stay in the transmit FIFO, UARTFR shows the guest that it is busy
-/// and then full, and [`flush`](Self::flush) tries again. So does the guest's next write to any register, but a
-/// guest that polls UARTFR for room waits for the embedder: use a non-blocking writer and call `flush` when it is
-/// writable, or one that never refuses. A writer that blocks holds up the vCPU that writes, and no other.
+/// and then full, and [`flush`](Self::flush) tries again. So does the guest's next access to any register; a guest that
+/// waits for an interrupt instead waits for the embedder: call `flush` when a non-blocking writer is writable, or use
+/// one that never refuses. A writer that blocks holds up the vCPU that writes, and no other.
 ///
 /// # Input
 /// [`receive`](Self::receive) takes what the guest has room for and says how much that was; the hook of
@@ -167,50 +160,27 @@ pub enum Frame {
 /// assert_eq!(data[0], b'!');
 /// ```
 pub struct Pl011<L, W> {
-    // What is plugged in.
-    interrupt: LevelOutput<L>,
-    output: Mutex<W>,
-    room_hook: Option<Box<dyn Fn() + Send + Sync>>,
-
-    /// How often somebody wanted the transmit FIFO written out: see [`transmit`](Self::transmit).
-    transmissions: AtomicU64,
-    output_failures: AtomicU64,
-
-    registers: Mutex<Registers>,
-}
-
-struct Registers {
-    uart: Uart,
-    /// Input was turned away, and the hook is to be called once there is room.
-    input_waits: bool,
+    serial: Serial<Uart, L, W>,
 }
 
 impl<L: LevelInterrupt, W: io::Write + Send> Pl011<L, W> {
     /// A UART after reset. `line` is down.
     pub fn new(config: Pl011Config, line: L, output: W) -> Self {
         Self {
-            interrupt: LevelOutput::new(line),
-            output: Mutex::new(output),
-            room_hook: None,
-            transmissions: AtomicU64::new(0),
-            output_failures: AtomicU64::new(0),
-            registers: Mutex::new(Registers {
-                uart: Uart::new(config),
-                input_waits: false,
-            }),
+            serial: Serial::new(Uart::new(config), line, output),
         }
     }
 
     /// Calls `hook` whenever there is room for input again after some was turned away, on the thread that made the
     /// room (usually a vCPU): let it wake the one that calls [`receive`](Self::receive).
     pub fn with_room_hook(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
-        self.room_hook = Some(Box::new(hook));
+        self.serial.set_room_hook(hook);
         self
     }
 
     /// Puts every register and both FIFOs back to where they started. The modem lines stay as the peer drives them.
     pub fn reset(&self) {
-        self.change(|registers| registers.uart.reset());
+        self.serial.change(Uart::reset);
     }
 
     /// Gives the guest as many of `characters` as its receive FIFO has room for, and returns how many. After a short
@@ -218,32 +188,28 @@ impl<L: LevelInterrupt, W: io::Write + Send> Pl011<L, W> {
     ///
     /// There is no room while the guest has the receiver disabled or in loopback, so nothing is lost then.
     pub fn receive(&self, characters: &[u8]) -> usize {
-        self.change(|registers| {
-            let accepted = registers.uart.receive(characters);
-            registers.input_waits |= accepted < characters.len();
-            accepted
-        })
+        self.serial.receive(characters)
     }
 
     /// A frame arrives from a wire that cannot wait: with the FIFO full it is lost and the guest sees an overrun, with
     /// the receiver disabled or in loopback it is lost unseen. Returns whether the guest can read it.
     pub fn receive_frame(&self, frame: Frame) -> bool {
-        self.change(|registers| registers.uart.receive_frame(frame))
+        self.serial.change(|uart| uart.receive_frame(frame))
     }
 
     /// How many characters [`receive`](Self::receive) would take now.
     pub fn room(&self) -> usize {
-        lock(&self.registers).uart.room()
+        self.serial.room()
     }
 
     /// The peer drives its modem lines.
     pub fn set_modem_inputs(&self, inputs: ModemInputs) {
-        self.change(|registers| registers.uart.set_inputs(inputs));
+        self.serial.change(|uart| uart.set_inputs(inputs));
     }
 
     /// The lines that the guest drives.
     pub fn modem_outputs(&self) -> ModemOutputs {
-        lock(&self.registers).uart.outputs()
+        self.serial.look(Uart::outputs)
     }
 
     /// Tries again to write out what the guest sent, and flushes the writer: for an embedder whose writer refused
@@ -253,112 +219,31 @@ impl<L: LevelInterrupt, W: io::Write + Send> Pl011<L, W> {
     /// What the writer answered, `WouldBlock` included. All that it did not take is still there. Characters
     /// that another thread is writing at the moment are that thread's to report.
     pub fn flush(&self) -> io::Result<()> {
-        let result = self.transmit();
-        self.settle();
-        result
+        self.serial.flush()
     }
 
     /// How many characters wait to be written.
     pub fn unsent(&self) -> usize {
-        lock(&self.registers).uart.tx.len()
+        self.serial.look(|uart| uart.tx.len())
     }
 
     /// How often the writer failed, for another reason than that it would block.
     pub fn output_failures(&self) -> u64 {
-        self.output_failures.load(Ordering::Relaxed)
+        self.serial.output_failures()
     }
 
     /// The interrupt line, for its level and its count of failures.
     pub fn interrupt(&self) -> &LevelOutput<L> {
-        &self.interrupt
-    }
-
-    /// Every change of state: makes it, derives the outputs, then tells them with nothing locked.
-    fn change<T>(&self, change: impl FnOnce(&mut Registers) -> T) -> T {
-        let (result, sends, room) = {
-            let mut registers = lock(&self.registers);
-            let result = change(&mut registers);
-            self.derive(&registers.uart);
-            let room = registers.input_waits && registers.uart.room() > 0;
-            registers.input_waits &= !room;
-            (result, registers.uart.burst().is_some(), room)
-        };
-        if sends {
-            // The characters that the writer does not take wait for the next attempt.
-            let _ = self.transmit();
-        }
-        self.settle();
-        if room && let Some(hook) = &self.room_hook {
-            hook();
-        }
-        result
-    }
-
-    /// The one place from which the line is derived.
-    fn derive(&self, uart: &Uart) {
-        self.interrupt.set(uart.mis() != 0);
-    }
-
-    fn settle(&self) {
-        // A refusal is counted by the output, and told again after the next change.
-        let _ = self.interrupt.settle();
-    }
-
-    /// Writes out the transmit FIFO, or leaves it to the thread that is at it.
-    fn transmit(&self) -> io::Result<()> {
-        let mut seen = self.transmissions.fetch_add(1, Ordering::SeqCst).wrapping_add(1);
-        loop {
-            let mut output = match self.output.try_lock() {
-                Ok(output) => output,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return Ok(()),
-            };
-            let result = self.drain(&mut output);
-            drop(output);
-            // Whoever found the output taken has counted before: their characters, or their news that the
-            // writer takes more, came too late for the round above.
-            let now = self.transmissions.load(Ordering::SeqCst);
-            if now == seen {
-                return result;
-            }
-            seen = now;
-        }
-    }
-
-    fn drain(&self, output: &mut W) -> io::Result<()> {
-        let result = self.write_out(output);
-        if let Err(error) = &result
-            && error.kind() != io::ErrorKind::WouldBlock
-        {
-            self.output_failures.fetch_add(1, Ordering::Relaxed);
-        }
-        result
-    }
-
-    fn write_out(&self, output: &mut W) -> io::Result<()> {
-        loop {
-            let Some(burst) = lock(&self.registers).uart.burst() else {
-                return output.flush();
-            };
-            let written = match output.write(burst.characters()) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => written,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            let mut registers = lock(&self.registers);
-            registers.uart.transmitted(&burst, written);
-            self.derive(&registers.uart);
-        }
+        self.serial.interrupt()
     }
 }
 
 /// Registers answer to accesses of 1, 2 and 4 bytes at their first byte; all others read as zero and write nothing.
 impl<L: LevelInterrupt, W: io::Write + Send> BusDevice for Pl011<L, W> {
     fn read(&self, offset: u64, data: &mut [u8]) {
+        // Also a register of which reading changes nothing is a change: what the writer refused is tried again.
         let value = match primecell::register(offset, data.len()) {
-            Some(registers::UARTDR) => self.change(|registers| registers.uart.read(registers::UARTDR)),
-            Some(register) => lock(&self.registers).uart.read(register),
+            Some(register) => self.serial.change(|uart| uart.read(register)),
             None => 0,
         };
         write_le(data, value.into());
@@ -366,18 +251,13 @@ impl<L: LevelInterrupt, W: io::Write + Send> BusDevice for Pl011<L, W> {
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let Some(register) = primecell::register(offset, data.len()) {
-            self.change(|registers| registers.uart.write(register, read_le(data) as u16));
+            self.serial.change(|uart| uart.write(register, read_le(data) as u16));
         }
     }
 }
 
 impl<L, W> fmt::Debug for Pl011<L, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let registers = lock(&self.registers);
-        f.debug_struct("Pl011")
-            .field("state", &registers.uart.save())
-            .field("input_waits", &registers.input_waits)
-            .field("interrupt", &self.interrupt)
-            .finish_non_exhaustive()
+        self.serial.debug("Pl011", Uart::save, f)
     }
 }

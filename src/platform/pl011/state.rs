@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{FifoDepth, ModemInputs, Pl011, registers::*, uart::Uart};
-use crate::{interrupt::LevelInterrupt, sync::lock};
+use crate::interrupt::LevelInterrupt;
 
 /// Everything about a [`Pl011`] that its guest can see, as [`Pl011::save`] gives it.
 ///
@@ -88,7 +88,7 @@ impl<L: LevelInterrupt, W: io::Write + Send> Pl011<L, W> {
     /// The state now. Take it while no vCPU runs and no [`flush`](Self::flush) is under way: characters that are
     /// being written count as unsent until the writer has returned.
     pub fn save(&self) -> Pl011State {
-        lock(&self.registers).uart.save()
+        self.serial.look(Uart::save)
     }
 
     /// Puts the UART into `state`, drives the line accordingly, tries to write what is unsent and calls the room
@@ -97,12 +97,7 @@ impl<L: LevelInterrupt, W: io::Write + Send> Pl011<L, W> {
     /// # Errors
     /// [`Pl011StateError`] if the state cannot be, and nothing has changed.
     pub fn restore(&self, state: &Pl011State) -> Result<(), Pl011StateError> {
-        self.change(|registers| {
-            registers.uart.restore(state)?;
-            // Whoever pumps may have waited since before the save.
-            registers.input_waits = true;
-            Ok(())
-        })
+        self.serial.restore(|uart| uart.restore(state))
     }
 }
 
@@ -124,7 +119,6 @@ impl Uart {
             overrun,
             rx,
             tx,
-            departed: _,
         } = self;
         Pl011State {
             fifo_depth: config.fifo_depth,
@@ -201,15 +195,13 @@ impl Uart {
             }
         }
         restored.rx.extend(rx);
-        restored.tx.extend(tx);
+        restored.tx = self.tx.replaced_by(tx);
 
         let allowed = restored.possible_interrupts();
         if ris & !allowed != 0 {
             return Err(Pl011StateError::Interrupts { ris: *ris, allowed });
         }
 
-        self.flush();
-        restored.departed = self.departed;
         *self = restored;
         Ok(())
     }

@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 
 use super::{FifoDepth, Frame, ModemInputs, ModemOutputs, Pl011Config, registers::*};
-use crate::platform::primecell;
-
-/// The deeper of the two FIFOs that there are.
-pub(super) const MAX_DEPTH: usize = 32;
+use crate::platform::{
+    primecell,
+    serial::{Burst, MAX_DEPTH, Model, TransmitFifo},
+};
 
 pub(super) struct Uart {
     // Fixed configuration.
@@ -30,24 +30,7 @@ pub(super) struct Uart {
     pub(super) overrun: bool,
     /// Characters with their errors, as UARTDR shows them.
     pub(super) rx: VecDeque<u16>,
-    pub(super) tx: VecDeque<u8>,
-
-    /// How many characters ever left the transmit FIFO, sent or flushed: tells those that are being written from
-    /// those that the guest put in their place meanwhile.
-    pub(super) departed: u64,
-}
-
-/// Characters that were taken for writing: [`Uart::transmitted`] says how many of them were.
-pub(super) struct Burst {
-    characters: [u8; MAX_DEPTH],
-    len: usize,
-    first: u64,
-}
-
-impl Burst {
-    pub(super) fn characters(&self) -> &[u8] {
-        &self.characters[..self.len]
-    }
+    pub(super) tx: TransmitFifo,
 }
 
 /// What interrupt sources are derived from, as it was before a change.
@@ -82,17 +65,14 @@ impl Uart {
             rsr: 0,
             overrun: false,
             rx: VecDeque::with_capacity(MAX_DEPTH),
-            tx: VecDeque::with_capacity(MAX_DEPTH),
-            departed: 0,
+            tx: TransmitFifo::new(),
         }
     }
 
     pub(super) fn reset(&mut self) {
-        self.flush();
-        let (inputs, departed) = (self.inputs, self.departed);
         *self = Self {
-            inputs,
-            departed,
+            inputs: self.inputs,
+            tx: self.tx.replaced_by(&[]),
             ..Self::new(self.config)
         };
     }
@@ -152,7 +132,7 @@ impl Uart {
     /// A character that does not fit is lost, as the manual tells drivers to look at TXFF first.
     fn write_data(&mut self, character: u8) {
         if self.tx.len() < self.depth() {
-            self.tx.push_back(character);
+            self.tx.push(character);
         }
     }
 
@@ -187,26 +167,6 @@ impl Uart {
 
     // The face to the outside.
 
-    /// How many characters from outside fit. None while the guest has the receiver off or looped back.
-    pub(super) fn room(&self) -> usize {
-        if self.can_receive() && !self.loops_back() {
-            self.depth() - self.rx.len()
-        } else {
-            0
-        }
-    }
-
-    /// As many of `characters` as fit.
-    pub(super) fn receive(&mut self, characters: &[u8]) -> usize {
-        let accepted = self.room().min(characters.len());
-        self.change(|uart, moved| {
-            for &character in &characters[..accepted] {
-                uart.arrive(Frame::Data(character), moved);
-            }
-        });
-        accepted
-    }
-
     /// One frame from a wire that does not wait. Returns whether the guest can read it.
     pub(super) fn receive_frame(&mut self, frame: Frame) -> bool {
         if !self.can_receive() || self.loops_back() {
@@ -232,34 +192,6 @@ impl Uart {
             out2: self.cr & cr::OUT2 != 0,
             sends_break: self.lcr_h & lcr_h::BRK != 0,
         }
-    }
-
-    /// The characters that may leave now, if any. They stay in the FIFO until [`transmitted`](Self::transmitted).
-    pub(super) fn burst(&self) -> Option<Burst> {
-        if self.tx.is_empty() || !self.can_transmit() || self.loops_back() {
-            return None;
-        }
-        let mut characters = [0; MAX_DEPTH];
-        for (slot, &character) in characters.iter_mut().zip(&self.tx) {
-            *slot = character;
-        }
-        Some(Burst {
-            characters,
-            len: self.tx.len(),
-            first: self.departed,
-        })
-    }
-
-    /// The first `count` characters of `burst` have left. Those that the guest flushed meanwhile are gone already.
-    pub(super) fn transmitted(&mut self, burst: &Burst, count: usize) {
-        let gone = self.departed.wrapping_sub(burst.first);
-        let count = (count.min(burst.len) as u64).saturating_sub(gone) as usize;
-        self.change(|uart, moved| {
-            let count = count.min(uart.tx.len());
-            uart.tx.drain(..count);
-            uart.departed = uart.departed.wrapping_add(count as u64);
-            moved.transmitted = count > 0;
-        });
     }
 
     // How it works inside.
@@ -301,9 +233,8 @@ impl Uart {
     }
 
     /// Empties both FIFOs: nothing was sent and nothing was read.
-    pub(super) fn flush(&mut self) {
+    fn flush(&mut self) {
         self.rx.clear();
-        self.departed = self.departed.wrapping_add(self.tx.len() as u64);
         self.tx.clear();
     }
 
@@ -336,9 +267,8 @@ impl Uart {
             return;
         }
         while self.can_transmit()
-            && let Some(character) = self.tx.pop_front()
+            && let Some(character) = self.tx.pop()
         {
-            self.departed = self.departed.wrapping_add(1);
             moved.transmitted = true;
             if self.can_receive() {
                 self.arrive(Frame::Data(character), moved);
@@ -433,6 +363,43 @@ impl Uart {
                 self.ris |= interrupt;
             }
         }
+    }
+}
+
+impl Model for Uart {
+    fn interrupts(&self) -> bool {
+        self.mis() != 0
+    }
+
+    /// None while the guest has the receiver off or looped back.
+    fn room(&self) -> usize {
+        if self.can_receive() && !self.loops_back() {
+            self.depth() - self.rx.len()
+        } else {
+            0
+        }
+    }
+
+    fn receive(&mut self, characters: &[u8]) -> usize {
+        let accepted = self.room().min(characters.len());
+        self.change(|uart, moved| {
+            for &character in &characters[..accepted] {
+                uart.arrive(Frame::Data(character), moved);
+            }
+        });
+        accepted
+    }
+
+    fn burst(&self) -> Option<Burst> {
+        if self.can_transmit() && !self.loops_back() {
+            self.tx.burst()
+        } else {
+            None
+        }
+    }
+
+    fn transmitted(&mut self, burst: &Burst, count: usize) {
+        self.change(|uart, moved| moved.transmitted = uart.tx.transmitted(burst, count));
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) mod ier {
     pub(in super::super) const MASK: u8 = 0x0f;
 }
 
-/// Interrupt identification, section 8.6 and table III.
+/// Interrupt identification, section 8.6 and table IV.
 pub(super) mod iir {
     pub(in super::super) const NONE: u8 = 0x01;
     pub(in super::super) const MODEM_STATUS: u8 = 0x00;

@@ -29,7 +29,8 @@ pub struct Uart16550State {
     pub deltas: u8,
     /// The transmitter has run empty, and no read of IIR has told it.
     pub transmitter_empty: bool,
-    /// What was received, with the bits of the line status register that belong to each.
+    /// What was received, with the bits of the line status register that belong to each. Those of the first are in
+    /// `errors`, or were read.
     pub rx: Vec<(u8, u8)>,
     /// What waits to be sent.
     pub tx: Vec<u8>,
@@ -48,6 +49,12 @@ pub enum Uart16550StateError {
         /// What can be.
         mask: u8,
     },
+    /// The transmitter is said to be empty while something waits to be sent.
+    #[error("{len} characters wait to be sent, and the transmitter is said to have run empty")]
+    TransmitterEmpty {
+        /// How many wait.
+        len: usize,
+    },
     /// A FIFO holds more than fits.
     #[error("{len} characters in the {fifo} FIFO: there fit {depth} as FCR is")]
     Fifo {
@@ -62,19 +69,34 @@ pub enum Uart16550StateError {
 
 impl Uart {
     pub(super) fn save(&self) -> Uart16550State {
+        let Self {
+            config: _,
+            inputs,
+            divisor,
+            ier,
+            fcr,
+            lcr,
+            mcr,
+            scr,
+            errors,
+            deltas,
+            transmitter_empty,
+            rx,
+            tx,
+        } = self;
         Uart16550State {
-            modem: self.inputs,
-            divisor: self.divisor,
-            ier: self.ier,
-            fcr: self.fcr,
-            lcr: self.lcr,
-            mcr: self.mcr,
-            scr: self.scr,
-            errors: self.errors,
-            deltas: self.deltas,
-            transmitter_empty: self.transmitter_empty,
-            rx: self.rx.iter().copied().collect(),
-            tx: self.tx.iter().copied().collect(),
+            modem: *inputs,
+            divisor: *divisor,
+            ier: *ier,
+            fcr: *fcr,
+            lcr: *lcr,
+            mcr: *mcr,
+            scr: *scr,
+            errors: *errors,
+            deltas: *deltas,
+            transmitter_empty: *transmitter_empty,
+            rx: rx.iter().copied().collect(),
+            tx: tx.iter().copied().collect(),
         }
     }
 
@@ -106,10 +128,14 @@ impl Uart {
                 return Err(Uart16550StateError::Bits { register, value, mask });
             }
         }
-        for (_, errors) in rx {
-            let (value, mask) = (*errors, lsr::ERRORS & !lsr::OE);
+        for (index, (_, errors)) in rx.iter().enumerate() {
+            let (register, mask) = if index == 0 {
+                ("the status of the first character", 0)
+            } else {
+                ("the status of a character", lsr::ERRORS & !lsr::OE)
+            };
+            let value = *errors;
             if value & !mask != 0 {
-                let register = "the status of a character";
                 return Err(Uart16550StateError::Bits { register, value, mask });
             }
         }
@@ -119,6 +145,9 @@ impl Uart {
                 return Err(Uart16550StateError::Fifo { fifo, len, depth });
             }
         }
+        if *transmitter_empty && !tx.is_empty() {
+            return Err(Uart16550StateError::TransmitterEmpty { len: tx.len() });
+        }
         // What is being written now is not in the state.
         self.reset();
         self.inputs = *modem;
@@ -126,7 +155,7 @@ impl Uart {
         (self.ier, self.fcr, self.lcr, self.mcr, self.scr) = (*ier, *fcr, *lcr, *mcr, *scr);
         (self.errors, self.deltas, self.transmitter_empty) = (*errors, *deltas, *transmitter_empty);
         self.rx.extend(rx);
-        self.tx.extend(tx);
+        self.tx = self.tx.replaced_by(tx);
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{Frame, ModemInputs, ModemOutputs, Uart16550Config, registers::*};
+use crate::platform::serial::{Burst, Model, TransmitFifo};
 
 /// The depth of both FIFOs.
 pub(super) const DEPTH: usize = 16;
@@ -10,7 +11,6 @@ pub(super) const DEPTH: usize = 16;
 /// A character that was received, with the bits of LSR that belong to it.
 pub(super) type Received = (u8, u8);
 
-#[derive(Clone, Debug)]
 pub(super) struct Uart {
     // Fixed configuration.
     pub(super) config: Uart16550Config,
@@ -29,27 +29,11 @@ pub(super) struct Uart {
     pub(super) errors: u8,
     /// The low half of MSR: what has changed since it was read.
     pub(super) deltas: u8,
-    /// The transmitter has run empty, and the guest was not told.
+    /// The transmitter has run empty, and the guest was not told. Never while something waits to be sent.
     pub(super) transmitter_empty: bool,
+    /// The errors of the first have moved to `errors`.
     pub(super) rx: VecDeque<Received>,
-    pub(super) tx: VecDeque<u8>,
-
-    /// How many characters ever left the transmit FIFO, sent or flushed: tells those that are being written from
-    /// those that the guest put in their place meanwhile.
-    departed: u64,
-}
-
-/// Characters that were taken for writing: [`Uart::transmitted`] says how many of them were.
-pub(super) struct Burst {
-    characters: [u8; DEPTH],
-    len: usize,
-    first: u64,
-}
-
-impl Burst {
-    pub(super) fn characters(&self) -> &[u8] {
-        &self.characters[..self.len]
-    }
+    pub(super) tx: TransmitFifo,
 }
 
 impl Uart {
@@ -67,33 +51,22 @@ impl Uart {
             deltas: 0,
             transmitter_empty: false,
             rx: VecDeque::with_capacity(DEPTH),
-            tx: VecDeque::with_capacity(DEPTH),
-            departed: 0,
+            tx: TransmitFifo::new(),
         }
     }
 
     /// The divisor and the scratch register keep what they have on a master reset (table I), the peer its lines.
     pub(super) fn reset(&mut self) {
-        self.flush_tx();
-        let (inputs, divisor, scr, departed) = (self.inputs, self.divisor, self.scr, self.departed);
         *self = Self {
-            inputs,
-            divisor,
-            scr,
-            departed,
+            inputs: self.inputs,
+            divisor: self.divisor,
+            scr: self.scr,
+            tx: self.tx.replaced_by(&[]),
             ..Self::new(self.config)
         };
     }
 
-    /// Whether INTR is up: some enabled cause is pending.
-    pub(super) fn interrupts(&self) -> bool {
-        // On a PC the line goes through a gate that OUT2 opens; looped back, the pin is off.
-        let gate = mcr::OUT2 | mcr::LOOP;
-        let open = !self.config.out2_gates_interrupt || self.mcr & gate == mcr::OUT2;
-        open && self.cause() != iir::NONE
-    }
-
-    /// The most urgent of the enabled causes (table III).
+    /// The most urgent of the enabled causes (table IV).
     fn cause(&self) -> u8 {
         let enabled = |cause| self.ier & cause != 0;
         if enabled(ier::LINE_STATUS) && self.errors != 0 {
@@ -169,14 +142,15 @@ impl Uart {
     fn write_data(&mut self, character: u8) {
         if self.loops_back() {
             self.arrive(Frame::Data(character));
-            self.transmitter_empty = true;
+            self.transmitter_empty = self.tx.is_empty();
             return;
         }
         // A character too many takes the place of the last one, as in a holding register.
-        if self.tx.len() == self.depth() {
-            self.tx.pop_back();
+        if self.tx.len() < self.depth() {
+            self.tx.push(character);
+        } else {
+            self.tx.replace_last(character);
         }
-        self.tx.push_back(character);
         self.transmitter_empty = false;
     }
 
@@ -200,9 +174,9 @@ impl Uart {
             self.rx.clear();
         }
         if toggles || enabled && value & fcr::RESET_TX != 0 {
-            let sent = !self.tx.is_empty();
-            self.flush_tx();
-            self.transmitter_empty |= sent;
+            // The transmitter's interrupt after a switch is immediate ("FIFO interrupt mode operation").
+            self.transmitter_empty |= toggles || !self.tx.is_empty();
+            self.tx.clear();
         }
         // The other bits are taken only together with the enable bit.
         self.fcr = if enabled { value & fcr::KEPT } else { 0 };
@@ -265,23 +239,6 @@ impl Uart {
 
     // The face to the outside.
 
-    /// How many characters from outside fit. None in loopback.
-    pub(super) fn room(&self) -> usize {
-        if self.loops_back() {
-            0
-        } else {
-            self.depth().saturating_sub(self.rx.len())
-        }
-    }
-
-    pub(super) fn receive(&mut self, characters: &[u8]) -> usize {
-        let accepted = self.room().min(characters.len());
-        for character in &characters[..accepted] {
-            self.arrive(Frame::Data(*character));
-        }
-        accepted
-    }
-
     /// One frame from a wire that does not wait. Returns whether it is there and none was lost for it.
     pub(super) fn receive_frame(&mut self, frame: Frame) -> bool {
         !self.loops_back() && self.arrive(frame)
@@ -301,32 +258,6 @@ impl Uart {
             out2: set(mcr::OUT2),
             sends_break: self.lcr & lcr::BREAK != 0 && !self.loops_back(),
         }
-    }
-
-    /// The characters that may leave now, if any. They stay in the FIFO until [`transmitted`](Self::transmitted).
-    pub(super) fn burst(&self) -> Option<Burst> {
-        if self.tx.is_empty() {
-            return None;
-        }
-        let mut characters = [0; DEPTH];
-        for (slot, character) in characters.iter_mut().zip(&self.tx) {
-            *slot = *character;
-        }
-        Some(Burst {
-            characters,
-            len: self.tx.len(),
-            first: self.departed,
-        })
-    }
-
-    /// The first `count` characters of `burst` have left. Those that the guest flushed meanwhile are gone already.
-    pub(super) fn transmitted(&mut self, burst: &Burst, count: usize) {
-        let gone = self.departed.wrapping_sub(burst.first);
-        let count = (count.min(burst.len) as u64).saturating_sub(gone) as usize;
-        let count = count.min(self.tx.len());
-        self.tx.drain(..count);
-        self.departed = self.departed.wrapping_add(count as u64);
-        self.transmitter_empty |= count > 0 && self.tx.is_empty();
     }
 
     // How it works inside.
@@ -350,11 +281,6 @@ impl Uart {
 
     fn loops_back(&self) -> bool {
         self.mcr & mcr::LOOP != 0
-    }
-
-    fn flush_tx(&mut self) {
-        self.departed = self.departed.wrapping_add(self.tx.len() as u64);
-        self.tx.clear();
     }
 
     fn arrive(&mut self, frame: Frame) -> bool {
@@ -383,5 +309,41 @@ impl Uart {
         if let Some((_, errors)) = self.rx.front_mut() {
             self.errors |= std::mem::take(errors);
         }
+    }
+}
+
+impl Model for Uart {
+    /// INTR is up while some enabled cause is pending.
+    fn interrupts(&self) -> bool {
+        // On a PC the line goes through a gate that OUT2 opens; looped back, the pin is off.
+        let gate = mcr::OUT2 | mcr::LOOP;
+        let open = !self.config.out2_gates_interrupt || self.mcr & gate == mcr::OUT2;
+        open && self.cause() != iir::NONE
+    }
+
+    /// None in loopback.
+    fn room(&self) -> usize {
+        if self.loops_back() {
+            0
+        } else {
+            self.depth().saturating_sub(self.rx.len())
+        }
+    }
+
+    fn receive(&mut self, characters: &[u8]) -> usize {
+        let accepted = self.room().min(characters.len());
+        for character in &characters[..accepted] {
+            self.arrive(Frame::Data(*character));
+        }
+        accepted
+    }
+
+    fn burst(&self) -> Option<Burst> {
+        self.tx.burst()
+    }
+
+    fn transmitted(&mut self, burst: &Burst, count: usize) {
+        let left = self.tx.transmitted(burst, count);
+        self.transmitter_empty |= left && self.tx.is_empty();
     }
 }
