@@ -9,7 +9,8 @@ use devisor::{
 
 use crate::{
     complain,
-    machine::{End, Ending, lock},
+    machine::{End, Ending},
+    timers::lock,
 };
 
 /// What only takes notice of writes. It reads as zero: of the keyboard controller, no output, and ready for input.

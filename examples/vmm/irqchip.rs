@@ -24,7 +24,10 @@ use devisor::{
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use crate::{machine::lock, options::Error, timers::Timers};
+use crate::{
+    options::Error,
+    timers::{Timers, lock},
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {

@@ -3,7 +3,7 @@
 use std::{
     io,
     path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex},
     thread,
 };
 
@@ -31,7 +31,7 @@ use crate::{
     irqchip::{Irqchip, PINS},
     load::Loader,
     options::{Error, Options},
-    timers::Timers,
+    timers::{NOT_POISONED, Timers, lock},
 };
 
 const UART_IRQ: Irq = Irq(4);
@@ -70,13 +70,6 @@ impl Ending {
         let first = told.wait_while(lock(first), |first| first.is_none());
         first.expect(NOT_POISONED).clone().expect("it was waited for")
     }
-}
-
-/// A panic ends the process, whatever thread it is on.
-pub const NOT_POISONED: &str = "no thread survives a panic";
-
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect(NOT_POISONED)
 }
 
 /// Runs the guest to its end, and returns the status for the process.

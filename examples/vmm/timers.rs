@@ -1,14 +1,19 @@
 //! One thread for the alarms of all timers.
 
 use std::{
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     thread,
     time::Duration,
 };
 
 use devisor::time::{Alarm, Clock, HostClock};
 
-use crate::machine::{NOT_POISONED, lock};
+/// A panic ends the process, whatever thread it is on.
+pub const NOT_POISONED: &str = "no thread survives a panic";
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect(NOT_POISONED)
+}
 
 /// What is called when the time has come.
 type Expiry = Box<dyn Fn() + Send>;
