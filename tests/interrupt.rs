@@ -369,6 +369,23 @@ mod level_output {
         assert_eq!(*calls.lock().unwrap(), [true, false, true, false]);
     }
 
+    /// An edge-triggered input, or a thread that was woken and has looked since, would not hear of the second.
+    #[test]
+    fn tells_of_a_rise_after_a_fall_also_if_both_came_while_the_line_was_being_told() {
+        let calls: Arc<Mutex<Vec<bool>>> = Arc::default();
+        let log = Arc::clone(&calls);
+        let again = AtomicBool::new(true);
+        let device = Device::with_line(move |device, up| {
+            log.lock().unwrap().push(up);
+            if again.swap(false, SeqCst) {
+                device.change(|pending| *pending = 0);
+                device.change(|pending| *pending = 1);
+            }
+        });
+        device.change(|pending| *pending = 1);
+        assert_eq!(*calls.lock().unwrap(), [true, false, true]);
+    }
+
     #[test]
     fn goes_on_after_a_line_that_panicked() {
         for panicking in [true, false] {

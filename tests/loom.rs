@@ -266,6 +266,54 @@ mod level_output {
         });
     }
 
+    /// A thread that sleeps until it is woken, and looks then: its line is a wake-up, which it forgets when it looks.
+    #[derive(Clone, Default)]
+    struct Waker(Arc<AtomicBool>);
+
+    impl Interrupt for Waker {
+        fn trigger(&self) -> io::Result<()> {
+            self.0.swap(true, SeqCst);
+            // Here the thread may look before the line is known to be told.
+            thread::yield_now();
+            Ok(())
+        }
+    }
+
+    impl LevelInterrupt for Waker {
+        fn clear(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn wakes_again_for_a_cause_that_came_after_the_look_while_the_line_was_still_being_told() {
+        model(|| {
+            let output = Arc::new(LevelOutput::new(Waker::default()));
+            let threads = [1, 2].map(|cause| {
+                let output = Arc::clone(&output);
+                thread::spawn(move || {
+                    output.update(|causes| causes | cause);
+                    output.settle().unwrap();
+                })
+            });
+            let woken = &output.line().0;
+            if woken.swap(false, SeqCst) {
+                // Twice, for what came before the first was settled is no rise.
+                for _ in 0..2 {
+                    output.update(|_| 0);
+                    output.settle().unwrap();
+                }
+            }
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            assert!(
+                woken.swap(false, SeqCst) || !output.is_up(),
+                "there is a cause, and nobody looks"
+            );
+        });
+    }
+
     /// The level is up for old work, the device adds more. Either the guest sees it (it looks after it has cleared the
     /// cause) or the line is up again. This holds only if a signal that changes nothing still publishes.
     #[test]

@@ -55,7 +55,8 @@ fn set(settings: &libc::termios) -> io::Result<()> {
     }
 }
 
-fn restore() {
+/// Puts the terminal back to what it was before, if it was changed.
+pub fn restore() {
     if let Some(before) = BEFORE.get() {
         let _ = set(before);
     }

@@ -1,72 +1,56 @@
 //! A PC's odds and ends: small, and for test kernels. None of them interrupts.
 
-use std::{
-    mem::MaybeUninit,
-    ptr,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{mem::MaybeUninit, ptr, sync::Mutex};
 
 use devisor::{
     bus::{BusDevice, read_le},
     interrupt::LevelInterrupt,
 };
 
-use crate::machine::{End, Ending};
+use crate::{
+    complain,
+    machine::{End, Ending},
+    timers::lock,
+};
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// What only takes notice of writes. It reads as zero: of the keyboard controller, no output, and ready for input.
+struct Writes<F>(F);
 
-/// Port 0xf4, four bytes: the guest ends the process.
-pub struct ExitPort(pub Ending);
-
-impl BusDevice for ExitPort {
-    fn read(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
-    }
-
-    fn write(&self, _offset: u64, data: &[u8]) {
-        self.0.end(End::Status((read_le(data) << 1 | 1) as u8));
-    }
-}
-
-/// A port whose `bits` reset the machine when `mask` of what is written equals them: 0x64, 0x92 and 0xcf9.
-pub struct ResetPort {
-    pub ending: Ending,
-    pub mask: u8,
-    pub bits: u8,
-}
-
-impl BusDevice for ResetPort {
-    fn read(&self, _offset: u64, data: &mut [u8]) {
-        // Of the keyboard controller: no output, and ready for input.
-        data.fill(0);
-    }
-
-    fn write(&self, _offset: u64, data: &[u8]) {
-        if data.first().is_some_and(|value| value & self.mask == self.bits) {
-            self.ending.end(End::Reset);
-        }
-    }
-}
-
-/// A port for each pin of the IOAPIC: its level.
-pub struct LineTester(pub Vec<Option<Box<dyn LevelInterrupt>>>);
-
-impl BusDevice for LineTester {
+impl<F: Fn(u64, &[u8]) + Send + Sync> BusDevice for Writes<F> {
     fn read(&self, _offset: u64, data: &mut [u8]) {
         data.fill(0);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        for (byte, line) in data.iter().zip(self.0.iter().skip(offset as usize)) {
+        self.0(offset, data);
+    }
+}
+
+/// Port 0xf4, four bytes: the guest ends the process.
+pub fn exit_port(ending: Ending) -> impl BusDevice {
+    Writes(move |_, data: &[u8]| ending.end(End::Status((read_le(data) << 1 | 1) as u8)))
+}
+
+/// A port whose `bits` reset the machine when `mask` of what is written equals them: 0x64, 0x92 and 0xcf9.
+pub fn reset_port(ending: Ending, mask: u8, bits: u8) -> impl BusDevice {
+    Writes(move |_, data: &[u8]| {
+        if data.first().is_some_and(|value| value & mask == bits) {
+            ending.end(End::Reset);
+        }
+    })
+}
+
+/// A port for each pin of the IOAPIC: its level.
+pub fn line_tester(lines: Vec<Option<Box<dyn LevelInterrupt>>>) -> impl BusDevice {
+    Writes(move |offset, data: &[u8]| {
+        for (byte, line) in data.iter().zip(lines.iter().skip(offset as usize)) {
             let Some(line) = line else { continue };
             let told = if *byte != 0 { line.trigger() } else { line.clear() };
             if let Err(error) = told {
-                eprintln!("vmm: the line tester: {error}");
+                complain(&format_args!("the line tester: {error}"));
             }
         }
-    }
+    })
 }
 
 /// QEMU's firmware configuration device: a selector and a port that gives the selected item, byte by byte. It has what kernels

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use devisor::{
@@ -24,7 +24,10 @@ use devisor::{
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use crate::{options::Error, timers::Timers};
+use crate::{
+    options::Error,
+    timers::{Timers, lock},
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -35,13 +38,12 @@ pub enum Mode {
 
 impl Mode {
     pub fn named(name: &str) -> Option<Self> {
-        [
-            ("kernel", Self::Kernel),
-            ("split", Self::Split),
-            ("software", Self::Software),
-        ]
-        .into_iter()
-        .find_map(|(known, mode)| (known == name).then_some(mode))
+        match name {
+            "kernel" => Some(Self::Kernel),
+            "split" => Some(Self::Split),
+            "software" => Some(Self::Software),
+            _ => None,
+        }
     }
 }
 
@@ -140,7 +142,7 @@ impl Irqchip {
         Ok(match self {
             Self::Kernel { irqs, wires } => {
                 // The kernel has one level for all that is outside of it.
-                let mut wires = wires.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut wires = lock(wires);
                 let wire = match wires.entry(gsi) {
                     Entry::Occupied(wire) => wire.into_mut(),
                     Entry::Vacant(none) => {

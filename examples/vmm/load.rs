@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use devisor::bus::read_le;
 use linux_loader::{
     bootparam::{boot_e820_entry, boot_params},
     loader::{KernelLoader, bzimage::BzImage},
@@ -50,7 +51,7 @@ impl Loader<'_> {
         }
         let image = fs::read(path).map_err(cannot_be_read)?;
         let entry = if let Some(header) = multiboot_header(&image) {
-            self.load_multiboot(&image, header)
+            self.load_multiboot(&image, header, path)
         } else if image.get(0x202..0x206) == Some(b"HdrS") {
             self.load_bzimage(&image)
         } else if image.get(510..512) == Some(&[0x55, 0xaa]) {
@@ -61,27 +62,27 @@ impl Loader<'_> {
         entry.map_err(|error| format!("{name} is no kernel for this machine: {error}").into())
     }
 
-    fn put(&self, data: &[u8], address: u64, what: &str) -> Result<(), Error> {
-        let end = address
-            .checked_add(data.len() as u64)
-            .filter(|end| *end <= self.memory_size);
+    /// A part of the kernel, which is zero from the end of `data` up to `size` bytes, as new memory is.
+    fn put(&self, data: &[u8], address: u64, size: u64) -> Result<(), Error> {
+        let size = size.max(data.len() as u64);
+        let end = address.checked_add(size).filter(|end| *end <= self.memory_size);
         let end = end.ok_or_else(|| {
-            let (len, size) = (data.len(), self.memory_size);
-            format!("{what} of {len:#x} bytes at {address:#x} does not fit into {size:#x} bytes of memory")
+            let memory = self.memory_size;
+            format!("{size:#x} bytes of it at {address:#x} do not fit into {memory:#x} bytes of memory")
         })?;
-        if what == KERNEL && address < BOOT_INFO.end && end > BOOT_INFO.start {
-            return Err(format!("{what} at {address:#x} is where the boot information goes ({BOOT_INFO:#x?})").into());
+        if address < BOOT_INFO.end && end > BOOT_INFO.start {
+            return Err(
+                format!("what it has at {address:#x} is where the boot information goes ({BOOT_INFO:#x?})").into(),
+            );
         }
         Ok(self.memory.write_slice(data, GuestAddress(address))?)
     }
 
-    fn put_command_line(&self) -> Result<u32, Error> {
-        let mut line = self.command_line.as_bytes().to_vec();
-        line.push(0);
-        if line.len() > COMMAND_LINE_MAX {
+    fn put_command_line(&self, line: &str) -> Result<u32, Error> {
+        if line.len() >= COMMAND_LINE_MAX {
             return Err(format!("its command line is longer than {COMMAND_LINE_MAX} bytes").into());
         }
-        self.put(&line, COMMAND_LINE, "the command line")?;
+        self.memory.write_slice(line.as_bytes(), GuestAddress(COMMAND_LINE))?;
         Ok(COMMAND_LINE as u32)
     }
 
@@ -94,102 +95,84 @@ impl Loader<'_> {
 
     // Multiboot Specification version 0.6.96, sections 3.1 to 3.3.
 
-    fn load_multiboot(&self, image: &[u8], header: usize) -> Result<Entry, Error> {
-        const KNOWN_REQUIREMENTS: u32 = 0b111;
-        const ADDRESSES: u32 = 1 << 16;
-        let flags = long(image, header + 4)?;
+    fn load_multiboot(&self, image: &[u8], header: usize, path: &Path) -> Result<Entry, Error> {
+        // Pages for modules, of which there are none, and what memory there is. No video modes.
+        const KNOWN_REQUIREMENTS: u64 = 0b11;
+        const ADDRESSES: u64 = 1 << 16;
+        let flags = number(image, header + 4, 4)?;
         if flags & 0xffff & !KNOWN_REQUIREMENTS != 0 {
             return Err(format!(
-                "its multiboot header requires {flags:#x}, of which only {KNOWN_REQUIREMENTS:#b} is known"
+                "its multiboot header requires {flags:#x}, of which only {KNOWN_REQUIREMENTS:#x} is there"
             )
             .into());
         }
-        let eip = match flags & ADDRESSES {
+        let entry = match flags & ADDRESSES {
             0 => self.load_elf(image)?,
             _ => self.load_by_addresses(image, header)?,
         };
-        let ebx = self.put_multiboot_info()?;
         Ok(Entry::Protected {
-            eip,
+            eip: entry.try_into().map_err(|_| "its entry is above 4 GiB")?,
             eax: 0x2bad_b002,
-            ebx,
+            // As other loaders do: the first word is the kernel's name.
+            ebx: self.put_multiboot_info(&format!("{} {}", path.display(), self.command_line))?,
             esi: 0,
         })
     }
 
     /// The header says itself what goes where.
-    fn load_by_addresses(&self, image: &[u8], header: usize) -> Result<u32, Error> {
-        let field = |at| long(image, header + at);
+    fn load_by_addresses(&self, image: &[u8], header: usize) -> Result<u64, Error> {
+        let field = |at| number(image, header + at, 4);
         let [header_at, load, load_end, bss_end, entry] = [field(12)?, field(16)?, field(20)?, field(24)?, field(28)?];
         let before = header_at
             .checked_sub(load)
-            .ok_or("its multiboot header is said to be before its image")?;
-        let start = header
-            .checked_sub(before as usize)
-            .ok_or("its multiboot header names a start before the file")?;
-        let mut data = image[start..].to_vec();
-        if load_end != 0 {
-            let len = load_end
+            .and_then(|before| header.checked_sub(before as usize));
+        let start = before.ok_or("its multiboot header names a start before the file")?;
+        let len = match load_end {
+            0 => (image.len() - start) as u64,
+            _ => load_end
                 .checked_sub(load)
-                .ok_or("its multiboot header names an end before the start")? as usize;
-            data = data
-                .get(..len)
-                .ok_or("its multiboot header names an end beyond the file")?
-                .to_vec();
-        }
-        self.put(&data, load.into(), KERNEL)?;
-        self.clear(u64::from(load) + data.len() as u64, bss_end.into())?;
+                .ok_or("its multiboot header names an end before the start")?,
+        };
+        self.put(part(image, start as u64, len)?, load, bss_end.saturating_sub(load))?;
         Ok(entry)
     }
 
-    fn load_elf(&self, image: &[u8]) -> Result<u32, Error> {
-        const CLASS32_LITTLE_ENDIAN: [u8; 6] = *b"\x7fELF\x01\x01";
-        const MACHINE_386: u16 = 3;
-        const LOAD: u32 = 1;
-        if image.get(..6) != Some(&CLASS32_LITTLE_ENDIAN) || word(image, 18)? != MACHINE_386 {
-            return Err("it is no 32-bit ELF file of x86, and its multiboot header has no addresses".into());
+    fn load_elf(&self, image: &[u8]) -> Result<u64, Error> {
+        const MACHINES: [u64; 2] = [3, 62]; // 386 and x86-64
+        const LOAD: u64 = 1;
+        // The size of an address, from which follows where everything is.
+        let unit = match image.get(..6) {
+            Some(b"\x7fELF\x01\x01") => 4,
+            Some(b"\x7fELF\x02\x01") => 8,
+            _ => 0,
+        };
+        if unit == 0 || !MACHINES.contains(&number(image, 18, 2)?) {
+            return Err("it is no ELF file of x86, and its multiboot header has no addresses".into());
         }
-        let mut entry = long(image, 24)?;
-        let (headers, size, count) = (long(image, 28)? as usize, word(image, 42)? as usize, word(image, 44)?);
-        for header in (0..usize::from(count)).map(|n| headers + n * size) {
-            if long(image, header)? != LOAD {
+        let virtual_entry = number(image, 24, unit)?;
+        let mut entry = virtual_entry;
+        let headers = number(image, 24 + unit, unit)? as usize;
+        let [size, count] = [number(image, 30 + 3 * unit, 2)?, number(image, 32 + 3 * unit, 2)?];
+        for n in 0..count as usize {
+            let header = headers.saturating_add(n * size as usize);
+            if number(image, header, 4)? != LOAD {
                 continue;
             }
-            let field = |at| long(image, header + at);
-            let [offset, virt, phys, in_file, in_memory] = [field(4)?, field(8)?, field(12)?, field(16)?, field(20)?];
-            let data = (offset as usize).checked_add(in_file as usize);
-            let data = data
-                .and_then(|end| image.get(offset as usize..end))
-                .ok_or("a segment ends beyond the file")?;
-            self.put(data, phys.into(), KERNEL)?;
-            self.clear(
-                u64::from(phys) + data.len() as u64,
-                u64::from(phys) + u64::from(in_memory),
-            )?;
-            if virt != phys && (virt..virt.saturating_add(in_memory)).contains(&long(image, 24)?) {
-                entry = long(image, 24)? - virt + phys;
+            let field = |n| number(image, header + n * unit, unit);
+            let [offset, virt, phys, in_file, in_memory] = [field(1)?, field(2)?, field(3)?, field(4)?, field(5)?];
+            self.put(part(image, offset, in_file)?, phys, in_memory)?;
+            if let Some(at) = virtual_entry.checked_sub(virt).filter(|at| *at < in_memory) {
+                entry = phys + at;
             }
         }
         Ok(entry)
     }
 
-    /// New memory is zero: to be checked that it is there.
-    fn clear(&self, from: u64, to: u64) -> Result<(), Error> {
-        if to > self.memory_size {
-            return Err(format!("its end at {to:#x} is beyond the memory").into());
-        }
-        match from < to && from < BOOT_INFO.end && to > BOOT_INFO.start {
-            true => Err(format!("its end at {to:#x} is where the boot information goes ({BOOT_INFO:#x?})").into()),
-            false => Ok(()),
-        }
-    }
-
-    fn put_multiboot_info(&self) -> Result<u32, Error> {
+    fn put_multiboot_info(&self, command_line: &str) -> Result<u32, Error> {
         const MEMORY: u32 = 1 << 0;
         const COMMAND_LINE: u32 = 1 << 2;
         const MEMORY_MAP: u32 = 1 << 6;
-        const LOADER_NAME: u32 = 1 << 9;
-        const INFO_SIZE: u64 = 0x100;
+        const INFO_SIZE: usize = 0x100;
         let mut map = Vec::new();
         for (start, len) in self.map() {
             map.extend(20_u32.to_le_bytes()); // of what follows
@@ -197,23 +180,19 @@ impl Loader<'_> {
             map.extend(len.to_le_bytes());
             map.extend(1_u32.to_le_bytes()); // RAM
         }
-        let name = BOOT_INFO.start + INFO_SIZE;
-        let map_at = name + INFO_SIZE;
-        let mut info = vec![0; INFO_SIZE as usize];
+        let mut info = vec![0; INFO_SIZE];
         for (at, value) in [
-            (0, MEMORY | COMMAND_LINE | MEMORY_MAP | LOADER_NAME),
+            (0, MEMORY | COMMAND_LINE | MEMORY_MAP),
             (4, (BOOT_INFO.end >> 10) as u32),
             (8, (self.memory_size.saturating_sub(HIGH_MEMORY) >> 10) as u32),
-            (16, self.put_command_line()?),
+            (16, self.put_command_line(command_line)?),
             (44, map.len() as u32),
-            (48, map_at as u32),
-            (64, name as u32),
+            (48, BOOT_INFO.start as u32 + INFO_SIZE as u32),
         ] {
             info[at..at + 4].copy_from_slice(&value.to_le_bytes());
         }
-        self.put(&info, BOOT_INFO.start, INFO)?;
-        self.put(b"devisor vmm\0", name, INFO)?;
-        self.put(&map, map_at, INFO)?;
+        info.extend(map);
+        self.memory.write_slice(&info, GuestAddress(BOOT_INFO.start))?;
         Ok(BOOT_INFO.start as u32)
     }
 
@@ -235,7 +214,7 @@ impl Loader<'_> {
             ..Default::default()
         };
         params.hdr.type_of_loader = LOADER_UNDEFINED;
-        params.hdr.cmd_line_ptr = self.put_command_line()?;
+        params.hdr.cmd_line_ptr = self.put_command_line(self.command_line)?;
         for (entry, (addr, size)) in params.e820_table.iter_mut().zip(self.map()) {
             *entry = boot_e820_entry {
                 addr,
@@ -244,7 +223,8 @@ impl Loader<'_> {
             };
             params.e820_entries += 1;
         }
-        self.put(params.as_slice(), BOOT_INFO.start, INFO)?;
+        self.memory
+            .write_slice(params.as_slice(), GuestAddress(BOOT_INFO.start))?;
         Ok(Entry::Protected {
             eip: loaded.kernel_load.0 as u32,
             eax: 0,
@@ -255,45 +235,31 @@ impl Loader<'_> {
 
     /// As firmware does with a boot sector, but for its length.
     fn load_flat(&self, image: &[u8]) -> Result<Entry, Error> {
-        self.put(image, BOOT_SECTOR, KERNEL)?;
+        self.put(image, BOOT_SECTOR, 0)?;
         Ok(Entry::Real { ip: BOOT_SECTOR as u16 })
     }
 }
 
-const KERNEL: &str = "the kernel";
-const INFO: &str = "the boot information";
-
-/// Where the header is: in the first 8192 bytes, at a multiple of four, and its three words add up to nothing.
+/// Where the header is: all of it in the first 8192 bytes, at a multiple of four, and its three words add up to nothing.
 fn multiboot_header(image: &[u8]) -> Option<usize> {
-    const MAGIC: u32 = 0x1bad_b002;
-    let fields = |at| {
-        Some([
-            long(image, at).ok()?,
-            long(image, at + 4).ok()?,
-            long(image, at + 8).ok()?,
-        ])
-    };
-    (0..8192_usize.min(image.len())).step_by(4).find(|at| {
-        fields(*at).is_some_and(|[magic, flags, checksum]| {
-            magic == MAGIC && magic.wrapping_add(flags).wrapping_add(checksum) == 0
+    const MAGIC: u64 = 0x1bad_b002;
+    let image = &image[..image.len().min(8192)];
+    (0..image.len())
+        .step_by(4)
+        .find(|at| match [0, 4, 8].map(|n| number(image, at + n, 4)) {
+            [Ok(MAGIC), Ok(flags), Ok(checksum)] => (MAGIC + flags + checksum) as u32 == 0,
+            _ => false,
         })
-    })
 }
 
-fn long(image: &[u8], at: usize) -> Result<u32, Error> {
-    let bytes = image
-        .get(at..)
-        .and_then(|rest| rest.first_chunk())
-        .ok_or("it is cut off")?;
-    Ok(u32::from_le_bytes(*bytes))
+fn number(image: &[u8], at: usize, len: usize) -> Result<u64, Error> {
+    Ok(read_le(part(image, at as u64, len as u64)?))
 }
 
-fn word(image: &[u8], at: usize) -> Result<u16, Error> {
-    let bytes = image
-        .get(at..)
-        .and_then(|rest| rest.first_chunk())
-        .ok_or("it is cut off")?;
-    Ok(u16::from_le_bytes(*bytes))
+fn part(image: &[u8], at: u64, len: u64) -> Result<&[u8], Error> {
+    let end = at.checked_add(len);
+    let part = end.and_then(|end| image.get(at as usize..end as usize));
+    Ok(part.ok_or("it is cut off, or something is said to be beyond the file")?)
 }
 
 #[cfg(test)]
@@ -327,6 +293,60 @@ mod tests {
     }
 
     const MAGIC: u32 = 0x1bad_b002;
+
+    #[test]
+    fn a_multiboot_header_is_found_where_all_of_it_is_in_the_first_8192_bytes() {
+        let at = |at| image(0x3000, &[(at, MAGIC), (at + 8, 0_u32.wrapping_sub(MAGIC))]);
+        for (place, found) in [
+            (0, true),
+            (0x1ff4, true),
+            (0x1ff8, false),
+            (0x2000, false),
+            (0x102, false),
+        ] {
+            assert_eq!(multiboot_header(&at(place)).is_some(), found, "{place:#x}");
+        }
+    }
+
+    #[test]
+    fn a_header_that_requires_what_is_not_there_is_refused() {
+        let requiring = |flags: u32| {
+            let mut image = elf(0x60, 0x10_0000, 0x10_0000, 0x20, 0x20);
+            image[0x58..0x5c].copy_from_slice(&flags.to_le_bytes());
+            image[0x5c..0x60].copy_from_slice(&0_u32.wrapping_sub(MAGIC).wrapping_sub(flags).to_le_bytes());
+            load(&image)
+        };
+        requiring(0b11).unwrap();
+        for flags in [0b100, 0b1000, 0x8000] {
+            let error = requiring(flags).unwrap_err().to_string();
+            assert!(error.contains("requires"), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_number_in_a_64_bit_file_overflows() {
+        const VALUES: [u64; 5] = [0, 0x40, 0x10_0000, 1 << 63, u64::MAX];
+        let file = |fields: [u64; 7]| {
+            let mut image = image(
+                0x100,
+                &[(0, 0x464c_457f), (4, 0x0102), (18, 62), (54, 1 << 16 | 56), (0x40, 1)],
+            );
+            for (at, value) in [24, 32, 0x48, 0x50, 0x58, 0x60, 0x68].into_iter().zip(fields) {
+                image[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            }
+            image[0x80..0x84].copy_from_slice(&MAGIC.to_le_bytes());
+            image[0x88..0x8c].copy_from_slice(&0_u32.wrapping_sub(MAGIC).to_le_bytes());
+            load(&image)
+        };
+        file([0x10_0000, 0x40, 0, 0x10_0000, 0x10_0000, 0x100, 0x100]).unwrap();
+        for field in 0..7 {
+            for (value, entry) in VALUES.into_iter().flat_map(|value| VALUES.map(|entry| (value, entry))) {
+                let mut fields = [entry, 0x40, 0, 0x10_0000, 0x10_0000, 0x100, 0x100];
+                fields[field] = value;
+                let _ = file(fields);
+            }
+        }
+    }
 
     fn elf(offset: u32, virt: u32, phys: u32, in_file: u32, in_memory: u32) -> Vec<u8> {
         let fields = [

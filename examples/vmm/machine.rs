@@ -3,7 +3,7 @@
 use std::{
     io,
     path::Path,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex},
     thread,
 };
 
@@ -27,11 +27,11 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use crate::{
     console::{self, RawTerminal, Room},
     cpu,
-    devices::{Cmos, ExitPort, FwCfg, LineTester, ResetPort},
+    devices::{Cmos, FwCfg, exit_port, line_tester, reset_port},
     irqchip::{Irqchip, PINS},
     load::Loader,
     options::{Error, Options},
-    timers::Timers,
+    timers::{NOT_POISONED, Timers, lock},
 };
 
 const UART_IRQ: Irq = Irq(4);
@@ -39,7 +39,7 @@ const DISK_ADDRESS: u64 = 0xfeb0_0000;
 const DISK_IRQ: Irq = Irq(5);
 
 /// How the machine ended.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum End {
     /// By the exit port.
     Status(u8),
@@ -57,21 +57,18 @@ pub struct Ending(Arc<(Mutex<Option<End>>, Condvar)>);
 
 impl Ending {
     pub fn end(&self, end: End) {
-        let (first, told) = &*self.0;
-        first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(end);
-        told.notify_all();
+        lock(&self.0.0).get_or_insert(end);
+        self.0.1.notify_all();
     }
 
     fn is_there(&self) -> bool {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        lock(&self.0.0).is_some()
     }
 
     fn wait(&self) -> End {
         let (first, told) = &*self.0;
-        let first = first.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = told.wait_while(first, |first| first.is_none());
-        let mut first = first.unwrap_or_else(PoisonError::into_inner);
-        first.replace(End::Quit).expect("it was waited for")
+        let first = told.wait_while(lock(first), |first| first.is_none());
+        first.expect(NOT_POISONED).clone().expect("it was waited for")
     }
 }
 
@@ -117,22 +114,14 @@ pub fn run(options: &Options) -> Result<u8, Error> {
 
     let terminal = RawTerminal::new()?;
     let buses = devices(options, &irqchip, &memory, &ending, terminal.is_some())?;
-    let mut threads = Vec::new();
     for (id, vcpu) in vcpus.into_iter().enumerate() {
         let (buses, ending) = (Arc::clone(&buses), ending.clone());
-        let name = format!("vcpu {id}");
-        threads.push(
-            thread::Builder::new()
-                .name(name)
-                .spawn(move || vcpu_thread(id, vcpu, &buses, &ending))?,
-        );
+        let run = move || vcpu_thread(id, vcpu, &buses, &ending);
+        thread::Builder::new().name(format!("vcpu {id}")).spawn(run)?;
     }
 
+    // The threads end with the process: one may be waiting for somebody to take what the guest prints.
     let end = ending.wait();
-    wakers.iter().for_each(VcpuWaker::wake);
-    for thread in threads {
-        let _ = thread.join();
-    }
     drop(terminal);
     match end {
         End::Status(status) => Ok(status),
@@ -232,14 +221,11 @@ fn devices(
     let receive = move |typed: &[u8]| input.receive(typed);
     console::start(is_terminal, room, receive, move || quit.end(End::Quit))?;
 
-    let reset = |mask, bits| {
-        let ending = ending.clone();
-        Arc::new(ResetPort { ending, mask, bits }) as Arc<dyn BusDevice>
-    };
+    let reset = |mask, bits| Arc::new(reset_port(ending.clone(), mask, bits));
     let devices: [(u64, u64, Arc<dyn BusDevice>); 8] = [
         (0x3f8, uart16550::REGION_SIZE, uart),
-        (0xf4, 4, Arc::new(ExitPort(ending.clone()))),
-        (0x2000, PINS.into(), Arc::new(LineTester(tester))),
+        (0xf4, 4, Arc::new(exit_port(ending.clone()))),
+        (0x2000, PINS.into(), Arc::new(line_tester(tester))),
         (0x510, 2, Arc::new(FwCfg::new(options.memory, options.cpus))),
         (0x70, 2, Arc::new(Cmos::new(options.memory, options.cpus))),
         (0x64, 1, reset(0xff, 0xfe)),
@@ -262,14 +248,6 @@ fn disk(image: &Path, irqchip: &Irqchip, memory: &GuestMemoryMmap) -> Result<Arc
 
 /// Runs a vCPU until the machine ends.
 fn vcpu_thread(id: usize, mut vcpu: X86Vcpu, buses: &Buses, ending: &Ending) {
-    /// A thread that panics ends the machine too.
-    struct Bomb<'a>(&'a Ending);
-    impl Drop for Bomb<'_> {
-        fn drop(&mut self) {
-            self.0.end(End::Failed("a vCPU's thread has panicked".into()));
-        }
-    }
-    let _bomb = Bomb(ending);
     while !ending.is_there() {
         let failed = match vcpu.run() {
             Ok(None) => continue,

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! One binary, three modes, the same devices: `kernel` leaves 8259, IOAPIC, 8254 and local APICs to KVM, `split` the local APICs
-//! alone, `software` nothing. KERNEL is a 32-bit ELF file with a multiboot header, a Linux bzImage, or a flat binary with
+//! alone, `software` nothing. KERNEL is an ELF file with a multiboot header, a Linux bzImage, or a flat binary with
 //! the signature of a boot sector, which runs in real mode at 0x7c00. The machine is what test kernels expect of a PC:
 //!
 //! | what | where |
@@ -52,6 +52,12 @@ const FAILED: u8 = 2;
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 fn main() -> std::process::ExitCode {
+    // On whatever thread: a panic's own status, 101, is one that a guest can end with.
+    std::panic::set_hook(Box::new(|panic| {
+        console::restore();
+        complain(&panic.to_string().replace('\n', " "));
+        std::process::exit(FAILED.into());
+    }));
     let ended = options::Options::parse(std::env::args_os().skip(1)).and_then(|options| match options {
         Some(options) => machine::run(&options),
         None => {
@@ -60,9 +66,16 @@ fn main() -> std::process::ExitCode {
         }
     });
     std::process::ExitCode::from(ended.unwrap_or_else(|error| {
-        eprintln!("vmm: {error}");
+        complain(&error);
         FAILED
     }))
+}
+
+/// One line on stderr, or none if that is closed.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn complain(what: &dyn std::fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "vmm: {what}");
 }
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]

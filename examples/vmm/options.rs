@@ -11,7 +11,7 @@ usage: vmm [--irqchip kernel|split|software] [--cpus N] [--memory MIB] [--append
   --memory MIB     RAM in MiB, 1 to 3072                                                         [128]
   --append STRING  the command line of the kernel
   --disk IMAGE     a file that the guest sees as a virtio disk
-  KERNEL           a 32-bit ELF file with a multiboot header, a bzImage, or a boot sector";
+  KERNEL           an ELF file with a multiboot header, a bzImage, or a boot sector";
 
 /// APIC IDs of 8 bits are enough for so many, and the kernel does not ask for more than a page of them.
 pub const MAX_CPUS: u32 = 64;

@@ -1,12 +1,19 @@
 //! One thread for the alarms of all timers.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     thread,
     time::Duration,
 };
 
 use devisor::time::{Alarm, Clock, HostClock};
+
+/// A panic ends the process, whatever thread it is on.
+pub const NOT_POISONED: &str = "no thread survives a panic";
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect(NOT_POISONED)
+}
 
 /// What is called when the time has come.
 type Expiry = Box<dyn Fn() + Send>;
@@ -45,7 +52,7 @@ impl Timers {
     /// The next timer's slot: `start` takes what to call for each, in the same order.
     pub fn slot(&self) -> Slot {
         let shared = Arc::clone(&self.shared);
-        let mut deadlines = shared.deadlines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut deadlines = lock(&shared.deadlines);
         let number = deadlines.len();
         deadlines.push(None);
         drop(deadlines);
@@ -66,7 +73,7 @@ impl Timers {
 
     /// Waits until there is something due, and takes it.
     fn wait(&self) -> Vec<usize> {
-        let mut deadlines = self.shared.deadlines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut deadlines = lock(&self.shared.deadlines);
         loop {
             let now = self.clock.now();
             let mut due = Vec::new();
@@ -82,14 +89,14 @@ impl Timers {
             let next = deadlines.iter().flatten().min();
             let patience = next.map_or(Duration::from_secs(3600), |next| *next - now);
             let woken = self.shared.changed.wait_timeout(deadlines, patience);
-            deadlines = woken.unwrap_or_else(PoisonError::into_inner).0;
+            deadlines = woken.expect(NOT_POISONED).0;
         }
     }
 }
 
 impl Alarm for Slot {
     fn set(&self, deadline: Option<Duration>) {
-        let mut deadlines = self.shared.deadlines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut deadlines = lock(&self.shared.deadlines);
         deadlines[self.number] = deadline;
         drop(deadlines);
         self.shared.changed.notify_one();

@@ -11,6 +11,8 @@ const BUSY: u64 = 1 << 63;
 const TOLD: u64 = 1 << 62;
 /// Somebody came while the line was being told, and left it at that: a refusal is to be tried again for them.
 const AGAIN: u64 = 1 << 61;
+/// The last cause went while the line was being told: if there is one again, that is a transition of its own.
+const FELL: u64 = 1 << 60;
 
 /// Derives a level line from a set of causes: the line is up while any cause is.
 ///
@@ -21,6 +23,8 @@ const AGAIN: u64 = 1 << 61;
 /// the telling and goes on until line and causes agree; others that come meanwhile return at once. So
 ///
 /// - the line hears transitions, never repeats, and always in order;
+/// - a rise after a fall is heard also if both came while the line was being told, for an input that takes edges, or that
+///   wakes somebody who has looked since, would have missed it; of several such pairs one is heard;
 /// - when all calls have returned, the line is what the causes say;
 /// - no lock is held while the line is called, so the line may call back, even into this output.
 ///
@@ -47,7 +51,7 @@ const AGAIN: u64 = 1 << 61;
 /// ```
 pub struct LevelOutput<L> {
     line: L,
-    /// Causes and notes, and above them `AGAIN`, `TOLD` and `BUSY`: one word, so that a change of a cause and the decision
+    /// Causes and notes, and above them `FELL`, `AGAIN`, `TOLD` and `BUSY`: one word, so that a change of a cause and the decision
     /// who tells the line are one step.
     state: AtomicU64,
     failures: AtomicU64,
@@ -57,7 +61,7 @@ impl<L: LevelInterrupt> LevelOutput<L> {
     /// The bits that are causes: each of them alone holds the line up.
     pub const CAUSES: u64 = (1 << 48) - 1;
     /// Bits that the owner may use for whatever must change in one step with the causes. They do not move the line.
-    pub const NOTES: u64 = (AGAIN - 1) & !Self::CAUSES;
+    pub const NOTES: u64 = (FELL - 1) & !Self::CAUSES;
 
     /// An output without a cause, over a `line` that is down.
     pub fn new(line: L) -> Self {
@@ -96,7 +100,10 @@ impl<L: LevelInterrupt> LevelOutput<L> {
         loop {
             // Exchanged also when nothing changes: who then takes the cause away and looks for work must see what the
             // device did before it came here. A plain load could run ahead of that.
-            let new = state & !bits | change(state & bits) & bits;
+            let mut new = state & !bits | change(state & bits) & bits;
+            if new & (BUSY | Self::CAUSES) == BUSY {
+                new |= FELL;
+            }
             match self
                 .state
                 .compare_exchange_weak(state, new, Ordering::SeqCst, Ordering::SeqCst)
@@ -155,6 +162,10 @@ impl<L: LevelInterrupt> LevelOutput<L> {
             let result = match (teller.told, up) {
                 (false, true) => self.line.trigger(),
                 (true, false) => self.line.clear(),
+                (true, true) if state & FELL != 0 => self.line.clear().and_then(|()| {
+                    teller.told = false;
+                    self.line.trigger()
+                }),
                 _ => Ok(()),
             };
             match &result {
@@ -162,7 +173,7 @@ impl<L: LevelInterrupt> LevelOutput<L> {
                 Err(_) => _ = self.failures.fetch_add(1, Ordering::Relaxed),
             }
             let told_bit = if teller.told { TOLD } else { 0 };
-            // Only `bits` and `AGAIN` can have changed under us. If they did, somebody may have left the telling to us:
+            // Only `bits`, `FELL` and `AGAIN` can have changed under us. If they did, somebody may have left the telling to us:
             // look again, also after a failure, for theirs is the later signal that is to carry the lost one.
             let held = state & (bits | TOLD) | BUSY;
             match self
@@ -173,7 +184,7 @@ impl<L: LevelInterrupt> LevelOutput<L> {
                     mem::forget(teller);
                     return result;
                 }
-                Err(_) => state = self.state.fetch_and(!AGAIN, Ordering::SeqCst),
+                Err(_) => state = self.state.fetch_and(!(AGAIN | FELL), Ordering::SeqCst),
             }
         }
     }
@@ -204,9 +215,9 @@ impl Drop for Teller<'_> {
     fn drop(&mut self) {
         if self.told {
             self.state.fetch_or(TOLD, Ordering::SeqCst);
-            self.state.fetch_and(!(BUSY | AGAIN), Ordering::SeqCst);
+            self.state.fetch_and(!(BUSY | AGAIN | FELL), Ordering::SeqCst);
         } else {
-            self.state.fetch_and(!(BUSY | AGAIN | TOLD), Ordering::SeqCst);
+            self.state.fetch_and(!(BUSY | AGAIN | FELL | TOLD), Ordering::SeqCst);
         }
     }
 }

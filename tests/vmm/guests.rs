@@ -90,6 +90,17 @@ guest!(halt_code: devisor_halt, devisor_halt_end;
     "    jmp 1b",
 );
 
+// Prints for ever.
+guest!(flood_code: devisor_flood, devisor_flood_end;
+    ".code16",
+    "    xor si, si",
+    "    mov ds, si",
+    "    mov dx, 0x3f8",
+    "1:  mov cx, 0x4000",
+    "    rep outsb",
+    "    jmp 1b",
+);
+
 // The keyboard controller's way out.
 guest!(reset_code: devisor_reset, devisor_reset_end;
     ".code16",
@@ -367,6 +378,10 @@ pub fn halt() -> PathBuf {
     boot_sector("halt", halt_code())
 }
 
+pub fn flood() -> PathBuf {
+    boot_sector("flood", flood_code())
+}
+
 pub fn reset() -> PathBuf {
     boot_sector("reset", reset_code())
 }
@@ -413,31 +428,32 @@ pub fn memory() -> PathBuf {
     multiboot("memory", 0x20_0000, 0, &[memory_code()])
 }
 
-/// A 32-bit ELF file with a multiboot header, linked at 3 GiB and loaded at 2 MiB. `machine` and `end` go into its header.
-fn elf(name: &str, machine: u16, file_size: Option<u32>) -> PathBuf {
-    const CODE_AT: usize = 0x60;
+/// An ELF file with a multiboot header, linked at 3 GiB and loaded at 2 MiB. `machine` and `file_size` go into its headers,
+/// `unit` is the size of its addresses.
+fn elf(name: &str, unit: usize, machine: u16, file_size: Option<u32>) -> PathBuf {
+    const MULTIBOOT_AT: usize = 0x80;
+    const CODE_AT: usize = 0x90;
     const VIRTUAL: u32 = 0xc020_0000;
     const PHYSICAL: u32 = 0x20_0000;
     let mut image = vec![0; CODE_AT];
-    image[..7].copy_from_slice(b"\x7fELF\x01\x01\x01");
-    let multiboot = [0x1bad_b002, 0b11, 0_u32.wrapping_sub(0x1bad_b002 + 0b11)];
-    let size = (from_multiboot_code().len() + say_code().len()) as u32;
+    image[..7].copy_from_slice(b"\x7fELF\x00\x01\x01");
+    image[4] = (unit / 4) as u8;
+    let (headers, size) = (28 + 6 * unit, 8 + 6 * unit);
+    let code = (from_multiboot_code().len() + say_code().len()) as u32;
     let segment = [
-        1,
         CODE_AT as u32,
         VIRTUAL,
         PHYSICAL,
-        file_size.unwrap_or(size),
-        size + 0x1000,
-        7,
-        1,
+        file_size.unwrap_or(code),
+        code + 0x1000,
     ];
-    for (at, value) in [(18, machine), (42, 32), (44, 1)] {
+    for (at, value) in [(18, machine), (30 + 3 * unit, size as u16), (32 + 3 * unit, 1)] {
         image[at..at + 2].copy_from_slice(&value.to_le_bytes());
     }
-    let longs = [(24, VIRTUAL), (28, 0x34)].into_iter();
-    let segment = (0x34..).step_by(4).zip(segment);
-    let multiboot = (0x54..).step_by(4).zip(multiboot);
+    let multiboot = [0x1bad_b002, 0b11, 0_u32.wrapping_sub(0x1bad_b002 + 0b11)];
+    let longs = [(24, VIRTUAL), (24 + unit, headers as u32), (headers, 1)].into_iter();
+    let segment = (headers + unit..).step_by(unit).zip(segment);
+    let multiboot = (MULTIBOOT_AT..).step_by(4).zip(multiboot);
     for (at, value) in longs.chain(segment).chain(multiboot) {
         image[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
     }
@@ -447,15 +463,19 @@ fn elf(name: &str, machine: u16, file_size: Option<u32>) -> PathBuf {
 }
 
 pub fn elf_32() -> PathBuf {
-    elf("elf-32", 3, None)
+    elf("elf-32", 4, 3, None)
+}
+
+pub fn elf_64() -> PathBuf {
+    elf("elf-64", 8, 62, None)
 }
 
 pub fn elf_of_another_machine() -> PathBuf {
-    elf("elf-arm", 40, None)
+    elf("elf-arm", 4, 40, None)
 }
 
 pub fn elf_that_is_cut_off() -> PathBuf {
-    elf("elf-cut", 3, Some(0x10_0000))
+    elf("elf-cut", 4, 3, Some(0x10_0000))
 }
 
 /// A bzImage: its setup is nothing but the header, its kernel says the command line.

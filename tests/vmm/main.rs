@@ -10,7 +10,7 @@ mod x86_guest;
 
 use std::{
     env,
-    io::{Read, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
@@ -136,13 +136,17 @@ fn a_boot_sector_runs_in_real_mode() {
 
 #[test]
 fn a_multiboot_kernel_by_addresses_gets_its_command_line() {
-    let arguments = ["--append", "one two"];
-    expect(&arguments, &guests::multiboot_by_addresses(), "one two", status(4));
+    let kernel = guests::multiboot_by_addresses();
+    let stdout = format!("{} one two", kernel.display());
+    expect(&["--append", "one two"], &kernel, &stdout, status(4));
 }
 
 #[test]
 fn a_multiboot_elf_kernel_begins_where_its_entry_is_in_physical_memory() {
-    expect(&["--append", "words"], &guests::elf_32(), "words", status(4));
+    for kernel in [guests::elf_32(), guests::elf_64()] {
+        let stdout = format!("{} words", kernel.display());
+        expect(&["--append", "words"], &kernel, &stdout, status(4));
+    }
 }
 
 #[test]
@@ -253,6 +257,17 @@ fn when_nobody_reads_stdout_any_more_that_is_a_failure() {
     assert!(String::from_utf8_lossy(&ended.stderr).contains("stdout: "));
 }
 
+/// A panic's status, 101, is one that a guest can end with.
+#[test]
+fn when_nobody_reads_what_it_says_itself_that_is_a_failure_and_no_status_of_a_guest() {
+    let closed = || io::pipe().unwrap().1;
+    let usage = vmm().arg("--help").stdout(closed()).output().unwrap();
+    assert_eq!(usage.status.code(), Some(FAILED), "{usage:?}");
+    assert_eq!(String::from_utf8_lossy(&usage.stderr).lines().count(), 1, "{usage:?}");
+    let refused = vmm().arg("--turbo").stderr(closed()).status().unwrap();
+    assert_eq!(refused.code(), Some(FAILED));
+}
+
 #[test]
 fn a_command_line_that_is_wrong_is_one_line_and_a_failure() {
     let kernel = guests::hello();
@@ -289,10 +304,10 @@ fn files_that_are_wrong_are_one_line_and_a_failure() {
     expect_refusal(&[], Path::new("/"), "cannot be read");
     expect_refusal(&["--disk", "/nonexistent"], &hello, "the disk /nonexistent");
     expect_refusal(&[], &guests::no_kernel(), "neither a multiboot header");
-    expect_refusal(&[], &guests::elf_of_another_machine(), "no 32-bit ELF file of x86");
+    expect_refusal(&[], &guests::elf_of_another_machine(), "no ELF file of x86");
     expect_refusal(&[], &guests::elf_that_is_cut_off(), "beyond the file");
-    expect_refusal(&[], &guests::large(), "beyond the memory");
-    expect_refusal(&["--memory", "1"], &guests::elf_32(), "does not fit");
+    expect_refusal(&[], &guests::large(), "not fit");
+    expect_refusal(&["--memory", "1"], &guests::elf_32(), "not fit");
     expect_refusal(&[], &guests::in_the_way(), "boot information");
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{Read, Write},
+    io::{self, Read, Write},
     mem::MaybeUninit,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::Path,
@@ -95,6 +95,40 @@ fn the_user_can_quit_also_when_the_guest_does_not_take_what_is_typed() {
         let typed = [&[b'.'; 600][..], b"\x01x"].concat();
         check(&guests::halt(), |user, _| user.write_all(&typed).unwrap(), Some(0));
     }
+}
+
+#[test]
+fn the_user_can_quit_also_when_nobody_takes_what_the_guest_prints() {
+    if !has_kvm() {
+        return;
+    }
+    let (mut reader, stdout) = io::pipe().unwrap();
+    let (mut user, program) = terminal();
+    let mut vmm = vmm();
+    vmm.arg(guests::flood()).stdin(Stdio::from(program));
+    let mut child = vmm.stdout(stdout).spawn().unwrap();
+    drop(vmm);
+    reader.read_exact(&mut [0]).unwrap();
+    wait_until("the pipe is full", || {
+        let mut waiting = [0; 2];
+        for bytes in &mut waiting {
+            // SAFETY: it writes one number, to where there is one.
+            let asked = unsafe { libc::ioctl(reader.as_raw_fd(), libc::FIONREAD, bytes as *mut i32) };
+            assert_eq!(asked, 0);
+            thread::sleep(Duration::from_millis(100));
+        }
+        waiting[0] == waiting[1] && waiting[0] > 0x8000
+    });
+    user.write_all(b"\x01x").unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let ended = loop {
+        match child.try_wait().unwrap() {
+            None if Instant::now() < deadline => thread::sleep(Duration::from_millis(2)),
+            None => child.kill().unwrap(),
+            Some(ended) => break ended,
+        }
+    };
+    assert_eq!(ended.code(), Some(0));
 }
 
 #[test]

@@ -109,12 +109,16 @@ impl Software {
         if page.is_ready_for_interrupt()
             && let Some(request) = self.apic.acknowledge()
         {
+            let pic = self.board.pic();
             let vector = match request {
-                Request::Vector(vector) => vector,
-                Request::External => self.board.pic().acknowledge(),
+                Request::Vector(vector) => Some(vector),
+                // LINT0 may hear of INTR's fall a moment later than the 8259 knows of it, whose vector would be spurious.
+                Request::External => pic.intr().then(|| pic.acknowledge()),
             };
-            inject(vcpu, page, vector)?;
-            self.halted = false;
+            if let Some(vector) = vector {
+                inject(vcpu, page, vector)?;
+                self.halted = false;
+            }
         }
         // Only KVM knows whether an NMI is blocked, and whether one has waited for the end of STI's shadow: behind the HLT.
         if self.halted && !takes_nmi(vcpu)? {
