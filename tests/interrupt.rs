@@ -306,6 +306,35 @@ mod level_output {
         assert_eq!(heard.calls(), []);
     }
 
+    #[test]
+    fn tells_of_a_rise_after_a_fall_that_was_not_told_or_refused() {
+        let heard = Heard::default();
+        let output = LevelOutput::new(heard.line());
+        output.drive(true).unwrap();
+        output.set(false);
+        output.set(true);
+        output.settle().unwrap();
+        assert_eq!(heard.calls(), [true, false, true]);
+
+        heard.refuse(true);
+        assert!(output.drive(false).is_err());
+        assert!(output.drive(true).is_err(), "the fall is still to be told");
+        heard.refuse(false);
+        output.settle().unwrap();
+        assert_eq!(heard.calls(), [true, false, true, false, true]);
+        output.settle().unwrap();
+        output.update(|causes| causes | 2);
+        output.update(|causes| causes & 2);
+        output.settle().unwrap();
+        assert_eq!(heard.calls().len(), 5, "a cause was there all the time");
+
+        output.set(false);
+        output.set(true);
+        output.set(false);
+        output.settle().unwrap();
+        assert_eq!(heard.calls()[5..], [false]);
+    }
+
     /// A device as the book says: registers under a lock, the line told after it. Its backend calls straight back.
     struct Device {
         pending: Mutex<u32>,

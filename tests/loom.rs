@@ -298,11 +298,8 @@ mod level_output {
             });
             let woken = &output.line().0;
             if woken.swap(false, SeqCst) {
-                // Twice, for what came before the first was settled is no rise.
-                for _ in 0..2 {
-                    output.update(|_| 0);
-                    output.settle().unwrap();
-                }
+                output.update(|_| 0);
+                output.settle().unwrap();
             }
             for thread in threads {
                 thread.join().unwrap();

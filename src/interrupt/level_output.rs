@@ -11,7 +11,7 @@ const BUSY: u64 = 1 << 63;
 const TOLD: u64 = 1 << 62;
 /// Somebody came while the line was being told, and left it at that: a refusal is to be tried again for them.
 const AGAIN: u64 = 1 << 61;
-/// The last cause went while the line was being told: if there is one again, that is a transition of its own.
+/// There was no cause since the line was told that it is up: if there is one again, fall and rise are still to be told.
 const FELL: u64 = 1 << 60;
 
 /// Derives a level line from a set of causes: the line is up while any cause is.
@@ -23,8 +23,8 @@ const FELL: u64 = 1 << 60;
 /// the telling and goes on until line and causes agree; others that come meanwhile return at once. So
 ///
 /// - the line hears transitions, never repeats, and always in order;
-/// - a rise after a fall is heard also if both came while the line was being told, for an input that takes edges, or that
-///   wakes somebody who has looked since, would have missed it; of several such pairs one is heard;
+/// - a rise after a fall is heard, also if the fall had not been told by then: an input that takes edges, or that wakes
+///   somebody who has looked since, would miss it otherwise. Of several such pairs one is heard;
 /// - when all calls have returned, the line is what the causes say;
 /// - no lock is held while the line is called, so the line may call back, even into this output.
 ///
@@ -101,7 +101,8 @@ impl<L: LevelInterrupt> LevelOutput<L> {
             // Exchanged also when nothing changes: who then takes the cause away and looks for work must see what the
             // device did before it came here. A plain load could run ahead of that.
             let mut new = state & !bits | change(state & bits) & bits;
-            if new & (BUSY | Self::CAUSES) == BUSY {
+            let falls = state & Self::CAUSES != 0 && new & Self::CAUSES == 0;
+            if falls && state & (BUSY | TOLD) != 0 {
                 new |= FELL;
             }
             match self
@@ -136,10 +137,13 @@ impl<L: LevelInterrupt> LevelOutput<L> {
             if self.agrees(state) {
                 return Ok(());
             }
-            let mark = if state & BUSY == 0 { BUSY } else { AGAIN };
+            let (mark, new) = match state & BUSY {
+                0 => (BUSY, (state | BUSY) & !FELL),
+                _ => (AGAIN, state | AGAIN),
+            };
             match self
                 .state
-                .compare_exchange_weak(state, state | mark, Ordering::SeqCst, Ordering::SeqCst)
+                .compare_exchange_weak(state, new, Ordering::SeqCst, Ordering::SeqCst)
             {
                 // The other thread cannot let go before it has seen the causes as they are now: see the exchange below.
                 Ok(_) if mark == AGAIN => return Ok(()),
@@ -155,30 +159,21 @@ impl<L: LevelInterrupt> LevelOutput<L> {
         let bits = Self::CAUSES | Self::NOTES;
         let mut teller = Teller {
             state: &self.state,
-            told: state & TOLD != 0,
+            told: state & TOLD,
         };
         loop {
             let up = state & Self::CAUSES != 0;
-            let result = match (teller.told, up) {
-                (false, true) => self.line.trigger(),
-                (true, false) => self.line.clear(),
-                (true, true) if state & FELL != 0 => self.line.clear().and_then(|()| {
-                    teller.told = false;
-                    self.line.trigger()
-                }),
-                _ => Ok(()),
-            };
-            match &result {
-                Ok(()) => teller.told = up,
-                Err(_) => _ = self.failures.fetch_add(1, Ordering::Relaxed),
+            teller.told |= state & FELL;
+            let result = teller.tell(&self.line, up);
+            if result.is_err() {
+                self.failures.fetch_add(1, Ordering::Relaxed);
             }
-            let told_bit = if teller.told { TOLD } else { 0 };
             // Only `bits`, `FELL` and `AGAIN` can have changed under us. If they did, somebody may have left the telling to us:
             // look again, also after a failure, for theirs is the later signal that is to carry the lost one.
             let held = state & (bits | TOLD) | BUSY;
             match self
                 .state
-                .compare_exchange(held, state & bits | told_bit, Ordering::SeqCst, Ordering::SeqCst)
+                .compare_exchange(held, state & bits | teller.told, Ordering::SeqCst, Ordering::SeqCst)
             {
                 Ok(_) => {
                     mem::forget(teller);
@@ -199,7 +194,12 @@ impl<L: LevelInterrupt> LevelOutput<L> {
     }
 
     fn agrees(&self, state: u64) -> bool {
-        state & BUSY == 0 && (state & Self::CAUSES != 0) == (state & TOLD != 0)
+        let told = match state & Self::CAUSES {
+            0 => 0,
+            _ => TOLD,
+        };
+        // A fall that is not told, before a rise or for good, is what has to be.
+        state & (BUSY | TOLD | FELL) == told
     }
 }
 
@@ -207,18 +207,31 @@ impl<L: LevelInterrupt> LevelOutput<L> {
 /// `settle` tells the line again. Without it, one panic would leave the line as it is for ever.
 struct Teller<'a> {
     state: &'a AtomicU64,
-    /// The level that the line was last told.
-    told: bool,
+    /// What the line was last told: `TOLD` if that is up, and with it `FELL` if a fall is to come before anything else.
+    told: u64,
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, line: &impl LevelInterrupt, up: bool) -> io::Result<()> {
+        if self.told & TOLD != 0 && (!up || self.told & FELL != 0) {
+            line.clear()?;
+        } else if self.told & TOLD != 0 {
+            return Ok(());
+        }
+        self.told = 0;
+        if up {
+            line.trigger()?;
+            self.told = TOLD;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Teller<'_> {
     fn drop(&mut self) {
-        if self.told {
-            self.state.fetch_or(TOLD, Ordering::SeqCst);
-            self.state.fetch_and(!(BUSY | AGAIN | FELL), Ordering::SeqCst);
-        } else {
-            self.state.fetch_and(!(BUSY | AGAIN | FELL | TOLD), Ordering::SeqCst);
-        }
+        self.state.fetch_or(self.told, Ordering::SeqCst);
+        self.state
+            .fetch_and(!(BUSY | AGAIN | TOLD) | self.told & TOLD, Ordering::SeqCst);
     }
 }
 
