@@ -6,6 +6,8 @@ use crate::guest::*;
 
 const LOGICAL: u32 = 1 << 2;
 const HINT: u32 = 1 << 3;
+/// The destination mode, in a command.
+const ICR_LOGICAL: u64 = 1 << 11;
 const LOWEST: u32 = 1 << 8;
 
 fn to(destination: u32) -> u32 {
@@ -206,4 +208,23 @@ fn x2apic_is_reached_by_its_id_and_by_the_logical_id_that_follows_from_it() {
     assert_eq!([irr(0), irr(1), irr(2)], [0, 0, 1 << 1]);
     machine.send(to(0b11) | LOGICAL, 0x42);
     assert_eq!([irr(0), irr(1), irr(2)], [1 << 2, 1 << 2, 1 << 1]);
+}
+
+#[test]
+fn all_bits_of_an_x2apic_id_count_in_the_id_and_in_the_logical_id() {
+    let ids = [0x0f, 0x105, 0x1_239d];
+    let machine = Machine::with(Default::default(), &ids);
+    let logical = [1 << 15, 0x10 << 16 | 1 << 5, 0x1239 << 16 | 1 << 13];
+    for ((cpu, id), logical) in machine.cpus.iter().zip(ids).zip(logical) {
+        cpu.enable();
+        cpu.x2apic();
+        assert_eq!(cpu.apic.read_msr(0x802), Ok(id.into()));
+        assert_eq!(cpu.apic.read_msr(0x80d), Ok(logical));
+    }
+    let irr = |cpu: usize| machine.cpus[cpu].apic.read_msr(0x822).unwrap();
+    for (bit, logical) in logical.into_iter().enumerate() {
+        let command = logical << 32 | ICR_LOGICAL | (0x40 + bit as u64);
+        machine.cpus[0].apic.write_msr(0x830, command).unwrap();
+    }
+    assert_eq!([irr(0), irr(1), irr(2)], [1 << 0, 1 << 1, 1 << 2]);
 }

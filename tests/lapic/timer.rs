@@ -170,6 +170,20 @@ fn tsc_deadline_interrupts_once_when_the_counter_comes_to_it_and_disarms_itself(
 }
 
 #[test]
+fn a_tsc_deadline_outlives_a_write_of_the_entry_that_keeps_the_mode() {
+    let machine = machine();
+    let cpu = &machine.cpus[0];
+    cpu.write(LVT_TIMER, DEADLINE | 0x40);
+    cpu.apic.write_msr(TSC_DEADLINE, 1000).unwrap();
+    cpu.write(LVT_TIMER, DEADLINE | MASKED | 0x40);
+    assert_eq!(cpu.apic.deadline(), None, "nobody is to be woken for it");
+    cpu.write(LVT_TIMER, DEADLINE | 0x41);
+    assert_eq!(cpu.apic.read_msr(TSC_DEADLINE), Ok(1000));
+    machine.pass(cpu.apic.deadline().expect("it is armed"));
+    assert_eq!(cpu.take(), Some(0x41));
+}
+
+#[test]
 fn a_time_stamp_counter_that_is_moved_moves_the_deadline() {
     let machine = machine();
     let cpu = &machine.cpus[0];
