@@ -495,9 +495,10 @@ fn a_poll_is_an_acknowledge() {
     guest.command(EOI);
     guest.command(POLL);
     assert_eq!(read(&guest.master, 1), 0x86, "from either port");
+    guest.pulse(1);
     guest.command(POLL);
     guest.command(READ_IRR);
-    assert_eq!(read(&guest.master, 0), 0, "the last OCW3 asks for no poll");
+    assert_eq!(read(&guest.master, 0), 1 << 1, "the last OCW3 asks for no poll");
 }
 
 #[test]
@@ -510,6 +511,41 @@ fn a_poll_of_the_slave_takes_its_request_from_the_master() {
     assert!(!guest.pic.intr());
     guest.pulse(9);
     assert_eq!(guest.take(), Some(0x29));
+}
+
+#[test]
+fn a_poll_of_the_master_that_finds_the_slave_is_once_a_rise_of_its_int() {
+    let guest = new();
+    guest.pulse(9);
+    guest.command(POLL);
+    assert_eq!(read(&guest.master, 0), 0x82);
+    guest.command(EOI);
+    assert!(
+        !guest.pic.intr(),
+        "INT of the slave is still up, and input 2 is an edge"
+    );
+    guest.slave.write(0, &[POLL]);
+    assert_eq!(read(&guest.slave, 0), 0x81);
+    guest.pulse(8);
+    assert_eq!(guest.take(), Some(0x28));
+}
+
+#[test]
+fn a_word_to_the_ports_of_a_chip_is_two_bytes_in_turn() {
+    let guests = [new(), new()];
+    for guest in &guests {
+        guest.pulse(9);
+        assert_eq!(guest.take(), Some(0x29));
+        guest.pulse(10);
+    }
+    // The EOI lets IRQ 10 through, and the mask holds it back: input 2 has risen meanwhile.
+    guests[0].slave.write(0, &[EOI, 0xff]);
+    guests[1].slave.write(0, &[EOI]);
+    guests[1].slave.write(1, &[0xff]);
+    for guest in &guests {
+        assert_eq!(guest.irr(), 1 << 2);
+    }
+    assert_eq!(guests[0].pic.save(), guests[1].pic.save());
 }
 
 #[test]

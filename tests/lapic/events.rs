@@ -58,7 +58,16 @@ fn a_start_up_that_came_before_init_is_forgotten_and_one_after_it_kept() {
     assert_eq!(cpu.apic.next_event(), Some(CpuEvent::StartUp(Vector(0x20))));
 }
 
-/// The same, but the vCPU has looked meanwhile, and has not taken the event yet.
+#[test]
+fn of_two_start_ups_the_first_counts_also_if_its_vector_is_0() {
+    let machine = Machine::new(2);
+    command(&machine, START_UP);
+    command(&machine, START_UP | 0x10);
+    assert_eq!(machine.cpus[1].apic.next_event(), Some(CpuEvent::StartUp(Vector(0))));
+    assert_eq!(machine.cpus[1].apic.next_event(), None);
+}
+
+/// The vCPU has looked meanwhile, and has not taken the event yet.
 #[test]
 fn a_start_up_that_was_seen_before_init_came_is_forgotten_too() {
     let machine = Machine::new(2);

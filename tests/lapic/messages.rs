@@ -1,5 +1,7 @@
 //! Whom a message reaches.
 
+use std::sync::atomic::Ordering::SeqCst;
+
 use devisor::interrupt::{MsiMessage, MsiSink, RequesterId};
 
 use crate::guest::*;
@@ -211,10 +213,57 @@ fn x2apic_is_reached_by_its_id_and_by_the_logical_id_that_follows_from_it() {
 }
 
 #[test]
+fn a_logical_destination_of_32_bits_is_none_of_an_apic_with_8() {
+    let machine = Machine::enabled(3);
+    for cpu in &machine.cpus[1..] {
+        cpu.write(LDR, 0x11 << 24);
+    }
+    machine.cpus[2].write(DFR, 0);
+    machine.cpus[0].x2apic();
+    let command = |destination: u64, vector| {
+        let value = destination << 32 | ICR_LOGICAL | vector;
+        machine.cpus[0].apic.write_msr(0x830, value).unwrap();
+    };
+    command(0x0001_0011, 0x41);
+    assert_eq!([machine.cpus[1].take(), machine.cpus[2].take()], [None, None]);
+    command(0x11, 0x42);
+    assert_eq!(
+        [machine.cpus[1].take(), machine.cpus[2].take()],
+        [Some(0x42), Some(0x42)]
+    );
+}
+
+#[test]
+fn no_cluster_stands_for_all_of_them() {
+    let machine = Machine::enabled(2);
+    for (cpu, ldr) in machine.cpus.iter().zip([0x11, 0x21]) {
+        cpu.write(DFR, 0);
+        cpu.write(LDR, ldr << 24);
+    }
+    machine.send(to(0xf1) | LOGICAL, 0x41);
+    assert_eq!(machine.pending(0x41), [] as [usize; 0]);
+    machine.send(to(0xff) | LOGICAL, 0x42);
+    assert_eq!(machine.pending(0x42), [0, 1], "a broadcast does");
+}
+
+#[test]
+fn a_broadcast_reaches_all_also_after_one_whose_wake_up_was_refused() {
+    let machine = Machine::enabled(3);
+    machine.cpus[0].heard.refuse.store(true, SeqCst);
+    let message = MsiMessage {
+        address: 0xfeef_f000,
+        data: 0x41,
+    };
+    machine.apics.send(RequesterId(0), message).unwrap_err();
+    assert_eq!(machine.pending(0x41), [0, 1, 2]);
+}
+
+#[test]
 fn all_bits_of_an_x2apic_id_count_in_the_id_and_in_the_logical_id() {
-    let ids = [0x0f, 0x105, 0x1_239d];
+    // The same bit in three clusters.
+    let ids = [0x0d, 0x10d, 0x1_239d];
     let machine = Machine::with(Default::default(), &ids);
-    let logical = [1 << 15, 0x10 << 16 | 1 << 5, 0x1239 << 16 | 1 << 13];
+    let logical = [0, 0x10, 0x1239].map(|cluster| cluster << 16 | 1 << 13);
     for ((cpu, id), logical) in machine.cpus.iter().zip(ids).zip(logical) {
         cpu.enable();
         cpu.x2apic();
