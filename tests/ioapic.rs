@@ -489,6 +489,34 @@ fn switching_an_entry_to_edge_clears_remote_irr() {
     assert_eq!(sink.vectors(), [0x51]);
 }
 
+/// How a guest without an EOI register ends an interrupt that has got stuck: masked and edge, then as it was. Linux does.
+#[test]
+fn switching_to_edge_behind_the_mask_clears_remote_irr_and_a_level_that_is_up_comes_again() {
+    let (ioapic, sink) = new();
+    program(&ioapic, 4, LEVEL | 0x34);
+    let line = ioapic.level_line(Pin(4)).unwrap();
+    line.trigger().unwrap();
+    write(&ioapic, 0x18, MASKED as u32 | 0x34);
+    write(&ioapic, 0x18, (MASKED | LEVEL) as u32 | 0x34);
+    assert_eq!(entry(&ioapic, 4), MASKED | LEVEL | 0x34, "out of service");
+    assert_eq!(sink.vectors(), [0x34]);
+    write(&ioapic, 0x18, LEVEL as u32 | 0x34);
+    assert_eq!(sink.vectors(), [0x34]);
+}
+
+/// Most pins of a guest that wants its interrupts balanced are so.
+#[test]
+fn a_level_of_lowest_priority_is_in_service_until_its_eoi() {
+    let (ioapic, sink) = new();
+    program(&ioapic, 4, LEVEL | LOGICAL | 1 << 8 | 0x34);
+    let line = ioapic.level_line(Pin(4)).unwrap();
+    line.trigger().unwrap();
+    assert_eq!(sink.take()[0].data, 0xc134, "a level, asserted");
+    assert_eq!(entry(&ioapic, 4) & REMOTE_IRR, REMOTE_IRR);
+    ioapic.eoi(Vector(0x34));
+    assert_eq!(sink.vectors(), [0x34], "it is still up");
+}
+
 #[test]
 fn polarity_is_honoured() {
     let (ioapic, sink) = new();
@@ -990,4 +1018,19 @@ fn a_reset_sends_nothing_and_keeps_the_lines() {
     assert_eq!(sink.vectors(), []);
     program(&ioapic, 3, LEVEL | 0x33);
     assert_eq!(sink.vectors(), [0x33]);
+}
+
+#[test]
+fn a_reset_leads_back_to_power_up_and_forgets_what_the_sink_refused() {
+    let (ioapic, sink) = new();
+    let fresh = ioapic.save();
+    write(&ioapic, 0, 5 << 24);
+    program(&ioapic, 4, 7 << 56 | 0x34);
+    sink.refuse(true);
+    ioapic.edge_line(Pin(4)).unwrap().trigger().unwrap();
+    sink.refuse(false);
+    ioapic.reset();
+    assert_eq!(ioapic.save(), fresh);
+    program(&ioapic, 4, 0x35);
+    assert_eq!(sink.vectors(), [], "an edge of before the reset");
 }

@@ -12,7 +12,7 @@ use devisor::{
         CpuId, Vector,
         ioapic::{IoApicConfig, Pin},
         lapic::{ApicId, CpuEvent, Lint, LocalApic, LocalApicParts, LocalApics, LocalApicsConfig, Request},
-        pc::{Gsi, LintOfAll, Pc, PcConfig, PcError, PcState, TIMER_GSI, TIMER_IRQ},
+        pc::{Gsi, LevelLine, LintOfAll, Pc, PcConfig, PcError, PcState, TIMER_GSI, TIMER_IRQ},
         pic::{Irq, PicError},
     },
     bus::{Bus, BusDevice},
@@ -243,11 +243,68 @@ fn both_controllers_have_the_level_that_was_last_wanted() {
     }
 }
 
+/// INTR rises while the line is still on its way to the IOAPIC, and whoever hears it lowers the line.
+#[test]
+fn a_line_that_is_lowered_while_it_rises_is_down_at_both_controllers() {
+    let line: Arc<Mutex<Option<Arc<LevelLine>>>> = Arc::default();
+    let (messages, clock) = (Messages::default(), Arc::new(ManualClock::default()));
+    let held = Arc::clone(&line);
+    let intr = level_from_fn(move |up| {
+        let line = held.lock().unwrap().clone();
+        line.filter(|_| up).map_or(Ok(()), |line| line.clear())
+    });
+    let pc = Pc::new(PcConfig::default(), messages.clone(), intr, clock, ()).unwrap();
+    for (port, word) in [(0, 0x11), (1, 0x20), (1, 0x04), (1, 0x01)] {
+        pc.pic().master().write(port, &[word]);
+    }
+    pc.ioapic().write(0, &[0x10 + 2 * 5]);
+    pc.ioapic().write(0x10, &(1_u32 << 15 | 0x45).to_le_bytes());
+    let wire = Arc::new(pc.level_line(Irq(5)).unwrap());
+    *line.lock().unwrap() = Some(Arc::clone(&wire));
+    wire.trigger().unwrap();
+    messages.take();
+    pc.eoi(Vector(0x45));
+    assert_eq!(messages.take(), [], "the pin is down");
+    assert_eq!(pc.pic().save().master.lines, 0);
+    *line.lock().unwrap() = None;
+}
+
+#[test]
+fn a_wire_to_all_cpus_reaches_the_others_also_if_one_refuses_to_be_woken() {
+    let clock = Arc::new(ManualClock::default());
+    let wakes: [Box<dyn LevelInterrupt>; 2] = [
+        Box::new(level_from_fn(|_| Err(io::Error::other("refused")))),
+        Box::new(NoInterrupt),
+    ];
+    let parts = (0..).zip(wakes).map(|(id, wake)| LocalApicParts {
+        id: ApicId(id),
+        wake,
+        alarm: Box::new(()),
+    });
+    let apics = LocalApics::new(LocalApicsConfig::default(), clock, parts.collect()).unwrap();
+    let cpus = [0, 1].map(|cpu| apics.cpu(CpuId(cpu)).unwrap());
+    start(&apics, &cpus[1]);
+    cpus.iter().for_each(|cpu| cpu.write_msr(0x1b, 0).unwrap());
+    let intr = LintOfAll::new(&apics, Lint::Zero).unwrap();
+    intr.trigger().unwrap_err();
+    for cpu in &cpus {
+        assert_eq!(cpu.request(), Some(Request::External));
+    }
+    intr.clear().unwrap_err();
+    for cpu in &cpus {
+        assert_eq!(cpu.request(), None);
+    }
+}
+
 #[test]
 fn a_reset_masks_the_ioapic_and_ends_the_timer_but_lines_stay() {
     let machine = machine();
     let line = machine.pc.level_line(Irq(4)).unwrap();
     line.trigger().unwrap();
+    for (port, value) in [(0x43, 0x34), (0x40, 0x9c), (0x40, 0x2e)] {
+        machine.out(port, value); // counter 0, mode 2
+    }
+    assert!(machine.pc.pit().deadline().is_some());
     machine.messages.take();
     machine.pc.reset();
     assert!(!*machine.intr.lock().unwrap());

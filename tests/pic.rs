@@ -237,6 +237,20 @@ fn a_masked_request_waits() {
 // Spurious requests.
 
 #[test]
+fn a_masked_request_holds_back_no_other() {
+    let guest = new();
+    guest.master.write(1, &[1 << 3]);
+    guest.slave.write(1, &[1 << 1]);
+    for irq in [3, 4, 9, 10] {
+        guest.pulse(irq);
+    }
+    assert_eq!(guest.take(), Some(0x2a));
+    guest.slave.write(0, &[EOI]);
+    guest.command(EOI);
+    assert_eq!(guest.take(), Some(0x24));
+}
+
+#[test]
 fn a_request_that_went_away_is_answered_with_irq_7_and_is_not_in_service() {
     let guest = new();
     guest.level_triggered(5);
@@ -343,6 +357,8 @@ fn the_lowest_priority_can_be_set() {
     assert_eq!(guest.take(), Some(0x20));
     guest.command(EOI);
     assert_eq!(guest.take(), Some(0x24));
+    guest.command(SET_PRIORITY | 4);
+    assert_eq!(guest.isr(), 1 << 4, "that is no EOI");
 }
 
 // Modes.
@@ -404,6 +420,21 @@ fn the_special_mask_mode_lets_lower_priorities_through_while_the_one_in_service_
 }
 
 #[test]
+fn in_special_mask_mode_what_is_in_service_and_not_masked_still_blocks() {
+    let guest = new();
+    guest.command(SPECIAL_MASK);
+    guest.pulse(3);
+    assert_eq!(guest.take(), Some(0x23));
+    guest.pulse(6);
+    guest.pulse(3);
+    assert_eq!(guest.take(), None);
+    guest.pulse(1);
+    assert_eq!(guest.take(), Some(0x21));
+    guest.master.write(1, &[1 << 3]);
+    assert_eq!(guest.take(), None, "IRQ 1 is in service and not masked");
+}
+
+#[test]
 fn the_special_mask_mode_changes_only_with_its_enable_bit() {
     let guest = new();
     guest.command(SPECIAL_MASK);
@@ -433,6 +464,23 @@ fn the_special_fully_nested_mode_lets_the_slave_interrupt_itself() {
 }
 
 #[test]
+fn the_special_fully_nested_mode_is_for_the_masters_input_2_alone() {
+    let guest = with(SFNM);
+    // Both chips are in that mode: IRQ 10 is input 2 of the slave.
+    for (irq, vector) in [(3, 0x23), (10, 0x2a)] {
+        guest.pulse(irq);
+        assert_eq!(guest.take(), Some(vector));
+        guest.pulse(irq);
+        assert_eq!(guest.take(), None, "IRQ {irq} does not interrupt itself");
+    }
+    let guest = with(SFNM);
+    guest.pulse(1);
+    assert_eq!(guest.take(), Some(0x21));
+    guest.pulse(8);
+    assert_eq!(guest.take(), None, "nor does the slave interrupt what comes before it");
+}
+
+#[test]
 fn a_poll_is_an_acknowledge() {
     let guest = new();
     guest.pulse(6);
@@ -447,6 +495,10 @@ fn a_poll_is_an_acknowledge() {
     guest.command(EOI);
     guest.command(POLL);
     assert_eq!(read(&guest.master, 1), 0x86, "from either port");
+    guest.pulse(1);
+    guest.command(POLL);
+    guest.command(READ_IRR);
+    assert_eq!(read(&guest.master, 0), 1 << 1, "the last OCW3 asks for no poll");
 }
 
 #[test]
@@ -459,6 +511,53 @@ fn a_poll_of_the_slave_takes_its_request_from_the_master() {
     assert!(!guest.pic.intr());
     guest.pulse(9);
     assert_eq!(guest.take(), Some(0x29));
+}
+
+#[test]
+fn a_poll_of_the_master_that_finds_the_slave_is_once_a_rise_of_its_int() {
+    let guest = new();
+    guest.pulse(9);
+    guest.command(POLL);
+    assert_eq!(read(&guest.master, 0), 0x82);
+    guest.command(EOI);
+    assert!(
+        !guest.pic.intr(),
+        "INT of the slave is still up, and input 2 is an edge"
+    );
+    guest.slave.write(0, &[POLL]);
+    assert_eq!(read(&guest.slave, 0), 0x81);
+    guest.pulse(8);
+    assert_eq!(guest.take(), Some(0x28));
+}
+
+#[test]
+fn a_word_to_the_ports_of_a_chip_is_two_bytes_in_turn() {
+    let guests = [new(), new()];
+    for guest in &guests {
+        guest.pulse(9);
+        assert_eq!(guest.take(), Some(0x29));
+        guest.pulse(10);
+    }
+    // The EOI lets IRQ 10 through, and the mask holds it back: input 2 has risen meanwhile.
+    guests[0].slave.write(0, &[EOI, 0xff]);
+    guests[1].slave.write(0, &[EOI]);
+    guests[1].slave.write(1, &[0xff]);
+    for guest in &guests {
+        assert_eq!(guest.irr(), 1 << 2);
+    }
+    assert_eq!(guests[0].pic.save(), guests[1].pic.save());
+}
+
+#[test]
+fn a_poll_of_the_slave_leaves_the_master_its_next_request() {
+    // Nothing stays in service: the slave asks again at once.
+    let guest = with(AEOI);
+    guest.pulse(9);
+    guest.pulse(10);
+    guest.slave.write(0, &[POLL]);
+    assert_eq!(read(&guest.slave, 0), 0x81);
+    assert_eq!(guest.take(), Some(0x2a));
+    assert_eq!(guest.take(), None);
 }
 
 // Initialization.
@@ -485,7 +584,8 @@ fn the_mask_works_before_the_initialization() {
 
 #[test]
 fn icw1_says_whether_icw3_and_icw4_follow() {
-    for (icw1, words) in [(0x10, 2), (0x11, 3), (0x12, 1), (0x13, 2)] {
+    // With LTIM too, which is the bit that tells OCW3 from OCW2.
+    for (icw1, words) in [(0x10, 2), (0x11, 3), (0x12, 1), (0x13, 2), (0x19, 3)] {
         let guest = fresh();
         guest.master.write(0, &[icw1]);
         for word in [0x47, 0x00, 0x00].iter().take(words) {
@@ -532,6 +632,17 @@ fn icw1_clears_mask_edges_service_priority_and_modes() {
     // A line that is up already has to fall and rise.
     initialize(&guest.master, 0x20, 0);
     assert_eq!(guest.irr(), 1 << 5);
+}
+
+#[test]
+fn icw1_ends_what_is_in_service() {
+    let guest = new();
+    guest.pulse(3);
+    assert_eq!(guest.take(), Some(0x23));
+    initialize(&guest.master, 0x20, 0);
+    assert_eq!(guest.isr(), 0);
+    guest.pulse(4);
+    assert_eq!(guest.take(), Some(0x24), "nobody is to send an EOI of before");
 }
 
 #[test]

@@ -176,6 +176,24 @@ fn mode_1_is_low_for_the_count_from_each_rise_of_gate_on() {
 }
 
 #[test]
+fn a_fall_of_gate_does_not_stop_modes_1_and_5() {
+    for mode in [1, 5] {
+        let machine = new();
+        machine.start(2, mode, 4);
+        machine.gate2(true);
+        machine.at(2);
+        machine.gate2(false);
+        assert_eq!(machine.latched(2), 3);
+        machine.at(4);
+        assert_eq!((machine.out(2), machine.latched(2)), (mode == 5, 1));
+        machine.at(5);
+        assert_eq!((machine.out(2), machine.latched(2)), (mode == 1, 0));
+        machine.at(6);
+        assert!(machine.out(2));
+    }
+}
+
+#[test]
 fn mode_2_is_low_for_the_last_tick_of_each_period() {
     for mode in [2, 6] {
         let machine = new();
@@ -189,6 +207,33 @@ fn mode_2_is_low_for_the_last_tick_of_each_period() {
         assert!(machine.null_count(2));
         assert_eq!(machine.trace(8..=11), [(HIGH, 2), (LOW, 1), (HIGH, 2), (LOW, 1)]);
         assert!(!machine.null_count(2));
+    }
+}
+
+#[test]
+fn a_new_count_of_a_periodic_mode_waits_for_the_end_of_the_period() {
+    for mode in [2, 3] {
+        let machine = new();
+        machine.start(0, mode, 1000);
+        machine.at(300);
+        machine.heard();
+        machine.write(0, 2000);
+        machine.at(400);
+        assert!(machine.null_count(0));
+        assert_eq!(machine.latched(0), if mode == 2 { 601 } else { 202 });
+        // It began at tick 1.
+        machine.at(1101);
+        assert!(!machine.null_count(0));
+        assert_eq!(
+            machine.latched(0),
+            if mode == 2 { 1900 } else { 1800 },
+            "also if one comes late"
+        );
+        machine.heard();
+        machine.at(3000);
+        assert!(!machine.heard().contains(&HIGH), "not before the end");
+        machine.at(3001);
+        assert_eq!(machine.heard().last(), Some(&HIGH));
     }
 }
 
@@ -327,6 +372,23 @@ fn read_back_latches_what_it_names_and_the_status_is_read_first() {
 }
 
 #[test]
+fn a_latched_status_stands_still_until_it_was_read_and_is_not_latched_again() {
+    let machine = new();
+    machine.start(0, 0, 0x100);
+    machine.at(1);
+    machine.control(0xe2);
+    machine.at(0x200);
+    machine.control(0xe2);
+    assert_eq!(
+        [machine.byte(0), machine.byte(0)],
+        [0x30, 0x01],
+        "OUT was low, and then comes the count"
+    );
+    assert_eq!(machine.byte(0), 0xff);
+    assert_eq!(machine.status(0), 0xb0);
+}
+
+#[test]
 fn the_status_gives_back_the_control_word_and_whether_the_count_is_loaded() {
     let machine = new();
     machine.control(0x7d);
@@ -393,6 +455,45 @@ fn a_square_wave_moves_the_line_both_ways() {
         machine.pit.expire();
         assert_eq!(machine.heard(), [half % 2 == 0]);
     }
+}
+
+#[test]
+fn a_square_wave_of_an_odd_count_has_its_deadlines_where_it_moves() {
+    let machine = new();
+    machine.start(0, 3, 1001);
+    machine.at(1);
+    // The longer half is the high one.
+    for moves in [502, 1002, 1503, 2003] {
+        assert_eq!(machine.pit.deadline(), Some(tick(moves)));
+        let before = machine.out(0);
+        machine.at(moves);
+        assert_ne!(machine.out(0), before);
+    }
+}
+
+#[test]
+fn a_rise_that_has_gone_by_is_told_also_in_the_tick_in_which_out_is_low() {
+    let machine = new();
+    machine.start(0, 2, 1000);
+    machine.at(1001);
+    machine.heard();
+    machine.at(3000);
+    assert!(!machine.out(0));
+    assert_eq!(machine.heard(), [LOW, HIGH, LOW], "that of tick 2001");
+}
+
+#[test]
+fn the_line_is_of_counter_0_alone() {
+    let machine = new();
+    machine.gate2(true);
+    for counter in [1, 2] {
+        machine.start(counter, 2, 500);
+    }
+    for ticks in (0..5000).step_by(100) {
+        machine.at(ticks);
+    }
+    assert_eq!(machine.heard(), []);
+    assert_eq!(machine.pit.deadline(), None);
 }
 
 #[test]

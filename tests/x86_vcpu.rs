@@ -32,7 +32,9 @@ use devisor::{
     interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
     time::ManualClock,
 };
-use kvm_bindings::{KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_segment, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use skip::skipped;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -94,6 +96,36 @@ impl Machine {
         begin(&fd);
         let vcpu = X86Vcpu::software(fd, wakers[last as usize].clone(), apic, board).unwrap();
         (apics, vcpu)
+    }
+
+    /// A board before a local APIC in the kernel, with vectors from 0x20 on, and the vCPU.
+    fn split_irqchip(&self) -> Option<(SplitIrqchip, Arc<Pc>)> {
+        let irqs = KvmIrqs::new(Arc::clone(&self.vm), 1..=23).unwrap();
+        let irqchip = SplitIrqchip::new(&irqs, PcConfig::default());
+        let irqchip = irqchip.inspect_err(|error| skipped(format_args!("KVM has no split irqchip: {error}")));
+        let irqchip = irqchip.ok()?;
+        let board = irqchip.board(NoInterrupt, ManualClock::default(), ()).unwrap();
+        Some((irqchip, board))
+    }
+
+    fn split(&self) -> Option<(Arc<Pc>, X86Vcpu)> {
+        let (irqchip, board) = self.split_irqchip()?;
+        let (mut memory, mut ports) = (Bus::new(), Bus::new());
+        board.plug(&mut memory, &mut ports).unwrap();
+        for (port, word) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0)] {
+            ports.write(port, &[word]).unwrap();
+        }
+        let fd = self.vm.create_vcpu(0).unwrap();
+        let mut apic = fd.get_lapic().unwrap();
+        for (at, value) in [(0xf0, 0x1ff_u32), (0x350, 0x700)] {
+            for (byte, value) in apic.regs[at..].iter_mut().zip(value.to_le_bytes()) {
+                *byte = value as _;
+            }
+        }
+        fd.set_lapic(&apic).unwrap();
+        begin(&fd);
+        let vcpu = X86Vcpu::split(fd, VcpuWaker::new().unwrap(), &irqchip).unwrap();
+        Some((board, vcpu))
     }
 }
 
@@ -199,6 +231,69 @@ fn an_init_in_the_middle_of_a_string_instruction_is_not_undone_by_its_rest() {
 }
 
 #[test]
+fn after_init_dx_is_the_processors_family_and_nmis_are_taken_again() {
+    let Some(machine) = Machine::new() else { return };
+    let (apics, mut vcpu) = machine.software(2);
+    let send = |data| apics.send(RequesterId(0), message(data, 1)).unwrap();
+    // mov al, dh; out 0x11, al; 1: jmp 1b
+    machine.put(CODE, &[0x88, 0xf0, 0xe6, 0x11, 0xeb, 0xfe]);
+    // out 0x12, al; 1: jmp 1b: the NMI has no end
+    machine.handle(2, 0x2000, &[0xe6, 0x12, 0xeb, 0xfe]);
+    for _ in 0..2 {
+        send(INIT);
+        send(START_UP | 1);
+        assert_eq!(next_write(&mut vcpu, PATIENCE), Some((0x11, 6)), "the sixth");
+        send(NMI);
+        assert_eq!(next_write(&mut vcpu, PATIENCE).map(|(port, _)| port), Some(0x12));
+    }
+}
+
+#[test]
+fn init_leaves_the_control_debug_and_table_registers_as_the_manual_says() {
+    let Some(machine) = Machine::new() else { return };
+    let (apics, mut vcpu) = machine.software(2);
+    let fd = vcpu.fd();
+    let mut sregs = fd.get_sregs().unwrap();
+    // Caching is off, and long mode is enabled but not on.
+    (sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer) = (0x4000_0012, 1, 0x4000, 0x200, 0x100);
+    (sregs.gdt.base, sregs.idt.base, sregs.idt.limit) = (0x7000, 0x9000, 0xfff);
+    fd.set_sregs(&sregs).unwrap();
+    let mut debug = fd.get_debug_regs().unwrap();
+    (debug.db[0], debug.dr7) = (0x1234, 0x402);
+    fd.set_debug_regs(&debug).unwrap();
+    for data in [INIT, START_UP | 1] {
+        apics.send(RequesterId(0), message(data, 1)).unwrap();
+    }
+    // out 0x11, al
+    machine.put(CODE, &[0xe6, 0x11]);
+    assert!(next_write(&mut vcpu, PATIENCE).is_some());
+    let sregs = vcpu.fd().get_sregs().unwrap();
+    assert_eq!(sregs.cr0, 0x4000_0010, "caching stays as it was");
+    assert_eq!((sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer), (0, 0, 0, 0));
+    for table in [sregs.gdt, sregs.idt] {
+        assert_eq!((table.base, table.limit), (0, 0xffff));
+    }
+    assert_eq!(vcpu.fd().get_debug_regs().unwrap().dr7, 0x400);
+}
+
+#[test]
+fn what_the_guest_writes_to_the_task_priority_register_is_cr8() {
+    let Some(machine) = Machine::new() else { return };
+    let (apics, mut vcpu) = machine.software(1);
+    let mut sregs = vcpu.fd().get_sregs().unwrap();
+    sregs.ds.base = 0xfee0_0000;
+    vcpu.fd().set_sregs(&sregs).unwrap();
+    // mov eax, 0x50; mov [0x80], eax (TPR); out 0x11, al; out 0x11, al
+    let code = [0x66, 0xb8, 0x50, 0, 0, 0, 0x66, 0xa3, 0x80, 0, 0xe6, 0x11, 0xe6, 0x11];
+    machine.put(CODE, &code);
+    for _ in 0..2 {
+        assert_eq!(next_write(&mut vcpu, PATIENCE), Some((0x11, 0x50)));
+        assert_eq!(apics.cpu(CpuId(0)).unwrap().cr8(), 5);
+        assert_eq!(vcpu.fd().get_sregs().unwrap().cr8, 5);
+    }
+}
+
+#[test]
 fn an_interrupt_waits_for_cr8_and_comes_when_it_falls() {
     let Some(machine) = Machine::new() else { return };
     let (apics, mut vcpu) = machine.software(1);
@@ -253,30 +348,108 @@ fn an_interrupt_waits_for_cr8_and_comes_when_it_falls() {
     assert_eq!(apics.cpu(CpuId(0)).unwrap().cr8(), 3);
 }
 
+/// With an interrupt at hand that it does not take, the guest goes on without an exit: `trigger` raises it.
+fn is_taken_as_soon_as_the_guest_takes_interrupts(machine: &Machine, vcpu: &mut X86Vcpu, trigger: impl Fn()) {
+    // cli; out 0x11, al; out 0x12, al; sti; 1: jmp 1b
+    machine.put(CODE, &[0xfa, 0xe6, 0x11, 0xe6, 0x12, 0xfb, 0xeb, 0xfe]);
+    // mov al, 5; out 0x10, al
+    machine.handle(0x25, 0x2000, &[0xb0, 5, 0xe6, 0x10]);
+    let port = |vcpu: &mut X86Vcpu| next_write(vcpu, PATIENCE).map(|(port, _)| port);
+    assert_eq!(port(vcpu), Some(0x11));
+    trigger();
+    assert_eq!(port(vcpu), Some(0x12), "not yet");
+    assert_eq!(port(vcpu), Some(0x10));
+}
+
+#[test]
+fn an_interrupt_of_the_8259_is_taken_as_soon_as_the_guest_takes_interrupts() {
+    let Some(machine) = Machine::new() else { return };
+    let Some((board, mut vcpu)) = machine.split() else {
+        return;
+    };
+    let line = board.edge_line(Irq(5)).unwrap();
+    is_taken_as_soon_as_the_guest_takes_interrupts(&machine, &mut vcpu, || line.trigger().unwrap());
+}
+
+#[test]
+fn an_interrupt_of_the_local_apic_is_taken_as_soon_as_the_guest_takes_interrupts() {
+    let Some(machine) = Machine::new() else { return };
+    let (apics, mut vcpu) = machine.software(1);
+    let trigger = || apics.send(RequesterId(0), message(0x25, 0)).unwrap();
+    is_taken_as_soon_as_the_guest_takes_interrupts(&machine, &mut vcpu, trigger);
+}
+
+/// KVM tells of an EOI by its routes, which have to follow the redirection table.
+#[test]
+fn the_ioapic_hears_of_the_eoi_also_after_its_entry_has_got_another_vector() {
+    let Some(machine) = Machine::new() else { return };
+    let Some((board, mut vcpu)) = machine.split() else {
+        return;
+    };
+    let mut sregs = vcpu.fd().get_sregs().unwrap();
+    sregs.ds.base = 0xfee0_0000;
+    vcpu.fd().set_sregs(&sregs).unwrap();
+    // 1: jmp 1b
+    machine.put(CODE, &[0xeb, 0xfe]);
+    let ioapic = board.ioapic();
+    let line = board.gsi_level_line(Gsi(20)).unwrap();
+    for (vector, at) in [(0x55, 0x2000), (0x65, 0x2100), (0x55, 0x2000)] {
+        // out 0x11, al; xor eax, eax; mov [0xb0], eax (EOI); out 0x10, al; iret
+        let code = [0xe6, 0x11, 0x66, 0x31, 0xc0, 0x66, 0xa3, 0xb0, 0, 0xe6, 0x10, 0xcf];
+        machine.handle(vector, at, &code);
+        ioapic.write(0, &[0x10 + 2 * 20]);
+        ioapic.write(0x10, &(1 << 15 | vector as u32).to_le_bytes());
+        line.trigger().unwrap();
+        assert_eq!(next_write(&mut vcpu, PATIENCE).map(|(port, _)| port), Some(0x11));
+        line.clear().unwrap();
+        assert_eq!(next_write(&mut vcpu, PATIENCE).map(|(port, _)| port), Some(0x10));
+        assert_eq!(
+            ioapic.save().pins[20].entry,
+            1 << 15 | vector,
+            "Remote IRR of {vector:#x}"
+        );
+    }
+}
+
+#[test]
+fn what_is_beside_the_page_of_the_local_apic_is_the_embedders() {
+    let Some(machine) = Machine::new() else { return };
+    let (_apics, mut vcpu) = machine.software(1);
+    let mut sregs = vcpu.fd().get_sregs().unwrap();
+    for base in [0xfee0_1000, 0xfedf_f000] {
+        sregs.ds.base = base;
+        vcpu.fd().set_sregs(&sregs).unwrap();
+        // mov al, [0x0fff]; out 0x11, al; jmp CODE
+        machine.put(CODE, &[0xa0, 0xff, 0x0f, 0xe6, 0x11, 0xeb, 0xf9]);
+        run_to_read(&mut vcpu);
+        assert!(next_write(&mut vcpu, PATIENCE).is_some());
+    }
+}
+
+#[test]
+fn cpuid_tells_a_guest_whether_it_has_disabled_its_local_apic() {
+    let Some(machine) = Machine::new() else { return };
+    let (_apics, mut vcpu) = machine.software(1);
+    let cpuid = Kvm::new().unwrap().get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+    vcpu.fd().set_cpuid2(&cpuid).unwrap();
+    // mov eax, 1; cpuid; shr edx, 9; mov al, dl; and al, 1; out 0x11, al
+    let tell = [
+        0x66, 0xb8, 1, 0, 0, 0, 0x0f, 0xa2, 0x66, 0xc1, 0xea, 9, 0x88, 0xd0, 0x24, 1, 0xe6, 0x11,
+    ];
+    // mov ecx, 0x1b; rdmsr; xor ah, 8 (IA32_APIC_BASE.EN); wrmsr
+    let toggle = [0x66, 0xb9, 0x1b, 0, 0, 0, 0x0f, 0x32, 0x80, 0xf4, 8, 0x0f, 0x30];
+    machine.put(CODE, &[&tell[..], &toggle, &tell, &toggle, &tell].concat());
+    for there in [1, 0, 1] {
+        assert_eq!(next_write(&mut vcpu, PATIENCE), Some((0x11, there)));
+    }
+}
+
 #[test]
 fn an_interrupt_of_the_8259_that_follows_one_that_was_not_taken_yet_is_taken_after_it() {
     let Some(machine) = Machine::new() else { return };
-    let irqs = KvmIrqs::new(Arc::clone(&machine.vm), 1..=23).unwrap();
-    let irqchip = match SplitIrqchip::new(&irqs, PcConfig::default()) {
-        Ok(irqchip) => irqchip,
-        Err(error) => return skipped(format_args!("KVM has no split irqchip: {error}")),
+    let Some((board, mut vcpu)) = machine.split() else {
+        return;
     };
-    let board = irqchip.board(NoInterrupt, ManualClock::default(), ()).unwrap();
-    let (mut memory, mut ports) = (Bus::new(), Bus::new());
-    board.plug(&mut memory, &mut ports).unwrap();
-    for (port, word) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0)] {
-        ports.write(port, &[word]).unwrap();
-    }
-    let fd = machine.vm.create_vcpu(0).unwrap();
-    let mut apic = fd.get_lapic().unwrap();
-    for (at, value) in [(0xf0, 0x1ff_u32), (0x350, 0x700)] {
-        for (byte, value) in apic.regs[at..].iter_mut().zip(value.to_le_bytes()) {
-            *byte = value as _;
-        }
-    }
-    fd.set_lapic(&apic).unwrap();
-    begin(&fd);
-    let mut vcpu = X86Vcpu::split(fd, VcpuWaker::new().unwrap(), &irqchip).unwrap();
     machine.put(CODE, &COPY_FROM_NO_MEMORY);
     for irq in [3, 5] {
         // mov al, irq; out 0x10, al; iret
@@ -378,12 +551,7 @@ fn a_halted_vcpu_runs_after_a_reset_of_the_machine_and_is_halted_after_a_move() 
 fn remote_irr_stays(restored: bool) -> Option<bool> {
     const PIN: usize = 20;
     let machine = Machine::new()?;
-    let irqs = KvmIrqs::new(Arc::clone(&machine.vm), 1..=23).unwrap();
-    let irqchip = SplitIrqchip::new(&irqs, PcConfig::default());
-    let irqchip = irqchip
-        .inspect_err(|error| skipped(format_args!("KVM has no split irqchip: {error}")))
-        .ok()?;
-    let board = irqchip.board(NoInterrupt, ManualClock::default(), ()).unwrap();
+    let (irqchip, board) = machine.split_irqchip()?;
     let fd = machine.vm.create_vcpu(0).unwrap();
     // Protected mode, without pages: the local APIC is at 0xfee00000.
     for (at, value) in [

@@ -77,6 +77,11 @@ fn nothing_is_accepted_while_disabled_by_software_and_what_was_pending_stays() {
     machine.send(0, 0x42);
     cpu.write(SVR, 0xff);
     machine.send(0, 0x43);
+    // ExtINT, and a vector that is refused: neither a request nor an error.
+    machine.send(0, 0x700);
+    machine.send(0, 0x05);
+    cpu.write(ESR, 0);
+    assert_eq!(cpu.read(ESR), 0);
     assert!(cpu.has(IRR, 0x42) && !cpu.has(IRR, 0x43));
     assert_eq!(cpu.take(), Some(0x42));
 }
@@ -126,6 +131,22 @@ fn the_eoi_of_a_level_interrupt_is_broadcast_and_that_of_an_edge_is_not() {
     drop(hook);
     cpu.eoi();
     assert_eq!(*heard.lock().unwrap(), [0x41], "the hook is gone");
+}
+
+#[test]
+fn what_is_in_service_is_ended_and_broadcast_also_while_disabled_by_software() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    let (heard, _hook) = hear_eois(&machine);
+    machine.send(0, 0x8000 | 0x41);
+    machine.send(0, 0x8000 | 0x51);
+    assert_eq!(cpu.take(), Some(0x51));
+    cpu.write(SVR, 0xff);
+    cpu.eoi();
+    assert!(!cpu.has(ISR, 0x51));
+    assert_eq!(cpu.take(), Some(0x41), "it was pending");
+    cpu.eoi();
+    assert_eq!(*heard.lock().unwrap(), [0x51, 0x41]);
 }
 
 #[test]
@@ -222,6 +243,48 @@ fn a_level_sensitive_pin_is_delivered_once_and_again_after_its_eoi_while_it_is_u
 }
 
 #[test]
+fn a_level_sensitive_pin_that_falls_and_rises_in_service_is_delivered_once_after_its_eoi() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    let line = machine.apics.lint_line(CpuId(0), Lint::Zero).unwrap();
+    cpu.write(LVT_LINT0, 0x8041);
+    line.trigger().unwrap();
+    assert_eq!(cpu.take(), Some(0x41));
+    line.clear().unwrap();
+    line.trigger().unwrap();
+    assert!(!cpu.has(IRR, 0x41) && cpu.has(TMR, 0x41), "its EOI is to come");
+    machine.send(0, 0x51);
+    assert_eq!(cpu.take(), Some(0x51));
+    cpu.eoi();
+    assert!(!cpu.has(IRR, 0x41), "that was the EOI of another");
+    cpu.eoi();
+    assert_eq!(cpu.take(), Some(0x41));
+    line.clear().unwrap();
+    cpu.eoi();
+    assert_eq!(cpu.take(), None);
+}
+
+#[test]
+fn remote_irr_of_a_pin_is_read_only_and_outlives_a_write_until_the_entry_is_an_edge() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    let line = machine.apics.lint_line(CpuId(0), Lint::One).unwrap();
+    cpu.write(LVT_LINT1, 0x8041 | 1 << 14);
+    assert_eq!(cpu.read(LVT_LINT1), 0x8041);
+    line.trigger().unwrap();
+    assert_eq!(cpu.take(), Some(0x41));
+    // As a handler masks and unmasks it.
+    cpu.write(LVT_LINT1, MASKED | 0x8041);
+    cpu.write(LVT_LINT1, 0x8041);
+    assert_eq!(cpu.read(LVT_LINT1), 0x8041 | 1 << 14);
+    assert!(!cpu.has(IRR, 0x41), "in service, and not again before its EOI");
+    cpu.write(LVT_LINT1, MASKED | 0x41);
+    assert_eq!(cpu.read(LVT_LINT1), MASKED | 0x41, "an edge has none");
+    cpu.write(LVT_LINT1, 0x8041);
+    assert!(cpu.has(IRR, 0x41), "the line is up");
+}
+
+#[test]
 fn an_edge_on_a_pin_is_delivered_once_a_rise_and_lost_while_masked() {
     let machine = Machine::enabled(1);
     let cpu = &machine.cpus[0];
@@ -249,6 +312,16 @@ fn the_8259_on_lint0_is_asked_while_its_line_is_up_whatever_the_priority() {
     cpu.write(LVT_LINT0, 0x700);
     assert_eq!(cpu.apic.acknowledge(), Some(Request::External));
     assert_eq!(cpu.apic.request(), Some(Request::External));
+    cpu.write(LVT_LINT0, MASKED | 0x700);
+    assert_eq!(cpu.apic.request(), None, "as Linux leaves it once it uses the IOAPIC");
+    cpu.write(LVT_LINT0, 0x700);
+    machine.send(0, 0x400);
+    assert!(cpu.apic.next_event().is_some());
+    assert_eq!(
+        cpu.apic.request(),
+        Some(Request::External),
+        "an NMI leaves the line as it is"
+    );
     line.clear().unwrap();
     assert_eq!(cpu.apic.request(), None);
     assert_eq!(cpu.read(ISR), 0, "the local APIC does not keep it in service");

@@ -7,7 +7,7 @@ use devisor::{
         CpuId,
         lapic::{CpuEvent, Lint, LocalSource, Request, Vector},
     },
-    interrupt::Interrupt,
+    interrupt::{Interrupt, LevelInterrupt},
 };
 
 use crate::guest::*;
@@ -35,11 +35,13 @@ fn init_and_two_start_ups_start_an_application_processor_once() {
     command(&machine, START_UP | 0x9a);
     command(&machine, START_UP | 0x9b);
     assert!(cpu.apic.needs_attention());
+    command(&machine, START_UP | 0x9d);
+    assert!(cpu.apic.needs_attention());
     assert_eq!(cpu.apic.next_event(), Some(CpuEvent::StartUp(Vector(0x9a))));
     assert!(!cpu.apic.waits_for_start_up());
     command(&machine, START_UP | 0x9c);
-    assert_eq!(cpu.apic.next_event(), None, "it runs");
-    assert!(!cpu.apic.needs_attention());
+    assert!(!cpu.apic.needs_attention(), "it runs");
+    assert_eq!(cpu.apic.next_event(), None);
 }
 
 #[test]
@@ -57,6 +59,54 @@ fn a_start_up_that_came_before_init_is_forgotten_and_one_after_it_kept() {
 }
 
 #[test]
+fn of_two_start_ups_the_first_counts_also_if_its_vector_is_0() {
+    let machine = Machine::new(2);
+    command(&machine, START_UP);
+    command(&machine, START_UP | 0x10);
+    assert_eq!(machine.cpus[1].apic.next_event(), Some(CpuEvent::StartUp(Vector(0))));
+    assert_eq!(machine.cpus[1].apic.next_event(), None);
+}
+
+/// The vCPU has looked meanwhile, and has not taken the event yet.
+#[test]
+fn a_start_up_that_was_seen_before_init_came_is_forgotten_too() {
+    let machine = Machine::new(2);
+    let cpu = &machine.cpus[1];
+    command(&machine, START_UP | 0x10);
+    assert!(cpu.apic.needs_attention());
+    command(&machine, INIT);
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Init));
+    assert_eq!(cpu.apic.next_event(), None);
+    assert!(cpu.apic.waits_for_start_up());
+}
+
+#[test]
+fn an_init_by_a_pin_ends_what_came_before_it_as_one_by_a_message_does() {
+    let machine = Machine::enabled(2);
+    let cpu = &machine.cpus[1];
+    let pin = machine.apics.lint_line(CpuId(1), Lint::One).unwrap();
+    cpu.write(LVT_LINT1, INIT);
+    // It runs, and has seen a start-up message that it will ignore.
+    command(&machine, START_UP | 0x10);
+    command(&machine, 0x700);
+    machine.send(1 << 12, 0x700);
+    assert!(cpu.apic.request().is_some());
+    pin.trigger().unwrap();
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Init));
+    assert_eq!(cpu.apic.next_event(), None, "a start-up of before");
+    assert!(cpu.apic.waits_for_start_up());
+}
+
+#[test]
+fn an_nmi_that_has_come_is_taken_also_if_the_apic_is_disabled_then() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    machine.send(0, 0x400);
+    cpu.apic.write_msr(APIC_BASE, 0xfee0_0100).unwrap();
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Nmi));
+}
+
+#[test]
 fn init_resets_the_registers_and_keeps_id_and_mode() {
     let machine = Machine::enabled(2);
     let cpu = &machine.cpus[1];
@@ -67,6 +117,12 @@ fn init_resets_the_registers_and_keeps_id_and_mode() {
     machine.send(1 << 12, 0x41);
     machine.send(1 << 12, 0x51);
     assert_eq!(cpu.take(), Some(0x51));
+    machine.send(1 << 12, 0x61);
+    // An error in ESR, and one to come.
+    machine.send(1 << 12, 0x05);
+    cpu.apic.write_msr(0x828, 0).unwrap();
+    machine.send(1 << 12, 0x05);
+    assert!(cpu.apic.request().is_some());
     command(&machine, INIT);
     assert_eq!(cpu.apic.request(), None, "nothing is taken before the reset");
     assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Init));
@@ -75,8 +131,33 @@ fn init_resets_the_registers_and_keeps_id_and_mode() {
     assert_eq!((read(0x808), read(0x80f), read(0x838)), (0, 0xff, 0));
     assert_eq!(read(0x832), 1 << 16);
     assert!((0x810..0x828).all(|msr| read(msr) == 0), "IRR, ISR, TMR");
+    assert_eq!(read(0x828), 0);
+    cpu.apic.write_msr(0x828, 0).unwrap();
+    assert_eq!(read(0x828), 0);
     assert_eq!(cpu.apic.deadline(), None);
     assert!(cpu.apic.waits_for_start_up());
+}
+
+#[test]
+fn pins_stay_as_they_are_over_init_and_a_reset_of_the_machine() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    let pin = machine.apics.lint_line(CpuId(0), Lint::Zero).unwrap();
+    pin.trigger().unwrap();
+    let resets: [fn(&Machine); 2] = [
+        |machine| {
+            machine.send(0, INIT);
+            assert_eq!(machine.cpus[0].apic.next_event(), Some(CpuEvent::Init));
+        },
+        |machine| machine.cpus[0].apic.reset(),
+    ];
+    for reset in resets {
+        reset(&machine);
+        cpu.enable();
+        assert_eq!(cpu.apic.request(), None);
+        cpu.write(LVT_LINT0, 0x700);
+        assert_eq!(cpu.apic.request(), Some(Request::External));
+    }
 }
 
 #[test]
@@ -122,10 +203,35 @@ fn the_pins_are_intr_and_nmi_while_the_apic_is_disabled() {
     let pins = [Lint::Zero, Lint::One].map(|pin| machine.apics.lint_line(CpuId(0), pin).unwrap());
     cpu.apic.write_msr(APIC_BASE, 0xfee0_0100).unwrap();
     assert!(!cpu.apic.needs_attention());
-    pins.iter().for_each(|pin| pin.trigger().unwrap());
+    pins[0].trigger().unwrap();
+    assert_eq!(cpu.apic.next_event(), None, "INTR is no NMI");
+    pins[1].trigger().unwrap();
     assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Nmi));
     assert_eq!(cpu.apic.next_event(), None);
     assert_eq!(cpu.apic.request(), Some(Request::External));
+}
+
+#[test]
+fn pins_can_be_nmi_smi_and_init_and_other_sources_no_init() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    let pin = machine.apics.lint_line(CpuId(0), Lint::One).unwrap();
+    // With the bit of a level, which is for fixed delivery alone.
+    let modes = [(0x400, CpuEvent::Nmi), (0x200, CpuEvent::Smi), (0x500, CpuEvent::Init)];
+    for (mode, event) in modes {
+        cpu.write(LVT_LINT1, mode | 0x8041);
+        pin.trigger().unwrap();
+        assert_eq!(cpu.apic.next_event(), Some(event));
+        assert!(!cpu.apic.needs_attention(), "once a rise");
+        pin.clear().unwrap();
+    }
+    cpu.enable();
+    let thermal = machine.apics.local_line(CpuId(0), LocalSource::Thermal).unwrap();
+    for mode in [0x100, 0x300, 0x500, 0x600, 0x700] {
+        cpu.write(LVT_THERMAL, mode | 0x41);
+        thermal.trigger().unwrap();
+        assert!(!cpu.apic.needs_attention(), "{mode:#x} is not for it");
+    }
 }
 
 #[test]

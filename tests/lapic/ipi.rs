@@ -1,5 +1,10 @@
 //! Interrupts between processors.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::SeqCst},
+};
+
 use devisor::backends::irqchip::lapic::CpuEvent;
 
 use crate::guest::*;
@@ -114,10 +119,41 @@ fn the_self_ipi_register_interrupts_its_cpu() {
     let machine = Machine::enabled(2);
     let cpu = &machine.cpus[0];
     cpu.x2apic();
+    let wakes = cpu.heard.wakes.load(SeqCst);
     cpu.apic.write_msr(0x83f, 0x41).unwrap();
+    assert_eq!(cpu.heard.wakes.load(SeqCst), wakes, "it runs: nobody has to be woken");
     assert_eq!(cpu.take(), Some(0x41));
     assert!(cpu.apic.write_msr(0x83f, 0x141).is_err());
     assert!(cpu.apic.read_msr(0x83f).is_err());
+}
+
+#[test]
+fn a_self_ipi_is_not_accepted_while_disabled_by_software() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    cpu.write(SVR, 0xff);
+    cpu.write(ICR_LOW, 1 << 18 | 0x41);
+    assert!(!cpu.has(IRR, 0x41));
+    cpu.x2apic();
+    cpu.apic.write_msr(0x83f, 0x41).unwrap();
+    assert_eq!(cpu.take(), None);
+}
+
+#[test]
+fn a_self_ipi_is_an_edge_also_of_a_vector_that_was_a_level() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    let told = Arc::new(AtomicU32::new(0));
+    let broadcasts = Arc::clone(&told);
+    let _hook = machine.apics.on_eoi(move |_| _ = broadcasts.fetch_add(1, SeqCst));
+    machine.send(0, LEVEL | 0x41);
+    assert_eq!(cpu.take(), Some(0x41));
+    cpu.eoi();
+    cpu.write(ICR_LOW, 1 << 18 | 0x41);
+    assert!(cpu.has(IRR, 0x41) && !cpu.has(TMR, 0x41));
+    assert_eq!(cpu.take(), Some(0x41));
+    cpu.eoi();
+    assert_eq!(told.load(SeqCst), 1, "the level's alone");
 }
 
 #[test]

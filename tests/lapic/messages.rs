@@ -1,11 +1,15 @@
 //! Whom a message reaches.
 
+use std::sync::atomic::Ordering::SeqCst;
+
 use devisor::interrupt::{MsiMessage, MsiSink, RequesterId};
 
 use crate::guest::*;
 
 const LOGICAL: u32 = 1 << 2;
 const HINT: u32 = 1 << 3;
+/// The destination mode, in a command.
+const ICR_LOGICAL: u64 = 1 << 11;
 const LOWEST: u32 = 1 << 8;
 
 fn to(destination: u32) -> u32 {
@@ -206,4 +210,70 @@ fn x2apic_is_reached_by_its_id_and_by_the_logical_id_that_follows_from_it() {
     assert_eq!([irr(0), irr(1), irr(2)], [0, 0, 1 << 1]);
     machine.send(to(0b11) | LOGICAL, 0x42);
     assert_eq!([irr(0), irr(1), irr(2)], [1 << 2, 1 << 2, 1 << 1]);
+}
+
+#[test]
+fn a_logical_destination_of_32_bits_is_none_of_an_apic_with_8() {
+    let machine = Machine::enabled(3);
+    for cpu in &machine.cpus[1..] {
+        cpu.write(LDR, 0x11 << 24);
+    }
+    machine.cpus[2].write(DFR, 0);
+    machine.cpus[0].x2apic();
+    let command = |destination: u64, vector| {
+        let value = destination << 32 | ICR_LOGICAL | vector;
+        machine.cpus[0].apic.write_msr(0x830, value).unwrap();
+    };
+    command(0x0001_0011, 0x41);
+    assert_eq!([machine.cpus[1].take(), machine.cpus[2].take()], [None, None]);
+    command(0x11, 0x42);
+    assert_eq!(
+        [machine.cpus[1].take(), machine.cpus[2].take()],
+        [Some(0x42), Some(0x42)]
+    );
+}
+
+#[test]
+fn no_cluster_stands_for_all_of_them() {
+    let machine = Machine::enabled(2);
+    for (cpu, ldr) in machine.cpus.iter().zip([0x11, 0x21]) {
+        cpu.write(DFR, 0);
+        cpu.write(LDR, ldr << 24);
+    }
+    machine.send(to(0xf1) | LOGICAL, 0x41);
+    assert_eq!(machine.pending(0x41), [] as [usize; 0]);
+    machine.send(to(0xff) | LOGICAL, 0x42);
+    assert_eq!(machine.pending(0x42), [0, 1], "a broadcast does");
+}
+
+#[test]
+fn a_broadcast_reaches_all_also_after_one_whose_wake_up_was_refused() {
+    let machine = Machine::enabled(3);
+    machine.cpus[0].heard.refuse.store(true, SeqCst);
+    let message = MsiMessage {
+        address: 0xfeef_f000,
+        data: 0x41,
+    };
+    machine.apics.send(RequesterId(0), message).unwrap_err();
+    assert_eq!(machine.pending(0x41), [0, 1, 2]);
+}
+
+#[test]
+fn all_bits_of_an_x2apic_id_count_in_the_id_and_in_the_logical_id() {
+    // The same bit in three clusters.
+    let ids = [0x0d, 0x10d, 0x1_239d];
+    let machine = Machine::with(Default::default(), &ids);
+    let logical = [0, 0x10, 0x1239].map(|cluster| cluster << 16 | 1 << 13);
+    for ((cpu, id), logical) in machine.cpus.iter().zip(ids).zip(logical) {
+        cpu.enable();
+        cpu.x2apic();
+        assert_eq!(cpu.apic.read_msr(0x802), Ok(id.into()));
+        assert_eq!(cpu.apic.read_msr(0x80d), Ok(logical));
+    }
+    let irr = |cpu: usize| machine.cpus[cpu].apic.read_msr(0x822).unwrap();
+    for (bit, logical) in logical.into_iter().enumerate() {
+        let command = logical << 32 | ICR_LOGICAL | (0x40 + bit as u64);
+        machine.cpus[0].apic.write_msr(0x830, command).unwrap();
+    }
+    assert_eq!([irr(0), irr(1), irr(2)], [1 << 0, 1 << 1, 1 << 2]);
 }

@@ -175,9 +175,15 @@ fn disabling_resets_the_registers_and_x2apic_mode_keeps_them() {
     cpu.write(TPR, 0x10);
     cpu.write(LVT_ERROR, 0x55);
     machine.send(0, 0x41);
+    cpu.write(ICR_HIGH, 5 << 24);
     cpu.x2apic();
     let read = |msr| cpu.apic.read_msr(msr).unwrap();
     assert_eq!((read(0x808), read(0x837), read(0x822)), (0x10, 0x55, 2));
+    assert_eq!(
+        read(0x830),
+        0,
+        "but for the high half of ICR, where x2APIC mode has another field"
+    );
     cpu.apic.write_msr(APIC_BASE, 0xfee0_0000).unwrap();
     cpu.apic.write_msr(APIC_BASE, 0xfee0_0800).unwrap();
     assert_eq!((cpu.read(TPR), cpu.read(LVT_ERROR), cpu.read(SVR)), (0, MASKED, 0xff));
@@ -239,6 +245,12 @@ fn x2apic_registers_refuse_reserved_bits_wrong_directions_and_what_is_not_there(
     ] {
         assert_eq!(apic.write_msr(msr, value), Ok(()), "{value:#x} to {msr:#x}");
     }
+    // What is read back can be written: bits that are read-only are no reserved ones.
+    for (msr, value) in [(0x835, 1 << 16 | 0xd041), (0x837, 0x1_1041), (0x830, 0x1041)] {
+        assert_eq!(apic.write_msr(msr, value), Ok(()), "{value:#x} to {msr:#x}");
+    }
+    assert_eq!(apic.read_msr(0x835), Ok(1 << 16 | 0x8041));
+    assert_eq!(apic.read_msr(0x830), Ok(0x41), "there is no delivery status");
     assert!(LocalApic::has_msr(0x1b) && LocalApic::has_msr(0x6e0) && LocalApic::has_msr(0x8ff));
     assert!(!LocalApic::has_msr(0x900) && apic.read_msr(0x900).is_err() && apic.write_msr(0, 0).is_err());
 }

@@ -112,6 +112,22 @@ fn every_divide_configuration_divides_as_the_manual_says() {
 }
 
 #[test]
+fn a_count_lasts_for_all_of_its_divided_ticks() {
+    let machine = machine();
+    let cpu = &machine.cpus[0];
+    cpu.write(LVT_TIMER, 0x41);
+    // By 4, of a nanosecond each.
+    cpu.write(DIVIDE, 0b0001);
+    cpu.write(INITIAL_COUNT, 2);
+    let counts = [2, 2, 2, 2, 1, 1, 1, 1, 0];
+    for (nanosecond, count) in counts.into_iter().enumerate() {
+        assert_eq!(cpu.read(CURRENT_COUNT), count, "after {nanosecond} ns");
+        assert_eq!(cpu.has(IRR, 0x41), count == 0, "zero is when it interrupts");
+        machine.pass(Duration::from_nanos(1));
+    }
+}
+
+#[test]
 fn a_new_divide_configuration_goes_on_from_the_current_count() {
     let machine = machine();
     let cpu = &machine.cpus[0];
@@ -167,6 +183,51 @@ fn tsc_deadline_interrupts_once_when_the_counter_comes_to_it_and_disarms_itself(
     cpu.eoi();
     cpu.apic.write_msr(TSC_DEADLINE, 1).unwrap();
     assert_eq!(cpu.take(), Some(0x41), "a deadline that has passed is due at once");
+}
+
+#[test]
+fn a_tsc_deadline_outlives_a_write_of_the_entry_that_keeps_the_mode() {
+    let machine = machine();
+    let cpu = &machine.cpus[0];
+    cpu.write(LVT_TIMER, DEADLINE | 0x40);
+    cpu.apic.write_msr(TSC_DEADLINE, 1000).unwrap();
+    cpu.write(LVT_TIMER, DEADLINE | MASKED | 0x40);
+    assert_eq!(cpu.apic.deadline(), None, "nobody is to be woken for it");
+    cpu.write(LVT_TIMER, DEADLINE | 0x41);
+    assert_eq!(cpu.apic.read_msr(TSC_DEADLINE), Ok(1000));
+    machine.pass(cpu.apic.deadline().expect("it is armed"));
+    assert_eq!(cpu.take(), Some(0x41));
+}
+
+/// The guest looks before the embedder comes round to it.
+#[test]
+fn what_has_passed_has_happened_before_the_guests_access() {
+    let machine = machine();
+    let cpu = &machine.cpus[0];
+    cpu.write(LVT_TIMER, DEADLINE | 0x41);
+    cpu.apic.write_msr(TSC_DEADLINE, 1000).unwrap();
+    machine.clock.advance(us(2));
+    assert_eq!(cpu.apic.read_msr(TSC_DEADLINE), Ok(0));
+    assert_eq!(cpu.take(), Some(0x41));
+    cpu.eoi();
+    // Each of these would keep it from coming, had it not come.
+    let ends: [fn(&Cpu); 5] = [
+        |cpu| cpu.write(SVR, 0xff),
+        |cpu| cpu.write(LVT_TIMER, MASKED | 0x42),
+        |cpu| cpu.write(LVT_TIMER, DEADLINE | 0x42),
+        |cpu| cpu.write(INITIAL_COUNT, 0),
+        |cpu| cpu.write(DIVIDE, 0),
+    ];
+    for end in ends {
+        cpu.enable();
+        cpu.write(LVT_TIMER, 0x42);
+        cpu.write(INITIAL_COUNT, 1000);
+        machine.clock.advance(us(1));
+        end(cpu);
+        assert_eq!(cpu.take(), Some(0x42));
+        cpu.eoi();
+        cpu.write(DIVIDE, BY_1);
+    }
 }
 
 #[test]

@@ -288,6 +288,27 @@ mod loom_tests {
         });
     }
 
+    /// The owner reads the clock only if the timer has ticked, and before it takes what there is.
+    #[test]
+    fn loom_a_tick_that_comes_after_the_owner_has_looked_at_the_time_stays() {
+        model(|| {
+            let (inbox, up) = inbox();
+            let ticker = inbox.clone();
+            let ticker = thread::spawn(move || ticker.tick().unwrap());
+            let look = || {
+                let timed = inbox.has_tick();
+                inbox.take(timed);
+                inbox.settle().unwrap();
+                timed
+            };
+            let seen = look();
+            ticker.join().unwrap();
+            let seen = seen || up.load(Ordering::SeqCst) && look();
+            assert!(seen, "nobody looks at the timer");
+            assert!(!up.load(Ordering::SeqCst), "woken for nothing, for ever");
+        });
+    }
+
     #[test]
     fn loom_an_nmi_and_a_line_that_rises_meanwhile_are_both_heard() {
         model(|| {

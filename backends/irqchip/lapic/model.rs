@@ -197,8 +197,7 @@ impl Model {
             return;
         }
         if has(signal::INIT) {
-            (self.init, self.start_up, self.nmi, self.smi) = (true, None, false, false);
-            self.ext_int = false;
+            self.initialize();
         }
         if has(signal::START_UP) {
             let vector = (signals & signal::START_UP_VECTOR) >> signal::START_UP_SHIFT;
@@ -215,6 +214,12 @@ impl Model {
                 self.local(lvt);
             }
         }
+    }
+
+    /// INIT, by a message or by a pin: it ends whatever came before.
+    fn initialize(&mut self) {
+        (self.init, self.start_up, self.nmi, self.smi) = (true, None, false, false);
+        self.ext_int = false;
     }
 
     fn pin_rose(&mut self, lvt: Lvt) {
@@ -253,7 +258,7 @@ impl Model {
             Some(DeliveryMode::Fixed) => self.accept(Vector(entry as u8), false),
             Some(DeliveryMode::Nmi) => self.nmi = true,
             Some(DeliveryMode::Smi) => self.smi = true,
-            Some(DeliveryMode::Init) if pin => self.init = true,
+            Some(DeliveryMode::Init) if pin => self.initialize(),
             // ExtINT is a level: see `external`. The others are not for a local interrupt.
             _ => (),
         }

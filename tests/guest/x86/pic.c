@@ -350,6 +350,20 @@ static void special_mask(u32 vector) {
     out8(command[0], 0x60 | 3);
 }
 
+static void masked_others(void) {
+    // What is masked holds back nothing, however urgent it is.
+    pic_open(1 << 5 | 1 << 11, 0);
+    pulse(3);
+    pulse(10);
+    pulse(5);
+    pulse(11);
+    settle();
+    expect_taken(PIC_BASE + 5, 1);
+    expect_taken(PIC_BASE + 11, 1);
+    expect_taken(PIC_BASE + 3, 0);
+    expect_taken(PIC_BASE + 10, 0);
+}
+
 static void special_mask_mode(void) {
     pic_open(1 << 3 | 1 << 5, 0);
     vectors[PIC_BASE + 3].hook = special_mask;
@@ -459,6 +473,7 @@ const struct check pic_checks[] = {
     {"pic-edge-stays-while-masked", edge_stays, 1},
     {"pic-edge-coalesced", edge_coalesced, 1},
     {"pic-edge-in-service", edge_in_service, 1},
+    {"pic-masked-others", masked_others, 1},
     {"pic-level", level, 1},
     {"pic-level-masked", level_masked, 1},
     {"pic-level-gone", level_gone, 1},
