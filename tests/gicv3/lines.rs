@@ -309,6 +309,26 @@ fn a_device_that_asserts_again_has_a_refused_output_told() {
 }
 
 #[test]
+fn a_message_that_comes_again_has_a_refused_output_told() {
+    use devisor::interrupt::{MsiMessage, MsiSink, RequesterId};
+
+    let (guest, refusing) = refusing(config(1));
+    guest.set_edge_triggered(0, 40, true);
+    guest.make_ready();
+    let messages = guest.gic.spi_messages(0x0800_0000).unwrap();
+    let send = || {
+        let (address, data) = (0x0800_0040, 40);
+        messages.send(RequesterId(8), MsiMessage { address, data }).unwrap();
+    };
+    refusing.store(true, SeqCst);
+    send();
+    assert!(!guest.cpus[0].irq(), "it refused to go up");
+    refusing.store(false, SeqCst);
+    send();
+    assert!(guest.cpus[0].irq());
+}
+
+#[test]
 fn an_output_may_call_back_into_the_gic() {
     use devisor::interrupt::level_from_fn;
     use std::sync::OnceLock;
