@@ -289,7 +289,6 @@ fn a_masked_vector_is_given_back_also_if_msix_was_disabled_for_a_moment() {
     // Vector 0 goes first, and within that MSI-X is enabled again: nobody has told the platform of vector 1 yet.
     let (endpoint, platform) = meddled_with(|endpoint, _| {
         endpoint.write_config(MSIX_CONTROL, &ENABLE.to_le_bytes());
-        assert!(!endpoint.msix().unwrap().is_pending(1), "of before, also now");
     });
     endpoint.write_bar(MSIX_BAR, 0x0c, &[0; 4]);
     let msix = endpoint.msix().unwrap();
