@@ -309,12 +309,23 @@ fn a_device_that_asserts_again_has_a_refused_output_told() {
 }
 
 #[test]
+fn an_edge_that_comes_again_has_a_refused_output_told() {
+    let (guest, refusing) = refusing(config(1));
+    let line = guest.gic.edge_line(Spi(8)).unwrap();
+    refusing.store(true, SeqCst);
+    line.trigger().unwrap();
+    assert!(!guest.cpus[0].irq(), "it refused to go up");
+    refusing.store(false, SeqCst);
+    line.trigger().unwrap();
+    assert!(guest.cpus[0].irq());
+}
+
+#[test]
 fn a_message_that_comes_again_has_a_refused_output_told() {
     use devisor::interrupt::{MsiMessage, MsiSink, RequesterId};
 
     let (guest, refusing) = refusing(config(1));
     guest.set_edge_triggered(0, 40, true);
-    guest.make_ready();
     let messages = guest.gic.spi_messages(0x0800_0000).unwrap();
     let send = || {
         let (address, data) = (0x0800_0040, 40);

@@ -320,3 +320,16 @@ fn memory_is_needed_exactly_where_there_are_lpis() {
     redistributor.write(GICR_CTLR, &1_u32.to_le_bytes());
     assert_eq!(read(&redistributor, GICR_CTLR, 4), 0b111, "with empty tables");
 }
+
+#[test]
+fn the_two_lowest_bits_of_an_entry_are_no_priority() {
+    let guest = Guest::with_lpis(GicV3Config {
+        priority_bits: 8,
+        ..direct(1)
+    });
+    let cpu = &guest.cpus[0];
+    guest.write_memory(PROPERTIES, 0x97);
+    cpu.set_redistributor(GICR_INVALLR, 8, 0);
+    set_pending(cpu, 8192);
+    assert_eq!((cpu.acknowledge(), cpu.read(SysReg::ICC_RPR_EL1)), (8192, 0x94));
+}
