@@ -195,6 +195,7 @@ fn a_doorbell_is_caught_once_and_can_be_caught_again_after_the_drop() {
         store(Space::Ports, 0xc000, Some(2), Some(1)),
         store(Space::Ports, 0xffff, Some(1), None),
         store(Space::Ports, 0xc010, None, None),
+        store(Space::Ports, 0xffff, None, None),
     ] {
         let caught = doorbells.catch(1, store).unwrap();
         let Err(again) = doorbells.catch(1, store) else {

@@ -177,3 +177,27 @@ impl std::fmt::Debug for Table {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_says_its_device_where_it_has_one() {
+        let message = MsiMessage {
+            address: 0x1_0808_0040,
+            data: 3,
+        };
+        for (device, flags, devid) in [(None, 0, 0), (Some(0x1_0018), KVM_MSI_VALID_DEVID, 0x1_0018)] {
+            let entry = entry(Gsi(1000), &Route { message, device });
+            assert_eq!(
+                (entry.gsi, entry.type_, entry.flags),
+                (1000, KVM_IRQ_ROUTING_MSI, flags)
+            );
+            // SAFETY: an entry of this type is a message, and of a message every bit pattern is one.
+            let (found, number) = unsafe { (entry.u.msi, entry.u.msi.__bindgen_anon_1.devid) };
+            assert_eq!((found.address_hi, found.address_lo, found.data), (1, 0x0808_0040, 3));
+            assert_eq!(number, devid);
+        }
+    }
+}

@@ -291,7 +291,12 @@ impl Signal {
         if seen & EXPORTED != 0 && vector.take_signal() {
             self.change(owe);
         }
-        vector.program(Some(source.message()))?;
+        let message = source.message();
+        // Of a table that was emptied meanwhile it would be zeros. Who empties one shuts the gate first.
+        if self.state.load(Ordering::SeqCst) & FORGET != 0 {
+            return Ok(());
+        }
+        vector.program(Some(message))?;
         self.state.fetch_or(PROGRAMMED, Ordering::SeqCst);
         Ok(())
     }

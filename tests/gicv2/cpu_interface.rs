@@ -178,7 +178,7 @@ fn group_1_has_a_binary_point_of_its_own_unless_cbpr() {
     let cpu = &guest.cpus[0];
     cpu.set_group(33, 1);
     cpu.set_priority(32, 0x58);
-    cpu.set_priority(33, 0x40);
+    cpu.set_priority(33, 0x48);
     cpu.write(GICC_BPR, 0);
     cpu.write(GICC_ABPR, 5);
     pulse(&guest, 0);
@@ -190,6 +190,7 @@ fn group_1_has_a_binary_point_of_its_own_unless_cbpr() {
     cpu.write(GICC_ABPR, 5);
     cpu.write(GICC_CTLR, ENABLE_GRP0 | ENABLE_GRP1 | ACK_CTL | CBPR);
     assert!(cpu.irq(), "GICC_BPR 0 counts for both");
+    assert_eq!((cpu.acknowledge(), cpu.read(GICC_RPR)), (33, 0x48), "for what runs too");
 }
 
 #[test]

@@ -301,6 +301,11 @@ fn a_common_binary_point_shows_in_the_other_one_and_freezes_it() {
     assert_eq!(points(), (7, 7), "no more than 7");
     cpu.write(SysReg::ICC_CTLR_EL1, 0);
     assert_eq!(points(), (7, 5), "as it was");
+    cpu.write(SysReg::ICC_BPR0_EL1, 0);
+    cpu.write(SysReg::ICC_CTLR_EL1, CBPR);
+    guest.set_priority(0, 33, 0x48);
+    assert_eq!(cpu.acknowledge(), 33);
+    assert_eq!(cpu.read(SysReg::ICC_RPR_EL1), 0x48, "also for what runs");
 }
 
 #[test]

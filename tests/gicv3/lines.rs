@@ -214,7 +214,7 @@ fn a_hook_hears_when_the_guest_has_finished_by_any_way() {
     }
 }
 
-/// A guest with one CPU whose inputs refuse to be told while the flag says so.
+/// A guest whose CPUs' inputs refuse to be told while the flag says so.
 fn refusing(config: GicV3Config) -> (Guest, Arc<AtomicBool>) {
     let refusing = Arc::new(AtomicBool::new(false));
     let refuse = refusing.clone();
@@ -306,6 +306,54 @@ fn a_device_that_asserts_again_has_a_refused_output_told() {
         line.clear().unwrap();
         assert!(!cpu.irq());
     }
+}
+
+#[test]
+fn a_retry_tells_every_cpu() {
+    let (guest, refusing) = refusing(config(3));
+    for (intid, cpu) in [(40, 0), (41, 1), (42, 2)] {
+        guest.route(intid, cpu);
+    }
+    refusing.store(true, SeqCst);
+    for intid in [40, 41, 42] {
+        guest.set_bit(Array::SetPending, 0, intid);
+    }
+    let told = || guest.cpus.iter().map(Cpu::irq).collect::<Vec<_>>();
+    assert_eq!(told(), [false; 3], "they refused to go up");
+    refusing.store(false, SeqCst);
+    guest.gic.retry();
+    assert_eq!(told(), [true; 3]);
+}
+
+#[test]
+fn an_edge_that_comes_again_has_a_refused_output_told() {
+    let (guest, refusing) = refusing(config(1));
+    let line = guest.gic.edge_line(Spi(8)).unwrap();
+    refusing.store(true, SeqCst);
+    line.trigger().unwrap();
+    assert!(!guest.cpus[0].irq(), "it refused to go up");
+    refusing.store(false, SeqCst);
+    line.trigger().unwrap();
+    assert!(guest.cpus[0].irq());
+}
+
+#[test]
+fn a_message_that_comes_again_has_a_refused_output_told() {
+    use devisor::interrupt::{MsiMessage, MsiSink, RequesterId};
+
+    let (guest, refusing) = refusing(config(1));
+    guest.set_edge_triggered(0, 40, true);
+    let messages = guest.gic.spi_messages(0x0800_0000).unwrap();
+    let send = || {
+        let (address, data) = (0x0800_0040, 40);
+        messages.send(RequesterId(8), MsiMessage { address, data }).unwrap();
+    };
+    refusing.store(true, SeqCst);
+    send();
+    assert!(!guest.cpus[0].irq(), "it refused to go up");
+    refusing.store(false, SeqCst);
+    send();
+    assert!(guest.cpus[0].irq());
 }
 
 #[test]

@@ -146,11 +146,10 @@ fn the_tables_are_frozen_while_lpis_are_on() {
     assert_eq!(cpu.redistributor(GICR_PROPBASER, 8), 0x070f_ffff_ffff_ff9f);
     assert_eq!(cpu.redistributor(GICR_PENDBASER, 8), 0x070f_ffff_ffff_0f80);
     cpu.set_redistributor(GICR_PROPBASER, 4, 0);
-    assert_eq!(
-        cpu.redistributor(GICR_PROPBASER + 4, 4),
-        0x070f_ffff,
-        "the halves are apart"
-    );
+    cpu.set_redistributor(GICR_PENDBASER, 4, 0);
+    for register in [GICR_PROPBASER, GICR_PENDBASER] {
+        assert_eq!(cpu.redistributor(register + 4, 4), 0x070f_ffff, "the halves are apart");
+    }
 }
 
 #[test]
@@ -319,4 +318,17 @@ fn memory_is_needed_exactly_where_there_are_lpis() {
     let redistributor = gic.redistributor(CpuId(0)).unwrap();
     redistributor.write(GICR_CTLR, &1_u32.to_le_bytes());
     assert_eq!(read(&redistributor, GICR_CTLR, 4), 0b111, "with empty tables");
+}
+
+#[test]
+fn the_two_lowest_bits_of_an_entry_are_no_priority() {
+    let guest = Guest::with_lpis(GicV3Config {
+        priority_bits: 8,
+        ..direct(1)
+    });
+    let cpu = &guest.cpus[0];
+    guest.write_memory(PROPERTIES, 0x97);
+    cpu.set_redistributor(GICR_INVALLR, 8, 0);
+    set_pending(cpu, 8192);
+    assert_eq!((cpu.acknowledge(), cpu.read(SysReg::ICC_RPR_EL1)), (8192, 0x94));
 }

@@ -254,6 +254,24 @@ fn a_message_reaches_its_spi_in_words_and_halves() {
 }
 
 #[test]
+fn a_message_reaches_an_extended_spi() {
+    let guest = Guest::ready(GicV3Config {
+        extended_spis: 32,
+        ..config(1)
+    });
+    let cpu = &guest.cpus[0];
+    guest.set(GICD_SETSPI_NSR, 2, 4127);
+    assert_eq!(cpu.acknowledge(), 4127);
+    guest.set(GICD_CLRSPI_NSR, 2, 4127);
+    cpu.end(4127);
+    assert_eq!(cpu.acknowledge(), SPURIOUS);
+    for nobody in [4128, 5119, 5120] {
+        guest.set(GICD_SETSPI_NSR, 4, nobody);
+    }
+    assert!(!cpu.irq());
+}
+
+#[test]
 fn a_message_to_a_level_sensitive_spi_holds_it_until_the_other_message() {
     let guest = Guest::simple();
     let cpu = &guest.cpus[0];
@@ -336,6 +354,52 @@ fn who_sleeps_asks_to_be_woken() {
     assert!(wake.load(SeqCst) && !cpu.irq(), "it was waiting already");
     cpu.set_redistributor(GICR_WAKER, 4, 0);
     assert!(!wake.load(SeqCst) && cpu.irq());
+    guest.set(GICD_CTLR, 4, 1);
+    cpu.set_redistributor(GICR_WAKER, 4, 2);
+    assert!(!wake.load(SeqCst), "its group is not forwarded");
+    guest.set(GICD_CTLR, 4, 3);
+    assert!(wake.load(SeqCst));
     let second = devisor::interrupt::NoInterrupt;
     assert!(!guest.gic.connect_wake_request(CpuId(0), Box::new(second)).unwrap());
+}
+
+/// GICD_CTLR.E1NWF is not there, so nobody who sleeps is picked.
+#[test]
+fn an_spi_for_any_cpu_wakes_nobody_and_goes_to_the_first_that_is_awake() {
+    use devisor::interrupt::level_from_fn;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    };
+    const E1NWF: u64 = 1 << 7;
+
+    let guest = Guest::ready(config(2));
+    guest.set(GICD_CTLR, 4, E1NWF | 3);
+    assert_eq!(guest.get(GICD_CTLR, 4) & E1NWF, 0);
+    let requests = Arc::new(AtomicU32::new(0));
+    for (number, cpu) in (0..).zip(&guest.cpus) {
+        let requests = requests.clone();
+        let line = level_from_fn(move |up| {
+            requests.fetch_add(u32::from(up), SeqCst);
+            Ok(())
+        });
+        assert!(guest.gic.connect_wake_request(CpuId(number), Box::new(line)).unwrap());
+        cpu.set_redistributor(GICR_WAKER, 4, 2);
+    }
+    guest.route(40, ONE_OF_N);
+    guest.set_bit(Array::SetPending, 0, 40);
+    assert_eq!(requests.load(SeqCst), 0);
+    assert!(guest.bit(Array::SetPending, 0, 40), "it waits");
+    guest.cpus[1].set_redistributor(GICR_WAKER, 4, 0);
+    assert!(guest.cpus[1].irq());
+    // One that it waits for falls asleep again: it waits for anyone, and asks nobody to wake.
+    guest.cpus[1].set_redistributor(GICR_WAKER, 4, 2);
+    assert!(!guest.cpus[1].irq());
+    assert_eq!(requests.load(SeqCst), 0);
+    guest.cpus[0].set_redistributor(GICR_WAKER, 4, 0);
+    assert_eq!(guest.cpus[0].acknowledge(), 40);
+    // One that has a CPU of its own asks that one.
+    guest.route(41, 1);
+    guest.set_bit(Array::SetPending, 0, 41);
+    assert_eq!(requests.load(SeqCst), 1);
 }

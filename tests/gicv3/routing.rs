@@ -3,7 +3,7 @@
 use crate::guest::*;
 use devisor::{
     backends::irqchip::{
-        Spi,
+        CpuId, Spi,
         gicv3::{Affinity, GicV3Config, SysReg},
     },
     interrupt::{Interrupt, LevelInterrupt},
@@ -204,6 +204,16 @@ fn an_spi_for_any_cpu_waits_for_one_and_leaves_one_that_opts_out() {
     );
     assert!(guest.cpus[1].fiq());
     assert_eq!(guest.cpus[1].read(SysReg::ICC_IAR0_EL1), 40);
+}
+
+#[test]
+fn an_spi_for_any_cpu_leaves_one_whose_interface_is_reset() {
+    let guest = Guest::ready(config(2));
+    guest.route(40, ONE_OF_N);
+    guest.set_bit(Array::SetPending, 0, 40);
+    assert_eq!(who_is_told(&guest), [0]);
+    guest.gic.reset_cpu_interface(CpuId(0)).unwrap();
+    assert_eq!(who_is_told(&guest), [1]);
 }
 
 #[test]

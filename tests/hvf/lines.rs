@@ -131,3 +131,15 @@ fn a_line_whose_fall_was_refused_falls_when_it_is_dropped() {
     let calls = framework.levels.lock().unwrap().len();
     assert_eq!(calls, 2, "a line that was never up is left alone");
 }
+
+#[test]
+fn a_level_that_falls_while_the_guest_has_it_as_an_edge_is_down() {
+    let (process, _gic, vcpu) = machine();
+    let cpu = process.guest_cpu(vcpu).unwrap();
+    cpu.enable(UART, TriggerMode::Level);
+    process.hv_gic_set_spi(UART, true).unwrap();
+    cpu.enable(UART, TriggerMode::Edge);
+    process.hv_gic_set_spi(UART, false).unwrap();
+    cpu.enable(UART, TriggerMode::Level);
+    assert_eq!(cpu.acknowledge(), None);
+}

@@ -106,3 +106,42 @@ fn there_are_as_many_vcpus_as_the_host_supports() {
     let full = process.config().codes.too_many_vcpus;
     assert_eq!(elsewhere(|| process.hv_vcpu_create()), Err(full));
 }
+
+#[test]
+fn no_two_vcpus_have_the_same_mpidr_also_where_there_is_no_gic() {
+    let process = process();
+    let set = |vcpu, mpidr| process.hv_vcpu_set_sys_reg(vcpu, SysReg::MPIDR_EL1, mpidr);
+    let vcpu = process.hv_vcpu_create().unwrap();
+    set(vcpu, 3).unwrap();
+    set(vcpu, 3).unwrap();
+    elsewhere(|| {
+        let second = process.hv_vcpu_create().unwrap();
+        assert_eq!(set(second, 3), Err(HvError::BadArgument));
+        set(second, 4).unwrap();
+    });
+}
+
+#[test]
+fn what_a_place_of_the_gic_has_pending_is_for_who_is_there_now() {
+    let (process, _gic, vcpu) = machine();
+    let set = |vcpu, mpidr| process.hv_vcpu_set_sys_reg(vcpu, SysReg::MPIDR_EL1, mpidr);
+    let pending = |vcpu| process.hv_vcpu_get_pending_interrupt(vcpu, InterruptType::Irq);
+    process.guest_cpu(vcpu).unwrap().enable(UART, TriggerMode::Level);
+    process.hv_gic_set_spi(UART, true).unwrap();
+    assert_eq!(pending(vcpu), Ok(true));
+    set(vcpu, 1).unwrap();
+    assert_eq!(pending(vcpu), Ok(false), "it has left");
+    process.hv_gic_set_spi(UART, false).unwrap();
+    process.hv_gic_set_spi(UART, true).unwrap();
+    assert_eq!(pending(vcpu), Ok(false));
+    elsewhere(|| {
+        let second = process.hv_vcpu_create().unwrap();
+        set(second, 0).unwrap();
+        assert_eq!(pending(second), Ok(true), "from before it came");
+        let same_place = process.hv_vcpu_set_sys_reg(second, SysReg::MPIDR_EL1, 1 << 31 | 1);
+        assert_eq!(same_place, Err(HvError::BadArgument), "the first is there");
+        process.hv_vcpu_destroy(second).unwrap();
+    });
+    set(vcpu, 0).unwrap();
+    assert_eq!(pending(vcpu), Ok(true), "the place was free again");
+}

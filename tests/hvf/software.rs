@@ -205,6 +205,14 @@ fn what_the_guest_does_with_the_gic_and_with_devices_is_served() {
 
     machine.execute([(7, store(DEVICE, x(1)))]);
     assert_eq!(machine.scratch.0.load(Ordering::SeqCst), 7);
+    let zero = Trap::Mmio {
+        address: DEVICE,
+        len: 4,
+        operand: None,
+        access: MmioAccess::Store,
+    };
+    machine.execute([(7, zero)]);
+    assert_eq!(machine.scratch.0.load(Ordering::SeqCst), 0, "the zero register");
 }
 
 #[test]
@@ -215,9 +223,16 @@ fn what_is_not_of_the_gic_or_the_bus_is_the_embedders() {
         operand: Some(x(2)),
         is_read: true,
     };
+    let written = |register| Trap::SysReg {
+        register,
+        operand: Some(x(1)),
+        is_read: false,
+    };
+    let (unknown_write, read_only) = (written(SysReg::new(3, 3, 9, 12, 0)), written(SysReg::ICC_IAR1_EL1));
     let nowhere = store(0x0b00_0000, x(1));
     let mut pc = machine.process.hv_vcpu_get_reg(machine.handle, Reg::Pc).unwrap();
-    for trap in [unknown, nowhere, Trap::Wait { for_event: false }, Trap::Smc(0)] {
+    let wait = Trap::Wait { for_event: false };
+    for trap in [unknown, unknown_write, read_only, nowhere, wait, Trap::Smc(0)] {
         assert_eq!(machine.execute([(0, trap)]), trap);
         let now = machine.process.hv_vcpu_get_reg(machine.handle, Reg::Pc).unwrap();
         assert_eq!(now, pc, "{trap:?} is not skipped");
@@ -346,4 +361,71 @@ fn another_thread_sends_an_sgi_to_a_vcpu_that_sleeps() {
             }
         }
     });
+}
+
+/// A framework whose virtual timer has stopped the vCPU, and in which the guest then has `CNTV_CTL_EL0` so.
+struct Timed {
+    control: u64,
+    exits: Mutex<VecDeque<VcpuExit>>,
+    masks: Mutex<Vec<bool>>,
+}
+
+impl HvVcpus for Timed {
+    fn hv_vcpu_run(&self, _: VcpuHandle) -> Result<VcpuExit, HvError> {
+        Ok(self.exits.lock().unwrap().pop_front().unwrap_or(VcpuExit::Canceled))
+    }
+    fn hv_vcpu_get_sys_reg(&self, _: VcpuHandle, register: SysReg) -> Result<u64, HvError> {
+        assert_eq!(register, SysReg::CNTV_CTL_EL0);
+        Ok(self.control)
+    }
+    fn hv_vcpu_set_vtimer_mask(&self, _: VcpuHandle, masked: bool) -> Result<(), HvError> {
+        self.masks.lock().unwrap().push(masked);
+        Ok(())
+    }
+    fn hv_vcpu_get_vtimer_mask(&self, _: VcpuHandle) -> Result<bool, HvError> {
+        Err(HvError::Unsupported)
+    }
+    fn hv_vcpu_set_pending_interrupt(&self, _: VcpuHandle, _: InterruptType, _: bool) -> Result<(), HvError> {
+        Ok(())
+    }
+    fn hv_vcpu_get_pending_interrupt(&self, _: VcpuHandle, _: InterruptType) -> Result<bool, HvError> {
+        Err(HvError::Unsupported)
+    }
+    fn hv_vcpus_exit(&self, _: &[VcpuHandle]) -> Result<(), HvError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn the_timers_line_is_up_while_it_is_enabled_and_due_and_the_guest_does_not_mask_it() {
+    for control in 0..8 {
+        let framework = Arc::new(Timed {
+            control,
+            exits: Mutex::new([VcpuExit::VtimerActivated].into()),
+            masks: Mutex::default(),
+        });
+        let level = Arc::new(Mutex::new(None));
+        let told = Arc::clone(&level);
+        let inputs = VcpuInputs::new(Arc::clone(&framework), VcpuHandle(7));
+        let output = || Box::new(level_from_fn(|_| Ok(())));
+        let outputs = CpuOutputs {
+            irq: output(),
+            fiq: output(),
+        };
+        let gic = GicV3::new(GicV3Config::new(1), vec![outputs]).unwrap();
+        let parts = SoftwareVcpuParts {
+            interface: gic.cpu_interface(CpuId(0)).unwrap(),
+            timer: Box::new(level_from_fn(move |up| {
+                *told.lock().unwrap() = Some(up);
+                Ok(())
+            })),
+            bus: Bus::new(),
+        };
+        assert_eq!(SoftwareVcpu::new(inputs, parts).run(), Ok(VcpuExit::Canceled));
+        // ENABLE and ISTATUS, without IMASK.
+        let fires = control == 0b101;
+        assert_eq!(*level.lock().unwrap(), Some(fires), "{control:#b}");
+        let unmasked: &[bool] = if fires { &[] } else { &[false] };
+        assert_eq!(*framework.masks.lock().unwrap(), unmasked, "{control:#b}");
+    }
 }

@@ -85,6 +85,12 @@ fn bytes_that_are_no_state_are_refused_and_change_nothing() {
         other[byte] ^= 1;
         refused(&other);
     }
+    // The first interrupt of CPU 0, behind four words of header and two of the CPU: bits that stand for nothing.
+    for bit in [6, 7, 16, 63] {
+        let mut other = good.clone();
+        other[48 + bit / 8] ^= 1 << (bit % 8);
+        refused(&other);
+    }
     let mut all_ones = good.clone();
     all_ones[24..].fill(0xff);
     refused(&all_ones);

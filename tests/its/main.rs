@@ -110,6 +110,16 @@ fn what_inv_made_known_at_one_cpu_holds_where_the_event_moves_to() {
 }
 
 #[test]
+fn what_invall_made_known_at_one_cpu_holds_where_the_event_moves_to() {
+    let guest = Guest::mapped();
+    guest.run(&[mapti(DEVICE, 0, LPI, 0)]);
+    guest.configure(LPI, 0xa0);
+    guest.run(&[invall(0), movi(DEVICE, 0, 1)]);
+    guest.message(0);
+    assert_eq!(guest.irqs(), [false, false], "it is disabled");
+}
+
+#[test]
 fn all_lpis_of_the_gic_and_no_others_can_be_mapped() {
     let guest = Guest::mapped();
     guest.run(&[mapti(DEVICE, 0, 0xffff, 0)]);

@@ -169,8 +169,11 @@ fn a_reset_and_a_restore_move_what_decodes() {
     let state = placed.device.endpoint.save();
     placed.device.endpoint.reset();
     assert_eq!(placed.byte(0x2000_0000), 0xff);
+    let nowhere = placed.device.endpoint.save();
     placed.device.endpoint.restore(&state).unwrap();
     assert_eq!(placed.byte(0x2000_0000), 0);
+    placed.device.endpoint.restore(&nowhere).unwrap();
+    assert_eq!(placed.byte(0x2000_0000), 0xff);
 }
 
 #[test]

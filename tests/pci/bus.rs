@@ -44,6 +44,16 @@ fn an_access_over_the_end_of_a_function_reaches_neither() {
     assert_eq!(data, [0xff; 8]);
     ecam.write(0x1000 - 4, &[0xff; 0x20]);
     assert_eq!(read32(&ecam, 0x100c), 0x80_0000, "only the multi-function bit");
+
+    // Also where the last bytes of the first are there, and read as zeros.
+    let bus = root_bus().0;
+    let mut express = config(2);
+    express.express().unwrap();
+    bus.insert(Device::new(express, bus.slot(at(0, 0)).unwrap())).unwrap();
+    let mut data = [0; 8];
+    bus.ecam().read(0xffc, &mut data);
+    assert_eq!(data, [0xff; 8]);
+    assert_eq!(read32(&bus.ecam(), 0xffc), 0);
 }
 
 #[test]
@@ -60,6 +70,13 @@ fn the_configuration_ports_reach_the_same_registers() {
     select(0x8000_0000 | 3 << 11 | 2 << 8 | 0x3c);
     ports.write(4, &[9]);
     let mut line = [0];
+    bus.read_config(at(3, 2), 0x3c, &mut line);
+    assert_eq!(line, [9]);
+    // One that runs out of the ports, and would run into the next register.
+    select(0x8000_0000 | 3 << 11 | 2 << 8);
+    assert_eq!(read32(&ports, 6), u32::MAX);
+    select(0x8000_0000 | 3 << 11 | 2 << 8 | 0x38);
+    ports.write(6, &[7; 4]);
     bus.read_config(at(3, 2), 0x3c, &mut line);
     assert_eq!(line, [9]);
     for absent in [0x8001_0000, 0x8000_0000 | 4 << 11, 3 << 11 | 2 << 8] {

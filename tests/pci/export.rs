@@ -294,6 +294,7 @@ fn a_masked_vector_is_given_back_also_if_msix_was_disabled_for_a_moment() {
     let msix = endpoint.msix().unwrap();
     msix.export(1).unwrap();
     platform.signal_outside(1);
+    assert!(msix.is_pending(1));
     endpoint.write_config(MSIX_CONTROL, &[0; 2]);
     assert!(msix.is_enabled());
     assert!(!msix.is_pending(1), "of before");

@@ -11,7 +11,7 @@ use std::{
 };
 
 use devisor::{
-    interrupt::{MsiMessage, MsiSink, NoInterrupt, RequesterId, SinkVectors},
+    interrupt::{MsiMessage, MsiSink, MsiVector, MsiVectors, NoInterrupt, RequesterId, SinkVectors},
     pci::*,
 };
 
@@ -316,6 +316,25 @@ fn an_unmask_after_a_refused_mask_programs_the_message_anew() {
 }
 
 #[test]
+fn a_vector_whose_new_message_was_refused_does_not_go_out_along_the_old_one() {
+    let world = World::enabled(2);
+    world.open(0);
+    world.platform.refuse.store(true, SeqCst);
+    world.set_table(8, 4, 0x99);
+    world.platform.refuse.store(false, SeqCst);
+    world.platform.take();
+    let rewritten = MsiMessage {
+        data: 0x99,
+        ..message(0)
+    };
+    assert_eq!(world.msix().trigger(0).unwrap(), Signalled::Sent);
+    assert_eq!(
+        world.platform.take(),
+        [Event::Programmed(Some(rewritten)), Event::Sent(rewritten)]
+    );
+}
+
+#[test]
 fn without_bus_master_a_vector_is_as_if_masked() {
     let world = World::enabled(4);
     world.open(0);
@@ -431,6 +450,40 @@ fn a_reset_from_within_the_signal_leaves_nothing_of_the_message_at_the_platform(
     assert_eq!(*sent.lock().unwrap(), [7, 0]);
 }
 
+/// What another CPU does at just that moment: the table is emptied after the platform was asked for a vector, and before the
+/// vector has a message.
+#[test]
+fn a_reset_while_the_platform_gives_a_vector_gives_it_no_message_of_the_emptied_table() {
+    struct Slow {
+        endpoint: OnceLock<Weak<Endpoint>>,
+        platform: Arc<Platform>,
+    }
+    impl MsiVectors for Slow {
+        fn vector(&self, requester: RequesterId) -> io::Result<Box<dyn MsiVector>> {
+            let vector = Vectors(Arc::clone(&self.platform)).vector(requester)?;
+            self.endpoint.get().unwrap().upgrade().unwrap().reset();
+            Ok(vector)
+        }
+    }
+    let platform = Arc::new(Platform::default());
+    let slow = Arc::new(Slow {
+        endpoint: OnceLock::new(),
+        platform: Arc::clone(&platform),
+    });
+    let slot = Slot::new(at(3, 1), Box::new(NoInterrupt), Arc::clone(&slow) as _);
+    let endpoint = Arc::new(Endpoint::new(config(2), slot));
+    assert!(slow.endpoint.set(Arc::downgrade(&endpoint)).is_ok());
+    endpoint.write_config(COMMAND, &BUS_MASTER.to_le_bytes());
+    endpoint.write_config(MSIX_CONTROL, &ENABLE.to_le_bytes());
+    endpoint.write_bar(MSIX_BAR, 0x00, &0xfee0_0000u64.to_le_bytes());
+    endpoint.write_bar(MSIX_BAR, 0x08, &7u64.to_le_bytes());
+    assert_eq!(
+        platform.take(),
+        [Event::Allocated(REQUESTER), Event::Dropped],
+        "it is given back as it came"
+    );
+}
+
 #[test]
 fn a_platform_that_panics_counts_as_one_that_refused() {
     let calls = AtomicUsize::new(0);
@@ -490,6 +543,7 @@ fn a_reserved_vector_is_the_platforms_before_it_is_let_through_and_a_refusal_is_
     world.platform.refuse.store(false, SeqCst);
     world.platform.take();
     assert_eq!(world.msix().trigger(2).unwrap(), Signalled::Pending);
+    world.mask(2, true);
     assert_eq!(
         world.platform.take(),
         [],

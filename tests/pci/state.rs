@@ -59,6 +59,22 @@ fn a_restore_over_another_state_leaves_nothing_of_it() {
 }
 
 #[test]
+fn a_restore_of_a_function_out_of_reset_gives_every_vector_back() {
+    let fresh = World::new(2).endpoint.save();
+    let msix = World::enabled(2);
+    msix.open(0);
+    let msi = World::new(2);
+    msi.write(COMMAND, BUS_MASTER);
+    msi.write(MSI + 2, 1);
+    msi.msi().trigger(0).unwrap();
+    for world in [msix, msi] {
+        assert_eq!(world.platform.alive.load(SeqCst), 1);
+        world.endpoint.restore(&fresh).unwrap();
+        assert_eq!(world.platform.alive.load(SeqCst), 0);
+    }
+}
+
+#[test]
 fn msi_and_intx_come_back_as_they_were() {
     let world = World::new(1);
     world.endpoint.intx().update(|_| 2);

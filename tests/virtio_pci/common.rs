@@ -276,6 +276,10 @@ fn a_queue_is_reset_by_itself_and_set_up_again() {
     let [mut first, mut second] = driver.start();
     driver.request(0, &mut first);
     driver.set(QUEUE_SELECT, 0);
+    for no_reset in [0, 2, 0xfffe] {
+        driver.set(QUEUE_RESET, no_reset);
+        assert_eq!(driver.get(QUEUE_ENABLE), 1, "{no_reset:#x}");
+    }
     driver.set(QUEUE_RESET, 1);
     assert_eq!((driver.get(QUEUE_RESET), driver.get(QUEUE_ENABLE)), (0, 0));
     assert_eq!((driver.get(QUEUE_SIZE), driver.get(QUEUE_DESC)), (SIZE.into(), 0));
@@ -356,4 +360,28 @@ fn a_driver_that_breaks_the_rules_is_told_that_the_device_needs_a_reset() {
     let [mut ring, _] = driver.start();
     driver.request(0, &mut ring);
     assert_eq!(ring.used().len(), 1);
+}
+
+#[test]
+fn an_access_that_runs_out_of_the_device_configuration_reaches_neither_device_nor_doorbell() {
+    let driver = Driver::new();
+    let [mut ring, _] = driver.start();
+    ring.request(&[writable(0x8000, 1)]);
+    for (offset, len) in [
+        (CONFIG + 0xffe, 4),
+        (CONFIG + 0xfff, 2),
+        (CONFIG + 0xff9, 8),
+        (CONFIG - 1, 2),
+    ] {
+        driver.set_bar(STRUCTURES, offset, len, 0);
+        assert_eq!(driver.bar(STRUCTURES, offset, len), 0);
+    }
+    assert!(driver.pci.with_device(|probe| probe.written.is_empty()));
+    assert_eq!(ring.used().len(), 0);
+    driver.set_bar(STRUCTURES, CONFIG + 0xffc, 4, 0);
+    assert_eq!(
+        driver.pci.with_device(|probe| probe.written.len()),
+        1,
+        "the last word is the device's"
+    );
 }

@@ -119,6 +119,9 @@ fn an_aim_that_cannot_be_reads_as_zero_and_writes_nothing() {
         (0xff, ISR, 1),
         (0, ISR - 1, 2),
         (0, ISR - 2, 4),
+        // The device's configuration answers such an access to the BAR.
+        (0, CONFIG + 5, 2),
+        (0, CONFIG + 2, 4),
     ] {
         window.aim(bar, offset, len);
         for width in [1, 2, 4] {
@@ -128,6 +131,7 @@ fn an_aim_that_cannot_be_reads_as_zero_and_writes_nothing() {
     }
     assert_eq!(driver.isr(), 1, "nobody has read it");
     assert_eq!(driver.status(), WORKING);
+    assert!(driver.pci.with_device(|probe| probe.written.is_empty()));
 }
 
 #[test]

@@ -102,18 +102,21 @@ mod tests {
         });
         let gic = GicV3::with_lpis(config, outputs.into(), memory.clone()).unwrap();
         gic.distributor().write(0, &2_u32.to_le_bytes());
-        let interfaces = [0, 1].map(|number| {
-            let redistributor = gic.redistributor(CpuId(number)).unwrap();
-            redistributor.write(0x14, &0_u32.to_le_bytes());
-            redistributor.write(0x70, &(RAM | 15).to_le_bytes());
-            redistributor.write(0x78, &(RAM + 0x2_0000 + 0x1_0000 * u64::from(number)).to_le_bytes());
-            redistributor.write(0, &u32::from(enabled[number as usize]).to_le_bytes());
-            let interface = gic.cpu_interface(CpuId(number)).unwrap();
-            interface.write_sysreg(SysReg::ICC_PMR_EL1, 0xff).unwrap();
-            interface.write_sysreg(SysReg::ICC_IGRPEN1_EL1, 1).unwrap();
-            interface
-        });
+        let interfaces = [0, 1].map(|number| start(&gic, number, enabled[number as usize]));
         (gic.lpis(), interfaces, memory)
+    }
+
+    /// Wakes a CPU that takes interrupts of any priority.
+    fn start(gic: &GicV3, number: u32, enabled: bool) -> CpuInterface {
+        let redistributor = gic.redistributor(CpuId(number)).unwrap();
+        redistributor.write(0x14, &0_u32.to_le_bytes());
+        redistributor.write(0x70, &(RAM | 15).to_le_bytes());
+        redistributor.write(0x78, &(RAM + 0x2_0000 + 0x1_0000 * u64::from(number)).to_le_bytes());
+        redistributor.write(0, &u32::from(enabled).to_le_bytes());
+        let interface = gic.cpu_interface(CpuId(number)).unwrap();
+        interface.write_sysreg(SysReg::ICC_PMR_EL1, 0xff).unwrap();
+        interface.write_sysreg(SysReg::ICC_IGRPEN1_EL1, 1).unwrap();
+        interface
     }
 
     /// Acknowledges and ends all that a CPU has.
@@ -192,5 +195,54 @@ mod tests {
             lpis.move_pending(CpuId(0), CpuId(1), lpi);
         }
         assert!(cpus.iter().all(|cpu| taken(cpu).is_empty()));
+    }
+
+    /// The input of CPU 0 falls as its LPI is taken away: what another CPU does in that moment finds the LPI nowhere.
+    #[test]
+    fn an_lpi_in_transit_is_kept_where_lpis_are_on_when_it_arrives() {
+        use crate::interrupt::level_from_fn;
+        use std::sync::OnceLock;
+
+        const ENABLE: u64 = 0;
+        for (switched_off, kept) in [
+            (None, [false, true]),
+            (Some(0), [false, true]),
+            (Some(1), [true, false]),
+        ] {
+            for all in [false, true] {
+                let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), 0x10_0000)]).unwrap();
+                memory.write_slice(&[0x81; 0xe000], GuestAddress(RAM)).unwrap();
+                let config = GicV3Config {
+                    lpis: LpiSupport::Its,
+                    ..GicV3Config::new(2)
+                };
+                let other_cpu: Arc<OnceLock<GicV3>> = Arc::default();
+                let outputs = [0, 1].map(|number| {
+                    let other_cpu = Arc::clone(&other_cpu);
+                    let irq = level_from_fn(move |up| {
+                        if let (false, 0, Some(gic), Some(cpu)) = (up, number, other_cpu.get(), switched_off) {
+                            let redistributor = gic.redistributor(CpuId(cpu)).unwrap();
+                            redistributor.write(ENABLE, &0_u32.to_le_bytes());
+                        }
+                        Ok(())
+                    });
+                    CpuOutputs {
+                        irq: Box::new(irq),
+                        fiq: Box::new(NoInterrupt),
+                    }
+                });
+                let gic = GicV3::with_lpis(config, outputs.into(), Arc::new(memory)).unwrap();
+                gic.distributor().write(0, &2_u32.to_le_bytes());
+                let interfaces = [0, 1].map(|number| start(&gic, number, true));
+                gic.lpis().set_pending(CpuId(0), 8200, true);
+                assert!(other_cpu.set(gic.clone()).is_ok());
+                match all {
+                    true => gic.lpis().move_all_pending(CpuId(0), CpuId(1)),
+                    false => gic.lpis().move_pending(CpuId(0), CpuId(1), 8200),
+                }
+                let pending = interfaces.each_ref().map(|interface| taken(interface) == [8200]);
+                assert_eq!(pending, kept, "{switched_off:?}, all: {all}");
+            }
+        }
     }
 }

@@ -174,3 +174,56 @@ fn an_output_that_unwinds_leaves_the_queue_usable() {
     assert!(caught.is_err());
     assert_eq!(world.read(CREADR), 64);
 }
+
+/// Each INT's LPI has an output of the GIC write GITS_CWRITER, as another CPU might: there is always a command to come.
+#[test]
+fn a_queue_that_is_fed_for_ever_keeps_an_access_for_its_share() {
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+    const SHARE: u32 = 0x8000;
+
+    #[derive(Default)]
+    struct Feeding {
+        frame: std::sync::OnceLock<ControlFrame>,
+        carried_out: AtomicU32,
+    }
+    impl Lpis for Feeding {
+        fn redistributor(&self, _: u32) -> Option<CpuId> {
+            Some(CpuId(0))
+        }
+        fn set_pending(&self, _: CpuId, _: u32, _: bool) {
+            // Not without end, so that the test ends where the access does not.
+            if self.carried_out.fetch_add(1, SeqCst) < 3 * SHARE {
+                let frame = self.frame.get().unwrap();
+                let mut under_way = [0; 8];
+                frame.read(CREADR, &mut under_way);
+                frame.write(CWRITER, &under_way);
+            }
+        }
+        fn invalidate(&self, _: CpuId, _: u32) {}
+        fn invalidate_all(&self, _: CpuId) {}
+        fn move_pending(&self, _: CpuId, _: CpuId, _: u32) {}
+        fn move_all_pending(&self, _: CpuId, _: CpuId) {}
+    }
+    let World { memory, .. } = World::fresh(CONFIG);
+    let feeding = Arc::new(Feeding::default());
+    let its = Its::before(CONFIG, Arc::clone(&feeding) as _, 14, Arc::new(Arc::clone(&memory))).unwrap();
+    assert!(feeding.frame.set(its.control_frame()).is_ok());
+    let world = World {
+        frame: its.control_frame(),
+        its,
+        memory,
+        lpis: Arc::default(),
+    };
+    for (offset, base) in [(CBASER, QUEUE), (BASER, DEVICE_TABLE), (BASER + 8, COLLECTION_TABLE)] {
+        world.write(offset, VALID | base);
+    }
+    world.write(CTLR, 1);
+    world.run(&[mapc(0, 0), mapd(0, ITTS, 5), mapti(0, 0, 8192, 0)]);
+    for at in (0..0x1000).step_by(32) {
+        world.queue(at, int(0, 0));
+    }
+    world.write(CWRITER, 0x80);
+    assert_eq!(feeding.carried_out.load(SeqCst), SHARE, "the write that let them begin");
+    world.read(CREADR);
+    assert_eq!(feeding.carried_out.load(SeqCst), 2 * SHARE, "who waits carries on");
+}

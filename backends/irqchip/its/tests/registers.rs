@@ -280,6 +280,71 @@ fn a_command_that_calls_back_into_the_registers_leaves_the_queue_to_who_is_at_it
     assert_eq!(read_le(&data), 0xa0);
 }
 
+/// What is done to an ITS while the effect of its INT is under way, and the ITS afterwards.
+fn while_a_command_is_under_way(then: fn(&Its, &ControlFrame)) -> World {
+    struct Within(std::sync::OnceLock<Its>, fn(&Its, &ControlFrame));
+    impl Lpis for Within {
+        fn redistributor(&self, _: u32) -> Option<CpuId> {
+            Some(CpuId(0))
+        }
+        fn set_pending(&self, _: CpuId, _: u32, _: bool) {
+            let its = self.0.get().unwrap();
+            self.1(its, &its.control_frame());
+        }
+        fn invalidate(&self, _: CpuId, _: u32) {}
+        fn invalidate_all(&self, _: CpuId) {}
+        fn move_pending(&self, _: CpuId, _: CpuId, _: u32) {}
+        fn move_all_pending(&self, _: CpuId, _: CpuId) {}
+    }
+    let world = World::fresh(CONFIG);
+    let within = Arc::new(Within(Default::default(), then));
+    let memory = Arc::new(Arc::clone(&world.memory));
+    let its = Its::before(CONFIG, Arc::clone(&within) as _, 14, memory).unwrap();
+    assert!(within.0.set(its.clone()).is_ok());
+    let world = World {
+        frame: its.control_frame(),
+        its,
+        ..world
+    };
+    for (offset, value) in [(CBASER, QUEUE), (BASER, DEVICE_TABLE), (BASER + 8, COLLECTION_TABLE)] {
+        world.write(offset, VALID | value);
+    }
+    world.write(CTLR, 1);
+    let mut at = 0;
+    for command in [mapc(0, 0), mapd(0, ITTS, 5), mapti(0, 0, 8192, 0), int(0, 0), sync(0)] {
+        at = world.queue(at, command);
+    }
+    world.write(CWRITER, at);
+    world
+}
+
+#[test]
+fn it_is_quiescent_when_it_is_disabled_and_the_command_under_way_is_complete() {
+    let world = while_a_command_is_under_way(|_, frame| {
+        frame.write(CTLR, &[0; 4]);
+        let mut control = [0; 4];
+        frame.read(CTLR, &mut control);
+        assert_eq!(read_le(&control), 0, "neither enabled nor quiescent");
+    });
+    assert_eq!(world.read(CTLR), QUIESCENT);
+    assert_eq!(world.read(CREADR), 0x80, "that one, and none after it");
+}
+
+#[test]
+fn a_command_that_a_reset_or_a_restore_overtakes_moves_no_register_of_after_it() {
+    let reset = while_a_command_is_under_way(|its, _| its.reset());
+    assert_eq!(reset.its.save(), World::fresh(CONFIG).its.save());
+    let restored = while_a_command_is_under_way(|its, _| {
+        let state = ItsState {
+            enabled: false,
+            command_read: 0xfe0,
+            ..its.save()
+        };
+        its.restore(&state).unwrap();
+    });
+    assert_eq!(restored.read(CREADR), 0xfe0);
+}
+
 #[test]
 fn the_state_is_put_back_with_the_tables_where_they_are() {
     let world = World::mapped();

@@ -216,11 +216,16 @@ mod tests {
         pci::{BarIndex, DeviceFunction, EndpointConfig, Identity, Pin, Slot},
     };
 
+    /// Messages that came, and how many of the next are refused.
     #[derive(Default)]
-    struct Count(AtomicU32);
+    struct Count(AtomicU32, AtomicU32);
 
     impl MsiSink for Count {
         fn send(&self, _requester: RequesterId, _message: MsiMessage) -> io::Result<()> {
+            if self.1.load(SeqCst) != 0 {
+                self.1.fetch_sub(1, SeqCst);
+                return Err(io::Error::other("as told"));
+            }
             self.0.fetch_add(1, SeqCst);
             Ok(())
         }
@@ -255,12 +260,35 @@ mod tests {
     }
 
     #[test]
+    fn before_the_driver_is_ready_mapped_vectors_are_silent() {
+        let (interrupt, count) = interrupt();
+        interrupt.restore_vectors(0, &[1; 3]);
+        interrupt.config_changed().unwrap();
+        interrupt.used(&[QueueIndex(0)]).unwrap();
+        assert_eq!((count.0.load(SeqCst), interrupt.isr().read()), (0, 0));
+        interrupt.ready();
+        interrupt.config_changed().unwrap();
+        assert_eq!(count.0.load(SeqCst), 1);
+    }
+
+    #[test]
     fn queues_that_share_a_vector_are_one_message() {
         let (interrupt, count) = interrupt();
         interrupt.ready();
         interrupt.restore_vectors(NO_VECTOR, &[1, 0, 1]);
         interrupt.used(&[QueueIndex(0), QueueIndex(2), QueueIndex(1)]).unwrap();
         assert_eq!(count.0.load(SeqCst), 2);
+    }
+
+    #[test]
+    fn a_refused_message_of_one_queue_keeps_back_that_of_no_other() {
+        let (interrupt, count) = interrupt();
+        interrupt.ready();
+        interrupt.restore_vectors(NO_VECTOR, &[0, 1, 1]);
+        count.1.store(1, SeqCst);
+        assert!(interrupt.used(&[QueueIndex(0), QueueIndex(1)]).is_err());
+        assert_eq!(count.0.load(SeqCst), 1);
+        assert!(interrupt.endpoint.msix().unwrap().is_pending(0));
     }
 
     #[test]
