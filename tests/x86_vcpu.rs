@@ -98,7 +98,7 @@ impl Machine {
         (apics, vcpu)
     }
 
-    /// A board before a local APIC in the kernel, with vectors from 0x20 on, and the vCPU.
+    /// A board before local APICs in the kernel.
     fn split_irqchip(&self) -> Option<(SplitIrqchip, Arc<Pc>)> {
         let irqs = KvmIrqs::new(Arc::clone(&self.vm), 1..=23).unwrap();
         let irqchip = SplitIrqchip::new(&irqs, PcConfig::default());
@@ -108,6 +108,7 @@ impl Machine {
         Some((irqchip, board))
     }
 
+    /// A board with vectors from 0x20 on, and the vCPU.
     fn split(&self) -> Option<(Arc<Pc>, X86Vcpu)> {
         let (irqchip, board) = self.split_irqchip()?;
         let (mut memory, mut ports) = (Bus::new(), Bus::new());
