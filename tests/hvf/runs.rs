@@ -90,6 +90,33 @@ fn with_the_gic_the_virtual_timer_is_intid_27() {
 }
 
 #[test]
+fn a_timer_that_the_guest_masks_neither_stops_the_vcpu_nor_interrupts() {
+    const IMASK: u64 = 1 << 1;
+    let mask = |process: &Process, vcpu, value| {
+        process.hv_vcpu_set_sys_reg(vcpu, SysReg::CNTV_CTL_EL0, value).unwrap();
+    };
+    let alone = process();
+    let vcpu = alone.hv_vcpu_create().unwrap();
+    alone.set_vtimer(vcpu, true).unwrap();
+    mask(&alone, vcpu, IMASK);
+    alone.hv_vcpus_exit(&[vcpu]).unwrap();
+    assert_eq!(run(&alone, vcpu), VcpuExit::Canceled);
+    assert_eq!(alone.hv_vcpu_get_sys_reg(vcpu, SysReg::CNTV_CTL_EL0), Ok(0b111));
+    mask(&alone, vcpu, 0);
+    assert_eq!(run(&alone, vcpu), VcpuExit::VtimerActivated);
+    drop(alone);
+
+    let (with_gic, _gic, vcpu) = machine();
+    let cpu = with_gic.guest_cpu(vcpu).unwrap();
+    cpu.enable(IntId(27), TriggerMode::Level);
+    mask(&with_gic, vcpu, IMASK);
+    with_gic.set_vtimer(vcpu, true).unwrap();
+    assert_eq!(cpu.acknowledge(), None);
+    mask(&with_gic, vcpu, 0);
+    assert_eq!(cpu.acknowledge(), Some(IntId(27)));
+}
+
+#[test]
 fn whether_the_timer_stops_a_vcpu_that_has_a_gic_can_be_chosen() {
     let config = Config {
         vtimer_exits_with_gic: true,

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::{Process, model::Model, registers::Registers};
+use super::{Process, model::Model, registers::Registers, vcpu::Vcpu};
 use crate::{
     backends::{
         hvf::{GeneralReg, HvError, InterruptType, SysReg, Trap, VcpuHandle},
@@ -196,18 +196,26 @@ impl Process {
         Ok(vcpu.guest_cpu(self.model().ok()))
     }
 
-    /// Sets the condition of a vCPU's virtual timer: that the guest has enabled it and its time has come. It stops the
-    /// vCPU unless masked; with the framework's GIC it is the line of INTID 27 instead.
+    /// Sets the condition of a vCPU's virtual timer: that the guest has enabled it and its time has come. Unless the guest
+    /// masks it, by IMASK in `CNTV_CTL_EL0`, it stops the vCPU, which
+    /// [`hv_vcpu_set_vtimer_mask`](crate::backends::hvf::HvVcpus::hv_vcpu_set_vtimer_mask) holds off; with the framework's GIC it is the
+    /// line of INTID 27 instead.
     ///
     /// # Errors
     /// [`HvError::BadArgument`] for a handle that names no vCPU.
     pub fn set_vtimer(&self, vcpu: VcpuHandle, met: bool) -> Result<(), HvError> {
         let vcpu = self.vcpu(vcpu)?;
-        if let (Ok(model), Some(cpu)) = (self.model(), vcpu.cpu()) {
-            model.set_timer(cpu, met);
-        }
         lock(&vcpu.registers).set_timer(met);
-        vcpu.wires.set_timer(met);
+        self.tell_timer(&vcpu);
         Ok(())
+    }
+
+    /// The condition of the timer has changed, or its mask.
+    pub(super) fn tell_timer(&self, vcpu: &Vcpu) {
+        let fires = lock(&vcpu.registers).timer_fires();
+        if let (Ok(model), Some(cpu)) = (self.model(), vcpu.cpu()) {
+            model.set_timer(cpu, fires);
+        }
+        vcpu.wires.set_timer(fires);
     }
 }

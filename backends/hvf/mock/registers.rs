@@ -6,6 +6,7 @@ use crate::backends::hvf::{GeneralReg, Reg, SysReg};
 
 /// `CNTV_CTL_EL0`.
 const ENABLE: u64 = 1 << 0;
+const IMASK: u64 = 1 << 1;
 const ISTATUS: u64 = 1 << 2;
 
 #[derive(Default)]
@@ -63,5 +64,9 @@ impl Registers {
 
     pub(super) fn set_timer(&mut self, met: bool) {
         self.timer = met;
+    }
+
+    pub(super) fn timer_fires(&self) -> bool {
+        self.timer && self.system(SysReg::CNTV_CTL_EL0) & IMASK == 0
     }
 }

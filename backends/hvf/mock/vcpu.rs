@@ -321,6 +321,10 @@ impl HvVcpus for Process {
             }
             lock(&mine.registers).set_system(register, value);
             Ok(())
-        })
+        })?;
+        if register == SysReg::CNTV_CTL_EL0 {
+            self.tell_timer(&mine);
+        }
+        Ok(())
     }
 }
