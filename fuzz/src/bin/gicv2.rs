@@ -83,7 +83,7 @@ impl Change {
             } => {
                 let (sgi, senders) = (usize::from(sgi % 16), senders & 0x87);
                 this.sgi_senders[sgi] = senders;
-                this.private[sgi].latch = (senders != 0) ^ (contradict == 0xff);
+                this.private[sgi].latch = (senders != 0) ^ (contradict >= 0xc0);
             }
             Self::Shared {
                 spi,
@@ -225,10 +225,23 @@ impl Machine {
         }
         // What it is now is a state that there can be, too.
         self.move_away();
+        self.copy_takes_what_is_offered();
+    }
+
+    /// Whatever waits in the state, a CPU that takes it finds it in order.
+    fn copy_takes_what_is_offered(&self) {
+        let mut copy = Self::new();
+        copy.gic.restore(&self.gic.save()).unwrap();
+        copy.drive_all(self.up.clone());
+        for cpu in 0..CPUS {
+            copy.step(cpu, &What::Open { group: 0, priority: 0 });
+            copy.acknowledge(cpu);
+        }
     }
 
     fn acknowledge(&self, cpu: u32) {
         let [irq, fiq] = self.outputs[cpu as usize].each_ref().map(Outside::is_up);
+        let before = self.gic.save();
         let mut intid = [0; 4];
         self.interface(cpu).read(IAR, &mut intid);
         let intid = u32::from_le_bytes(intid);
@@ -236,7 +249,12 @@ impl Machine {
             1023 => assert!(!irq && !fiq, "CPU {cpu} was interrupted for nothing"),
             // Of Group 1, for which there is another register.
             1022 => assert!(irq || fiq),
-            _ => assert!(irq || fiq, "CPU {cpu} did not hear of {intid:#x}"),
+            number => {
+                assert!(irq || fiq, "CPU {cpu} did not hear of {intid:#x}");
+                if let Some(senders) = before.cpus[cpu as usize].sgi_senders.get(number as usize) {
+                    assert!(senders >> (intid >> 10) & 1 != 0, "nobody sent {intid:#x}");
+                }
+            }
         }
     }
 
