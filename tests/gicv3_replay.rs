@@ -8,6 +8,7 @@
 #![cfg(feature = "irqchip")]
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{BufRead, BufReader},
     path::Path,
@@ -52,6 +53,65 @@ fn a_program_at_random_gets_the_answers_that_qemu_gave_it() {
     println!("at random: {all}");
     assert!(all.reads > 10_000 && all.taken > 2_000 && all.outputs > 20_000, "{all}");
     assert!(all.lpis > 100 && all.migrations == 0, "{all}");
+}
+
+/// Those of the CPU interface that are read and written, read, and written, where there are 32 priorities.
+const READ_AND_WRITTEN: [&str; 9] = [
+    "PMR", "BPR0", "BPR1", "AP0R0", "AP1R0", "CTLR", "SRE", "IGRPEN0", "IGRPEN1",
+];
+const READ: [&str; 5] = ["IAR0", "IAR1", "HPPIR0", "HPPIR1", "RPR"];
+const WRITTEN: [&str; 6] = ["EOIR0", "EOIR1", "DIR", "SGI0R", "SGI1R", "ASGI1R"];
+const CBPR: u64 = 1 << 0;
+const EOI_MODE: u64 = 1 << 1;
+
+#[test]
+fn the_programs_at_random_reach_every_register_of_the_cpu_interface_in_every_mode() {
+    for cpus in [1, 2, 4] {
+        let name = format!("arm64-{cpus}-cpus");
+        // ICC_CTLR_EL1 of each CPU, as it was last read: the program reads it before and after it writes it.
+        let mut controls = BTreeMap::new();
+        // Which was read or written, and in which mode.
+        let mut found = BTreeSet::new();
+        let lines = recording(&name);
+        for line in &lines[1..] {
+            let words: Vec<&str> = line.split(' ').collect();
+            let Some(&[kind, cpu, register]) = words.first_chunk() else {
+                continue;
+            };
+            if !["sr", "sw", "sru", "swu"].contains(&kind) {
+                continue;
+            }
+            let control = controls.entry(cpu).or_insert(0);
+            if (kind, register) == ("sr", "CTLR") {
+                *control = hex(words[3]) & (CBPR | EOI_MODE);
+            }
+            found.insert((kind, register, *control));
+        }
+        let reads = [&READ_AND_WRITTEN[..], &READ].concat();
+        let writes = [&READ_AND_WRITTEN[..], &WRITTEN].concat();
+        let accesses = reads.iter().map(|register| ("sr", *register));
+        let accesses: Vec<_> = accesses
+            .chain(writes.iter().map(|register| ("sw", *register)))
+            .collect();
+        for &(kind, register) in &accesses {
+            let modes: &[u64] = match (kind, register) {
+                // Once, when a CPU starts.
+                ("sw", "SRE") => &[0],
+                // While EOImode is clear, what this does is UNPREDICTABLE.
+                ("sw", "DIR") => &[EOI_MODE, EOI_MODE | CBPR],
+                _ => &[0, CBPR, EOI_MODE, EOI_MODE | CBPR],
+            };
+            for mode in modes {
+                let access = (kind, register, *mode);
+                assert!(found.contains(&access), "{name} never does {access:?}");
+            }
+        }
+        // None is compared that is missing above.
+        let undefined = [("sru", "AP0R1"), ("sru", "AP1R3")];
+        let known: BTreeSet<_> = accesses.into_iter().chain(undefined).collect();
+        let there: BTreeSet<_> = found.iter().map(|&(kind, register, _)| (kind, register)).collect();
+        assert_eq!(there, known, "{name}");
+    }
 }
 
 #[test]
@@ -301,21 +361,26 @@ fn sysreg(name: &str) -> SysReg {
     }
 }
 
-/// Asks all that a recording asks. The state migrates after every `migration` events.
-fn replay(name: &str, migration: usize) -> Counts {
+/// The lines of a recording.
+fn recording(name: &str) -> Vec<String> {
     let path = match std::env::var_os("DEVISOR_RECORDING") {
         Some(path) => path.into(),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/recordings/{name}.txt.gz")),
     };
     let file = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let lines: Vec<String> = if path.extension().is_some_and(|extension| extension == "gz") {
+    if path.extension().is_some_and(|extension| extension == "gz") {
         BufReader::new(GzDecoder::new(file))
             .lines()
             .map(Result::unwrap)
             .collect()
     } else {
         BufReader::new(file).lines().map(Result::unwrap).collect()
-    };
+    }
+}
+
+/// Asks all that a recording asks. The state migrates after every `migration` events.
+fn replay(name: &str, migration: usize) -> Counts {
+    let lines = recording(name);
     let cpus = lines[0].strip_prefix("cpus ").expect("a recording");
     let memory = Arc::new(GuestMemoryMmap::from_ranges(&RAM).unwrap());
     let mut machine = Machine::new(hex(cpus) as u32, memory);

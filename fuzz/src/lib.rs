@@ -16,6 +16,7 @@ use std::{
 
 use arbitrary::Arbitrary;
 use devisor::{
+    backends::irqchip::{Group, InterruptState, TriggerMode},
     bus::BusDevice,
     interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
 };
@@ -124,6 +125,33 @@ impl MsiSink for Outside {
         self.answer()?;
         self.0.messages.fetch_add(1, Relaxed);
         Ok(())
+    }
+}
+
+/// What one interrupt of a GIC may be in a state from outside. Its lower three bits of priority are mostly clear, for few
+/// GICs have them.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub struct SomeInterrupt {
+    flags: u8,
+    priority: u8,
+}
+
+impl SomeInterrupt {
+    pub fn state(self) -> InterruptState {
+        let flag = |bit: u32| self.flags >> bit & 1 != 0;
+        InterruptState {
+            enabled: flag(0),
+            group: if flag(1) { Group::One } else { Group::Zero },
+            trigger: if flag(2) { TriggerMode::Edge } else { TriggerMode::Level },
+            priority: if self.flags >> 6 == 3 {
+                self.priority
+            } else {
+                self.priority & 0xf8
+            },
+            line: flag(3),
+            latch: flag(4),
+            active: flag(5),
+        }
     }
 }
 

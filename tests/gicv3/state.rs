@@ -178,6 +178,20 @@ fn a_state_that_no_guest_could_have_made_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn a_pending_table_that_is_zero_is_so_until_lpis_are_enabled() {
+    const PTZ: u64 = 1 << 62;
+    let guest = Guest::with_lpis(rich());
+    let mut state = guest.gic.save();
+    assert_eq!(state.cpus[0].pending_base & PTZ, 0, "which has made it an ordinary one");
+    state.cpus[0].pending_base |= PTZ;
+    let refusal = guest.gic.restore(&state).unwrap_err().to_string();
+    assert!(refusal.starts_with("GICR_PENDBASER of CPU 0 is"), "{refusal}");
+    state.cpus[0].redistributor_control = 0;
+    guest.gic.restore(&state).unwrap();
+    assert_eq!(guest.gic.save(), state);
+}
+
+#[test]
 fn restoring_over_a_running_gic_lowers_what_is_no_longer_up() {
     let guest = Guest::ready(config(1));
     let idle = guest.gic.save();

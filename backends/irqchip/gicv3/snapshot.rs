@@ -39,7 +39,7 @@ pub struct CpuState {
     pub asleep: bool,
     /// GICR_PROPBASER.
     pub properties_base: u64,
-    /// GICR_PENDBASER. PTZ is as it was written, until LPIs are enabled.
+    /// GICR_PENDBASER. PTZ is as it was written, and clear while LPIs are enabled.
     pub pending_base: u64,
     /// ICC_CTLR_EL1: CBPR and EOImode.
     pub control: u32,
@@ -324,12 +324,11 @@ impl CpuState {
         };
         let (enable, properties, pending) = match this.lpis {
             LpiSupport::None => (0, 0, 0),
-            _ => (
-                gicr_ctlr::ENABLE_LPIS,
-                propbaser::WRITABLE,
-                pendbaser::WRITABLE | pendbaser::PTZ,
-            ),
+            _ => (gicr_ctlr::ENABLE_LPIS, propbaser::WRITABLE, pendbaser::WRITABLE),
         };
+        // Of a table that is in use, PTZ would say that nothing is pending in it.
+        let in_use = redistributor_control & enable != 0;
+        let zero = if enable == 0 || in_use { 0 } else { pendbaser::PTZ };
         let named = |name: &'static str| move || format!("{name} of {cpu}");
         bits(
             named("GICR_CTLR"),
@@ -337,7 +336,7 @@ impl CpuState {
             (dpg | enable).into(),
         )?;
         bits(named("GICR_PROPBASER"), *properties_base, properties)?;
-        bits(named("GICR_PENDBASER"), *pending_base, pending)?;
+        bits(named("GICR_PENDBASER"), *pending_base, pending | zero)?;
         bits(named("ICC_CTLR_EL1"), (*control).into(), icc_ctlr::WRITABLE.into())?;
         bits(named("ICC_IGRPEN"), (*enabled_groups).into(), 0b11)?;
         bits(

@@ -7,13 +7,15 @@ use std::sync::Arc;
 use arbitrary::Arbitrary;
 use devisor::{
     backends::irqchip::{
-        CpuId, IntId, Ppi, Spi,
-        gicv3::{CpuOutputs, Distributor, GicV3, GicV3Config, LevelLine, LpiSupport, Redistributor, SysReg},
+        CpuId, IntId, Ppi, Spi, TriggerMode,
+        gicv3::{
+            CpuOutputs, Distributor, GicV3, GicV3Config, GicV3State, LevelLine, LpiSupport, Redistributor, SysReg,
+        },
     },
     bus::BusDevice,
     interrupt::Interrupt,
 };
-use devisor_fuzz::{Access, Outside, drive};
+use devisor_fuzz::{Access, Outside, SomeInterrupt, drive};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -22,6 +24,9 @@ const SPIS: u32 = 32;
 /// SPI 4064 is the first of the extended range, PPI 1040 likewise.
 const LINES: [Spi; 4] = [Spi(0), Spi(31), Spi(4064), Spi(4095)];
 const PPIS: [Ppi; 3] = [Ppi(0), Ppi(15), Ppi(1040)];
+/// Where they are in the lists of a state.
+const SPI_PLACES: [usize; 4] = [0, 31, 32, 63];
+const PPI_PLACES: [usize; 3] = [16, 31, 32];
 const LPIS: u32 = 8192;
 const PROPERTIES: u64 = 0;
 const PENDING: u64 = 0x2_0000;
@@ -95,6 +100,126 @@ enum What {
     ResetCpu,
     Reset,
     Move,
+    Restore {
+        changes: Vec<Change>,
+        /// Over what is there, and not into another.
+        over: bool,
+    },
+}
+
+/// How a state from outside differs from one that there is: little enough for most to be taken.
+#[derive(Arbitrary, Debug)]
+enum Change {
+    Control(u8),
+    Private {
+        place: u8,
+        state: SomeInterrupt,
+    },
+    /// Of a shared interrupt, mostly one that has a line.
+    Shared {
+        place: u8,
+        state: SomeInterrupt,
+        router: u32,
+        message: bool,
+    },
+    Redistributor {
+        control: u8,
+        asleep: bool,
+    },
+    Lpis {
+        properties: u64,
+        pending: u64,
+        zero: bool,
+        enabled: bool,
+    },
+    Interface {
+        control: u8,
+        groups: u8,
+        priority_mask: u8,
+    },
+    BinaryPoints([u8; 2]),
+    Active {
+        index: u8,
+        priorities: [u32; 2],
+    },
+}
+
+impl Change {
+    fn make(&self, state: &mut GicV3State, cpu: usize) {
+        let this = &mut state.cpus[cpu];
+        match *self {
+            Self::Control(control) => state.control = u32::from(control & 0x83),
+            Self::Private { place, state } => {
+                let place = usize::from(place % 64);
+                this.private[place] = state.state();
+                if place < 16 {
+                    let sgi = &mut this.private[place];
+                    (sgi.trigger, sgi.line) = (TriggerMode::Edge, false);
+                }
+            }
+            Self::Shared {
+                place,
+                state: new,
+                router,
+                message,
+            } => {
+                let place = match place {
+                    0..64 => place.into(),
+                    _ => SPI_PLACES[usize::from(place % 4)],
+                };
+                let spi = &mut state.spis[place];
+                // To a CPU, to any, or with bits that are no CPU's and may be none of the register's.
+                spi.router = match router >> 30 {
+                    0 => u64::from(router % 4),
+                    1 => 1 << 31,
+                    2 => u64::from(router & 0xff_ffff),
+                    _ => u64::from(router) << 10,
+                };
+                spi.state = new.state();
+                // A message holds the line up.
+                spi.message = message;
+                spi.state.line |= message;
+            }
+            Self::Redistributor { control, asleep } => {
+                this.redistributor_control = this.redistributor_control & 1 | u32::from(control & 3) << 24;
+                this.asleep = asleep;
+            }
+            Self::Lpis {
+                properties,
+                pending,
+                zero,
+                enabled,
+            } => {
+                // While they are enabled, the tables are where they are for all steps: what is lost with a table outside of
+                // memory is lost.
+                let table = PENDING + cpu as u64 * 0x1_0000;
+                (this.properties_base, this.pending_base) = match enabled {
+                    true => (PROPERTIES | properties & 0x1f, table),
+                    false => (properties & 0x070f_ffff_ffff_ff9f, pending & 0x070f_ffff_ffff_0f80),
+                };
+                this.pending_base |= u64::from(zero) << 62;
+                this.redistributor_control = this.redistributor_control & !1 | u32::from(enabled);
+            }
+            Self::Interface {
+                control,
+                groups,
+                priority_mask,
+            } => {
+                this.control = u32::from(control & 0x83);
+                this.enabled_groups = u32::from(groups & 0x83);
+                this.priority_mask = priority_mask & 0xf9;
+            }
+            Self::BinaryPoints(points) => this.binary_points = points.map(|point| 2 + point % 7),
+            Self::Active { index, priorities } => {
+                // All but the first are of no use with 32 priorities.
+                let index = usize::from(index.saturating_sub(0xfc));
+                this.active_priorities
+                    .iter_mut()
+                    .zip(priorities)
+                    .for_each(|(group, active)| group[index] = active);
+            }
+        }
+    }
 }
 
 struct Machine {
@@ -156,6 +281,25 @@ impl Machine {
         }
     }
 
+    /// Which of the lines are up in a state.
+    fn lines_of(state: &GicV3State) -> Vec<bool> {
+        // The line of an SPI may be held up by a message alone.
+        let spis = SPI_PLACES.iter().map(|&place| &state.spis[place]);
+        let spis = spis.map(|spi| spi.state.line && !spi.message);
+        let ppis = state
+            .cpus
+            .iter()
+            .flat_map(|cpu| PPI_PLACES.map(|place| cpu.private[place].line));
+        spis.chain(ppis).collect()
+    }
+
+    fn drive_all(&mut self, up: Vec<bool>) {
+        for (line, up) in self.lines.iter().zip(&up) {
+            drive(line, *up);
+        }
+        self.up = up;
+    }
+
     fn step(&mut self, cpu: u32, what: &What) {
         match *what {
             What::Distributor(access) => access.run(&self.gic.distributor(), Distributor::SIZE, 4),
@@ -210,7 +354,34 @@ impl Machine {
             What::ResetCpu => self.gic.reset_cpu_interface(CpuId(cpu)).unwrap(),
             What::Reset => self.gic.reset(),
             What::Move => self.move_away(),
+            What::Restore { ref changes, over } => {
+                let before = self.gic.save();
+                let mut state = before.clone();
+                for (change, at) in changes.iter().zip(cpu as usize..) {
+                    change.make(&mut state, at % CPUS as usize);
+                }
+                self.restore(&before, &state, over);
+            }
         }
+    }
+
+    fn restore(&mut self, before: &GicV3State, state: &GicV3State, over: bool) {
+        if !over {
+            let mut other = Self::new(Arc::clone(&self.memory));
+            if other.gic.restore(state).is_err() {
+                return;
+            }
+            assert_eq!(other.gic.save(), *state);
+            other.drive_all(Self::lines_of(state));
+            *self = other;
+            assert_eq!(self.gic.save(), *state);
+        } else if self.gic.restore(state).is_ok() {
+            self.drive_all(Self::lines_of(state));
+        } else {
+            assert_eq!(self.gic.save(), *before, "refused, and changed");
+        }
+        // What it is now is a state that there can be, too.
+        self.move_away();
     }
 
     fn open(&self, cpu: u32, group: u8, priority: u8, router: u64) {

@@ -9,7 +9,7 @@ use devisor::{
     backends::irqchip::{
         CpuId,
         gicv3::{CpuOutputs, GicV3, GicV3Config, LpiSupport},
-        its::{ControlFrame, DeviceId, EventId, Its, ItsConfig},
+        its::{ControlFrame, DeviceId, EventId, Its, ItsConfig, ItsState},
     },
     bus::{BusDevice, read_le},
 };
@@ -74,6 +74,64 @@ enum Step {
     Retry,
     Reset,
     Move,
+    Restore {
+        state: State,
+        /// Over what is there, and not into another.
+        over: bool,
+    },
+}
+
+/// How a state from outside differs from one that there is: little enough for most to be taken.
+#[derive(Arbitrary, Debug)]
+struct State {
+    enabled: bool,
+    /// Page, size, and whether it is valid.
+    queue: Option<(u8, u8, bool)>,
+    write: Option<u16>,
+    read: Option<u16>,
+    stalled: bool,
+    /// Page, size, whether it has two levels and whether it is valid.
+    tables: [Option<(u8, u16, bool, bool)>; 2],
+    /// Any bits of any register.
+    flips: Option<(u8, u64)>,
+}
+
+impl State {
+    fn make(&self, state: &mut ItsState) {
+        const OFFSET: u64 = 0xf_ffe0;
+        const STALLED: u64 = 1;
+        state.enabled = self.enabled;
+        if let Some((at, size, valid)) = self.queue {
+            state.command_base = u64::from(valid) << 63 | page(at) | u64::from(size % 4);
+        }
+        if let Some(write) = self.write {
+            state.command_write = u64::from(write) << 5 & OFFSET;
+        }
+        if let Some(read) = self.read {
+            // Most of them in the queue.
+            let size = ((state.command_base & 0xff) + 1) * 0x1000;
+            state.command_read = u64::from(read) << 5 & OFFSET;
+            if read < 0xf000 {
+                state.command_read %= size;
+            }
+        }
+        state.command_read = state.command_read & !STALLED | u64::from(self.stalled);
+        for (register, table) in state.tables.iter_mut().zip(self.tables) {
+            if let Some((at, size, indirect, valid)) = table {
+                let fixed = *register & 0x071f_0000_0000_0000;
+                let levels = u64::from(indirect) << 62;
+                *register = fixed | u64::from(valid) << 63 | levels | page(at) | u64::from(size & 0x303);
+            }
+        }
+        if let Some((register, bits)) = self.flips {
+            match usize::from(register) % (3 + state.tables.len()) {
+                0 => state.command_base ^= bits,
+                1 => state.command_write ^= bits,
+                2 => state.command_read ^= bits,
+                table => state.tables[table - 3] ^= bits,
+            }
+        }
+    }
 }
 
 struct Machine {
@@ -156,6 +214,14 @@ impl Machine {
         self.write(CWRITER, (at + 32) % size);
     }
 
+    fn move_away(&mut self) {
+        let (gic, its) = (self.gic.save(), self.its.save());
+        *self = Self::new(Arc::clone(&self.memory));
+        self.gic.restore(&gic).unwrap();
+        self.its.restore(&its).unwrap();
+        assert_eq!(self.its.save(), its);
+    }
+
     fn step(&mut self, step: Step) {
         match step {
             Step::Access(access) => access.run(&self.frame, ControlFrame::SIZE, 8),
@@ -203,12 +269,20 @@ impl Machine {
             Step::Enable(enabled) => self.enable(enabled),
             Step::Retry => self.write(CWRITER, self.read(CWRITER) | 1),
             Step::Reset => self.its.reset(),
-            Step::Move => {
-                let (gic, its) = (self.gic.save(), self.its.save());
-                *self = Self::new(Arc::clone(&self.memory));
-                self.gic.restore(&gic).unwrap();
-                self.its.restore(&its).unwrap();
-                assert_eq!(self.its.save(), its);
+            Step::Move => self.move_away(),
+            Step::Restore { state: change, over } => {
+                let before = self.its.save();
+                let mut state = before.clone();
+                change.make(&mut state);
+                if !over {
+                    self.move_away();
+                }
+                let saved = match self.its.restore(&state) {
+                    Ok(()) => state,
+                    Err(_) => before,
+                };
+                assert_eq!(self.its.save(), saved);
+                self.move_away();
             }
         }
         let size = ((self.read(CBASER) & 0xff) + 1) * 0x1000;

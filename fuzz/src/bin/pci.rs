@@ -8,10 +8,12 @@ use arbitrary::Arbitrary;
 use devisor::{
     bus::{BusDevice, read_le},
     interrupt::{LevelInterrupt, NoInterrupt, SinkVectors},
-    pci::{BarIndex, DeviceFunction, Function, MsiX, RootBus, Signalled},
+    pci::{BarIndex, DeviceFunction, Function, MsiX, MsiXEntry, RootBus, Signalled},
     virtio::{
         QueueIndex, VirtioPci,
         block::{Block, BlockOptions, BlockState, MemoryStorage},
+        queue::{QueueLayout, QueueState},
+        transport::pci::VirtioPciState,
     },
 };
 use devisor_fuzz::{Access, Outside};
@@ -52,6 +54,19 @@ const COMMON: [(u64, usize); 14] = [
     (0x28, 4),
     (0x30, 4),
     (0x3a, 2),
+];
+
+/// Registers of configuration space, and what of them can be written.
+const CONFIG: [(usize, u32); 9] = [
+    (0x04, 0x0546),
+    (0x0c, 0xff),
+    (0x10, 0xffff_c000),
+    (0x14, 0xffff_e000),
+    (0x3c, 0xff),
+    (0x40, 0xc000_0000),
+    (0x94, 0xff),
+    (0x98, 0xffff_ffff),
+    (0x9c, 0xffff_ffff),
 ];
 
 #[derive(Arbitrary, Debug)]
@@ -97,6 +112,169 @@ enum Step {
     Release,
     Reset,
     Move,
+    Restore(Vec<Change>),
+}
+
+/// How a state from outside differs from one that there is: little enough for most to be taken.
+#[derive(Arbitrary, Debug)]
+enum Change {
+    Config {
+        register: u8,
+        bits: u32,
+    },
+    ConfigByte {
+        at: u8,
+        bits: u8,
+    },
+    Causes(u8),
+    Pending(u8),
+    Vector {
+        vector: bool,
+        address: u64,
+        data: u32,
+        masked: bool,
+    },
+    /// Which vector is whose.
+    Map {
+        queue: bool,
+        vector: u8,
+    },
+    Status(u8),
+    Features(u64),
+    Select([u32; 3]),
+    Generation(u32),
+    Owed {
+        config: bool,
+        queue: bool,
+    },
+    Setup {
+        size: u16,
+        areas: [u64; 3],
+        was_reset: bool,
+    },
+    /// A queue that runs, where it is with all steps.
+    Running {
+        at: u16,
+        heads: Vec<u8>,
+        more: bool,
+    },
+    Stopped,
+}
+
+impl Change {
+    fn make(&self, state: &mut VirtioPciState) {
+        let transport = &mut state.transport;
+        match *self {
+            Self::Config { register, bits } => {
+                let (at, mask) = CONFIG[usize::from(register) % CONFIG.len()];
+                let bytes = (bits & mask).to_le_bytes();
+                state.endpoint.config[at..]
+                    .iter_mut()
+                    .zip(bytes)
+                    .for_each(|(byte, bits)| *byte ^= bits);
+            }
+            Self::ConfigByte { at, bits } => state.endpoint.config[usize::from(at)] ^= bits,
+            Self::Causes(causes) => state.endpoint.causes = causes & 0x83,
+            Self::Pending(pending) => {
+                let msix = state.endpoint.msix.as_mut().unwrap();
+                msix.pending[0] = u64::from(pending & 0x83);
+                if pending & 0x40 != 0 {
+                    state.endpoint.config[0x43] |= 0x80;
+                }
+            }
+            Self::Vector {
+                vector,
+                address,
+                data,
+                masked,
+            } => {
+                let entry = &mut state.endpoint.msix.as_mut().unwrap().entries[usize::from(vector)];
+                let address = if data == 0 { address } else { address & !3 };
+                *entry = MsiXEntry { address, data, masked };
+            }
+            Self::Map { queue, vector } => {
+                let vector = match vector {
+                    0..4 => vector.into(),
+                    _ => 0xffff,
+                };
+                match queue {
+                    true => state.queue_vectors[0] = vector,
+                    false => state.config_vector = vector,
+                }
+            }
+            Self::Status(status) => {
+                transport.status = match status % 16 {
+                    n @ 0..10 => [0, 0x80, 1, 0x81, 3, 0xb, 0x8b, 0xf, 0x4f, 0xcf][usize::from(n)],
+                    _ => status.into(),
+                }
+            }
+            Self::Features(features) => {
+                transport.driver_features ^= features & features >> 32;
+                if let Some(queue) = &mut transport.queues[0] {
+                    queue.features = transport.driver_features;
+                }
+            }
+            Self::Select(selectors) => {
+                [
+                    transport.device_features_sel,
+                    transport.driver_features_sel,
+                    transport.queue_sel,
+                ] = selectors;
+            }
+            Self::Generation(generation) => transport.config_generation = generation,
+            Self::Owed { config, queue } => {
+                transport.config_owed = config;
+                if let Some(state) = &mut transport.queues[0] {
+                    state.signal_owed = queue;
+                }
+            }
+            Self::Setup {
+                size,
+                areas: [descriptor_area, driver_area, device_area],
+                was_reset,
+            } => {
+                let setup = &mut transport.setup[0];
+                setup.was_reset = was_reset;
+                setup.layout = QueueLayout {
+                    size,
+                    descriptor_area,
+                    driver_area,
+                    device_area,
+                };
+            }
+            Self::Running { at, ref heads, more } => {
+                let mut in_flight: Vec<u16> = heads.iter().map(|head| u16::from(head % 9)).collect();
+                if heads.len() < 16 {
+                    // Each once, and there.
+                    in_flight.sort_unstable();
+                    in_flight.dedup();
+                    in_flight.retain(|head| *head < QUEUE_SIZE);
+                }
+                transport.status |= 0xf;
+                transport.driver_features |= 1 << 32;
+                let layout = QueueLayout {
+                    size: QUEUE_SIZE,
+                    descriptor_area: DESCRIPTORS,
+                    driver_area: AVAILABLE,
+                    device_area: USED,
+                };
+                let setup = &mut transport.setup[0];
+                (setup.layout, setup.ready, setup.was_reset) = (layout, true, false);
+                transport.queues[0] = Some(QueueState {
+                    layout,
+                    features: transport.driver_features,
+                    next_avail: at.wrapping_add(in_flight.len() as u16),
+                    next_used: at,
+                    in_flight,
+                    signal_owed: more,
+                });
+            }
+            Self::Stopped => {
+                transport.queues[0] = None;
+                transport.setup[0].ready = false;
+            }
+        }
+    }
 }
 
 type Device = VirtioPci<Arc<GuestMemoryMmap>, Block>;
@@ -238,7 +416,51 @@ impl Machine {
             Step::Release => self.msix().release(),
             Step::Reset => self.device.reset(),
             Step::Move => self.move_away(),
+            Step::Restore(ref changes) => {
+                self.device.pause();
+                let mut state = self.device.save();
+                changes.iter().for_each(|change| change.make(&mut state));
+                self.restore(state);
+            }
         }
+    }
+
+    /// A device in a state from outside comes into the place of this one.
+    fn restore(&mut self, mut state: VirtioPciState) {
+        let disk = self.device.with_device(|disk| disk.save());
+        let mut other = Self::new(Arc::clone(&self.memory), Some(&disk));
+        let before = other.device.save();
+        if other.device.restore(&state).is_err() {
+            assert_eq!(other.device.save(), before, "refused, and changed");
+            self.device.resume();
+            return;
+        }
+        // What is pending and masked by nothing is sent, and nothing else.
+        let config = |at: usize| {
+            u64::from(u16::from_le_bytes([
+                state.endpoint.config[at],
+                state.endpoint.config[at + 1],
+            ]))
+        };
+        let open = config(COMMAND as usize) & BUS_MASTER != 0
+            && config(MSIX_CONTROL as usize) & (ENABLE | FUNCTION_MASK) == ENABLE;
+        let msix = state.endpoint.msix.as_mut().unwrap();
+        let masked = msix
+            .entries
+            .iter()
+            .rev()
+            .fold(0, |all, entry| all << 1 | u64::from(entry.masked || !open));
+        assert_eq!(
+            other.sink.messages(),
+            u64::from((msix.pending[0] & !masked).count_ones())
+        );
+        msix.pending[0] &= masked;
+        assert_eq!(other.device.save(), state);
+        other.available = self.available;
+        other.device.resume();
+        *self = other;
+        self.check();
+        self.move_away();
     }
 
     fn up(&mut self, messages: bool, features: u64) {

@@ -5,7 +5,7 @@
 #include "random.h"
 
 #define SGI_FRAME 0x10000
-#define CTLR 0x0000
+#define GICD_CTLR 0x0000
 #define TYPER 0x0004
 #define WAKER 0x0014
 #define IGROUPR 0x0080
@@ -122,8 +122,8 @@ static void write_step(void) {
     case 13: return write_group(block);
     case 14: return write_route();
     default:
-        dist_write(CTLR, 4, 0x10 | (one_in(4) ? below(4) : 3)); // ARE, and the enables of the groups
-        dist_read(CTLR, 4);
+        dist_write(GICD_CTLR, 4, 0x10 | (one_in(4) ? below(4) : 3)); // ARE, and the enables of the groups
+        dist_read(GICD_CTLR, 4);
     }
 }
 
@@ -140,7 +140,7 @@ static void read_step(void) {
         // Identification, and registers that affinity routing or a single security state makes RAZ/WI.
         switch (below(8)) {
         case 0: dist_read(TYPER, 4); return;
-        case 1: dist_read(CTLR, 4); return;
+        case 1: dist_read(GICD_CTLR, 4); return;
         case 2: dist_read(PIDR2, 4); return;
         case 3: dist_read(ITARGETSR + 4 * below(24), 4); return;
         case 4: redist_read(block.cpu, 0x0008, 8); return;
@@ -282,10 +282,10 @@ void step(void) {
 }
 
 void dist_init(void) {
-    dist_read(CTLR, 4);
+    dist_read(GICD_CTLR, 4);
     dist_read(TYPER, 4);
-    dist_write(CTLR, 4, 0x13);
-    dist_read(CTLR, 4);
+    dist_write(GICD_CTLR, 4, 0x13);
+    dist_read(GICD_CTLR, 4);
 }
 
 void cpu_init(u32 count) {
