@@ -261,7 +261,7 @@ fn a_set_that_cannot_be_is_refused_with_what_could() {
     let rate = LocalApicsConfig { timer_hz: 0, ..config };
     assert_eq!(
         made(rate, &[0]).to_string(),
-        "a counter of 0 Hz: it has 1 to 10000000000 Hz"
+        "timer_hz is 0: 1 to 10000000000 is accepted"
     );
     let bits = LocalApicsConfig {
         physical_address_bits: 53,
