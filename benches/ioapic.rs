@@ -30,6 +30,36 @@ const MACHINES: usize = 64;
 const VECTOR: u32 = 0x41;
 /// Pins and CPUs.
 const SIZES: [(u32, u32); 4] = [(24, 1), (240, 1), (24, 8), (24, 64)];
+const CPUS: [u32; 3] = [1, 8, 64];
+
+/// How the entry of a pin names the CPU.
+#[derive(Clone, Copy)]
+enum Destination {
+    Physical,
+    Logical,
+    LowestPriority,
+}
+
+impl Destination {
+    const ALL: [Self; 3] = [Self::Physical, Self::Logical, Self::LowestPriority];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Physical => "physical",
+            Self::Logical => "logical",
+            Self::LowestPriority => "lowest priority",
+        }
+    }
+
+    /// The fields of the entry.
+    fn entry(self) -> u32 {
+        match self {
+            Self::Physical => 0,
+            Self::Logical => 1 << 11,
+            Self::LowestPriority => 1 << 11 | 1 << 8,
+        }
+    }
+}
 
 struct Machine {
     ioapic: IoApic,
@@ -40,6 +70,10 @@ struct Machine {
 
 impl Machine {
     fn new(pins: u32, cpus: u32, level: bool) -> Self {
+        Self::with(pins, cpus, level, Destination::Physical)
+    }
+
+    fn with(pins: u32, cpus: u32, level: bool, destination: Destination) -> Self {
         let parts = (0..cpus).map(|id| LocalApicParts {
             id: ApicId(id),
             wake: Box::new(NoInterrupt),
@@ -51,6 +85,12 @@ impl Machine {
         let mut state = apic.save();
         (state.svr, state.waits_for_start_up) = (0x1ff, false);
         apic.restore(&state).unwrap();
+        // The last one has a logical ID of the flat model, and no other.
+        apic.write(0x0d0, &(1_u32 << 24).to_le_bytes());
+        let named = match destination {
+            Destination::Physical => cpus - 1,
+            _ => 1,
+        };
 
         let config = IoApicConfig {
             pins,
@@ -59,8 +99,8 @@ impl Machine {
         let ioapic = IoApic::new(config, apics).unwrap();
         let pin = Pin(pins - 1);
         for (index, value) in [
-            (0x11 + 2 * pin.0, (cpus - 1) << 24),
-            (0x10 + 2 * pin.0, u32::from(level) << 15 | VECTOR),
+            (0x11 + 2 * pin.0, named << 24),
+            (0x10 + 2 * pin.0, u32::from(level) << 15 | destination.entry() | VECTOR),
         ] {
             ioapic.write(0x00, &index.to_le_bytes());
             ioapic.write(0x10, &value.to_le_bytes());
@@ -118,6 +158,21 @@ fn edge(criterion: &mut Criterion) {
         );
     }
     group.finish();
+
+    for destination in [Destination::Logical, Destination::LowestPriority] {
+        let mut group = criterion.benchmark_group(format!("ioapic/edge to vector pending, {}", destination.name()));
+        for cpus in CPUS {
+            let machines: Vec<_> = (0..MACHINES)
+                .map(|_| Machine::with(24, cpus, false, destination))
+                .collect();
+            let lines: Vec<_> = machines.iter().map(Machine::edge).collect();
+            group.bench_function(BenchmarkId::new("cpus", cpus), |bencher| {
+                let raise = |line: &EdgeLine| black_box(line).trigger().unwrap();
+                bencher.iter_custom(|raises| timed(raises, &lines, raise, |at, _| machines[at].serve()));
+            });
+        }
+        group.finish();
+    }
 
     // Without a wake-up: the vCPU has not looked since the last one.
     let machine = Machine::new(24, 1, false);
@@ -229,9 +284,21 @@ fn kernel(criterion: &mut Criterion) {
 /// round is the one that nobody else's work got into.
 fn side_by_side(_: &mut Criterion) {
     const ROUNDS: usize = 501;
-    let ours = SIZES.map(|(pins, cpus)| -> Vec<_> { (0..MACHINES).map(|_| Machine::new(pins, cpus, false)).collect() });
+    let (mut names, mut ours) = (vec![], vec![]);
+    for destination in Destination::ALL {
+        let sizes = match destination {
+            Destination::Physical => SIZES.to_vec(),
+            _ => CPUS.map(|cpus| (24, cpus)).to_vec(),
+        };
+        for (pins, cpus) in sizes {
+            let name = destination.name();
+            names.push(format!("edge to vector pending, {name}, {pins} pins, {cpus} CPUs"));
+            let machine = |_| Machine::with(pins, cpus, false, destination);
+            ours.push((0..MACHINES).map(machine).collect::<Vec<_>>());
+        }
+    }
     let kernels = kernels();
-    let mut rounds = vec![vec![]; SIZES.len() + 1];
+    let mut rounds = vec![vec![]; ours.len() + 1];
     for _ in 0..ROUNDS {
         for (machines, rounds) in ours.iter().zip(&mut rounds) {
             let lines: Vec<_> = machines.iter().map(Machine::edge).collect();
@@ -244,9 +311,8 @@ fn side_by_side(_: &mut Criterion) {
             rounds.push(time / 8);
         }
     }
-    let names = SIZES.map(|(pins, cpus)| format!("edge to vector pending, {pins} pins, {cpus} CPUs"));
-    let names = names.into_iter().chain(["KVM_IRQ_LINE to vector pending".into()]);
-    for (name, mut rounds) in names.zip(rounds) {
+    names.push("KVM_IRQ_LINE to vector pending".into());
+    for (name, mut rounds) in names.into_iter().zip(rounds) {
         rounds.sort_unstable();
         if let Some(fastest) = rounds.first() {
             let median = rounds[rounds.len() / 2];

@@ -2,7 +2,7 @@
 //!
 //! A message to a vCPU that has not looked finds its wake line up; one to a vCPU that has must raise it. The first is
 //! measured by itself, the second with the acknowledge and the EOI that make it repeatable. None may grow with the
-//! CPUs.
+//! CPUs, whatever the mode of its destination, but for those that it is for.
 
 use std::{hint::black_box, sync::Arc, time::Instant};
 
@@ -17,7 +17,7 @@ use devisor::{
     time::ManualClock,
 };
 
-criterion_group!(benches, message, interprocessor, kernel, side_by_side);
+criterion_group!(benches, message, logical, interprocessor, kernel, side_by_side);
 criterion_main!(benches);
 
 const SIZES: [u32; 3] = [1, 8, 64];
@@ -68,6 +68,68 @@ fn message(criterion: &mut Criterion) {
         });
     }
     group.finish();
+}
+
+/// What a logical destination and lowest priority add. In xAPIC mode a logical destination is one of 8 bits, and the CPUs
+/// beyond those have none; in x2APIC mode it is a cluster of up to 16.
+fn logical(criterion: &mut Criterion) {
+    for (kind, lowest) in [("logical", false), ("lowest priority", true)] {
+        let mut group = criterion.benchmark_group(format!("lapic/{kind} message to vector pending"));
+        for cpus in SIZES {
+            let (apics, _) = flat(cpus);
+            group.bench_function(BenchmarkId::new("cpus", cpus), |bencher| {
+                bencher.iter(|| apics.send(RequesterId(0), black_box(to_flat(1, lowest))).unwrap());
+            });
+        }
+        let (apics, _) = flat(8);
+        group.bench_function("8 of 8 cpus", |bencher| {
+            bencher.iter(|| apics.send(RequesterId(0), black_box(to_flat(0xfe, lowest))).unwrap());
+        });
+        group.finish();
+
+        let mut group = criterion.benchmark_group(format!("lapic/{kind} IPI of x2APIC mode to vector pending"));
+        for cpus in SIZES {
+            let cpus = cpus.max(2);
+            let sender = x2apic(cpus);
+            let command = to_first_of_cluster(cpus, lowest);
+            group.bench_function(BenchmarkId::new("cpus", cpus), |bencher| {
+                bencher.iter(|| sender.write_msr(0x830, black_box(command)).unwrap());
+            });
+        }
+        group.finish();
+    }
+}
+
+/// In the flat model: the first eight have a bit each.
+fn flat(cpus: u32) -> (LocalApics, LocalApic) {
+    let (apics, first) = machine(cpus);
+    for cpu in 0..cpus.min(8) {
+        write(&apics.cpu(CpuId(cpu)).unwrap(), 0x0d0, 1 << (24 + cpu));
+    }
+    (apics, first)
+}
+
+fn to_flat(destination: u64, lowest: bool) -> MsiMessage {
+    MsiMessage {
+        address: 0xfee0_0004 | destination << 12,
+        data: u32::from(lowest) << 8 | 0x41,
+    }
+}
+
+/// All in x2APIC mode. The second one sends.
+fn x2apic(cpus: u32) -> LocalApic {
+    let (apics, _) = machine(cpus);
+    for cpu in 0..cpus {
+        let apic = apics.cpu(CpuId(cpu)).unwrap();
+        let base = apic.read_msr(0x1b).unwrap();
+        apic.write_msr(0x1b, base | 1 << 10).unwrap();
+    }
+    apics.cpu(CpuId(1)).unwrap()
+}
+
+/// An interrupt command for the first CPU of the last cluster, alone or as the only candidate.
+fn to_first_of_cluster(cpus: u32, lowest: bool) -> u64 {
+    u64::from((cpus - 1) >> 4 << 16 | 1) << 32 | u64::from(lowest) << 8 | 1 << 11 | 0x41
 }
 
 /// From the write to ICR, by a CPU that is not the target.
@@ -161,7 +223,8 @@ fn side_by_side(_: &mut Criterion) {
         address: 0xfee0_0000,
         data: 0x41,
     };
-    let machines = SIZES.map(|cpus| machine(cpus.max(2)));
+    let machines = SIZES.map(|cpus| flat(cpus.max(2)));
+    let clusters = SIZES.map(|cpus| (cpus.max(2), x2apic(cpus.max(2))));
     let senders = machines.each_ref().map(|(apics, _)| apics.cpu(CpuId(1)).unwrap());
     let kernel = kernels();
     let mut costs: Vec<(String, Box<dyn Fn() + '_>)> = Vec::new();
@@ -177,6 +240,22 @@ fn side_by_side(_: &mut Criterion) {
             write(apic, 0x0b0, 0);
         };
         costs.push((format!("IPI, wake-up, acknowledge, EOI, {cpus} CPUs"), Box::new(served)));
+        for (kind, lowest) in [("logical", false), ("lowest priority", true)] {
+            let to = to_flat(1, lowest);
+            let message = move || apics.send(RequesterId(0), black_box(to)).unwrap();
+            costs.push((
+                format!("{kind} message to vector pending, {cpus} CPUs"),
+                Box::new(message),
+            ));
+        }
+    }
+    for (cpus, sender) in &clusters {
+        for (kind, lowest) in [("logical", false), ("lowest priority", true)] {
+            let command = to_first_of_cluster(*cpus, lowest);
+            let command = move || sender.write_msr(0x830, black_box(command)).unwrap();
+            let name = format!("{kind} IPI of x2APIC mode to vector pending, {cpus} CPUs");
+            costs.push((name, Box::new(command)));
+        }
     }
     if let Some(kernel) = &kernel {
         costs.push(("KVM_SIGNAL_MSI to vector pending".into(), Box::new(|| kernel.send())));

@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::sync;
+
 /// Tells the time since an origin that the embedder chooses and that stays put. It never runs backwards.
 ///
 /// ```
@@ -32,6 +34,9 @@ pub trait Clock: Send + Sync {
 /// *For device authors*: call [`set`](Self::set) whenever the next deadline changes, with no lock held. *For embedders*:
 /// arrange that the device's expiry method runs once the [`Clock`] has reached the deadline; early or twice is
 /// harmless, late is merely late. A new deadline replaces the last; `None` means that there is none.
+///
+/// An expiry uses the alarm up: one that came early, as of a timer that rounds down, is told the deadline again. So an
+/// alarm that expires its device from within `set`, however early it is, is told for ever.
 ///
 /// ```
 /// use devisor::time::Alarm;
@@ -99,39 +104,61 @@ impl Alarm for () {
     fn set(&self, _deadline: Option<Duration>) {}
 }
 
-/// An [`Alarm`] as a device drives it: told one deadline at a time, in order, and only what is new.
-pub(crate) struct AlarmOutput<A>(Mutex<Told<A>>);
+/// An [`Alarm`] as a device drives it: told one deadline at a time, in order, and only what is new. After an expiry, that
+/// is any.
+pub(crate) struct AlarmOutput<A> {
+    /// How many there were.
+    expiries: sync::AtomicU64,
+    told: Mutex<Told<A>>,
+}
 
-/// An alarm and the deadline that it was last told.
+/// An alarm, and what it was last told.
 struct Told<A> {
     alarm: A,
     deadline: Option<Duration>,
+    /// After how many expiries.
+    expiries: u64,
 }
 
 impl<A: Alarm> AlarmOutput<A> {
     /// The alarm is not set.
     pub(crate) fn new(alarm: A) -> Self {
-        let deadline = None;
-        Self(Mutex::new(Told { alarm, deadline }))
+        Self {
+            expiries: sync::AtomicU64::new(0),
+            told: Mutex::new(Told {
+                alarm,
+                deadline: None,
+                expiries: 0,
+            }),
+        }
+    }
+
+    /// The alarm has gone off, or somebody says so: it may be used up, and what it was told no longer counts. To be
+    /// followed by [`settle`](Self::settle).
+    pub(crate) fn expired(&self) {
+        self.expiries.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Tells the alarm what `deadline` reads, or leaves it to the thread that is at it. To be called with nothing locked,
     /// after whatever may have moved the deadline.
     pub(crate) fn settle(&self, deadline: impl Fn() -> Option<Duration>) {
+        // Exchanged, not loaded: of an expiry and a thread that has just told, one sees the other.
+        let look = || (self.expiries.fetch_add(0, Ordering::SeqCst), deadline());
         loop {
-            let mut told = match self.0.try_lock() {
+            let mut told = match self.told.try_lock() {
                 Ok(told) => told,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
-            let now = deadline();
-            if told.deadline != now {
+            let (expiries, now) = look();
+            let used_up = told.expiries != expiries && now.is_some();
+            if told.deadline != now || used_up {
                 told.alarm.set(now);
-                told.deadline = now;
             }
+            (told.expiries, told.deadline) = (expiries, now);
             drop(told);
             // Whoever found the alarm taken had made a change before, which shows here.
-            if deadline() == now {
+            if look() == (expiries, now) {
                 return;
             }
         }
@@ -223,3 +250,48 @@ macro_rules! forward {
 }
 
 forward!(&T, Box<T>, Arc<T>);
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    //! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`
+
+    use loom::{
+        sync::{
+            Arc,
+            atomic::{AtomicBool, AtomicU64},
+        },
+        thread,
+    };
+
+    use super::{Alarm, AlarmOutput, Duration, Ordering};
+
+    /// A timer that goes off once for each time that it is set.
+    struct OneShot(Arc<AtomicBool>);
+
+    impl Alarm for OneShot {
+        fn set(&self, deadline: Option<Duration>) {
+            self.0.store(deadline.is_some(), Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn loom_an_expiry_that_comes_early_while_others_tell_leaves_the_alarm_set() {
+        loom::model(|| {
+            let armed = Arc::new(AtomicBool::new(false));
+            let output = Arc::new(AlarmOutput::new(OneShot(armed.clone())));
+            // The device's lock: whoever takes it sees what was done before.
+            let device = Arc::new(AtomicU64::new(1));
+            let deadline = move || Some(Duration::from_secs(device.fetch_add(0, Ordering::SeqCst)));
+            output.settle(&deadline);
+            let (other, look) = (output.clone(), deadline.clone());
+            let other = thread::spawn(move || other.settle(look));
+            // It goes off early.
+            armed.store(false, Ordering::SeqCst);
+            output.expired();
+            deadline();
+            output.settle(deadline);
+            other.join().unwrap();
+            assert!(armed.load(Ordering::SeqCst), "used up, and nobody sets it again");
+        });
+    }
+}

@@ -9,8 +9,11 @@ use devisor::{
 };
 use proptest::prelude::*;
 use std::{
-    mem,
-    sync::{Arc, Mutex},
+    io, mem,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -570,6 +573,134 @@ fn counts_that_are_not_allowed_have_no_deadline() {
         machine.at(10);
         assert_eq!(machine.pit.deadline(), None);
     }
+}
+
+#[test]
+fn a_count_that_follows_one_that_is_not_allowed_has_a_deadline_and_rises() {
+    for mode in [2, 3] {
+        let machine = new();
+        machine.start(0, mode, 1);
+        machine.at(1000);
+        machine.write(0, 1000);
+        let look = machine.pit.deadline().expect("it waits for the end of a period");
+        assert!(look > tick(1000) && look <= tick(1000) + Duration::from_micros(201));
+        machine.clock.advance_to(look);
+        machine.pit.expire();
+        machine.heard();
+        let half = if mode == 3 { 500 } else { 1000 };
+        assert_eq!(machine.pit.deadline(), Some(tick(1001 + half)), "mode {mode}");
+        machine.at(1001 + 1000);
+        assert_eq!(machine.heard().last(), Some(&true), "mode {mode}");
+    }
+}
+
+#[test]
+fn what_a_count_that_follows_one_that_is_not_allowed_did_in_a_pause_is_a_rise() {
+    let machine = new();
+    machine.start(0, 3, 1);
+    machine.at(10);
+    machine.heard();
+    machine.write(0, 100);
+    machine.at(11 + 100);
+    assert_eq!(machine.heard(), [false, true]);
+}
+
+// The alarm, and a line that refuses.
+
+/// An alarm is a timer that goes off once.
+#[test]
+fn an_expiry_that_comes_early_is_told_the_deadline_again_and_one_in_time_the_next() {
+    let machine = new();
+    machine.start(0, 2, 11_932);
+    let told = || machine.alarm.0.lock().unwrap().take();
+    let deadline = tick(1 + 11_932);
+    assert_eq!(told(), Some(deadline));
+    for early in [400, 1] {
+        machine.clock.advance_to(deadline - Duration::from_nanos(early));
+        machine.pit.expire();
+        assert_eq!(told(), Some(deadline), "early by {early} ns");
+    }
+    machine.clock.advance_to(deadline);
+    machine.pit.expire();
+    assert_eq!(told(), Some(tick(1 + 2 * 11_932)));
+    machine.gate2(true);
+    assert_eq!(told(), None, "nothing new, and no expiry");
+}
+
+/// A machine whose line refuses while the flag is set.
+fn refusing() -> (Machine, Arc<AtomicBool>) {
+    let machine = new();
+    let refuses = Arc::new(AtomicBool::new(false));
+    let (log, refused) = (Arc::clone(&machine.heard), Arc::clone(&refuses));
+    let line = level_from_fn(move |up| {
+        if refused.load(SeqCst) {
+            return Err(io::Error::other("refused"));
+        }
+        log.lock().unwrap().push(up);
+        Ok(())
+    });
+    let pit = Pit::new(line, Arc::clone(&machine.clock), Arc::clone(&machine.alarm));
+    let ports = pit.counters();
+    (Machine { pit, ports, ..machine }, refuses)
+}
+
+#[test]
+fn a_rise_that_the_line_refuses_is_told_later_though_out_is_low_by_then() {
+    let (machine, refuses) = refusing();
+    machine.start(0, 3, 1000);
+    assert_eq!(machine.heard(), [true]);
+    machine.at(501);
+    assert_eq!(machine.heard(), [false]);
+    refuses.store(true, SeqCst);
+    machine.at(1001);
+    machine.at(1501);
+    assert!(machine.pit.output_failures() >= 1);
+    refuses.store(false, SeqCst);
+    machine.at(1502);
+    assert_eq!(machine.heard(), [true, false]);
+    machine.at(1503);
+    assert_eq!(machine.heard(), [], "once");
+}
+
+#[test]
+fn a_rise_after_a_fall_that_the_line_refused_is_a_rise() {
+    for fall in [501, 1001] {
+        let (machine, refuses) = refusing();
+        machine.start(0, 3, 1000);
+        assert_eq!(machine.heard(), [true]);
+        refuses.store(true, SeqCst);
+        // By itself, or together with the rise.
+        machine.at(fall);
+        refuses.store(false, SeqCst);
+        machine.at(1002);
+        assert_eq!(machine.heard(), [false, true], "refused at {fall}");
+    }
+}
+
+#[test]
+fn a_rise_that_the_line_has_refused_is_in_the_state() {
+    let (machine, refuses) = refusing();
+    machine.start(0, 3, 1000);
+    machine.at(501);
+    refuses.store(true, SeqCst);
+    machine.at(1001);
+    machine.at(1501);
+    let state = machine.pit.save();
+    assert!(state.rose);
+    let other = new();
+    other.pit.restore(&state).unwrap();
+    assert_eq!(other.heard(), [true, false]);
+    assert!(!other.pit.save().rose);
+
+    // What saving has told itself is no rise of the other's.
+    refuses.store(false, SeqCst);
+    machine.at(3502);
+    machine.clock.advance_to(tick(4502));
+    let state = machine.pit.save();
+    assert!(!state.rose);
+    other.heard();
+    other.pit.restore(&state).unwrap();
+    assert_eq!(other.heard(), []);
 }
 
 // Port B.

@@ -278,6 +278,7 @@ fn the_match_interrupts_when_the_counter_comes_to_it_and_not_before() {
     clock.advance_to(seconds(NOW + 5) - Duration::from_nanos(1));
     rtc.expire();
     assert_eq!((rtc.get(RIS), heard.all()), (0, vec![]), "early is harmless");
+    assert_eq!(alarm.take(), [Some(NOW + 5)], "a timer that has gone off is set again");
     clock.advance(Duration::from_nanos(1));
     rtc.expire();
     assert_eq!(heard.all(), [true]);
@@ -321,7 +322,11 @@ fn clearing_lasts_through_the_matching_second_and_a_whole_turn() {
     rtc.put(ICR, 1);
     rtc.expire();
     assert_eq!((rtc.get(RIS), heard.all()), (0, vec![true, false]));
-    assert_eq!(alarm.take(), [Some(NOW + 1 + WRAP)]);
+    assert_eq!(
+        alarm.take(),
+        [Some(NOW + 1 + WRAP); 2],
+        "also for an expiry that comes early"
+    );
     clock.advance(seconds(WRAP - 1));
     assert_eq!(rtc.get(RIS), 0);
     clock.advance(seconds(1));
@@ -432,9 +437,16 @@ fn the_alarm_is_told_changes_only_and_nothing_while_the_interrupt_is_masked() {
     for _ in 0..50 {
         clock.advance(seconds(1));
         rtc.get(DR);
-        rtc.expire();
     }
     assert_eq!(alarm.take(), [Some(NOW + 60)]);
+    rtc.expire();
+    assert_eq!(
+        alarm.take(),
+        [Some(NOW + 60)],
+        "a timer that went off early is set again"
+    );
+    rtc.get(DR);
+    assert_eq!(alarm.take(), [], "once");
     rtc.put(IMSC, 0);
     assert_eq!(alarm.take(), [None]);
 }

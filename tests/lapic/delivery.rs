@@ -242,6 +242,34 @@ fn a_level_sensitive_pin_is_delivered_once_and_again_after_its_eoi_while_it_is_u
     assert_eq!(cpu.take(), None, "dropping the line lets go");
 }
 
+/// Remote IRR would wait for the EOI of a vector that nobody has in service.
+#[test]
+fn a_level_sensitive_pin_whose_vector_is_rewritten_is_delivered_with_the_new_one() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    let line = machine.apics.lint_line(CpuId(0), Lint::Zero).unwrap();
+    cpu.write(LVT_LINT0, 0x8041);
+    line.trigger().unwrap();
+    assert_eq!(cpu.take(), Some(0x41));
+    cpu.write(LVT_LINT0, MASKED | 0x8041);
+    assert_eq!(
+        cpu.read(LVT_LINT0),
+        MASKED | 0xc041,
+        "the same vector is in service still"
+    );
+    cpu.write(LVT_LINT0, 0x8052);
+    cpu.eoi();
+    assert_eq!(cpu.take(), Some(0x52));
+    line.clear().unwrap();
+    cpu.eoi();
+    assert_eq!((cpu.take(), cpu.read(LVT_LINT0)), (None, 0x8052));
+    // A vector that is refused is in neither, and that is a state, too.
+    line.trigger().unwrap();
+    assert_eq!(cpu.take(), Some(0x52));
+    cpu.write(LVT_LINT0, 0x8001);
+    cpu.apic.restore(&cpu.apic.save()).unwrap();
+}
+
 #[test]
 fn a_level_sensitive_pin_that_falls_and_rises_in_service_is_delivered_once_after_its_eoi() {
     let machine = Machine::enabled(1);

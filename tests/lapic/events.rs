@@ -182,7 +182,64 @@ fn nmi_and_smi_wait_for_the_start_up_and_init_ends_those_before_it() {
     assert!(!cpu.apic.needs_attention());
     command(&machine, START_UP | 1);
     assert_eq!(cpu.apic.next_event(), Some(CpuEvent::StartUp(Vector(1))));
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Smi), "it came after INIT");
     assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Nmi));
+    assert_eq!(cpu.apic.next_event(), None);
+}
+
+#[test]
+fn what_comes_after_init_is_kept_whether_the_cpu_has_looked_in_between_or_not() {
+    for (low, event) in [(0x400, CpuEvent::Nmi), (0x200, CpuEvent::Smi)] {
+        // Not at all, at its registers, or at its events.
+        for looks in 0..3 {
+            let machine = Machine::new(2);
+            let cpu = &machine.cpus[1];
+            command(&machine, low);
+            command(&machine, INIT);
+            if looks == 1 {
+                assert!(cpu.apic.save().init);
+            } else if looks == 2 {
+                assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Init));
+            }
+            command(&machine, low);
+            if looks < 2 {
+                assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Init));
+            }
+            assert_eq!(cpu.apic.next_event(), None, "it waits");
+            command(&machine, START_UP | 8);
+            assert_eq!(cpu.apic.next_event(), Some(CpuEvent::StartUp(Vector(8))));
+            assert_eq!(cpu.apic.next_event(), Some(event), "looks: {looks}");
+            assert_eq!(cpu.apic.next_event(), None, "once");
+        }
+    }
+}
+
+/// INIT masks the entry, also while the CPU has not seen it.
+#[test]
+fn a_pin_that_rises_between_init_and_the_reset_is_masked() {
+    let machine = Machine::enabled(2);
+    let cpu = &machine.cpus[1];
+    cpu.write(LVT_LINT1, 0x400);
+    let line = machine.apics.lint_line(CpuId(1), Lint::One).unwrap();
+    command(&machine, INIT);
+    assert!(cpu.apic.save().init);
+    line.trigger().unwrap();
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Init));
+    command(&machine, START_UP | 8);
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::StartUp(Vector(8))));
+    assert_eq!(cpu.apic.next_event(), None);
+}
+
+#[test]
+fn an_init_of_a_pin_ends_what_came_before_it() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    cpu.write(LVT_LINT0, 0x500);
+    machine.send(0, 0x400);
+    assert!(cpu.apic.save().nmi);
+    let line = machine.apics.lint_line(CpuId(0), Lint::Zero).unwrap();
+    line.trigger().unwrap();
+    assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Init));
     assert_eq!(cpu.apic.next_event(), None);
 }
 

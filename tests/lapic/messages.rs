@@ -116,6 +116,21 @@ fn lowest_priority_spreads_vectors_over_cpus_that_are_equally_idle() {
     assert_eq!((on(0), on(1)), (8, 8));
 }
 
+/// ID 0 is named by bit 0 as well, as it would be in x2APIC mode.
+#[test]
+fn lowest_priority_counts_each_cpu_once() {
+    let machine = Machine::with(Default::default(), &[0, 9]);
+    for (cpu, ldr) in machine.cpus.iter().zip([1, 2]) {
+        cpu.enable();
+        cpu.write(LDR, ldr << 24);
+    }
+    for vector in 0x40..0x50 {
+        machine.send(to(0b11) | LOGICAL, LOWEST | vector);
+    }
+    let on = |cpu: usize| (0x40..0x50).filter(|v| machine.cpus[cpu].has(IRR, *v)).count();
+    assert_eq!((on(0), on(1)), (8, 8));
+}
+
 #[test]
 fn lowest_priority_to_nobody_is_lost() {
     let machine = Machine::new(2);
@@ -276,4 +291,94 @@ fn all_bits_of_an_x2apic_id_count_in_the_id_and_in_the_logical_id() {
         machine.cpus[0].apic.write_msr(0x830, command).unwrap();
     }
     assert_eq!([irr(0), irr(1), irr(2)], [1 << 0, 1 << 1, 1 << 2]);
+}
+
+/// More CPUs than a word has bits, in all modes, and their IDs are not their numbers.
+#[test]
+fn logical_destinations_are_found_among_many_cpus_of_any_mode() {
+    let id = |cpu: u32| (cpu + 190) % 200;
+    let machine = Machine::with(Default::default(), &(0..200).map(id).collect::<Vec<_>>());
+    for (cpu, number) in machine.cpus.iter().zip(0..) {
+        cpu.enable();
+        match number {
+            ..64 => cpu.write(LDR, 1 << (24 + number % 8)),
+            64..124 => {
+                cpu.write(DFR, 0x0fff_ffff);
+                cpu.write(LDR, (number / 4 - 16) << 28 | 1 << (24 + number % 4));
+            }
+            _ => cpu.x2apic(),
+        }
+    }
+    // Each to a vector of its own.
+    let destinations = 0..0xf0_u32;
+    for destination in destinations.clone() {
+        machine.send(to(destination) | LOGICAL, 0x10 + destination);
+    }
+    for (cpu, number) in machine.cpus.iter().zip(0..) {
+        let irr = cpu.apic.save().irr;
+        for destination in destinations.clone() {
+            let is_addressed = match number {
+                ..64 => destination >> (number % 8) & 1 != 0,
+                64..124 => destination >> 4 == number / 4 - 16 && destination >> (number % 4) & 1 != 0,
+                _ => id(number) < 16 && destination >> id(number) & 1 != 0,
+            };
+            let vector = 0x10 + destination;
+            let reached = irr[vector as usize / 64] >> (vector % 64) & 1 != 0;
+            assert_eq!(reached, is_addressed, "CPU {number}, destination {destination:#x}");
+        }
+    }
+}
+
+#[test]
+fn logical_destinations_of_x2apic_mode_are_ids_of_which_20_bits_count() {
+    let ids = [0x10, 0x1f, 0x10_0010, 0x20, 0x7_0011];
+    let machine = Machine::with(Default::default(), &ids);
+    machine.cpus.iter().for_each(Cpu::enable);
+    machine.cpus.iter().for_each(Cpu::x2apic);
+    let from = &machine.cpus[3].apic;
+    for (destination, vector, expected) in [
+        (0x0001_8001_u64, 0x41, &[0, 1, 2][..]),
+        (0x0001_0002, 0x42, &[]),
+        (0x7001_0003, 0x43, &[4]),
+        (0x0002_ffff, 0x44, &[3]),
+        (0xffff_ffff, 0x45, &[0, 1, 2, 3, 4]),
+    ] {
+        from.write_msr(0x830, destination << 32 | ICR_LOGICAL | vector).unwrap();
+        let has = |cpu: &usize| machine.cpus[*cpu].apic.save().irr[1] >> (vector - 0x40) & 1 != 0;
+        let reached: Vec<_> = (0..ids.len()).filter(has).collect();
+        assert_eq!(reached, expected, "{destination:#x}");
+    }
+}
+
+/// A logical ID that the CPU has no more does not reach it, and it is reached under each new one.
+#[test]
+fn a_cpu_that_changes_its_logical_id_is_reached_by_the_one_that_it_has() {
+    let machine = Machine::enabled(2);
+    let cpu = &machine.cpus[1];
+    let reaches = |destination| {
+        machine.send(to(destination) | LOGICAL, 0x41);
+        let reached = cpu.take().is_some();
+        cpu.eoi();
+        reached
+    };
+    for (dfr, ldr, hit, miss) in [
+        (0xf, 0x01, 0x11, 0x02),
+        (0xf, 0x02, 0x02, 0x01),
+        (0x0, 0x21, 0x21, 0x11),
+        (0xf, 0x00, 0xff, 0x21),
+        (0xf, 0x21, 0x01, 0x02),
+        (0x0, 0x12, 0x13, 0x23),
+    ] {
+        cpu.write(DFR, dfr << 28);
+        cpu.write(LDR, ldr << 24);
+        assert!(reaches(hit) && !reaches(miss), "{dfr:x} {ldr:#x}");
+    }
+    // INIT takes it away.
+    machine.send(to(1), 0x500);
+    while cpu.apic.next_event().is_some() {}
+    cpu.run();
+    cpu.enable();
+    assert!(!reaches(0x13) && !reaches(0x12));
+    cpu.write(LDR, 0x02 << 24);
+    assert!(reaches(0x12));
 }

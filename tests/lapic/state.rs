@@ -244,4 +244,63 @@ fn a_state_that_cannot_be_is_refused_and_changes_nothing() {
         change(&|state| state.tsc_deadline = 5),
         LocalApicStateError::TscDeadline(5)
     );
+    let disarmed = |mode: u32| {
+        change(&|state| {
+            state.lvt[0] = mode << 17 | 0x41;
+            state.timer_left = None;
+        })
+    };
+    for mode in [2, 3] {
+        assert_eq!(disarmed(mode), LocalApicStateError::InitialCount(1_000_000));
+    }
+    // Edge-triggered; NMI; with a vector that is neither requested nor in service.
+    for entry in [0x4061, 0xc461, 0xc062] {
+        let error = LocalApicStateError::RemoteIrr(entry);
+        assert_eq!(change(&|state| state.lvt[3] = entry), error);
+    }
+}
+
+#[test]
+fn a_local_apic_that_is_disabled_has_the_registers_of_a_reset() {
+    let machine = Machine::enabled(1);
+    let apic = &machine.cpus[0].apic;
+    machine.cpus[0].write(LVT_LINT0, 0x8041);
+    machine.send(0, 0x51);
+    machine.send(0, 0x400);
+    apic.set_tsc(1 << 40);
+    apic.write_msr(APIC_BASE, 0xfee0_0100).unwrap();
+    apic.set_cr8(7).unwrap();
+    let good = apic.save();
+    apic.restore(&good).expect("what a guest can bring about");
+    assert_eq!(apic.save(), good);
+    let wrong: [&dyn Fn(&mut LocalApicState); 8] = [
+        &|state| state.irr[1] = 2,
+        &|state| state.isr[1] = 2,
+        &|state| state.tmr[3] = 2,
+        &|state| state.svr = 0x1ff,
+        &|state| state.logical_id = 1,
+        &|state| state.initial_count = 1,
+        &|state| state.ext_int = true,
+        &|state| state.init = true,
+    ];
+    for (number, wrong) in wrong.into_iter().enumerate() {
+        let mut state = good.clone();
+        wrong(&mut state);
+        let error = LocalApicStateError::Disabled(0xfee0_0100);
+        assert_eq!(apic.restore(&state), Err(error), "{number}");
+        assert_eq!(apic.save(), good);
+    }
+}
+
+#[test]
+fn requests_survive_while_the_apic_is_disabled_by_software() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    machine.send(0, 0x51);
+    assert!(cpu.has(IRR, 0x51));
+    cpu.write(SVR, 0xff);
+    let state = cpu.apic.save();
+    let other = Machine::new(1);
+    other.cpus[0].apic.restore(&state).unwrap();
+    assert!(other.cpus[0].has(IRR, 0x51));
 }

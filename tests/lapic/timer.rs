@@ -1,8 +1,22 @@
 //! The timer, on a clock that stands still until it is told.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
-use devisor::backends::irqchip::lapic::LocalApicsConfig;
+use devisor::{
+    backends::irqchip::{
+        CpuId,
+        lapic::{ApicId, LocalApic, LocalApicParts, LocalApics, LocalApicsConfig},
+    },
+    bus::BusDevice,
+    interrupt::level_from_fn,
+    time::{ManualClock, alarm_from_fn},
+};
 
 use crate::guest::*;
 
@@ -314,6 +328,90 @@ fn the_reserved_mode_does_not_run() {
     cpu.write(LVT_TIMER, 3 << 17 | 0x41);
     assert_eq!(cpu.apic.read_msr(TSC_DEADLINE), Ok(0));
     cpu.apic.restore(&cpu.apic.save()).expect("a state that there can be");
+}
+
+/// As an event loop does that asks for the deadline, and one that keeps what the alarm was told.
+#[test]
+fn once_expired_there_is_no_deadline_until_the_vcpu_has_looked() {
+    let machine = machine();
+    let cpu = &machine.cpus[0];
+    let told = || cpu.heard.deadlines.lock().unwrap().last().copied().flatten();
+    cpu.write(LVT_TIMER, PERIODIC | 0x41);
+    cpu.write(INITIAL_COUNT, 1_000_000);
+    machine.pass(us(1000));
+    assert_eq!((cpu.apic.deadline(), told()), (None, None), "the vCPU is paused");
+    machine.pass(us(1000));
+    assert_eq!((cpu.apic.deadline(), told()), (None, None), "for long");
+    assert_eq!(cpu.take(), Some(0x41));
+    assert_eq!((cpu.apic.deadline(), told()), (Some(us(3000)), Some(us(3000))));
+}
+
+#[test]
+fn an_expiry_that_comes_early_sets_the_alarm_again() {
+    let machine = machine();
+    let cpu = &machine.cpus[0];
+    // A timer that is used up when it goes off.
+    let told = || {
+        std::mem::take(&mut *cpu.heard.deadlines.lock().unwrap())
+            .last()
+            .copied()
+            .flatten()
+    };
+    cpu.write(LVT_TIMER, 0x41);
+    cpu.write(INITIAL_COUNT, 1_000_000);
+    assert_eq!(told(), Some(us(1000)));
+    machine.pass(us(999));
+    assert!(!cpu.apic.needs_attention());
+    assert_eq!(told(), Some(us(1000)));
+    machine.pass(us(1));
+    assert_eq!(cpu.take(), Some(0x41));
+    assert_eq!((told(), cpu.apic.deadline()), (None, None));
+}
+
+/// The expiry finds that the vCPU has looked when it comes to the alarm.
+#[test]
+fn an_expiry_that_comes_early_sets_the_alarm_again_if_the_vcpu_looks_in_the_middle_of_it() {
+    let told = Arc::new(AtomicU64::new(0));
+    let vcpu: Arc<OnceLock<LocalApic>> = Arc::default();
+    let (count, looks) = (Arc::clone(&told), Arc::clone(&vcpu));
+    let parts = LocalApicParts {
+        id: ApicId(0),
+        wake: Box::new(level_from_fn(move |up| {
+            if let (true, Some(apic)) = (up, looks.get()) {
+                apic.needs_attention();
+            }
+            Ok(())
+        })),
+        alarm: Box::new(alarm_from_fn(move |deadline: Option<Duration>| {
+            count.fetch_add(deadline.is_some().into(), SeqCst);
+        })),
+    };
+    let clock = Arc::new(ManualClock::default());
+    let apics = LocalApics::new(LocalApicsConfig::default(), clock, vec![parts]).unwrap();
+    let apic = apics.cpu(CpuId(0)).unwrap();
+    for (offset, value) in [(SVR, ENABLE), (LVT_TIMER, 0x41), (INITIAL_COUNT, 1000)] {
+        apic.write(offset, &value.to_le_bytes());
+    }
+    assert!(vcpu.set(apic.clone()).is_ok());
+    assert_eq!(told.load(SeqCst), 1);
+    apic.expire();
+    assert_eq!(told.load(SeqCst), 2, "it was used up");
+}
+
+#[test]
+fn a_restored_timer_that_is_due_is_taken_by_the_first_look_and_one_that_is_not_has_its_deadline() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    cpu.write(LVT_TIMER, DEADLINE | 0x41);
+    cpu.apic.write_msr(TSC_DEADLINE, 5000).unwrap();
+    let mut state = cpu.apic.save();
+    let other = Machine::new(1);
+    other.cpus[0].apic.restore(&state).unwrap();
+    assert_eq!(other.cpus[0].apic.deadline(), Some(us(5)));
+    state.tsc = 6000;
+    other.cpus[0].apic.restore(&state).unwrap();
+    assert_eq!(other.cpus[0].apic.deadline(), None, "it is woken to look");
+    assert_eq!(other.cpus[0].take(), Some(0x41));
 }
 
 #[test]

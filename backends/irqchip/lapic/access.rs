@@ -1,7 +1,7 @@
 //! The guest's accesses: the xAPIC page, the x2APIC MSRs, IA32_APIC_BASE and IA32_TSC_DEADLINE.
 
 use super::{
-    GeneralProtection,
+    GeneralProtection, Vector,
     model::Model,
     registers::*,
     route::{Message, Mode, Target},
@@ -145,7 +145,8 @@ impl Model {
         if !self.is_enabled() {
             new |= LVT_MASKED;
         }
-        if new & (LVT_LEVEL | LVT_MODE) != LVT_LEVEL {
+        // Nor does it stay with a vector of which no EOI is to come: the pin would be dead.
+        if new & (LVT_LEVEL | LVT_MODE) != LVT_LEVEL || !self.holds(Vector(new as u8)) {
             new &= !LVT_REMOTE_IRR;
         }
         self.lvt[lvt as usize] = new;
@@ -171,7 +172,7 @@ impl Model {
         }
     }
 
-    fn accept_own(&mut self, vector: super::Vector) {
+    fn accept_own(&mut self, vector: Vector) {
         if self.is_enabled() {
             self.irr.set(vector, true);
             self.tmr.set(vector, false);

@@ -105,11 +105,11 @@ impl LocalApic {
     /// The deadline that the alarm was told has passed: asks the vCPU to look. From any thread; at any other time it
     /// does no harm.
     pub fn expire(&self) {
-        // A refusal is counted, and told again by the next message.
-        let _ = self.apics.cpus[self.cpu].inbox.tick();
+        self.apics.cpus[self.cpu].expire();
     }
 
-    /// When [`expire`](Self::expire) needs to be called next, on the clock's scale: what the alarm was told.
+    /// When [`expire`](Self::expire) needs to be called next, on the clock's scale: what the alarm was told. Once it was
+    /// called, there is no deadline until the vCPU has looked.
     pub fn deadline(&self) -> Option<Duration> {
         self.apics.cpus[self.cpu].deadline()
     }

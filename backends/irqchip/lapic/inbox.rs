@@ -52,6 +52,8 @@ pub(super) struct Mail {
     pub level: Vectors,
     /// `None` if there was no signal.
     pub signals: Option<u64>,
+    /// The owner was asked to look at its timer.
+    pub tick: bool,
 }
 
 impl<L: LevelInterrupt> Inbox<L> {
@@ -99,9 +101,10 @@ impl<L: LevelInterrupt> Inbox<L> {
         self.raise(TIMER)
     }
 
-    /// Asks the owner to look at everything.
-    pub fn look(&self) {
-        self.wake.update(|causes| causes | 0xf | SIGNALS | TIMER);
+    /// Asks the owner to look at everything, also at its timer if that is `due`.
+    pub fn look(&self, due: bool) {
+        let timer = if due { TIMER } else { 0 };
+        self.wake.update(|causes| causes | 0xf | SIGNALS | timer);
     }
 
     fn raise(&self, cause: u64) -> io::Result<()> {
@@ -114,7 +117,7 @@ impl<L: LevelInterrupt> Inbox<L> {
         self.wake.bits() == 0
     }
 
-    /// Whether [`tick`](Self::tick) was called.
+    /// Whether the owner was asked to look at its timer, and has not.
     pub fn has_tick(&self) -> bool {
         self.wake.bits() & TIMER != 0
     }
@@ -128,6 +131,7 @@ impl<L: LevelInterrupt> Inbox<L> {
             vectors: Vectors::default(),
             level: Vectors::default(),
             signals: None,
+            tick: causes & TIMER & !stay != 0,
         };
         for word in (0..4).filter(|word| causes >> word & 1 != 0) {
             mail.vectors.0[word] = self.requested[word].swap(0, Ordering::SeqCst);

@@ -12,6 +12,9 @@
 //! [`LocalApic`], and is woken by nothing else, so its loop is: serve the events, inject, run; and while halted, wait
 //! for the line.
 //!
+//! What a message costs does not grow with the CPUs, but with those that it is for: those of a logical destination are
+//! found by their IDs or in an index. Broadcasts look at all, and lowest priority at each of its destination.
+//!
 //! ```
 //! use devisor::{
 //!     backends::irqchip::{
@@ -126,6 +129,7 @@ mod access;
 mod cpu;
 mod inbox;
 mod lines;
+mod logical;
 mod model;
 mod registers;
 mod route;
@@ -315,6 +319,10 @@ struct Shared {
     cpus: Vec<Cpu>,
     /// IDs and the CPUs that have them, sorted, for those that are not their CPU's number.
     by_id: Vec<(ApicId, usize)>,
+    /// Those whose ID has more bits than a logical ID of x2APIC mode is made of.
+    aliased: Vec<usize>,
+    /// Those that have a logical ID of xAPIC mode.
+    logical: logical::Index,
     hooks: Mutex<lines::Hooks>,
 }
 
@@ -333,15 +341,18 @@ struct Own {
     /// The timer and its entry that `deadline` was derived from: dividing is too much for every EOI.
     armed: (Timer, u32),
     deadline: Option<Duration>,
+    /// Where the index has it.
+    places: logical::Places,
 }
 
 impl Own {
     /// Derives everything that others see, and publishes it. Whether the alarm is to be told.
-    fn update(&mut self, published: &Published) -> bool {
+    fn update(&mut self, apics: &Shared, cpu: usize) -> bool {
         let presence = self.model.update();
         if presence != self.presence {
             self.presence = presence;
-            published.set(presence);
+            let publish = || apics.cpus[cpu].published.set(presence);
+            apics.logical.publish(cpu, &mut self.places, presence, publish);
         }
         let armed = (self.model.timer, self.model.lvt(Lvt::Timer));
         if armed == self.armed {
@@ -382,6 +393,9 @@ impl LocalApics {
         if let Some((id, _)) = reserved.or(twice) {
             return Err(LocalApicError::Id(*id));
         }
+        let aliased = by_id.iter().filter(|(id, _)| id.0 >> 20 != 0).map(|(_, cpu)| *cpu);
+        let aliased = aliased.collect();
+        let logical = logical::Index::new(cpus.len());
         let cpus = cpus
             .into_iter()
             .enumerate()
@@ -393,6 +407,8 @@ impl LocalApics {
                 clock,
                 cpus,
                 by_id,
+                aliased,
+                logical,
                 hooks: Mutex::default(),
             }),
         })
@@ -432,13 +448,25 @@ impl Cpu {
                 presence,
                 armed,
                 deadline: None,
+                places: 0,
             }),
             alarm: AlarmOutput::new(alarm),
         }
     }
 
+    /// None while the vCPU is asked to look: until it has, there is nothing to call it for.
     fn deadline(&self) -> Option<Duration> {
-        lock(&self.own).deadline
+        // A tick is taken with the lock held.
+        let own = lock(&self.own);
+        own.deadline.filter(|_| !self.inbox.has_tick())
+    }
+
+    /// The alarm has gone off.
+    fn expire(&self) {
+        self.alarm.expired();
+        // A refusal is counted, and told again by the next message.
+        let _ = self.inbox.tick();
+        self.settle_alarm();
     }
 
     /// Tells the alarm the deadline, with nothing locked.
@@ -466,16 +494,15 @@ impl Shared {
     /// Takes what others have asked of `cpu`, makes the change under its lock, derives what others see of it, then
     /// tells them with nothing locked. `timed` says that the change needs the time.
     fn with<T>(&self, cpu: usize, timed: bool, change: impl FnOnce(&mut Model) -> T) -> T {
-        let Cpu {
-            inbox, published, own, ..
-        } = &self.cpus[cpu];
+        let Cpu { inbox, own, .. } = &self.cpus[cpu];
         let now = (timed || inbox.has_tick()).then(|| self.clock.now());
         let mut own = lock(own);
         let model = &mut own.model;
         let mail = (!inbox.is_empty()).then(|| inbox.take(now.is_some()));
         model.absorb(mail.as_ref(), now);
         let value = change(model);
-        let alarmed = own.update(published);
+        let ticked = mail.as_ref().is_some_and(|mail| mail.tick);
+        let alarmed = own.update(self, cpu) || ticked;
         let News { message, eoi } = std::mem::take(&mut own.model.news);
         drop(own);
 

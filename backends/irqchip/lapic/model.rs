@@ -6,12 +6,12 @@ use super::{
     ApicId, CpuEvent, Lint, LocalApicsConfig, Request, Vector,
     inbox::{Mail, signal},
     registers::*,
-    route::{Message, Mode, Presence},
+    route::{Message, Mode, Presence, x2apic_logical_id},
     timer::{Timer, ticks},
     vectors::Vectors,
 };
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Model {
     // What is configured.
     pub config: LocalApicsConfig,
@@ -53,7 +53,7 @@ pub(super) struct Model {
     pub news: News,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct News {
     pub message: Option<Message>,
     pub eoi: Option<Vector>,
@@ -151,10 +151,9 @@ impl Model {
         self.lvt[entry as usize]
     }
 
-    /// The logical ID: in x2APIC mode it follows from the ID (12.12.10.2).
     pub fn logical_id(&self) -> u32 {
         match self.mode() {
-            Mode::X2Apic => self.id.0 >> 4 << 16 | 1 << (self.id.0 & 0xf),
+            Mode::X2Apic => x2apic_logical_id(self.id),
             _ => self.ldr.into(),
         }
     }
@@ -197,7 +196,7 @@ impl Model {
             return;
         }
         if has(signal::INIT) {
-            self.initialize();
+            self.init();
         }
         if has(signal::START_UP) {
             let vector = (signals & signal::START_UP_VECTOR) >> signal::START_UP_SHIFT;
@@ -216,8 +215,8 @@ impl Model {
         }
     }
 
-    /// INIT, by a message or by a pin: it ends whatever came before.
-    fn initialize(&mut self) {
+    /// INIT, by a message or by a pin, ends whatever came before. What comes after it is kept, though the CPU has yet to see INIT.
+    fn init(&mut self) {
         (self.init, self.start_up, self.nmi, self.smi) = (true, None, false, false);
         self.ext_int = false;
     }
@@ -247,7 +246,8 @@ impl Model {
     /// A local interrupt happens once.
     fn local(&mut self, lvt: Lvt) {
         let entry = self.lvt(lvt);
-        if self.mode() == Mode::Disabled || entry & LVT_MASKED != 0 {
+        // After INIT all entries are masked, also before the CPU has seen it.
+        if self.mode() == Mode::Disabled || entry & LVT_MASKED != 0 || self.init {
             return;
         }
         if lvt == Lvt::Performance {
@@ -258,7 +258,7 @@ impl Model {
             Some(DeliveryMode::Fixed) => self.accept(Vector(entry as u8), false),
             Some(DeliveryMode::Nmi) => self.nmi = true,
             Some(DeliveryMode::Smi) => self.smi = true,
-            Some(DeliveryMode::Init) if pin => self.initialize(),
+            Some(DeliveryMode::Init) if pin => self.init(),
             // ExtINT is a level: see `external`. The others are not for a local interrupt.
             _ => (),
         }
@@ -271,6 +271,11 @@ impl Model {
             self.irr.set(vector, true);
             self.tmr.set(vector, level);
         }
+    }
+
+    /// Whether the vector is requested or in service: whether its EOI is to come.
+    pub fn holds(&self, vector: Vector) -> bool {
+        self.irr.contains(vector) || self.isr.contains(vector)
     }
 
     /// An error interrupts if it is the first since ESR was written (12.5.3).
@@ -342,7 +347,6 @@ impl Model {
     /// The next of the events that come before interrupts.
     pub fn next_event(&mut self) -> Option<CpuEvent> {
         if std::mem::take(&mut self.init) {
-            (self.nmi, self.smi) = (false, false);
             self.waits_for_start_up = !self.is_bootstrap();
             self.reset_registers();
             return Some(CpuEvent::Init);

@@ -1,18 +1,22 @@
 //! Messages between local APICs and from devices: whom they are for (SDM 12.6.2), and how they are written (12.11).
 
 use std::{
+    cmp::Ordering::{Equal, Greater, Less},
     io,
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use super::{
     ApicId, Shared, Vector,
     inbox::signal,
+    logical::{self, Places},
     registers::{
         DFR_CLUSTER, DFR_FLAT, DeliveryMode, FIRST_VECTOR, ICR_ASSERT, ICR_LEVEL, ICR_LOGICAL, ICR_SHORTHAND_SHIFT,
     },
 };
-use crate::interrupt::{MsiMessage, MsiSink, RequesterId};
+use crate::{
+    interrupt::{MsiMessage, MsiSink, RequesterId},
+    sync::{AtomicU64, Ordering},
+};
 
 /// What is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,10 +64,20 @@ impl Presence {
         self.mode != Mode::Disabled
     }
 
-    fn matches_logical(self, destination: u32) -> bool {
+    /// The lists of the index that it belongs to.
+    pub fn places(self) -> Places {
+        let id = self.ldr as u8;
+        match (self.mode, self.dfr) {
+            (Mode::XApic, DFR_FLAT) => logical::flat(id),
+            (Mode::XApic, DFR_CLUSTER) => logical::cluster(id),
+            _ => 0,
+        }
+    }
+
+    pub fn matches_logical(self, destination: u32) -> bool {
         let Self { ldr, dfr, mode, .. } = self;
         match (mode, dfr) {
-            (Mode::X2Apic, _) => ldr >> 16 == destination >> 16 && ldr & destination & 0xffff != 0,
+            (Mode::X2Apic, _) => matches_x2apic(ldr, destination),
             (Mode::XApic, _) if destination > 0xff => false,
             (Mode::XApic, DFR_FLAT) => ldr & destination != 0,
             (Mode::XApic, DFR_CLUSTER) => ldr >> 4 == destination >> 4 && ldr & destination & 0xf != 0,
@@ -96,6 +110,15 @@ impl Presence {
             class: (word >> 56) as u8,
         }
     }
+}
+
+/// The logical ID of x2APIC mode, which follows from the ID (12.12.10.2).
+pub(super) fn x2apic_logical_id(id: ApicId) -> u32 {
+    id.0 >> 4 << 16 | 1 << (id.0 & 0xf)
+}
+
+fn matches_x2apic(logical_id: u32, destination: u32) -> bool {
+    logical_id >> 16 == destination >> 16 && logical_id & destination & 0xffff != 0
 }
 
 /// A [`Presence`] that the owner publishes and senders look at, none waiting for another.
@@ -182,11 +205,9 @@ impl Shared {
                 Some(cpu) if self.presence(cpu).is_present() => self.deliver_to(cpu, message),
                 _ => Ok(()),
             },
-            Target::All => self.deliver_where(message, |_, _| true),
-            Target::Others => self.deliver_where(message, |cpu, _| Some(cpu) != from),
-            Target::Logical(destination) => {
-                self.deliver_where(message, |_, presence| presence.matches_logical(destination))
-            }
+            Target::All => self.deliver_among(message, || self.present()),
+            Target::Others => self.deliver_among(message, || self.present().filter(|(cpu, _)| Some(*cpu) != from)),
+            Target::Logical(destination) => self.deliver_among(message, || self.addressed(destination)),
         }
     }
 
@@ -194,12 +215,28 @@ impl Shared {
         self.cpus[cpu].published.get()
     }
 
-    fn deliver_where(&self, message: &Message, addressed: impl Fn(usize, Presence) -> bool) -> io::Result<()> {
-        let candidates = || {
-            let all = self.cpus.iter().enumerate();
-            all.map(|(cpu, state)| (cpu, state.published.get()))
-                .filter(|(cpu, presence)| presence.is_present() && addressed(*cpu, *presence))
-        };
+    fn present(&self) -> impl Iterator<Item = (usize, Presence)> {
+        let all = (0..self.cpus.len()).map(|cpu| (cpu, self.presence(cpu)));
+        all.filter(|(_, presence)| presence.is_present())
+    }
+
+    /// Whom a logical destination is for: in x2APIC mode it names IDs, in xAPIC mode the index knows who it may be.
+    fn addressed(&self, destination: u32) -> impl Iterator<Item = (usize, Presence)> {
+        let id = move |bit: usize| ApicId(destination >> 16 << 4 | bit as u32);
+        let is_named = move |cpu: &usize| matches_x2apic(x2apic_logical_id(self.cpus[*cpu].id), destination);
+        let members = logical::ones((destination & 0xffff).into());
+        let named = members.filter_map(move |bit| self.cpu_of(id(bit)));
+        // A logical ID has 20 bits of an ID.
+        let aliased = self.aliased.iter().copied().filter(is_named);
+        let indexed = self.logical.candidates(destination).filter(move |cpu| !is_named(cpu));
+        let cpus = named.chain(aliased).chain(indexed).map(|cpu| (cpu, self.presence(cpu)));
+        cpus.filter(move |(_, presence)| presence.matches_logical(destination))
+    }
+
+    fn deliver_among<I>(&self, message: &Message, candidates: impl Fn() -> I) -> io::Result<()>
+    where
+        I: Iterator<Item = (usize, Presence)>,
+    {
         if message.mode != DeliveryMode::LowestPriority {
             let mut result = Ok(());
             for (cpu, _) in candidates() {
@@ -210,16 +247,19 @@ impl Shared {
         // Among those of the lowest priority, each vector has one that is always the same as long as they stay the
         // same: its handler's data is in that CPU's cache.
         let enabled = || candidates().filter(|(_, presence)| presence.enabled);
-        let Some(lowest) = enabled().map(|(_, presence)| presence.class).min() else {
+        let (lowest, count) = enabled().fold((u8::MAX, 0), |(lowest, count), (_, presence)| {
+            match presence.class.cmp(&lowest) {
+                Less => (presence.class, 1),
+                Equal => (lowest, count + 1),
+                Greater => (lowest, count),
+            }
+        });
+        let Some(chosen) = usize::from(message.vector.0).checked_rem(count) else {
             return Ok(());
         };
-        let idlest = || enabled().filter(|(_, presence)| presence.class == lowest);
-        // They may have changed between the two counts, hence the modulus and not an index that is taken for granted.
-        let chosen = usize::from(message.vector.0).checked_rem(idlest().count());
-        match chosen
-            .and_then(|chosen| idlest().nth(chosen))
-            .or_else(|| enabled().next())
-        {
+        // They may have changed since they were counted, hence who is there at all if not that one.
+        let mut idlest = enabled().filter(|(_, presence)| presence.class == lowest);
+        match idlest.nth(chosen).or_else(|| enabled().next()) {
             Some((cpu, _)) => self.deliver_to(cpu, message),
             None => Ok(()),
         }

@@ -1,5 +1,7 @@
 //! The state of a local APIC as plain data, and how it is taken back.
 
+use std::time::Duration;
+
 use super::{
     ApicId, LocalApic, Vector,
     model::{Model, News},
@@ -92,6 +94,15 @@ pub enum LocalApicStateError {
     /// An unmasked entry, with the APIC disabled by software.
     #[error("LVT entry {0:#x} is not masked: it is, while SVR is disabled")]
     Unmasked(u32),
+    /// Remote IRR in an entry that cannot have it, or that no EOI would ever reset.
+    #[error("LVT entry {0:#x}: it has Remote IRR if it is level-triggered and fixed, and its vector is in IRR or ISR")]
+    RemoteIrr(u32),
+    /// A register that differs, with the APIC disabled by IA32_APIC_BASE.
+    #[error("IA32_APIC_BASE {0:#x}: without EN all registers but TPR are as after a reset")]
+    Disabled(u64),
+    /// An initial count in a mode that has none.
+    #[error("Initial Count {0:#x}: it is zero if the timer is in neither one-shot nor periodic mode")]
+    InitialCount(u32),
     /// More than the timer counts, or a timer that runs without an initial count or in a mode that does not count.
     #[error("{left} counts left: there are at most {most} with this LVT, Initial Count and Divide Configuration")]
     TimerLeft {
@@ -190,7 +201,7 @@ impl LocalApic {
     pub fn restore(&self, state: &LocalApicState) -> Result<(), LocalApicStateError> {
         let (apics, cpu) = self.shared();
         let now = apics.clock.now();
-        apics.restore(cpu, |model| {
+        apics.restore(cpu, now, |model| {
             *model = model.restored(state, now)?;
             Ok(state.lint)
         })
@@ -199,14 +210,19 @@ impl LocalApic {
 
 impl super::Shared {
     /// As `with`, but what others have asked for stays with them until the change is made.
-    fn restore<E>(&self, cpu: usize, change: impl FnOnce(&mut Model) -> Result<[bool; 2], E>) -> Result<(), E> {
+    fn restore<E>(
+        &self,
+        cpu: usize,
+        now: Duration,
+        change: impl FnOnce(&mut Model) -> Result<[bool; 2], E>,
+    ) -> Result<(), E> {
         let this = &self.cpus[cpu];
         {
             let mut own = crate::sync::lock(&this.own);
             let lint = change(&mut own.model)?;
             this.inbox.restore_levels(lint);
-            this.inbox.look();
-            own.update(&this.published);
+            own.update(self, cpu);
+            this.inbox.look(own.deadline.is_some_and(|deadline| deadline <= now));
         }
         let _ = this.inbox.settle();
         this.settle_alarm();
@@ -226,7 +242,7 @@ fn check(register: &'static str, value: u64, allowed: u64) -> Result<(), LocalAp
 }
 
 impl Model {
-    fn restored(&self, state: &LocalApicState, now: std::time::Duration) -> Result<Self, LocalApicStateError> {
+    fn restored(&self, state: &LocalApicState, now: Duration) -> Result<Self, LocalApicStateError> {
         let LocalApicState {
             id,
             apic_base,
@@ -303,12 +319,26 @@ impl Model {
             }
             model.timer.end = super::timer::ticks(model.now, model.timer.hz).checked_add(left);
         }
+        if initial_count != 0 && !mode.counts() {
+            return Err(LocalApicStateError::InitialCount(initial_count));
+        }
         if tsc_deadline != 0 && mode != TimerMode::TscDeadline {
             return Err(LocalApicStateError::TscDeadline(tsc_deadline));
         }
         model.timer.set_tsc(tsc, model.now);
         model.timer.arm(tsc_deadline, model.now);
+        if model.mode() == Mode::Disabled && !model.is_reset() {
+            return Err(LocalApicStateError::Disabled(apic_base));
+        }
         Ok(model)
+    }
+
+    /// Whether it is as IA32_APIC_BASE.EN = 0 has left it. TPR can be written as CR8 then.
+    fn is_reset(&self) -> bool {
+        let mut reset = self.clone();
+        reset.reset_registers();
+        (reset.init, reset.start_up, reset.tpr) = (false, None, self.tpr);
+        reset == *self
     }
 
     /// Any mode that there is can be restored, whatever the mode now.
@@ -337,6 +367,13 @@ impl Model {
             check(lvt.name(), entry.into(), allowed.into())?;
             if !self.is_enabled() && entry & LVT_MASKED == 0 {
                 return Err(LocalApicStateError::Unmasked(entry));
+            }
+            // A vector that is refused is in neither, and has Remote IRR as long as the pin is up.
+            let vector = Vector(entry as u8);
+            let level = entry & (LVT_LEVEL | LVT_MODE) == LVT_LEVEL;
+            let accepted = level && (vector.0 < FIRST_VECTOR || self.holds(vector));
+            if entry & LVT_REMOTE_IRR != 0 && !accepted {
+                return Err(LocalApicStateError::RemoteIrr(entry));
             }
         }
         let illegal = (1 << FIRST_VECTOR) - 1;

@@ -93,17 +93,22 @@ impl CounterState {
     /// Lets time pass up to `now`. Returns whether OUT has risen after `before`, by itself, and no later than `now`.
     pub(super) fn advance(&mut self, before: u64, now: u64) -> bool {
         let mut rose = self.next_rise(before).is_some_and(|rise| rise <= now);
-        if let (true, Some(next), Some(count), Some(since)) = (self.is_periodic(), self.next, self.count, self.since) {
+        if let (true, Some(next), Some(end)) = (self.is_periodic(), self.next, self.period_end(before, 1))
+            && end <= now
+        {
             // A new count takes over at the end of the period in which it was written.
-            let period = u64::from(count);
-            let end = since + (before.max(since) - since + self.counted) / period * period + period - self.counted;
-            if end <= now {
-                rose |= !self.out(end - 1);
-                (self.count, self.next) = (Some(next), None);
-                (self.counted, self.since) = (0, Some(end));
-            }
+            rose |= !self.out(end - 1);
+            (self.count, self.next) = (Some(next), None);
+            (self.counted, self.since) = (0, Some(end));
+            rose |= self.next_rise(end).is_some_and(|rise| rise <= now);
         }
         rose
+    }
+
+    /// When the period ends in which `after` is, or the last of `several` that are looked at as one.
+    fn period_end(&self, after: u64, several: u64) -> Option<u64> {
+        let period = several * u64::from(self.count?);
+        Some(self.since? + (self.elapsed(after) / period + 1) * period - self.counted)
     }
 
     /// When OUT will next rise by itself, after `after`.
@@ -121,14 +126,13 @@ impl CounterState {
 
     /// When it is next to be looked at: when OUT will next move by itself, and stay for more than a tick.
     pub(super) fn next_look(&self, after: u64) -> Option<u64> {
-        let rise = self.next_rise(after)?;
         let period = u64::from(self.count?);
-        if self.is_periodic() && period < MIN_PERIOD {
+        // A count of 1 does nothing, but the one that follows it waits for the end of its period.
+        if self.is_periodic() && period < MIN_PERIOD && (period > 1 || self.next.is_some()) {
             // At the end of every so many of its periods.
-            let several = MIN_PERIOD.div_ceil(period) * period;
-            let end = (self.elapsed(after) / several + 1) * several;
-            return Some(self.since? + (end - self.counted));
+            return self.period_end(after, MIN_PERIOD.div_ceil(period));
         }
+        let rise = self.next_rise(after)?;
         if self.mode() != SquareWave || !self.out(after) {
             return Some(rise);
         }

@@ -105,6 +105,7 @@ impl Pit {
     /// Looks at the clock and moves the line if OUT of counter 0 has moved. Call it when the deadline that the alarm was told
     /// has passed; at any other time it does no harm.
     pub fn expire(&self) {
+        self.shared.alarm.expired();
         self.shared.change(|_| ());
     }
 
@@ -118,7 +119,8 @@ impl Pit {
         self.shared.change(|model| model.speaker())
     }
 
-    /// How often the line refused to be told its level: see [`LevelOutput::failures`].
+    /// How often the line refused to be told its level: see [`LevelOutput::failures`]. What it refused is told again with
+    /// the next access or expiry.
     pub fn output_failures(&self) -> u64 {
         self.shared.out0.failures()
     }
@@ -151,13 +153,20 @@ impl Shared {
         };
         // A rise that has gone by is a fall, a rise, and the level after it: three at most.
         for _ in 0..3 {
-            let settled = {
+            let (up, settled) = {
                 let mut model = lock(&self.model);
-                self.out0.set(model.next_level(self.out0.is_up()));
-                !model.rose && self.out0.is_up() == model.out0()
+                let up = model.next_level(self.out0.is_up());
+                self.out0.set(up);
+                (up, !model.rose && up == model.out0())
             };
-            // A refusal is counted by the output, and told again after the next change.
-            let _ = self.out0.settle();
+            if self.out0.settle().is_err() {
+                // Told again after the next change, though OUT may be low by then: as a fall, if it was one that was
+                // refused, and a rise.
+                let mut model = lock(&self.model);
+                model.rose |= up;
+                self.out0.set(true);
+                break;
+            }
             if settled {
                 break;
             }

@@ -31,7 +31,7 @@ pub(super) struct Model {
     /// What was written to port B.
     pub(super) port_b: u8,
 
-    /// OUT of counter 0 has risen, and the line was not told.
+    /// OUT of counter 0 has risen, and the line was not told, or has refused.
     pub(super) rose: bool,
 }
 

@@ -6,6 +6,7 @@ use super::{
     model::{MAX_TICKS, Model},
     registers::*,
 };
+use crate::sync::lock;
 
 /// Everything of a [`Pit`] that a guest can see. Made by [`Pit::save`], taken by [`Pit::restore`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct PitState {
     pub counters: [CounterState; 3],
     /// What was written to port B.
     pub port_b: u8,
+    /// OUT of counter 0 has risen, and the line has refused to hear of it.
+    pub rose: bool,
 }
 
 /// A [`PitState`] cannot be restored. Nothing was changed.
@@ -35,35 +38,43 @@ pub struct PitStateError {
 impl Pit {
     /// The state now.
     pub fn save(&self) -> PitState {
-        self.shared.change(|model| {
-            let Model {
-                host: _,
-                now,
-                counters,
-                port_b,
-                rose: _,
-            } = model;
-            PitState {
-                now: *now,
-                counters: counters.clone(),
-                port_b: *port_b,
-            }
-        })
+        // Up to now, and the line hears of it: what it has not refused is not to be told again.
+        self.shared.change(|_| ());
+        let model = lock(&self.shared.model);
+        let Model {
+            host: _,
+            now,
+            counters,
+            port_b,
+            rose,
+        } = &*model;
+        PitState {
+            now: *now,
+            counters: counters.clone(),
+            port_b: *port_b,
+            rose: *rose,
+        }
     }
 
     /// Puts a state back. Time goes on for the guest from where it was saved: what was left of a deadline then is left now.
-    /// The line is driven to where OUT was, which is no new edge for a controller that was restored too.
+    /// The line is driven to where OUT was, which is no new edge for a controller that was restored too; a
+    /// rise that the line had refused is told now.
     ///
     /// # Errors
     /// [`PitStateError`]: the state is refused as a whole.
     pub fn restore(&self, state: &PitState) -> Result<(), PitStateError> {
-        let PitState { now, counters, port_b } = state;
+        let PitState {
+            now,
+            counters,
+            port_b,
+            rose,
+        } = state;
         state.check()?;
         self.shared.change(|model| {
             model.now = *now;
             model.counters = counters.clone();
             model.port_b = *port_b;
-            model.rose = false;
+            model.rose = *rose;
         });
         Ok(())
     }
@@ -71,7 +82,12 @@ impl Pit {
 
 impl PitState {
     pub(in crate::backends::irqchip) fn check(&self) -> Result<(), PitStateError> {
-        let PitState { now, counters, port_b } = self;
+        let PitState {
+            now,
+            counters,
+            port_b,
+            rose: _,
+        } = self;
         let accept = |counter, field, value, accepted, is_accepted| match is_accepted {
             true => Ok(()),
             false => Err(PitStateError {

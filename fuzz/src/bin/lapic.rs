@@ -103,14 +103,25 @@ impl State {
             .map(|entry| u32::from(entry & 0xff) | u32::from(entry & 0x100) << 8 | masked);
         let mode = u32::from(self.lvt[0] >> 9 & 3);
         lvt[0] |= mode << 17;
-        let counts = mode < 2 && self.initial_count != 0;
+        let initial_count = if mode < 2 { self.initial_count } else { 0 };
         let [irr, isr, tmr] = self.vectors.map(|[low, rest @ ..]| {
             let [a, b, c] = rest;
             [low & !0xffff, a, b, c]
         });
+        // The pins have a trigger mode, and Remote IRR as long as the vector is not finished.
+        for entry in [3, 4] {
+            let [level, accepted] = [9, 10].map(|bit| self.lvt[entry] >> bit & 1 != 0);
+            let vector = lvt[entry] as usize & 0xff;
+            let held = (irr[vector / 64] | isr[vector / 64]) >> (vector % 64) & 1 != 0;
+            lvt[entry] |= u32::from(level) << 15 | u32::from(level && accepted && held) << 14;
+        }
+        let apic_base = 0xfee0_0000 | u64::from(self.apic_base & 1) << 8 | u64::from(self.apic_base & 6) << 9;
+        if apic_base & 1 << 11 == 0 {
+            return self.disabled(id, apic_base);
+        }
         LocalApicState {
             id,
-            apic_base: 0xfee0_0000 | u64::from(self.apic_base & 1) << 8 | u64::from(self.apic_base & 6) << 9,
+            apic_base,
             tpr: self.tpr,
             logical_id: self.logical_id,
             destination_model: self.destination_model & 0xf,
@@ -122,12 +133,12 @@ impl State {
             irr,
             isr,
             tmr,
-            initial_count: self.initial_count,
+            initial_count,
             divide: u32::from(self.divide & 0xb),
             timer_left: self
                 .timer_left
-                .filter(|_| counts)
-                .map(|left| u64::from(left.min(self.initial_count))),
+                .filter(|_| initial_count != 0)
+                .map(|left| u64::from(left.min(initial_count))),
             tsc_deadline: if mode == 2 { self.tsc_deadline } else { 0 },
             tsc: self.tsc,
             init: flag(0),
@@ -135,6 +146,38 @@ impl State {
             nmi: flag(1),
             smi: flag(2),
             ext_int: flag(3),
+            waits_for_start_up: flag(4),
+            lint: [flag(5), flag(6)],
+        }
+    }
+
+    /// With registers that are as after a reset.
+    fn disabled(&self, id: ApicId, apic_base: u64) -> LocalApicState {
+        let flag = |bit: u32| self.flags >> bit & 1 != 0;
+        LocalApicState {
+            id,
+            apic_base,
+            tpr: self.tpr,
+            logical_id: 0,
+            destination_model: 0xf,
+            svr: 0xff,
+            esr: 0,
+            errors: 0,
+            icr: 0,
+            lvt: [1 << 16; 6],
+            irr: [0; 4],
+            isr: [0; 4],
+            tmr: [0; 4],
+            initial_count: 0,
+            divide: 0,
+            timer_left: None,
+            tsc_deadline: 0,
+            tsc: self.tsc,
+            init: false,
+            start_up: None,
+            nmi: flag(1),
+            smi: flag(2),
+            ext_int: false,
             waits_for_start_up: flag(4),
             lint: [flag(5), flag(6)],
         }

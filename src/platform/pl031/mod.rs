@@ -105,6 +105,7 @@ impl<L: LevelInterrupt, C: Clock, A: Alarm> Pl031<L, C, A> {
     /// Looks at the clock and raises the line if the match was reached. Call it when the deadline that the alarm was
     /// told has passed; at any other time it does no harm.
     pub fn expire(&self) {
+        self.alarm.expired();
         self.change(|_| ());
     }
 
