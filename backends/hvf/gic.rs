@@ -56,6 +56,7 @@ struct Inner<H> {
 
 /// A GIC or a line of it cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum GicError {
     /// An address in the configuration is not aligned as the framework wants it.
     #[error("{region} at {base:#x}: the address must be a multiple of {alignment:#x}")]

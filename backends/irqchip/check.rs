@@ -6,6 +6,7 @@ use super::{InterruptState, preemption::implemented};
 
 /// A saved state cannot be restored. Nothing was changed. `C` is the configuration of the controller.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum StateError<C: Debug> {
     /// It is of another GIC.
     #[error("state of a GIC with {saved:?}: this one has {this:?}")]

@@ -59,6 +59,7 @@ pub struct GicV2mFrame {
 
 /// A [`GicV2mFrame`] cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum GicV2mError {
     /// A frame has at least one SPI.
     #[error("a frame without SPIs: it needs at least one")]

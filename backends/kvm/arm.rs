@@ -51,6 +51,7 @@ pub enum CpuPin {
 
 /// No interrupt of the Arm `KVM_IRQ_LINE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ArmIrqError {
     /// The INTID is not that of an SPI.
     #[error("INTID {0} is no SPI: those are {first} to {last}", first = SPIS.start(), last = SPIS.end())]

@@ -81,6 +81,7 @@ pub struct Counts {
 
 /// An event that was waited for cannot be had. Prints the end of the log.
 #[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum WaitError {
     /// It did not come in time.
     #[error("{awaited} event {nth} of {of} did not come within {timeout:?}, {seen} did. The log:\n{log}")]

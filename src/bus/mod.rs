@@ -88,6 +88,7 @@ pub fn write_le(data: &mut [u8], value: u64) {
 
 /// A region cannot be placed on a [`Bus`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BusError {
     /// The region has no bytes, or runs past the end of the address space.
     #[error(

@@ -63,6 +63,7 @@ pub struct Codes {
 
 /// A [`Config`] that the mock cannot have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// [`Config::vcpus`].
     #[error("{0} vCPUs: the mock has 1 to 512")]

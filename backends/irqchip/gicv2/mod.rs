@@ -134,6 +134,7 @@ impl GicV2Config {
 
 /// A [`GicV2`] cannot be made, or has no such part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum GicV2Error {
     /// [`GicV2Config::cpus`].
     #[error("{0} CPUs: a GICv2 has 1 to 8")]

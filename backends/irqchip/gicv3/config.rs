@@ -260,6 +260,7 @@ impl Layout {
 
 /// A [`GicV3`](super::GicV3) cannot be made, or has no such part.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum GicV3Error {
     /// [`GicV3Config::affinities`].
     #[error("{0} CPUs: a GICv3 has 1 to {max}", max = GicV3Config::MAX_CPUS)]

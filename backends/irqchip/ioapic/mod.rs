@@ -107,6 +107,7 @@ impl Default for IoApicConfig {
 
 /// An [`IoApic`] cannot be made, or has no such pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum IoApicError {
     /// [`IoApicConfig::pins`].
     #[error("{0} pins: an IOAPIC has 1 to {max}", max = IoApicConfig::MAX_PINS)]

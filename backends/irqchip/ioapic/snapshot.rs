@@ -32,6 +32,7 @@ pub struct PinState {
 
 /// An [`IoApicState`] cannot be restored. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum IoApicStateError {
     /// It is of an IOAPIC with more or fewer pins.
     #[error("state has {saved} pins: this IOAPIC has {this}")]

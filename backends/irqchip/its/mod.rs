@@ -184,6 +184,7 @@ impl ItsConfig {
 
 /// An [`Its`] cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ItsError {
     /// [`ItsConfig::base`].
     #[error("an ITS at {0:#x}: it must be a multiple of 0x10000, with 0x20000 bytes of address space")]

@@ -277,6 +277,7 @@ type WakeLine = Box<dyn LevelInterrupt>;
 
 /// A set of local APICs cannot be made, or has no such part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum LocalApicError {
     /// [`LocalApicsConfig::timer_hz`] or [`LocalApicsConfig::tsc_hz`].
     #[error("{counter} is {hz}: 1 to {max} is accepted", max = LocalApicsConfig::MAX_HZ)]

@@ -69,6 +69,7 @@ pub struct LocalApicState {
 
 /// A state is not one that this local APIC can have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum LocalApicStateError {
     /// The state of another local APIC.
     #[error("state of {state}: this is {own}")]

@@ -125,6 +125,7 @@ impl Default for PcConfig {
 
 /// A [`Pc`] cannot be made, or has no such part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PcError {
     /// The IOAPIC has not even pins for the ISA bus.
     #[error("an IOAPIC of {0} pins: a PC needs 16 at least")]
@@ -355,6 +356,7 @@ pub struct PcState {
 
 /// A [`PcState`] is not one that this board can have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PcStateError {
     /// The 8259 pair's part.
     #[error(transparent)]

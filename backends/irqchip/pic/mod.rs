@@ -81,6 +81,7 @@ impl fmt::Display for Irq {
 
 /// A [`Pic`] has no such part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PicError {
     /// There is no such input.
     #[error("{0}: there are IRQs 0 to 15, without IRQ 2, to which the slave is wired")]

@@ -56,6 +56,7 @@ pub struct ChipState {
 
 /// A [`PicState`] cannot be restored. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PicStateError {
     /// A field has bits that no guest could have set.
     #[error("{field} of the {chip} is {value:#x}: accepted are values within {accepted:#x}")]

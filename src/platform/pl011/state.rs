@@ -44,6 +44,7 @@ pub struct Pl011State {
 
 /// A state that no PL011 can be in, or not this one. Nothing was restored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Pl011StateError {
     /// The state is of a UART with other FIFOs, which the guest has seen.
     #[error("state of a PL011 with FIFO depth {found:?}, this one has {expected:?}")]

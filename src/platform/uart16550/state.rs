@@ -38,6 +38,7 @@ pub struct Uart16550State {
 
 /// A [`Uart16550State`] is not one that a UART can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Uart16550StateError {
     /// Bits are set that the register does not have.
     #[error("{register} is {value:#04x}: it has no bits but {mask:#04x}")]

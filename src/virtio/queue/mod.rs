@@ -182,6 +182,7 @@ pub struct QueueState {
 
 /// A saved queue is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum QueueStateError {
     /// The layout would not be accepted from a driver either.
     #[error(transparent)]

@@ -51,6 +51,7 @@ impl<F: Fn(QueueIndex) -> io::Result<()> + Send + Sync> Doorbell for F {
 
 /// A device cannot be put behind a transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum TransportError {
     /// A queue size that the device offers is impossible.
     #[error("the device offers {size} entries for queue {index}: a power of two up to 32768 is needed")]
