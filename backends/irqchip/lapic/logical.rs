@@ -42,13 +42,13 @@ impl Index {
     pub fn publish(&self, cpu: usize, places: &mut Places, presence: Presence, publish: impl FnOnce()) {
         let (word, bit) = (cpu / 64, 1 << (cpu % 64));
         let now = presence.places();
-        for place in ones(now & !*places) {
+        for place in self::places(now & !*places) {
             self.lists[place * self.words + word].fetch_or(bit, Ordering::AcqRel);
         }
         *places |= now;
         publish();
         if now == 0 {
-            for place in ones(std::mem::take(places)) {
+            for place in self::places(std::mem::take(places)) {
                 self.lists[place * self.words + word].fetch_and(!bit, Ordering::AcqRel);
             }
         }
@@ -56,18 +56,28 @@ impl Index {
 
     /// The CPUs that `destination` may be for, each once and in order.
     pub fn candidates(&self, destination: u32) -> impl Iterator<Item = usize> {
-        let places = u8::try_from(destination).map_or(0, |id| flat(id) | cluster(id));
-        let words = if places == 0 { 0 } else { self.words };
-        (0..words).flat_map(move |word| {
-            let list = |place: usize| self.lists[place * self.words + word].load(Ordering::Acquire);
-            let members = ones(places).fold(0, |members, place| members | list(place));
-            ones(members.into()).map(move |bit| 64 * word + bit)
-        })
+        let (id, words) = match u8::try_from(destination) {
+            Ok(id) => (id, self.words),
+            Err(_) => (0, 0),
+        };
+        (0..words).flat_map(move |word| ones(self.members(word, id)).map(move |bit| 64 * word + bit))
+    }
+
+    /// Those of a word, as bits: places that `flat` and `cluster` give, without the detour over 128 bits.
+    fn members(&self, word: usize, id: u8) -> u64 {
+        let list = |place: usize| self.lists[place * self.words + word].load(Ordering::Acquire);
+        let cluster = 8 + 4 * usize::from(id >> 4);
+        let flat = ones(id.into()).fold(0, |members, bit| members | list(bit));
+        ones((id & 0xf).into()).fold(flat, |members, bit| members | list(cluster + bit))
     }
 }
 
+fn places(bits: Places) -> impl Iterator<Item = usize> {
+    ones(bits as u64).chain(ones((bits >> 64) as u64).map(|bit| bit + 64))
+}
+
 /// Which bits are set.
-pub(super) fn ones(mut bits: u128) -> impl Iterator<Item = usize> {
+pub(super) fn ones(mut bits: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let bit = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
         bits &= bits - 1;
