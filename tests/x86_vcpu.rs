@@ -176,6 +176,7 @@ fn message(data: u32, destination: u32) -> MsiMessage {
 const NMI: u32 = 0x400;
 const INIT: u32 = 0x500;
 const START_UP: u32 = 0x600;
+const EXT_INT: u32 = 0x700;
 
 #[test]
 fn an_nmi_between_sti_and_hlt_ends_the_halt() {
@@ -214,6 +215,28 @@ fn an_nmi_that_is_blocked_does_not_end_a_halt_and_is_taken_later() {
     let rest: Vec<_> = iter::from_fn(|| next_write(&mut vcpu, PATIENCE)).take(3).collect();
     assert_eq!(rest[0], (0x12, 4));
     assert!(rest.contains(&(0x10, 2)), "{rest:?}");
+}
+
+/// A message asks for a vector of the 8259, which has none.
+#[test]
+fn a_message_for_the_8259_without_its_intr_does_not_keep_a_vector_from_a_halted_vcpu() {
+    let Some(machine) = Machine::new() else { return };
+    let (apics, mut vcpu) = machine.software(1);
+    machine.put(CODE, &[0xf4, 0xf4]);
+    // mov al, 4; out 0x12, al; iret
+    machine.handle(0x40, 0x3000, &[0xb0, 4, 0xe6, 0x12, 0xcf]);
+    while !vcpu.is_halted() {
+        assert!(vcpu.run().unwrap().is_none());
+    }
+    apics.send(RequesterId(0), message(EXT_INT, 0)).unwrap();
+    assert_eq!(next_write(&mut vcpu, Duration::from_millis(200)), None);
+    for _ in 0..2 {
+        apics.send(RequesterId(0), message(EXT_INT, 0)).unwrap();
+        apics.send(RequesterId(0), message(0x40, 0)).unwrap();
+        assert_eq!(next_write(&mut vcpu, PATIENCE), Some((0x12, 4)));
+        // EOI.
+        apics.cpu(CpuId(0)).unwrap().write(0xb0, &[0; 4]);
+    }
 }
 
 #[test]

@@ -107,18 +107,10 @@ impl Software {
             vcpu.set_sregs(&sregs)?;
         }
         if page.is_ready_for_interrupt()
-            && let Some(request) = self.apic.acknowledge()
+            && let Some(vector) = self.acknowledge()
         {
-            let pic = self.board.pic();
-            let vector = match request {
-                Request::Vector(vector) => Some(vector),
-                // LINT0 may hear of INTR's fall a moment later than the 8259 knows of it, whose vector would be spurious.
-                Request::External => pic.intr().then(|| pic.acknowledge()),
-            };
-            if let Some(vector) = vector {
-                inject(vcpu, page, vector)?;
-                self.halted = false;
-            }
+            inject(vcpu, page, vector)?;
+            self.halted = false;
         }
         // Only KVM knows whether an NMI is blocked, and whether one has waited for the end of STI's shadow: behind the HLT.
         if self.halted && !takes_nmi(vcpu)? {
@@ -129,6 +121,23 @@ impl Software {
         self.cr8 = self.apic.cr8();
         page.set_cr8(self.cr8);
         Ok(true)
+    }
+
+    /// The vector that the guest takes now, if its interrupts are enabled.
+    fn acknowledge(&self) -> Option<Vector> {
+        let pic = self.board.pic();
+        // A message that asks for a vector of the 8259, which has none, is over with that; but something may have waited behind it,
+        // for which nobody wakes the vCPU again.
+        for _ in 0..2 {
+            match self.apic.acknowledge()? {
+                Request::Vector(vector) => return Some(vector),
+                Request::External if pic.intr() => return Some(pic.acknowledge()),
+                // LINT0 may hear of INTR's fall a moment later than the 8259 knows of it, whose vector would be spurious. When
+                // it does, the vCPU is woken.
+                Request::External => (),
+            }
+        }
+        None
     }
 
     /// What the guest has written in the last exit, and what it takes the vCPU to carry out.
