@@ -117,9 +117,11 @@ impl Software {
             return Ok(false);
         }
         self.halted = false;
-        page.request_interrupt_window(self.apic.request().is_some());
         self.cr8 = self.apic.cr8();
         page.set_cr8(self.cr8);
+        // Last of all: whatever is asked of the local APIC takes what was sent meanwhile, and the wake line falls, perhaps before it
+        // was told to rise.
+        page.request_interrupt_window(self.apic.request().is_some());
         Ok(true)
     }
 
