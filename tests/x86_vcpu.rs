@@ -246,7 +246,7 @@ impl Interrupt for Slow {
     fn trigger(&self) -> io::Result<()> {
         self.0.wake();
         if self.1.send(()).is_ok() {
-            thread::sleep(Duration::from_millis(100));
+            thread::sleep(Duration::from_millis(50));
         }
         Ok(())
     }
@@ -260,14 +260,15 @@ impl LevelInterrupt for Slow {
 
 /// After each look of the vCPU, for the alarm is told again after each look that was asked for by an expiry. Until the message
 /// comes, it expires at once.
-fn a_message_after_look(last: usize) {
+fn a_message_after_look(last: usize, data: u32, code: &'static [u8]) {
     let Some(machine) = Machine::new() else { return };
     prepare_software(&machine.vm).unwrap();
     let set: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>> = Arc::default();
     let alarm = Arc::clone(&set);
-    let alarm = alarm_from_fn(move |deadline| match (deadline, alarm.get()) {
-        (Some(_), Some(set)) => set(),
-        _ => (),
+    let alarm = alarm_from_fn(move |deadline| {
+        if let (Some(_), Some(set)) = (deadline, alarm.get()) {
+            set();
+        }
     });
     let waker = VcpuWaker::new().unwrap();
     let (told, hears) = mpsc::channel();
@@ -287,14 +288,14 @@ fn a_message_after_look(last: usize) {
     let fd = machine.vm.create_vcpu(0).unwrap();
     begin(&fd);
     let mut vcpu = X86Vcpu::software(fd, waker, apic.clone(), board).unwrap();
-    // jmp $: it waits without an exit.
-    machine.put(CODE, &[0xeb, 0xfe]);
+    machine.put(CODE, code);
     // mov al, 1; out 0x12, al
     machine.handle(0x40, 0x3000, &[0xb0, 1, 0xe6, 0x12]);
+    machine.handle(2, 0x3000, &[0xb0, 1, 0xe6, 0x12]);
     let (expires, looks) = (apic.clone(), AtomicUsize::new(0));
     let after_look = move || match looks.fetch_add(1, Ordering::SeqCst) {
         look if look < last => expires.expire(),
-        look if look == last => apics.send(RequesterId(0), message(0x40, 0)).unwrap(),
+        look if look == last => apics.send(RequesterId(0), message(data, 0)).unwrap(),
         _ => (),
     };
     assert!(set.set(Box::new(after_look)).is_ok());
@@ -302,12 +303,20 @@ fn a_message_after_look(last: usize) {
     hears.recv_timeout(PATIENCE).unwrap();
     let written = next_write(&mut vcpu, PATIENCE);
     teller.join().unwrap();
-    assert_eq!(written, Some((0x12, 1)), "after look {last}");
+    assert_eq!(written, Some((0x12, 1)), "{data:#x} after look {last}");
 }
 
 #[test]
 fn a_message_that_comes_between_two_looks_before_the_guest_is_entered_is_not_left_behind() {
-    (0..16).for_each(a_message_after_look);
+    // jmp $: it waits without an exit. And hlt.
+    for (data, code) in [
+        (0x40, &[0xeb, 0xfe]),
+        (NMI, &[0xeb, 0xfe]),
+        (0x40, &[0xf4, 0xf4]),
+        (NMI, &[0xf4, 0xf4]),
+    ] {
+        (0..16).for_each(|last| a_message_after_look(last, data, code));
+    }
 }
 
 #[test]
