@@ -5,9 +5,9 @@
 mod skip;
 
 use std::{
-    iter,
+    io, iter,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
@@ -30,7 +30,7 @@ use devisor::{
     },
     bus::{Bus, BusDevice},
     interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
-    time::ManualClock,
+    time::{ManualClock, alarm_from_fn},
 };
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_segment, kvm_userspace_memory_region,
@@ -176,6 +176,7 @@ fn message(data: u32, destination: u32) -> MsiMessage {
 const NMI: u32 = 0x400;
 const INIT: u32 = 0x500;
 const START_UP: u32 = 0x600;
+const EXT_INT: u32 = 0x700;
 
 #[test]
 fn an_nmi_between_sti_and_hlt_ends_the_halt() {
@@ -214,6 +215,108 @@ fn an_nmi_that_is_blocked_does_not_end_a_halt_and_is_taken_later() {
     let rest: Vec<_> = iter::from_fn(|| next_write(&mut vcpu, PATIENCE)).take(3).collect();
     assert_eq!(rest[0], (0x12, 4));
     assert!(rest.contains(&(0x10, 2)), "{rest:?}");
+}
+
+/// A message asks for a vector of the 8259, which has none.
+#[test]
+fn a_message_for_the_8259_without_its_intr_does_not_keep_a_vector_from_a_halted_vcpu() {
+    let Some(machine) = Machine::new() else { return };
+    let (apics, mut vcpu) = machine.software(1);
+    machine.put(CODE, &[0xf4, 0xf4]);
+    // mov al, 4; out 0x12, al; iret
+    machine.handle(0x40, 0x3000, &[0xb0, 4, 0xe6, 0x12, 0xcf]);
+    while !vcpu.is_halted() {
+        assert!(vcpu.run().unwrap().is_none());
+    }
+    apics.send(RequesterId(0), message(EXT_INT, 0)).unwrap();
+    assert_eq!(next_write(&mut vcpu, Duration::from_millis(200)), None);
+    for _ in 0..2 {
+        apics.send(RequesterId(0), message(EXT_INT, 0)).unwrap();
+        apics.send(RequesterId(0), message(0x40, 0)).unwrap();
+        assert_eq!(next_write(&mut vcpu, PATIENCE), Some((0x12, 4)));
+        // EOI.
+        apics.cpu(CpuId(0)).unwrap().write(0xb0, &[0; 4]);
+    }
+}
+
+/// A wake line that tells the vCPU and is still busy with that while the vCPU looks.
+struct Slow(VcpuWaker, mpsc::Sender<()>);
+
+impl Interrupt for Slow {
+    fn trigger(&self) -> io::Result<()> {
+        self.0.wake();
+        if self.1.send(()).is_ok() {
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
+impl LevelInterrupt for Slow {
+    fn clear(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// After each look of the vCPU, for the alarm is told again after each look that was asked for by an expiry. Until the message
+/// comes, it expires at once.
+fn a_message_after_look(last: usize, data: u32, code: &'static [u8]) {
+    let Some(machine) = Machine::new() else { return };
+    prepare_software(&machine.vm).unwrap();
+    let set: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>> = Arc::default();
+    let alarm = Arc::clone(&set);
+    let alarm = alarm_from_fn(move |deadline| {
+        if let (Some(_), Some(set)) = (deadline, alarm.get()) {
+            set();
+        }
+    });
+    let waker = VcpuWaker::new().unwrap();
+    let (told, hears) = mpsc::channel();
+    let parts = LocalApicParts {
+        id: ApicId(0),
+        wake: Box::new(Slow(waker.clone(), told)),
+        alarm: Box::new(alarm),
+    };
+    let clock = Arc::new(ManualClock::default());
+    let apics = LocalApics::new(LocalApicsConfig::default(), clock.clone(), vec![parts]).unwrap();
+    let board = Arc::new(Pc::with_local_apics(PcConfig::default(), &apics, clock, ()).unwrap());
+    let apic = apics.cpu(CpuId(0)).unwrap();
+    // SVR, the timer's entry, Initial Count.
+    for (at, value) in [(0xf0, 0x1ff_u32), (0x320, 0x50), (0x380, u32::MAX)] {
+        apic.write(at, &value.to_le_bytes());
+    }
+    let fd = machine.vm.create_vcpu(0).unwrap();
+    begin(&fd);
+    let mut vcpu = X86Vcpu::software(fd, waker, apic.clone(), board).unwrap();
+    machine.put(CODE, code);
+    // mov al, 1; out 0x12, al
+    machine.handle(0x40, 0x3000, &[0xb0, 1, 0xe6, 0x12]);
+    machine.handle(2, 0x3000, &[0xb0, 1, 0xe6, 0x12]);
+    let (expires, looks) = (apic.clone(), AtomicUsize::new(0));
+    let after_look = move || match looks.fetch_add(1, Ordering::SeqCst) {
+        look if look < last => expires.expire(),
+        look if look == last => apics.send(RequesterId(0), message(data, 0)).unwrap(),
+        _ => (),
+    };
+    assert!(set.set(Box::new(after_look)).is_ok());
+    let teller = thread::spawn(move || apic.expire());
+    hears.recv_timeout(PATIENCE).unwrap();
+    let written = next_write(&mut vcpu, PATIENCE);
+    teller.join().unwrap();
+    assert_eq!(written, Some((0x12, 1)), "{data:#x} after look {last}");
+}
+
+#[test]
+fn a_message_that_comes_between_two_looks_before_the_guest_is_entered_is_not_left_behind() {
+    // jmp $: it waits without an exit. And hlt.
+    for (data, code) in [
+        (0x40, &[0xeb, 0xfe]),
+        (NMI, &[0xeb, 0xfe]),
+        (0x40, &[0xf4, 0xf4]),
+        (NMI, &[0xf4, 0xf4]),
+    ] {
+        (0..16).for_each(|last| a_message_after_look(last, data, code));
+    }
 }
 
 #[test]

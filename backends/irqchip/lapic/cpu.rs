@@ -92,6 +92,12 @@ impl LocalApic {
         self.with(|model| model.has_event() || model.request().is_some())
     }
 
+    /// Whether there is an event, and whether a request, in one look.
+    #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+    pub(crate) fn pending(&self) -> (bool, bool) {
+        self.with(|model| (model.has_event(), model.request().is_some()))
+    }
+
     /// Whether the CPU waits for a start-up message, and runs nothing meanwhile.
     pub fn waits_for_start_up(&self) -> bool {
         self.with(|model| model.waits_for_start_up)

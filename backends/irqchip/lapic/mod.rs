@@ -10,7 +10,8 @@
 //! All methods can be called from any thread. Who sends a message takes no lock: it leaves a request with the target
 //! and raises the target's wake line, which stays up until the vCPU has looked. A vCPU looks in every method of its
 //! [`LocalApic`], and is woken by nothing else, so its loop is: serve the events, inject, run; and while halted, wait
-//! for the line.
+//! for the line. What a method finds on its way is not told by the line any more: before it runs the guest or waits, the
+//! vCPU's last look is [`needs_attention`](LocalApic::needs_attention), and nobody else calls its methods meanwhile.
 //!
 //! What a message costs does not grow with the CPUs, but with those that it is for: those of a logical destination are
 //! found by their IDs or in an index. Broadcasts look at all, and lowest priority at each of its destination.

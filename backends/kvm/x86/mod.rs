@@ -156,9 +156,13 @@ impl X86Vcpu {
     /// What KVM answers, other than that it was interrupted.
     pub fn run(&mut self) -> io::Result<Option<Exit<'_>>> {
         let Self { fd, waker, controller } = self;
-        if !controller.enter(fd, waker.page())? {
-            waker.sleep();
-            return Ok(None);
+        match controller.enter(fd, waker.page())? {
+            Entry::Guest => (),
+            Entry::Again => return Ok(None),
+            Entry::Sleep => {
+                waker.sleep();
+                return Ok(None);
+            }
         }
         if !waker.enter() {
             return Ok(None);
@@ -269,17 +273,26 @@ impl<'a> Exit<'a> {
     }
 }
 
+/// Where the vCPU's thread goes after it has looked.
+#[cfg_attr(not(feature = "irqchip"), expect(dead_code, reason = "the kernel does it all"))]
+enum Entry {
+    Guest,
+    Sleep,
+    /// There is something that came after it was looked for.
+    Again,
+}
+
 impl Controller {
-    /// Before the guest is entered; `false` if the vCPU is to sleep instead.
+    /// Before the guest is entered.
     #[cfg_attr(
         not(feature = "irqchip"),
         expect(unused_variables, reason = "the kernel does it all")
     )]
-    fn enter(&mut self, fd: &mut VcpuFd, page: &RunPage) -> io::Result<bool> {
+    fn enter(&mut self, fd: &mut VcpuFd, page: &RunPage) -> io::Result<Entry> {
         match self {
-            Self::Kernel => Ok(true),
+            Self::Kernel => Ok(Entry::Guest),
             #[cfg(feature = "irqchip")]
-            Self::Split(irqchip, board) => split::enter(fd, page, irqchip, board).map(|()| true),
+            Self::Split(irqchip, board) => split::enter(fd, page, irqchip, board).map(|()| Entry::Guest),
             #[cfg(feature = "irqchip")]
             Self::Software(software) => software.enter(fd, page),
         }

@@ -10,7 +10,7 @@ use kvm_ioctls::{
     MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, ReadMsrExit, VcpuExit, VcpuFd, VmFd, WriteMsrExit,
 };
 
-use super::{finish_exit, init, inject, run_page::RunPage};
+use super::{Entry, finish_exit, init, inject, run_page::RunPage};
 use crate::{
     backends::irqchip::{
         Vector,
@@ -76,8 +76,8 @@ impl Software {
         }
     }
 
-    /// Before the guest is entered: sees to events and injects what it is to take. `false` if it is not to be entered.
-    pub(super) fn enter(&mut self, vcpu: &mut VcpuFd, page: &RunPage) -> io::Result<bool> {
+    /// Before the guest is entered: sees to events and injects what it is to take.
+    pub(super) fn enter(&mut self, vcpu: &mut VcpuFd, page: &RunPage) -> io::Result<Entry> {
         self.settle(vcpu)?;
         while let Some(event) = self.apic.next_event() {
             match event {
@@ -98,7 +98,7 @@ impl Software {
             self.base_changed = true;
         }
         if self.apic.waits_for_start_up() {
-            return Ok(false);
+            return Ok(self.sleep(page));
         }
         if std::mem::take(&mut self.base_changed) {
             finish_exit(vcpu, page, |_| ())?;
@@ -107,28 +107,49 @@ impl Software {
             vcpu.set_sregs(&sregs)?;
         }
         if page.is_ready_for_interrupt()
-            && let Some(request) = self.apic.acknowledge()
+            && let Some(vector) = self.acknowledge()
         {
-            let pic = self.board.pic();
-            let vector = match request {
-                Request::Vector(vector) => Some(vector),
-                // LINT0 may hear of INTR's fall a moment later than the 8259 knows of it, whose vector would be spurious.
-                Request::External => pic.intr().then(|| pic.acknowledge()),
-            };
-            if let Some(vector) = vector {
-                inject(vcpu, page, vector)?;
-                self.halted = false;
-            }
+            inject(vcpu, page, vector)?;
+            self.halted = false;
         }
         // Only KVM knows whether an NMI is blocked, and whether one has waited for the end of STI's shadow: behind the HLT.
         if self.halted && !takes_nmi(vcpu)? {
-            return Ok(false);
+            return Ok(self.sleep(page));
         }
         self.halted = false;
-        page.request_interrupt_window(self.apic.request().is_some());
         self.cr8 = self.apic.cr8();
         page.set_cr8(self.cr8);
-        Ok(true)
+        // Last of all: whatever is asked of the local APIC takes what was sent meanwhile, and the wake line falls, perhaps before it
+        // was told to rise.
+        let (event, request) = self.apic.pending();
+        page.request_interrupt_window(request);
+        Ok(if event { Entry::Again } else { Entry::Guest })
+    }
+
+    /// The vCPU is to sleep, unless one of the looks before has taken what would have woken it.
+    fn sleep(&self, page: &RunPage) -> Entry {
+        match self.apic.pending() {
+            (true, _) => Entry::Again,
+            (_, true) if page.is_ready_for_interrupt() => Entry::Again,
+            _ => Entry::Sleep,
+        }
+    }
+
+    /// The vector that the guest takes now, if its interrupts are enabled.
+    fn acknowledge(&self) -> Option<Vector> {
+        let pic = self.board.pic();
+        // A message that asks for a vector of the 8259, which has none, is over with that; but something may have waited behind it,
+        // for which nobody wakes the vCPU again.
+        for _ in 0..2 {
+            match self.apic.acknowledge()? {
+                Request::Vector(vector) => return Some(vector),
+                Request::External if pic.intr() => return Some(pic.acknowledge()),
+                // LINT0 may hear of INTR's fall a moment later than the 8259 knows of it, whose vector would be spurious. When
+                // it does, the vCPU is woken.
+                Request::External => (),
+            }
+        }
+        None
     }
 
     /// What the guest has written in the last exit, and what it takes the vCPU to carry out.
