@@ -139,7 +139,7 @@ fn the_guest_that_checks_interrupts_has_the_same_verdict_in_each_mode_with_one_a
             assert_eq!(answered.collect::<BTreeSet<_>>(), all.ok.iter().collect(), "{mode}");
             if let Some(why) = report.skipped.values().next() {
                 let names: Vec<_> = report.skipped.keys().map(String::as_str).collect();
-                skipped(format_args!("{mode}, {cpus} CPUs: {}: {why}", names.join(" ")));
+                skipped(format_args!("{mode}, --cpus {cpus}: {}: {why}", names.join(" ")));
             }
         }
     }

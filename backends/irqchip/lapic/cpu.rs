@@ -50,6 +50,15 @@ pub struct LocalApic {
     cpu: usize,
 }
 
+/// What there is for a CPU, as [`LocalApic::pending`] sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// [`LocalApic::next_event`] has one: to be served before the guest runs, and before the CPU waits.
+    pub event: bool,
+    /// [`LocalApic::request`] has one: to be taken as soon as the guest takes interrupts.
+    pub request: bool,
+}
+
 impl LocalApic {
     /// Size of the register page in bytes.
     pub const SIZE: u64 = PAGE_SIZE;
@@ -92,10 +101,12 @@ impl LocalApic {
         self.with(|model| model.has_event() || model.request().is_some())
     }
 
-    /// Whether there is an event, and whether a request, in one look.
-    #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
-    pub(crate) fn pending(&self) -> (bool, bool) {
-        self.with(|model| (model.has_event(), model.request().is_some()))
+    /// Whether there is an event, and whether a request, in one look: the vCPU's last one before it runs the guest or waits.
+    pub fn pending(&self) -> Pending {
+        self.with(|model| Pending {
+            event: model.has_event(),
+            request: model.request().is_some(),
+        })
     }
 
     /// Whether the CPU waits for a start-up message, and runs nothing meanwhile.

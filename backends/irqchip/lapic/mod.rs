@@ -10,8 +10,9 @@
 //! All methods can be called from any thread. Who sends a message takes no lock: it leaves a request with the target
 //! and raises the target's wake line, which stays up until the vCPU has looked. A vCPU looks in every method of its
 //! [`LocalApic`], and is woken by nothing else, so its loop is: serve the events, inject, run; and while halted, wait
-//! for the line. What a method finds on its way is not told by the line any more: before it runs the guest or waits, the
-//! vCPU's last look is [`needs_attention`](LocalApic::needs_attention), and nobody else calls its methods meanwhile.
+//! for the line. What a look finds on its way the line tells no more: so the last one before the vCPU runs the guest or
+//! waits is [`pending`](LocalApic::pending). Another thread's look, by any method but `id`, `deadline`, `expire` and
+//! `wake_failures`, hides from a vCPU that runs what it found: stop the vCPU first, or wake it afterwards.
 //!
 //! What a message costs does not grow with the CPUs, but with those that it is for: those of a logical destination are
 //! found by their IDs or in an index. Broadcasts look at all, and lowest priority at each of its destination.
@@ -101,11 +102,17 @@
 //!                 Request::External => pc.pic().acknowledge().0,
 //!             });
 //!         }
-//!         if halted || apic.waits_for_start_up() {
+//!         let waits = halted || apic.waits_for_start_up();
+//!         // The last look: what the others have found meanwhile, the wake line does not tell.
+//!         let pending = apic.pending();
+//!         if pending.event || waits && pending.request && vcpu.takes_interrupts() {
+//!             continue;
+//!         }
+//!         if waits {
 //!             vcpu.sleep();
 //!             continue;
 //!         }
-//!         vcpu.request_window(apic.request().is_some());
+//!         vcpu.request_window(pending.request);
 //!         match vcpu.run()? {
 //!             Exit::Read(address, data) => match apic.page_offset(address) {
 //!                 Some(offset) => apic.read(offset, data),
@@ -159,7 +166,7 @@ use crate::{
 };
 
 pub use super::Vector;
-pub use cpu::LocalApic;
+pub use cpu::{LocalApic, Pending};
 pub use lines::{EoiHook, Lint, LintLine, LocalLine, LocalSource};
 pub use route::NoSuchDoorbell;
 pub use snapshot::{LocalApicState, LocalApicStateError};

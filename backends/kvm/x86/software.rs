@@ -14,7 +14,7 @@ use super::{Entry, finish_exit, init, inject, run_page::RunPage};
 use crate::{
     backends::irqchip::{
         Vector,
-        lapic::{CpuEvent, LocalApic, Request},
+        lapic::{CpuEvent, LocalApic, Pending, Request},
         pc::Pc,
     },
     bus::BusDevice,
@@ -121,17 +121,17 @@ impl Software {
         page.set_cr8(self.cr8);
         // Last of all: whatever is asked of the local APIC takes what was sent meanwhile, and the wake line falls, perhaps before it
         // was told to rise.
-        let (event, request) = self.apic.pending();
+        let Pending { event, request } = self.apic.pending();
         page.request_interrupt_window(request);
         Ok(if event { Entry::Again } else { Entry::Guest })
     }
 
     /// The vCPU is to sleep, unless one of the looks before has taken what would have woken it.
     fn sleep(&self, page: &RunPage) -> Entry {
-        match self.apic.pending() {
-            (true, _) => Entry::Again,
-            (_, true) if page.is_ready_for_interrupt() => Entry::Again,
-            _ => Entry::Sleep,
+        let Pending { event, request } = self.apic.pending();
+        match event || request && page.is_ready_for_interrupt() {
+            true => Entry::Again,
+            false => Entry::Sleep,
         }
     }
 
