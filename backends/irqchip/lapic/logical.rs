@@ -1,4 +1,5 @@
-//! Which local APICs a logical destination of xAPIC mode may be for: an index, so that a sender need not look at all.
+//! Which local APICs a logical destination of 8 bits may be for: an index, so that a sender need not look at all. Longer
+//! ones are of x2APIC mode, and name IDs.
 //!
 //! Each bit of a logical ID has a list of CPUs. A CPU enters its lists before it publishes the logical ID that says so,
 //! and stays in those of earlier ones, for a sender that finds it there looks at what it has published. It leaves them
@@ -147,7 +148,9 @@ mod loom_tests {
                 machine.write(0, &mut places, presence(1, DFR_FLAT));
                 let owner = machine.clone();
                 let owner = thread::spawn(move || {
-                    change.map(|presence| owner.write(0, &mut places, presence));
+                    change
+                        .into_iter()
+                        .for_each(|presence| owner.write(0, &mut places, presence));
                 });
                 assert_eq!(machine.addressed(3), [0]);
                 owner.join().unwrap();

@@ -70,6 +70,8 @@ impl Presence {
         match (self.mode, self.dfr) {
             (Mode::XApic, DFR_FLAT) => logical::flat(id),
             (Mode::XApic, DFR_CLUSTER) => logical::cluster(id),
+            // Its first 8 members have logical IDs of as many bits, too.
+            (Mode::X2Apic, _) if self.ldr >> 16 == 0 => logical::flat(id),
             _ => 0,
         }
     }
@@ -220,16 +222,18 @@ impl Shared {
         all.filter(|(_, presence)| presence.is_present())
     }
 
-    /// Whom a logical destination is for: in x2APIC mode it names IDs, in xAPIC mode the index knows who it may be.
+    /// Whom a logical destination is for: one of 8 bits, whoever the index says it may be for; another is of x2APIC mode and
+    /// names IDs.
     fn addressed(&self, destination: u32) -> impl Iterator<Item = (usize, Presence)> {
+        let is_long = destination > 0xff;
         let id = move |bit: usize| ApicId(destination >> 16 << 4 | bit as u32);
         let is_named = move |cpu: &usize| matches_x2apic(x2apic_logical_id(self.cpus[*cpu].id), destination);
-        let members = logical::ones((destination & 0xffff).into());
+        let members = logical::ones(if is_long { u64::from(destination & 0xffff) } else { 0 });
         let named = members.filter_map(move |bit| self.cpu_of(id(bit)));
         // A logical ID has 20 bits of an ID.
-        let aliased = self.aliased.iter().copied().filter(is_named);
-        let indexed = self.logical.candidates(destination).filter(move |cpu| !is_named(cpu));
-        let cpus = named.chain(aliased).chain(indexed).map(|cpu| (cpu, self.presence(cpu)));
+        let aliased = self.aliased.iter().copied().filter(move |cpu| is_long && is_named(cpu));
+        let indexed = self.logical.candidates(destination);
+        let cpus = indexed.chain(named).chain(aliased).map(|cpu| (cpu, self.presence(cpu)));
         cpus.filter(move |(_, presence)| presence.matches_logical(destination))
     }
 
