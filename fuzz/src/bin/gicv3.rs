@@ -335,7 +335,10 @@ impl Machine {
                     true => (0xb0, 0),
                     false => (0xa0, u64::from(LPIS) + u64::from(lpi)),
                 };
-                self.redistributor(cpu).write(register, &value.to_le_bytes());
+                // At each CPU: one that is not told may go on with the entry that it has read, and another GIC reads it anew.
+                for cpu in 0..CPUS {
+                    self.redistributor(cpu).write(register, &value.to_le_bytes());
+                }
             }
             What::EnableLpis(on) => {
                 let redistributor = self.redistributor(cpu);
