@@ -6,9 +6,11 @@
 use std::{hint::black_box, io, sync::Arc};
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use devisor::memory::Memory;
 use devisor::virtio::{
     QueueIndex, features,
     queue::{Queue, QueueLayout, VirtioInterrupt},
+
 };
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -133,7 +135,7 @@ impl BareLoop {
 fn queue(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("queue");
 
-    let memory = memory();
+    let memory = std::sync::Arc::new(memory());
     let layout = QueueLayout {
         size: SIZE,
         descriptor_area: DESCRIPTOR_AREA,
@@ -160,11 +162,11 @@ fn queue(criterion: &mut Criterion) {
         bencher.iter(|| {
             driver.offer();
             let mut total = 0;
-            while let Some(mut chain) = ring.iter(&memory).expect("a valid ring").next() {
+            while let Some(mut chain) = ring.iter(&*memory).expect("a valid ring").next() {
                 let head = chain.head_index();
                 total += chain.by_ref().map(|descriptor| descriptor.len()).sum::<u32>();
-                ring.add_used(&memory, head, 4097).expect("a valid ring");
-                assert!(!ring.needs_notification(&memory).expect("a valid ring"));
+                ring.add_used(&*memory, head, 4097).expect("a valid ring");
+                assert!(!ring.needs_notification(&*memory).expect("a valid ring"));
             }
             total
         });
@@ -175,8 +177,8 @@ fn queue(criterion: &mut Criterion) {
         QueueIndex(0),
         SIZE,
         layout,
-        features::COMMON,
-        &memory,
+        1<<35|1<<29|1<<28|1<<32,
+        &Memory::new(memory.clone()),
         Arc::new(Silence),
     )
     .expect("a valid layout");
@@ -184,10 +186,12 @@ fn queue(criterion: &mut Criterion) {
         bencher.iter(|| {
             driver.offer();
             let mut total = 0;
-            while let Some(chain) = queue.pop(&memory).expect("a valid ring") {
+            let mut round = queue.round().unwrap();
+            while let Some(chain) = round.next().expect("a valid ring") {
                 total += chain.readable_len() + chain.writable_len();
-                queue.complete(&memory, chain, 4097).expect("a valid ring");
+                chain.complete(4097).expect("a valid ring");
             }
+            drop(round);
             total
         });
     });

@@ -90,6 +90,7 @@
 
 pub mod bus;
 pub mod interrupt;
+pub mod memory;
 pub mod pci;
 pub mod platform;
 pub mod time;

@@ -1,0 +1,258 @@
+//! Guest memory as devices use it: looked up once, kept alive while it is used, marked where it was written.
+//!
+//! An embedder's memory is `vm-memory`'s, of whatever type. [`Memory`] hides the type; a [`Pin`] of it is one map of it, with
+//! the host addresses of all regions. What has a pin may use the addresses: the map that they came from is alive.
+
+mod backing;
+mod map;
+
+use std::{
+    fmt,
+    ptr::NonNull,
+    sync::{Arc, Mutex, Weak},
+};
+
+use vm_memory::{GuestAddressSpace, Permissions, VolatileSlice};
+
+use crate::sync::lock;
+use backing::Backing;
+use map::Map;
+
+/// Bytes of guest memory.
+#[derive(Clone, Copy)]
+pub struct Segment {
+    /// Guest physical address.
+    pub address: u64,
+    /// Length in bytes. May be zero.
+    pub len: u32,
+    /// The span in which the first byte was found last: where to look first.
+    hint: u32,
+}
+
+impl Segment {
+    /// The `len` bytes from `address` on.
+    pub fn new(address: u64, len: u32) -> Self {
+        Self { address, len, hint: 0 }
+    }
+}
+
+impl PartialEq for Segment {
+    fn eq(&self, other: &Self) -> bool {
+        (self.address, self.len) == (other.address, other.len)
+    }
+}
+
+impl Eq for Segment {}
+
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}+{:#x}", self.address, self.len)
+    }
+}
+
+/// These bytes are not, or no longer, all in guest memory, or may not be accessed so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{len} bytes at {address:#x} are not all in guest memory")]
+pub struct Outside {
+    /// First address.
+    pub address: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// An embedder's guest memory, whatever its type.
+///
+/// The address space may change while devices run (memory is plugged, unplugged, moved): a new [`pin`](Self::pin) is of the map
+/// as it is then.
+///
+/// ```
+/// use devisor::memory::Memory;
+/// use std::sync::Arc;
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// let ram = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)])?);
+/// let memory = Memory::new(ram);
+/// let pin = memory.pin();
+/// assert!(memory.is_current(&pin));
+/// pin.write(0x10, b"hello")?;
+/// assert!(pin.write(0xffe, b"hello").is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Memory(Arc<dyn Space>);
+
+/// What [`Memory`] asks of an address space.
+trait Space: Send + Sync {
+    fn pin(&self) -> Pin;
+    fn is_current(&self, pin: &Pin) -> bool;
+    fn maps_held(&self) -> usize;
+}
+
+impl Memory {
+    /// Hides the type of `space`.
+    pub fn new<A>(space: A) -> Self
+    where
+        A: GuestAddressSpace + Send + Sync + 'static,
+        A::T: Send + Sync + 'static,
+    {
+        let maps = Mutex::default();
+        Self(Arc::new(Erased { space, maps }))
+    }
+
+    /// The map as it is now.
+    pub fn pin(&self) -> Pin {
+        self.0.pin()
+    }
+
+    /// Whether `pin` is of the map as it is now.
+    #[inline]
+    pub fn is_current(&self, pin: &Pin) -> bool {
+        self.0.is_current(pin)
+    }
+
+    /// How many maps are pinned that are not the current one any more: zero says that nothing which was taken out of the guest's
+    /// memory is in use by a device.
+    pub fn old_maps_held(&self) -> usize {
+        self.0.maps_held()
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory").finish_non_exhaustive()
+    }
+}
+
+struct Erased<A> {
+    space: A,
+    /// The maps that are still in use, the newest last.
+    maps: Mutex<Vec<Weak<Map>>>,
+}
+
+impl<A> Space for Erased<A>
+where
+    A: GuestAddressSpace + Send + Sync,
+    A::T: Send + Sync + 'static,
+{
+    fn pin(&self) -> Pin {
+        let mut maps = lock(&self.maps);
+        let newest = maps.last().and_then(Weak::upgrade).map(Pin);
+        if let Some(pin) = newest.filter(|pin| self.is_current(pin)) {
+            return pin;
+        }
+        let map = Arc::new(Map::new(self.space.memory()));
+        maps.retain(|map| map.strong_count() != 0);
+        maps.push(Arc::downgrade(&map));
+        Pin(map)
+    }
+
+    /// By identity: the map that is held cannot have been replaced by another one at its address.
+    fn is_current(&self, pin: &Pin) -> bool {
+        std::ptr::eq(std::ptr::from_ref(&*self.space.memory()).cast(), pin.0.identity)
+    }
+
+    fn maps_held(&self) -> usize {
+        let maps: Vec<_> = lock(&self.maps).iter().filter_map(Weak::upgrade).map(Pin).collect();
+        maps.iter().filter(|pin| !self.is_current(pin)).count()
+    }
+}
+
+/// One map of guest memory, alive as long as this is.
+///
+/// Its memory is shared with the guest, which changes it at any time: everything is copied out once, then looked at.
+#[derive(Clone)]
+pub struct Pin(Arc<Map>);
+
+impl Pin {
+    /// Reads `data.len()` bytes at `address`.
+    ///
+    /// # Errors
+    /// [`Outside`]; what was read by then is in `data`.
+    pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Outside> {
+        self.0.read(&mut segment(address, data.len())?, data)
+    }
+
+    /// Writes `data` at `address`, and marks it.
+    ///
+    /// # Errors
+    /// [`Outside`]; what was written by then is there.
+    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), Outside> {
+        self.0.write(&mut segment(address, data.len())?, data)
+    }
+
+    /// Whether the device may access all of `segment` so. Remembers where it was found.
+    #[inline]
+    pub(crate) fn check(&self, segment: &mut Segment, access: Permissions) -> Result<(), Outside> {
+        self.0.check(segment, access)
+    }
+
+    /// The host address of `segment`, if all of it is in one span.
+    #[inline]
+    pub(crate) fn host(&self, segment: &mut Segment) -> Option<NonNull<u8>> {
+        self.0.host(segment)
+    }
+
+    /// Reads the first `data.len()` bytes of `segment`.
+    #[inline]
+    pub(crate) fn read_from(&self, segment: &mut Segment, data: &mut [u8]) -> Result<(), Outside> {
+        self.0.read(segment, data)
+    }
+
+    /// Writes the first `data.len()` bytes of `segment`.
+    #[inline]
+    pub(crate) fn write_to(&self, segment: &mut Segment, data: &[u8]) -> Result<(), Outside> {
+        self.0.write(segment, data)
+    }
+
+    /// Marks bytes that were written by their host address.
+    #[inline]
+    pub(crate) fn mark_dirty(&self, address: u64, len: u64) {
+        if self.0.tracks {
+            self.0.backing.mark_dirty(address, len);
+        }
+    }
+
+    /// Lends `segments` as slices of host memory, put together in `scratch`; marks them afterwards if they may have been written.
+    pub(crate) fn lend<R>(
+        &self,
+        segments: &mut dyn Iterator<Item = Segment>,
+        access: Permissions,
+        scratch: &mut Scratch,
+        f: impl FnOnce(&[VolatileSlice<'_>]) -> R,
+    ) -> Result<R, Outside> {
+        self.0.lend(segments, access, scratch, f)
+    }
+
+    pub(crate) fn backing(&self) -> &dyn Backing {
+        &*self.0.backing
+    }
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pin").field(&self.0).finish()
+    }
+}
+
+/// Room for slices, kept from one use to the next.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    slices: Vec<VolatileSlice<'static>>,
+    marks: Vec<Segment>,
+}
+
+// SAFETY: between two uses there is nothing in it but room.
+unsafe impl Send for Scratch {}
+// SAFETY: as above; it is used through `&mut` alone.
+unsafe impl Sync for Scratch {}
+
+fn segment(address: u64, len: usize) -> Result<Segment, Outside> {
+    let outside = || Outside {
+        address,
+        len: len as u64,
+    };
+    Ok(Segment::new(address, u32::try_from(len).map_err(|_| outside())?))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -1,0 +1,70 @@
+use std::sync::Arc;
+
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, Permissions,
+    bitmap::{AtomicBitmap, Bitmap},
+};
+
+use super::*;
+
+fn two_regions() -> GuestMemoryMmap {
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000), (GuestAddress(0x8000), 0x1000)])
+        .unwrap()
+}
+
+#[test]
+fn bytes_across_regions_are_read_written_and_lent() {
+    let pin = Memory::new(Arc::new(two_regions())).pin();
+    pin.write(0xffd, b"across").unwrap();
+    let mut back = [0; 6];
+    pin.read(0xffd, &mut back).unwrap();
+    assert_eq!(&back, b"across");
+    let mut segments = [Segment::new(0xffd, 6), Segment::new(0x8000, 0)].into_iter();
+    let lens = pin.lend(&mut segments, Permissions::Read, &mut Scratch::default(), |slices| {
+        slices.iter().map(|slice| slice.len()).collect::<Vec<_>>()
+    });
+    assert_eq!(lens.unwrap(), [3, 3]);
+}
+
+#[test]
+fn what_is_not_all_in_memory_is_refused() {
+    let pin = Memory::new(Arc::new(two_regions())).pin();
+    for (address, len) in [(0x1ffe, 4), (0x2000, 1), (0x7fff, 2), (u64::MAX, 2), (0x8000, 0x1001)] {
+        let checked = pin.check(&mut Segment::new(address, len), Permissions::Read);
+        assert_eq!(checked, Err(Outside { address, len: len.into() }));
+    }
+    pin.check(&mut Segment::new(0x8000, 0x1000), Permissions::Write).unwrap();
+}
+
+#[test]
+fn a_map_that_was_replaced_is_no_longer_current_and_counts_until_it_is_let_go() {
+    let space = GuestMemoryAtomic::new(two_regions());
+    let memory = Memory::new(space.clone());
+    let old = memory.pin();
+    assert!(memory.is_current(&old));
+    assert_eq!(memory.old_maps_held(), 0);
+    space.lock().unwrap().replace(two_regions());
+    assert!(!memory.is_current(&old));
+    let new = memory.pin();
+    assert!(memory.is_current(&new));
+    assert_eq!(memory.old_maps_held(), 1);
+    drop(old);
+    assert_eq!(memory.old_maps_held(), 0);
+}
+
+#[test]
+fn writes_and_lent_slices_are_marked_and_reads_are_not() {
+    let ram = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+    let ram = Arc::new(ram);
+    let pin = Memory::new(ram.clone()).pin();
+    let dirty = |page: usize| ram.find_region(GuestAddress(0)).unwrap().bitmap().dirty_at(0x1000 * page);
+    pin.read(0, &mut [0; 8]).unwrap();
+    pin.write(0x1ffc, &[1; 8]).unwrap();
+    assert_eq!([0, 1, 2, 3].map(dirty), [false, true, true, false]);
+    for (page, access) in [(0, Permissions::Read), (3, Permissions::Write)] {
+        let mut segments = [Segment::new(0x1000 * page, 4)].into_iter();
+        pin.lend(&mut segments, access, &mut Scratch::default(), |_| ()).unwrap();
+    }
+    assert_eq!([0, 3].map(dirty), [false, true]);
+    let _ = ram.read_obj::<u8>(GuestAddress(0));
+}
