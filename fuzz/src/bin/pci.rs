@@ -142,7 +142,10 @@ enum Change {
     Status(u8),
     Features(u64),
     Select([u32; 3]),
-    Generation(u32),
+    Generation {
+        generation: u32,
+        changed: bool,
+    },
     Owed {
         config: bool,
         queue: bool,
@@ -221,7 +224,9 @@ impl Change {
                     transport.queue_sel,
                 ] = selectors;
             }
-            Self::Generation(generation) => transport.config_generation = generation,
+            Self::Generation { generation, changed } => {
+                (transport.config_generation, transport.config_changed) = (generation, changed);
+            }
             Self::Owed { config, queue } => {
                 transport.config_owed = config;
                 if let Some(state) = &mut transport.queues[0] {
