@@ -1,8 +1,11 @@
 //! What a virtio device implements, and what it is given.
 
-use vm_memory::GuestMemory;
+use std::sync::Weak;
 
-use super::queue::{Queue, QueueError, QueueIndex, Round};
+use super::{
+    DeviceState, DeviceStateError,
+    queue::{Fault, QueueIndex, Round},
+};
 
 /// The device type (virtio 1.2, section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,26 +27,21 @@ pub struct SharedMemoryRegion {
     pub len: u64,
 }
 
-/// A virtio device behind a transport.
+/// The control face of a virtio device: what it is, its features, its configuration space.
 ///
-/// The transport calls it with exclusive access, one call at a time, from the thread that kicks (a vCPU) or from the
-/// embedder's worker, whichever the embedder chose. The device owns no thread and no line. Its state that is not the
-/// transport's (what [`reset`](Self::reset) clears) stays inside it.
+/// The transport calls it with exclusive access, one call at a time, from the thread of a vCPU or of the embedder. No queue is
+/// served through it: each queue that the driver enables gets a [`QueueHandler`] of its own, and these run beside the control face and
+/// beside each other. So a register answers at once, however busy the queues are. What a device's parts share is in an `Arc` of theirs.
 ///
-/// `M` is the guest memory; a device that does not care implements this for every `M`.
-///
-/// *Reset and needs-reset*: an `Err` from [`process`](Self::process) says that the driver broke the rules. The transport
-/// then sets DEVICE_NEEDS_RESET, tells the driver and takes the queues away; the device is called again after a reset.
-/// The failure of a single request is not an `Err`: the device type has a status field for it.
+/// The device owns no thread and no line. See [the guide](super::guide) for how to write one.
 ///
 /// ```
-/// use devisor::virtio::{DeviceId, QueueError, QueueIndex, Queues, Round, VirtioDevice};
-/// use vm_memory::GuestMemory;
+/// use devisor::virtio::{DeviceId, Fault, QueueHandler, QueueIndex, Round, VirtioDevice};
 ///
 /// /// Answers every request with as many zeros as it has room for.
 /// struct Zeros;
 ///
-/// impl<M: GuestMemory> VirtioDevice<M> for Zeros {
+/// impl VirtioDevice for Zeros {
 ///     fn device_id(&self) -> DeviceId {
 ///         DeviceId::ENTROPY
 ///     }
@@ -52,18 +50,24 @@ pub struct SharedMemoryRegion {
 ///         &[64]
 ///     }
 ///
-///     fn process(&mut self, index: QueueIndex, queues: &mut Queues<'_, M>) -> Result<Round, QueueError> {
-///         let Some((queue, memory)) = queues.get(index) else { return Ok(Round::Drained) };
-///         queue.serve(memory, |chain, memory| {
-///             let mut room = chain.writer(memory);
+///     fn start(&mut self, _queue: QueueIndex) -> Box<dyn QueueHandler> {
+///         Box::new(Zeros)
+///     }
+/// }
+///
+/// impl QueueHandler for Zeros {
+///     fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
+///         round.each(|chain| {
+///             let mut room = chain.writer();
 ///             let len = room.remaining();
 ///             room.fill(0, len)?;
 ///             Ok(len)
-///         })
+///         })?;
+///         Ok(())
 ///     }
 /// }
 /// ```
-pub trait VirtioDevice<M: GuestMemory>: Send {
+pub trait VirtioDevice: Send {
     /// What kind of device this is.
     fn device_id(&self) -> DeviceId;
 
@@ -75,6 +79,11 @@ pub trait VirtioDevice<M: GuestMemory>: Send {
 
     /// The maximum size of each queue, a power of two up to 32768. Their number is the number of queues.
     fn queue_sizes(&self) -> &[u16];
+
+    /// The device is behind a transport now, which this leads to.
+    fn attach(&mut self, handle: Handle) {
+        let _ = handle;
+    }
 
     /// Reads the device configuration space. Any offset and length come from the guest; fill what lies beyond the space
     /// with zeros ([`read_config_bytes`] does).
@@ -106,31 +115,59 @@ pub trait VirtioDevice<M: GuestMemory>: Send {
         let _ = features;
     }
 
-    /// The driver has set DRIVER_OK after accepting `features`. Its queues are looked at right after this.
-    fn activate(&mut self, features: u64) {
-        let _ = features;
+    /// The driver has enabled `queue` and is ready, or a state is restored in which it was so: what serves the queue from here on.
+    /// It is dropped when the queue is disabled or reset, or the device is. A queue that is enabled again is one as new.
+    fn start(&mut self, queue: QueueIndex) -> Box<dyn QueueHandler>;
+
+    /// `queue` is being stopped while its handler may be inside a call that takes long: have that call come back soon, if that can
+    /// be done. What the handler itself can do is for [`QueueHandler::pause`].
+    fn cancel(&mut self, queue: QueueIndex) {
+        let _ = queue;
     }
 
-    /// Handles what is available on the queue `index`, up to a bounded amount: [`Round::More`] asks to be called again.
+    /// The device is reset: forget the driver. All handlers are gone.
+    fn reset(&mut self) {}
+
+    /// What the device itself keeps for its guest, as plain data. Called when it is still.
+    fn save(&self) -> DeviceState {
+        DeviceState::None
+    }
+
+    /// Takes over a saved state, all or nothing, into a device that was just made or reset. [`negotiated`](Self::negotiated) and
+    /// [`start`](Self::start) follow.
     ///
-    /// Called after the driver's kick, after activation and restore, and whenever the embedder asks for it because the
+    /// # Errors
+    /// It is not a state of such a device, or contradicts how this one was made.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        match state {
+            DeviceState::None => Ok(()),
+            other => Err(DeviceStateError::kind(other, "none")),
+        }
+    }
+}
+
+/// What serves a queue: made when the driver enables it, and dropped when it is disabled.
+///
+/// Calls come one at a time, from the thread that kicks or from the embedder's, and at the same time as those to the handlers of other
+/// queues. Device-wide settings are looked at anew in each round.
+pub trait QueueHandler: Send {
+    /// Handles what is available, until [`Round::next`] finds nothing or the outside world is not ready for what it found.
+    ///
+    /// Called after the driver's kick, after activation, restore and pause, and when somebody [looks](Handle::look) because the
     /// outside world has something for the driver. Spurious calls are normal.
     ///
     /// # Errors
-    /// The driver broke the rules of the queue or of the request format.
-    fn process(&mut self, index: QueueIndex, queues: &mut Queues<'_, M>) -> Result<Round, QueueError>;
+    /// The device cannot go on, and needs a reset. The failure of a single request is not an `Err`: the device type has a status
+    /// field for it, or [`Chain::refuse`](super::queue::Chain::refuse) has.
+    fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault>;
 
-    /// The driver has stopped or reset the queue `index` alone: forget what was taken from it. What it is set up as next is a
-    /// queue as new.
-    fn queue_stopped(&mut self, index: QueueIndex) {
-        let _ = index;
-    }
-
-    /// The device is reset, or its queues are taken away after it broke: forget the driver, requests in flight included.
-    fn reset(&mut self) {}
+    /// The queue is being stopped: no chain is found any more. Give back untouched what has had no effect yet
+    /// ([`OwnedChain::give_back`](super::queue::OwnedChain::give_back)), and have the rest end soon; chains that this handler keeps
+    /// hold up the stop. If the queue goes on, [`serve`](Self::serve) is called again.
+    fn pause(&mut self) {}
 }
 
-impl<M: GuestMemory, D: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<D> {
+impl<D: VirtioDevice + ?Sized> VirtioDevice for Box<D> {
     fn device_id(&self) -> DeviceId {
         (**self).device_id()
     }
@@ -141,6 +178,10 @@ impl<M: GuestMemory, D: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<D> {
 
     fn queue_sizes(&self) -> &[u16] {
         (**self).queue_sizes()
+    }
+
+    fn attach(&mut self, handle: Handle) {
+        (**self).attach(handle)
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -163,40 +204,78 @@ impl<M: GuestMemory, D: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<D> {
         (**self).negotiated(features)
     }
 
-    fn activate(&mut self, features: u64) {
-        (**self).activate(features)
+    fn start(&mut self, queue: QueueIndex) -> Box<dyn QueueHandler> {
+        (**self).start(queue)
     }
 
-    fn queue_stopped(&mut self, index: QueueIndex) {
-        (**self).queue_stopped(index)
-    }
-
-    fn process(&mut self, index: QueueIndex, queues: &mut Queues<'_, M>) -> Result<Round, QueueError> {
-        (**self).process(index, queues)
+    fn cancel(&mut self, queue: QueueIndex) {
+        (**self).cancel(queue)
     }
 
     fn reset(&mut self) {
         (**self).reset()
     }
-}
 
-/// The queues that the driver has set up, and the guest memory that they are in, for the time of one call.
-#[derive(Debug)]
-pub struct Queues<'a, M> {
-    queues: &'a mut [Option<Queue>],
-    memory: &'a M,
-}
-
-impl<'a, M: GuestMemory> Queues<'a, M> {
-    /// Lends `queues` in `memory` to a device. A transport does this; so does a test that drives a device alone.
-    pub fn new(queues: &'a mut [Option<Queue>], memory: &'a M) -> Self {
-        Self { queues, memory }
+    fn save(&self) -> DeviceState {
+        (**self).save()
     }
 
-    /// The queue `index` and the guest memory, or `None` if the driver has not enabled such a queue.
-    pub fn get(&mut self, index: QueueIndex) -> Option<(&mut Queue, &'a M)> {
-        let queue = self.queues.get_mut(usize::from(index.0))?.as_mut()?;
-        Some((queue, self.memory))
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        (**self).restore(state)
+    }
+}
+
+/// A device's way to its own transport, whatever that is. It may outlive it, and does nothing then.
+///
+/// None of its calls serves a queue or waits for one, so all of them may be made from anywhere, from inside a handler too; but see
+/// [`change_config`](Self::change_config).
+#[derive(Clone)]
+pub struct Handle(Weak<dyn Attached>);
+
+/// What a transport does for the device behind it.
+pub(crate) trait Attached: Send + Sync {
+    fn look(&self, queue: QueueIndex);
+    fn change_config(&self, change: &mut dyn FnMut());
+    fn fail(&self, fault: Fault);
+}
+
+impl Handle {
+    pub(crate) fn new(transport: Weak<dyn Attached>) -> Self {
+        Self(transport)
+    }
+
+    /// Has `queue` looked at again, because the outside world has something for it: marks it, and rings the doorbell. Without a
+    /// doorbell it is looked at with the next kick, or when the embedder runs the device.
+    pub fn look(&self, queue: QueueIndex) {
+        if let Some(transport) = self.0.upgrade() {
+            transport.look(queue);
+        }
+    }
+
+    /// Changes what the configuration space shows, and tells the driver. No configuration access comes between: do not call this
+    /// from the methods of [`VirtioDevice`], nor under a lock that they take.
+    pub fn change_config(&self, change: impl FnOnce()) {
+        if let Some(transport) = self.0.upgrade() {
+            let mut change = Some(change);
+            transport.change_config(&mut || {
+                if let Some(change) = change.take() {
+                    change();
+                }
+            });
+        }
+    }
+
+    /// The device cannot go on: it needs a reset, and the driver is told so.
+    pub fn fail(&self, reason: impl Into<String>) {
+        if let Some(transport) = self.0.upgrade() {
+            transport.fail(Fault::Host(reason.into()));
+        }
+    }
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
     }
 }
 

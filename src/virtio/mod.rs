@@ -1,4 +1,20 @@
-//! temp
+//! Virtio 1.2: virtqueues, transports, and one folder a device.
+//!
+//! ```text
+//! device  --->  queue (suppression decides)  --->  transport (status bit, then the line)  --->  Interrupt
+//! ```
+//!
+//! A device implements [`VirtioDevice`]; it sees its queues and its configuration space, and no vector, status register
+//! or line. A [`transport`] owns the device, decodes registers and carries the status machine. Publishing a used buffer,
+//! deciding whether the driver wants to hear of it and signalling it are one call, [`queue::Queue::complete`].
+
+pub mod block;
+pub mod device;
+pub mod entropy;
 pub mod features;
 pub mod queue;
-pub use queue::*;
+pub mod transport;
+
+pub use device::{DeviceId, Queues, SharedMemoryRegion, VirtioDevice};
+pub use queue::{Queue, QueueError, QueueIndex, Round};
+pub use transport::{mmio::VirtioMmio, pci::VirtioPci};

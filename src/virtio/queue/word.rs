@@ -105,8 +105,8 @@ impl Word {
         self.bits() & STOPS != 0
     }
 
-    pub fn is_kicked(&self) -> bool {
-        self.bits() & KICKED != 0
+    pub fn is_stopped_for(&self, reason: Stop) -> bool {
+        self.bits() & reason as u64 != 0
     }
 
     /// How many chains are out.
@@ -124,7 +124,11 @@ impl Word {
 
     /// There is a handler from here on, and its queue is to be looked at. No thread serves it.
     pub fn start(&self) {
-        self.bits.fetch_or(RUNS | KICKED, Ordering::SeqCst);
+        let _ = self.update(|bits| {
+            // There is nothing yet of which it would have to be told.
+            let told = if bits & STOPS != 0 { TOLD } else { 0 };
+            Some(bits | RUNS | KICKED | told)
+        });
     }
 
     /// The handler is gone. The queue was still.

@@ -1,0 +1,182 @@
+//! A queue that runs: its handler and who serves it.
+
+use std::{
+    cell::Cell,
+    mem,
+    sync::{Arc, Mutex, TryLockError},
+};
+
+use super::SharedWord;
+use crate::{
+    sync::lock,
+    virtio::{
+        device::QueueHandler,
+        queue::{Begin, End, Face, Fault, Queue, QueueCounters, Rest, Stillness, Stop, Word},
+    },
+};
+
+/// A handler and its queue. Fields drop in this order: chains that the handler keeps go back first.
+pub(crate) struct Running {
+    pub handler: Box<dyn QueueHandler>,
+    pub queue: Queue,
+}
+
+pub(crate) struct Lane {
+    pub word: SharedWord,
+    /// Locked by who serves, or when it is still.
+    running: Mutex<Option<Running>>,
+    /// What can be asked while it is served.
+    face: Mutex<Option<Face>>,
+}
+
+thread_local! {
+    /// How many lanes this thread is serving, one inside the other.
+    static SERVING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Whether this thread is inside a round, of whatever device: it does not wait for another then, which could wait for this one.
+pub(crate) fn is_serving() -> bool {
+    SERVING.get() != 0
+}
+
+/// A thread's turn at a lane. Dropped by a panic, it leaves the lane to the next that comes.
+struct Turn<'a>(&'a Word);
+
+impl<'a> Turn<'a> {
+    fn new(word: &'a Word) -> Self {
+        SERVING.set(SERVING.get() + 1);
+        Self(word)
+    }
+
+    fn leave(self) {
+        SERVING.set(SERVING.get() - 1);
+        mem::forget(self);
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        SERVING.set(SERVING.get() - 1);
+        self.0.abandon();
+    }
+}
+
+impl Lane {
+    pub fn new(stillness: crate::sync::Arc<Stillness>) -> Self {
+        Self {
+            word: Arc::new(Word::new(stillness)),
+            running: Mutex::new(None),
+            face: Mutex::new(None),
+        }
+    }
+
+    /// The driver has enabled the queue.
+    pub fn start(&self, running: Running) {
+        *lock(&self.face) = Some(running.queue.face());
+        *lock(&self.running) = Some(running);
+        self.word.start();
+    }
+
+    /// Takes the handler and the queue away. The lane is still.
+    pub fn finish(&self) {
+        let running = lock(&self.running).take();
+        *lock(&self.face) = None;
+        self.word.finish();
+        // Outside of the lock: a handler's own.
+        drop(running);
+    }
+
+    /// Serves the lane if it is marked. `patient`: waits for the round of another thread, if nobody does so yet. `stay`: goes on
+    /// until nothing is left or another thread relieves this one. Whether there was a round.
+    #[inline]
+    pub fn serve(&self, patient: bool, stay: bool, fail: &dyn Fn(Fault)) -> bool {
+        if self.word.begin(patient && !is_serving()) == Begin::Leave {
+            return false;
+        }
+        let turn = Turn::new(&self.word);
+        loop {
+            let more = match self.round() {
+                Ok(rest) => rest == Rest::More,
+                Err(fault) => {
+                    fail(fault);
+                    false
+                }
+            };
+            match self.word.end(more, stay) {
+                End::Again => continue,
+                End::Leave => break,
+                End::Tell => {
+                    self.tell();
+                    let _ = self.word.end(false, false);
+                    break;
+                }
+            }
+        }
+        turn.leave();
+        true
+    }
+
+    #[inline]
+    fn round(&self) -> Result<Rest, Fault> {
+        let mut running = lock(&self.running);
+        let Some(Running { handler, queue }) = &mut *running else {
+            return Ok(Rest::Drained);
+        };
+        let mut round = queue.begin(self.word.is_stopped())?;
+        handler.serve(&mut round)?;
+        Ok(round.end()?)
+    }
+
+    /// Lets nobody begin from here on, and has the handler told of it.
+    pub fn stop(&self, reason: Stop) {
+        if self.word.stop(reason) == End::Tell {
+            let turn = Turn::new(&self.word);
+            self.tell();
+            let _ = self.word.end(false, false);
+            turn.leave();
+        }
+    }
+
+    /// Tells the handler of a stop. This thread serves the lane.
+    fn tell(&self) {
+        if let Some(Running { handler, queue }) = &mut *lock(&self.running) {
+            handler.pause();
+            queue.let_go();
+        }
+        self.word.told();
+    }
+
+    /// Nothing is written to the ring any more.
+    pub fn close(&self) {
+        if let Some(face) = &*lock(&self.face) {
+            face.close();
+        }
+    }
+
+    pub fn counters(&self) -> Option<QueueCounters> {
+        lock(&self.face).as_ref().map(Face::counters)
+    }
+
+    /// Guest memory has changed: lets go of what is no longer in it. A round that is under way is followed by another one.
+    pub fn memory_changed(&self) {
+        match self.running.try_lock() {
+            Ok(mut running) => {
+                if let Some(Running { queue, .. }) = &mut *running {
+                    queue.let_go();
+                }
+            }
+            Err(TryLockError::Poisoned(poisoned)) => {
+                if let Some(Running { queue, .. }) = &mut *poisoned.into_inner() {
+                    queue.let_go();
+                }
+            }
+            Err(TryLockError::WouldBlock) => {}
+        }
+        self.word.kick();
+    }
+
+    /// The queue's state, if it runs. The lane is still.
+    pub fn save(&self) -> Option<crate::virtio::queue::QueueState> {
+        lock(&self.running).as_ref().map(|running| running.queue.save())
+    }
+}

@@ -1,0 +1,100 @@
+//! Who serves a queue, and when: kicks, rounds, and bringing queues to rest. Knows no register.
+//!
+//! Each queue that the driver enables has a *lane*: its handler, and the [word](crate::virtio::queue) that all threads agree on.
+//! Lanes know nothing of each other, so queues are served at the same time and wait for themselves alone.
+//!
+//! A lane is **stopped** by setting a reason in its word: nobody begins a round from there on, the handler is told, and chains that are
+//! out come back. When all that has happened the lane is *still*: the device changes no byte of guest memory for it, and no signal is
+//! under way. A pause, a queue's reset, the device's, a bus that does not let it at memory: they differ in the reason alone, and in
+//! what is done when it is still.
+//!
+//! *Lock order*, from the first to the last: registers, control face, lane, what the device has of its own, the used side of a queue.
+//! Interrupts are triggered under at most the lane (and, if no chain is out, its used side): what they call may kick and mark, and
+//! never waits.
+
+mod lane;
+#[cfg(all(test, loom))]
+mod loom_tests;
+
+use std::sync::Arc;
+#[cfg(not(loom))]
+use std::time::Instant;
+
+use super::queue::{Fault, QueueIndex, Stillness, Stop};
+
+pub(crate) use lane::{Lane, Running, is_serving};
+
+/// The lanes of a device.
+pub(crate) struct Lanes {
+    lanes: Box<[Lane]>,
+    pub stillness: crate::sync::Arc<Stillness>,
+}
+
+impl Lanes {
+    pub fn new(queues: usize) -> Self {
+        let stillness = crate::sync::Arc::new(Stillness::default());
+        Self {
+            lanes: (0..queues).map(|_| Lane::new(crate::sync::Arc::clone(&stillness))).collect(),
+            stillness,
+        }
+    }
+
+    pub fn get(&self, index: usize) -> Option<&Lane> {
+        self.lanes.get(index)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (QueueIndex, &Lane)> {
+        (0..).map(QueueIndex).zip(&self.lanes)
+    }
+
+    /// A round of each marked lane in turn, until none is marked or others are at them.
+    pub fn run(&self, fail: &dyn Fn(Fault)) {
+        // Not `any`, which would stop at the first.
+        while self.lanes.iter().filter(|lane| lane.serve(false, false, fail)).count() != 0 {}
+    }
+
+    /// Stops all lanes.
+    pub fn stop(&self, reason: Stop) {
+        self.lanes.iter().for_each(|lane| lane.stop(reason));
+    }
+
+    pub fn resume(&self, reason: Stop) {
+        self.lanes.iter().for_each(|lane| lane.word.resume(reason));
+    }
+
+    pub fn are_still(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.word.is_still())
+    }
+
+    /// Which queues have chains out, and how many.
+    pub fn waiting(&self) -> Vec<(QueueIndex, u64)> {
+        let busy = self.iter().filter(|(_, lane)| !lane.word.is_still());
+        busy.map(|(index, lane)| (index, lane.word.chains())).collect()
+    }
+
+    /// Waits until the lanes are still: all of them, or the one with this index. Not while this thread serves one. Whether they are.
+    #[cfg(not(loom))]
+    pub fn wait(&self, index: Option<usize>, deadline: Option<Instant>) -> bool {
+        let still = || match index {
+            Some(index) => self.lanes[index].word.is_still(),
+            None => self.are_still(),
+        };
+        match deadline {
+            _ if still() => true,
+            _ if is_serving() => false,
+            Some(deadline) => self.stillness.wait_until(deadline, still),
+            None => {
+                self.stillness.wait(still);
+                true
+            }
+        }
+    }
+
+    #[cfg(loom)]
+    pub fn wait(&self, _: Option<usize>, _: Option<std::time::Instant>) -> bool {
+        self.are_still()
+    }
+}
+
+/// Shared by who made it and who waits.
+pub(crate) type SharedWord = Arc<super::queue::Word>;

@@ -1,0 +1,58 @@
+//! What devices keep for their guests, as plain data.
+
+use super::{block::BlockState, entropy::EntropyState};
+
+/// The state of a device without its transport.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceState {
+    /// It keeps nothing.
+    None,
+    /// A [block device](super::block::Block).
+    Block(BlockState),
+    /// An [entropy device](super::entropy::Entropy).
+    Entropy(EntropyState),
+    /// A device of somebody else.
+    Other {
+        /// Of the format of `data`: the device knows it.
+        version: u32,
+        /// What the device makes of its state.
+        data: Vec<u8>,
+    },
+}
+
+impl DeviceState {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Block(_) => "a block device's",
+            Self::Entropy(_) => "an entropy device's",
+            Self::Other { .. } => "one of a foreign format",
+        }
+    }
+}
+
+/// A saved state is refused; the device is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceStateError {
+    /// It is of another kind of device.
+    #[error("the state is {saved}: {needed} is needed")]
+    Kind {
+        /// What it is.
+        saved: &'static str,
+        /// What would do.
+        needed: &'static str,
+    },
+    /// It is of such a device, and this one was made otherwise.
+    #[error("the device was made otherwise: {0}")]
+    Otherwise(String),
+}
+
+impl DeviceStateError {
+    /// `state` is not the kind that is `needed`.
+    pub fn kind(state: &DeviceState, needed: &'static str) -> Self {
+        let saved = state.name();
+        Self::Kind { saved, needed }
+    }
+}
