@@ -312,10 +312,11 @@ const DIRECT_ALIGNMENT: u32 = 4096;
 
 /// How direct I/O on a file goes, with what follows for its limits.
 fn direct(file: &File, kind: Kind, limits: &mut Limits) -> Direct {
-    let (block, memory) = sys::direct_alignment(file).unwrap_or_else(|| match kind {
-        Kind::Regular => (DIRECT_ALIGNMENT, DIRECT_ALIGNMENT),
-        Kind::BlockDevice => (limits.logical_block, limits.logical_block),
-    });
+    let untold = match kind {
+        Kind::Regular => DIRECT_ALIGNMENT,
+        Kind::BlockDevice => limits.logical_block,
+    };
+    let (block, memory) = sys::direct_alignment(file).unwrap_or((untold, untold));
     limits.physical_block = limits.physical_block.max(block);
     Direct::new(block as usize, memory as usize)
 }

@@ -346,6 +346,44 @@ fn direct_io_on_a_file_whose_last_block_is_not_whole_is_for_reading() {
 }
 
 #[test]
+fn the_whole_blocks_of_a_range_are_given_back() {
+    let file = Temporary::new(&pattern(1 << 20));
+    let device = match LoopDevice::new(&file, 4096) {
+        Ok(device) => device,
+        Err(why) => return skipped(why),
+    };
+    let holes = File::options().write(true).open(&file).unwrap();
+    if if_supported(sys::punch_hole(&holes, 4096, 4096)).is_none() {
+        return skipped("no holes in files here");
+    }
+    let storage = FileStorage::open(&device).unwrap();
+    type Change = fn(&FileStorage, u64, u64) -> io::Result<()>;
+    let changes: [Change; 2] = [
+        |storage, offset, len| storage.discard(offset, len),
+        |storage, offset, len| storage.write_zeroes(offset, len, true),
+    ];
+    for change in changes {
+        let mut data = pattern(1 << 20);
+        let slice = VolatileSlice::from(&mut data[..]);
+        transfer(&[slice], 0, |offset, rest| storage.write_at(offset, rest))
+            .1
+            .unwrap();
+        storage.flush().unwrap();
+        let before = fs::metadata(&file).unwrap().blocks();
+        // All but a sector at each end, which are parts of blocks.
+        change(&storage, 512, (1 << 20) - 1024).unwrap();
+        storage.flush().unwrap();
+        let after = fs::metadata(&file).unwrap().blocks();
+        assert!(after + 2000 < before, "{before} blocks before, {after} after");
+        assert_eq!(read(&storage, 0, 512).unwrap(), pattern(512));
+        assert_eq!(
+            read(&storage, (1 << 20) - 512, 512).unwrap(),
+            pattern(1 << 20)[(1 << 20) - 512..]
+        );
+    }
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn the_limits_are_those_of_the_host() {
     let file = Temporary::new(&pattern(1 << 20));
