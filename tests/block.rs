@@ -2,8 +2,14 @@
 
 #[path = "support/disk.rs"]
 mod disk;
+#[cfg(target_os = "linux")]
+#[path = "support/host_file.rs"]
+mod host_file;
 #[path = "support/ring.rs"]
 mod ring;
+#[cfg(target_os = "linux")]
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -12,7 +18,7 @@ use devisor::{
     interrupt::{NoInterrupt, from_fn},
     virtio::{
         QueueError, VirtioMmio,
-        block::{Block, BlockError, BlockOptions, Geometry, MemoryStorage, RangeLimits, Topology},
+        block::{Block, BlockError, BlockOptions, Geometry, Limits, MemoryStorage, RangeLimits, Topology},
         features,
         transport::{
             mmio::Line,
@@ -636,7 +642,7 @@ fn writeback_takes_zero_and_one_from_who_negotiated_it_until_reset() {
 #[test]
 fn the_configuration_space_is_that_of_the_specification() {
     let options = BlockOptions {
-        block_size: 4096,
+        block_size: Some(4096),
         queues: 3,
         queue_size: 64,
         size_max: Some(0x1_0000),
@@ -655,7 +661,7 @@ fn the_configuration_space_is_that_of_the_specification() {
             max_sectors: 0x0708_090a,
             max_segments: 11,
         }),
-        discard_alignment: 8,
+        discard_alignment: Some(8),
         write_zeroes: Some(RangeLimits {
             max_sectors: 0x0b0c_0d0e,
             max_segments: 12,
@@ -724,6 +730,79 @@ fn a_storage_that_cannot_discard_does_not_offer_it() {
     assert_eq!(disk.config(56, 1), [0]);
 }
 
+/// A storage with these limits, and its disk.
+fn over_limits(limits: Limits, options: BlockOptions) -> Disk {
+    Disk::over(Arc::new(Rigged::with_limits(256, limits)), options)
+}
+
+const LIMITS: Limits = Limits {
+    logical_block: 4096,
+    physical_block: 16384,
+    alignment_offset: 8192,
+    minimum_io: 65536,
+    optimal_io: 1 << 20,
+    discard_granularity: 32768,
+};
+
+/// `blk_size`, `physical_block_exp`, `alignment_offset`, `min_io_size`, `opt_io_size` and `discard_sector_alignment`.
+fn told(disk: &Disk) -> (u32, u8, u8, u16, u32, u32) {
+    let le32 = |at| u32::from_le_bytes(disk.config(at, 4).try_into().unwrap());
+    let [exp, offset, min_low, min_high] = disk.config(24, 4).try_into().unwrap();
+    let min = u16::from_le_bytes([min_low, min_high]);
+    (le32(20), exp, offset, min, le32(28), le32(44))
+}
+
+#[test]
+fn the_limits_of_the_storage_are_told_where_the_options_leave_them_open() {
+    let disk = over_limits(LIMITS, BlockOptions::default());
+    assert_eq!(told(&disk), (4096, 2, 2, 16, 256, 64));
+    assert_ne!(disk.offered() & F_TOPOLOGY, 0);
+    // In blocks of another size they are other numbers, and no discard is smaller than a block.
+    let in_blocks = |size| BlockOptions {
+        block_size: Some(size),
+        ..BlockOptions::default()
+    };
+    assert_eq!(told(&over_limits(LIMITS, in_blocks(512))), (512, 5, 16, 128, 2048, 64));
+    assert_eq!(told(&over_limits(LIMITS, in_blocks(65536))), (65536, 0, 0, 1, 16, 128));
+    let topology = Topology {
+        optimal_io_blocks: 9,
+        ..Topology::default()
+    };
+    let chosen = BlockOptions {
+        topology: Some(topology),
+        discard_alignment: Some(3),
+        ..BlockOptions::default()
+    };
+    assert_eq!(told(&over_limits(LIMITS, chosen)), (4096, 0, 0, 0, 9, 3));
+    // A storage with nothing to say, and an embedder who wants nothing said.
+    for (limits, topology) in [(Limits::default(), None), (LIMITS, Some(Topology::default()))] {
+        let options = BlockOptions {
+            topology,
+            ..BlockOptions::default()
+        };
+        assert_eq!(over_limits(limits, options).offered() & F_TOPOLOGY, 0);
+    }
+}
+
+#[test]
+fn limits_that_have_no_room_in_the_configuration_space_are_cut_or_left_out() {
+    let limits = |alignment_offset, minimum_io| Limits {
+        alignment_offset,
+        minimum_io,
+        logical_block: 512,
+        ..LIMITS
+    };
+    let told = |limits| told(&over_limits(limits, BlockOptions::default()));
+    // Where the first physical block is cannot be said: not a block, or too far.
+    for offset in [100, 256 * 512, u32::MAX] {
+        assert_eq!(told(limits(offset, 1024)), (512, 0, 0, 2, 2048, 64), "{offset}");
+    }
+    assert_eq!(told(limits(255 * 512, u32::MAX)), (512, 5, 255, u16::MAX, 2048, 64));
+    let odd = Rigged::with_limits(16, Limits::of_blocks(1000));
+    let refused = Block::new(odd, BlockOptions::default());
+    assert!(matches!(refused, Err(BlockError::BlockSize(1000))));
+}
+
 #[test]
 fn a_capacity_is_rounded_down_to_whole_blocks() {
     for (bytes, block_size, sectors) in [
@@ -735,7 +814,7 @@ fn a_capacity_is_rounded_down_to_whole_blocks() {
         (8192, 4096, 16),
     ] {
         let options = BlockOptions {
-            block_size,
+            block_size: Some(block_size),
             ..BlockOptions::default()
         };
         let block = Block::new(MemoryStorage::new(bytes), options).unwrap();
@@ -770,10 +849,10 @@ fn options_out_of_range_are_refused() {
     for (message, expected) in [
         (refused(&|o| o.id = "a".repeat(21)), "up to 20 bytes"),
         (refused(&|o| o.id = "ö".into()), "ASCII"),
-        (refused(&|o| o.block_size = 256), "from 512 to 65536"),
-        (refused(&|o| o.block_size = 0), "from 512 to 65536"),
-        (refused(&|o| o.block_size = 1000), "power of two"),
-        (refused(&|o| o.block_size = 1 << 17), "from 512 to 65536"),
+        (refused(&|o| o.block_size = Some(256)), "from 512 to 65536"),
+        (refused(&|o| o.block_size = Some(0)), "from 512 to 65536"),
+        (refused(&|o| o.block_size = Some(1000)), "power of two"),
+        (refused(&|o| o.block_size = Some(1 << 17)), "from 512 to 65536"),
         (refused(&|o| o.queues = 0), "at least one"),
         (refused(&|o| o.queue_size = 0), "power of two from 4"),
         (refused(&|o| o.queue_size = 2), "power of two from 4"),
@@ -782,7 +861,10 @@ fn options_out_of_range_are_refused() {
         (refused(&|o| o.discard = limits(0, 1)), "max_discard_sectors is 0"),
         (refused(&|o| o.discard = limits(1, 0)), "max_discard_seg is 0"),
         (refused(&|o| o.discard = limits(1, 1025)), "1 to 1024"),
-        (refused(&|o| o.discard_alignment = 0), "discard_sector_alignment is 0"),
+        (
+            refused(&|o| o.discard_alignment = Some(0)),
+            "discard_sector_alignment is 0",
+        ),
         (
             refused(&|o| o.write_zeroes = limits(0, 1)),
             "max_write_zeroes_sectors is 0",
@@ -831,11 +913,160 @@ fn a_storage_that_grew_is_restored_as_the_guest_knows_it_and_a_shrunk_one_refuse
 }
 
 #[test]
+fn what_the_guest_was_told_stays_over_a_storage_with_other_limits() {
+    let disk = over_limits(LIMITS, BlockOptions::default());
+    let state = disk.block.save();
+    // A plain one that can neither discard nor unmap, and is asked to all the same.
+    let plain = Arc::new(Rigged::new(256));
+    plain.no_discard.store(true, Ordering::SeqCst);
+    let mut restored = Disk::from_block(Block::restore(Arc::clone(&plain), &state).unwrap(), plain);
+    assert_eq!(restored.offered(), disk.offered());
+    assert_eq!(restored.config(0, 60), disk.config(0, 60));
+    assert_eq!(restored.block.save(), state);
+    assert_eq!(restored.request(T_DISCARD, 0, &segment(0, 1, 0), 0).0, OK);
+
+    // And the other way round: nothing new is offered.
+    let storage = Rigged::new(256);
+    storage.no_discard.store(true, Ordering::SeqCst);
+    let poor = Disk::over(Arc::new(storage), BlockOptions::default());
+    let rich = Arc::new(Rigged::with_limits(256, LIMITS));
+    let restored = Disk::from_block(Block::restore(Arc::clone(&rich), &poor.block.save()).unwrap(), rich);
+    assert_eq!(restored.offered(), poor.offered());
+    assert_eq!(restored.config(0, 60), poor.config(0, 60));
+}
+
+#[test]
+fn a_disk_that_could_be_written_is_not_restored_over_a_storage_that_cannot() {
+    let read_only = || {
+        let storage = Rigged::new(16);
+        storage.read_only.store(true, Ordering::SeqCst);
+        storage
+    };
+    let refused = Block::restore(read_only(), &Disk::new(16).block.save());
+    assert!(matches!(refused, Err(BlockError::ReadOnly)));
+    // One that could not stays so.
+    let state = Block::new(read_only(), BlockOptions::default()).unwrap().save();
+    let storage = Arc::new(Rigged::new(16));
+    let mut restored = Disk::from_block(Block::restore(Arc::clone(&storage), &state).unwrap(), storage);
+    assert_eq!(restored.offered() & F_RO, F_RO);
+    assert_eq!(restored.write(0, &[1; 512]), IOERR);
+}
+
+#[test]
 fn a_state_with_impossible_options_is_refused() {
     let mut state = Disk::new(16).block.save();
     state.options.queue_size = 3;
     let refused = Block::restore(MemoryStorage::new(16 * 512), &state);
     assert!(matches!(refused, Err(BlockError::QueueSize(3))));
+}
+
+// Over the host's files and devices.
+
+#[cfg(target_os = "linux")]
+mod host_storage {
+    use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt};
+
+    use super::*;
+    use devisor::virtio::block::FileStorage;
+    use host_file::{LoopDevice, Temporary};
+    use skip::skipped;
+
+    /// A disk over a storage that keeps no log.
+    fn over_host(storage: FileStorage) -> Disk {
+        let block = Block::new(storage, BlockOptions::default()).unwrap();
+        Disk::from_block(block, Arc::new(Rigged::new(0)))
+    }
+
+    /// A block device of 256 sectors in blocks of 4096 bytes, with [`pattern`] on it.
+    fn device_of_4k_blocks() -> Option<(LoopDevice, Temporary)> {
+        let file = Temporary::new(&pattern(256 * 512));
+        match LoopDevice::new(&file, 4096) {
+            Ok(device) => Some((device, file)),
+            Err(why) => {
+                skipped(why);
+                None
+            }
+        }
+    }
+
+    /// Both ways to use it: by the host's cache, and past it.
+    fn open_cached_and_direct(device: &LoopDevice) -> [FileStorage; 2] {
+        let open = |flags| {
+            let mut options = OpenOptions::new();
+            let file = options.read(true).write(true).custom_flags(flags).open(device).unwrap();
+            FileStorage::new(file).unwrap()
+        };
+        [open(0), open(libc::O_DIRECT)]
+    }
+
+    #[test]
+    fn a_sector_of_a_host_block_is_zeroed_and_its_discard_does_nothing() {
+        let Some((device, file)) = device_of_4k_blocks() else {
+            return;
+        };
+        for storage in open_cached_and_direct(&device) {
+            let mut disk = over_host(storage);
+            assert_eq!(disk.write(0, &pattern(256 * 512)), OK);
+            let mut expected = pattern(256 * 512);
+            assert_eq!(disk.request(T_DISCARD, 0, &segment(9, 1, 0), 0).0, OK);
+            assert_eq!(disk.read(0, 256 * 512), (OK, expected.clone()));
+            // A sector, across two blocks, and from the middle of one to the middle of another with whole ones between.
+            for (sector, sectors, unmap) in [(9, 1, 0), (17, 1, 1), (30, 4, 0), (45, 50, 0), (101, 70, 1)] {
+                let segment = segment(sector, sectors, unmap);
+                assert_eq!(
+                    disk.request(T_WRITE_ZEROES, 0, &segment, 0).0,
+                    OK,
+                    "{sectors} at {sector}"
+                );
+                expected[sector as usize * 512..][..sectors as usize * 512].fill(0);
+                assert_eq!(disk.read(0, 256 * 512), (OK, expected.clone()), "{sectors} at {sector}");
+            }
+            // What a discard leaves is undefined; around it nothing changes.
+            assert_eq!(disk.request(T_DISCARD, 0, &segment(201, 30, 0), 0).0, OK);
+            let contents = disk.read(0, 256 * 512).1;
+            assert_eq!(contents[..201 * 512], expected[..201 * 512]);
+            assert_eq!(contents[231 * 512..], expected[231 * 512..]);
+            assert_eq!(disk.request(T_FLUSH, 0, &[], 0).0, OK);
+            assert_eq!(file.contents(), contents);
+            assert_eq!(disk.block.storage_failures().count, 0);
+        }
+    }
+
+    #[test]
+    fn a_sector_of_a_host_block_is_read_and_written() {
+        let Some((device, _file)) = device_of_4k_blocks() else {
+            return;
+        };
+        for (storage, fill) in open_cached_and_direct(&device).into_iter().zip([7, 8]) {
+            let mut disk = over_host(storage);
+            let mut expected = disk.read(0, 256 * 512).1;
+            for (sector, sectors) in [(9, 1), (15, 2), (24, 8), (33, 101), (255, 1)] {
+                assert_eq!(
+                    disk.write(sector, &vec![fill; sectors * 512]),
+                    OK,
+                    "{sectors} at {sector}"
+                );
+                let range = sector as usize * 512..(sector as usize + sectors) * 512;
+                expected[range.clone()].fill(fill);
+                assert_eq!(disk.read(sector, sectors * 512), (OK, expected[range].to_vec()));
+                assert_eq!(disk.read(0, 256 * 512), (OK, expected.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_guest_is_told_the_blocks_of_the_host() {
+        let Some((device, _file)) = device_of_4k_blocks() else {
+            return;
+        };
+        for storage in open_cached_and_direct(&device) {
+            let disk = over_host(storage);
+            assert_eq!(disk.config(20, 4), 4096_u32.to_le_bytes(), "blk_size");
+            // A multiple of eight sectors.
+            let alignment = u32::from_le_bytes(disk.config(44, 4).try_into().unwrap());
+            assert!(alignment != 0 && alignment.is_multiple_of(8), "{alignment}");
+        }
+    }
 }
 
 // Behind virtio-mmio.

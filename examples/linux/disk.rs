@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use devisor::virtio::block::{Abilities, Storage};
+use devisor::virtio::block::{Abilities, Limits, Storage};
 use vm_memory::VolatileSlice;
 
 /// Passes everything on to `S`, and notes when something is read: only so can code get into RAM that the core has not
@@ -32,6 +32,10 @@ impl<S: Storage> Storage for NotedReads<S> {
 
     fn abilities(&self) -> Abilities {
         self.storage.abilities()
+    }
+
+    fn limits(&self) -> Limits {
+        self.storage.limits()
     }
 
     fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {

@@ -11,7 +11,7 @@ use std::{
 
 use devisor::virtio::{
     Queue, QueueError, QueueIndex, Queues, Round, VirtioDevice,
-    block::{Abilities, Block, BlockOptions, MemoryStorage, Storage},
+    block::{Abilities, Block, BlockOptions, Limits, MemoryStorage, Storage},
     features,
     queue::VirtioInterrupt,
 };
@@ -31,6 +31,7 @@ pub const IOERR: u8 = 1;
 pub const UNSUPP: u8 = 2;
 
 pub const F_RO: u64 = 1 << 5;
+pub const F_TOPOLOGY: u64 = 1 << 10;
 pub const F_FLUSH: u64 = 1 << 9;
 pub const F_CONFIG_WCE: u64 = 1 << 11;
 pub const F_MQ: u64 = 1 << 12;
@@ -101,6 +102,7 @@ pub struct Rigged {
     pub data: MemoryStorage,
     pub read_only: AtomicBool,
     pub no_discard: AtomicBool,
+    limits: Limits,
     /// Transfers move this many bytes at most.
     pub at_most: AtomicUsize,
     /// Every so manieth transfer is interrupted before it begins; zero is never.
@@ -122,6 +124,14 @@ impl Rigged {
             data: pattern(sectors * 512).into(),
             at_most: AtomicUsize::new(usize::MAX),
             ..Self::default()
+        }
+    }
+
+    /// So many sectors, and these limits.
+    pub fn with_limits(sectors: usize, limits: Limits) -> Self {
+        Self {
+            limits,
+            ..Self::new(sectors)
         }
     }
 
@@ -203,6 +213,10 @@ impl Storage for Rigged {
             discard,
             unmap: discard,
         }
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
     }
 
     fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {

@@ -1,26 +1,37 @@
 //! A storage in a file or on a block device of the host.
 
+mod sys;
+
 use std::{
     fs::{File, OpenOptions},
     io::{self, Seek, SeekFrom},
+    ops::Range,
     os::{
         fd::{AsRawFd, RawFd},
-        unix::fs::FileTypeExt,
+        unix::fs::{FileTypeExt, MetadataExt},
     },
     path::Path,
 };
 
 use vm_memory::VolatileSlice;
 
-use super::{Abilities, Storage, storage};
+use super::{Abilities, Limits, Storage, direct::Direct, storage};
 
 /// A storage in a regular file or on a block device: vectored I/O at a position, straight between the file and guest
 /// memory.
 ///
 /// *Capacity*: the size of the file or device. What is left over after the last whole block is out of the guest's reach
 /// and stays as it is. *Flush* is `fdatasync`. *Discard* punches a hole or is passed on to the device; where the host
-/// cannot do it, nothing happens. *Write zeroes* is the host's own if it has one, and zeros are written if not. The file's
-/// position is not used, and the file is not locked: that nobody else writes it is the embedder's care.
+/// cannot do it, nothing happens. *Write zeroes* is the host's own if it has one, and zeros are written if not; also to
+/// the parts of blocks at both ends of a range, if the host's own is for whole blocks. The file's position is not used,
+/// and the file is not locked: that nobody else writes it is the embedder's care.
+///
+/// *Limits*: those of a block device are the kernel's word. A regular file has blocks of 512 bytes, as nobody knows in
+/// what blocks its partitions were counted, and the file system's block as minimum I/O and discard granularity.
+///
+/// *Direct I/O*: a file that is open with `O_DIRECT` is used with it. Buffers that are aligned as the host wants them go
+/// straight, others through at most 64 KiB (or one block) at a time. Writing a part of a block reads the block, and
+/// keeps other writes through the same storage waiting; a guest is told the host's block, so that it need not do so.
 ///
 /// ```no_run
 /// use devisor::virtio::block::{Block, BlockOptions, FileStorage};
@@ -33,6 +44,9 @@ pub struct FileStorage {
     file: File,
     kind: Kind,
     read_only: bool,
+    limits: Limits,
+    /// If the file is open for direct I/O.
+    direct: Option<Direct>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +71,16 @@ pub enum FileError {
     /// It was opened for appending, where Linux writes to the end whatever the position.
     #[error("the file is open for appending: it must be open without O_APPEND")]
     Append,
-    /// It was opened for direct I/O, whose alignment a guest's buffers need not have.
-    #[error("the file is open for direct I/O: it must be open without O_DIRECT")]
-    Direct,
+    /// It is open for direct I/O and for writing, and its last block is not whole: the host would make it so.
+    #[error(
+        "{len} bytes are no whole blocks of {block}, and the file is open for direct I/O: it must be without O_DIRECT"
+    )]
+    DirectLength {
+        /// Bytes of the file.
+        len: u64,
+        /// Bytes of a block.
+        block: usize,
+    },
 }
 
 impl FileStorage {
@@ -84,7 +105,8 @@ impl FileStorage {
     /// # Errors
     /// It is neither, or is open in a way that does not serve.
     pub fn new(file: File) -> Result<Self, FileError> {
-        let file_type = file.metadata()?.file_type();
+        let metadata = file.metadata()?;
+        let file_type = metadata.file_type();
         let kind = if file_type.is_file() {
             Kind::Regular
         } else if file_type.is_block_device() {
@@ -104,14 +126,64 @@ impl FileStorage {
         if flags & libc::O_APPEND != 0 {
             return Err(FileError::Append);
         }
-        if flags & sys::O_DIRECT != 0 {
-            return Err(FileError::Direct);
-        }
-        Ok(Self {
+        let mut limits = match kind {
+            Kind::Regular => file_limits(metadata.blksize()),
+            Kind::BlockDevice => sys::device_limits(&file),
+        };
+        let direct = (flags & sys::O_DIRECT != 0).then(|| direct(&file, kind, &mut limits));
+        let storage = Self {
             file,
             kind,
             read_only: access == libc::O_RDONLY,
-        })
+            limits,
+            direct,
+        };
+        if let Some(direct) = &storage.direct
+            && !storage.read_only
+        {
+            let (len, block) = (storage.len()?, direct.block());
+            if !len.is_multiple_of(block as u64) {
+                return Err(FileError::DirectLength { len, block });
+            }
+        }
+        Ok(storage)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        match self.kind {
+            Kind::Regular => Ok(self.file.metadata()?.len()),
+            // Its metadata has no length. The position that this moves is nobody's.
+            Kind::BlockDevice => (&self.file).seek(SeekFrom::End(0)),
+        }
+    }
+
+    /// The part of a range that the host discards and zeroes: a block device does so in blocks alone.
+    fn whole_blocks(&self, offset: u64, len: u64) -> io::Result<Range<u64>> {
+        let end = offset.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let block = match self.kind {
+            Kind::Regular => 1,
+            Kind::BlockDevice => u64::from(self.limits.logical_block),
+        };
+        // Where the next block would begin beyond all numbers, there is no whole one.
+        let start = offset.checked_next_multiple_of(block).unwrap_or(end);
+        Ok(start..start.max(end / block * block))
+    }
+
+    /// Has the host do something to whole blocks that it need not know. `None` if it does not, or there are none.
+    fn optional(&self, blocks: &Range<u64>, operation: Operation) -> Option<io::Result<()>> {
+        if blocks.is_empty() {
+            return None;
+        }
+        let _changing = self.direct.as_ref().map(Direct::change);
+        if_supported(operation(&self.file, blocks.start, blocks.end - blocks.start))
+    }
+
+    fn read_vectored(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        self.vectored(offset, buffers, libc::preadv)
+    }
+
+    fn write_vectored(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        self.vectored(offset, buffers, libc::pwritev)
     }
 
     /// One vectored transfer of as many buffers as the host takes.
@@ -149,10 +221,11 @@ const IOV_MAX: usize = 1024;
 
 impl Storage for FileStorage {
     fn capacity(&self) -> io::Result<u64> {
-        match self.kind {
-            Kind::Regular => Ok(self.file.metadata()?.len()),
-            // Its metadata has no length. The position that this moves is nobody's.
-            Kind::BlockDevice => (&self.file).seek(SeekFrom::End(0)),
+        let len = self.len()?;
+        match &self.direct {
+            // A file that grew: writing a part of its last block would make it grow again.
+            Some(direct) if !self.read_only => Ok(len - len % direct.block() as u64),
+            _ => Ok(len),
         }
     }
 
@@ -165,12 +238,25 @@ impl Storage for FileStorage {
         }
     }
 
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
     fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
-        self.vectored(offset, buffers, libc::preadv)
+        let read = |offset, buffers: &[VolatileSlice<'_>]| self.read_vectored(offset, buffers);
+        match &self.direct {
+            Some(direct) => direct.read(offset, buffers, read),
+            None => read(offset, buffers),
+        }
     }
 
     fn write_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
-        self.vectored(offset, buffers, libc::pwritev)
+        let read = |offset, buffers: &[VolatileSlice<'_>]| self.read_vectored(offset, buffers);
+        let write = |offset, buffers: &[VolatileSlice<'_>]| self.write_vectored(offset, buffers);
+        match &self.direct {
+            Some(direct) => direct.write(offset, buffers, read, write),
+            None => write(offset, buffers),
+        }
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -178,115 +264,92 @@ impl Storage for FileStorage {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        let done = match self.kind {
-            Kind::Regular => sys::punch_hole(&self.file, offset, len),
-            Kind::BlockDevice => sys::discard_device(&self.file, offset, len),
+        let blocks = self.whole_blocks(offset, len)?;
+        let operation = match self.kind {
+            Kind::Regular => sys::punch_hole,
+            Kind::BlockDevice => sys::discard_device,
         };
-        if_supported(done).unwrap_or(Ok(()))
+        self.optional(&blocks, operation).unwrap_or(Ok(()))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
-        let unmapped = may_unmap
-            .then(|| sys::punch_hole(&self.file, offset, len))
-            .and_then(if_supported);
-        let zeroed = || {
-            if_supported(match self.kind {
-                Kind::Regular => sys::zero_range(&self.file, offset, len),
-                Kind::BlockDevice => sys::zero_device(&self.file, offset, len),
-            })
+        let blocks = self.whole_blocks(offset, len)?;
+        let zero = match self.kind {
+            Kind::Regular => sys::zero_range,
+            Kind::BlockDevice => sys::zero_device,
         };
-        unmapped
-            .or_else(zeroed)
-            .unwrap_or_else(|| storage::write_zeros(self, offset, len))
-    }
-}
-
-/// `None` if the host or its file system has no such call, so that another way must be found.
-fn if_supported(result: io::Result<()>) -> Option<io::Result<()>> {
-    match &result {
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => None,
-        // A device driver that knows nothing of the request.
-        Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => None,
-        _ => Some(result),
-    }
-}
-
-#[cfg(target_os = "linux")]
-mod sys {
-    //! What only Linux has.
-
-    use std::{fs::File, io, os::fd::AsRawFd};
-
-    pub const O_DIRECT: libc::c_int = libc::O_DIRECT;
-
-    /// `BLKDISCARD` and `BLKZEROOUT` (linux/fs.h): `_IO(0x12, 119)` and `_IO(0x12, 127)`. Spelled out, because `_IO`
-    /// has a direction bit on MIPS, PowerPC and SPARC.
-    const BLKDISCARD: libc::Ioctl = NO_DIRECTION | 0x1277;
-    const BLKZEROOUT: libc::Ioctl = NO_DIRECTION | 0x127f;
-    const NO_DIRECTION: libc::Ioctl = libc::BLKSSZGET & !0xffff;
-
-    /// Also works on block devices, for those that then read as zeros.
-    pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<()> {
-        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        fallocate(file, mode, offset, len)
-    }
-
-    pub fn zero_range(file: &File, offset: u64, len: u64) -> io::Result<()> {
-        let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-        fallocate(file, mode, offset, len)
-    }
-
-    pub fn discard_device(file: &File, offset: u64, len: u64) -> io::Result<()> {
-        range_ioctl(file, BLKDISCARD, offset, len)
-    }
-
-    pub fn zero_device(file: &File, offset: u64, len: u64) -> io::Result<()> {
-        range_ioctl(file, BLKZEROOUT, offset, len)
-    }
-
-    fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
-        let signed = |value| libc::off_t::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
-        let (offset, len) = (signed(offset)?, signed(len)?);
-        // SAFETY: changes a file; no memory is involved.
-        uninterrupted(|| unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) })
-    }
-
-    fn range_ioctl(file: &File, request: libc::Ioctl, offset: u64, len: u64) -> io::Result<()> {
-        let range = [offset, len];
-        // SAFETY: both requests read two 64-bit numbers from the pointer, which `range` is.
-        uninterrupted(|| unsafe { libc::ioctl(file.as_raw_fd(), request, range.as_ptr()) })
-    }
-
-    /// Calls again as long as a signal interrupts the call.
-    fn uninterrupted(mut call: impl FnMut() -> libc::c_int) -> io::Result<()> {
-        loop {
-            if call() == 0 {
-                return Ok(());
+        let unmapped = may_unmap.then(|| self.optional(&blocks, sys::punch_hole)).flatten();
+        match unmapped.or_else(|| self.optional(&blocks, zero)) {
+            Some(zeroed) => {
+                zeroed?;
+                storage::write_zeros(self, offset, blocks.start - offset)?;
+                storage::write_zeros(self, blocks.end, offset + len - blocks.end)
             }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
+            None => storage::write_zeros(self, offset, len),
         }
     }
 }
 
-#[cfg(not(target_os = "linux"))]
-mod sys {
-    //! Other systems have none of it: discard does nothing, and zeros are written.
+/// Something that a host can do to a range of a file, or not.
+type Operation = fn(&File, u64, u64) -> io::Result<()>;
 
-    use std::{fs::File, io};
-
-    pub const O_DIRECT: libc::c_int = 0;
-
-    pub use self::{
-        unsupported as discard_device, unsupported as punch_hole, unsupported as zero_device, unsupported as zero_range,
-    };
-
-    pub fn unsupported(_: &File, _: u64, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+/// What is known of a regular file in a file system of such blocks.
+fn file_limits(file_system_block: u64) -> Limits {
+    let block = u32::try_from(file_system_block).unwrap_or(0);
+    let sectors = Limits::default();
+    match block.is_power_of_two() && block >= sectors.logical_block {
+        true => Limits {
+            minimum_io: block,
+            discard_granularity: block,
+            ..sectors
+        },
+        false => sectors,
     }
 }
+
+/// The alignment of direct I/O where the kernel does not tell it (before Linux 6.1): no file system demands more.
+const DIRECT_ALIGNMENT: u32 = 4096;
+
+/// How direct I/O on a file goes, with what follows for its limits.
+fn direct(file: &File, kind: Kind, limits: &mut Limits) -> Direct {
+    let untold = match kind {
+        Kind::Regular => DIRECT_ALIGNMENT,
+        Kind::BlockDevice => limits.logical_block,
+    };
+    let (block, memory) = sys::direct_alignment(file).unwrap_or((untold, untold));
+    limits.physical_block = limits.physical_block.max(block);
+    Direct::new(block as usize, memory as usize)
+}
+
+/// `None` if the host, its file system or its driver does not do this, so that another way must be found.
+fn if_supported(result: io::Result<()>) -> Option<io::Result<()>> {
+    match result.as_ref().map_err(io::Error::raw_os_error) {
+        Ok(()) => Some(result),
+        // One of ours, where the system is known to have no such call.
+        Err(None) if matches!(&result, Err(error) if error.kind() == io::ErrorKind::Unsupported) => None,
+        Err(Some(code)) if REFUSALS.contains(&code) => None,
+        Err(_) => Some(result),
+    }
+}
+
+/// The names of "not this way". The data is as it was, and what may be wrong with it shows when it is written.
+const REFUSALS: [libc::c_int; 9] = [
+    libc::EOPNOTSUPP,
+    libc::ENOSYS,
+    // A driver that knows nothing of the request.
+    libc::ENOTTY,
+    // Not a file for that.
+    libc::ENODEV,
+    // An alignment or a mode that is not taken.
+    libc::EINVAL,
+    // Sealed, or filtered by a sandbox.
+    libc::EPERM,
+    libc::EACCES,
+    // Pages of it are in use by others, and must be dropped for that.
+    libc::EBUSY,
+    // A disk that has the command and refuses it.
+    sys::EREMOTEIO,
+];
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,8 @@
 //! The block device (virtio 1.2, section 5.2).
 
+mod direct;
 mod file;
+mod limits;
 mod memory;
 mod options;
 mod registers;
@@ -15,6 +17,7 @@ use super::{DeviceId, QueueError, QueueIndex, Queues, Round, VirtioDevice, devic
 use registers::{SECTOR, config, feature};
 
 pub use file::{FileError, FileStorage};
+pub use limits::Limits;
 pub use memory::MemoryStorage;
 pub use options::{BlockError, BlockOptions, Geometry, RangeLimits, Topology};
 pub use storage::{Abilities, Storage};
@@ -59,12 +62,14 @@ pub use storage::{Abilities, Storage};
 /// ```
 pub struct Block {
     // Configured.
+    /// All that the guest is told: nothing is left to the storage.
     options: BlockOptions,
+    /// `write_zeroes_may_unmap`.
+    unmap: bool,
     features: u64,
     queue_sizes: Box<[u16]>,
     // Plugged in.
     storage: Box<dyn Storage>,
-    abilities: Abilities,
     failures: StorageFailures,
     /// Sectors that the guest may touch.
     capacity: u64,
@@ -88,8 +93,10 @@ pub struct StorageFailures {
 /// The state of a block device as plain data. What the storage keeps is the embedder's to save.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockState {
-    /// How the device looks to the guest.
+    /// How the device looks to the guest, with what the storage said where the embedder's options left it open.
     pub options: BlockOptions,
+    /// Whether the guest was told that write zeroes may give space back.
+    pub unmap: bool,
     /// Sectors of 512 bytes that the guest knows of.
     pub capacity: u64,
     /// What the driver wrote to `writeback`, if it did.
@@ -102,18 +109,18 @@ impl Block {
     /// # Errors
     /// An option is out of range, or the storage does not tell its capacity.
     pub fn new(storage: impl Storage + 'static, options: BlockOptions) -> Result<Self, BlockError> {
-        Self::with_storage(Box::new(storage), options)
+        let abilities = storage.abilities();
+        Self::told(Box::new(storage), options, abilities)
     }
 
-    fn with_storage(storage: Box<dyn Storage>, options: BlockOptions) -> Result<Self, BlockError> {
-        options.check()?;
-        let abilities = storage.abilities();
+    fn told(storage: Box<dyn Storage>, options: BlockOptions, abilities: Abilities) -> Result<Self, BlockError> {
+        let options = options.over(abilities, storage.limits())?;
         let mut block = Self {
-            features: offered(&options, abilities),
+            features: offered(&options),
             queue_sizes: vec![options.queue_size; options.queues.into()].into(),
             options,
+            unmap: abilities.unmap,
             storage,
-            abilities,
             failures: StorageFailures::default(),
             capacity: 0,
             negotiated: 0,
@@ -135,7 +142,7 @@ impl Block {
     /// # Errors
     /// The storage does not tell; the capacity is as it was.
     pub fn refresh_capacity(&mut self) -> io::Result<u64> {
-        let block_size = u64::from(self.options.block_size);
+        let block_size = u64::from(self.options.blk_size());
         self.capacity = self.storage.capacity()? / block_size * (block_size / SECTOR);
         Ok(self.capacity)
     }
@@ -154,11 +161,12 @@ impl Block {
     pub fn save(&self) -> BlockState {
         let Self {
             options,
-            // Follow from the options and the storage.
+            unmap,
+            // Follow from the options.
             features: _,
             queue_sizes: _,
+            // The embedder's.
             storage: _,
-            abilities: _,
             // A count of this process.
             failures: _,
             capacity,
@@ -168,23 +176,34 @@ impl Block {
         } = self;
         BlockState {
             options: options.clone(),
+            unmap: *unmap,
             capacity: *capacity,
             writeback: *writeback,
         }
     }
 
-    /// The disk as it was saved, with the data of `storage`. It keeps the saved capacity if the storage has grown:
-    /// [`refresh_capacity`](Self::refresh_capacity) finds that. Restore the transport around it.
+    /// The disk as it was saved, with the data of `storage`. The guest keeps what it was told, also if this storage has
+    /// other limits, or cannot discard: they say what performs well, not what is possible. It keeps the saved capacity if
+    /// the storage has grown: [`refresh_capacity`](Self::refresh_capacity) finds that. Restore the transport around it.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and if the storage is smaller than the guest knows it.
+    /// As [`new`](Self::new), and if the storage is smaller than the guest knows it, or read-only and the guest's is not.
     pub fn restore(storage: impl Storage + 'static, state: &BlockState) -> Result<Self, BlockError> {
         let &BlockState {
             ref options,
+            unmap,
             capacity: saved,
             writeback,
         } = state;
-        let mut block = Self::new(storage, options.clone())?;
+        if storage.abilities().read_only && !options.read_only {
+            return Err(BlockError::ReadOnly);
+        }
+        let told = Abilities {
+            read_only: options.read_only,
+            discard: true,
+            unmap,
+        };
+        let mut block = Self::told(Box::new(storage), options.clone(), told)?;
         let present = block.capacity;
         if saved > present {
             return Err(BlockError::Shrunk { saved, present });
@@ -225,7 +244,7 @@ impl Block {
             put(config::GEOMETRY, &geometry.cylinders.to_le_bytes());
             put(config::GEOMETRY + 2, &[geometry.heads, geometry.sectors]);
         }
-        put(config::BLK_SIZE, &options.block_size.to_le_bytes());
+        put(config::BLK_SIZE, &options.blk_size().to_le_bytes());
         if let Some(topology) = options.topology {
             put(
                 config::TOPOLOGY,
@@ -245,7 +264,7 @@ impl Block {
             put(config::MAX_DISCARD_SEG, &limits.max_segments.to_le_bytes());
             put(
                 config::DISCARD_SECTOR_ALIGNMENT,
-                &options.discard_alignment.to_le_bytes(),
+                &options.discard_sector_alignment().to_le_bytes(),
             );
         }
         if let Some(limits) = options
@@ -254,26 +273,24 @@ impl Block {
         {
             put(config::MAX_WRITE_ZEROES_SECTORS, &limits.max_sectors.to_le_bytes());
             put(config::MAX_WRITE_ZEROES_SEG, &limits.max_segments.to_le_bytes());
-            put(config::WRITE_ZEROES_MAY_UNMAP, &[self.abilities.unmap.into()]);
+            put(config::WRITE_ZEROES_MAY_UNMAP, &[self.unmap.into()]);
         }
         space
     }
 }
 
-/// The features of a device with these options over a storage with these abilities.
-fn offered(options: &BlockOptions, abilities: Abilities) -> u64 {
-    let read_only = options.read_only || abilities.read_only;
+/// The features of a device with these options, over whatever storage.
+fn offered(options: &BlockOptions) -> u64 {
+    let &BlockOptions { read_only, .. } = options;
+    let topology = options.topology.unwrap_or_default() != Topology::default();
     let optional = [
         (feature::RO, read_only),
         (feature::SIZE_MAX, options.size_max.is_some()),
         (feature::GEOMETRY, options.geometry.is_some()),
-        (feature::TOPOLOGY, options.topology.is_some()),
+        (feature::TOPOLOGY, topology),
         (feature::CONFIG_WCE, options.config_wce),
         (feature::MQ, options.queues > 1),
-        (
-            feature::DISCARD,
-            options.discard.is_some() && abilities.discard && !read_only,
-        ),
+        (feature::DISCARD, options.discard.is_some() && !read_only),
         (feature::WRITE_ZEROES, options.write_zeroes.is_some() && !read_only),
     ];
     // "Devices SHOULD always offer VIRTIO_BLK_F_FLUSH" (section 5.2.5.2).

@@ -2,16 +2,21 @@
 
 use std::io;
 
-use super::registers::{SECTOR, request};
+use super::{
+    Abilities, Limits,
+    registers::{SECTOR, request},
+};
 
-/// How a block device looks to the guest. The defaults suit a disk image in a file.
+/// How a block device looks to the guest. The defaults suit a disk image in a file, and a disk of the host.
+///
+/// What is `None` and says so is as the [`limits`](super::Storage::limits) of the storage have it.
 ///
 /// ```
 /// use devisor::virtio::block::{BlockOptions, Topology};
 ///
 /// let options = BlockOptions {
 ///     id: "root".into(),
-///     block_size: 4096,
+///     block_size: Some(4096),
 ///     topology: Some(Topology { optimal_io_blocks: 32, ..Topology::default() }),
 ///     ..BlockOptions::default()
 /// };
@@ -23,8 +28,9 @@ pub struct BlockOptions {
     pub id: String,
     /// Refuses writes, also if the storage takes them. A storage that does not makes the device read-only anyway.
     pub read_only: bool,
-    /// `blk_size`: bytes of a block, a power of two from 512 to 65536. The capacity is rounded down to whole blocks.
-    pub block_size: u32,
+    /// `blk_size`: bytes of a block, a power of two from 512 to 65536. The capacity is rounded down to whole blocks. If
+    /// `None`, as the storage says.
+    pub block_size: Option<u32>,
     /// Number of request queues, at least one. The driver must have VIRTIO_BLK_F_MQ to use more than the first.
     pub queues: u16,
     /// Size of each queue, a power of two from 4 to 32768. `seg_max` is two less: what a chain has room for beside
@@ -34,14 +40,15 @@ pub struct BlockOptions {
     pub size_max: Option<u32>,
     /// Cylinders, heads and sectors, for firmware and systems that ask for them.
     pub geometry: Option<Geometry>,
-    /// Optimal sizes and alignment.
+    /// Optimal sizes and alignment, offered if any of it is not zero. If `None`, as the storage says.
     pub topology: Option<Topology>,
     /// Offers VIRTIO_BLK_F_CONFIG_WCE: lets the driver choose between writeback (which it finds) and writethrough.
     pub config_wce: bool,
     /// Offers discard within these limits, if the storage can do it.
     pub discard: Option<RangeLimits>,
-    /// `discard_sector_alignment`, in sectors of 512 bytes, at least one. A recommendation: others are discarded too.
-    pub discard_alignment: u32,
+    /// `discard_sector_alignment`, in sectors of 512 bytes, at least one. A recommendation: others are discarded too. If
+    /// `None`, as the storage says. There is none for write zeroes.
+    pub discard_alignment: Option<u32>,
     /// Offers write zeroes within these limits. A storage that cannot do it by itself gets zeros written to it, so
     /// this limits how long one request may take.
     pub write_zeroes: Option<RangeLimits>,
@@ -52,7 +59,7 @@ impl Default for BlockOptions {
         Self {
             id: "devisor".into(),
             read_only: false,
-            block_size: SECTOR as u32,
+            block_size: None,
             queues: 1,
             queue_size: 256,
             size_max: None,
@@ -64,7 +71,7 @@ impl Default for BlockOptions {
                 max_sectors: 1 << 22,
                 max_segments: 32,
             }),
-            discard_alignment: 1,
+            discard_alignment: None,
             // 32 MiB.
             write_zeroes: Some(RangeLimits {
                 max_sectors: 1 << 16,
@@ -112,6 +119,35 @@ pub struct Topology {
     pub optimal_io_blocks: u32,
 }
 
+impl Topology {
+    /// What a storage says, for a guest that counts in such blocks.
+    fn of(limits: Limits, block_size: u32) -> Self {
+        let Limits {
+            logical_block: _,
+            physical_block,
+            alignment_offset,
+            minimum_io,
+            optimal_io,
+            discard_granularity: _,
+        } = limits;
+        let io = Self {
+            minimum_io_blocks: u16::try_from(minimum_io / block_size).unwrap_or(u16::MAX),
+            optimal_io_blocks: optimal_io / block_size,
+            ..Self::default()
+        };
+        // Physical blocks that the guest cannot be told the place of are better not known.
+        let first = u8::try_from(alignment_offset / block_size).ok();
+        match first.filter(|_| alignment_offset.is_multiple_of(block_size)) {
+            Some(alignment_offset) if physical_block > block_size => Self {
+                physical_block_exp: (physical_block / block_size).ilog2() as u8,
+                alignment_offset,
+                ..io
+            },
+            _ => io,
+        }
+    }
+}
+
 /// A block device cannot be made as asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -144,6 +180,9 @@ pub enum BlockError {
         /// The most that there can be.
         max: u32,
     },
+    /// The guest may write and the storage refuses it.
+    #[error("the guest was told that it can write, and the storage is read-only: a writable one is needed")]
+    ReadOnly,
     /// The storage is smaller than what the guest was told before its state was saved.
     #[error("the guest knows of {saved} sectors and the storage has {present}: at least as many are needed")]
     Shrunk {
@@ -155,11 +194,37 @@ pub enum BlockError {
 }
 
 impl BlockOptions {
-    pub(super) fn check(&self) -> Result<(), BlockError> {
+    /// With what the storage says where they leave it open: all that the guest is told.
+    pub(super) fn over(self, abilities: Abilities, limits: Limits) -> Result<Self, BlockError> {
+        let block_size = self.block_size.unwrap_or(limits.logical_block);
+        let told = Self {
+            read_only: self.read_only || abilities.read_only,
+            block_size: Some(block_size),
+            discard: self.discard.filter(|_| abilities.discard),
+            ..self
+        };
+        told.check()?;
+        let discard = u64::from(limits.discard_granularity.max(block_size)) / SECTOR;
+        Ok(Self {
+            topology: Some(told.topology.unwrap_or_else(|| Topology::of(limits, block_size))),
+            discard_alignment: Some(told.discard_alignment.unwrap_or(discard as u32)),
+            ..told
+        })
+    }
+
+    pub(super) fn blk_size(&self) -> u32 {
+        self.block_size.unwrap_or(SECTOR as u32)
+    }
+
+    pub(super) fn discard_sector_alignment(&self) -> u32 {
+        self.discard_alignment.unwrap_or(1)
+    }
+
+    fn check(&self) -> Result<(), BlockError> {
         let Self {
             id,
             read_only: _,
-            block_size,
+            block_size: _,
             queues,
             queue_size,
             size_max,
@@ -167,14 +232,15 @@ impl BlockOptions {
             topology: _,
             config_wce: _,
             discard,
-            discard_alignment,
+            discard_alignment: _,
             write_zeroes,
         } = self;
         if id.len() > request::ID || !id.is_ascii() {
             return Err(BlockError::Id(id.clone()));
         }
-        if !block_size.is_power_of_two() || !(512..=65536).contains(block_size) {
-            return Err(BlockError::BlockSize(*block_size));
+        let block_size = self.blk_size();
+        if !block_size.is_power_of_two() || !(512..=65536).contains(&block_size) {
+            return Err(BlockError::BlockSize(block_size));
         }
         if *queues == 0 {
             return Err(BlockError::NoQueue);
@@ -194,7 +260,7 @@ impl BlockOptions {
             in_limit("max_discard_sectors", limits.max_sectors, u32::MAX)?;
             in_limit("max_discard_seg", limits.max_segments, RangeLimits::MAX_SEGMENTS)?;
         }
-        in_limit("discard_sector_alignment", *discard_alignment, u32::MAX)?;
+        in_limit("discard_sector_alignment", self.discard_sector_alignment(), u32::MAX)?;
         if let Some(limits) = write_zeroes {
             in_limit("max_write_zeroes_sectors", limits.max_sectors, u32::MAX)?;
             in_limit("max_write_zeroes_seg", limits.max_segments, RangeLimits::MAX_SEGMENTS)?;

@@ -4,6 +4,8 @@ use std::{io, sync::Arc};
 
 use vm_memory::VolatileSlice;
 
+use super::Limits;
+
 /// What a storage can do besides being read and flushed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Abilities {
@@ -70,6 +72,11 @@ pub trait Storage: Send + Sync {
         Abilities::default()
     }
 
+    /// In what units it works best. Asked once. Whatever they are, transfers come in sectors of 512 bytes.
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
+
     /// Fills `buffers`, in order, with what is at `offset`. Returns how many bytes it filled: zero only at the end.
     ///
     /// # Errors
@@ -88,7 +95,8 @@ pub trait Storage: Send + Sync {
     /// Some of it may be lost.
     fn flush(&self) -> io::Result<()>;
 
-    /// Gives the space of a range back. What is read from it afterwards is undefined, so doing nothing is right too.
+    /// Gives the space of a range back. What is read from it afterwards is undefined, so doing nothing is right too:
+    /// that is what a storage does which cannot do better.
     ///
     /// # Errors
     /// The storage failed.
@@ -184,6 +192,10 @@ macro_rules! forward {
 
             fn abilities(&self) -> Abilities {
                 (**self).abilities()
+            }
+
+            fn limits(&self) -> Limits {
+                (**self).limits()
             }
 
             fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {

@@ -1,49 +1,20 @@
 //! Files and block devices of the host. What this machine cannot do is skipped, and said.
 
+#[path = "../../../../tests/support/host_file.rs"]
+mod host_file;
+#[path = "../../../../tests/support/skip.rs"]
+mod skip;
+
 use std::{
     fs,
-    io::Write,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-    process::{self, Command},
-    sync::atomic::{AtomicU32, Ordering},
+    process::Command,
 };
 
 use super::*;
 use crate::virtio::block::storage::transfer;
-
-/// A file that is gone when this is dropped.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn new(contents: &[u8]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("devisor-block-{}-{count}", process::id()));
-        fs::write(&path, contents).expect("a temporary file");
-        Self(path)
-    }
-
-    fn contents(&self) -> Vec<u8> {
-        fs::read(&self.0).expect("the temporary file")
-    }
-}
-
-impl AsRef<Path> for Temporary {
-    fn as_ref(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-fn skipped(test: &str, why: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "skipped: {test}: {why}");
-}
+use host_file::{LoopDevice, Temporary};
+use skip::skipped;
 
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|index| (index % 251) as u8 + 1).collect()
@@ -188,10 +159,7 @@ fn discard_gives_space_back_and_keeps_the_length() {
     assert_eq!(contents[576 * 1024..], pattern(1 << 20)[576 * 1024..]);
     let after = fs::metadata(&file).unwrap().blocks();
     if if_supported(sys::punch_hole(&storage.file, 0, 4096)).is_none() {
-        return skipped(
-            "discard_gives_space_back_and_keeps_the_length",
-            "no holes in files here",
-        );
+        return skipped("no holes in files here");
     }
     assert!(after + 900 < before, "{before} blocks before, {after} after");
 }
@@ -202,8 +170,24 @@ fn what_the_host_does_not_know_is_another_ways_turn() {
     assert!(refused(libc::EOPNOTSUPP).is_none());
     assert!(refused(libc::ENOSYS).is_none());
     assert!(refused(libc::ENOTTY).is_none());
-    assert!(matches!(refused(libc::EIO), Some(Err(_))));
-    assert!(matches!(refused(libc::ENOSPC), Some(Err(_))));
+    for name in [libc::EINVAL, libc::EPERM, libc::EACCES, libc::ENODEV, libc::EBUSY] {
+        assert!(refused(name).is_none(), "{name}");
+    }
+    for name in [
+        libc::EIO,
+        libc::ENOSPC,
+        libc::EDQUOT,
+        libc::EFBIG,
+        libc::EBADF,
+        libc::EROFS,
+    ] {
+        assert!(matches!(refused(name), Some(Err(_))), "{name}");
+    }
+    // No refusal of the host: it was not asked.
+    assert!(matches!(
+        if_supported(Err(io::ErrorKind::InvalidInput.into())),
+        Some(Err(_))
+    ));
     assert!(matches!(if_supported(Ok(())), Some(Ok(()))));
 }
 
@@ -239,14 +223,187 @@ fn files_without_sectors_or_in_the_wrong_mode_are_refused() {
     assert!(matches!(FileStorage::open_read_only("/"), Err(FileError::Kind)));
     assert!(matches!(FileStorage::open("/dev/null"), Err(FileError::Kind)));
     assert!(matches!(FileStorage::open("/no/such/file"), Err(FileError::Io(_))));
+}
 
-    let mut direct = OpenOptions::new();
-    match direct.read(true).write(true).custom_flags(sys::O_DIRECT).open(&file) {
-        Ok(file) if sys::O_DIRECT != 0 => assert!(matches!(FileStorage::new(file), Err(FileError::Direct))),
-        _ => skipped(
-            "files_without_sectors_or_in_the_wrong_mode_are_refused",
-            "no direct I/O here",
-        ),
+/// What is open for direct I/O; `None` and a word where it cannot be.
+fn open_direct(path: impl AsRef<Path>, writable: bool) -> Option<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(writable).custom_flags(sys::O_DIRECT);
+    match options.open(&path) {
+        Ok(file) if sys::O_DIRECT != 0 => Some(file),
+        Ok(_) => {
+            skipped("no direct I/O on this system");
+            None
+        }
+        Err(why) => {
+            skipped(format!("no direct I/O in {}: {why}", path.as_ref().display()));
+            None
+        }
+    }
+}
+
+/// Reads and writes all over a storage of 1 MiB of [`pattern`], aligned and not.
+fn exercise(storage: &FileStorage) -> Vec<u8> {
+    let mut expected = pattern(1 << 20);
+    let mut memory = vec![0; 300_000];
+    let aligned = (memory.as_ptr() as usize).next_multiple_of(4096) - memory.as_ptr() as usize;
+    let mut fill = 100;
+    for at in [aligned, aligned + 512, aligned + 1] {
+        for (offset, len) in [
+            (0, 4096),
+            (8192, 131_072),
+            (512, 512),
+            (4608, 512),
+            (12_800, 200_192),
+            (1_048_064, 512),
+        ] {
+            fill += 1;
+            let data = &mut memory[at..at + len];
+            data.fill(fill);
+            // In two buffers, of which the second need not be aligned if the first is.
+            let (one, two) = data.split_at_mut(len / 2);
+            let buffers = [VolatileSlice::from(one), VolatileSlice::from(two)];
+            let (moved, result) = transfer(&buffers, offset as u64, |offset, rest| storage.write_at(offset, rest));
+            assert!(result.is_ok(), "{len} at {offset}: {result:?}");
+            assert_eq!(moved, len as u64);
+            expected[offset..offset + len].fill(fill);
+            assert_eq!(
+                read(storage, offset as u64, len).unwrap(),
+                expected[offset..offset + len]
+            );
+        }
+    }
+    for (offset, len, may_unmap) in [(4608, 512, false), (19_968, 9216, true), (65_536, 65_536, false)] {
+        storage.write_zeroes(offset, len, may_unmap).unwrap();
+        expected[offset as usize..(offset + len) as usize].fill(0);
+    }
+    storage.flush().unwrap();
+    assert_eq!(read(storage, 0, 1 << 20).unwrap(), expected);
+    // In memory that is not aligned, from a place that is not.
+    assert_eq!(read(storage, 1000, 100_001).unwrap(), expected[1000..101_001]);
+    storage.discard(9 * 512, 512).unwrap();
+    expected
+}
+
+#[test]
+fn direct_io_takes_any_buffer_at_any_offset() {
+    for folder in [&*std::env::temp_dir(), Path::new("/dev/shm")] {
+        let Ok(file) = Temporary::within(folder, &pattern(1 << 20)) else {
+            skipped(format!("no files in {}", folder.display()));
+            continue;
+        };
+        let Some(direct) = open_direct(&file, true) else {
+            continue;
+        };
+        let storage = FileStorage::new(direct).unwrap();
+        assert!(storage.direct.is_some());
+        let expected = exercise(&storage);
+        let mut contents = file.contents();
+        // The discarded sector is undefined.
+        contents[4608..5120].fill(0);
+        assert_eq!(contents, expected);
+    }
+}
+
+#[test]
+fn direct_io_in_parts_of_blocks_leaves_the_rest_of_them() {
+    let file = Temporary::new(&pattern(1 << 20));
+    for block_size in [512, 4096] {
+        fs::write(&file, pattern(1 << 20)).unwrap();
+        let device = match LoopDevice::new(&file, block_size) {
+            Ok(device) => device,
+            Err(why) => return skipped(why),
+        };
+        let Some(direct) = open_direct(&device, true) else {
+            return;
+        };
+        let storage = FileStorage::new(direct).unwrap();
+        assert_eq!(storage.direct.as_ref().map(Direct::block), Some(block_size as usize));
+        exercise(&storage);
+    }
+}
+
+#[test]
+fn direct_io_on_a_file_whose_last_block_is_not_whole_is_for_reading() {
+    let file = Temporary::new(&pattern(4096 + 100));
+    let (Some(writable), Some(readable)) = (open_direct(&file, true), open_direct(&file, false)) else {
+        return;
+    };
+    let refused = FileStorage::new(writable);
+    assert!(
+        matches!(refused, Err(FileError::DirectLength { len: 4196, .. })),
+        "{refused:?}"
+    );
+    let storage = FileStorage::new(readable).unwrap();
+    assert_eq!(storage.capacity().unwrap(), 4196);
+    assert_eq!(read(&storage, 4000, 196).unwrap(), pattern(4196)[4000..]);
+
+    // One that grows to such a length later keeps it.
+    fs::write(&file, pattern(8192)).unwrap();
+    let storage = FileStorage::new(open_direct(&file, true).unwrap()).unwrap();
+    fs::write(&file, pattern(12_288 + 100)).unwrap();
+    assert_eq!(storage.capacity().unwrap(), 12_288);
+}
+
+#[test]
+fn the_whole_blocks_of_a_range_are_given_back() {
+    let file = Temporary::new(&pattern(1 << 20));
+    let device = match LoopDevice::new(&file, 4096) {
+        Ok(device) => device,
+        Err(why) => return skipped(why),
+    };
+    let holes = File::options().write(true).open(&file).unwrap();
+    if if_supported(sys::punch_hole(&holes, 4096, 4096)).is_none() {
+        return skipped("no holes in files here");
+    }
+    let storage = FileStorage::open(&device).unwrap();
+    type Change = fn(&FileStorage, u64, u64) -> io::Result<()>;
+    let changes: [Change; 2] = [
+        |storage, offset, len| storage.discard(offset, len),
+        |storage, offset, len| storage.write_zeroes(offset, len, true),
+    ];
+    for change in changes {
+        let mut data = pattern(1 << 20);
+        let slice = VolatileSlice::from(&mut data[..]);
+        transfer(&[slice], 0, |offset, rest| storage.write_at(offset, rest))
+            .1
+            .unwrap();
+        storage.flush().unwrap();
+        let before = fs::metadata(&file).unwrap().blocks();
+        // All but a sector at each end, which are parts of blocks.
+        change(&storage, 512, (1 << 20) - 1024).unwrap();
+        storage.flush().unwrap();
+        let after = fs::metadata(&file).unwrap().blocks();
+        assert!(after + 2000 < before, "{before} blocks before, {after} after");
+        assert_eq!(read(&storage, 0, 512).unwrap(), pattern(512));
+        assert_eq!(
+            read(&storage, (1 << 20) - 512, 512).unwrap(),
+            pattern(1 << 20)[(1 << 20) - 512..]
+        );
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_limits_are_those_of_the_host() {
+    let file = Temporary::new(&pattern(1 << 20));
+    let block = file_limits(fs::metadata(&file).unwrap().blksize());
+    assert_eq!(FileStorage::open(&file).unwrap().limits(), block);
+    assert_eq!(block.logical_block, 512);
+    assert!(block.discard_granularity >= 512);
+    // What is no block size is not told.
+    for odd in [0, 256, 3000, 1 << 32] {
+        assert_eq!(file_limits(odd), Limits::default());
+    }
+    for block_size in [512, 4096] {
+        let device = match LoopDevice::new(&file, block_size) {
+            Ok(device) => device,
+            Err(why) => return skipped(why),
+        };
+        let limits = FileStorage::open(&device).unwrap().limits();
+        assert_eq!((limits.logical_block, limits.physical_block), (block_size, block_size));
+        assert_eq!((limits.alignment_offset, limits.minimum_io), (0, block_size));
+        assert!(limits.discard_granularity >= block_size);
     }
 }
 
@@ -263,15 +420,14 @@ fn offsets_that_the_host_cannot_have_are_errors() {
 #[test]
 #[cfg(target_os = "linux")]
 fn a_block_device_is_a_storage() {
-    const TEST: &str = "a_block_device_is_a_storage";
     let file = Temporary::new(&pattern(1 << 20));
-    let device = match LoopDevice::new(&file) {
+    let device = match LoopDevice::new(&file, 512) {
         Ok(device) => device,
-        Err(why) => return skipped(TEST, why),
+        Err(why) => return skipped(why),
     };
-    let storage = match FileStorage::open(&device.0) {
+    let storage = match FileStorage::open(&device) {
         Ok(storage) => storage,
-        Err(why) => return skipped(TEST, why),
+        Err(why) => return skipped(why),
     };
     assert_eq!(storage.kind, Kind::BlockDevice);
     assert_eq!(storage.capacity().unwrap(), 1 << 20);
@@ -302,7 +458,7 @@ fn a_block_device_is_a_storage() {
             sys::discard_device(&storage.file, 262_144, 65536).unwrap();
             expected[262_144..327_680].fill(0);
         }
-        None => skipped(TEST, "no holes in files here, so no discard"),
+        None => skipped("no holes in files here, so no discard"),
     }
     storage.discard(524_288, 65536).unwrap();
     let untouched = [0..524_288, 589_824..1 << 20];
@@ -311,31 +467,7 @@ fn a_block_device_is_a_storage() {
         assert_eq!(contents[range.clone()], expected[range]);
     }
 
-    let read_only = FileStorage::open_read_only(&device.0).unwrap();
+    let read_only = FileStorage::open_read_only(&device).unwrap();
     assert!(read_only.abilities().read_only);
     assert_eq!(read_only.capacity().unwrap(), 1 << 20);
-}
-
-/// A block device over a file, which goes away when this is dropped.
-#[cfg(target_os = "linux")]
-struct LoopDevice(String);
-
-#[cfg(target_os = "linux")]
-impl LoopDevice {
-    fn new(file: &Temporary) -> Result<Self, String> {
-        let mut losetup = Command::new("losetup");
-        let output = losetup.args(["--find", "--show"]).arg(&file.0).output();
-        let output = output.map_err(|error| format!("losetup: {error}"))?;
-        match output.status.success() {
-            true => Ok(Self(String::from_utf8_lossy(&output.stdout).trim().into())),
-            false => Err(String::from_utf8_lossy(&output.stderr).trim().into()),
-        }
-    }
-}
-
-#[cfg(target_os = "linux")]
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
-    }
 }
