@@ -12,9 +12,13 @@ pub mod block;
 pub mod device;
 pub mod entropy;
 pub mod features;
+pub mod guide;
 pub mod queue;
+mod run;
+mod state;
 pub mod transport;
 
-pub use device::{DeviceId, Queues, SharedMemoryRegion, VirtioDevice};
-pub use queue::{Queue, QueueError, QueueIndex, Round};
-pub use transport::{mmio::VirtioMmio, pci::VirtioPci};
+pub use device::{DeviceId, Handle, QueueHandler, SharedMemoryRegion, VirtioDevice};
+pub use queue::{ChainError, Fault, Queue, QueueError, QueueIndex, Round};
+pub use state::{DeviceState, DeviceStateError};
+pub use transport::{VirtioTransport, mmio::VirtioMmio, pci::VirtioPci};

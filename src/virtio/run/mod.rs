@@ -17,7 +17,6 @@ mod lane;
 mod loom_tests;
 
 use std::sync::Arc;
-#[cfg(not(loom))]
 use std::time::Instant;
 
 use super::queue::{Fault, QueueIndex, Stillness, Stop};
@@ -73,12 +72,16 @@ impl Lanes {
     }
 
     /// Waits until the lanes are still: all of them, or the one with this index. Not while this thread serves one. Whether they are.
-    #[cfg(not(loom))]
     pub fn wait(&self, index: Option<usize>, deadline: Option<Instant>) -> bool {
-        let still = || match index {
+        self.wait_for(deadline, || match index {
             Some(index) => self.lanes[index].word.is_still(),
             None => self.are_still(),
-        };
+        })
+    }
+
+    /// Waits until `still` says so, which the lanes' stillness is told of. Whether it does.
+    #[cfg(not(loom))]
+    pub fn wait_for(&self, deadline: Option<Instant>, still: impl Fn() -> bool) -> bool {
         match deadline {
             _ if still() => true,
             _ if is_serving() => false,
@@ -91,8 +94,8 @@ impl Lanes {
     }
 
     #[cfg(loom)]
-    pub fn wait(&self, _: Option<usize>, _: Option<std::time::Instant>) -> bool {
-        self.are_still()
+    pub fn wait_for(&self, _: Option<Instant>, still: impl Fn() -> bool) -> bool {
+        still()
     }
 }
 

@@ -1,33 +1,34 @@
-//! What every virtio transport shares: the status machine, feature negotiation, queue set-up and running the device.
+//! What every virtio transport shares: the status machine, feature negotiation, queue set-up.
 //!
 //! [`mmio`] and [`pci`] decode registers and carry the interrupt; everything that they have in common is `Core`, which
-//! knows no register layout and no line.
+//! knows no register layout and no line. To an embedder they are all a [`VirtioTransport`].
 
-mod kicks;
+mod face;
 pub mod mmio;
 pub mod pci;
-mod run;
+mod queues;
 mod state;
 pub mod status;
 
 use std::{
     fmt, io,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
-use vm_memory::GuestAddressSpace;
-
 use super::{
-    Queue, QueueError, QueueIndex, VirtioDevice, features,
-    queue::{QueueCounters, QueueLayout, VirtioInterrupt},
+    Fault, Handle, QueueIndex, VirtioDevice,
+    device::Attached,
+    features,
+    queue::{QueueLayout, Stop, VirtioInterrupt},
+    run::Lanes,
 };
-use crate::sync::lock;
-use kicks::Kicks;
+use crate::{memory::Memory, sync::lock};
 use status::{DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK};
 
+pub use face::{NotStill, SavedDevice, SavedTransport, VirtioTransport};
 pub use state::{QueueSetup, RestoreError, TransportState};
 
 /// Hears the driver's kicks when the embedder wants to run the device elsewhere than on the vCPU's thread.
@@ -68,26 +69,31 @@ pub enum TransportError {
 
 /// The part of a transport that is the same for all of them.
 ///
-/// Locks are taken in the order registers, device. The driver's kick takes the device's alone; reading the status takes
-/// none.
-pub(crate) struct Core<A, D> {
+/// For the order of locks, see [`run`](super::run).
+pub(crate) struct Core<D> {
     // Configured.
     offered: u64,
     queue_sizes: Box<[u16]>,
     // Plugged in.
-    space: A,
+    memory: Memory,
     interrupt: Arc<dyn VirtioInterrupt>,
-    doorbell: Option<Box<dyn Doorbell>>,
+    doorbell: OnceLock<Box<dyn Doorbell>>,
     // What the guest changes.
     status: AtomicU32,
     registers: Mutex<Registers>,
-    device: Mutex<Running<D>>,
+    device: Mutex<D>,
+    lanes: Lanes,
+    /// Why the device needs a reset.
+    fault: Mutex<Option<Fault>>,
     /// The number that the driver has read last, and [`CONFIG_CHANGED`].
     config_generation: AtomicU64,
-    // Scheduling: see kicks.rs and run.rs.
-    kicks: Kicks,
-    stopping: AtomicU32,
     config_owed: AtomicBool,
+    /// Threads that are telling of a configuration change.
+    config_telling: AtomicU32,
+    /// The embedder has paused the device.
+    paused: AtomicBool,
+    /// The driver has reset the device, which has not come to rest yet.
+    resetting: AtomicBool,
 }
 
 /// Beside the 32 bits of the configuration generation: the space has changed since the driver last read them.
@@ -122,26 +128,14 @@ impl Registers {
     }
 }
 
-/// The device and the queues that it works on, which only the holder of the lock touches.
-struct Running<D> {
-    device: D,
-    queues: Vec<Option<Queue>>,
-    /// Why the device needs a reset.
-    fault: Option<QueueError>,
-}
-
-impl<A, D> Core<A, D>
-where
-    A: GuestAddressSpace,
-    D: VirtioDevice<A::M>,
-{
+impl<D: VirtioDevice + 'static> Core<D> {
     /// `transport` are the features that the transport brings.
     pub fn new(
         device: D,
-        space: A,
+        memory: Memory,
         interrupt: Arc<dyn VirtioInterrupt>,
         transport: u64,
-    ) -> Result<Self, TransportError> {
+    ) -> Result<Arc<Self>, TransportError> {
         let queue_sizes: Box<[u16]> = device.queue_sizes().into();
         if queue_sizes.len() > usize::from(u16::MAX) {
             return Err(TransportError::QueueCount(queue_sizes.len()));
@@ -153,53 +147,64 @@ where
                 size: queue_sizes[index],
             });
         }
-        Ok(Self {
+        let core = Arc::new(Self {
             offered: device.features() | features::COMMON | transport,
-            space,
+            memory,
             interrupt,
-            doorbell: None,
+            doorbell: OnceLock::new(),
             status: AtomicU32::new(0),
             registers: Mutex::new(Registers::reset(&queue_sizes)),
-            device: Mutex::new(Running {
-                device,
-                queues: no_queues(queue_sizes.len()),
-                fault: None,
-            }),
+            device: Mutex::new(device),
+            lanes: Lanes::new(queue_sizes.len()),
+            fault: Mutex::new(None),
             config_generation: AtomicU64::new(0),
-            kicks: Kicks::new(queue_sizes.len()),
-            stopping: AtomicU32::new(0),
             config_owed: AtomicBool::new(false),
+            config_telling: AtomicU32::new(0),
+            paused: AtomicBool::new(false),
+            resetting: AtomicBool::new(false),
             queue_sizes,
-        })
+        });
+        let attached: Weak<dyn Attached> = Arc::downgrade(&core) as _;
+        lock(&core.device).attach(Handle::new(attached));
+        Ok(core)
     }
+}
 
-    pub fn set_doorbell(&mut self, doorbell: Box<dyn Doorbell>) {
-        self.doorbell = Some(doorbell);
+impl<D: VirtioDevice> Core<D> {
+    /// Before the guest runs, and once.
+    pub fn set_doorbell(&self, doorbell: Box<dyn Doorbell>) {
+        let _ = self.doorbell.set(doorbell);
     }
 
     // Status (section 2.1) and what hangs on it.
 
+    /// As the driver reads it: what it has reset reads zero once it is still.
     pub fn status(&self) -> u32 {
+        self.finish_reset();
         self.status.load(Ordering::SeqCst)
     }
 
     fn has(&self, bits: u32) -> bool {
-        self.status() & bits == bits
+        self.status.load(Ordering::SeqCst) & bits == bits
+    }
+
+    pub fn is_resetting(&self) -> bool {
+        self.resetting.load(Ordering::SeqCst)
     }
 
     /// Whether the device may touch its queues.
     fn is_live(&self) -> bool {
-        self.status() & (DRIVER_OK | DEVICE_NEEDS_RESET) == DRIVER_OK
+        self.status.load(Ordering::SeqCst) & (DRIVER_OK | DEVICE_NEEDS_RESET) == DRIVER_OK && !self.is_resetting()
     }
 
-    /// The driver writes the status. Zero resets; otherwise bits are added in the order of section 3.1.1, and one that
+    /// The driver writes the status, and not zero: bits are added in the order of section 3.1.1, and one that
     /// comes before its time is left out. The driver cannot take a bit away, nor set DEVICE_NEEDS_RESET. FAILED is noted and
     /// means nothing to the device: a driver is to reset it before it tries again, but Linux does not.
     pub fn write_status(&self, value: u32) {
-        if value == 0 {
-            return self.reset();
+        let mut registers = self.registers();
+        if self.is_resetting() {
+            return;
         }
-        let mut registers = lock(&self.registers);
         // Now, and not at the end, where another thread may have reset the device.
         self.status.fetch_or(value & FAILED, Ordering::SeqCst);
         for (bit, after) in status::ORDER {
@@ -210,8 +215,11 @@ where
             match bit {
                 FEATURES_OK if !self.negotiate(&registers) => continue,
                 DRIVER_OK => {
-                    self.activate(&mut registers);
+                    let fault = self.activate(&mut registers);
                     drop(registers);
+                    if let Some(fault) = fault {
+                        self.fail(fault);
+                    }
                     self.tell_config_if_owed();
                     self.kick_all();
                     break;
@@ -225,79 +233,23 @@ where
     fn negotiate(&self, registers: &Registers) -> bool {
         let accepted = registers.driver_features;
         let known = accepted & !self.offered == 0 && !registers.unknown_features;
-        let mut running = self.stop();
-        let agreed = known && accepted & features::VERSION_1 != 0 && running.device.accepts(accepted);
+        let mut device = lock(&self.device);
+        let agreed = known && accepted & features::VERSION_1 != 0 && device.accepts(accepted);
         if agreed {
-            running.device.negotiated(accepted);
+            device.negotiated(accepted);
             self.note_config_change();
         }
         agreed
     }
 
-    fn activate(&self, registers: &mut Registers) {
-        let mut running = self.stop();
-        let memory = self.space.memory();
-        running.device.activate(registers.driver_features);
+    fn activate(&self, registers: &mut Registers) -> Option<Fault> {
+        let mut fault = None;
         for index in 0..registers.queues.len() {
-            self.start_queue(&mut running, registers, index, &memory);
+            fault = fault.or(self.start_queue(registers, index).err());
         }
         self.interrupt.ready();
         self.status.fetch_or(DRIVER_OK, Ordering::SeqCst);
-        if running.fault.is_some() {
-            self.break_device(&mut running);
-        }
-    }
-
-    /// Gives the device the queue `index` as the driver has set it up, if it is ready.
-    fn start_queue(&self, running: &mut Running<D>, registers: &Registers, index: usize, memory: &A::M) {
-        let QueueSetup {
-            layout, ready: true, ..
-        } = registers.queues[index]
-        else {
-            return;
-        };
-        let max = self.queue_sizes[index];
-        let interrupt = Arc::clone(&self.interrupt);
-        let queue = Queue::new(
-            QueueIndex(index as u16),
-            max,
-            layout,
-            registers.driver_features,
-            memory,
-            interrupt,
-        );
-        match queue {
-            Ok(queue) => running.queues[index] = Some(queue),
-            Err(error) => running.fault = Some(error),
-        }
-    }
-
-    /// Takes the queues away from a device whose driver broke the rules. Its DEVICE_NEEDS_RESET is visible before the
-    /// lock is released; the configuration interrupt is owed, and told without the lock.
-    fn break_device(&self, running: &mut Running<D>) {
-        running.queues = no_queues(self.queue_sizes.len());
-        running.device.reset();
-        self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
-        self.config_owed.store(true, Ordering::SeqCst);
-    }
-
-    /// Works at every stage. In-flight work has ended and everything is as at power-on before the status reads 0, and all of
-    /// it is one step to whoever else writes registers, kicks or changes the configuration. The line hears of it last.
-    fn reset(&self) {
-        let mut registers = lock(&self.registers);
-        let mut running = self.stop();
-        *registers = Registers::reset(&self.queue_sizes);
-        running.queues = no_queues(self.queue_sizes.len());
-        running.device.reset();
-        self.note_config_change();
-        running.fault = None;
-        self.kicks.clear();
-        self.config_owed.store(false, Ordering::SeqCst);
-        self.interrupt.reset();
-        self.status.store(0, Ordering::SeqCst);
-        drop(running);
-        drop(registers);
-        self.interrupt.settle();
+        fault
     }
 
     // Registers. They are frozen as the specification says: features until FEATURES_OK, a queue from FEATURES_OK until
@@ -305,6 +257,14 @@ where
 
     pub fn registers(&self) -> MutexGuard<'_, Registers> {
         lock(&self.registers)
+    }
+
+    /// The registers, to select by them: not while a reset is under way, which ignores all writes.
+    pub fn select(&self, select: impl FnOnce(&mut Registers)) {
+        let mut registers = self.registers();
+        if !self.is_resetting() {
+            select(&mut registers);
+        }
     }
 
     pub fn device_features(&self) -> u32 {
@@ -325,7 +285,7 @@ where
 
     pub fn write_driver_features(&self, value: u32) {
         let mut registers = self.registers();
-        if !self.has(DRIVER) || self.has(FEATURES_OK) {
+        if !self.has(DRIVER) || self.has(FEATURES_OK) || self.is_resetting() {
             return;
         }
         match registers.driver_features_sel {
@@ -388,84 +348,35 @@ where
     /// The selected queue, if its registers may change.
     fn unfrozen<'a>(&self, registers: &'a mut Registers) -> Option<&'a mut QueueSetup> {
         let selected = registers.selected();
+        let lane = self.lanes.get(selected)?;
         let queue = registers.queues.get_mut(selected)?;
-        let open = self.has(FEATURES_OK) && (!self.has(DRIVER_OK) || queue.was_reset);
+        let stopping = self.is_resetting() || lane.word.is_stopped_for(Stop::Queue);
+        let open = self.has(FEATURES_OK) && (!self.has(DRIVER_OK) || queue.was_reset) && !stopping;
         (open && !queue.ready).then_some(queue)
-    }
-
-    /// Enables the selected queue, or stops it: the device does not touch it any more when this returns. One that was
-    /// stopped may be set up and enabled again, also after DRIVER_OK, and begins as new.
-    pub fn write_queue_ready(&self, ready: bool) {
-        let mut registers = self.registers();
-        let selected = registers.selected();
-        if !ready {
-            if let Some(queue) = registers.queues.get_mut(selected) {
-                queue.was_reset |= queue.ready && self.has(DRIVER_OK);
-                queue.ready = false;
-                self.stop_queue(selected);
-            }
-            return;
-        }
-        let Some(queue) = self.unfrozen(&mut registers) else {
-            return;
-        };
-        (queue.ready, queue.was_reset) = (true, false);
-        if self.is_live() {
-            let mut running = self.stop();
-            let memory = self.space.memory();
-            self.start_queue(&mut running, &registers, selected, &memory);
-            if running.fault.is_some() {
-                self.break_device(&mut running);
-            }
-            drop(running);
-            drop(registers);
-            self.tell_config_if_owed();
-            self.kick(selected);
-        }
-    }
-
-    /// Resets the selected queue by itself (section 2.6.1), if the driver has negotiated that. Which one, if it was reset.
-    pub fn reset_queue(&self) -> Option<QueueIndex> {
-        let mut registers = self.registers();
-        let selected = registers.selected();
-        let negotiated = self.has(FEATURES_OK) && registers.driver_features & features::RING_RESET != 0;
-        let queue = registers.queues.get_mut(selected).filter(|_| negotiated)?;
-        *queue = QueueSetup {
-            was_reset: true,
-            ..QueueSetup::new(self.queue_sizes[selected])
-        };
-        self.stop_queue(selected);
-        Some(QueueIndex(selected as u16))
-    }
-
-    /// Takes the queue `index` away from the device, if it has it.
-    fn stop_queue(&self, index: usize) {
-        let mut running = self.stop();
-        if running.queues[index].take().is_some() {
-            running.device.queue_stopped(QueueIndex(index as u16));
-        }
     }
 
     // The device's own face.
 
     pub fn device_id(&self) -> u32 {
-        self.stop().device.device_id().0
+        lock(&self.device).device_id().0
     }
 
     pub fn shared_memory(&self, id: u32) -> Option<super::SharedMemoryRegion> {
         let id = u8::try_from(id).ok()?;
-        self.stop().device.shared_memory(id)
+        lock(&self.device).shared_memory(id)
     }
 
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
-        self.stop().device.read_config(offset, data);
+        lock(&self.device).read_config(offset, data);
     }
 
     /// Whether it changed anything, and where, is the device's to know: it may have.
     pub fn write_config(&self, offset: u64, data: &[u8]) {
-        let mut running = self.stop();
-        running.device.write_config(offset, data);
-        self.note_config_change();
+        let mut device = lock(&self.device);
+        if !self.is_resetting() {
+            device.write_config(offset, data);
+            self.note_config_change();
+        }
     }
 
     /// The driver reads the configuration generation. It moves here, and at most once a read, so that however many
@@ -485,42 +396,72 @@ where
         self.config_generation.fetch_or(CONFIG_CHANGED, Ordering::SeqCst);
     }
 
-    /// Lets the embedder change the device. If the change is one of the configuration space (`change` says so), it is noted
+    /// Lets the embedder change the device. If the change is one of the configuration space (`configuration` says so), it is noted
     /// for the generation and the driver is told.
-    pub fn change_device<R>(&self, change: impl FnOnce(&mut D) -> (R, bool)) -> R {
-        let mut running = self.stop();
-        let (result, configuration) = change(&mut running.device);
+    pub fn change_device<R>(&self, configuration: bool, change: impl FnOnce(&mut D) -> R) -> R {
+        let mut device = lock(&self.device);
+        let result = change(&mut device);
         if configuration {
             self.note_config_change();
             // A driver on its way to DRIVER_OK may have read what changed now, and is told then. One that has not come yet
             // will read it all.
-            if self.status() != 0 {
+            if self.status.load(Ordering::SeqCst) != 0 {
                 self.config_owed.store(true, Ordering::SeqCst);
             }
         }
-        drop(running);
+        drop(device);
         self.tell_config_if_owed();
         result
     }
 
-    pub fn fault(&self) -> Option<QueueError> {
-        self.stop().fault
+    /// Tells whatever the line has refused, but for what the queues remember.
+    pub(super) fn tell_what_is_owed(&self) {
+        self.interrupt.settle();
+        self.tell_config_if_owed();
     }
 
-    pub fn queue_counters(&self, index: QueueIndex) -> Option<QueueCounters> {
-        let running = self.stop();
-        let queue = running.queues.get(usize::from(index.0))?.as_ref()?;
-        Some(queue.counters())
+    /// Tells a driver that is ready of a configuration change that it does not know of yet. A refusal is tried again with the next
+    /// kick.
+    pub(super) fn tell_config_if_owed(&self) {
+        if !self.config_owed.load(Ordering::SeqCst) || !self.has(DRIVER_OK) {
+            return;
+        }
+        self.config_telling.fetch_add(1, Ordering::SeqCst);
+        // Who pauses looks for tellers after saying so.
+        if !self.paused.load(Ordering::SeqCst)
+            && self.config_owed.swap(false, Ordering::SeqCst)
+            && self.interrupt.config_changed().is_err()
+        {
+            self.config_owed.store(true, Ordering::SeqCst);
+        }
+        if self.config_telling.fetch_sub(1, Ordering::SeqCst) == 1 && self.paused.load(Ordering::SeqCst) {
+            self.lanes.stillness.reached();
+        }
+    }
+
+    pub fn fault(&self) -> Option<Fault> {
+        lock(&self.fault).clone()
+    }
+}
+
+impl<D: VirtioDevice> Attached for Core<D> {
+    fn look(&self, queue: QueueIndex) {
+        self.mark_and_ring(queue.0.into());
+    }
+
+    fn change_config(&self, change: &mut dyn FnMut()) {
+        self.change_device(true, |_| change());
+    }
+
+    fn fail(&self, fault: Fault) {
+        Core::fail(self, fault);
+        self.tell_config_if_owed();
     }
 }
 
 /// Whether a driver may choose this size: rings are split ones.
 fn is_queue_size(size: u16, max: u16) -> bool {
     size.is_power_of_two() && size <= max
-}
-
-fn no_queues(count: usize) -> Vec<Option<Queue>> {
-    (0..count).map(|_| None).collect()
 }
 
 /// The 32 bits of `value` that `sel` selects.
@@ -542,7 +483,7 @@ pub(crate) fn replace_high(value: &mut u64, high: u32) {
     *value = *value & 0xffff_ffff | u64::from(high) << 32;
 }
 
-impl<A, D> fmt::Debug for Core<A, D> {
+impl<D> fmt::Debug for Core<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Core")
             .field("status", &format_args!("{:#x}", self.status.load(Ordering::SeqCst)))

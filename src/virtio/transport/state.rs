@@ -2,15 +2,14 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use vm_memory::GuestAddressSpace;
-
-use super::{CONFIG_CHANGED, Core, Registers, Running, is_queue_size, kicks::Pause, no_queues, status};
+use super::{CONFIG_CHANGED, Core, NotStill, Registers, is_queue_size, status};
 use crate::{
     pci::StateError,
     sync::lock,
     virtio::{
-        Queue, QueueIndex, VirtioDevice, features,
-        queue::{QueueLayout, QueueState, QueueStateError},
+        DeviceState, DeviceStateError, QueueIndex, VirtioDevice, features,
+        queue::{Queue, QueueLayout, QueueState, QueueStateError, Stop},
+        run::Running,
     },
 };
 
@@ -141,17 +140,23 @@ pub enum RestoreError {
     /// The PCI function is refused.
     #[error(transparent)]
     Function(#[from] StateError),
+    /// What the device itself keeps is refused.
+    #[error(transparent)]
+    Device(#[from] DeviceStateError),
+    /// The state is of another transport.
+    #[error("the state is of another transport: {0}'s is needed")]
+    Transport(&'static str),
 }
 
-impl<A, D> Core<A, D>
-where
-    A: GuestAddressSpace,
-    D: VirtioDevice<A::M>,
-{
-    /// The state, between two rounds of the device. Stop the vCPUs first: what they change after this is not in it.
-    pub fn save(&self) -> TransportState {
+impl<D: VirtioDevice> Core<D> {
+    /// The state of a device that is still. Stop the vCPUs first: what they change after this is not in it.
+    pub fn save(&self) -> Result<(TransportState, DeviceState), NotStill> {
+        self.finish_all();
         let registers = lock(&self.registers);
-        let running = self.stop();
+        let device = lock(&self.device);
+        if !self.is_still() {
+            return Err(NotStill(self.lanes.waiting()));
+        }
         let Registers {
             device_features_sel,
             driver_features_sel,
@@ -161,34 +166,38 @@ where
             queues,
         } = registers.clone();
         let generation = self.config_generation.load(Ordering::SeqCst);
-        TransportState {
-            status: self.status(),
+        let state = TransportState {
+            status: self.status.load(Ordering::SeqCst),
             device_features_sel,
             driver_features_sel,
             queue_sel,
             driver_features,
             unknown_features,
             setup: queues,
-            queues: running
-                .queues
-                .iter()
-                .map(|queue| queue.as_ref().map(Queue::save))
-                .collect(),
+            // A broken device has lost its queues.
+            queues: match self.is_live() {
+                true => self.lanes.iter().map(|(_, lane)| lane.save()).collect(),
+                false => self.lanes.iter().map(|_| None).collect(),
+            },
             config_generation: generation as u32,
             config_changed: generation & CONFIG_CHANGED != 0,
             config_owed: self.config_owed.load(Ordering::SeqCst),
-        }
+        };
+        Ok((state, device.save()))
     }
 
-    /// Checks the state and takes it over, all or nothing. The queues are not looked at before [`Self::resume`].
-    pub fn restore(&self, state: &TransportState) -> Result<(), RestoreError> {
+    /// Checks the state and takes it over, all or nothing. The device is paused then: the queues are not looked at before
+    /// [`Self::resume`].
+    pub fn restore(&self, state: &TransportState, device_state: &DeviceState) -> Result<(), RestoreError> {
         let mut registers = lock(&self.registers);
-        let mut running = self.stop();
-        if self.status() != 0 {
-            return Err(RestoreError::InUse(self.status()));
+        let mut device = lock(&self.device);
+        let present = self.status.load(Ordering::SeqCst);
+        if present != 0 {
+            return Err(RestoreError::InUse(present));
         }
-        self.check(state, &running)?;
+        self.check(state, &*device)?;
         let queues = self.restore_queues(state)?;
+        device.restore(device_state)?;
         let &TransportState {
             status,
             device_features_sel,
@@ -210,13 +219,17 @@ where
             unknown_features,
             queues: setup.clone(),
         };
+        self.begin_pause();
         if status & status::FEATURES_OK != 0 {
-            running.device.negotiated(driver_features);
+            device.negotiated(driver_features);
         }
-        if status & status::DRIVER_OK != 0 && status & status::DEVICE_NEEDS_RESET == 0 {
-            running.device.activate(driver_features);
+        for (queue, (index, lane)) in queues.into_iter().zip(self.lanes.iter()) {
+            if let Some(queue) = queue {
+                let handler = device.start(index);
+                let queue = queue.run_by(Arc::clone(&lane.word), self.kicks_stay());
+                lane.start(Running { handler, queue });
+            }
         }
-        running.queues = queues;
         let changed = if config_changed { CONFIG_CHANGED } else { 0 };
         let generation = u64::from(config_generation) | changed;
         self.config_generation.store(generation, Ordering::SeqCst);
@@ -228,14 +241,7 @@ where
         Ok(())
     }
 
-    /// Ends a pause, and looks at every queue once: a kick that came before a state was saved is not in it.
-    pub fn resume(&self) {
-        self.kicks.pause(Pause::Embedder, false);
-        self.tell_what_is_owed();
-        self.look_again();
-    }
-
-    fn check(&self, state: &TransportState, running: &Running<D>) -> Result<(), RestoreError> {
+    fn check(&self, state: &TransportState, device: &D) -> Result<(), RestoreError> {
         let known = status::ORDER
             .iter()
             .fold(status::FAILED | status::DEVICE_NEEDS_RESET, |all, (bit, _)| all | bit);
@@ -249,7 +255,7 @@ where
         let acceptable = accepted & !offered == 0
             && accepted & features::VERSION_1 != 0
             && !state.unknown_features
-            && running.device.accepts(accepted);
+            && device.accepts(accepted);
         let too_early = state.status & status::DRIVER == 0 && (accepted != 0 || state.unknown_features);
         if negotiated && !acceptable || too_early {
             return Err(RestoreError::Features { accepted, offered });
@@ -282,9 +288,8 @@ where
     }
 
     fn restore_queues(&self, state: &TransportState) -> Result<Vec<Option<Queue>>, RestoreError> {
-        let memory = self.space.memory();
         let live = state.status & (status::DRIVER_OK | status::DEVICE_NEEDS_RESET) == status::DRIVER_OK;
-        let mut queues = no_queues(self.queue_sizes.len());
+        let mut queues: Vec<_> = self.queue_sizes.iter().map(|_| None).collect();
         for (position, (setup, saved)) in state.setup.iter().zip(&state.queues).enumerate() {
             let index = QueueIndex(position as u16);
             let runs = live && setup.ready;
@@ -298,7 +303,7 @@ where
                 return Err(RestoreError::Contradiction(index.0));
             }
             let interrupt = Arc::clone(&self.interrupt);
-            let queue = Queue::restore(index, self.queue_sizes[position], saved, &*memory, interrupt);
+            let queue = Queue::restore(index, self.queue_sizes[position], saved, &self.memory, interrupt);
             queues[position] = Some(queue.map_err(|error| RestoreError::Queue { index: index.0, error })?);
         }
         Ok(queues)

@@ -1,0 +1,117 @@
+//! Any transport with any device, to its embedder.
+
+use std::time::Duration;
+
+use super::{RestoreError, mmio::VirtioMmioState, pci::VirtioPciState};
+use crate::{
+    memory::Memory,
+    virtio::{DeviceState, Fault, QueueIndex, queue::QueueCounters},
+};
+
+/// A device cannot be saved while it is not at rest.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the device is not still: pause it and wait until it is; queues with requests under way, and how many: {0:?}")]
+pub struct NotStill(pub Vec<(QueueIndex, u64)>);
+
+/// The state of a transport.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SavedTransport {
+    /// Of a [`VirtioMmio`](super::mmio::VirtioMmio).
+    Mmio(VirtioMmioState),
+    /// Of a [`VirtioPci`](super::pci::VirtioPci).
+    Pci(VirtioPciState),
+}
+
+/// The state of a device and its transport, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedDevice {
+    /// What the guest can see of the transport.
+    pub transport: SavedTransport,
+    /// What the device keeps.
+    pub device: DeviceState,
+}
+
+/// A virtio device behind a transport, whatever either is: what an embedder does with all of them.
+///
+/// ```
+/// use devisor::virtio::transport::{RestoreError, SavedDevice, VirtioTransport};
+/// use std::sync::Arc;
+///
+/// fn save(devices: &[Arc<dyn VirtioTransport>]) -> Vec<SavedDevice> {
+///     devices.iter().for_each(|device| device.pause());
+///     devices.iter().for_each(|device| _ = device.wait_until_still(None));
+///     devices.iter().filter_map(|device| device.save().ok()).collect()
+/// }
+///
+/// fn restore(devices: &[Arc<dyn VirtioTransport>], states: &[SavedDevice]) -> Result<(), RestoreError> {
+///     devices.iter().zip(states).try_for_each(|(device, state)| device.restore(state))?;
+///     devices.iter().for_each(|device| device.resume());
+///     Ok(())
+/// }
+/// ```
+pub trait VirtioTransport: Send + Sync {
+    /// The device status (see [`status`](super::status)).
+    fn status(&self) -> u32;
+
+    /// Why the device needs a reset, if it does.
+    fn fault(&self) -> Option<Fault>;
+
+    /// What a running queue has done since it was set up.
+    fn queue_counters(&self, queue: QueueIndex) -> Option<QueueCounters>;
+
+    /// Works on every queue that was kicked, a round of each in turn, until none is left: what a worker calls when the doorbell has
+    /// rung. Several threads may do so at once. A queue that another thread serves is left to that one.
+    fn run(&self);
+
+    /// Has the device look at `queue`, on this thread: because its doorbell was rung or caught, or because the outside world has
+    /// something for the driver.
+    fn process(&self, queue: QueueIndex);
+
+    /// Begins a pause: no new request is taken, kicks are kept, requests that have had no effect yet are kept for later, and all
+    /// others end. This returns at once; see [`is_still`](Self::is_still).
+    fn pause(&self);
+
+    /// Whether a device that is paused has come to rest: no byte of guest memory changes, and no interrupt is under way, until it is
+    /// [resumed](Self::resume).
+    fn is_still(&self) -> bool;
+
+    /// Which queues have not come to rest, and how many requests of each are under way.
+    fn waiting(&self) -> Vec<(QueueIndex, u64)>;
+
+    /// Calls `told` whenever something of this device has come to rest, or may have: then ask [`is_still`](Self::is_still). It is
+    /// called on the thread that has ended the last request, and must not call this device.
+    fn when_still(&self, told: Box<dyn Fn() + Send + Sync>);
+
+    /// Waits until a device that is paused has come to rest, for so long at most. Whether it has. For threads on which no request
+    /// ends: not from inside a handler, nor from a line's callback.
+    fn wait_until_still(&self, limit: Option<Duration>) -> bool;
+
+    /// Ends a [`pause`](Self::pause), or goes on after a [`restore`](Self::restore): looks at every queue once, and signals
+    /// again what the line has refused.
+    fn resume(&self);
+
+    /// A reset from outside, as when the machine is reset: the device as by its driver, and the registers that select. Like the
+    /// driver's it may take time; the status reads zero when it has ended.
+    fn reset(&self);
+
+    /// The state of the device and its transport. Stop the vCPUs first: what happens after this is not in it.
+    ///
+    /// # Errors
+    /// The device is not still.
+    fn save(&self) -> Result<SavedDevice, NotStill>;
+
+    /// Takes over a saved state, all or nothing, into a device that was just made or reset; it is paused then. Follow it with
+    /// [`resume`](Self::resume) once memory and interrupt controller are restored too.
+    ///
+    /// # Errors
+    /// The state contradicts itself or this device.
+    fn restore(&self, state: &SavedDevice) -> Result<(), RestoreError>;
+
+    /// Guest memory is another map than before: every queue lets go of the old one, idle ones too. Requests under way keep it alive
+    /// until they end: [`Memory::old_maps_held`] says so.
+    fn memory_changed(&self);
+
+    /// The guest memory of the device.
+    fn memory(&self) -> &Memory;
+}

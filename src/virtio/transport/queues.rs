@@ -1,0 +1,364 @@
+//! The queues of a device behind a transport: started, kicked, brought to rest, and taken away.
+
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+use super::{
+    Core, QueueSetup, Registers,
+    status::{DEVICE_NEEDS_RESET, DRIVER_OK, FEATURES_OK},
+};
+use crate::{
+    sync::lock,
+    virtio::{
+        Fault, QueueIndex, VirtioDevice, features,
+        queue::{Queue, QueueCounters, Stop},
+        run::Running,
+    },
+};
+
+impl<D: VirtioDevice> Core<D> {
+    /// Nobody looks at a queue but for a kick.
+    pub(super) fn kicks_stay(&self) -> bool {
+        self.doorbell.get().is_none()
+    }
+
+    /// Makes a queue as the driver has set it up, and its handler, if it is ready.
+    pub(super) fn start_queue(&self, registers: &Registers, index: usize) -> Result<(), Fault> {
+        let QueueSetup {
+            layout, ready: true, ..
+        } = registers.queues[index]
+        else {
+            return Ok(());
+        };
+        let Some(lane) = self.lanes.get(index) else { return Ok(()) };
+        let (name, max) = (QueueIndex(index as u16), self.queue_sizes[index]);
+        let interrupt = Arc::clone(&self.interrupt);
+        let queue = Queue::new(name, max, layout, registers.driver_features, &self.memory, interrupt)?;
+        let queue = queue.run_by(Arc::clone(&lane.word), self.kicks_stay());
+        let handler = lock(&self.device).start(name);
+        lane.start(Running { handler, queue });
+        Ok(())
+    }
+
+    // Kicks.
+
+    /// The driver has kicked a queue. Before DRIVER_OK this means nothing: every queue is looked at when that is set.
+    pub fn notify(&self, queue: u32) {
+        match usize::try_from(queue) {
+            Ok(index) if index < self.queue_sizes.len() && self.is_live() => {
+                self.kick(index);
+                // The queue knows what it owes. A refused configuration interrupt hears of every kick.
+                self.tell_config_if_owed();
+            }
+            // A driver that waits for a device which needs a reset, and whose line refused to say so, gets no further.
+            _ => self.tell_what_is_owed(),
+        }
+    }
+
+    /// Marks a queue, and has it looked at by the embedder, or by this thread if there is no doorbell.
+    pub(super) fn kick(&self, index: usize) {
+        self.kick_each(index..index + 1);
+    }
+
+    pub(super) fn kick_all(&self) {
+        self.kick_each(0..self.queue_sizes.len());
+    }
+
+    /// Marks all of the queues before the first is looked at.
+    fn kick_each(&self, queues: Range<usize>) {
+        queues.clone().for_each(|index| _ = self.mark(index));
+        let rung = self.doorbell.get().map(|bell| {
+            let mut queues = queues.clone().map(|index| QueueIndex(index as u16));
+            queues.try_for_each(|queue| bell.ring(queue))
+        });
+        if !matches!(rung, Some(Ok(()))) {
+            queues.for_each(|index| self.serve(index, true));
+        }
+    }
+
+    fn mark(&self, index: usize) -> bool {
+        let lane = self.lanes.get(index);
+        lane.inspect(|lane| lane.word.kick()).is_some()
+    }
+
+    /// Marks a queue, and has the embedder hear of it; it is served by nobody here.
+    pub(super) fn mark_and_ring(&self, index: usize) {
+        if self.mark(index)
+            && let Some(bell) = self.doorbell.get()
+        {
+            // Marked all the same, for the next that comes.
+            let _ = bell.ring(QueueIndex(index as u16));
+        }
+    }
+
+    /// Serves a queue until nothing is left or another thread goes on with it.
+    fn serve(&self, index: usize, patient: bool) {
+        if let Some(lane) = self.lanes.get(index)
+            && lane.serve(patient, true, &|fault| self.fail(fault))
+        {
+            self.tell_config_if_owed();
+        }
+    }
+
+    /// Marks a queue and works on it now, unless another thread is at it, which then looks again.
+    pub fn process(&self, queue: QueueIndex) {
+        let index = usize::from(queue.0);
+        if self.mark(index) {
+            self.tell_what_is_owed();
+            self.serve(index, false);
+        }
+    }
+
+    /// Works on every marked queue until none is, or leaves that to the threads which are at it already.
+    pub fn run(&self) {
+        self.tell_what_is_owed();
+        self.lanes.run(&|fault| self.fail(fault));
+        self.tell_config_if_owed();
+    }
+
+    /// Looks at every queue once, if the driver has set DRIVER_OK.
+    pub fn look_again(&self) {
+        if self.is_live() {
+            self.kick_all();
+        }
+    }
+
+    /// The device needs a reset. No queue is served any more, and what is completed is not shown to the driver; it is
+    /// owed a configuration interrupt, which is told without a lock.
+    pub(super) fn fail(&self, fault: Fault) {
+        if !self.is_live() {
+            return;
+        }
+        lock(&self.fault).get_or_insert(fault);
+        self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
+        for (index, lane) in self.lanes.iter() {
+            lane.close();
+            lane.stop(Stop::Broken);
+            let _ = index;
+        }
+        self.config_owed.store(true, Ordering::SeqCst);
+    }
+
+    // Rest.
+
+    /// Has the device come to rest: takes no new request, and lets what is under way end.
+    pub fn pause(&self) {
+        self.begin_pause();
+        self.cancel(0..self.queue_sizes.len());
+    }
+
+    pub(super) fn begin_pause(&self) {
+        self.paused.store(true, Ordering::SeqCst);
+        self.lanes.stop(Stop::Embedder);
+    }
+
+    /// Ends a pause, and looks at every queue once: a kick that came before a state was saved is not in it.
+    pub fn resume(&self) {
+        self.paused.store(false, Ordering::SeqCst);
+        self.lanes.resume(Stop::Embedder);
+        self.tell_what_is_owed();
+        self.look_again();
+    }
+
+    /// The bus lets the device at memory from here on, or does not. Whether that is new; then follow the end of it with
+    /// [`Self::look_again`].
+    pub fn set_bus_master(&self, master: bool) -> bool {
+        let stopped = |index| self.lanes.get(index).is_some_and(|lane| lane.word.is_stopped_for(Stop::Bus));
+        let changed = stopped(0) == master;
+        match (changed, master) {
+            (true, true) => self.lanes.resume(Stop::Bus),
+            (true, false) => {
+                self.lanes.stop(Stop::Bus);
+                self.cancel(0..self.queue_sizes.len());
+            }
+            (false, _) => {}
+        }
+        changed
+    }
+
+    /// Whether a device that is paused has come to rest: it changes no byte of guest memory, and no interrupt is under way.
+    pub fn is_still(&self) -> bool {
+        let telling = self.config_telling.load(Ordering::SeqCst) != 0;
+        self.paused.load(Ordering::SeqCst) && !telling && self.lanes.are_still()
+    }
+
+    /// Waits until a device that is paused has come to rest, until `deadline` at the latest. Whether it has.
+    pub fn wait_until_still(&self, deadline: Option<Instant>) -> bool {
+        self.lanes.wait(None, deadline) && self.lanes.wait_for(deadline, || self.is_still())
+    }
+
+    /// Asks the device to have calls of its handlers come back.
+    fn cancel(&self, queues: Range<usize>) {
+        for index in queues {
+            if self.lanes.get(index).is_some_and(|lane| !lane.word.is_still()) {
+                lock(&self.device).cancel(QueueIndex(index as u16));
+            }
+        }
+    }
+
+    /// Finishes what has come to rest meanwhile.
+    pub(super) fn finish_all(&self) {
+        self.finish_reset();
+        for index in 0..self.queue_sizes.len() {
+            self.finish_queue(index);
+        }
+    }
+
+    // Reset (section 2.4). It begins, comes to rest, and is finished by whoever looks next.
+
+    /// Works at every stage. From here on the driver is not heard, nor told of anything, until everything is as at power-on.
+    pub fn begin_reset(&self) {
+        {
+            let _registers = lock(&self.registers);
+            self.resetting.store(true, Ordering::SeqCst);
+            self.config_owed.store(false, Ordering::SeqCst);
+            self.interrupt.reset();
+        }
+        self.lanes.stop(Stop::Device);
+        self.cancel(0..self.queue_sizes.len());
+        self.finish_reset();
+        self.interrupt.settle();
+    }
+
+    /// Waits until the reset has ended, until `deadline` at the latest; not at all on a thread that serves a queue, which could
+    /// be the one that is waited for.
+    pub fn wait_for_reset(&self, deadline: Option<Instant>) {
+        if self.is_resetting() {
+            self.lanes.wait(None, deadline);
+            self.finish_reset();
+        }
+    }
+
+    /// Ends a reset, if all is at rest.
+    pub fn finish_reset(&self) {
+        if !self.is_resetting() || !self.lanes.are_still() {
+            return;
+        }
+        let mut registers = lock(&self.registers);
+        let mut device = lock(&self.device);
+        if !self.is_resetting() {
+            return;
+        }
+        for (_, lane) in self.lanes.iter() {
+            lane.finish();
+            lane.word.resume(Stop::Queue);
+            lane.word.resume(Stop::Broken);
+            lane.word.resume(Stop::Device);
+        }
+        *registers = Registers::reset(&self.queue_sizes);
+        device.reset();
+        self.note_config_change();
+        *lock(&self.fault) = None;
+        self.config_owed.store(false, Ordering::SeqCst);
+        self.status.store(0, Ordering::SeqCst);
+        self.resetting.store(false, Ordering::SeqCst);
+    }
+
+    // A queue by itself.
+
+    /// Enables the selected queue. One that was stopped or reset begins as new.
+    pub fn enable_queue(&self) {
+        let mut registers = self.registers();
+        let selected = registers.selected();
+        self.finish_queue_with(&registers, selected);
+        let Some(queue) = self.unfrozen(&mut registers) else {
+            return;
+        };
+        (queue.ready, queue.was_reset) = (true, false);
+        if self.is_live() {
+            let started = self.start_queue(&registers, selected);
+            drop(registers);
+            if let Err(fault) = started {
+                self.fail(fault);
+            }
+            self.tell_config_if_owed();
+            self.kick(selected);
+        }
+    }
+
+    /// Disables the selected queue, which is brought to rest. It may be set up and enabled again. Which one, if there is one.
+    pub fn disable_queue(&self) -> Option<QueueIndex> {
+        self.stop_queue(|registers, selected| {
+            let queue = registers.queues.get_mut(selected)?;
+            queue.was_reset |= queue.ready && self.has(DRIVER_OK);
+            queue.ready = false;
+            Some(())
+        })
+    }
+
+    /// Resets the selected queue by itself (section 2.6.1), if the driver has negotiated that. Which one, if it was reset.
+    pub fn reset_queue(&self) -> Option<QueueIndex> {
+        self.stop_queue(|registers, selected| {
+            let negotiated = self.has(FEATURES_OK) && registers.driver_features & features::RING_RESET != 0;
+            let queue = registers.queues.get_mut(selected).filter(|_| negotiated)?;
+            *queue = QueueSetup {
+                was_reset: true,
+                ..QueueSetup::new(self.queue_sizes[selected])
+            };
+            Some(())
+        })
+    }
+
+    fn stop_queue(&self, change: impl FnOnce(&mut Registers, usize) -> Option<()>) -> Option<QueueIndex> {
+        let mut registers = self.registers();
+        let selected = registers.selected();
+        let lane = self.lanes.get(selected)?;
+        if self.is_resetting() {
+            return None;
+        }
+        change(&mut registers, selected)?;
+        drop(registers);
+        if lane.word.runs() {
+            lane.stop(Stop::Queue);
+            self.cancel(selected..selected + 1);
+            self.finish_queue(selected);
+        }
+        Some(QueueIndex(selected as u16))
+    }
+
+    /// Waits until a queue that was stopped is at rest, as [`wait_for_reset`](Self::wait_for_reset).
+    pub fn wait_for_queue(&self, queue: QueueIndex, deadline: Option<Instant>) {
+        let index = usize::from(queue.0);
+        if self.is_queue_stopping(queue) {
+            self.lanes.wait(Some(index), deadline);
+            self.finish_queue(index);
+        }
+    }
+
+    /// Whether a queue that was stopped is not at rest yet.
+    pub fn is_queue_stopping(&self, queue: QueueIndex) -> bool {
+        let index = usize::from(queue.0);
+        self.finish_queue(index);
+        self.lanes.get(index).is_some_and(|lane| lane.word.is_stopped_for(Stop::Queue))
+    }
+
+    fn finish_queue(&self, index: usize) {
+        let stopped = |lane: &crate::virtio::run::Lane| lane.word.is_stopped_for(Stop::Queue) && lane.word.is_still();
+        if self.lanes.get(index).is_some_and(stopped) {
+            self.finish_queue_with(&self.registers(), index);
+        }
+    }
+
+    /// With the registers locked, so that one thread does it.
+    fn finish_queue_with(&self, _: &Registers, index: usize) {
+        if let Some(lane) = self.lanes.get(index)
+            && lane.word.is_stopped_for(Stop::Queue)
+            && lane.word.is_still()
+        {
+            lane.finish();
+            lane.word.resume(Stop::Queue);
+        }
+    }
+
+    /// The embedder has changed guest memory.
+    pub fn memory_changed(&self) {
+        self.lanes.iter().for_each(|(_, lane)| lane.memory_changed());
+    }
+
+    pub fn queue_counters(&self, index: QueueIndex) -> Option<QueueCounters> {
+        self.lanes.get(index.0.into())?.counters()
+    }
+}
