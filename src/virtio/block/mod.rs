@@ -9,11 +9,20 @@ mod registers;
 mod request;
 mod storage;
 
-use std::{fmt, io};
+use std::{
+    fmt, io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+};
 
-use vm_memory::GuestMemory;
-
-use super::{DeviceId, QueueError, QueueIndex, Queues, Round, VirtioDevice, device::read_config_bytes};
+use super::{
+    DeviceId, DeviceState, DeviceStateError, Fault, QueueHandler, QueueIndex, Round, VirtioDevice,
+    device::read_config_bytes,
+    queue::Slices,
+};
+use crate::sync::lock;
 use registers::{SECTOR, config, feature};
 
 pub use file::{FileError, FileStorage};
@@ -24,14 +33,15 @@ pub use storage::{Abilities, Storage};
 
 /// A disk.
 ///
-/// Requests are answered in order, one at a time, on the thread that [processes](VirtioDevice::process) the queue.
+/// The requests of a queue are answered in order, one at a time, in the round that finds them; those of different queues at the same
+/// time, on as many threads as serve them. A flush covers what was completed before it on any queue.
 ///
 /// *What the guest gets*: S_OK, or S_IOERR for what the storage refuses and for what the driver must not ask (sectors
 /// past the end, a part of a sector, a write to a read-only disk, more segments than allowed), or S_UNSUPP for what was
 /// not negotiated. A request that is refused has changed nothing. The status is the last device-writable byte, however
 /// the driver has cut the request into descriptors. Device-writable bytes before it that the request does not fill are
 /// zeroed, so the used length is always all of them: a driver must not look at bytes beyond it (section 2.7.8.2), and
-/// the status of a failed read is one. A chain without room for header or status breaks the rules of the queue.
+/// the status of a failed read is one. A chain without room for header or status comes back with a used length of 0.
 ///
 /// *When a write is on stable storage* (section 5.2.6.2): with VIRTIO_BLK_F_FLUSH, after a flush; for a driver that has
 /// negotiated neither that nor VIRTIO_BLK_F_CONFIG_WCE, or has written 0 to `writeback`, before it is completed.
@@ -61,33 +71,41 @@ pub use storage::{Abilities, Storage};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Block {
+    disk: Arc<Disk>,
+    queue_sizes: Box<[u16]>,
+}
+
+/// What the control face and the queues share.
+struct Disk {
     // Configured.
     /// All that the guest is told: nothing is left to the storage.
     options: BlockOptions,
     /// `write_zeroes_may_unmap`.
     unmap: bool,
     features: u64,
-    queue_sizes: Box<[u16]>,
     // Plugged in.
-    storage: Box<dyn Storage>,
-    failures: StorageFailures,
+    storage: Arc<dyn Storage>,
+    failures: Mutex<StorageFailures>,
     /// Sectors that the guest may touch.
-    capacity: u64,
+    capacity: AtomicU64,
     // What the guest can change.
     /// What the driver has accepted. From FEATURES_OK on it may read `writeback`, which hangs on it.
-    negotiated: u64,
-    /// What the driver wrote to `writeback`, if it did.
-    writeback: Option<bool>,
+    negotiated: AtomicU64,
+    /// What the driver wrote to `writeback`; another value, if it did not.
+    writeback: AtomicU8,
 }
 
+/// Not a value of `writeback`.
+const UNWRITTEN: u8 = 2;
+
 /// How often a storage has failed. The guest gets S_IOERR for each.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct StorageFailures {
     /// Requests that failed for it.
     pub count: u64,
     /// The last error.
-    pub last: Option<io::Error>,
+    pub last: Option<Arc<io::Error>>,
 }
 
 /// The state of a block device as plain data. What the storage keeps is the embedder's to save.
@@ -110,29 +128,16 @@ impl Block {
     /// An option is out of range, or the storage does not tell its capacity.
     pub fn new(storage: impl Storage + 'static, options: BlockOptions) -> Result<Self, BlockError> {
         let abilities = storage.abilities();
-        Self::told(Box::new(storage), options, abilities)
-    }
-
-    fn told(storage: Box<dyn Storage>, options: BlockOptions, abilities: Abilities) -> Result<Self, BlockError> {
-        let options = options.over(abilities, storage.limits())?;
-        let mut block = Self {
-            features: offered(&options),
-            queue_sizes: vec![options.queue_size; options.queues.into()].into(),
-            options,
-            unmap: abilities.unmap,
-            storage,
-            failures: StorageFailures::default(),
-            capacity: 0,
-            negotiated: 0,
-            writeback: None,
-        };
-        block.refresh_capacity()?;
-        Ok(block)
+        let disk = Disk::told(Arc::new(storage), options, abilities)?;
+        Ok(Self {
+            queue_sizes: vec![disk.options.queue_size; disk.options.queues.into()].into(),
+            disk: Arc::new(disk),
+        })
     }
 
     /// Sectors of 512 bytes that the guest may touch.
     pub fn capacity(&self) -> u64 {
-        self.capacity
+        self.disk.capacity()
     }
 
     /// Asks the storage for its capacity again: call this through
@@ -142,29 +147,84 @@ impl Block {
     /// # Errors
     /// The storage does not tell; the capacity is as it was.
     pub fn refresh_capacity(&mut self) -> io::Result<u64> {
-        let block_size = u64::from(self.options.blk_size());
-        self.capacity = self.storage.capacity()? / block_size * (block_size / SECTOR);
-        Ok(self.capacity)
+        let capacity = self.disk.present()?;
+        self.disk.capacity.store(capacity, Ordering::SeqCst);
+        Ok(capacity)
     }
 
     /// The storage.
     pub fn storage(&self) -> &dyn Storage {
-        &*self.storage
+        &*self.disk.storage
     }
 
     /// What the storage has failed at. Nothing is logged, since a guest could have it logged without end.
-    pub fn storage_failures(&self) -> &StorageFailures {
-        &self.failures
+    pub fn storage_failures(&self) -> StorageFailures {
+        lock(&self.disk.failures).clone()
     }
 
-    /// The state, between two calls of [`process`](VirtioDevice::process): no request is under way.
-    pub fn save(&self) -> BlockState {
+    /// The disk as it was saved. The guest keeps what it was told, also if this storage has
+    /// other limits, or cannot discard: they say what performs well, not what is possible. It keeps the saved capacity if
+    /// the storage has grown: [`refresh_capacity`](Self::refresh_capacity) finds that.
+    fn restored(&self, state: &BlockState) -> Result<Disk, BlockError> {
+        let &BlockState {
+            ref options,
+            unmap,
+            capacity: saved,
+            writeback,
+        } = state;
+        let storage = &self.disk.storage;
+        if storage.abilities().read_only && !options.read_only {
+            return Err(BlockError::ReadOnly);
+        }
+        let told = Abilities {
+            read_only: options.read_only,
+            discard: true,
+            unmap,
+        };
+        let disk = Disk::told(Arc::clone(storage), options.clone(), told)?;
+        let present = disk.capacity();
+        if saved > present {
+            return Err(BlockError::Shrunk { saved, present });
+        }
+        disk.capacity.store(saved, Ordering::SeqCst);
+        disk.writeback.store(writeback.map_or(UNWRITTEN, u8::from), Ordering::SeqCst);
+        Ok(disk)
+    }
+}
+
+impl Disk {
+    fn told(storage: Arc<dyn Storage>, options: BlockOptions, abilities: Abilities) -> Result<Self, BlockError> {
+        let options = options.over(abilities, storage.limits())?;
+        let disk = Self {
+            features: offered(&options),
+            options,
+            unmap: abilities.unmap,
+            storage,
+            failures: Mutex::default(),
+            capacity: AtomicU64::new(0),
+            negotiated: AtomicU64::new(0),
+            writeback: AtomicU8::new(UNWRITTEN),
+        };
+        disk.capacity.store(disk.present()?, Ordering::SeqCst);
+        Ok(disk)
+    }
+
+    fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::SeqCst)
+    }
+
+    /// Sectors that the storage has, of whole blocks.
+    fn present(&self) -> io::Result<u64> {
+        let block_size = u64::from(self.options.blk_size());
+        Ok(self.storage.capacity()? / block_size * (block_size / SECTOR))
+    }
+
+    fn save(&self) -> BlockState {
         let Self {
             options,
             unmap,
             // Follow from the options.
             features: _,
-            queue_sizes: _,
             // The embedder's.
             storage: _,
             // A count of this process.
@@ -177,45 +237,14 @@ impl Block {
         BlockState {
             options: options.clone(),
             unmap: *unmap,
-            capacity: *capacity,
-            writeback: *writeback,
+            capacity: capacity.load(Ordering::SeqCst),
+            writeback: written(writeback),
         }
-    }
-
-    /// The disk as it was saved, with the data of `storage`. The guest keeps what it was told, also if this storage has
-    /// other limits, or cannot discard: they say what performs well, not what is possible. It keeps the saved capacity if
-    /// the storage has grown: [`refresh_capacity`](Self::refresh_capacity) finds that. Restore the transport around it.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new), and if the storage is smaller than the guest knows it, or read-only and the guest's is not.
-    pub fn restore(storage: impl Storage + 'static, state: &BlockState) -> Result<Self, BlockError> {
-        let &BlockState {
-            ref options,
-            unmap,
-            capacity: saved,
-            writeback,
-        } = state;
-        if storage.abilities().read_only && !options.read_only {
-            return Err(BlockError::ReadOnly);
-        }
-        let told = Abilities {
-            read_only: options.read_only,
-            discard: true,
-            unmap,
-        };
-        let mut block = Self::told(Box::new(storage), options.clone(), told)?;
-        let present = block.capacity;
-        if saved > present {
-            return Err(BlockError::Shrunk { saved, present });
-        }
-        block.capacity = saved;
-        block.writeback = writeback;
-        Ok(block)
     }
 
     /// Whether a feature was negotiated. One that is not offered never is, whoever claims so.
     fn has(&self, feature: u64) -> bool {
-        self.negotiated & self.features & feature != 0
+        self.negotiated.load(Ordering::SeqCst) & self.features & feature != 0
     }
 
     fn is_read_only(&self) -> bool {
@@ -224,7 +253,7 @@ impl Block {
 
     /// Whether completed writes may be volatile until a flush.
     fn is_writeback(&self) -> bool {
-        match self.writeback {
+        match written(&self.writeback) {
             Some(chosen) if self.has(feature::CONFIG_WCE) => chosen,
             // Also the initial value of the register: "If VIRTIO_BLK_F_CONFIG_WCE is negotiated but VIRTIO_BLK_F_FLUSH
             // is not, the device MUST initialize writeback to 0" (section 5.2.5.2).
@@ -237,7 +266,7 @@ impl Block {
         let mut space = [0; config::LEN];
         let mut put = |offset: usize, bytes: &[u8]| space[offset..offset + bytes.len()].copy_from_slice(bytes);
         let Self { options, .. } = self;
-        put(config::CAPACITY, &self.capacity.to_le_bytes());
+        put(config::CAPACITY, &self.capacity().to_le_bytes());
         put(config::SIZE_MAX, &options.size_max.unwrap_or(0).to_le_bytes());
         put(config::SEG_MAX, &u32::from(options.queue_size - 2).to_le_bytes());
         if let Some(geometry) = options.geometry {
@@ -300,13 +329,22 @@ fn offered(options: &BlockOptions) -> u64 {
         .fold(always, |all, &(bit, on)| if on { all | bit } else { all })
 }
 
-impl<M: GuestMemory> VirtioDevice<M> for Block {
+/// What the driver wrote to `writeback`, if it did.
+fn written(writeback: &AtomicU8) -> Option<bool> {
+    match writeback.load(Ordering::SeqCst) {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
+}
+
+impl VirtioDevice for Block {
     fn device_id(&self) -> DeviceId {
         DeviceId::BLOCK
     }
 
     fn features(&self) -> u64 {
-        self.features
+        self.disk.features
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -314,7 +352,7 @@ impl<M: GuestMemory> VirtioDevice<M> for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config(), offset, data);
+        read_config_bytes(&self.disk.config(), offset, data);
     }
 
     /// Only `writeback` can be written, if VIRTIO_BLK_F_CONFIG_WCE was negotiated, and only with 0 and 1.
@@ -322,35 +360,71 @@ impl<M: GuestMemory> VirtioDevice<M> for Block {
         let at = (config::WRITEBACK as u64).checked_sub(offset);
         let byte = at.and_then(|at| data.get(usize::try_from(at).ok()?));
         if let Some(&value @ 0..=1) = byte
-            && self.has(feature::CONFIG_WCE)
+            && self.disk.has(feature::CONFIG_WCE)
         {
-            self.writeback = Some(value == 1);
+            self.disk.writeback.store(value, Ordering::SeqCst);
         }
     }
 
     fn negotiated(&mut self, features: u64) {
-        self.negotiated = features;
+        self.disk.negotiated.store(features, Ordering::SeqCst);
     }
 
-    fn process(&mut self, index: QueueIndex, queues: &mut Queues<'_, M>) -> Result<Round, QueueError> {
-        match queues.get(index) {
-            Some((queue, memory)) => queue.serve(memory, |chain, memory| self.answer(chain, memory)),
-            None => Ok(Round::Drained),
-        }
+    fn start(&mut self, _queue: QueueIndex) -> Box<dyn QueueHandler> {
+        Box::new(Requests {
+            disk: Arc::clone(&self.disk),
+            room: Slices::default(),
+        })
     }
 
     fn reset(&mut self) {
-        self.negotiated = 0;
-        self.writeback = None;
+        self.disk.negotiated.store(0, Ordering::SeqCst);
+        self.disk.writeback.store(UNWRITTEN, Ordering::SeqCst);
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Block(self.disk.save())
+    }
+
+    /// The guest keeps what it was told, also over a storage with other limits or without discard. The number and the size of the
+    /// queues have to be the same; a storage that is smaller than the guest knows it is refused, and a read-only one if the
+    /// guest's is not.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let DeviceState::Block(state) = state else {
+            return Err(DeviceStateError::kind(state, "a block device's"));
+        };
+        let (saved, made) = (&state.options, &self.disk.options);
+        if (saved.queues, saved.queue_size) != (made.queues, made.queue_size) {
+            return Err(DeviceStateError::Otherwise(format!(
+                "{} queues of {} where the state has {} of {}",
+                made.queues, made.queue_size, saved.queues, saved.queue_size
+            )));
+        }
+        let disk = self.restored(state);
+        self.disk = Arc::new(disk.map_err(|error| DeviceStateError::Otherwise(error.to_string()))?);
+        Ok(())
+    }
+}
+
+/// Serves a request queue.
+struct Requests {
+    disk: Arc<Disk>,
+    room: Slices,
+}
+
+impl QueueHandler for Requests {
+    fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
+        let Self { disk, room } = self;
+        Ok(round.each(|chain| disk.answer(chain, room))?)
     }
 }
 
 impl fmt::Debug for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Block")
-            .field("options", &self.options)
-            .field("capacity", &self.capacity)
-            .field("failures", &self.failures)
+            .field("options", &self.disk.options)
+            .field("capacity", &self.disk.capacity)
+            .field("failures", &self.disk.failures)
             .finish_non_exhaustive()
     }
 }

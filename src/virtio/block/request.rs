@@ -1,20 +1,21 @@
 //! Requests of the block device (virtio 1.2, section 5.2.6).
 
-use std::{io, ops::Range};
-
-use vm_memory::GuestMemory;
+use std::{io, ops::Range, sync::Arc};
 
 use super::{
-    Block, RangeLimits,
+    Disk, RangeLimits,
     registers::{
         SECTOR, Status, feature,
         request::{self, FLAG_UNMAP, HEADER, SEGMENT},
     },
     storage::transfer,
 };
-use crate::virtio::{
-    QueueError,
-    queue::{Chain, Reader, Writer},
+use crate::{
+    sync::lock,
+    virtio::{
+        ChainError,
+        queue::{Chain, Reader, Slices, Writer},
+    },
 };
 
 /// Why a request did not succeed.
@@ -23,8 +24,8 @@ enum Failure {
     Refused(Status),
     /// The storage says no.
     Storage(io::Error),
-    /// The driver broke the rules of the queue: no status can be told.
-    Rules(QueueError),
+    /// The chain is not what it was: no status can be told.
+    Rules(ChainError),
 }
 
 impl From<io::Error> for Failure {
@@ -33,8 +34,8 @@ impl From<io::Error> for Failure {
     }
 }
 
-impl From<QueueError> for Failure {
-    fn from(error: QueueError) -> Self {
+impl From<ChainError> for Failure {
+    fn from(error: ChainError) -> Self {
         Self::Rules(error)
     }
 }
@@ -49,25 +50,25 @@ struct Segment {
     unmap: bool,
 }
 
-impl Block {
+impl Disk {
     /// Answers one request. Returns how many bytes were written into the chain: all that are device-writable.
-    pub(super) fn answer<M: GuestMemory>(&mut self, chain: &Chain, memory: &M) -> Result<u32, QueueError> {
-        let mut input = chain.reader(memory);
+    pub(super) fn answer(&self, chain: &Chain<'_, '_>, slices: &mut Slices) -> Result<u32, ChainError> {
+        let mut input = chain.reader();
         if input.remaining() < HEADER as u32 {
-            return Err(QueueError::Request("a block request has no room for its header"));
+            return Err(ChainError::Request("a block request has no room for its header"));
         }
         let Some(room) = chain.writable_len().checked_sub(1) else {
-            return Err(QueueError::Request("a block request has no room for its status"));
+            return Err(ChainError::Request("a block request has no room for its status"));
         };
         let mut header = [0; HEADER];
         input.read(&mut header)?;
         let (kind, sector) = (le32(&header, 0), le64(&header, 8));
-        let (output, _) = chain.writer(memory).split_at(room)?;
+        let (output, _) = chain.writer().split_at(room)?;
 
         let mut filled = 0;
         let result = match kind {
-            request::IN => self.read(sector, output, &mut filled),
-            request::OUT => self.write(sector, input),
+            request::IN => self.read(sector, output, slices, &mut filled),
+            request::OUT => self.write(sector, input, slices),
             request::FLUSH if self.has(feature::FLUSH) => self.storage.flush().map_err(Failure::from),
             request::GET_ID => self.get_id(output, &mut filled),
             request::DISCARD if self.has(feature::DISCARD) => self.discard(input),
@@ -78,14 +79,15 @@ impl Block {
             Ok(()) => Status::Ok,
             Err(Failure::Refused(status)) => status,
             Err(Failure::Storage(error)) => {
-                self.failures.count += 1;
-                self.failures.last = Some(error);
+                let mut failures = lock(&self.failures);
+                failures.count += 1;
+                failures.last = Some(Arc::new(error));
                 Status::IoErr
             }
             Err(Failure::Rules(error)) => return Err(error),
         };
 
-        let (_, mut rest) = chain.writer(memory).split_at(filled)?;
+        let (_, mut rest) = chain.writer().split_at(filled)?;
         rest.fill(0, room - filled)?;
         rest.write(&[status as u8])?;
         Ok(chain.writable_len())
@@ -98,27 +100,27 @@ impl Block {
         }
         match sector.checked_add(len / SECTOR) {
             // The capacity came from a number of bytes, so this does not overflow.
-            Some(end) if end <= self.capacity => Ok(sector * SECTOR..end * SECTOR),
+            Some(end) if end <= self.capacity() => Ok(sector * SECTOR..end * SECTOR),
             _ => Err(IO_ERROR),
         }
     }
 
     /// `filled` tells how far the data got, also if the storage failed on the way.
-    fn read<M: GuestMemory>(&self, sector: u64, output: Writer<'_, M>, filled: &mut u32) -> Result<(), Failure> {
+    fn read(&self, sector: u64, output: Writer<'_>, slices: &mut Slices, filled: &mut u32) -> Result<(), Failure> {
         let range = self.locate(sector, output.remaining().into())?;
         let (moved, result) = output
-            .with_slices(|buffers| transfer(buffers, range.start, |offset, rest| self.storage.read_at(offset, rest)))?;
+            .with_slices(slices, |buffers| transfer(buffers, range.start, |offset, rest| self.storage.read_at(offset, rest)))?;
         // At most what the chain has room for, which is counted in 32 bits.
         *filled = moved as u32;
         Ok(result?)
     }
 
-    fn write<M: GuestMemory>(&self, sector: u64, input: Reader<'_, M>) -> Result<(), Failure> {
+    fn write(&self, sector: u64, input: Reader<'_>, slices: &mut Slices) -> Result<(), Failure> {
         let range = self.locate(sector, input.remaining().into())?;
         if self.is_read_only() {
             return Err(IO_ERROR);
         }
-        let (_, result) = input.with_slices(|buffers| {
+        let (_, result) = input.with_slices(slices, |buffers| {
             transfer(buffers, range.start, |offset, rest| self.storage.write_at(offset, rest))
         })?;
         result?;
@@ -133,7 +135,7 @@ impl Block {
         }
     }
 
-    fn get_id<M: GuestMemory>(&self, mut output: Writer<'_, M>, filled: &mut u32) -> Result<(), Failure> {
+    fn get_id(&self, mut output: Writer<'_>, filled: &mut u32) -> Result<(), Failure> {
         if output.remaining() < request::ID as u32 {
             return Err(IO_ERROR);
         }
@@ -142,7 +144,7 @@ impl Block {
         Ok(())
     }
 
-    fn discard<M: GuestMemory>(&self, input: Reader<'_, M>) -> Result<(), Failure> {
+    fn discard(&self, input: Reader<'_>) -> Result<(), Failure> {
         // Unmap is for write zeroes alone.
         for Segment { range, .. } in self.segments(input, self.options.discard, 0)? {
             self.storage.discard(range.start, range.end - range.start)?;
@@ -150,7 +152,7 @@ impl Block {
         Ok(())
     }
 
-    fn write_zeroes<M: GuestMemory>(&self, input: Reader<'_, M>) -> Result<(), Failure> {
+    fn write_zeroes(&self, input: Reader<'_>) -> Result<(), Failure> {
         for Segment { range, unmap } in self.segments(input, self.options.write_zeroes, FLAG_UNMAP)? {
             self.storage.write_zeroes(range.start, range.end - range.start, unmap)?;
         }
@@ -159,9 +161,9 @@ impl Block {
 
     /// The segments of a request that are not empty, all of them checked. They are read once: what the guest changes
     /// after that is not seen.
-    fn segments<M: GuestMemory>(
+    fn segments(
         &self,
-        mut input: Reader<'_, M>,
+        mut input: Reader<'_>,
         limits: Option<RangeLimits>,
         known_flags: u32,
     ) -> Result<Vec<Segment>, Failure> {

@@ -2,14 +2,18 @@
 
 mod source;
 
-use std::fmt;
-
-use vm_memory::GuestMemory;
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use super::{
-    DeviceId, Queue, QueueError, QueueIndex, Queues, Round, VirtioDevice,
-    queue::{Chain, Writer},
+    ChainError, DeviceId, DeviceState, DeviceStateError, Fault, QueueHandler, QueueIndex, Round, VirtioDevice, queue::Chain,
 };
+use crate::sync::lock;
 
 pub use source::{OsRandom, SeededRandom, Source};
 
@@ -27,8 +31,8 @@ const REQUEST_QUEUE_SIZES: [u16; 1] = [64];
 ///
 /// *A source that fails*: the specification wants "one or more random bytes" in every buffer that is used (section
 /// 5.4.6.2), and Linux waits for ever after an empty one. So a request that the source fails at its first byte stays
-/// available, and is tried again when the device is next processed: have the transport do that
-/// ([`VirtioMmio::process`](super::VirtioMmio::process)) once the source has recovered. A request that the source fails
+/// available, and is tried again when the queue is next looked at: have the transport do that
+/// ([`VirtioTransport::process`](super::VirtioTransport::process)) once the source has recovered. A request that the source fails
 /// later is completed with the bytes that it has. What the source did not deliver is never handed out: neither zeros nor
 /// what an earlier request got.
 ///
@@ -47,8 +51,13 @@ const REQUEST_QUEUE_SIZES: [u16; 1] = [64];
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Entropy {
-    source: Plugged,
-    failures: u64,
+    shared: Arc<Shared>,
+}
+
+/// What the control face and the queue share.
+struct Shared {
+    source: Mutex<Plugged>,
+    failures: AtomicU64,
 }
 
 /// What is plugged in: the seeded generator is known by name, because its state is saved.
@@ -66,14 +75,6 @@ pub enum EntropyState {
     External,
 }
 
-/// A saved state is refused; the device is as it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("state of {saved} for an entropy device with {present}: the same kind of source is needed")]
-pub struct EntropyStateError {
-    saved: &'static str,
-    present: &'static str,
-}
-
 impl Entropy {
     /// Randomness from the operating system, fit for keys.
     pub fn from_os() -> Self {
@@ -84,9 +85,9 @@ impl Entropy {
     /// from it has no secrets.
     ///
     /// ```
-    /// use devisor::virtio::entropy::{Entropy, EntropyState};
+    /// use devisor::virtio::{DeviceState, VirtioDevice, entropy::{Entropy, EntropyState}};
     ///
-    /// assert_eq!(Entropy::seeded(7).save(), EntropyState::Seeded(7));
+    /// assert_eq!(Entropy::seeded(7).save(), DeviceState::Entropy(EntropyState::Seeded(7)));
     /// ```
     pub fn seeded(seed: u64) -> Self {
         Self::plugged(Plugged::Seeded(SeededRandom::new(seed)))
@@ -98,59 +99,38 @@ impl Entropy {
     }
 
     fn plugged(source: Plugged) -> Self {
-        Self { source, failures: 0 }
+        let shared = Shared {
+            source: Mutex::new(source),
+            failures: AtomicU64::new(0),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// How often the source has failed.
     pub fn failures(&self) -> u64 {
-        self.failures
+        self.shared.failures.load(Ordering::Relaxed)
     }
+}
 
-    /// The state.
-    pub fn save(&self) -> EntropyState {
-        // What has failed is a count of this process, not state of the guest's device.
-        let Self { source, failures: _ } = self;
-        match source {
-            Plugged::Seeded(source) => EntropyState::Seeded(source.state()),
-            Plugged::Other(_) => EntropyState::External,
-        }
-    }
-
-    /// Takes over a saved state.
-    ///
-    /// # Errors
-    /// It is of another kind of source.
-    pub fn restore(&mut self, state: &EntropyState) -> Result<(), EntropyStateError> {
-        const NAMES: [&str; 2] = ["a seeded generator", "an external source"];
-        let refused = |saved, present| EntropyStateError {
-            saved: NAMES[saved],
-            present: NAMES[present],
-        };
-        match (&mut self.source, *state) {
-            (Plugged::Seeded(source), EntropyState::Seeded(state)) => *source = SeededRandom::new(state),
-            (Plugged::Other(_), EntropyState::External) => {}
-            (Plugged::Seeded(_), EntropyState::External) => return Err(refused(1, 0)),
-            (Plugged::Other(_), EntropyState::Seeded(_)) => return Err(refused(0, 1)),
-        }
-        Ok(())
-    }
-
+impl Shared {
     /// The next bytes, or none.
-    fn draw(&mut self) -> Option<[u8; CHUNK]> {
+    fn draw(&self) -> Option<[u8; CHUNK]> {
         let mut chunk = [0; CHUNK];
-        let filled = match &mut self.source {
+        let filled = match &mut *lock(&self.source) {
             Plugged::Seeded(source) => source.fill(&mut chunk),
             Plugged::Other(source) => source.fill(&mut chunk),
         };
         if filled.is_err() {
-            self.failures += 1;
+            self.failures.fetch_add(1, Ordering::Relaxed);
         }
         filled.ok().map(|()| chunk)
     }
 
     /// Fills a request, of which `chunk` is the beginning. Returns how many bytes it got.
-    fn answer<M: GuestMemory>(&mut self, chain: &Chain, memory: &M, mut chunk: [u8; CHUNK]) -> Result<u32, QueueError> {
-        let mut room = checked_room(chain, memory)?;
+    fn answer(&self, chain: &Chain<'_, '_>, mut chunk: [u8; CHUNK]) -> Result<u32, ChainError> {
+        let mut room = chain.writer();
         let wanted = room.remaining().min(MAX_BYTES_PER_REQUEST);
         let mut done = 0;
         loop {
@@ -166,40 +146,9 @@ impl Entropy {
             }
         }
     }
-
-    fn serve<M: GuestMemory>(&mut self, queue: &mut Queue, memory: &M) -> Result<Round, QueueError> {
-        queue.signal_again();
-        for _ in 0..queue.size() {
-            // A request is looked for before bytes are drawn, and taken when they are there: one that cannot be
-            // answered stays in the ring, where a reset, a save and the next attempt find it.
-            if queue.expect_kicks(memory)? == Round::Drained {
-                return Ok(Round::Drained);
-            }
-            let Some(chunk) = self.draw() else {
-                return Ok(Round::Drained);
-            };
-            let Some(chain) = queue.pop(memory)? else {
-                return Ok(Round::Drained);
-            };
-            let written = self.answer(&chain, memory, chunk)?;
-            queue.complete(memory, chain, written)?;
-        }
-        Ok(Round::More)
-    }
 }
 
-/// The buffer of a request (section 5.4.6.1: the driver "MUST NOT place device-readable buffers into the queue").
-fn checked_room<'a, M: GuestMemory>(chain: &'a Chain, memory: &'a M) -> Result<Writer<'a, M>, QueueError> {
-    if !chain.readable().is_empty() {
-        return Err(QueueError::Request("an entropy request has a device-readable buffer"));
-    }
-    if chain.writable_len() == 0 {
-        return Err(QueueError::Request("an entropy request has no room for a byte"));
-    }
-    Ok(chain.writer(memory))
-}
-
-impl<M: GuestMemory> VirtioDevice<M> for Entropy {
+impl VirtioDevice for Entropy {
     fn device_id(&self) -> DeviceId {
         DeviceId::ENTROPY
     }
@@ -208,11 +157,58 @@ impl<M: GuestMemory> VirtioDevice<M> for Entropy {
         &REQUEST_QUEUE_SIZES
     }
 
-    fn process(&mut self, index: QueueIndex, queues: &mut Queues<'_, M>) -> Result<Round, QueueError> {
-        match queues.get(index) {
-            Some((queue, memory)) => self.serve(queue, memory),
-            None => Ok(Round::Drained),
+    fn start(&mut self, _queue: QueueIndex) -> Box<dyn QueueHandler> {
+        Box::new(RequestQueue(Arc::clone(&self.shared)))
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Entropy(match &*lock(&self.shared.source) {
+            Plugged::Seeded(source) => EntropyState::Seeded(source.state()),
+            Plugged::Other(_) => EntropyState::External,
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let DeviceState::Entropy(state) = *state else {
+            return Err(DeviceStateError::kind(state, "an entropy device's"));
+        };
+        match (&mut *lock(&self.shared.source), state) {
+            (Plugged::Seeded(source), EntropyState::Seeded(state)) => *source = SeededRandom::new(state),
+            (Plugged::Other(_), EntropyState::External) => {}
+            (Plugged::Seeded(_), EntropyState::External) => {
+                return Err(DeviceStateError::Otherwise(
+                    "with a seeded generator, where the state needs an external source".into(),
+                ));
+            }
+            (Plugged::Other(_), EntropyState::Seeded(_)) => {
+                return Err(DeviceStateError::Otherwise(
+                    "with an external source, where the state needs a seeded generator".into(),
+                ));
+            }
         }
+        Ok(())
+    }
+}
+
+/// Serves `requestq`.
+struct RequestQueue(Arc<Shared>);
+
+impl QueueHandler for RequestQueue {
+    fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
+        while let Some(chain) = round.next()? {
+            // The driver "MUST NOT place device-readable buffers into the queue" (section 5.4.6.1).
+            if !chain.readable().is_empty() || chain.writable_len() == 0 {
+                chain.refuse()?;
+                continue;
+            }
+            // A request that cannot be answered stays in the ring, where a reset, a save and the next attempt find it.
+            let Some(chunk) = self.0.draw() else { return Ok(()) };
+            match self.0.answer(&chain, chunk) {
+                Ok(written) => chain.complete(written)?,
+                Err(_) => chain.refuse()?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -220,7 +216,7 @@ impl fmt::Debug for Entropy {
     /// Says nothing of the source's state.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entropy")
-            .field("failures", &self.failures)
+            .field("failures", &self.failures())
             .finish_non_exhaustive()
     }
 }

@@ -134,10 +134,9 @@ impl<D: VirtioDevice> Core<D> {
         }
         lock(&self.fault).get_or_insert(fault);
         self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
-        for (index, lane) in self.lanes.iter() {
+        for (_, lane) in self.lanes.iter() {
             lane.close();
             lane.stop(Stop::Broken);
-            let _ = index;
         }
         self.config_owed.store(true, Ordering::SeqCst);
     }
@@ -360,5 +359,27 @@ impl<D: VirtioDevice> Core<D> {
 
     pub fn queue_counters(&self, index: QueueIndex) -> Option<QueueCounters> {
         self.lanes.get(index.0.into())?.counters()
+    }
+
+    pub fn memory(&self) -> &crate::memory::Memory {
+        &self.memory
+    }
+
+    pub fn waiting(&self) -> Vec<(QueueIndex, u64)> {
+        self.lanes.waiting()
+    }
+
+    pub fn when_still(&self, told: Box<dyn Fn() + Send + Sync>) {
+        self.lanes.stillness.tell(told);
+    }
+}
+
+impl<D> Core<D> {
+    /// The transport goes: nothing is shown to the driver any more, and no chain is found.
+    pub fn abandon(&self) {
+        for (_, lane) in self.lanes.iter() {
+            lane.close();
+            lane.stop(Stop::Device);
+        }
     }
 }

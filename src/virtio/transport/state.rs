@@ -8,7 +8,7 @@ use crate::{
     sync::lock,
     virtio::{
         DeviceState, DeviceStateError, QueueIndex, VirtioDevice, features,
-        queue::{Queue, QueueLayout, QueueState, QueueStateError, Stop},
+        queue::{Queue, QueueLayout, QueueState, QueueStateError},
         run::Running,
     },
 };

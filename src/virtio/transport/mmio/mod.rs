@@ -9,17 +9,20 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use vm_memory::GuestAddressSpace;
 
 use super::{
-    Core, Doorbell, RestoreError, TransportError, TransportState, replace_high, replace_low, status::DRIVER_OK,
+    Core, Doorbell, NotStill, RestoreError, SavedDevice, SavedTransport, TransportError, TransportState, VirtioTransport,
+    replace_high, replace_low, status::DRIVER_OK,
 };
 use crate::{
     bus::{BusDevice, read_le, write_le},
+    memory::Memory,
     virtio::{
-        QueueError, QueueIndex, VirtioDevice,
+        Fault, QueueIndex, VirtioDevice,
         queue::{QueueCounters, VirtioInterrupt},
     },
 };
@@ -34,12 +37,11 @@ pub const REGION_SIZE: u64 = 0x200;
 ///
 /// *For embedders*: put it on a [`Bus`](crate::bus::Bus) and route the guest's accesses to it. It needs no ioeventfd: a
 /// trapped store to QueueNotify works. Without a [doorbell](Self::with_doorbell) the device runs on the thread that
-/// kicks; with one, on the thread that calls [`run`](Self::run). Every method may be called from any thread.
+/// kicks; with one, on the threads that call [`run`](VirtioTransport::run). Every method may be called from any thread.
+/// What an embedder does with it is in [`VirtioTransport`].
 ///
 /// The line's callback must not read or write this device's registers, other than InterruptStatus, InterruptACK, Status
 /// (without a reset) and QueueNotify, from inside `trigger`.
-///
-/// `A` is the guest memory, as `Arc<GuestMemoryMmap>` or anything else that is a [`GuestAddressSpace`].
 ///
 /// ```
 /// use devisor::{
@@ -59,13 +61,13 @@ pub const REGION_SIZE: u64 = 0x200;
 /// assert_eq!(&magic, b"virt");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct VirtioMmio<A, D> {
-    core: Core<A, D>,
+pub struct VirtioMmio<D> {
+    core: Arc<Core<D>>,
     interrupt: Arc<MmioInterrupt>,
     shm_sel: AtomicU32,
 }
 
-/// The state of a device behind virtio-mmio, as plain data. What the device itself keeps is the device's to save.
+/// The state of virtio-mmio, as plain data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VirtioMmioState {
     /// Status, features and queues.
@@ -76,18 +78,22 @@ pub struct VirtioMmioState {
     pub shm_sel: u32,
 }
 
-impl<A, D> VirtioMmio<A, D>
-where
-    A: GuestAddressSpace,
-    D: VirtioDevice<A::M>,
-{
-    /// Puts `device` behind a register file that interrupts by `line`, with queues in the guest memory `space`.
+impl<D: VirtioDevice + 'static> VirtioMmio<D> {
+    /// Puts `device` behind a register file that interrupts by `line`, with queues in the guest memory `space`: an
+    /// `Arc<GuestMemoryMmap>`, or anything else that is a [`GuestAddressSpace`].
+    ///
+    /// A device whose requests end later than in the round that has found them needs a [doorbell](Self::with_doorbell), or an
+    /// embedder that [runs](VirtioTransport::run) it: nothing else looks at its queues when the outside world has something for them.
     ///
     /// # Errors
     /// The device offers a queue that cannot be.
-    pub fn new(device: D, space: A, line: Line) -> Result<Self, TransportError> {
+    pub fn new<A>(device: D, space: A, line: Line) -> Result<Self, TransportError>
+    where
+        A: GuestAddressSpace + Send + Sync + 'static,
+        A::T: Send + Sync + 'static,
+    {
         let interrupt = Arc::new(MmioInterrupt::new(line));
-        let core = Core::new(device, space, Arc::clone(&interrupt) as _, 0)?;
+        let core = Core::new(device, Memory::new(space), Arc::clone(&interrupt) as _, 0)?;
         Ok(Self {
             core,
             interrupt,
@@ -95,99 +101,28 @@ where
         })
     }
 
-    /// Runs the device where the embedder calls [`run`](Self::run), instead of on the thread that kicks.
-    pub fn with_doorbell(mut self, doorbell: impl Doorbell + 'static) -> Self {
+    /// Runs the device where the embedder calls [`run`](VirtioTransport::run) or [`process`](VirtioTransport::process), instead of on
+    /// the thread that kicks.
+    pub fn with_doorbell(self, doorbell: impl Doorbell + 'static) -> Self {
         self.core.set_doorbell(Box::new(doorbell));
         self
     }
+}
 
-    /// Works on every queue that was kicked, until none is left: what a worker calls when the doorbell has rung. Returns
-    /// at once if another thread is doing so already; that thread then sees to the new kicks too.
-    pub fn run(&self) {
-        self.core.run();
-    }
-
-    /// Has the device look at `queue` though nobody kicked it: because the outside world has something for the driver.
-    pub fn process(&self, queue: QueueIndex) {
-        self.core.process(queue);
-    }
-
-    /// The device status (see [`status`](super::status)).
-    pub fn status(&self) -> u32 {
-        self.core.status()
-    }
-
-    /// Why the device needs a reset, if it does.
-    pub fn fault(&self) -> Option<QueueError> {
-        self.core.fault()
-    }
-
-    /// What a running queue has done since it was set up.
-    pub fn queue_counters(&self, queue: QueueIndex) -> Option<QueueCounters> {
-        self.core.queue_counters(queue)
-    }
-
+impl<D: VirtioDevice> VirtioMmio<D> {
     /// How often the line refused to be raised or cleared. None of these lost an interrupt.
     pub fn line_failures(&self) -> u64 {
         self.interrupt.failures()
     }
 
-    /// Looks at the device, or changes what is not in its configuration space.
+    /// Looks at the device's control face, or changes what is not in its configuration space. No queue waits for this.
     pub fn with_device<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
-        self.core.change_device(|device| (f(device), false))
+        self.core.change_device(false, f)
     }
 
     /// Changes the configuration space of the device and tells the driver, which reads another ConfigGeneration next.
     pub fn change_config<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
-        self.core.change_device(|device| (f(device), true))
-    }
-
-    /// Ends the work on the queues, however much of it the driver has in store, and lets none begin: no queue is touched
-    /// from when this returns until [`resume`](Self::resume). Kicks are kept. A thread that is in [`run`](Self::run), or in
-    /// a kick of a guest that never stops feeding its queue, comes back. Do not call it from the line's callback.
-    pub fn pause(&self) {
-        self.core.pause();
-    }
-
-    /// The state of the transport and its queues. [`pause`](Self::pause) it and stop the vCPUs first: what happens after
-    /// this is not in it.
-    pub fn save(&self) -> VirtioMmioState {
-        VirtioMmioState {
-            transport: self.core.save(),
-            interrupt: self.interrupt.save(),
-            shm_sel: self.shm_sel.load(Ordering::SeqCst),
-        }
-    }
-
-    /// Takes over a saved state, all or nothing, into a device that was just made or reset. A level line is derived
-    /// again; an edge that the guest has seen is not repeated. Follow it with [`resume`](Self::resume) once memory and
-    /// interrupt controller are restored too.
-    ///
-    /// # Errors
-    /// The state contradicts itself or this device.
-    pub fn restore(&self, state: &VirtioMmioState) -> Result<(), RestoreError> {
-        let VirtioMmioState {
-            transport,
-            interrupt,
-            shm_sel,
-        } = state;
-        interrupt.check(transport.status & DRIVER_OK != 0)?;
-        self.core.restore(transport)?;
-        self.interrupt.restore(interrupt);
-        self.shm_sel.store(*shm_sel, Ordering::SeqCst);
-        Ok(())
-    }
-
-    /// Ends a [`pause`](Self::pause), or goes on after a [`restore`](Self::restore): looks at every queue once, and signals
-    /// again what the line has refused.
-    pub fn resume(&self) {
-        self.core.resume();
-    }
-
-    /// A reset from outside, as when the machine is reset: the device as by its driver, and the registers that select.
-    pub fn reset(&self) {
-        self.shm_sel.store(0, Ordering::SeqCst);
-        self.core.write_status(0);
+        self.core.change_device(true, f)
     }
 
     fn read_register(&self, register: u64) -> u32 {
@@ -208,8 +143,7 @@ where
             registers::SHM_LEN_HIGH => (shm_len() >> 32) as u32,
             registers::SHM_BASE_LOW => shm_base() as u32,
             registers::SHM_BASE_HIGH => (shm_base() >> 32) as u32,
-            // A queue's reset has ended when the write to this register returns.
-            registers::QUEUE_RESET => 0,
+            registers::QUEUE_RESET => self.selected_is_stopping().into(),
             registers::CONFIG_GENERATION => self.core.read_config_generation(),
             // Write-only, or not there.
             _ => 0,
@@ -219,15 +153,16 @@ where
     fn write_register(&self, register: u64, value: u32) {
         let core = &self.core;
         match register {
-            registers::DEVICE_FEATURES_SEL => core.registers().device_features_sel = value,
+            registers::DEVICE_FEATURES_SEL => core.select(|registers| registers.device_features_sel = value),
             registers::DRIVER_FEATURES => core.write_driver_features(value),
-            registers::DRIVER_FEATURES_SEL => core.registers().driver_features_sel = value,
-            registers::QUEUE_SEL => core.registers().queue_sel = value,
+            registers::DRIVER_FEATURES_SEL => core.select(|registers| registers.driver_features_sel = value),
+            registers::QUEUE_SEL => core.select(|registers| registers.queue_sel = value),
             registers::QUEUE_SIZE => core.write_queue_size(value),
-            registers::QUEUE_READY => core.write_queue_ready(value & 1 != 0),
+            registers::QUEUE_READY if value & 1 != 0 => core.enable_queue(),
+            registers::QUEUE_READY => self.wait_for_queue(core.disable_queue()),
             registers::QUEUE_NOTIFY => core.notify(value),
             registers::INTERRUPT_ACK => self.interrupt.acknowledge(value),
-            registers::STATUS if value == 0 => self.reset(),
+            registers::STATUS if value == 0 => VirtioTransport::reset(self),
             registers::STATUS => core.write_status(value),
             registers::QUEUE_DESC_LOW => core.set_up_queue(|queue| replace_low(&mut queue.descriptor_area, value)),
             registers::QUEUE_DESC_HIGH => core.set_up_queue(|queue| replace_high(&mut queue.descriptor_area, value)),
@@ -236,18 +171,114 @@ where
             registers::QUEUE_DEVICE_LOW => core.set_up_queue(|queue| replace_low(&mut queue.device_area, value)),
             registers::QUEUE_DEVICE_HIGH => core.set_up_queue(|queue| replace_high(&mut queue.device_area, value)),
             registers::SHM_SEL => self.shm_sel.store(value, Ordering::SeqCst),
-            registers::QUEUE_RESET if value & 1 != 0 => _ = core.reset_queue(),
+            registers::QUEUE_RESET if value & 1 != 0 => self.wait_for_queue(core.reset_queue()),
             // Read-only, or not there.
             _ => {}
         }
     }
+
+    /// Linux does not read back whether a queue has stopped, so the write returns when it has.
+    fn wait_for_queue(&self, queue: Option<QueueIndex>) {
+        if let Some(queue) = queue {
+            self.core.wait_for_queue(queue, None);
+        }
+    }
+
+    fn selected_is_stopping(&self) -> bool {
+        let selected = u16::try_from(self.core.registers().queue_sel);
+        selected.is_ok_and(|queue| self.core.is_queue_stopping(QueueIndex(queue)))
+    }
 }
 
-impl<A, D> BusDevice for VirtioMmio<A, D>
-where
-    A: GuestAddressSpace + Send + Sync,
-    D: VirtioDevice<A::M>,
-{
+impl<D: VirtioDevice> VirtioTransport for VirtioMmio<D> {
+    fn status(&self) -> u32 {
+        self.core.status()
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.core.fault()
+    }
+
+    fn queue_counters(&self, queue: QueueIndex) -> Option<QueueCounters> {
+        self.core.queue_counters(queue)
+    }
+
+    fn run(&self) {
+        self.core.run();
+    }
+
+    fn process(&self, queue: QueueIndex) {
+        self.core.process(queue);
+    }
+
+    fn pause(&self) {
+        self.core.pause();
+    }
+
+    fn is_still(&self) -> bool {
+        self.core.is_still()
+    }
+
+    fn waiting(&self) -> Vec<(QueueIndex, u64)> {
+        self.core.waiting()
+    }
+
+    fn when_still(&self, told: Box<dyn Fn() + Send + Sync>) {
+        self.core.when_still(told);
+    }
+
+    fn wait_until_still(&self, limit: Option<Duration>) -> bool {
+        self.core.wait_until_still(limit.map(|limit| Instant::now() + limit))
+    }
+
+    fn resume(&self) {
+        self.core.resume();
+    }
+
+    /// Returns when the device has come to rest, however long that takes: Linux does not read back the status that it has written.
+    fn reset(&self) {
+        self.core.begin_reset();
+        self.core.wait_for_reset(None);
+        self.shm_sel.store(0, Ordering::SeqCst);
+    }
+
+    fn save(&self) -> Result<SavedDevice, NotStill> {
+        let (transport, device) = self.core.save()?;
+        let transport = SavedTransport::Mmio(VirtioMmioState {
+            transport,
+            interrupt: self.interrupt.save(),
+            shm_sel: self.shm_sel.load(Ordering::SeqCst),
+        });
+        Ok(SavedDevice { transport, device })
+    }
+
+    /// A level line is derived again; an edge that the guest has seen is not repeated.
+    fn restore(&self, state: &SavedDevice) -> Result<(), RestoreError> {
+        let SavedTransport::Mmio(VirtioMmioState {
+            transport,
+            interrupt,
+            shm_sel,
+        }) = &state.transport
+        else {
+            return Err(RestoreError::Transport("virtio-mmio"));
+        };
+        interrupt.check(transport.status & DRIVER_OK != 0)?;
+        self.core.restore(transport, &state.device)?;
+        self.interrupt.restore(interrupt);
+        self.shm_sel.store(*shm_sel, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn memory_changed(&self) {
+        self.core.memory_changed();
+    }
+
+    fn memory(&self) -> &Memory {
+        self.core.memory()
+    }
+}
+
+impl<D: VirtioDevice> BusDevice for VirtioMmio<D> {
     /// Registers answer aligned 4-byte reads, others read as zero; the configuration space answers any width.
     fn read(&self, offset: u64, data: &mut [u8]) {
         match offset.checked_sub(registers::CONFIG) {
@@ -272,15 +303,16 @@ fn is_register(offset: u64, len: usize) -> bool {
     len == 4 && offset.is_multiple_of(4)
 }
 
-impl<A, D> Drop for VirtioMmio<A, D> {
-    /// Lets go of a level line.
+impl<D> Drop for VirtioMmio<D> {
+    /// Lets go of a level line. Requests that are under way end without a word to the guest.
     fn drop(&mut self) {
+        self.core.abandon();
         self.interrupt.reset();
         self.interrupt.settle();
     }
 }
 
-impl<A, D> fmt::Debug for VirtioMmio<A, D> {
+impl<D> fmt::Debug for VirtioMmio<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VirtioMmio")
             .field("core", &self.core)

@@ -1,7 +1,5 @@
 //! The common configuration (virtio 1.2, section 4.1.4.3).
 
-use vm_memory::GuestAddressSpace;
-
 use super::{VirtioPci, registers::*};
 use crate::virtio::{
     QueueIndex, VirtioDevice, features,
@@ -12,11 +10,7 @@ use crate::virtio::{
 /// The three addresses of a queue, each a register of 64 bits that is also accessed by halves.
 const AREAS: std::ops::Range<u64> = QUEUE_DESC..QUEUE_NOTIFY_DATA;
 
-impl<A, D> VirtioPci<A, D>
-where
-    A: GuestAddressSpace,
-    D: VirtioDevice<A::M>,
-{
+impl<D: VirtioDevice> VirtioPci<D> {
     fn selected(&self) -> QueueIndex {
         // Written as 16 bits.
         QueueIndex(self.core.registers().queue_sel as u16)
@@ -46,8 +40,7 @@ where
             (QUEUE_NOTIFY_DATA, 2) if core.has_negotiated(features::NOTIF_CONFIG_DATA) => {
                 queue().map_or(0, |_| self.selected().0).into()
             }
-            // A reset has ended when the write to this register returns.
-            (QUEUE_RESET, 2) => 0,
+            (QUEUE_RESET, 2) => core.is_queue_stopping(self.selected()).into(),
             (_, 8) if is_area(register, 8) => area(core, register) | area(core, register + 4) << 32,
             (_, 4) if is_area(register, 4) => area(core, register),
             _ => 0,
@@ -58,20 +51,21 @@ where
     pub(super) fn write_common(&self, register: u64, len: usize, value: u64) {
         let core = &self.core;
         match (register, len) {
-            (DEVICE_FEATURE_SELECT, 4) => core.registers().device_features_sel = value as u32,
-            (DRIVER_FEATURE_SELECT, 4) => core.registers().driver_features_sel = value as u32,
+            (DEVICE_FEATURE_SELECT, 4) => core.select(|registers| registers.device_features_sel = value as u32),
+            (DRIVER_FEATURE_SELECT, 4) => core.select(|registers| registers.driver_features_sel = value as u32),
             (DRIVER_FEATURE, 4) => core.write_driver_features(value as u32),
-            (CONFIG_MSIX_VECTOR, 2) => self.interrupt.map_config(value as u16),
+            (CONFIG_MSIX_VECTOR, 2) if !core.is_resetting() => self.interrupt.map_config(value as u16),
+            (DEVICE_STATUS, 1) if value == 0 => self.reset_device(),
             (DEVICE_STATUS, 1) => {
                 core.write_status(value as u32);
                 self.follow();
             }
-            (QUEUE_SELECT, 2) => core.registers().queue_sel = value as u32,
+            (QUEUE_SELECT, 2) => core.select(|registers| registers.queue_sel = value as u32),
             (QUEUE_SIZE, 2) => core.write_queue_size(value as u32),
-            (QUEUE_MSIX_VECTOR, 2) => self.interrupt.map_queue(self.selected(), value as u16),
+            (QUEUE_MSIX_VECTOR, 2) if !core.is_resetting() => self.interrupt.map_queue(self.selected(), value as u16),
             // A driver does not write 0 (section 4.1.4.3.2): it resets the queue.
             (QUEUE_ENABLE, 2) if value == 1 => {
-                core.write_queue_ready(true);
+                core.enable_queue();
                 self.follow();
             }
             (QUEUE_RESET, 2) if value == 1 => {
@@ -79,6 +73,7 @@ where
                 if let Some(queue) = core.reset_queue() {
                     self.interrupt.map_queue(queue, NO_VECTOR);
                     self.follow();
+                    core.wait_for_queue(queue, self.patience());
                 }
             }
             (_, 8) if is_area(register, 8) => {
@@ -109,11 +104,7 @@ fn is_upper(register: u64) -> bool {
     !register.is_multiple_of(8)
 }
 
-fn area<A, D>(core: &Core<A, D>, register: u64) -> u64
-where
-    A: GuestAddressSpace,
-    D: VirtioDevice<A::M>,
-{
+fn area<D: VirtioDevice>(core: &Core<D>, register: u64) -> u64 {
     let mut layout = core.selected_queue().map(|queue| queue.layout).unwrap_or_default();
     let address = *area_of(&mut layout, register);
     u64::from(if is_upper(register) {
@@ -123,11 +114,7 @@ where
     })
 }
 
-fn write_area<A, D>(core: &Core<A, D>, register: u64, half: u32)
-where
-    A: GuestAddressSpace,
-    D: VirtioDevice<A::M>,
-{
+fn write_area<D: VirtioDevice>(core: &Core<D>, register: u64, half: u32) {
     core.set_up_queue(|layout| {
         let address = area_of(layout, register);
         if is_upper(register) {

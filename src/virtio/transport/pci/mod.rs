@@ -20,17 +20,19 @@ mod window;
 use std::{
     fmt,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use vm_memory::GuestAddressSpace;
 
-use super::{Core, Doorbell, TransportError};
+use super::{Core, Doorbell, NotStill, RestoreError, SavedDevice, TransportError, VirtioTransport};
 use crate::{
     bus::{Doorbells, read_le, write_le},
     pci::{BarIndex, ConfigError, Endpoint, Function, Pin, Slot},
+    memory::Memory,
     sync::lock,
     virtio::{
-        QueueError, QueueIndex, VirtioDevice, features,
+        Fault, QueueIndex, VirtioDevice, features,
         queue::{QueueCounters, VirtioInterrupt},
     },
 };
@@ -59,6 +61,9 @@ pub struct VirtioPciOptions {
     pub vectors: Option<u16>,
     /// The pin of INTx.
     pub pin: Pin,
+    /// How long a driver's write that resets the device or a queue waits for requests under way. After that it returns, the
+    /// register reads as not reset, and other writes are ignored, until they have ended: drivers wait for that.
+    pub reset_patience: Duration,
 }
 
 impl Default for VirtioPciOptions {
@@ -66,6 +71,7 @@ impl Default for VirtioPciOptions {
         Self {
             vectors: None,
             pin: Pin::A,
+            reset_patience: Duration::from_millis(10),
         }
     }
 }
@@ -98,7 +104,7 @@ pub enum VirtioPciError {
 /// *For embedders*: build it in a [`Slot`] and insert it into the [`RootBus`](crate::pci::RootBus) of that slot. The driver's
 /// kicks are trapped stores; with [doorbells](Self::with_caught_doorbells) the hypervisor catches them. Without a
 /// [`Doorbell`](Self::with_doorbell) the device runs on the thread that kicks; with one, on the thread that calls
-/// [`run`](Self::run). Every method may be called from any thread.
+/// [`run`](VirtioTransport::run). Every method may be called from any thread.
 ///
 /// The device touches no guest memory while the driver has not set Bus Master in the command register: kicks are kept
 /// until it does, and messages are as if masked, for both are writes to memory by the function. Clearing it ends the work
@@ -127,36 +133,42 @@ pub enum VirtioPciError {
 /// assert_eq!(id, [0xf4, 0x1a, 0x44, 0x10]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct VirtioPci<A, D> {
+pub struct VirtioPci<D> {
     // Configured.
     /// Where the capability of the window is in configuration space.
     window: u64,
     regions: Vec<Region>,
     // What the guest changes.
-    core: Core<A, D>,
+    core: Arc<Core<D>>,
+    reset_patience: Duration,
     interrupt: Arc<PciInterrupt>,
     // Plugged in.
     outside: Mutex<Outside>,
 }
 
-impl<A, D> VirtioPci<A, D>
-where
-    A: GuestAddressSpace,
-    D: VirtioDevice<A::M>,
-{
+impl<D: VirtioDevice + 'static> VirtioPci<D> {
     /// Puts `device` into `slot`, with queues in the guest memory `space`.
     ///
     /// # Errors
     /// [`VirtioPciError`] if the device offers what cannot be.
-    pub fn new(device: D, space: A, slot: Slot) -> Result<Self, VirtioPciError> {
+    pub fn new<A>(device: D, space: A, slot: Slot) -> Result<Self, VirtioPciError>
+    where
+        A: GuestAddressSpace + Send + Sync + 'static,
+        A::T: Send + Sync + 'static,
+    {
         Self::with_options(device, space, slot, &VirtioPciOptions::default())
     }
 
-    /// [`new`](Self::new), with what there is to choose.
+    /// [`new`](Self::new), with what there is to choose. As there, a device whose requests end later than in the round that has found
+    /// them needs a [doorbell](Self::with_doorbell), or an embedder that [runs](VirtioTransport::run) it.
     ///
     /// # Errors
     /// [`VirtioPciError`] if the device or the options offer what cannot be.
-    pub fn with_options(device: D, space: A, slot: Slot, options: &VirtioPciOptions) -> Result<Self, VirtioPciError> {
+    pub fn with_options<A>(device: D, space: A, slot: Slot, options: &VirtioPciOptions) -> Result<Self, VirtioPciError>
+    where
+        A: GuestAddressSpace + Send + Sync + 'static,
+        A::T: Send + Sync + 'static,
+    {
         let queues = device.queue_sizes().len();
         let Layout {
             config,
@@ -165,11 +177,12 @@ where
         } = Layout::new(device.device_id(), queues, |id| device.shared_memory(id), options)?;
         let interrupt = Arc::new(PciInterrupt::new(Endpoint::new(config, slot), queues));
         let transport = features::NOTIFICATION_DATA | features::NOTIF_CONFIG_DATA;
-        let core = Core::new(device, space, Arc::clone(&interrupt) as _, transport)?;
+        let core = Core::new(device, Memory::new(space), Arc::clone(&interrupt) as _, transport)?;
         let pci = Self {
             window,
             regions,
             core,
+            reset_patience: options.reset_patience,
             interrupt,
             outside: Mutex::default(),
         };
@@ -178,14 +191,17 @@ where
         Ok(pci)
     }
 
-    /// Runs the device where the embedder calls [`run`](Self::run), instead of on the thread that kicks.
-    pub fn with_doorbell(mut self, doorbell: impl Doorbell + 'static) -> Self {
+    /// Runs the device where the embedder calls [`run`](VirtioTransport::run) or [`process`](VirtioTransport::process), instead of on
+    /// the thread that kicks.
+    pub fn with_doorbell(self, doorbell: impl Doorbell + 'static) -> Self {
         self.core.set_doorbell(Box::new(doorbell));
         self
     }
+}
 
+impl<D: VirtioDevice> VirtioPci<D> {
     /// Has the platform catch kicks before they exit. The number of a doorbell is its queue's: hand it to
-    /// [`process`](Self::process).
+    /// [`process`](VirtioTransport::process).
     ///
     /// They are caught where BAR 0 decodes at the time, for enabled queues, from DRIVER_OK on; a kick that the platform
     /// cannot catch exits as ever.
@@ -206,77 +222,107 @@ where
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Works on every queue that was kicked, until none is left: what a worker calls when the doorbell has rung. Returns
-    /// at once if another thread is doing so already; that thread then sees to the new kicks too.
-    pub fn run(&self) {
-        self.core.run();
-    }
-
-    /// Has the device look at `queue`: because its doorbell was caught, or because the outside world has something for the
-    /// driver.
-    pub fn process(&self, queue: QueueIndex) {
-        self.core.process(queue);
-    }
-
-    /// The device status (see [`status`](super::status)).
-    pub fn status(&self) -> u32 {
-        self.core.status()
-    }
-
-    /// Why the device needs a reset, if it does.
-    pub fn fault(&self) -> Option<QueueError> {
-        self.core.fault()
-    }
-
-    /// What a running queue has done since it was set up.
-    pub fn queue_counters(&self, queue: QueueIndex) -> Option<QueueCounters> {
-        self.core.queue_counters(queue)
-    }
-
-    /// Looks at the device, or changes what is not in its configuration space.
+    /// Looks at the device's control face, or changes what is not in its configuration space. No queue waits for this.
     pub fn with_device<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
-        self.core.change_device(|device| (f(device), false))
+        self.core.change_device(false, f)
     }
 
     /// Changes the configuration space of the device and tells the driver, which reads another config_generation next.
     pub fn change_config<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
-        self.core.change_device(|device| (f(device), true))
+        self.core.change_device(true, f)
     }
 
-    /// Ends the work on the queues, however much of it the driver has in store, and lets none begin: no queue is touched
-    /// from when this returns until [`resume`](Self::resume). Kicks are kept. A thread that is in [`run`](Self::run), or in
-    /// a kick of a guest that never stops feeding its queue, comes back. Do not call it from a vector's or the line's
-    /// callback.
-    pub fn pause(&self) {
+    /// How long a write waits for a reset that it has begun.
+    fn patience(&self) -> Option<Instant> {
+        Some(Instant::now() + self.reset_patience)
+    }
+
+    /// The driver resets the device.
+    fn reset_device(&self) {
+        self.core.begin_reset();
+        self.core.wait_for_reset(self.patience());
+        self.follow();
+    }
+}
+
+impl<D: VirtioDevice> VirtioTransport for VirtioPci<D> {
+    fn status(&self) -> u32 {
+        self.core.status()
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        self.core.fault()
+    }
+
+    fn queue_counters(&self, queue: QueueIndex) -> Option<QueueCounters> {
+        self.core.queue_counters(queue)
+    }
+
+    fn run(&self) {
+        self.core.run();
+    }
+
+    fn process(&self, queue: QueueIndex) {
+        self.core.process(queue);
+    }
+
+    fn pause(&self) {
         self.core.pause();
     }
 
-    /// Ends a [`pause`](Self::pause), or goes on after a [`restore`](Self::restore): looks at every queue once, and signals
-    /// again what the line has refused.
-    pub fn resume(&self) {
+    fn is_still(&self) -> bool {
+        self.core.is_still()
+    }
+
+    fn waiting(&self) -> Vec<(QueueIndex, u64)> {
+        self.core.waiting()
+    }
+
+    fn when_still(&self, told: Box<dyn Fn() + Send + Sync>) {
+        self.core.when_still(told);
+    }
+
+    fn wait_until_still(&self, limit: Option<Duration>) -> bool {
+        self.core.wait_until_still(limit.map(|limit| Instant::now() + limit))
+    }
+
+    fn resume(&self) {
         self.core.resume();
     }
 
     /// A reset by the bus, as when the machine is reset: the device as by its driver, and the function with it. Use this
     /// and not [`Endpoint::reset`], which knows nothing of the device.
-    pub fn reset(&self) {
-        self.core.write_status(0);
+    fn reset(&self) {
+        self.reset_device();
         self.interrupt.endpoint.reset();
         self.follow();
     }
+
+    fn save(&self) -> Result<SavedDevice, NotStill> {
+        self.save_all()
+    }
+
+    /// BARs decode, INTx is what the state says, vectors that are not masked have live routes, doorbells are caught.
+    fn restore(&self, state: &SavedDevice) -> Result<(), RestoreError> {
+        self.restore_all(state)
+    }
+
+    fn memory_changed(&self) {
+        self.core.memory_changed();
+    }
+
+    fn memory(&self) -> &Memory {
+        self.core.memory()
+    }
 }
 
-impl<A, D> Function for VirtioPci<A, D>
-where
-    A: GuestAddressSpace + Send + Sync,
-    D: VirtioDevice<A::M>,
-{
+impl<D: VirtioDevice> Function for VirtioPci<D> {
     fn endpoint(&self) -> &Endpoint {
         &self.interrupt.endpoint
     }
 
     fn reset(&self) {
-        Self::reset(self);
+        VirtioTransport::reset(self);
     }
 
     /// Structures answer accesses that lie in one of them: registers of their own width, the device configuration of any.
@@ -323,16 +369,18 @@ where
     }
 }
 
-impl<A, D> Drop for VirtioPci<A, D> {
-    /// Lets go of the line, the vectors, and what lies at the addresses of the function.
+impl<D> Drop for VirtioPci<D> {
+    /// Lets go of the line, the vectors, and what lies at the addresses of the function. Requests that are under way end without a
+    /// word to the guest.
     fn drop(&mut self) {
+        self.core.abandon();
         lock(&self.outside).let_go(&self.regions);
         self.interrupt.reset();
         self.interrupt.endpoint.reset();
     }
 }
 
-impl<A, D> fmt::Debug for VirtioPci<A, D> {
+impl<D> fmt::Debug for VirtioPci<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VirtioPci")
             .field("core", &self.core)

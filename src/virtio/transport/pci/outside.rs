@@ -1,7 +1,5 @@
 //! What the platform does for the function by address, and so depends on where the BARs decode.
 
-use vm_memory::GuestAddressSpace;
-
 use super::{
     VirtioPci,
     layout::{Region, SHARED_MEMORY, STRUCTURES, Structure},
@@ -108,11 +106,7 @@ impl Outside {
     }
 }
 
-impl<A, D> VirtioPci<A, D>
-where
-    A: GuestAddressSpace,
-    D: VirtioDevice<A::M>,
-{
+impl<D: VirtioDevice> VirtioPci<D> {
     /// Derives all that follows from the registers and lies outside of them. Called after every change, with nothing
     /// locked; who comes last sees all changes.
     pub(super) fn follow(&self) {

@@ -1,17 +1,15 @@
 //! Save and restore of a device behind virtio-pci.
 
-use vm_memory::GuestAddressSpace;
-
 use super::{VirtioPci, interrupt::PciInterrupt, registers::*};
 use crate::{
     pci::EndpointState,
     virtio::{
         QueueIndex, VirtioDevice,
-        transport::{RestoreError, TransportState, status::DRIVER_OK},
+        transport::{NotStill, RestoreError, SavedDevice, SavedTransport, TransportState, status::DRIVER_OK},
     },
 };
 
-/// The state of a device behind virtio-pci, as plain data. What the device itself keeps is the device's to save.
+/// The state of virtio-pci, as plain data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VirtioPciState {
     /// Status, features and queues.
@@ -67,35 +65,28 @@ impl PciInterrupt {
     }
 }
 
-impl<A, D> VirtioPci<A, D>
-where
-    A: GuestAddressSpace,
-    D: VirtioDevice<A::M>,
-{
-    /// The state of the transport, its queues and its function. [`pause`](Self::pause) it and stop the vCPUs first: what
-    /// happens after this is not in it.
-    pub fn save(&self) -> VirtioPciState {
+impl<D: VirtioDevice> VirtioPci<D> {
+    pub(super) fn save_all(&self) -> Result<SavedDevice, NotStill> {
+        let (transport, device) = self.core.save()?;
         let queues = 0..self.core.queue_count();
-        VirtioPciState {
-            transport: self.core.save(),
+        let transport = SavedTransport::Pci(VirtioPciState {
+            transport,
             endpoint: self.interrupt.endpoint.save(),
             config_vector: self.interrupt.config_vector(),
             queue_vectors: queues
                 .map(|index| self.interrupt.queue_vector(QueueIndex(index)))
                 .collect(),
-        }
+        });
+        Ok(SavedDevice { transport, device })
     }
 
-    /// Takes over a saved state, all or nothing, into a device that was just made or reset: BARs decode, INTx is what the
-    /// state says, vectors that are not masked have live routes, doorbells are caught. Follow it with
-    /// [`resume`](Self::resume) once memory and interrupt controller are restored too.
-    ///
-    /// # Errors
-    /// The state contradicts itself or this device.
-    pub fn restore(&self, state: &VirtioPciState) -> Result<(), RestoreError> {
-        self.interrupt.check(state)?;
-        self.core.restore(&state.transport)?;
-        self.interrupt.restore(state)?;
+    pub(super) fn restore_all(&self, state: &SavedDevice) -> Result<(), RestoreError> {
+        let SavedTransport::Pci(pci) = &state.transport else {
+            return Err(RestoreError::Transport("virtio-pci"));
+        };
+        self.interrupt.check(pci)?;
+        self.core.restore(&pci.transport, &state.device)?;
+        self.interrupt.restore(pci)?;
         // Queues are looked at when the embedder resumes.
         self.derive_outside();
         Ok(())

@@ -1,7 +1,5 @@
 //! The way to the BARs through configuration space (virtio 1.2, section 4.1.4.9), for who cannot map them.
 
-use vm_memory::GuestAddressSpace;
-
 use super::{VirtioPci, registers::*};
 use crate::{
     bus::read_le,
@@ -16,11 +14,7 @@ struct Target {
     len: usize,
 }
 
-impl<A, D> VirtioPci<A, D>
-where
-    A: GuestAddressSpace + Send + Sync,
-    D: VirtioDevice<A::M>,
-{
+impl<D: VirtioDevice> VirtioPci<D> {
     /// Where `pci_cfg_data` is in configuration space.
     fn window_data(&self) -> u64 {
         self.window + CAP_END
