@@ -3,8 +3,8 @@
 use std::{ops::Deref, ptr::NonNull, sync::atomic::Ordering};
 
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, Permissions, VolatileSlice,
-    bitmap::Bitmap,
+    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, Permissions,
+    VolatileSlice, bitmap::Bitmap,
 };
 
 use super::{Outside, Segment, map::Span};

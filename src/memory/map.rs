@@ -169,7 +169,9 @@ impl Map {
                 let len = there.min(segment.len.into()) as u32;
                 // SAFETY: within the mapping of a span, which `backing` keeps alive for longer than the call of `f`; the slices
                 // are forgotten after it.
-                slices.0.push(unsafe { VolatileSlice::new(host.as_ptr(), len as usize) });
+                slices
+                    .0
+                    .push(unsafe { VolatileSlice::new(host.as_ptr(), len as usize) });
                 segment.len -= len;
                 segment.address = segment.address.wrapping_add(len.into());
             }

@@ -1,0 +1,1 @@
+//! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`
