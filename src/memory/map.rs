@@ -11,10 +11,10 @@ use super::{
 
 /// A region.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Span {
-    pub start: u64,
-    pub len: u64,
-    pub host: NonNull<u8>,
+pub(crate) struct Span {
+    pub(super) start: u64,
+    pub(super) len: u64,
+    pub(super) host: NonNull<u8>,
 }
 
 impl Span {
@@ -25,6 +25,29 @@ impl Span {
         let within = offset < self.len && len <= self.len - offset;
         within.then_some(offset as usize)
     }
+}
+
+impl Span {
+    /// Whether the `len` bytes at `address` are all in this span.
+    #[inline]
+    pub fn has(&self, address: u64, len: u32) -> bool {
+        self.offset(address, len.into()).is_some()
+    }
+
+    /// The host address of the `len` bytes at `address`, if all of them are in this span.
+    #[inline]
+    pub fn host(&self, address: u64, len: u32) -> Option<NonNull<u8>> {
+        let offset = self.offset(address, len.into())?;
+        // SAFETY: within the mapping of the span.
+        Some(unsafe { self.host.add(offset) })
+    }
+}
+
+/// Where the last of several segments was found: most of them are near each other.
+#[derive(Clone, Copy)]
+pub(crate) struct Near {
+    span: Span,
+    index: u32,
 }
 
 pub(super) struct Map {
@@ -110,6 +133,44 @@ impl Map {
             true => Ok(()),
             false => Err(Outside { address, len }),
         }
+    }
+
+    #[inline]
+    pub fn span_of(&self, earlier: &Segment) -> Option<&Span> {
+        self.spans.get(earlier.hint as usize)
+    }
+
+    /// Where to begin to look, with the hint of an earlier segment.
+    #[inline]
+    pub fn near(&self, earlier: &Segment) -> Near {
+        let nowhere = Span {
+            start: 0,
+            len: 0,
+            host: NonNull::dangling(),
+        };
+        let index = earlier.hint;
+        Near {
+            span: self.spans.get(index as usize).copied().unwrap_or(nowhere),
+            index,
+        }
+    }
+
+    /// [`check`](Self::check), beginning where the last segment was found. The segment is made with its place in mind.
+    #[inline]
+    pub fn check_near(&self, near: &mut Near, address: u64, len: u32, access: Permissions) -> Result<Segment, Outside> {
+        if near.span.offset(address, len.into()).is_none() {
+            self.check_far(near, address, len, access)?;
+        }
+        let hint = near.index;
+        Ok(Segment { address, len, hint })
+    }
+
+    #[cold]
+    fn check_far(&self, near: &mut Near, address: u64, len: u32, access: Permissions) -> Result<(), Outside> {
+        let mut segment = Segment::new(address, len);
+        self.check(&mut segment, access)?;
+        *near = self.near(&segment);
+        Ok(())
     }
 
     #[inline]

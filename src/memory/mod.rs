@@ -17,6 +17,7 @@ use vm_memory::{GuestAddressSpace, Permissions, VolatileSlice};
 use crate::sync::lock;
 use backing::Backing;
 use map::Map;
+pub(crate) use map::{Near, Span};
 
 /// Bytes of guest memory.
 #[derive(Clone, Copy)]
@@ -33,6 +34,12 @@ impl Segment {
     /// The `len` bytes from `address` on.
     pub fn new(address: u64, len: u32) -> Self {
         Self { address, len, hint: 0 }
+    }
+
+    /// Bytes in the same span.
+    #[inline]
+    pub(crate) fn at(self, address: u64, len: u32) -> Self {
+        Self { address, len, ..self }
     }
 }
 
@@ -186,6 +193,30 @@ impl Pin {
         self.0.check(segment, access)
     }
 
+    /// The span in which `earlier` was found.
+    #[inline]
+    pub(crate) fn span_of(&self, earlier: &Segment) -> Option<&Span> {
+        self.0.span_of(earlier)
+    }
+
+    /// Where to begin to look, with the hint of an earlier segment.
+    #[inline]
+    pub(crate) fn near(&self, earlier: &Segment) -> Near {
+        self.0.near(earlier)
+    }
+
+    /// As [`check`](Self::check), beginning where the last segment was found.
+    #[inline]
+    pub(crate) fn check_near(
+        &self,
+        near: &mut Near,
+        address: u64,
+        len: u32,
+        access: Permissions,
+    ) -> Result<Segment, Outside> {
+        self.0.check_near(near, address, len, access)
+    }
+
     /// The host address of `segment`, if all of it is in one span.
     #[inline]
     pub(crate) fn host(&self, segment: &mut Segment) -> Option<NonNull<u8>> {
@@ -202,6 +233,12 @@ impl Pin {
     #[inline]
     pub(crate) fn write_to(&self, segment: &mut Segment, data: &[u8]) -> Result<(), Outside> {
         self.0.write(segment, data)
+    }
+
+    /// Whether writes are to be marked.
+    #[inline]
+    pub(crate) fn tracks(&self) -> bool {
+        self.0.tracks
     }
 
     /// Marks bytes that were written by their host address.

@@ -1,34 +1,36 @@
 //! The three areas of a ring, and descriptor tables, where they lie in guest memory.
 
 use std::{
+    marker::PhantomData,
     ptr::NonNull,
     sync::atomic::{AtomicU16, Ordering},
 };
 
 use vm_memory::Permissions;
 
-use super::{QueueError, QueueLayout};
-use crate::memory::{Outside, Pin, Segment};
+use super::{Gone, QueueError, QueueLayout};
+use crate::memory::{Outside, Pin, Segment, Span};
 
 /// Bytes of flags and index before the entries of either ring.
-pub(super) const RING_HEADER: u64 = 4;
+const RING_HEADER: u64 = 4;
 /// Bytes of the event index after the entries of either ring.
 const RING_TAIL: u64 = 2;
+const IDX: u64 = 2;
 pub(super) const DESCRIPTOR: u64 = 16;
-pub(super) const AVAIL_ENTRY: u64 = 2;
-pub(super) const USED_ENTRY: u64 = 8;
+const AVAIL_ENTRY: u64 = 2;
+const USED_ENTRY: u64 = 8;
 
 /// A piece of guest memory that was looked up, for as long as its pin lives. Without a host address it is reached through the
 /// pin, translated each time.
 #[derive(Clone, Copy)]
 struct Area {
     address: u64,
-    len: u64,
     host: Option<NonNull<u8>>,
 }
 
 impl Area {
     /// `align` is what a host pointer needs so that it can be used as one.
+    #[inline]
     fn find(pin: &Pin, segment: &mut Segment, align: usize, access: Permissions) -> Result<Self, Outside> {
         pin.check(segment, access)?;
         let host = pin
@@ -36,36 +38,73 @@ impl Area {
             .filter(|host| host.as_ptr().addr().is_multiple_of(align));
         Ok(Self {
             address: segment.address,
-            len: segment.len.into(),
             host,
         })
     }
 
-    /// The host address of the `len` bytes at `offset`, or `None` without one.
+    /// Loads what comes before all later loads.
+    ///
+    /// # Safety
+    /// The two bytes at `offset`, which is even, are in the area, and `pin` is the one that it was found with.
     #[inline]
-    fn host(&self, offset: u64, len: u64) -> Result<Option<NonNull<u8>>, Outside> {
-        if offset > self.len || len > self.len - offset {
-            return Err(self.outside(offset, len));
-        }
-        // SAFETY: within the area, which lies in one mapping.
-        Ok(self.host.map(|host| unsafe { host.add(offset as usize) }))
+    unsafe fn load(&self, pin: &Pin, offset: u64) -> Result<u16, Gone> {
+        let Some(host) = self.host else {
+            return self.load_elsewhere(pin, offset);
+        };
+        // SAFETY: in the area, as the caller says, which is mapped while the pin lives, and aligned. The guest's other accesses to it
+        // are at least as atomic.
+        let value = unsafe { AtomicU16::from_ptr(host.add(offset as usize).as_ptr().cast()) };
+        Ok(u16::from_le(value.load(Ordering::Acquire)))
+    }
+
+    /// Stores after all earlier stores.
+    ///
+    /// # Safety
+    /// As [`load`](Self::load).
+    #[inline]
+    unsafe fn store(&self, pin: &Pin, offset: u64, value: u16) -> Result<(), Gone> {
+        let Some(host) = self.host else {
+            return self.store_elsewhere(pin, offset, value);
+        };
+        // SAFETY: as in `load`.
+        let place = unsafe { AtomicU16::from_ptr(host.add(offset as usize).as_ptr().cast()) };
+        place.store(value.to_le(), Ordering::Release);
+        pin.mark_dirty(self.address + offset, 2);
+        Ok(())
     }
 
     #[cold]
-    fn outside(&self, offset: u64, len: u64) -> Outside {
-        Outside {
-            address: self.address.wrapping_add(offset),
-            len,
-        }
+    fn load_elsewhere(&self, pin: &Pin, offset: u64) -> Result<u16, Gone> {
+        let value = pin.backing().load(self.address + offset);
+        value.map(u16::from_le).map_err(|_| Gone)
+    }
+
+    #[cold]
+    fn store_elsewhere(&self, pin: &Pin, offset: u64, value: u16) -> Result<(), Gone> {
+        let stored = pin.backing().store(self.address + offset, value.to_le());
+        stored.map_err(|_| Gone)
     }
 }
 
-/// The areas of a split ring in one map of guest memory.
+/// The areas by their host addresses, as most of them have: the short way for what is done for each chain. Everything that can be
+/// wrong is left to the long way.
+#[derive(Clone, Copy)]
+pub(super) struct Flat {
+    descriptors: NonNull<[u64; 2]>,
+    driver: NonNull<u8>,
+    device: NonNull<u8>,
+    pub mask: u16,
+}
+
+/// The areas of a split ring in one map of guest memory. Entries are named by free-running indices, so that none is beyond its area.
 #[derive(Clone)]
 pub(super) struct View {
     descriptors: Area,
     driver: Area,
     device: Area,
+    /// The size less one: sizes are powers of two.
+    mask: u16,
+    flat: Option<Flat>,
     /// Keeps the areas mapped. Last: it goes last.
     pub pin: Pin,
 }
@@ -74,15 +113,6 @@ pub(super) struct View {
 unsafe impl Send for View {}
 // SAFETY: as above.
 unsafe impl Sync for View {}
-
-/// Which ring.
-#[derive(Clone, Copy)]
-pub(super) enum Ring {
-    /// The driver area, or available ring.
-    Driver,
-    /// The device area, or used ring.
-    Device,
-}
 
 impl View {
     /// Checks a layout as section 2.7 asks for it, sizes, alignment, and all three areas in guest memory; and finds them.
@@ -105,73 +135,130 @@ impl View {
             let mut segment = Segment::new(address, len as u32);
             Ok(Area::find(&pin, &mut segment, align as usize, access)?)
         };
-        let descriptors = find("descriptor", descriptor_area, 16, DESCRIPTOR * n, Permissions::Read)?;
         let avail = RING_HEADER + AVAIL_ENTRY * n + RING_TAIL;
-        let driver = find("driver", driver_area, 2, avail, Permissions::Read)?;
         let used = RING_HEADER + USED_ENTRY * n + RING_TAIL;
+        let descriptors = find("descriptor", descriptor_area, 16, DESCRIPTOR * n, Permissions::Read)?;
+        let driver = find("driver", driver_area, 2, avail, Permissions::Read)?;
         let device = find("device", device_area, 4, used, Permissions::Write)?;
+        let mask = size - 1;
+        let flat = match (descriptors.host, driver.host, device.host) {
+            (Some(descriptors), Some(driver), Some(device)) => Some(Flat {
+                descriptors: descriptors.cast(),
+                driver,
+                device,
+                mask,
+            }),
+            _ => None,
+        };
         Ok(Self {
             descriptors,
             driver,
             device,
+            mask,
+            flat,
             pin,
         })
     }
 
+    /// The short way, if there is one.
     #[inline]
-    fn area(&self, ring: Ring) -> &Area {
-        match ring {
-            Ring::Driver => &self.driver,
-            Ring::Device => &self.device,
+    pub fn flat(&self) -> Option<FlatView<'_>> {
+        Some(FlatView {
+            flat: self.flat.as_ref()?,
+            view: self,
+        })
+    }
+
+    fn slot(&self, index: u16) -> u64 {
+        u64::from(index & self.mask)
+    }
+
+    /// The number of descriptors.
+    fn size(&self) -> u64 {
+        u64::from(self.mask) + 1
+    }
+
+    /// `flags` of the available ring.
+    #[inline]
+    pub fn avail_flags(&self) -> Result<u16, Gone> {
+        // SAFETY: every driver area has a header.
+        unsafe { self.driver.load(&self.pin, 0) }
+    }
+
+    /// `idx` of the available ring.
+    #[inline]
+    pub fn avail_idx(&self) -> Result<u16, Gone> {
+        // SAFETY: as above.
+        unsafe { self.driver.load(&self.pin, IDX) }
+    }
+
+    /// The entry `index` of the available ring: a head.
+    #[inline]
+    pub fn avail_entry(&self, index: u16) -> Result<u16, Gone> {
+        // SAFETY: the slot is below the size.
+        unsafe {
+            self.driver
+                .load(&self.pin, RING_HEADER + AVAIL_ENTRY * self.slot(index))
         }
     }
 
-    /// Loads what comes before all later loads.
+    /// `used_event`, after the entries of the available ring.
     #[inline]
-    pub fn load(&self, ring: Ring, offset: u64) -> Result<u16, Outside> {
-        let area = self.area(ring);
-        let value = match area.host(offset, 2)? {
-            // SAFETY: two bytes of the area, at an even offset of an even address, mapped while `pin` lives. The guest's other
-            // accesses to it are at least as atomic.
-            Some(host) => unsafe { AtomicU16::from_ptr(host.as_ptr().cast()) }.load(Ordering::Acquire),
-            None => self.pin.backing().load(area.address + offset)?,
+    pub fn used_event(&self) -> Result<u16, Gone> {
+        // SAFETY: every driver area has a tail.
+        unsafe { self.driver.load(&self.pin, RING_HEADER + AVAIL_ENTRY * self.size()) }
+    }
+
+    #[inline]
+    pub fn set_used_flags(&self, flags: u16) -> Result<(), Gone> {
+        // SAFETY: every device area has a header.
+        unsafe { self.device.store(&self.pin, 0, flags) }
+    }
+
+    #[inline]
+    pub fn set_used_idx(&self, idx: u16) -> Result<(), Gone> {
+        // SAFETY: as above.
+        unsafe { self.device.store(&self.pin, IDX, idx) }
+    }
+
+    /// `avail_event`, after the entries of the used ring.
+    #[inline]
+    pub fn set_avail_event(&self, idx: u16) -> Result<(), Gone> {
+        // SAFETY: every device area has a tail.
+        unsafe {
+            self.device
+                .store(&self.pin, RING_HEADER + USED_ENTRY * self.size(), idx)
+        }
+    }
+
+    /// Writes the entry `index` of the used ring (section 2.7.8).
+    #[inline]
+    pub fn set_used_entry(&self, index: u16, id: u32, len: u32) -> Result<(), Gone> {
+        let offset = RING_HEADER + USED_ENTRY * self.slot(index);
+        let address = self.device.address + offset;
+        let Some(host) = self.device.host else {
+            let mut entry = [0; USED_ENTRY as usize];
+            entry[..4].copy_from_slice(&id.to_le_bytes());
+            entry[4..].copy_from_slice(&len.to_le_bytes());
+            return self.pin.write(address, &entry).map_err(|_| Gone);
         };
-        Ok(u16::from_le(value))
+        // SAFETY: the slot is below the size, so its eight bytes are in the area, aligned to four as that is.
+        let entry = unsafe { host.add(offset as usize) }.cast::<[u32; 2]>();
+        // SAFETY: as above, and mapped while `pin` lives.
+        unsafe { entry.as_ptr().write_volatile([id.to_le(), len.to_le()]) };
+        self.pin.mark_dirty(address, USED_ENTRY);
+        Ok(())
     }
 
-    /// Stores after all earlier stores.
-    #[inline]
-    pub fn store(&self, ring: Ring, offset: u64, value: u16) -> Result<(), Outside> {
-        let area = self.area(ring);
-        match area.host(offset, 2)? {
-            Some(host) => {
-                // SAFETY: as in `load`.
-                unsafe { AtomicU16::from_ptr(host.as_ptr().cast()) }.store(value.to_le(), Ordering::Release);
-                self.pin.mark_dirty(area.address + offset, 2);
-                Ok(())
-            }
-            None => self.pin.backing().store(area.address + offset, value.to_le()),
-        }
-    }
-
-    /// Writes the used element at `offset` of the device area (section 2.7.8).
-    #[inline]
-    pub fn store_used(&self, offset: u64, id: u32, len: u32) -> Result<(), Outside> {
-        let area = &self.device;
-        match area.host(offset, USED_ENTRY)? {
-            Some(host) => {
-                let element = host.cast::<[u32; 2]>();
-                // SAFETY: eight bytes of the area, aligned to four as it is, mapped while `pin` lives.
-                unsafe { element.as_ptr().write_volatile([id.to_le(), len.to_le()]) };
-                self.pin.mark_dirty(area.address + offset, USED_ENTRY);
-                Ok(())
-            }
-            None => {
-                let mut element = [0; USED_ENTRY as usize];
-                element[..4].copy_from_slice(&id.to_le_bytes());
-                element[4..].copy_from_slice(&len.to_le_bytes());
-                self.pin.write(area.address + offset, &element)
-            }
+    /// Marks the used ring's index, and its entries from `from` to before `to`.
+    #[cold]
+    pub fn mark_used(&self, from: u16, to: u16) {
+        let (first, count) = (self.slot(from), u64::from(to.wrapping_sub(from)));
+        self.pin.mark_dirty(self.device.address, RING_HEADER);
+        let until_end = count.min(self.size() - first);
+        for (slot, count) in [(first, until_end), (0, count - until_end)] {
+            let address = self.device.address + RING_HEADER + USED_ENTRY * slot;
+            self.pin.mark_dirty(address, USED_ENTRY * count);
         }
     }
 
@@ -180,61 +267,211 @@ impl View {
     pub fn descriptors(&self) -> Table<'_> {
         Table {
             area: self.descriptors,
+            len: u32::from(self.mask) + 1,
             pin: &self.pin,
         }
     }
 
-    /// An indirect table.
+    /// An indirect table. `segment` is a positive multiple of a descriptor long.
     #[inline]
     pub fn table(&self, segment: &mut Segment) -> Result<Table<'_>, Outside> {
         let area = Area::find(&self.pin, segment, align_of::<[u64; 2]>(), Permissions::Read)?;
-        Ok(Table { area, pin: &self.pin })
-    }
-}
-
-/// A table of descriptors.
-pub(super) struct Table<'a> {
-    area: Area,
-    pin: &'a Pin,
-}
-
-impl Table<'_> {
-    /// How many descriptors there are.
-    #[inline]
-    pub fn len(&self) -> u32 {
-        (self.area.len / DESCRIPTOR) as u32
-    }
-
-    /// The descriptor `index`, read once.
-    #[inline]
-    pub fn read(&self, index: u16) -> Result<Descriptor, Outside> {
-        let offset = DESCRIPTOR * u64::from(index);
-        let words = match self.area.host(offset, DESCRIPTOR)? {
-            Some(host) => {
-                let words = host.cast::<[u64; 2]>().as_ptr();
-                // SAFETY: 16 bytes of the table, aligned as its beginning was asked to be, mapped while the pin lives.
-                unsafe { words.read_volatile() }.map(u64::from_le)
-            }
-            None => {
-                let mut bytes = [0; DESCRIPTOR as usize];
-                self.pin.read(self.area.address + offset, &mut bytes)?;
-                let (low, high) = bytes.split_at(8);
-                [low, high].map(crate::bus::read_le)
-            }
-        };
-        Ok(Descriptor {
-            address: words[0],
-            len: words[1] as u32,
-            flags: (words[1] >> 32) as u16,
-            next: (words[1] >> 48) as u16,
+        Ok(Table {
+            area,
+            len: segment.len / DESCRIPTOR as u32,
+            pin: &self.pin,
         })
     }
 }
 
+/// A [`View`] all of whose areas have host addresses.
+#[derive(Clone, Copy)]
+pub(super) struct FlatView<'a> {
+    flat: &'a Flat,
+    view: &'a View,
+}
+
+impl<'a> FlatView<'a> {
+    #[inline]
+    pub fn mask(self) -> u16 {
+        self.flat.mask
+    }
+
+    #[inline]
+    pub fn pin(self) -> &'a Pin {
+        &self.view.pin
+    }
+
+    #[inline]
+    fn driver(self, offset: usize) -> u16 {
+        // SAFETY: the callers below name bytes of the area, at even offsets of an aligned address, mapped while the view's pin lives.
+        let place = unsafe { AtomicU16::from_ptr(self.flat.driver.add(offset).as_ptr().cast()) };
+        u16::from_le(place.load(Ordering::Acquire))
+    }
+
+    /// As [`View::avail_idx`].
+    #[inline]
+    pub fn avail_idx(self) -> u16 {
+        self.driver(IDX as usize)
+    }
+
+    /// As [`View::avail_entry`].
+    #[inline]
+    pub fn avail_entry(self, index: u16) -> u16 {
+        self.driver((RING_HEADER + AVAIL_ENTRY * u64::from(index & self.flat.mask)) as usize)
+    }
+
+    /// As [`View::avail_flags`].
+    #[inline]
+    pub fn avail_flags(self) -> u16 {
+        self.driver(0)
+    }
+
+    /// As [`View::used_event`].
+    #[inline]
+    pub fn used_event(self) -> u16 {
+        self.driver((RING_HEADER + AVAIL_ENTRY * (u64::from(self.flat.mask) + 1)) as usize)
+    }
+
+    /// As [`View::set_used_entry`], but for the mark.
+    #[inline]
+    pub fn set_used_entry(self, index: u16, id: u32, len: u32) {
+        let offset = RING_HEADER + USED_ENTRY * u64::from(index & self.flat.mask);
+        // SAFETY: the slot is below the size, so its eight bytes are in the area, aligned to four as that is.
+        let entry = unsafe { self.flat.device.add(offset as usize) }.cast::<u32>();
+        // SAFETY: as above, and mapped while the view's pin lives.
+        unsafe {
+            entry.write_volatile(id.to_le());
+            entry.add(1).write_volatile(len.to_le());
+        }
+    }
+
+    /// As [`View::set_used_idx`], but for the mark.
+    #[inline]
+    pub fn set_used_idx(self, idx: u16) {
+        // SAFETY: in the header of the area, aligned, mapped while the view's pin lives.
+        let place = unsafe { AtomicU16::from_ptr(self.flat.device.add(IDX as usize).as_ptr().cast()) };
+        place.store(idx.to_le(), Ordering::Release);
+    }
+
+    /// The ring's own descriptor table.
+    #[inline]
+    pub fn descriptors(self) -> FlatTable<'a> {
+        FlatTable {
+            host: self.flat.descriptors,
+            last: self.flat.mask.into(),
+            inner: false,
+            pin: PhantomData,
+        }
+    }
+}
+
+/// A table of descriptors.
+#[derive(Clone, Copy)]
+pub(super) struct Table<'a> {
+    area: Area,
+    len: u32,
+    pin: &'a Pin,
+}
+
+impl<'a> Table<'a> {
+    /// The table by its host address, if it has one.
+    #[inline]
+    pub fn flat(&self) -> Option<FlatTable<'a>> {
+        Some(FlatTable {
+            host: self.area.host?.cast(),
+            last: self.len - 1,
+            inner: false,
+            pin: PhantomData,
+        })
+    }
+
+    /// How many descriptors there are.
+    #[inline]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// The descriptor `index`, read once; `None` if it is beyond the table.
+    #[inline]
+    pub fn read(&self, index: u16) -> Result<Option<Descriptor>, Outside> {
+        if u32::from(index) >= self.len {
+            return Ok(None);
+        }
+        if let Some(flat) = self.flat() {
+            return Ok(flat.read(index));
+        }
+        let mut bytes = [0; DESCRIPTOR as usize];
+        self.pin
+            .read(self.area.address + DESCRIPTOR * u64::from(index), &mut bytes)?;
+        let (low, high) = bytes.split_at(8);
+        Ok(Some(Descriptor::new([low, high].map(crate::bus::read_le))))
+    }
+}
+
+/// A table of descriptors at a host address.
+#[derive(Clone, Copy)]
+pub(super) struct FlatTable<'a> {
+    host: NonNull<[u64; 2]>,
+    /// Its last index.
+    last: u32,
+    inner: bool,
+    /// Keeps it mapped.
+    pin: PhantomData<&'a Pin>,
+}
+
+impl<'a> FlatTable<'a> {
+    /// The indirect table in the `len` bytes at `address`: if it is in this span, aligned, and as long as one can be.
+    #[inline]
+    pub fn new(span: &'a Span, address: u64, len: u32) -> Option<Self> {
+        let host = span.host(address, len)?;
+        let possible = len != 0 && len.is_multiple_of(DESCRIPTOR as u32) && len / DESCRIPTOR as u32 <= 1 << 16;
+        let aligned = host.as_ptr().addr().is_multiple_of(align_of::<[u64; 2]>());
+        (possible && aligned).then_some(Self {
+            host: host.cast(),
+            last: len / DESCRIPTOR as u32 - 1,
+            inner: true,
+            pin: PhantomData,
+        })
+    }
+
+    /// Whether this is an indirect table.
+    #[inline]
+    pub fn is_inner(&self) -> bool {
+        self.inner
+    }
+
+    /// The descriptor `index`, read once; `None` if it is beyond the table.
+    #[inline]
+    pub fn read(&self, index: u16) -> Option<Descriptor> {
+        if u32::from(index) > self.last {
+            return None;
+        }
+        // SAFETY: the index is one of the table.
+        let words = unsafe { self.host.add(index.into()) }.cast::<u64>();
+        // SAFETY: as above, aligned as the table is, and mapped while the pin lives.
+        let words = unsafe { [words.read_volatile(), words.add(1).read_volatile()] };
+        Some(Descriptor::new(words.map(u64::from_le)))
+    }
+}
+
 /// A descriptor (section 2.7.5).
+#[derive(Clone, Copy)]
 pub(super) struct Descriptor {
     pub address: u64,
     pub len: u32,
     pub flags: u16,
     pub next: u16,
+}
+
+impl Descriptor {
+    #[inline]
+    fn new([address, rest]: [u64; 2]) -> Self {
+        Self {
+            address,
+            len: rest as u32,
+            flags: (rest >> 32) as u16,
+            next: (rest >> 48) as u16,
+        }
+    }
 }

@@ -5,9 +5,9 @@ use vm_memory::Permissions;
 
 use super::{
     ChainError,
-    area::{DESCRIPTOR, View},
+    area::{DESCRIPTOR, Descriptor, FlatTable, FlatView, View},
 };
-use crate::memory::{Pin, Segment};
+use crate::memory::Segment;
 
 /// How many descriptors a chain with an indirect table may have, if the queue is not longer. Linux makes chains that are longer
 /// than a short queue; this many is what a vectored system call takes.
@@ -62,90 +62,150 @@ impl Body {
         &self.segments()[self.readable.into()..]
     }
 
+    /// Walks the chain that starts at `head`, if it is what nearly all chains are: as short as there is room for here, with its table
+    /// and all of its buffers in the span of guest memory in which the last one began. Whether it is. Of one that is not, nothing is
+    /// known, and [`walk`](Self::walk) finds what it is.
+    #[inline(always)]
+    pub fn walk_near(&mut self, view: FlatView<'_>, head: u16, indirect_allowed: bool) -> bool {
+        let mut table = view.descriptors();
+        let hint = self.inline[0];
+        let Some(span) = view.pin().span_of(&hint) else {
+            return false;
+        };
+        let (mut index, mut count) = (head, 0);
+        // Readable segments, until the first that is writable.
+        let mut readable = None;
+        let (mut readable_len, mut total) = (0, 0);
+        loop {
+            let Some(descriptor) = table.read(index) else {
+                return false;
+            };
+            let flags = u32::from(descriptor.flags);
+            if flags & VRING_DESC_F_INDIRECT != 0 {
+                let inner = FlatTable::new(span, descriptor.address, descriptor.len);
+                // In an indirect table there is no other, and what is wrong with this one is not said here.
+                let first = count == 0 && flags == VRING_DESC_F_INDIRECT && indirect_allowed && !table.is_inner();
+                match inner.filter(|_| first) {
+                    Some(inner) => (table, index) = (inner, 0),
+                    None => return false,
+                }
+                continue;
+            }
+            if !span.has(descriptor.address, descriptor.len) {
+                return false;
+            }
+            let Some(place) = self.inline.get_mut(count) else {
+                return false;
+            };
+            *place = hint.at(descriptor.address, descriptor.len);
+            if flags & VRING_DESC_F_WRITE != 0 {
+                if readable.is_none() {
+                    (readable, readable_len) = (Some(count), total);
+                }
+            } else if readable.is_some() {
+                return false;
+            }
+            count += 1;
+            total += u64::from(descriptor.len);
+            if flags & VRING_DESC_F_NEXT == 0 {
+                break;
+            }
+            index = descriptor.next;
+        }
+        if total > u32::MAX.into() {
+            return false;
+        }
+        let readable = readable.unwrap_or_else(|| {
+            readable_len = total;
+            count
+        });
+        self.head = head;
+        (self.readable, self.count) = (readable as u16, count as u16);
+        (self.readable_len, self.writable_len) = (readable_len as u32, (total - readable_len) as u32);
+        true
+    }
+
     /// Walks the chain that starts at `head`.
-    #[inline]
+    #[cold]
     pub fn walk(&mut self, view: &View, head: u16, indirect_allowed: bool) -> Result<(), ChainError> {
         self.head = head;
-        (self.readable, self.count) = (0, 0);
-        (self.readable_len, self.writable_len) = (0, 0);
         let mut table = view.descriptors();
         let mut limit = table.len() as u16;
         let mut index = head;
         let mut indirect = false;
         // Where the chain before this one was found.
-        let mut segment = self.inline[0];
+        let mut near = view.pin.near(&self.inline[0]);
+        let (mut readable, mut count) = (0, 0);
+        let (mut readable_len, mut writable_len) = (0u64, 0u64);
         loop {
-            if u32::from(index) >= table.len() {
+            let Some(descriptor) = table.read(index)? else {
                 let len = table.len() as u16;
                 return Err(ChainError::DescriptorIndex { index, len });
-            }
-            let descriptor = table.read(index)?;
+            };
             let flags = u32::from(descriptor.flags);
-            (segment.address, segment.len) = (descriptor.address, descriptor.len);
             if flags & VRING_DESC_F_INDIRECT != 0 {
-                if !indirect_allowed {
-                    return Err(ChainError::Indirect("the feature was not negotiated"));
-                }
-                if indirect {
-                    return Err(ChainError::Indirect("a table inside a table"));
-                }
-                if flags & VRING_DESC_F_NEXT != 0 {
-                    return Err(ChainError::Indirect("it has a next descriptor"));
-                }
-                if segment.len == 0 || !u64::from(segment.len).is_multiple_of(DESCRIPTOR) {
-                    return Err(ChainError::Indirect("its length is no positive multiple of 16"));
-                }
-                if u64::from(segment.len) / DESCRIPTOR > 1 << 16 {
-                    return Err(ChainError::Indirect("more descriptors than an index can name"));
-                }
-                table = view.table(&mut segment)?;
+                check_indirect(&descriptor, indirect_allowed, indirect)?;
+                table = view.table(&mut Segment::new(descriptor.address, descriptor.len))?;
                 (indirect, index) = (true, 0);
                 limit = limit.max(MAX_INDIRECT);
                 continue;
             }
             // This bounds the loop: a chain that runs in circles is one that is too long.
-            if self.count == limit {
+            if count == limit {
                 return Err(ChainError::TooLong(limit));
             }
-            self.push(&view.pin, &mut segment, flags & VRING_DESC_F_WRITE != 0)?;
+            let access = if flags & VRING_DESC_F_WRITE != 0 {
+                writable_len += u64::from(descriptor.len);
+                Permissions::Write
+            } else {
+                if readable != count {
+                    return Err(ChainError::ReadableAfterWritable);
+                }
+                readable += 1;
+                readable_len += u64::from(descriptor.len);
+                Permissions::Read
+            };
+            let segment = view
+                .pin
+                .check_near(&mut near, descriptor.address, descriptor.len, access)?;
+            match self.inline.get_mut(usize::from(count)) {
+                Some(place) => *place = segment,
+                None => self.spill(segment, count),
+            }
+            count += 1;
             if flags & VRING_DESC_F_NEXT == 0 {
-                return Ok(());
+                break;
             }
             index = descriptor.next;
         }
-    }
-
-    #[inline]
-    fn push(&mut self, pin: &Pin, segment: &mut Segment, write: bool) -> Result<(), ChainError> {
-        let total = u64::from(self.readable_len) + u64::from(self.writable_len) + u64::from(segment.len);
-        if total > u32::MAX.into() {
+        if readable_len + writable_len > u32::MAX.into() {
             return Err(ChainError::TooLarge);
         }
-        if write {
-            pin.check(segment, Permissions::Write)?;
-            self.writable_len += segment.len;
-        } else {
-            if self.readable != self.count {
-                return Err(ChainError::ReadableAfterWritable);
-            }
-            pin.check(segment, Permissions::Read)?;
-            self.readable += 1;
-            self.readable_len += segment.len;
-        }
-        match self.inline.get_mut(usize::from(self.count)) {
-            Some(place) => *place = *segment,
-            None => self.spill(*segment),
-        }
-        self.count += 1;
+        (self.readable, self.count) = (readable, count);
+        (self.readable_len, self.writable_len) = (readable_len as u32, writable_len as u32);
         Ok(())
     }
 
     #[cold]
-    fn spill(&mut self, segment: Segment) {
-        if usize::from(self.count) == INLINE {
+    fn spill(&mut self, segment: Segment, count: u16) {
+        if usize::from(count) == INLINE {
             self.spill.clear();
             self.spill.extend_from_slice(&self.inline);
         }
         self.spill.push(segment);
     }
+}
+
+/// What an indirect descriptor must be (section 2.7.5.3.1).
+fn check_indirect(descriptor: &Descriptor, allowed: bool, nested: bool) -> Result<(), ChainError> {
+    let len = u64::from(descriptor.len);
+    let wrong = match () {
+        _ if !allowed => "the feature was not negotiated",
+        _ if nested => "a table inside a table",
+        _ if u32::from(descriptor.flags) & VRING_DESC_F_NEXT != 0 => "it has a next descriptor",
+        _ if len == 0 || !len.is_multiple_of(DESCRIPTOR) => "its length is no positive multiple of 16",
+        _ if len / DESCRIPTOR > 1 << 16 => "more descriptors than an index can name",
+        _ => return Ok(()),
+    };
+    Err(ChainError::Indirect(wrong))
 }

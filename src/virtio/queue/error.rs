@@ -95,3 +95,7 @@ pub enum Fault {
     #[error("the host failed the device: {0}")]
     Host(String),
 }
+
+/// A part of the ring that was in guest memory is there no longer: which, who asks for the error finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Gone;

@@ -72,6 +72,7 @@ use super::features;
 use crate::memory::Memory;
 use area::View;
 use chain::Body;
+use error::Gone;
 use split::Available;
 use used::Shared;
 
@@ -146,6 +147,8 @@ pub struct Queue {
     body: Box<Body>,
     /// How many chains were taken away from their rounds.
     order: u64,
+    /// Room for chains that are taken.
+    spare: Vec<Box<Body>>,
     shared: Arc<Shared>,
 }
 
@@ -180,6 +183,7 @@ impl Queue {
             view,
             body: Box::default(),
             order: 0,
+            spare: Vec::new(),
             shared: Arc::new(shared),
         }
     }
@@ -230,6 +234,7 @@ impl Queue {
             view,
             body,
             order,
+            spare,
             shared,
         } = self;
         if view.as_ref().is_some_and(|view| !shared.memory.is_current(&view.pin)) {
@@ -243,7 +248,7 @@ impl Queue {
                 view.insert(found)
             }
         };
-        Ok(Round::new(shared, available, view, body, order, closed))
+        Ok(Round::new(shared, available, view, body, order, spare, closed))
     }
 
     /// Lets go of guest memory: the next round looks it up again.

@@ -1,15 +1,15 @@
 //! A round: the bounded time in which a handler has a queue to itself, and the chains that it finds there.
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::{Arc, MutexGuard, atomic::Ordering},
 };
 
 use super::{
-    ChainError, QueueError, QueueIndex, Reader, Writer,
+    ChainError, Gone, QueueError, QueueIndex, Reader, Writer,
     area::View,
     chain::Body,
-    split::Available,
+    split::{Available, Look},
     used::{Shared, Used},
 };
 use crate::{
@@ -34,6 +34,24 @@ pub enum Rest {
     Left,
 }
 
+/// What was found when the next chain was looked for.
+enum Found {
+    /// One that is new.
+    Fresh,
+    /// One that was in flight when a state was saved, or was given back untouched.
+    Returned,
+    Nothing,
+    /// The ring.
+    Broken,
+}
+
+/// What became of a head.
+enum Walked {
+    Found,
+    Refused,
+    Broken,
+}
+
 /// How a round has gone so far.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Looked {
@@ -54,18 +72,24 @@ enum Looked {
 ///
 /// A chain that breaks the rules is not seen here: it is given back with a used length of 0 and counted.
 pub struct Round<'q> {
-    shared: &'q Arc<Shared>,
+    shared: &'q Shared,
+    /// The same, for chains that are taken.
+    counted: &'q Arc<Shared>,
     available: &'q mut Available,
     view: &'q View,
     body: &'q mut Box<Body>,
     order: &'q mut u64,
+    spare: &'q mut Vec<Box<Body>>,
     /// Held as long as no chain is out.
     used: Option<MutexGuard<'q, Used>>,
+    /// Entries of the used ring from this one on are not marked as written yet, while the lock is held.
+    unmarked: u16,
     budget: u16,
     bytes: u64,
     looked: Looked,
     /// No chain is to be taken any more.
     closed: bool,
+    error: Option<QueueError>,
 }
 
 impl<'q> Round<'q> {
@@ -75,21 +99,26 @@ impl<'q> Round<'q> {
         view: &'q View,
         body: &'q mut Box<Body>,
         order: &'q mut u64,
+        spare: &'q mut Vec<Box<Body>>,
         closed: bool,
     ) -> Self {
         shared.signal_again();
         let used = (shared.word.chains() == 0).then(|| lock(&shared.used));
         Self {
-            budget: shared.layout.size,
+            budget: if closed { 0 } else { shared.layout.size },
             shared,
+            counted: shared,
             available,
             view,
             body,
             order,
+            spare,
+            unmarked: used.as_ref().map_or(0, |used| used.ring.next),
             used,
             bytes: 0,
             looked: Looked::Left,
             closed,
+            error: None,
         }
     }
 
@@ -114,53 +143,164 @@ impl<'q> Round<'q> {
         reason = "a chain is lent until the next one is looked for"
     )]
     pub fn next(&mut self) -> Result<Option<Chain<'_, 'q>>, QueueError> {
+        if self.find_near() {
+            return Ok(Some(Chain::new(self, false)));
+        }
+        match self.find() {
+            Found::Fresh => Ok(Some(Chain::new(self, false))),
+            Found::Returned => Ok(Some(Chain::new(self, true))),
+            Found::Nothing => Ok(None),
+            Found::Broken => Err(self.broken()),
+        }
+    }
+
+    /// The short way of [`find`](Self::find), for what nearly all chains are. Whether it has found one; if not, nothing is known.
+    #[inline]
+    fn find_near(&mut self) -> bool {
+        let Some(view) = self.view.flat() else { return false };
+        if self.budget == 0 || self.shared.returned.load(Ordering::SeqCst) {
+            return false;
+        }
+        let Some(head) = self.available.look_near(view) else {
+            return false;
+        };
+        // While no chain is out, none is in flight but for those that were returned, which there are not.
+        if self.used.is_none() && self.shared.is_in_flight(head) {
+            return false;
+        }
         self.looked = Looked::Left;
-        let mut returned = false;
-        loop {
-            if self.budget == 0 || self.closed || self.bytes >= ROUND_BYTES {
-                return Ok(None);
+        let indirect = self.shared.features & features::INDIRECT_DESC != 0;
+        self.body.walk_near(view, head, indirect)
+    }
+
+    /// Looks for the next chain and walks it into the body.
+    #[cold]
+    fn find(&mut self) -> Found {
+        self.looked = Looked::Left;
+        while self.budget != 0 {
+            if self.shared.returned.load(Ordering::SeqCst)
+                && let Some(head) = self.with_used(|_, used| used.resubmit.first().copied())
+            {
+                match self.walk(head, true) {
+                    Walked::Refused => continue,
+                    Walked::Found => return Found::Returned,
+                    Walked::Broken => return Found::Broken,
+                }
             }
-            let head = match self.returned() {
-                Some(head) => {
-                    returned = true;
-                    head
+            let head = match self.available.look(self.view) {
+                Look::Head(head) => head,
+                Look::Nothing => {
+                    self.looked = Looked::Empty;
+                    return Found::Nothing;
                 }
-                None => {
-                    let Some(head) = self.available.look(self.view)? else {
-                        self.looked = Looked::Empty;
-                        return Ok(None);
-                    };
-                    if self.shared.places[usize::from(head)].load(Ordering::SeqCst) != 0 {
-                        return Err(QueueError::InFlight(head));
-                    }
-                    head
+                Look::Broken(found) => {
+                    self.error = Some(self.available.broken(found));
+                    return Found::Broken;
                 }
+                Look::Gone => return Found::Broken,
             };
-            let indirect = self.shared.features & features::INDIRECT_DESC != 0;
-            if self.body.walk(self.view, head, indirect).is_ok() {
-                return Ok(Some(Chain { round: self, returned }));
+            // While no chain is out, none is in flight but for those that were returned, which there are not.
+            if self.used.is_none() && self.shared.is_in_flight(head) {
+                self.error = Some(QueueError::InFlight(head));
+                return Found::Broken;
             }
-            self.shared.count_malformed();
-            Chain { round: self, returned }.give_back(0, true)?;
-            returned = false;
+            match self.walk(head, false) {
+                Walked::Refused => continue,
+                Walked::Found => return Found::Fresh,
+                Walked::Broken => return Found::Broken,
+            }
+        }
+        Found::Nothing
+    }
+
+    /// Walks the chain at `head`. One that breaks the rules is given back at once.
+    fn walk(&mut self, head: u16, returned: bool) -> Walked {
+        let indirect = self.shared.features & features::INDIRECT_DESC != 0;
+        if self.body.walk(self.view, head, indirect).is_ok() {
+            return Walked::Found;
+        }
+        self.shared.count_malformed();
+        match self.give_back(0, returned, true) {
+            Ok(()) => Walked::Refused,
+            Err(Gone) => Walked::Broken,
         }
     }
 
-    /// The next chain that was given back untouched.
-    #[inline]
-    fn returned(&mut self) -> Option<u16> {
-        if !self.shared.returned.load(Ordering::SeqCst) {
-            return None;
-        }
-        self.with_used(|_, used| used.resubmit.first().copied())
+    /// What [`find`](Self::find) has found to be broken: without anything better, that the ring is gone.
+    #[cold]
+    fn broken(&mut self) -> QueueError {
+        self.error.take().unwrap_or_else(|| self.shared.gone())
     }
 
-    #[inline]
     fn with_used<R>(&mut self, f: impl FnOnce(&Shared, &mut Used) -> R) -> R {
         match &mut self.used {
             Some(used) => f(self.shared, used),
             None => f(self.shared, &mut lock(&self.shared.used)),
         }
+    }
+
+    /// Puts the chain in the body into the used ring.
+    #[inline]
+    fn give_back(&mut self, written: u32, returned: bool, publish: bool) -> Result<(), Gone> {
+        match (&mut self.used, self.view.flat()) {
+            (Some(used), Some(view)) if !returned && !self.shared.owes() => {
+                let signal = used.ring.use_near(view, self.body.head, written, publish, self.shared);
+                self.consumed(false);
+                if signal {
+                    self.shared.signal();
+                }
+                Ok(())
+            }
+            _ => self.give_back_far(written, returned, publish),
+        }
+    }
+
+    #[cold]
+    fn give_back_far(&mut self, written: u32, returned: bool, publish: bool) -> Result<(), Gone> {
+        let signal = self.give_back_shared(written, returned, publish)?;
+        self.consumed(returned);
+        if signal {
+            self.shared.signal();
+        }
+        Ok(())
+    }
+
+    /// As [`give_back`](Self::give_back), while other threads do so too.
+    fn give_back_shared(&mut self, written: u32, returned: bool, publish: bool) -> Result<bool, Gone> {
+        let (head, view) = (self.body.head, self.view);
+        self.with_used(|shared, used| {
+            if returned {
+                shared.forget_returned(used, head);
+                shared.forget(head);
+            }
+            used.ring.put(view, head, written)?;
+            Ok(publish && shared.publish(&mut used.ring, view)?)
+        })
+    }
+
+    /// Marks what the short way has written into the used ring.
+    #[inline]
+    fn mark_used(&mut self) {
+        if let Some(used) = &self.used
+            && self.view.pin.tracks()
+            && self.unmarked != used.ring.next
+        {
+            self.view.mark_used(self.unmarked, used.ring.next);
+            self.unmarked = used.ring.next;
+        }
+    }
+
+    #[inline]
+    fn consumed(&mut self, returned: bool) {
+        if !returned {
+            self.available.advance();
+        }
+        self.budget -= 1;
+        self.bytes += u64::from(self.body.readable_len) + u64::from(self.body.writable_len);
+        if self.bytes >= ROUND_BYTES {
+            self.budget = 0;
+        }
+        self.looked = Looked::Taken;
     }
 
     /// Shows the driver all chains that were [put](Chain::put), and tells it of them if it wants to hear. The end of the round
@@ -170,8 +310,11 @@ impl<'q> Round<'q> {
     /// The ring is no longer in guest memory.
     #[inline]
     pub fn publish(&mut self) -> Result<(), QueueError> {
-        if self.with_used(|shared, used| shared.publish(used))? {
-            self.shared.signal();
+        let view = self.view;
+        match self.with_used(|shared, used| shared.publish(&mut used.ring, view)) {
+            Ok(true) => self.shared.signal(),
+            Ok(false) => {}
+            Err(Gone) => return Err(self.shared.gone()),
         }
         Ok(())
     }
@@ -205,15 +348,22 @@ impl<'q> Round<'q> {
         if self.closed {
             return Ok(Rest::Left);
         }
-        if self.budget == 0 || self.bytes >= ROUND_BYTES {
-            return Ok(Rest::More);
+        match self.looked {
+            _ if self.budget == 0 => Ok(Rest::More),
+            Looked::Taken => Ok(Rest::More),
+            Looked::Left => Ok(Rest::Left),
+            Looked::Empty => match self.available.expect_kicks(self.view) {
+                Ok(true) => Ok(Rest::More),
+                Ok(false) => Ok(Rest::Drained),
+                Err(Gone) => Err(self.shared.gone()),
+            },
         }
-        Ok(match self.looked {
-            Looked::Taken => Rest::More,
-            Looked::Left => Rest::Left,
-            Looked::Empty if self.available.expect_kicks(self.view)? => Rest::More,
-            Looked::Empty => Rest::Drained,
-        })
+    }
+}
+
+impl Drop for Round<'_> {
+    fn drop(&mut self) {
+        self.mark_used();
     }
 }
 
@@ -232,11 +382,15 @@ impl fmt::Debug for Round<'_> {
 /// completed later, elsewhere.
 pub struct Chain<'r, 'q> {
     round: &'r mut Round<'q>,
-    /// It was in flight when a state was saved, or was given back untouched.
     returned: bool,
 }
 
-impl<'q> Chain<'_, 'q> {
+impl<'r, 'q> Chain<'r, 'q> {
+    #[inline]
+    fn new(round: &'r mut Round<'q>, returned: bool) -> Self {
+        Self { round, returned }
+    }
+
     /// Index of the first descriptor, by which the driver knows the chain.
     pub fn head(&self) -> u16 {
         self.round.body.head
@@ -317,64 +471,46 @@ impl<'q> Chain<'_, 'q> {
     #[inline]
     fn give_back(self, written: u32, publish: bool) -> Result<(), QueueError> {
         let Self { round, returned } = self;
-        let head = round.body.head;
-        round.bytes += u64::from(round.body.readable_len) + u64::from(round.body.writable_len);
-        let signal = round.with_used(|shared, used| {
-            if returned {
-                forget_returned(shared, used, head);
-                shared.places[usize::from(head)].store(0, Ordering::SeqCst);
-            }
-            shared.put(used, head, written)?;
-            if publish { shared.publish(used) } else { Ok(false) }
-        })?;
-        round.consumed(returned);
-        if signal {
-            round.shared.signal();
+        match round.give_back(written, returned, publish) {
+            Ok(()) => Ok(()),
+            Err(Gone) => Err(round.shared.gone()),
         }
-        Ok(())
     }
 
     /// Takes the chain away from the round, to be completed by any thread at any time. Its map of guest memory is kept alive.
     pub fn take(self) -> OwnedChain {
         let Self { round, returned } = self;
-        let shared = Arc::clone(round.shared);
+        let shared = Arc::clone(round.counted);
         let head = round.body.head;
         shared.word.take();
-        let fresh = round.with_used(|shared, used| {
-            if returned {
-                forget_returned(shared, used, head);
+        if returned {
+            round.with_used(|shared, used| shared.forget_returned(used, head));
+        }
+        if round.spare.is_empty() {
+            let Round {
+                spare, shared, used, ..
+            } = &mut *round;
+            match used {
+                Some(used) => mem::swap(&mut used.pool, spare),
+                None => mem::swap(&mut lock(&shared.used).pool, spare),
             }
-            used.pool.pop()
-        });
+        }
+        let fresh = round.spare.pop().unwrap_or_default();
         if !returned {
             *round.order += 1;
-            shared.places[usize::from(head)].store(*round.order, Ordering::SeqCst);
+            // Seen by who completes it, and by the next round.
+            shared.places[usize::from(head)].store(*round.order, Ordering::Release);
         }
-        let body = std::mem::replace(round.body, fresh.unwrap_or_default());
         round.consumed(returned);
+        let body = mem::replace(round.body, fresh);
         // Who completes it needs the lock.
+        round.mark_used();
         round.used = None;
         OwnedChain {
             pin: round.view.pin.clone(),
             body: Some(body),
             shared,
         }
-    }
-}
-
-fn forget_returned(shared: &Shared, used: &mut Used, head: u16) {
-    used.resubmit.retain(|&other| other != head);
-    shared.returned.store(!used.resubmit.is_empty(), Ordering::SeqCst);
-}
-
-impl Round<'_> {
-    #[inline]
-    fn consumed(&mut self, returned: bool) {
-        if !returned {
-            self.available.advance();
-        }
-        self.budget -= 1;
-        self.looked = Looked::Taken;
     }
 }
 

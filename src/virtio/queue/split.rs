@@ -5,9 +5,34 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
 
 use super::{
-    QueueError,
-    area::{AVAIL_ENTRY, RING_HEADER, Ring, USED_ENTRY, View},
+    Gone, QueueError,
+    area::{FlatView, View},
 };
+
+/// What the next entry of the available ring is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// A head that can be.
+    Head(u16),
+    /// There is none yet.
+    Nothing,
+    /// The index, or the head, cannot be.
+    Broken(u16),
+    /// The ring is not in guest memory.
+    Gone,
+}
+
+/// Why `avail.idx` was not taken.
+enum Refused {
+    Idx(u16),
+    Gone,
+}
+
+impl From<Gone> for Refused {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
 
 /// The device's place in the available ring.
 pub(super) struct Available {
@@ -35,27 +60,59 @@ impl Available {
         }
     }
 
-    /// The head of the next chain, which is not taken by this.
-    #[inline]
-    pub fn look(&mut self, view: &View) -> Result<Option<u16>, QueueError> {
-        if self.next == self.seen && !self.refresh(view)? {
-            return Ok(None);
+    /// The short way of [`look`](Self::look): the head of the next chain, if nothing is to be done but to find it.
+    #[inline(always)]
+    pub fn look_near(&mut self, view: FlatView<'_>) -> Option<u16> {
+        if self.next == self.seen {
+            let idx = view.avail_idx();
+            let ahead = idx.wrapping_sub(self.next);
+            if !self.quiet || ahead == 0 || ahead > self.size {
+                return None;
+            }
+            self.seen = idx;
         }
-        let slot = u64::from(self.next & (self.size - 1));
-        let head = view.load(Ring::Driver, RING_HEADER + AVAIL_ENTRY * slot)?;
-        match head < self.size {
-            true => Ok(Some(head)),
-            false => Err(QueueError::Head { head, size: self.size }),
+        let head = view.avail_entry(self.next);
+        (head <= view.mask()).then_some(head)
+    }
+
+    /// The head of the next chain, which is not taken by this.
+    #[cold]
+    pub fn look(&mut self, view: &View) -> Look {
+        if self.next == self.seen {
+            match self.refresh(view) {
+                Ok(true) => {}
+                Ok(false) => return Look::Nothing,
+                Err(Refused::Idx(idx)) => return Look::Broken(idx),
+                Err(Refused::Gone) => return Look::Gone,
+            }
+        }
+        match view.avail_entry(self.next) {
+            Ok(head) if head < self.size => Look::Head(head),
+            Ok(head) => Look::Broken(head),
+            Err(Gone) => Look::Gone,
+        }
+    }
+
+    /// What is wrong with an index or a head that [`look`](Self::look) has found.
+    #[cold]
+    pub fn broken(&self, found: u16) -> QueueError {
+        match found.wrapping_sub(self.next) {
+            // An entry was looked at.
+            _ if self.next != self.seen => QueueError::Head {
+                head: found,
+                size: self.size,
+            },
+            ahead => QueueError::AvailIndex { ahead, size: self.size },
         }
     }
 
     /// Whether there are new entries.
     #[inline]
-    fn refresh(&mut self, view: &View) -> Result<bool, QueueError> {
-        let idx = view.load(Ring::Driver, 2)?;
-        let (ahead, size) = (idx.wrapping_sub(self.next), self.size);
-        if ahead > size {
-            return Err(QueueError::AvailIndex { ahead, size });
+    fn refresh(&mut self, view: &View) -> Result<bool, Refused> {
+        let idx = view.avail_idx()?;
+        let ahead = idx.wrapping_sub(self.next);
+        if ahead > self.size {
+            return Err(Refused::Idx(idx));
         }
         if ahead == 0 {
             return Ok(false);
@@ -63,7 +120,7 @@ impl Available {
         self.seen = idx;
         if self.kicks_stay {
             if self.event_idx {
-                self.expect_at(view, idx)?;
+                view.set_avail_event(idx)?;
             }
         } else if !self.quiet {
             self.suppress_kicks(view)?;
@@ -79,30 +136,26 @@ impl Available {
 
     /// Asks the driver not to kick, as far as it can be asked (section 2.7.10).
     #[inline]
-    fn suppress_kicks(&mut self, view: &View) -> Result<(), QueueError> {
+    fn suppress_kicks(&mut self, view: &View) -> Result<(), Gone> {
         self.quiet = true;
         if !self.event_idx {
             // With the event index, it does not kick until its index has passed what was said last.
-            view.store(Ring::Device, 0, VRING_USED_F_NO_NOTIFY as u16)?;
+            view.set_used_flags(VRING_USED_F_NO_NOTIFY as u16)?;
         }
         Ok(())
     }
 
-    fn expect_at(&self, view: &View, idx: u16) -> Result<(), QueueError> {
-        Ok(view.store(Ring::Device, RING_HEADER + USED_ENTRY * u64::from(self.size), idx)?)
-    }
-
     /// Asks the driver to kick for the next entry, and looks whether one has come before it could know.
     #[inline]
-    pub fn expect_kicks(&mut self, view: &View) -> Result<bool, QueueError> {
+    pub fn expect_kicks(&mut self, view: &View) -> Result<bool, Gone> {
         self.quiet = false;
         if self.event_idx {
-            self.expect_at(view, self.next)?;
+            view.set_avail_event(self.next)?;
         } else {
-            view.store(Ring::Device, 0, 0)?;
+            view.set_used_flags(0)?;
         }
         // Pairs with the driver's barrier between its index and its look at ours.
         fence(Ordering::SeqCst);
-        Ok(view.load(Ring::Driver, 2)? != self.next)
+        Ok(view.avail_idx()? != self.next)
     }
 }

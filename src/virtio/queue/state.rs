@@ -69,7 +69,7 @@ impl Queue {
             layout: *layout,
             features: *features,
             next_avail: self.available.next,
-            next_used: lock(used).next,
+            next_used: lock(used).ring.next,
             in_flight: self.shared.in_flight(),
             signal_owed: self.shared.owes(),
         }

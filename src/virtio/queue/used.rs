@@ -11,12 +11,15 @@ use std::{
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 
 use super::{
-    QueueCounters, QueueError, QueueIndex, QueueLayout, VirtioInterrupt,
-    area::{RING_HEADER, Ring, USED_ENTRY, View},
+    Gone, QueueCounters, QueueError, QueueIndex, QueueLayout, VirtioInterrupt,
+    area::{FlatView, View},
     chain::Body,
     word::Word,
 };
-use crate::{memory::Memory, sync::lock};
+use crate::{
+    memory::{Memory, Outside},
+    sync::lock,
+};
 
 /// What a queue and the chains that were taken from it share.
 ///
@@ -48,33 +51,98 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Counters {
     completed: AtomicU64,
-    suppressed: AtomicU64,
+    /// Of those, chains that the driver wanted to hear of.
+    wanted: AtomicU64,
     malformed: AtomicU64,
     signalled: AtomicU64,
     failed: AtomicU64,
 }
 
+#[inline]
 fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
 }
 
-/// The used ring, under its lock.
+/// The used side, under its lock.
 pub(super) struct Used {
     /// Not there when memory has changed: looked up again when it is needed.
     pub view: Option<View>,
-    event_idx: bool,
-    /// Where the next element goes.
-    pub next: u16,
-    /// How far the driver has been shown the ring.
-    published: u16,
+    pub ring: UsedRing,
     /// Chains that were given back untouched, in the order in which they were taken.
     pub resubmit: Vec<u16>,
     /// Room for chains that are taken.
     pub pool: Vec<Box<Body>>,
 }
 
+/// The device's place in the used ring.
+pub(super) struct UsedRing {
+    event_idx: bool,
+    /// Where the next element goes.
+    pub next: u16,
+    /// How far the driver has been shown the ring.
+    published: u16,
+}
+
+impl UsedRing {
+    /// Adds an element, which the driver does not see yet.
+    #[inline]
+    pub fn put(&mut self, view: &View, head: u16, written: u32) -> Result<(), Gone> {
+        view.set_used_entry(self.next, head.into(), written)?;
+        self.next = self.next.wrapping_add(1);
+        Ok(())
+    }
+
+    /// The short way to put a chain and, if `publish`, to show it: whether the driver is to be told.
+    #[inline(always)]
+    pub fn use_near(&mut self, view: FlatView<'_>, head: u16, written: u32, publish: bool, shared: &Shared) -> bool {
+        let new = self.next.wrapping_add(1);
+        view.set_used_entry(self.next, head.into(), written);
+        self.next = new;
+        if !publish {
+            return false;
+        }
+        let added = new.wrapping_sub(self.published);
+        self.published = new;
+        view.set_used_idx(new);
+        // As in `publish`.
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_idx {
+            new.wrapping_sub(view.used_event()).wrapping_sub(1) < added
+        } else {
+            u32::from(view.avail_flags()) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        add(&shared.counters.completed, added.into());
+        if wanted {
+            add(&shared.counters.wanted, added.into());
+        }
+        wanted
+    }
+
+    /// Shows the driver what was [put](Self::put), which is something, and decides whether it is to be told (sections 2.7.7 and
+    /// 2.7.10).
+    #[inline]
+    fn publish(&mut self, view: &View, counters: &Counters) -> Result<bool, Gone> {
+        let (old, new) = (self.published, self.next);
+        view.set_used_idx(new)?;
+        // The used index is out before it is asked what the driver wants: a driver that asks to be told and then finds nothing
+        // new is told. Pairs with the driver's barrier between the two.
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_idx {
+            new.wrapping_sub(view.used_event()?).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            u32::from(view.avail_flags()?) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        self.published = new;
+        let added = new.wrapping_sub(old).into();
+        add(&counters.completed, added);
+        if wanted {
+            add(&counters.wanted, added);
+        }
+        Ok(wanted)
+    }
+}
+
 impl Shared {
-    #[allow(clippy::too_many_arguments, reason = "each is one part of a queue")]
     pub fn new(
         index: QueueIndex,
         layout: QueueLayout,
@@ -94,9 +162,11 @@ impl Shared {
             word,
             used: Mutex::new(Used {
                 view: Some(view),
-                event_idx: features & crate::virtio::features::EVENT_IDX != 0,
-                next: next_used,
-                published: next_used,
+                ring: UsedRing {
+                    event_idx: features & crate::virtio::features::EVENT_IDX != 0,
+                    next: next_used,
+                    published: next_used,
+                },
                 resubmit: Vec::new(),
                 pool: Vec::new(),
             }),
@@ -111,16 +181,17 @@ impl Shared {
     pub fn counters(&self) -> QueueCounters {
         let Counters {
             completed,
-            suppressed,
+            wanted,
             malformed,
             signalled,
             failed,
         } = &self.counters;
-        let [completed, suppressed, malformed, signalled, failed] =
-            [completed, suppressed, malformed, signalled, failed].map(|counter| counter.load(Ordering::Relaxed));
+        // Those of them that were wanted first: the sum is written before.
+        let [wanted, completed, malformed, signalled, failed] =
+            [wanted, completed, malformed, signalled, failed].map(|counter| counter.load(Ordering::Relaxed));
         QueueCounters {
             completed,
-            suppressed,
+            suppressed: completed.saturating_sub(wanted),
             malformed,
             signalled,
             failed,
@@ -131,45 +202,14 @@ impl Shared {
         add(&self.counters.malformed, 1);
     }
 
-    /// Adds an element to the used ring, which the driver does not see yet.
+    /// Shows the driver what was put, if anything was, and says whether it is to be told: of that, or of what is owed.
     #[inline]
-    pub fn put(&self, used: &mut Used, head: u16, written: u32) -> Result<(), QueueError> {
-        let slot = u64::from(used.next & (self.layout.size - 1));
-        used.view(self)?
-            .store_used(RING_HEADER + USED_ENTRY * slot, head.into(), written)?;
-        used.next = used.next.wrapping_add(1);
-        Ok(())
-    }
-
-    /// Shows the driver what was [put](Self::put), and decides whether it is to be told (sections 2.7.7 and 2.7.10). Nothing, if
-    /// nothing was put: but what is owed.
-    #[inline]
-    pub fn publish(&self, used: &mut Used) -> Result<bool, QueueError> {
-        let (old, new) = (used.published, used.next);
+    pub fn publish(&self, ring: &mut UsedRing, view: &View) -> Result<bool, Gone> {
         let owed = self.owes() && self.owed.swap(false, Ordering::SeqCst);
-        if old == new {
+        if ring.published == ring.next {
             return Ok(owed);
         }
-        let event_idx = used.event_idx;
-        let view = used.view(self)?;
-        view.store(Ring::Device, 2, new)?;
-        // The used index is out before it is asked what the driver wants: a driver that asks to be told and then finds nothing
-        // new is told. Pairs with the driver's barrier between the two.
-        fence(Ordering::SeqCst);
-        let wanted = if event_idx {
-            let offset = RING_HEADER + 2 * u64::from(self.layout.size);
-            let event = view.load(Ring::Driver, offset)?;
-            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-        } else {
-            u32::from(view.load(Ring::Driver, 0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0
-        };
-        used.published = new;
-        let added = new.wrapping_sub(old).into();
-        add(&self.counters.completed, added);
-        if !wanted {
-            add(&self.counters.suppressed, added);
-        }
-        Ok(wanted || owed)
+        Ok(ring.publish(view, &self.counters)? || owed)
     }
 
     /// Interrupts the driver. A refusal is owed: the next call of any kind carries it.
@@ -188,6 +228,7 @@ impl Shared {
         }
     }
 
+    #[inline]
     pub fn owes(&self) -> bool {
         self.owed.load(Ordering::SeqCst)
     }
@@ -207,27 +248,53 @@ impl Shared {
     pub fn give_back(&self, body: Box<Body>, written: Option<u32>) {
         let mut used = lock(&self.used);
         let signal = match written {
-            _ if self.closed.load(Ordering::SeqCst) => Ok(false),
+            _ if self.closed.load(Ordering::SeqCst) => false,
             Some(written) => {
-                self.places[usize::from(body.head)].store(0, Ordering::SeqCst);
-                let written = written.min(body.writable_len);
-                self.put(&mut used, body.head, written)
-                    .and_then(|()| self.publish(&mut used))
+                self.forget(body.head);
+                self.use_elsewhere(&mut used, body.head, written.min(body.writable_len))
             }
             None => {
                 self.return_untouched(&mut used, body.head);
-                Ok(false)
+                false
             }
         };
-        if used.pool.len() < usize::from(self.layout.size) {
-            used.pool.push(body);
-        }
+        // As many as were in flight at a time, which is bounded by the queue.
+        used.pool.push(body);
         drop(used);
-        // A ring that is no longer in memory is found by the next round, which has somebody to tell.
-        if signal == Ok(true) {
+        if signal {
             self.signal();
         }
         self.word.give_back();
+    }
+
+    /// Puts a chain into the used ring and shows it. Whether the driver is to be told. A ring that is no longer in guest memory is
+    /// found by the next round, which has somebody to tell.
+    fn use_elsewhere(&self, used: &mut Used, head: u16, written: u32) -> bool {
+        let Used { view, ring, .. } = used;
+        let view = match view {
+            Some(view) => view,
+            view => match self.look_up() {
+                Ok(found) => view.insert(found),
+                Err(_) => return false,
+            },
+        };
+        let put = ring.put(view, head, written);
+        put.and_then(|()| self.publish(ring, view)) == Ok(true)
+    }
+
+    pub fn is_in_flight(&self, head: u16) -> bool {
+        self.places[usize::from(head)].load(Ordering::SeqCst) != 0
+    }
+
+    /// The chain is not in flight any more.
+    pub fn forget(&self, head: u16) {
+        self.places[usize::from(head)].store(0, Ordering::Release);
+    }
+
+    /// A chain that was given back untouched is served again.
+    pub fn forget_returned(&self, used: &mut Used, head: u16) {
+        used.resubmit.retain(|&other| other != head);
+        self.returned.store(!used.resubmit.is_empty(), Ordering::SeqCst);
     }
 
     fn return_untouched(&self, used: &mut Used, head: u16) {
@@ -255,21 +322,22 @@ impl Drop for Owing<'_> {
     }
 }
 
-impl Used {
-    #[inline]
-    fn view(&mut self, shared: &Shared) -> Result<&View, QueueError> {
-        match &mut self.view {
-            Some(view) => Ok(view),
-            view => Ok(view.insert(shared.look_up()?)),
-        }
-    }
-}
-
 impl Shared {
     /// Looks the areas up in the map as it is now.
     #[cold]
     pub fn look_up(&self) -> Result<View, QueueError> {
         View::new(self.memory.pin(), &self.layout, u16::MAX)
+    }
+
+    /// What is no longer in guest memory.
+    #[cold]
+    pub fn gone(&self) -> QueueError {
+        let address = self.layout.device_area;
+        match self.look_up() {
+            Err(error) => error,
+            // It is there again.
+            Ok(_) => Outside { address, len: 2 }.into(),
+        }
     }
 }
 
