@@ -1133,6 +1133,18 @@ fn writeback_has_its_value_as_soon_as_features_are_ok() {
 }
 
 #[test]
+fn a_driver_that_writes_writeback_reads_another_generation() {
+    let disk = Block::new(MemoryStorage::new(512), BlockOptions::default()).unwrap();
+    let mmio = VirtioMmio::new(disk, guest_memory(), silent()).unwrap();
+    negotiate(&mmio, features::VERSION_1 | F_CONFIG_WCE | F_FLUSH);
+    let generation = || mmio_read(&mmio, 0xfc);
+    let before = generation();
+    mmio.write(0x120, &[0]);
+    assert_ne!(generation(), before);
+    assert_eq!(generation(), generation());
+}
+
+#[test]
 fn a_malformed_request_breaks_the_device_until_reset() {
     let memory = guest_memory();
     let disk = Block::new(MemoryStorage::new(1024), BlockOptions::default()).unwrap();

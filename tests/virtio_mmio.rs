@@ -311,6 +311,33 @@ fn a_torn_read_of_the_configuration_is_detectable() {
 }
 
 #[test]
+fn the_generation_moves_once_a_read_however_often_the_configuration_has_changed() {
+    let driver = Driver::silent();
+    driver.start();
+    let mut last = driver.read(CONFIG_GENERATION);
+    for changes in [1, 2, 256, 1000] {
+        (0..changes).for_each(|_| driver.mmio.change_config(|probe| probe.mac[0] ^= 1));
+        let state = driver.mmio.save();
+        assert!(state.transport.config_changed);
+        let restored = Driver::silent();
+        restored.mmio.restore(&state).unwrap();
+        for driver in [&driver, &restored] {
+            assert_eq!(driver.read(CONFIG_GENERATION), last + 1, "{changes} changes");
+            assert_eq!(driver.read(CONFIG_GENERATION), last + 1);
+        }
+        last += 1;
+    }
+    driver.mmio.write(CONFIG, &[9]);
+    assert_eq!(driver.read(CONFIG_GENERATION), last + 1, "the driver's own write");
+    let mut state = driver.mmio.save();
+    (state.transport.config_generation, state.transport.config_changed) = (u32::MAX, true);
+    let restored = Driver::silent();
+    restored.mmio.restore(&state).unwrap();
+    assert_eq!(restored.read(CONFIG_GENERATION), 0, "it wraps");
+    assert!(!restored.mmio.save().transport.config_changed);
+}
+
+#[test]
 fn a_configuration_change_before_the_driver_is_ready_is_silent_but_counted() {
     let counted = Counted::default();
     let driver = Driver::new(counted.edge());
@@ -614,6 +641,7 @@ fn reset_works_at_every_stage_and_clears_everything() {
     let [by_driver, from_outside] = [fresh, driver.mmio.save()].map(|state| VirtioMmioState {
         transport: TransportState {
             config_generation: 0,
+            config_changed: false,
             ..state.transport
         },
         ..state
@@ -699,6 +727,71 @@ fn a_queue_that_is_not_ready_is_not_touched() {
     ring.request(&[writable(0x8000, 1)]);
     driver.write(QUEUE_NOTIFY, 0);
     assert_eq!(ring.used_idx(), 0);
+}
+
+#[test]
+fn a_queue_that_was_stopped_runs_again_once_it_is_enabled() {
+    let stopped = |features| {
+        let driver = Driver::silent();
+        driver.negotiate(features);
+        let mut ring = driver.set_up_queue(0);
+        driver.go();
+        ring.request(&[writable(0x8000, 1)]);
+        driver.write(QUEUE_NOTIFY, 0);
+        driver.write(QUEUE_READY, 0);
+        assert_eq!((driver.read(QUEUE_READY), ring.used().len()), (0, 1));
+        driver
+    };
+    for features in [features::VERSION_1, ALL & !features::EVENT_IDX] {
+        // Where it was, begun anew by its driver.
+        let driver = stopped(features);
+        let mut again = Ring::new(&driver.memory, 0x10000, SIZE);
+        again.request(&[writable(0x8000, 1)]);
+        driver.write(QUEUE_READY, 1);
+        assert_eq!((driver.read(QUEUE_READY), again.used().len()), (1, 1), "looked at once");
+        again.request(&[writable(0x8000, 1)]);
+        driver.write(QUEUE_NOTIFY, 0);
+        assert_eq!(again.used().len(), 1);
+        driver.write(QUEUE_SIZE, 2);
+        assert_eq!(driver.mmio.save().transport.setup[0].layout.size, SIZE, "frozen again");
+
+        // Elsewhere, and on another host.
+        let driver = stopped(features);
+        let state = driver.mmio.save();
+        let mmio = VirtioMmio::new(
+            Probe::default(),
+            Arc::clone(&driver.memory),
+            Line::Edge(Arc::new(NoInterrupt)),
+        );
+        let other = Driver {
+            mmio: Arc::new(mmio.unwrap()),
+            ..driver
+        };
+        other.mmio.restore(&state).unwrap();
+        assert_eq!(other.mmio.save(), state);
+        other.mmio.resume();
+        let mut elsewhere = Ring::new(&other.memory, 0x30000, 4);
+        other.write_layout(&elsewhere);
+        elsewhere.request(&[writable(0x8000, 2)]);
+        other.write(QUEUE_READY, 1);
+        assert_eq!((other.read(QUEUE_READY), elsewhere.used()), (1, vec![(0, 2)]));
+        assert_eq!(other.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+    }
+}
+
+#[test]
+fn a_queue_that_was_not_enabled_at_driver_ok_reads_as_not_ready_for_good() {
+    let driver = Driver::silent();
+    driver.negotiate(ALL);
+    driver.set_up_queue(0);
+    driver.write(QUEUE_READY, 0);
+    driver.go();
+    for queue in [0, 1] {
+        driver.write(QUEUE_SEL, queue);
+        driver.write(QUEUE_READY, 0);
+        driver.write(QUEUE_READY, 1);
+        assert_eq!(driver.read(QUEUE_READY), 0);
+    }
 }
 
 #[test]
@@ -1220,7 +1313,7 @@ fn impossible_states_are_refused_and_change_nothing() {
     driver.start();
     let good = driver.mmio.save();
     type Spoil = fn(&mut devisor::virtio::transport::mmio::VirtioMmioState);
-    let spoilers: [Spoil; 12] = [
+    let spoilers: [Spoil; 14] = [
         |state| state.transport.status = DRIVER_OK,
         |state| state.transport.status |= 16,
         |state| state.transport.status = ACKNOWLEDGE | DEVICE_NEEDS_RESET,
@@ -1229,6 +1322,8 @@ fn impossible_states_are_refused_and_change_nothing() {
         |state| _ = state.transport.setup.pop(),
         |state| state.transport.queues[0] = None,
         |state| state.transport.setup[0].layout.size = 4,
+        |state| state.transport.setup[1].layout.size = 3,
+        |state| state.transport.setup[1].layout.size = 4 * SIZE,
         |state| state.transport.queues[0].as_mut().unwrap().next_avail = 5,
         |state| state.transport.setup[0].ready = false,
         |state| state.interrupt.status = 4,
@@ -1291,11 +1386,12 @@ fn states_that_no_driver_can_reach_are_refused() {
 
     let driver = Driver::silent();
     driver.negotiate(ALL & !features::RING_RESET);
-    driver.go();
     let mut state = driver.mmio.save();
     assert!(!refused(&state));
     state.transport.setup[0].was_reset = true;
     assert!(refused(&state), "a queue was reset though that was not negotiated");
+    state.transport.status |= DRIVER_OK;
+    assert!(!refused(&state), "or stopped, which takes no feature");
 }
 
 #[test]

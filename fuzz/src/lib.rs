@@ -5,6 +5,8 @@
 //! nothing is lost, that outputs follow from the state, that a state which was saved is taken back and is then the same.
 //! A panic anywhere is a finding. Run with `fuzz/run SECONDS [TARGET...]`.
 
+pub mod virtio;
+
 use std::{
     io,
     sync::{
@@ -78,9 +80,16 @@ impl Outside {
         self.0.up.load(Relaxed)
     }
 
-    /// How many messages were taken.
+    /// How many messages, or edges, were taken.
     pub fn messages(&self) -> u64 {
         self.0.messages.load(Relaxed)
+    }
+
+    /// Takes an edge.
+    pub fn pulse(&self) -> io::Result<()> {
+        self.answer()?;
+        self.0.messages.fetch_add(1, Relaxed);
+        Ok(())
     }
 
     /// Whether it answers with an error from now on.
@@ -122,9 +131,7 @@ impl LevelInterrupt for Outside {
 
 impl MsiSink for Outside {
     fn send(&self, _: RequesterId, _: MsiMessage) -> io::Result<()> {
-        self.answer()?;
-        self.0.messages.fetch_add(1, Relaxed);
-        Ok(())
+        self.pulse()
     }
 }
 

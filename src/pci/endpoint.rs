@@ -399,9 +399,10 @@ impl Endpoint {
             if let Some(msi) = &self.msi {
                 msi.restore(*msi_pending);
             }
-            self.intx.update(|_| *causes);
             registers.restore(config);
             let Changed { windows, msix, msi } = self.derive(&registers);
+            // With its gate as it will be: causes may be kept behind messages.
+            self.intx.update(|_| *causes);
             Changed {
                 windows: reset.windows | windows,
                 msix: reset.msix | msix,

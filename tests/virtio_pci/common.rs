@@ -347,6 +347,59 @@ fn a_torn_read_of_the_configuration_is_detectable() {
 }
 
 #[test]
+fn a_read_that_is_torn_by_as_many_changes_as_the_generation_has_values_is_detectable() {
+    let driver = Driver::new();
+    driver.start();
+    for changes in [1, 255, 256, 257, 512, 65536] {
+        let before = driver.get(CONFIG_GENERATION);
+        (0..changes).for_each(|_| driver.change());
+        let after = driver.get(CONFIG_GENERATION);
+        assert_ne!(after, before, "{changes} changes");
+        assert_eq!(
+            driver.get(CONFIG_GENERATION),
+            after,
+            "and what is read from now on is whole"
+        );
+    }
+}
+
+#[test]
+fn what_the_driver_does_to_the_configuration_moves_the_generation_too() {
+    let driver = Driver::new();
+    let acts: [(&str, &dyn Fn()); 3] = [
+        ("FEATURES_OK, on which fields depend", &|| driver.negotiate(ALL)),
+        ("its own write", &|| driver.set_bar(STRUCTURES, CONFIG, 1, 9)),
+        ("a reset", &|| driver.set(DEVICE_STATUS, 0)),
+    ];
+    for (what, act) in acts {
+        let before = driver.get(CONFIG_GENERATION);
+        assert_eq!(driver.get(CONFIG_GENERATION), before);
+        act();
+        assert_ne!(driver.get(CONFIG_GENERATION), before, "{what}");
+    }
+}
+
+#[test]
+fn a_queue_size_that_cannot_be_reads_back_as_zero_and_no_ring_is_served_with_another() {
+    let driver = Driver::new();
+    driver.negotiate(ALL);
+    driver.set(QUEUE_SELECT, 0);
+    for size in 0..=0xffff_u64 {
+        driver.set(QUEUE_SIZE, size);
+        let possible = size.is_power_of_two() && size <= SIZE.into();
+        assert_eq!(driver.get(QUEUE_SIZE), if possible { size } else { 0 });
+    }
+    driver.set(QUEUE_SIZE, 4);
+    assert_eq!(driver.get(QUEUE_SIZE), 4, "one that can be is taken after it");
+    driver.set_up_queue(1);
+    driver.set(QUEUE_SELECT, 0);
+    driver.set(QUEUE_SIZE, 3);
+    driver.set(QUEUE_ENABLE, 1);
+    driver.go();
+    assert_eq!(driver.status(), WORKING | u64::from(DEVICE_NEEDS_RESET));
+}
+
+#[test]
 fn a_driver_that_breaks_the_rules_is_told_that_the_device_needs_a_reset() {
     let driver = Driver::with_msix();
     let [mut ring, _] = driver.start();

@@ -57,7 +57,8 @@ fn no_vector_is_silence_for_queues_and_for_the_configuration() {
     driver.request(0, &mut ring);
     driver.change();
     assert_eq!(ring.used().len(), 1);
-    assert_eq!((driver.sent(), driver.heard(), driver.isr()), (vec![], vec![], 0));
+    assert_eq!((driver.sent(), driver.heard()), (vec![], vec![]));
+    assert_eq!(driver.isr(), CONFIGURATION, "for who polls");
 }
 
 #[test]
@@ -198,13 +199,15 @@ fn a_mask_takes_the_message_from_the_platform_and_a_rewritten_one_is_the_one_tha
 }
 
 #[test]
-fn with_msix_on_isr_stays_untouched_with_it_off_intx_follows_it_and_drivers_switch_at_run_time() {
+fn with_msix_on_isr_says_the_configuration_alone_with_it_off_intx_follows_it_and_drivers_switch_at_run_time() {
     let driver = Driver::with_msix();
     let [mut ring, _] = driver.start();
     driver.sent();
     driver.request(0, &mut ring);
+    assert_eq!((driver.sent(), driver.isr()), (vec![OF_QUEUE[0]], 0));
     driver.change();
-    assert_eq!((driver.sent(), driver.isr()), (vec![OF_QUEUE[0], OF_CONFIG], 0));
+    assert_eq!((driver.sent(), driver.isr()), (vec![OF_CONFIG], CONFIGURATION));
+    assert_eq!((driver.isr(), driver.heard()), (0, vec![]), "a read clears it");
 
     driver.set_config(MSIX_CONTROL, 2, 0);
     driver.request(0, &mut ring);
@@ -221,6 +224,54 @@ fn with_msix_on_isr_stays_untouched_with_it_off_intx_follows_it_and_drivers_swit
         (driver.sent(), driver.heard(), driver.isr()),
         (vec![OF_QUEUE[0]], vec![], 0)
     );
+}
+
+#[test]
+fn the_configuration_bit_of_isr_is_set_before_the_message_whatever_becomes_of_that() {
+    let driver = Driver::with_msix();
+    driver.start();
+    driver.mask(0, true);
+    driver.change();
+    assert_eq!((driver.pending(), driver.isr()), (0b001, CONFIGURATION));
+    driver.mask(0, false);
+    driver.sent();
+    driver.platform.refuse.store(true, SeqCst);
+    driver.change();
+    assert_eq!((driver.sent(), driver.isr()), (vec![], CONFIGURATION));
+}
+
+#[test]
+fn a_configuration_bit_that_was_set_with_msix_on_reaches_the_wire_only_when_msix_is_off() {
+    let driver = Driver::with_msix();
+    let [mut ring, _] = driver.start();
+    driver.change();
+    driver.request(0, &mut ring);
+    driver.kick(0);
+    driver.pci.endpoint().intx().settle().unwrap();
+    driver.pci.pause();
+    driver.pci.resume();
+    assert_eq!(driver.heard(), [], "not later either");
+    // From here on, the wire is what ISR says (4.1.4.5.1), and nobody has read it.
+    driver.set_config(MSIX_CONTROL, 2, 0);
+    assert_eq!(driver.heard(), [true]);
+    assert_eq!(driver.config(STATUS, 2) & INTERRUPT_STATUS, INTERRUPT_STATUS);
+    assert_eq!((driver.isr(), driver.heard()), (CONFIGURATION, vec![false]));
+
+    driver.set_config(MSIX_CONTROL, 2, ENABLE.into());
+    driver.change();
+    assert_eq!(driver.isr(), CONFIGURATION);
+    driver.set_config(MSIX_CONTROL, 2, 0);
+    assert_eq!(driver.heard(), [], "it was read");
+}
+
+#[test]
+fn a_device_that_needs_a_reset_says_so_in_isr_with_msix_on() {
+    let driver = Driver::with_msix();
+    let [mut ring, _] = driver.start();
+    driver.sent();
+    ring.set_avail_idx(SIZE + 1);
+    driver.kick(0);
+    assert_eq!((driver.sent(), driver.isr()), (vec![OF_CONFIG], CONFIGURATION));
 }
 
 #[test]

@@ -91,6 +91,30 @@ fn a_wire_that_was_up_is_up_again() {
 }
 
 #[test]
+fn a_configuration_bit_of_isr_that_was_not_read_is_there_again_and_moves_no_wire_behind_msix() {
+    let (_, state) = busy();
+    let other = Driver::cold();
+    other.pci.restore(&state).unwrap();
+    other.pci.resume();
+    assert_eq!((other.heard(), other.isr(), other.isr()), (vec![], 2, 0));
+}
+
+#[test]
+fn a_configuration_change_that_no_read_of_the_generation_has_shown_yet_is_shown_after_a_restore() {
+    let driver = Driver::new();
+    driver.start();
+    let before = driver.get(CONFIG_GENERATION);
+    (0..256).for_each(|_| driver.change());
+    let state = driver.pci.save();
+    assert!(state.transport.config_changed);
+    assert_eq!(driver.pci.save(), state, "a look from outside is no read");
+    let other = Driver::cold();
+    other.pci.restore(&state).unwrap();
+    assert_eq!(other.get(CONFIG_GENERATION), (before + 1) % 256);
+    assert!(!other.pci.save().transport.config_changed);
+}
+
+#[test]
 fn a_restored_device_without_bus_master_stays_off_memory() {
     let driver = Driver::with_msix();
     driver.start();

@@ -11,12 +11,14 @@ use devisor::{
     pci::{BarIndex, DeviceFunction, Function, MsiX, MsiXEntry, RootBus, Signalled},
     virtio::{
         QueueIndex, VirtioPci,
-        block::{Block, BlockOptions, BlockState, MemoryStorage},
-        queue::{QueueLayout, QueueState},
+        block::{Block, BlockState},
         transport::pci::VirtioPciState,
     },
 };
-use devisor_fuzz::{Access, Outside};
+use devisor_fuzz::{
+    Access, Outside,
+    virtio::{LAYOUT, Request, TransportChange, disk, empty_ring, memory},
+};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -28,14 +30,6 @@ const ENABLE: u64 = 1 << 15;
 const FUNCTION_MASK: u64 = 1 << 14;
 const VECTORS: u16 = 2;
 const PBA: u64 = 0x1000;
-
-/// The guest's memory, and where its ring is after [`Step::Up`].
-const MEMORY: usize = 0x8000;
-const DESCRIPTORS: u64 = 0x1000;
-const AVAILABLE: u64 = 0x2000;
-const USED: u64 = 0x3000;
-const BUFFERS: u64 = 0x4000;
-const QUEUE_SIZE: u16 = 8;
 
 /// Registers that do something, in configuration space and in the common configuration.
 const CONTROLS: [u64; 9] = [COMMAND, 0x10, 0x14, MSIX_CONTROL, 0x3c, 0x94, 0x98, 0x9c, 0xa0];
@@ -97,13 +91,7 @@ enum Step {
         messages: bool,
         features: u64,
     },
-    /// A request of a header, data and a status byte.
-    Request {
-        kind: u8,
-        sector: u8,
-        len: u16,
-        read: bool,
-    },
+    Request(Request),
     Kick(u8),
     Trigger(u8),
     Export(u8),
@@ -139,31 +127,11 @@ enum Change {
         queue: bool,
         vector: u8,
     },
-    Status(u8),
-    Features(u64),
-    Select([u32; 3]),
-    Generation(u32),
-    Owed {
-        config: bool,
-        queue: bool,
-    },
-    Setup {
-        size: u16,
-        areas: [u64; 3],
-        was_reset: bool,
-    },
-    /// A queue that runs, where it is with all steps.
-    Running {
-        at: u16,
-        heads: Vec<u8>,
-        more: bool,
-    },
-    Stopped,
+    Transport(TransportChange),
 }
 
 impl Change {
     fn make(&self, state: &mut VirtioPciState) {
-        let transport = &mut state.transport;
         match *self {
             Self::Config { register, bits } => {
                 let (at, mask) = CONFIG[usize::from(register) % CONFIG.len()];
@@ -202,77 +170,7 @@ impl Change {
                     false => state.config_vector = vector,
                 }
             }
-            Self::Status(status) => {
-                transport.status = match status % 16 {
-                    n @ 0..10 => [0, 0x80, 1, 0x81, 3, 0xb, 0x8b, 0xf, 0x4f, 0xcf][usize::from(n)],
-                    _ => status.into(),
-                }
-            }
-            Self::Features(features) => {
-                transport.driver_features ^= features & features >> 32;
-                if let Some(queue) = &mut transport.queues[0] {
-                    queue.features = transport.driver_features;
-                }
-            }
-            Self::Select(selectors) => {
-                [
-                    transport.device_features_sel,
-                    transport.driver_features_sel,
-                    transport.queue_sel,
-                ] = selectors;
-            }
-            Self::Generation(generation) => transport.config_generation = generation,
-            Self::Owed { config, queue } => {
-                transport.config_owed = config;
-                if let Some(state) = &mut transport.queues[0] {
-                    state.signal_owed = queue;
-                }
-            }
-            Self::Setup {
-                size,
-                areas: [descriptor_area, driver_area, device_area],
-                was_reset,
-            } => {
-                let setup = &mut transport.setup[0];
-                setup.was_reset = was_reset;
-                setup.layout = QueueLayout {
-                    size,
-                    descriptor_area,
-                    driver_area,
-                    device_area,
-                };
-            }
-            Self::Running { at, ref heads, more } => {
-                let mut in_flight: Vec<u16> = heads.iter().map(|head| u16::from(head % 9)).collect();
-                if heads.len() < 16 {
-                    // Each once, and there.
-                    in_flight.sort_unstable();
-                    in_flight.dedup();
-                    in_flight.retain(|head| *head < QUEUE_SIZE);
-                }
-                transport.status |= 0xf;
-                transport.driver_features |= 1 << 32;
-                let layout = QueueLayout {
-                    size: QUEUE_SIZE,
-                    descriptor_area: DESCRIPTORS,
-                    driver_area: AVAILABLE,
-                    device_area: USED,
-                };
-                let setup = &mut transport.setup[0];
-                (setup.layout, setup.ready, setup.was_reset) = (layout, true, false);
-                transport.queues[0] = Some(QueueState {
-                    layout,
-                    features: transport.driver_features,
-                    next_avail: at.wrapping_add(in_flight.len() as u16),
-                    next_used: at,
-                    in_flight,
-                    signal_owed: more,
-                });
-            }
-            Self::Stopped => {
-                transport.queues[0] = None;
-                transport.setup[0].ready = false;
-            }
+            Self::Transport(ref change) => change.make(&mut state.transport),
         }
     }
 }
@@ -324,12 +222,7 @@ impl Machine {
         });
         let root = RootBus::new(wires, Arc::new(SinkVectors::new(Arc::new(sink.clone()))));
         let slot = root.slot(DeviceFunction::new(1, 0).unwrap()).unwrap();
-        let storage = MemoryStorage::new(0x2000);
-        let disk = match state {
-            Some(state) => Block::restore(storage, state).unwrap(),
-            None => Block::new(storage, BlockOptions::default()).unwrap(),
-        };
-        let device = Arc::new(VirtioPci::new(disk, Arc::clone(&memory), slot).unwrap());
+        let device = Arc::new(VirtioPci::new(disk(state), Arc::clone(&memory), slot).unwrap());
         root.insert(Arc::clone(&device) as _).unwrap();
         Self {
             memory,
@@ -390,12 +283,10 @@ impl Machine {
                 let _ = self.memory.write_obj(value, GuestAddress(address.into()));
             }
             Step::Up { messages, features } => self.up(messages, features),
-            Step::Request {
-                kind,
-                sector,
-                len,
-                read,
-            } => self.request(kind, sector, len, read),
+            Step::Request(request) => {
+                request.offer(&self.memory, &mut self.available);
+                self.common(0x3000, 2, 0);
+            }
             Step::Kick(queue) => self.common(0x3000 + 4 * u64::from(queue), 2, queue.into()),
             Step::Trigger(vector) => {
                 let signalled = self.msix().trigger(vector.into());
@@ -483,45 +374,20 @@ impl Machine {
         self.common(0x14, 1, 0xb);
         self.common(0x10, 2, 0);
         self.common(0x16, 2, 0);
-        self.common(0x18, 2, QUEUE_SIZE.into());
+        self.common(0x18, 2, LAYOUT.size.into());
         self.common(0x1a, 2, 1);
-        for (register, address) in [(0x20, DESCRIPTORS), (0x28, AVAILABLE), (0x30, USED)] {
+        for (register, address) in [
+            (0x20, LAYOUT.descriptor_area),
+            (0x28, LAYOUT.driver_area),
+            (0x30, LAYOUT.device_area),
+        ] {
             self.common(register, 4, address);
             self.common(register + 4, 4, 0);
         }
-        self.memory.write_slice(&[0; 64], GuestAddress(AVAILABLE)).unwrap();
-        self.memory.write_slice(&[0; 128], GuestAddress(USED)).unwrap();
+        empty_ring(&self.memory);
         self.available = 0;
         self.common(0x1c, 2, 1);
         self.common(0x14, 1, 0xf);
-    }
-
-    fn request(&mut self, kind: u8, sector: u8, len: u16, read: bool) {
-        const NEXT: u16 = 1;
-        const WRITE: u16 = 2;
-        self.memory
-            .write_obj(u64::from(kind % 16), GuestAddress(BUFFERS))
-            .unwrap();
-        self.memory
-            .write_obj(u64::from(sector), GuestAddress(BUFFERS + 8))
-            .unwrap();
-        let data = if read { WRITE } else { 0 };
-        let chain = [
-            (BUFFERS, 16, NEXT),
-            (BUFFERS + 0x100, u32::from(len), NEXT | data),
-            (BUFFERS + 16, 1, WRITE),
-        ];
-        for (index, (address, len, flags)) in (0_u16..).zip(chain) {
-            let at = DESCRIPTORS + 16 * u64::from(index);
-            let rest = u64::from(len) | u64::from(flags) << 32 | u64::from(index + 1) << 48;
-            self.memory.write_obj(address, GuestAddress(at)).unwrap();
-            self.memory.write_obj(rest, GuestAddress(at + 8)).unwrap();
-        }
-        self.available = self.available.wrapping_add(1);
-        self.memory
-            .write_obj(self.available, GuestAddress(AVAILABLE + 2))
-            .unwrap();
-        self.common(0x3000, 2, 0);
     }
 
     /// Takes the device to another host.
@@ -582,8 +448,7 @@ impl Machine {
 }
 
 fuzz_target!(|steps: Vec<Step>| {
-    let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap());
-    let mut machine = Machine::new(memory, None);
+    let mut machine = Machine::new(memory(), None);
     for step in &steps {
         machine.step(step);
         machine.check();

@@ -14,7 +14,7 @@ use std::{
     fmt, io,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -82,12 +82,16 @@ pub(crate) struct Core<A, D> {
     status: AtomicU32,
     registers: Mutex<Registers>,
     device: Mutex<Running<D>>,
-    config_generation: AtomicU32,
+    /// The number that the driver has read last, and [`CONFIG_CHANGED`].
+    config_generation: AtomicU64,
     // Scheduling: see kicks.rs and run.rs.
     kicks: Kicks,
     stopping: AtomicU32,
     config_owed: AtomicBool,
 }
+
+/// Beside the 32 bits of the configuration generation: the space has changed since the driver last read them.
+const CONFIG_CHANGED: u64 = 1 << 32;
 
 /// What the driver sets up before DRIVER_OK.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,7 +165,7 @@ where
                 queues: no_queues(queue_sizes.len()),
                 fault: None,
             }),
-            config_generation: AtomicU32::new(0),
+            config_generation: AtomicU64::new(0),
             kicks: Kicks::new(queue_sizes.len()),
             stopping: AtomicU32::new(0),
             config_owed: AtomicBool::new(false),
@@ -225,6 +229,7 @@ where
         let agreed = known && accepted & features::VERSION_1 != 0 && running.device.accepts(accepted);
         if agreed {
             running.device.negotiated(accepted);
+            self.note_config_change();
         }
         agreed
     }
@@ -284,6 +289,7 @@ where
         *registers = Registers::reset(&self.queue_sizes);
         running.queues = no_queues(self.queue_sizes.len());
         running.device.reset();
+        self.note_config_change();
         running.fault = None;
         self.kicks.clear();
         self.config_owed.store(false, Ordering::SeqCst);
@@ -357,6 +363,20 @@ where
         registers.queues.iter().map(|queue| live && queue.ready).collect()
     }
 
+    /// Sets the size of the selected queue, if it is not frozen. One that cannot be becomes zero: what the register reads as
+    /// is "either a value of 0 or a power of 2" (section 4.1.4.3.1), and a queue of size zero is refused when it is started.
+    /// The size of before would not do, for the driver has made its rings for the one that it has written, and the device
+    /// would write beyond them.
+    pub fn write_queue_size(&self, value: u32) {
+        let mut registers = self.registers();
+        let selected = registers.selected();
+        if let Some(queue) = self.unfrozen(&mut registers) {
+            let max = self.queue_sizes[selected];
+            let size = u16::try_from(value).unwrap_or(0);
+            queue.layout.size = if is_queue_size(size, max) { size } else { 0 };
+        }
+    }
+
     /// Changes the layout of the selected queue, if it is not frozen.
     pub fn set_up_queue(&self, change: impl FnOnce(&mut QueueLayout)) {
         let mut registers = self.registers();
@@ -373,12 +393,14 @@ where
         (open && !queue.ready).then_some(queue)
     }
 
-    /// Enables the selected queue, or stops it: the device does not touch it any more when this returns.
+    /// Enables the selected queue, or stops it: the device does not touch it any more when this returns. One that was
+    /// stopped may be set up and enabled again, also after DRIVER_OK, and begins as new.
     pub fn write_queue_ready(&self, ready: bool) {
         let mut registers = self.registers();
         let selected = registers.selected();
         if !ready {
             if let Some(queue) = registers.queues.get_mut(selected) {
+                queue.was_reset |= queue.ready && self.has(DRIVER_OK);
                 queue.ready = false;
                 self.stop_queue(selected);
             }
@@ -439,21 +461,37 @@ where
         self.stop().device.read_config(offset, data);
     }
 
+    /// Whether it changed anything, and where, is the device's to know: it may have.
     pub fn write_config(&self, offset: u64, data: &[u8]) {
-        self.stop().device.write_config(offset, data);
+        let mut running = self.stop();
+        running.device.write_config(offset, data);
+        self.note_config_change();
     }
 
-    pub fn config_generation(&self) -> u32 {
-        self.config_generation.load(Ordering::SeqCst)
+    /// The driver reads the configuration generation. It moves here, and at most once a read, so that however many
+    /// changes there were since the last one, the number is another: to count them would wrap (section 4.1.4.3.1).
+    pub fn read_config_generation(&self) -> u32 {
+        let moved = |state: u64| (state & CONFIG_CHANGED != 0).then(|| (state as u32).wrapping_add(1).into());
+        let generation = &self.config_generation;
+        match generation.fetch_update(Ordering::SeqCst, Ordering::SeqCst, moved) {
+            Ok(before) => (before as u32).wrapping_add(1),
+            Err(same) => same as u32,
+        }
     }
 
-    /// Lets the embedder change the device. If the change is one of the configuration space (`change` says so), the
-    /// generation moves on and the driver is told.
+    /// The configuration space has changed. Called before the device is unlocked, and so before the driver can read what is
+    /// new.
+    fn note_config_change(&self) {
+        self.config_generation.fetch_or(CONFIG_CHANGED, Ordering::SeqCst);
+    }
+
+    /// Lets the embedder change the device. If the change is one of the configuration space (`change` says so), it is noted
+    /// for the generation and the driver is told.
     pub fn change_device<R>(&self, change: impl FnOnce(&mut D) -> (R, bool)) -> R {
         let mut running = self.stop();
         let (result, configuration) = change(&mut running.device);
         if configuration {
-            self.config_generation.fetch_add(1, Ordering::SeqCst);
+            self.note_config_change();
             // A driver on its way to DRIVER_OK may have read what changed now, and is told then. One that has not come yet
             // will read it all.
             if self.status() != 0 {
@@ -474,6 +512,11 @@ where
         let queue = running.queues.get(usize::from(index.0))?.as_ref()?;
         Some(queue.counters())
     }
+}
+
+/// Whether a driver may choose this size: rings are split ones.
+fn is_queue_size(size: u16, max: u16) -> bool {
+    size.is_power_of_two() && size <= max
 }
 
 fn no_queues(count: usize) -> Vec<Option<Queue>> {

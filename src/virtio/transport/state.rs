@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use vm_memory::GuestAddressSpace;
 
-use super::{Core, Registers, Running, kicks::Pause, no_queues, status};
+use super::{CONFIG_CHANGED, Core, Registers, Running, is_queue_size, kicks::Pause, no_queues, status};
 use crate::{
     pci::StateError,
     sync::lock,
@@ -21,7 +21,7 @@ pub struct QueueSetup {
     pub layout: QueueLayout,
     /// The driver has enabled it.
     pub ready: bool,
-    /// The driver has reset it by itself and may set it up again.
+    /// The driver has reset it by itself, or stopped it after DRIVER_OK, and may set it up again.
     pub was_reset: bool,
 }
 
@@ -58,8 +58,10 @@ pub struct TransportState {
     pub setup: Vec<QueueSetup>,
     /// Progress in the queues that run.
     pub queues: Vec<Option<QueueState>>,
-    /// Configuration generation.
+    /// Configuration generation, as the driver has last read it.
     pub config_generation: u32,
+    /// The configuration space has changed since the driver last read that: its next read moves it on.
+    pub config_changed: bool,
     /// A configuration interrupt that was not delivered.
     pub config_owed: bool,
 }
@@ -94,9 +96,19 @@ pub enum RestoreError {
         /// In the device.
         needed: usize,
     },
-    /// A queue was enabled before FEATURES_OK, or reset by itself though that was not negotiated, or both at once.
+    /// A queue was enabled before FEATURES_OK, or reset or stopped by itself before that could be, or both at once.
     #[error("queue {0} is enabled or was reset when no driver could do that")]
     Setup(u16),
+    /// A queue has a size that its register cannot have.
+    #[error("queue {index} is of size {size}: zero, or a power of two up to {max}, is possible")]
+    QueueSize {
+        /// Which queue.
+        index: u16,
+        /// What the state says.
+        size: u16,
+        /// What the device offers.
+        max: u16,
+    },
     /// A queue runs that is not set up to, or with another layout or other features.
     #[error("queue {0} runs otherwise than the driver has set it up")]
     Contradiction(u16),
@@ -148,6 +160,7 @@ where
             unknown_features,
             queues,
         } = registers.clone();
+        let generation = self.config_generation.load(Ordering::SeqCst);
         TransportState {
             status: self.status(),
             device_features_sel,
@@ -161,7 +174,8 @@ where
                 .iter()
                 .map(|queue| queue.as_ref().map(Queue::save))
                 .collect(),
-            config_generation: self.config_generation(),
+            config_generation: generation as u32,
+            config_changed: generation & CONFIG_CHANGED != 0,
             config_owed: self.config_owed.load(Ordering::SeqCst),
         }
     }
@@ -185,6 +199,7 @@ where
             ref setup,
             queues: _,
             config_generation,
+            config_changed,
             config_owed,
         } = state;
         *registers = Registers {
@@ -202,7 +217,9 @@ where
             running.device.activate(driver_features);
         }
         running.queues = queues;
-        self.config_generation.store(config_generation, Ordering::SeqCst);
+        let changed = if config_changed { CONFIG_CHANGED } else { 0 };
+        let generation = u64::from(config_generation) | changed;
+        self.config_generation.store(generation, Ordering::SeqCst);
         self.config_owed.store(config_owed, Ordering::SeqCst);
         if status & status::DRIVER_OK != 0 {
             self.interrupt.ready();
@@ -243,17 +260,25 @@ where
                 return Err(RestoreError::QueueCount { field, saved, needed });
             }
         }
-        let resettable = negotiated && accepted & features::RING_RESET != 0;
+        // By a reset of it alone, or because it was stopped.
+        let driver_ok = state.status & status::DRIVER_OK != 0;
+        let resettable = negotiated && (driver_ok || accepted & features::RING_RESET != 0);
         let possible = |queue: &QueueSetup| match (queue.ready, queue.was_reset) {
             (true, true) => false,
             (true, false) => negotiated,
             (false, true) => resettable,
             (false, false) => true,
         };
-        match state.setup.iter().position(|queue| !possible(queue)) {
-            Some(index) => Err(RestoreError::Setup(index as u16)),
-            None => Ok(()),
+        for ((index, queue), &max) in (0..).zip(&state.setup).zip(&self.queue_sizes) {
+            let size = queue.layout.size;
+            if !possible(queue) {
+                return Err(RestoreError::Setup(index));
+            }
+            if size != 0 && !is_queue_size(size, max) {
+                return Err(RestoreError::QueueSize { index, size, max });
+            }
         }
+        Ok(())
     }
 
     fn restore_queues(&self, state: &TransportState) -> Result<Vec<Option<Queue>>, RestoreError> {

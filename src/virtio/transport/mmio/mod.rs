@@ -137,7 +137,7 @@ where
         self.core.change_device(|device| (f(device), false))
     }
 
-    /// Changes the configuration space of the device, moves ConfigGeneration on and tells the driver.
+    /// Changes the configuration space of the device and tells the driver, which reads another ConfigGeneration next.
     pub fn change_config<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
         self.core.change_device(|device| (f(device), true))
     }
@@ -210,7 +210,7 @@ where
             registers::SHM_BASE_HIGH => (shm_base() >> 32) as u32,
             // A queue's reset has ended when the write to this register returns.
             registers::QUEUE_RESET => 0,
-            registers::CONFIG_GENERATION => self.core.config_generation(),
+            registers::CONFIG_GENERATION => self.core.read_config_generation(),
             // Write-only, or not there.
             _ => 0,
         }
@@ -223,8 +223,7 @@ where
             registers::DRIVER_FEATURES => core.write_driver_features(value),
             registers::DRIVER_FEATURES_SEL => core.registers().driver_features_sel = value,
             registers::QUEUE_SEL => core.registers().queue_sel = value,
-            // A size that does not fit is one that does not work: zero is refused when the queue is started.
-            registers::QUEUE_SIZE => core.set_up_queue(|queue| queue.size = u16::try_from(value).unwrap_or(0)),
+            registers::QUEUE_SIZE => core.write_queue_size(value),
             registers::QUEUE_READY => core.write_queue_ready(value & 1 != 0),
             registers::QUEUE_NOTIFY => core.notify(value),
             registers::INTERRUPT_ACK => self.interrupt.acknowledge(value),

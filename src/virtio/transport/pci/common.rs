@@ -35,7 +35,7 @@ where
             (CONFIG_MSIX_VECTOR, 2) => self.interrupt.config_vector().into(),
             (NUM_QUEUES, 2) => core.queue_count().into(),
             (DEVICE_STATUS, 1) => core.status().into(),
-            (CONFIG_GENERATION, 1) => (core.config_generation() as u8).into(),
+            (CONFIG_GENERATION, 1) => (core.read_config_generation() as u8).into(),
             (QUEUE_SELECT, 2) => self.selected().0.into(),
             (QUEUE_SIZE, 2) => queue().map_or(0, |queue| queue.layout.size).into(),
             (QUEUE_MSIX_VECTOR, 2) => self.interrupt.queue_vector(self.selected()).into(),
@@ -67,7 +67,7 @@ where
                 self.follow();
             }
             (QUEUE_SELECT, 2) => core.registers().queue_sel = value as u32,
-            (QUEUE_SIZE, 2) => core.set_up_queue(|queue| queue.size = value as u16),
+            (QUEUE_SIZE, 2) => core.write_queue_size(value as u32),
             (QUEUE_MSIX_VECTOR, 2) => self.interrupt.map_queue(self.selected(), value as u16),
             // A driver does not write 0 (section 4.1.4.3.2): it resets the queue.
             (QUEUE_ENABLE, 2) if value == 1 => {

@@ -1,4 +1,5 @@
-//! Which way an event goes: a vector of MSI-X, or ISR status and INTx (virtio 1.2, sections 4.1.4.5 and 4.1.5).
+//! Which way an event goes: a vector of MSI-X, or ISR status and INTx (virtio 1.2, sections 4.1.4.5 and 4.1.5). A change of
+//! the configuration is in ISR status either way.
 
 use std::{
     fmt, io,
@@ -11,7 +12,8 @@ use crate::{
     virtio::{QueueIndex, queue::VirtioInterrupt},
 };
 
-/// The ISR status: the causes of INTx, and noted with them that the driver is ready for events.
+/// The ISR status: the causes of INTx, and noted with them that the driver is ready for events. While MSI-X is on, what it
+/// says does not reach the wire; what is still in it when MSI-X goes off does.
 pub(super) struct Isr<'a>(pub &'a Intx);
 
 impl Isr<'_> {
@@ -37,13 +39,18 @@ impl Isr<'_> {
         isr
     }
 
-    /// Sets the bit, then raises INTx; nothing, if no driver is ready.
-    fn raise(&self, event: u8) -> io::Result<()> {
+    /// Sets the bit and tells nobody, if a driver is ready. Whether one is.
+    fn set(&self, event: u8) -> bool {
         let (_, ready) = self.0.update_noted(|isr, ready| match ready {
             true => (isr | event, true),
             false => (isr, false),
         });
-        if ready { self.0.settle() } else { Ok(()) }
+        ready
+    }
+
+    /// Sets the bit, then raises INTx; nothing, if no driver is ready.
+    fn raise(&self, event: u8) -> io::Result<()> {
+        if self.set(event) { self.0.settle() } else { Ok(()) }
     }
 }
 
@@ -161,11 +168,14 @@ impl VirtioInterrupt for PciInterrupt {
         result
     }
 
+    /// "The device MUST set the Device Configuration Interrupt bit in ISR status before sending a device configuration
+    /// change notification" (section 4.1.4.5.1): only the queue bit hangs on MSI-X, as drivers with one vector for
+    /// everything rely on. It is set for NO_VECTOR too, where it is all that there is.
     fn config_changed(&self) -> io::Result<()> {
-        if !self.isr().is_ready() || self.send(self.config_vector())? {
+        if !self.isr().set(ISR_CONFIGURATION) || self.send(self.config_vector())? {
             return Ok(());
         }
-        self.isr().raise(ISR_CONFIGURATION)
+        self.endpoint.intx().settle()
     }
 
     fn ready(&self) {
@@ -254,7 +264,7 @@ mod tests {
         interrupt.used(&[QueueIndex(0)]).unwrap();
         interrupt.used(&[QueueIndex(9)]).unwrap();
         interrupt.config_changed().unwrap();
-        assert_eq!((count.0.load(SeqCst), interrupt.isr().read()), (0, 0));
+        assert_eq!((count.0.load(SeqCst), interrupt.isr().read()), (0, ISR_CONFIGURATION));
         interrupt.used(&[QueueIndex(0), QueueIndex(1)]).unwrap();
         assert_eq!(count.0.load(SeqCst), 1);
     }
@@ -268,7 +278,28 @@ mod tests {
         assert_eq!((count.0.load(SeqCst), interrupt.isr().read()), (0, 0));
         interrupt.ready();
         interrupt.config_changed().unwrap();
-        assert_eq!(count.0.load(SeqCst), 1);
+        assert_eq!((count.0.load(SeqCst), interrupt.isr().read()), (1, ISR_CONFIGURATION));
+    }
+
+    #[test]
+    fn the_configuration_bit_is_there_when_the_message_comes_and_moves_no_wire_until_messages_are_off() {
+        let (interrupt, count) = interrupt();
+        let intx = interrupt.endpoint.intx();
+        interrupt.ready();
+        interrupt.restore_vectors(0, &[1; 3]);
+        count.1.store(1, SeqCst);
+        assert!(interrupt.config_changed().is_err());
+        assert_eq!(
+            intx.causes(),
+            ISR_CONFIGURATION,
+            "set first, whatever becomes of the message"
+        );
+        interrupt.used(&[QueueIndex(0)]).unwrap();
+        interrupt.settle();
+        assert_eq!((intx.causes(), intx.is_up()), (ISR_CONFIGURATION, false));
+        interrupt.endpoint.write_config(0x42, &[0, 0]);
+        assert!(intx.is_up());
+        assert_eq!((interrupt.isr().read(), intx.is_up()), (ISR_CONFIGURATION, false));
     }
 
     #[test]

@@ -238,7 +238,7 @@ where
         self.core.change_device(|device| (f(device), false))
     }
 
-    /// Changes the configuration space of the device, moves config_generation on and tells the driver.
+    /// Changes the configuration space of the device and tells the driver, which reads another config_generation next.
     pub fn change_config<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
         self.core.change_device(|device| (f(device), true))
     }

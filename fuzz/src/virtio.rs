@@ -1,0 +1,188 @@
+//! What the targets of the virtio transports have in common: a guest's memory with a ring in it, a disk, and states from
+//! outside.
+
+use std::sync::Arc;
+
+use arbitrary::Arbitrary;
+use devisor::virtio::{
+    block::{Block, BlockOptions, BlockState, MemoryStorage},
+    queue::{QueueLayout, QueueState},
+    transport::TransportState,
+};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+/// The guest's memory, and where its ring is once a driver is up.
+const MEMORY: usize = 0x8000;
+pub const LAYOUT: QueueLayout = QueueLayout {
+    size: 8,
+    descriptor_area: 0x1000,
+    driver_area: 0x2000,
+    device_area: 0x3000,
+};
+const BUFFERS: u64 = 0x4000;
+
+pub fn memory() -> Arc<GuestMemoryMmap> {
+    Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap())
+}
+
+/// A small disk: a new one, or the one that was saved.
+pub fn disk(state: Option<&BlockState>) -> Block {
+    let storage = MemoryStorage::new(0x2000);
+    match state {
+        Some(state) => Block::restore(storage, state).unwrap(),
+        None => Block::new(storage, BlockOptions::default()).unwrap(),
+    }
+}
+
+/// Empties the ring, as a driver does before it enables the queue.
+pub fn empty_ring(memory: &GuestMemoryMmap) {
+    memory.write_slice(&[0; 64], GuestAddress(LAYOUT.driver_area)).unwrap();
+    memory.write_slice(&[0; 128], GuestAddress(LAYOUT.device_area)).unwrap();
+}
+
+/// A request of a header, data and a status byte.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub struct Request {
+    kind: u8,
+    sector: u8,
+    len: u16,
+    read: bool,
+}
+
+impl Request {
+    /// Writes it, and makes it the one that is available before `available`.
+    pub fn offer(self, memory: &GuestMemoryMmap, available: &mut u16) {
+        const NEXT: u16 = 1;
+        const WRITE: u16 = 2;
+        let Self {
+            kind,
+            sector,
+            len,
+            read,
+        } = self;
+        let put = |address, value: u64| memory.write_obj(value, GuestAddress(address)).unwrap();
+        put(BUFFERS, u64::from(kind % 16));
+        put(BUFFERS + 8, u64::from(sector));
+        let data = if read { WRITE } else { 0 };
+        let chain = [
+            (BUFFERS, 16, NEXT),
+            (BUFFERS + 0x100, u32::from(len), NEXT | data),
+            (BUFFERS + 16, 1, WRITE),
+        ];
+        for (index, (address, len, flags)) in (0_u16..).zip(chain) {
+            let at = LAYOUT.descriptor_area + 16 * u64::from(index);
+            put(at, address);
+            put(
+                at + 8,
+                u64::from(len) | u64::from(flags) << 32 | u64::from(index + 1) << 48,
+            );
+        }
+        *available = available.wrapping_add(1);
+        memory
+            .write_obj(*available, GuestAddress(LAYOUT.driver_area + 2))
+            .unwrap();
+    }
+}
+
+/// How a state from outside differs from one that there is: little enough for most to be taken.
+#[derive(Arbitrary, Debug)]
+pub enum TransportChange {
+    Status(u8),
+    Features(u64),
+    Select([u32; 3]),
+    Generation {
+        generation: u32,
+        changed: bool,
+    },
+    Owed {
+        config: bool,
+        queue: bool,
+    },
+    Setup {
+        size: u16,
+        areas: [u64; 3],
+        was_reset: bool,
+    },
+    /// A queue that runs, where it is once a driver is up.
+    Running {
+        at: u16,
+        heads: Vec<u8>,
+        more: bool,
+    },
+    Stopped,
+}
+
+impl TransportChange {
+    pub fn make(&self, transport: &mut TransportState) {
+        match *self {
+            Self::Status(status) => {
+                transport.status = match status % 16 {
+                    n @ 0..10 => [0, 0x80, 1, 0x81, 3, 0xb, 0x8b, 0xf, 0x4f, 0xcf][usize::from(n)],
+                    _ => status.into(),
+                }
+            }
+            Self::Features(features) => {
+                transport.driver_features ^= features & features >> 32;
+                if let Some(queue) = &mut transport.queues[0] {
+                    queue.features = transport.driver_features;
+                }
+            }
+            Self::Select(selectors) => {
+                [
+                    transport.device_features_sel,
+                    transport.driver_features_sel,
+                    transport.queue_sel,
+                ] = selectors;
+            }
+            Self::Generation { generation, changed } => {
+                (transport.config_generation, transport.config_changed) = (generation, changed);
+            }
+            Self::Owed { config, queue } => {
+                transport.config_owed = config;
+                if let Some(state) = &mut transport.queues[0] {
+                    state.signal_owed = queue;
+                }
+            }
+            Self::Setup {
+                size,
+                areas: [descriptor_area, driver_area, device_area],
+                was_reset,
+            } => {
+                let setup = &mut transport.setup[0];
+                setup.was_reset = was_reset;
+                setup.layout = QueueLayout {
+                    // Mostly one that can be.
+                    size: if size % 4 == 0 { size } else { 1 << (size % 9) },
+                    descriptor_area,
+                    driver_area,
+                    device_area,
+                };
+            }
+            Self::Running { at, ref heads, more } => {
+                let mut in_flight: Vec<u16> = heads.iter().map(|head| u16::from(head % 9)).collect();
+                if heads.len() < 16 {
+                    // Each once, and there.
+                    in_flight.sort_unstable();
+                    in_flight.dedup();
+                    in_flight.retain(|head| *head < LAYOUT.size);
+                }
+                transport.status |= 0xf;
+                transport.driver_features |= 1 << 32;
+                let setup = &mut transport.setup[0];
+                (setup.layout, setup.ready, setup.was_reset) = (LAYOUT, true, false);
+                transport.queues[0] = Some(QueueState {
+                    layout: LAYOUT,
+                    features: transport.driver_features,
+                    next_avail: at.wrapping_add(in_flight.len() as u16),
+                    next_used: at,
+                    in_flight,
+                    signal_owed: more,
+                });
+            }
+            Self::Stopped => {
+                transport.queues[0] = None;
+                transport.setup[0].ready = false;
+            }
+        }
+    }
+}
