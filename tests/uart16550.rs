@@ -255,6 +255,71 @@ fn the_fifo_interrupts_at_its_trigger_and_times_out_below_it() {
     }
 }
 
+/// How a handler reads IIR.
+#[derive(Clone, Copy, Debug)]
+enum Reads {
+    /// To acknowledge, before it looks at LSR.
+    Once,
+    /// Until it says that nothing is pending.
+    UntilNone,
+    Never,
+}
+
+#[test]
+fn input_and_output_go_by_interrupts_alone_however_the_handler_reads_iir() {
+    let input: Vec<u8> = (0..=255).cycle().take(300).collect();
+    for (output, fcr, most) in [
+        (100, 0, 1),
+        (500, 0, 3),
+        (100, 0x01, 3),
+        (500, 0x01, 1),
+        (500, 0xc1, 16),
+    ] {
+        let output: Vec<u8> = (0..=255).cycle().take(output).collect();
+        for reads in [Reads::Once, Reads::UntilNone, Reads::Never] {
+            let machine = open();
+            machine.write(FCR, fcr);
+            machine.write(IER, 0x03);
+            let (mut waits, mut rest) = (&input[..], &output[..]);
+            let mut taken = Vec::new();
+            let mut arrive = || waits = &waits[machine.uart.receive(waits)..];
+            let mut serve = || {
+                for _ in 0..most {
+                    if machine.read(LSR) & 0x01 != 0 {
+                        taken.push(machine.read(DATA));
+                    }
+                    match rest {
+                        [] => machine.write(IER, 0x01),
+                        [character, ..] => machine.write(DATA, *character),
+                    }
+                    rest = rest.get(1..).unwrap_or(&[]);
+                }
+                arrive();
+            };
+            let mut interrupts = 0;
+            serve();
+            while machine.is_up() {
+                interrupts += 1;
+                assert!(interrupts <= 1000, "{reads:?}: a storm");
+                match reads {
+                    Reads::Once => {
+                        machine.read(IIR);
+                        serve();
+                    }
+                    Reads::UntilNone => {
+                        while machine.read(IIR) & 0x01 == 0 {
+                            serve();
+                        }
+                    }
+                    Reads::Never => serve(),
+                }
+            }
+            assert_eq!(taken, input, "{reads:?}");
+            assert_eq!(machine.screen.shown(), output, "{reads:?}");
+        }
+    }
+}
+
 #[test]
 fn an_error_shows_when_its_character_is_at_the_top() {
     let machine = open();
