@@ -285,7 +285,8 @@ impl Machine {
         self.put(LCR_H, if fifos { FEN } else { 0 });
         self.put(IMSC, RX | TX | RT);
         self.screen.shown();
-        let (mut waits, mut rest) = (80, 80);
+        // More goes than comes: no interrupt of the one keeps the other going.
+        let (mut waits, mut rest) = (80, 200);
         let mut more = || {
             let is_more = rest > 0;
             if is_more {
@@ -296,7 +297,7 @@ impl Machine {
         };
         more();
         let mut sent = 0;
-        for _ in 0..400 {
+        for _ in 0..500 {
             waits -= self.uart.receive(&vec![0; waits]);
             if !self.line.is_up() {
                 break;
@@ -308,7 +309,7 @@ impl Machine {
         assert!(!self.line.is_up(), "a storm: {state:x?}");
         assert_eq!(
             (waits, sent, state.rx.len(), state.tx.len()),
-            (0, 80, 0, 0),
+            (0, 200, 0, 0),
             "it has fallen asleep"
         );
     }
