@@ -139,6 +139,20 @@ fn the_divisor_is_behind_dlab_and_keeps_its_halves_apart() {
 }
 
 #[test]
+fn a_divisor_of_zero_divides_nothing() {
+    let machine = open();
+    for divisor in [[0, 0], [1, 0], [0xff, 0xff]] {
+        machine.write(LCR, 0x80);
+        machine.uart.write(DATA, &divisor);
+        machine.write(LCR, 0x03);
+        machine.write(DATA, b'x');
+        assert_eq!(machine.uart.receive(b"y"), 1);
+        assert_eq!(machine.read(DATA), b'y');
+    }
+    assert_eq!(machine.screen.shown(), b"xxx");
+}
+
+#[test]
 fn what_is_written_leaves_at_once() {
     let machine = open();
     for character in b"hi" {

@@ -251,11 +251,7 @@ mod tests {
 
     #[test]
     fn an_option_without_a_value_or_without_a_meaning_is_refused() {
-        for arguments in [
-            &["--kernel"][..],
-            &["--timeout", "soon"],
-            &["--transport", "usb"],
-        ] {
+        for arguments in [&["--kernel"][..], &["--timeout", "soon"], &["--transport", "usb"]] {
             let arguments = arguments.iter().map(|argument| argument.to_string());
             assert_eq!(Options::parse(arguments).err().as_deref(), Some(USAGE));
         }
