@@ -86,7 +86,8 @@
 //!
 //! Nothing that a guest does panics, loops without bound, grows memory or floods a log: a driver that breaks the rules of
 //! its queue finds DEVICE_NEEDS_RESET, and everything else runs on. An embedder's mistake is an error that says what was
-//! refused and what would be accepted.
+//! refused and what would be accepted. [`flaws`] walks through what went wrong elsewhere, and names the test that shows that it does
+//! not here.
 
 pub mod bus;
 pub mod interrupt;
@@ -98,6 +99,12 @@ pub mod virtio;
 
 #[path = "../backends/mod.rs"]
 pub mod backends;
+
+/// What went wrong in other VMMs. A page of the documentation, without code.
+#[cfg(doc)]
+pub mod flaws {
+    #![doc = include_str!("flaws.md")]
+}
 
 /// Guest memory, as it stands in this crate's signatures.
 pub use vm_memory;

@@ -325,7 +325,9 @@ fn pl011_answers_as_qemus_does() {
                 pair.write(IMSC, if random.below(2) == 0 { mask } else { mask | RX | RT }, 4);
             }
             12 => {
-                // Ours comes back with the next character, by the timeout; QEMU's only once the FIFO was empty.
+                // Ours stays while there is data; QEMU's comes back only once the FIFO was empty, and a driver that
+                // acknowledges last hangs. (Its transmit interrupt goes with any acknowledgement, ours with the first that
+                // comes after a look, as below.)
                 let keep = if fr & RXFE == 0 { RX | RT } else { 0 };
                 pair.write(ICR, random.next() & 0x7ff & !keep, 4);
             }

@@ -139,6 +139,20 @@ fn the_divisor_is_behind_dlab_and_keeps_its_halves_apart() {
 }
 
 #[test]
+fn a_divisor_of_zero_divides_nothing() {
+    let machine = open();
+    for divisor in [[0, 0], [1, 0], [0xff, 0xff]] {
+        machine.write(LCR, 0x80);
+        machine.uart.write(DATA, &divisor);
+        machine.write(LCR, 0x03);
+        machine.write(DATA, b'x');
+        assert_eq!(machine.uart.receive(b"y"), 1);
+        assert_eq!(machine.read(DATA), b'y');
+    }
+    assert_eq!(machine.screen.shown(), b"xxx");
+}
+
+#[test]
 fn what_is_written_leaves_at_once() {
     let machine = open();
     for character in b"hi" {
@@ -252,6 +266,71 @@ fn the_fifo_interrupts_at_its_trigger_and_times_out_below_it() {
             assert_eq!(machine.read(DATA), count);
         }
         assert!(!machine.is_up());
+    }
+}
+
+/// How a handler reads IIR.
+#[derive(Clone, Copy, Debug)]
+enum Reads {
+    /// To acknowledge, before it looks at LSR.
+    Once,
+    /// Until it says that nothing is pending.
+    UntilNone,
+    Never,
+}
+
+#[test]
+fn input_and_output_go_by_interrupts_alone_however_the_handler_reads_iir() {
+    let input: Vec<u8> = (0..=255).cycle().take(300).collect();
+    for (output, fcr, most) in [
+        (100, 0, 1),
+        (500, 0, 3),
+        (100, 0x01, 3),
+        (500, 0x01, 1),
+        (500, 0xc1, 16),
+    ] {
+        let output: Vec<u8> = (0..=255).cycle().take(output).collect();
+        for reads in [Reads::Once, Reads::UntilNone, Reads::Never] {
+            let machine = open();
+            machine.write(FCR, fcr);
+            machine.write(IER, 0x03);
+            let (mut waits, mut rest) = (&input[..], &output[..]);
+            let mut taken = Vec::new();
+            let mut arrive = || waits = &waits[machine.uart.receive(waits)..];
+            let mut serve = || {
+                for _ in 0..most {
+                    if machine.read(LSR) & 0x01 != 0 {
+                        taken.push(machine.read(DATA));
+                    }
+                    match rest {
+                        [] => machine.write(IER, 0x01),
+                        [character, ..] => machine.write(DATA, *character),
+                    }
+                    rest = rest.get(1..).unwrap_or(&[]);
+                }
+                arrive();
+            };
+            let mut interrupts = 0;
+            serve();
+            while machine.is_up() {
+                interrupts += 1;
+                assert!(interrupts <= 1000, "{reads:?}: a storm");
+                match reads {
+                    Reads::Once => {
+                        machine.read(IIR);
+                        serve();
+                    }
+                    Reads::UntilNone => {
+                        while machine.read(IIR) & 0x01 == 0 {
+                            serve();
+                        }
+                    }
+                    Reads::Never => serve(),
+                }
+            }
+            assert_eq!(taken, input, "{reads:?}");
+            assert_eq!(machine.screen.shown(), output, "{reads:?}");
+        }
     }
 }
 

@@ -53,7 +53,8 @@ usage: cargo run --release --example linux -- [OPTION VALUE]...
   --transport NAME   mmio; pci, with messages; or pci-intx, with wires          [mmio]
   --engine NAME      rsemu's jit-host, jit or interp                  [jit-host]
   --timeout SECONDS  give the guest up after this much of our time    [600]
-  --vcd FILE         write the interrupt lines as a waveform";
+  --vcd FILE         write the interrupt lines as a waveform
+  --help             this text";
 
 struct Options {
     kernel: PathBuf,
@@ -66,7 +67,8 @@ struct Options {
 }
 
 impl Options {
-    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+    /// `None` is for help.
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
         let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build");
         let mut options = Self {
             kernel: build.join("kernel"),
@@ -78,6 +80,9 @@ impl Options {
             vcd: None,
         };
         while let Some(option) = arguments.next() {
+            if option == "--help" || option == "-h" {
+                return Ok(None);
+            }
             let value = arguments.next().ok_or(USAGE)?;
             match option.as_str() {
                 "--kernel" => options.kernel = value.into(),
@@ -98,14 +103,19 @@ impl Options {
                 return Err(format!("{} is missing: run tests/guest/fetch.sh", file.display()));
             }
         }
-        Ok(options)
+        Ok(Some(options))
     }
 }
 
 fn main() -> ExitCode {
-    let result = Options::parse(std::env::args().skip(1))
-        .map_err(Into::into)
-        .and_then(|options| run(&options));
+    let result = match Options::parse(std::env::args().skip(1)) {
+        Ok(Some(options)) => run(&options),
+        Ok(None) => {
+            println!("{USAGE}");
+            Ok(true)
+        }
+        Err(error) => Err(error.into()),
+    };
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -232,13 +242,16 @@ mod tests {
     }
 
     #[test]
+    fn help_is_no_mistake_wherever_it_stands() {
+        for arguments in [&["--help"][..], &["-h"], &["--engine", "jit", "--help"]] {
+            let arguments = arguments.iter().map(|argument| argument.to_string());
+            assert!(Options::parse(arguments).unwrap().is_none());
+        }
+    }
+
+    #[test]
     fn an_option_without_a_value_or_without_a_meaning_is_refused() {
-        for arguments in [
-            &["--kernel"][..],
-            &["--help", ""],
-            &["--timeout", "soon"],
-            &["--transport", "usb"],
-        ] {
+        for arguments in [&["--kernel"][..], &["--timeout", "soon"], &["--transport", "usb"]] {
             let arguments = arguments.iter().map(|argument| argument.to_string());
             assert_eq!(Options::parse(arguments).err().as_deref(), Some(USAGE));
         }

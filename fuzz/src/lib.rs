@@ -10,7 +10,7 @@ pub mod virtio;
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -21,6 +21,7 @@ use devisor::{
     backends::irqchip::{Group, InterruptState, TriggerMode},
     bus::BusDevice,
     interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
+    platform::pl011::{Frame, ModemInputs},
 };
 
 /// A guest's access to a region of registers, of any width, alignment and offset.
@@ -132,6 +133,81 @@ impl LevelInterrupt for Outside {
 impl MsiSink for Outside {
     fn send(&self, _: RequesterId, _: MsiMessage) -> io::Result<()> {
         self.pulse()
+    }
+}
+
+/// A writer that shows what it takes, and takes as much as it is told to. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Screen(Arc<Mutex<(Vec<u8>, Takes)>>);
+
+/// How a [`Screen`] answers.
+#[derive(Arbitrary, Clone, Copy, Debug, Default)]
+pub enum Takes {
+    #[default]
+    Everything,
+    /// So many more characters, and then nothing.
+    Some(u8),
+    /// None, and fails.
+    Fails,
+}
+
+impl Screen {
+    /// How it answers from now on.
+    pub fn takes(&self, takes: Takes) {
+        self.0.lock().unwrap().1 = takes;
+    }
+
+    /// How it answers now.
+    pub fn how(&self) -> Takes {
+        self.0.lock().unwrap().1
+    }
+
+    /// What it has shown since it was last asked.
+    pub fn shown(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.lock().unwrap().0)
+    }
+}
+
+impl io::Write for Screen {
+    fn write(&mut self, characters: &[u8]) -> io::Result<usize> {
+        let (shown, takes) = &mut *self.0.lock().unwrap();
+        let count = match takes {
+            Takes::Everything => characters.len(),
+            Takes::Some(0) => return Err(io::ErrorKind::WouldBlock.into()),
+            Takes::Some(more) => {
+                let count = characters.len().min((*more).into());
+                *more -= count as u8;
+                count
+            }
+            Takes::Fails => return Err(io::Error::other("refused")),
+        };
+        shown.extend(&characters[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A frame of each kind.
+pub fn frame(kind: u8, character: u8) -> Frame {
+    match kind % 4 {
+        0 => Frame::Data(character),
+        1 => Frame::FramingError(character),
+        2 => Frame::ParityError(character),
+        _ => Frame::Break,
+    }
+}
+
+/// Modem lines, one a bit.
+pub fn modem(lines: u8) -> ModemInputs {
+    let line = |bit: u8| lines >> bit & 1 != 0;
+    ModemInputs {
+        cts: line(0),
+        dsr: line(1),
+        dcd: line(2),
+        ri: line(3),
     }
 }
 

@@ -6,21 +6,44 @@
 #   initrd.cpio  loads the virtio modules and hands over to the disk (initramfs-init)
 #   root.ext4    the root file system that the guest mounts from our disk (root-init)
 #
-# Needs Debian's tools: apt-get, dpkg, cpio, mkfs.ext4 (e2fsprogs). Root is needed only where apt does not know
+# Needs Debian with cpio, xz-utils and e2fsprogs, and says what is missing. Root is needed only where apt does not know
 # arm64 packages yet. KERNEL names another kernel meta package, such as linux-image-arm64.
 set -eu
 
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-build=$here/build
 kernel=${KERNEL:-linux-image-cloud-arm64}
 
-for tool in apt-get apt-cache dpkg cpio mkfs.ext4; do
-    command -v "$tool" >/dev/null || PATH=$PATH:/usr/sbin:/sbin
-    command -v "$tool" >/dev/null || {
-        echo "fetch.sh: $tool is missing: this needs Debian with dpkg, cpio and e2fsprogs installed" >&2
-        exit 1
+# All that is missing at once, with the packages that have it.
+missing=
+packages=
+# need PACKAGE TOOL [WHERE]
+need() {
+    command -v "$2" >/dev/null || command -v "${3:-$2}" >/dev/null || {
+        missing="$missing $2"
+        packages="$packages $1"
     }
-done
+}
+need apt apt-get
+need apt apt-cache
+need dpkg dpkg
+need cpio cpio
+need xz-utils xz
+# Not everybody's path leads to it.
+need e2fsprogs mkfs.ext4 /sbin/mkfs.ext4
+case $missing in
+'') ;;
+*apt-* | *dpkg*)
+    echo "fetch.sh: missing:$missing. This takes Debian's packages, with Debian's tools" >&2
+    exit 1
+    ;;
+*)
+    echo "fetch.sh: missing:$missing. As root: apt-get update && apt-get install --yes$packages" >&2
+    exit 1
+    ;;
+esac
+PATH=$PATH:/usr/sbin:/sbin
+
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+build=$here/build
 
 if ! apt-cache show "$kernel:arm64" >/dev/null 2>&1; then
     dpkg --add-architecture arm64

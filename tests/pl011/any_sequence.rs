@@ -93,6 +93,7 @@ proptest! {
             let (fr, state) = (uart.get(FR), uart.save());
             prop_assert_eq!(fr & FR_RXFE != 0, state.rx.is_empty());
             prop_assert_eq!(fr & FR_RXFF != 0, state.rx.len() == depth);
+            prop_assert_eq!(uart.raw() & INT_RT != 0, !state.rx.is_empty(), "what waits will be read");
             prop_assert_eq!(fr & FR_TXFE != 0, state.tx.is_empty());
             prop_assert_eq!(fr & FR_TXFF != 0, state.tx.len() == depth);
         }

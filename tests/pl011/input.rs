@@ -47,19 +47,6 @@ fn without_fifos_each_character_is_a_receive_interrupt() {
 }
 
 #[test]
-fn a_cleared_receive_interrupt_comes_back_when_the_level_is_reached_again() {
-    let uart = buffered(FifoDepth::Sixteen, io::sink());
-    uart.receive(&[0; 8]);
-    uart.put(ICR, INT_RX);
-    uart.receive(&[0]);
-    assert_eq!(uart.raw() & INT_RX, 0, "it is a transition through the level");
-    uart.get(DR);
-    uart.get(DR);
-    uart.receive(&[0]);
-    assert_eq!(uart.raw() & INT_RX, INT_RX);
-}
-
-#[test]
 fn lowering_the_level_below_what_is_held_raises_the_receive_interrupt() {
     let uart = buffered(FifoDepth::Sixteen, io::sink());
     uart.receive(&[0; 3]);
@@ -83,18 +70,6 @@ fn data_below_the_level_raises_the_timeout_until_it_is_read() {
     uart.get(DR);
     assert_eq!(uart.get(MIS), 0);
     assert_eq!(heard.all(), [true, false]);
-}
-
-#[test]
-fn a_cleared_timeout_comes_back_with_the_next_character() {
-    let uart = buffered(FifoDepth::Sixteen, io::sink());
-    uart.receive(b"a");
-    uart.put(ICR, INT_RT);
-    assert_eq!(uart.raw(), 0);
-    uart.receive(b"");
-    assert_eq!(uart.raw(), 0, "nothing came");
-    uart.receive(b"b");
-    assert_eq!(uart.raw(), INT_RT);
 }
 
 #[test]

@@ -47,9 +47,18 @@ fn every_interrupt_reaches_the_line_through_its_own_mask() {
         uart.put(IMSC, 1 << bit);
         assert_eq!(uart.get(MIS), 1 << bit);
         assert!(heard.is_up());
-        uart.put(ICR, 1 << bit);
+        // The causes of these two are read.
+        match 1 << bit {
+            INT_RX | INT_RT => _ = uart.get(DR),
+            other => uart.put(ICR, other),
+        }
         assert!(!heard.is_up());
-        assert_eq!(uart.raw(), 0x7ff & !(1 << bit));
+        let gone = if bit == 4 || bit == 6 {
+            INT_RX | INT_RT
+        } else {
+            1 << bit
+        };
+        assert_eq!(uart.raw(), 0x7ff & !gone);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The PL011, driven through its registers as a guest would and from outside as an embedder would.
 
+mod acknowledge;
 mod any_sequence;
 mod input;
 mod line;

@@ -19,7 +19,8 @@ fn busy_state() -> Pl011State {
         cr: (CR_ON | CR_CTSEN | CR_RTSEN) as u16,
         ifls: 0x0b,
         imsc: (INT_RX | INT_BE) as u16,
-        ris: (INT_RX | INT_RT | INT_BE | INT_OE | INT_RI) as u16,
+        ris: (INT_RX | INT_RT | INT_TX | INT_BE | INT_OE | INT_RI) as u16,
+        tx_unseen: true,
         dmacr: 5,
         rsr: 0xc,
         overrun: true,
@@ -101,7 +102,7 @@ fn states_that_cannot_be_are_refused_and_change_nothing() {
     use Pl011StateError as Error;
     let bits = |name, value, mask| Error::Bits { name, value, mask };
     type Spoil = fn(&mut Pl011State);
-    let refused: [(Spoil, Error); 13] = [
+    let refused: [(Spoil, Error); 14] = [
         (
             |state| state.fifo_depth = FifoDepth::ThirtyTwo,
             Error::FifoDepth {
@@ -147,6 +148,7 @@ fn states_that_cannot_be_are_refused_and_change_nothing() {
                 allowed: 0x7ff & !INT_TX as u16,
             },
         ),
+        (|state| state.ris = INT_RX as u16, Error::Unseen { ris: INT_RX as u16 }),
     ];
     let uart = Pl011::new(sixteen(), NoInterrupt, Terminal::stuck());
     uart.put(IBRD, 26);
@@ -157,4 +159,18 @@ fn states_that_cannot_be_are_refused_and_change_nothing() {
         assert_eq!(uart.restore(&state), Err(error));
         assert_eq!(uart.save(), before);
     }
+}
+
+#[test]
+fn characters_that_wait_interrupt_also_if_the_state_has_forgotten_that() {
+    let heard = Heard::default();
+    let uart = Pl011::new(sixteen(), heard.line(), Terminal::stuck());
+    let state = Pl011State {
+        ris: 0,
+        tx_unseen: false,
+        ..busy_state()
+    };
+    uart.restore(&state).unwrap();
+    assert_eq!(uart.raw(), INT_RX | INT_RT);
+    assert!(heard.is_up());
 }

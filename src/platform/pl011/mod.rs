@@ -5,6 +5,11 @@
 //! What the model leaves out is time on the wire: a character is a byte that leaves as soon as the transmitter and
 //! the output let it. Baud rate, word length, parity and IrDA settings read back and change nothing, and there is no
 //! DMA controller to answer UARTDMACR.
+//!
+//! Drivers acknowledge (UARTICR) before they move characters or after, and both keep up, though what on a wire comes a moment
+//! after the acknowledgement has come here before it. UARTRXINTR and UARTRTINTR are set while the receive FIFO says so, and
+//! UARTTXINTR is cleared by the first acknowledgement after the guest has read of it, or by the second. So a driver that
+//! acknowledges and neither reads nor masks is interrupted again at once, not after 32 bit times.
 
 mod input;
 mod registers;

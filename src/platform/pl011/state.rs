@@ -28,8 +28,10 @@ pub struct Pl011State {
     pub ifls: u8,
     /// UARTIMSC.
     pub imsc: u16,
-    /// UARTRIS.
+    /// UARTRIS. What waits to be read is an interrupt whether it says so or not.
     pub ris: u16,
+    /// UARTTXINTR was set since the guest last read UARTRIS or UARTMIS: its next acknowledgement is of an earlier one.
+    pub tx_unseen: bool,
     /// UARTDMACR.
     pub dmacr: u8,
     /// UARTRSR.
@@ -83,6 +85,12 @@ pub enum Pl011StateError {
         /// The interrupts that can be set.
         allowed: u16,
     },
+    /// An interrupt that the guest has not seen is not there.
+    #[error("UARTTXINTR is said to be unseen, and UARTRIS is {ris:#x}: it is not set")]
+    Unseen {
+        /// In the state.
+        ris: u16,
+    },
 }
 
 impl<L: LevelInterrupt, W: io::Write + Send> Pl011<L, W> {
@@ -115,6 +123,7 @@ impl Uart {
             ifls,
             imsc,
             ris,
+            tx_unseen,
             dmacr,
             rsr,
             overrun,
@@ -132,6 +141,7 @@ impl Uart {
             ifls: *ifls,
             imsc: *imsc,
             ris: *ris,
+            tx_unseen: *tx_unseen,
             dmacr: *dmacr,
             rsr: *rsr,
             overrun: *overrun,
@@ -152,6 +162,7 @@ impl Uart {
             ifls,
             imsc,
             ris,
+            tx_unseen,
             dmacr,
             rsr,
             overrun,
@@ -185,6 +196,7 @@ impl Uart {
         restored.ifls = *ifls;
         restored.imsc = *imsc;
         restored.ris = *ris;
+        restored.tx_unseen = *tx_unseen;
         restored.dmacr = *dmacr;
         restored.rsr = *rsr;
         restored.overrun = *overrun;
@@ -202,6 +214,10 @@ impl Uart {
         if ris & !allowed != 0 {
             return Err(Pl011StateError::Interrupts { ris: *ris, allowed });
         }
+        if *tx_unseen && ris & int::TX == 0 {
+            return Err(Pl011StateError::Unseen { ris: *ris });
+        }
+        restored.ris |= restored.receive_interrupts();
 
         *self = restored;
         Ok(())
@@ -209,13 +225,7 @@ impl Uart {
 
     /// The raw interrupts that can be set with the FIFOs as they are.
     fn possible_interrupts(&self) -> u16 {
-        let mut possible = int::MASK;
-        if self.rx.len() < self.rx_trigger() {
-            possible &= !int::RX;
-        }
-        if self.rx.is_empty() {
-            possible &= !int::RT;
-        }
+        let mut possible = int::MASK & !(int::RX | int::RT) | self.receive_interrupts();
         if self.tx.len() > self.tx_trigger() {
             possible &= !int::TX;
         }

@@ -24,6 +24,8 @@ pub(super) struct Uart {
     pub(super) ifls: u8,
     pub(super) imsc: u16,
     pub(super) ris: u16,
+    /// UARTTXINTR was set, and the guest has not read that: what it acknowledges is an earlier one.
+    pub(super) tx_unseen: bool,
     pub(super) dmacr: u8,
     pub(super) rsr: u8,
     /// A character was lost, and none has been received since that could tell (section 3.3.1, OE).
@@ -35,16 +37,8 @@ pub(super) struct Uart {
 
 /// What interrupt sources are derived from, as it was before a change.
 struct Levels {
-    rx_at_trigger: bool,
     tx_above_trigger: bool,
     modem: ModemInputs,
-}
-
-/// What moved during a change.
-#[derive(Default)]
-struct Moved {
-    received: bool,
-    transmitted: bool,
 }
 
 impl Uart {
@@ -61,6 +55,7 @@ impl Uart {
             ifls: ifls::RESET,
             imsc: 0,
             ris: 0,
+            tx_unseen: false,
             dmacr: 0,
             rsr: 0,
             overrun: false,
@@ -86,7 +81,7 @@ impl Uart {
 
     pub(super) fn read(&mut self, offset: u64) -> u16 {
         match offset {
-            UARTDR => self.change(|uart, _| uart.read_data()),
+            UARTDR => self.change(|uart| uart.read_data()),
             UARTRSR => self.rsr.into(),
             UARTFR => self.flags(),
             UARTILPR => self.ilpr.into(),
@@ -96,8 +91,8 @@ impl Uart {
             UARTCR => self.cr,
             UARTIFLS => self.ifls.into(),
             UARTIMSC => self.imsc,
-            UARTRIS => self.ris,
-            UARTMIS => self.mis(),
+            UARTRIS => self.seen(self.ris),
+            UARTMIS => self.seen(self.mis()),
             UARTDMACR => self.dmacr.into(),
             _ => primecell::identification(offset, self.config.fifo_depth.periph_id()).map_or(0, u16::from),
         }
@@ -105,17 +100,17 @@ impl Uart {
 
     pub(super) fn write(&mut self, offset: u64, value: u16) {
         let byte = value as u8;
-        self.change(|uart, moved| match offset {
+        self.change(|uart| match offset {
             UARTDR => uart.write_data(byte),
             UARTRSR => uart.rsr = 0,
             UARTILPR => uart.ilpr = byte,
             UARTIBRD => uart.ibrd = value,
             UARTFBRD => uart.fbrd = byte & fbrd::MASK,
-            UARTLCR_H => uart.write_line_control(byte, moved),
+            UARTLCR_H => uart.write_line_control(byte),
             UARTCR => uart.cr = value & cr::MASK,
             UARTIFLS => uart.ifls = byte & ifls::MASK,
             UARTIMSC => uart.imsc = value & int::MASK,
-            UARTICR => uart.ris &= !value,
+            UARTICR => uart.acknowledge(value),
             UARTDMACR => uart.dmacr = byte & dmacr::MASK,
             _ => (),
         });
@@ -136,15 +131,30 @@ impl Uart {
         }
     }
 
-    fn write_line_control(&mut self, value: u8, moved: &mut Moved) {
+    fn write_line_control(&mut self, value: u8) {
         let changed = self.lcr_h ^ value;
         self.lcr_h = value;
         if changed & lcr_h::FEN != 0 {
             self.flush();
         }
         if changed & value & lcr_h::BRK != 0 && self.loops_back() && self.can_receive() {
-            self.arrive(Frame::Break, moved);
+            self.arrive(Frame::Break);
         }
+    }
+
+    /// The guest reads `interrupts`.
+    fn seen(&mut self, interrupts: u16) -> u16 {
+        self.tx_unseen &= interrupts & int::TX == 0;
+        interrupts
+    }
+
+    /// Characters leave here before the write that sends them has returned, and from a real UART a good while later: a
+    /// handler that writes first and then acknowledges what it had read before is still to hear of them. A second
+    /// acknowledgement clears also what nobody reads.
+    fn acknowledge(&mut self, interrupts: u16) {
+        let newer = if self.tx_unseen { int::TX } else { 0 };
+        self.ris &= !interrupts | newer;
+        self.tx_unseen &= interrupts & int::TX == 0;
     }
 
     fn flags(&self) -> u16 {
@@ -172,11 +182,11 @@ impl Uart {
         if !self.can_receive() || self.loops_back() {
             return false;
         }
-        self.change(|uart, moved| uart.arrive(frame, moved))
+        self.change(|uart| uart.arrive(frame))
     }
 
     pub(super) fn set_inputs(&mut self, inputs: ModemInputs) {
-        self.change(|uart, _| uart.inputs = inputs);
+        self.change(|uart| uart.inputs = inputs);
     }
 
     pub(super) fn outputs(&self) -> ModemOutputs {
@@ -238,8 +248,7 @@ impl Uart {
         self.tx.clear();
     }
 
-    fn arrive(&mut self, frame: Frame, moved: &mut Moved) -> bool {
-        moved.received = true;
+    fn arrive(&mut self, frame: Frame) -> bool {
         if self.rx.len() >= self.depth() {
             // The shift register is overwritten, the FIFO stays as it is.
             self.overrun = true;
@@ -261,19 +270,19 @@ impl Uart {
     }
 
     /// In loopback the transmitter feeds the receiver. The manual leaves open whether the characters show outside too;
-    /// drivers use this to test themselves and expect that they do not.
-    fn loop_back(&mut self, moved: &mut Moved) {
-        if !self.loops_back() {
-            return;
-        }
-        while self.can_transmit()
+    /// drivers use this to test themselves and expect that they do not. Returns whether any left.
+    fn loop_back(&mut self) -> bool {
+        let mut transmitted = false;
+        while self.loops_back()
+            && self.can_transmit()
             && let Some(character) = self.tx.pop()
         {
-            moved.transmitted = true;
+            transmitted = true;
             if self.can_receive() {
-                self.arrive(Frame::Data(character), moved);
+                self.arrive(Frame::Data(character));
             }
         }
+        transmitted
     }
 
     /// The number of characters at which a FIFO is at its trigger level. The three reserved codes act as the highest.
@@ -306,41 +315,46 @@ impl Uart {
 
     fn levels(&self) -> Levels {
         Levels {
-            rx_at_trigger: self.rx.len() >= self.rx_trigger(),
             tx_above_trigger: self.tx.len() > self.tx_trigger(),
             modem: self.modem_lines(),
         }
     }
 
+    /// UARTRXINTR while the FIFO is at its level, UARTRTINTR while there is data: both follow the FIFO, and an acknowledgement
+    /// takes neither away. On a wire with time, UARTRTINTR is set when no character came for 32 bit times, also after it
+    /// was cleared, and what still comes takes the FIFO through its level. Here there are no bit times: whoever brings
+    /// characters brings all that there are, before the acknowledgement as well as after, and then waits for room.
+    pub(super) fn receive_interrupts(&self) -> u16 {
+        let mut interrupts = 0;
+        if self.rx.len() >= self.rx_trigger() {
+            interrupts |= int::RX;
+        }
+        if !self.rx.is_empty() {
+            interrupts |= int::RT;
+        }
+        interrupts
+    }
+
     /// Runs `change` and derives from it everything that follows by itself.
-    fn change<T>(&mut self, change: impl FnOnce(&mut Self, &mut Moved) -> T) -> T {
+    fn change<T>(&mut self, change: impl FnOnce(&mut Self) -> T) -> T {
+        self.change_and_send(|uart| (change(uart), false))
+    }
+
+    /// A [`change`](Self::change) that says whether characters have left with it.
+    fn change_and_send<T>(&mut self, change: impl FnOnce(&mut Self) -> (T, bool)) -> T {
         let before = self.levels();
-        let mut moved = Moved::default();
-        let result = change(self, &mut moved);
-        self.loop_back(&mut moved);
-        self.update(&before, &moved);
+        let (result, mut transmitted) = change(self);
+        transmitted |= self.loop_back();
+        self.update(&before, transmitted);
         result
     }
 
     /// Derives the raw interrupts from what changed, section 2.8. The error interrupts are set where the error
     /// occurs; all others here.
-    fn update(&mut self, before: &Levels, moved: &Moved) {
+    fn update(&mut self, before: &Levels, transmitted: bool) {
         let now = self.levels();
 
-        // UARTRXINTR: set when the FIFO reaches its level, cleared when it falls below.
-        if !now.rx_at_trigger {
-            self.ris &= !int::RX;
-        } else if !before.rx_at_trigger {
-            self.ris |= int::RX;
-        }
-
-        // UARTRTINTR: set when there is data and none came for 32 bit times, cleared when there is none. There are
-        // no bit times here: whoever brings characters brings all that there are, so the wire is idle at once.
-        if self.rx.is_empty() {
-            self.ris &= !int::RT;
-        } else if moved.received {
-            self.ris |= int::RT;
-        }
+        self.ris = self.ris & !(int::RX | int::RT) | self.receive_interrupts();
 
         // UARTTXINTR: set when characters that leave take the FIFO through its level, not by the level itself, so a
         // driver that unmasks it before it has written anything hears nothing. A FIFO that runs empty counts too:
@@ -348,8 +362,10 @@ impl Uart {
         // would have held, waits for the drop.
         if now.tx_above_trigger {
             self.ris &= !int::TX;
-        } else if moved.transmitted && (before.tx_above_trigger || self.tx.is_empty()) {
+            self.tx_unseen = false;
+        } else if transmitted && (before.tx_above_trigger || self.tx.is_empty()) {
             self.ris |= int::TX;
+            self.tx_unseen = true;
         }
 
         // UARTMSINTR: set by each line that changes.
@@ -382,9 +398,9 @@ impl Model for Uart {
 
     fn receive(&mut self, characters: &[u8]) -> usize {
         let accepted = self.room().min(characters.len());
-        self.change(|uart, moved| {
+        self.change(|uart| {
             for &character in &characters[..accepted] {
-                uart.arrive(Frame::Data(character), moved);
+                uart.arrive(Frame::Data(character));
             }
         });
         accepted
@@ -399,7 +415,7 @@ impl Model for Uart {
     }
 
     fn transmitted(&mut self, burst: &Burst, count: usize) {
-        self.change(|uart, moved| moved.transmitted = uart.tx.transmitted(burst, count));
+        self.change_and_send(|uart| ((), uart.tx.transmitted(burst, count)));
     }
 }
 
