@@ -403,6 +403,25 @@ fn x2apic_register_accesses_and_ipis_leave_the_same_registers() {
     );
 }
 
+/// What waits for a CPU that has not looked.
+#[test]
+fn as_many_nmis_wait_for_a_cpu_as_for_the_kernels() {
+    let Some(pair) = pair() else { return };
+    for (cpu, sent) in [0, 1, 2, 3].into_iter().enumerate() {
+        let state = pair.fresh(cpu);
+        pair.set(cpu, &state);
+        for _ in 0..sent {
+            pair.send((cpu as u32) << 12, 0x400);
+        }
+        let kernel = pair.vcpus[cpu].get_vcpu_events().unwrap().nmi.pending;
+        assert_eq!(
+            (pair.cpus[cpu].save().nmis, kernel),
+            (sent.min(2), sent.min(2)),
+            "{sent} sent"
+        );
+    }
+}
+
 /// Every MSR of the x2APIC, read. The kernel and we agree on which there are.
 #[test]
 fn the_same_x2apic_registers_can_be_read() {

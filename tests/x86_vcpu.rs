@@ -217,6 +217,24 @@ fn an_nmi_that_is_blocked_does_not_end_a_halt_and_is_taken_later() {
     assert!(rest.contains(&(0x10, 2)), "{rest:?}");
 }
 
+/// A CPU takes one and latches one more (SDM volume 3, 6.7.1).
+#[test]
+fn of_nmis_that_come_at_once_the_guest_takes_two() {
+    let Some(machine) = Machine::new() else { return };
+    let (apics, mut vcpu) = machine.software(1);
+    // hlt; jmp -3
+    machine.put(CODE, &[0xf4, 0xeb, 0xfd]);
+    // mov al, 2; out 0x10, al; iret
+    machine.handle(2, 0x2000, &[0xb0, 2, 0xe6, 0x10, 0xcf]);
+    for _ in 0..3 {
+        apics.send(RequesterId(0), message(NMI, 0)).unwrap();
+    }
+    for _ in 0..2 {
+        assert_eq!(next_write(&mut vcpu, PATIENCE), Some((0x10, 2)));
+    }
+    assert_eq!(next_write(&mut vcpu, Duration::from_millis(200)), None);
+}
+
 /// A message asks for a vector of the 8259, which has none.
 #[test]
 fn a_message_for_the_8259_without_its_intr_does_not_keep_a_vector_from_a_halted_vcpu() {

@@ -382,3 +382,73 @@ fn a_cpu_that_changes_its_logical_id_is_reached_by_the_one_that_it_has() {
     cpu.write(LDR, 0x02 << 24);
     assert!(reaches(0x12));
 }
+
+#[test]
+fn messages_and_ipis_go_by_the_id_that_the_guest_has_written() {
+    let machine = Machine::enabled(3);
+    let [first, second, third] = &machine.cpus[..] else {
+        panic!()
+    };
+    second.write(ID, 0x5a00_0000);
+    assert_eq!(second.read(ID), 0x5a00_0000);
+    machine.send(1 << 12, 0x41);
+    assert_eq!(machine.pending(0x41), [0; 0], "the old ID is nobody's");
+    machine.send(0x5a << 12, 0x42);
+    assert_eq!(machine.pending(0x42), [1]);
+    first.write(ICR_HIGH, 0x5a << 24);
+    first.write(ICR_LOW, 0x43);
+    assert_eq!(machine.pending(0x43), [1]);
+    machine.send(0xff << 12, 0x44);
+    assert_eq!(machine.pending(0x44), [0, 1, 2]);
+
+    // Two with the same ID: both are it.
+    third.write(ID, 0x5a00_0000);
+    machine.send(0x5a << 12, 0x45);
+    assert_eq!(machine.pending(0x45), [1, 2]);
+    // The ID of another one that has kept it.
+    second.write(ID, 0);
+    machine.send(0, 0x46);
+    assert_eq!(machine.pending(0x46), [0, 1]);
+    second.write(ID, 0x0100_0000);
+    machine.send(1 << 12, 0x47);
+    assert_eq!(machine.pending(0x47), [1], "its own again");
+}
+
+#[test]
+fn an_id_that_was_written_stays_over_init_and_a_move_and_ends_with_the_mode() {
+    let machine = Machine::enabled(2);
+    let cpu = &machine.cpus[1];
+    let is = |machine: &Machine, id: u32, vector: u32| {
+        machine.send(id << 12, vector);
+        machine.pending(vector as u8) == [1]
+    };
+    cpu.write(ID, 0x7000_0000);
+    machine.send(0x70 << 12, 0x500);
+    assert!(cpu.apic.next_event().is_some());
+    cpu.run();
+    cpu.enable();
+    assert!(cpu.read(ID) == 0x7000_0000 && is(&machine, 0x70, 0x41));
+    let state = cpu.apic.save();
+    assert_eq!(state.xapic_id, 0x70);
+    let other = Machine::enabled(2);
+    other.cpus[1].apic.restore(&state).unwrap();
+    assert!(is(&other, 0x70, 0x42) && !is(&other, 1, 0x43));
+
+    // x2APIC mode has the ID of CPUID, and no other.
+    cpu.x2apic();
+    assert_eq!(cpu.apic.read_msr(0x802), Ok(1));
+    assert!(cpu.apic.write_msr(0x802, 5).is_err());
+    let x2apic_irr = || cpu.apic.read_msr(0x822).unwrap();
+    machine.send(1 << 12, 0x44);
+    assert_eq!(x2apic_irr() & 1 << 4, 1 << 4);
+    machine.send(0x70 << 12, 0x45);
+    assert_eq!(x2apic_irr() & 1 << 5, 0);
+    cpu.apic.write_msr(APIC_BASE, 0xfee0_0000).unwrap();
+    cpu.apic.write_msr(APIC_BASE, 0xfee0_0800).unwrap();
+    assert_eq!(cpu.read(ID), 0x0100_0000);
+    cpu.write(ID, 0x7000_0000);
+    cpu.apic.reset();
+    assert_eq!(cpu.read(ID), 0x0100_0000);
+    cpu.enable();
+    assert!(is(&machine, 1, 0x46));
+}

@@ -304,3 +304,18 @@ fn requests_survive_while_the_apic_is_disabled_by_software() {
     other.cpus[0].apic.restore(&state).unwrap();
     assert!(other.cpus[0].has(IRR, 0x51));
 }
+
+#[test]
+fn more_nmis_than_a_cpu_latches_and_an_id_that_cannot_be_written_are_refused() {
+    let machine = Machine::enabled(1);
+    let apic = &machine.cpus[0].apic;
+    let state = LocalApicState { nmis: 3, ..apic.save() };
+    assert_eq!(apic.restore(&state), Err(LocalApicStateError::Nmis(3)));
+    machine.cpus[0].x2apic();
+    let (xapic_id, id) = (7, ApicId(0));
+    let state = LocalApicState {
+        xapic_id,
+        ..apic.save()
+    };
+    assert_eq!(apic.restore(&state), Err(LocalApicStateError::XApicId { xapic_id, id }));
+}

@@ -116,11 +116,8 @@ pub struct LintLine {
 
 impl Interrupt for LintLine {
     fn trigger(&self) -> io::Result<()> {
-        let (up, rose) = (signal::UP[self.pin as usize], signal::ROSE[self.pin as usize]);
-        self.apics.cpus[self.cpu].inbox.signal(|signals| match signals & up {
-            0 => signals | up | rose,
-            _ => signals,
-        })
+        let inbox = &self.apics.cpus[self.cpu].inbox;
+        inbox.signal(|signals| signal::rise(signals, self.pin as usize))
     }
 }
 

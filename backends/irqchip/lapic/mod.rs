@@ -235,7 +235,8 @@ impl LocalApicsConfig {
 
 /// What one local APIC is made of.
 pub struct LocalApicParts {
-    /// Its ID. An APIC whose ID is above 254 can be named only in x2APIC mode.
+    /// Its ID. An APIC whose ID is above 254 can be named only in x2APIC mode. In xAPIC mode the guest can give it another,
+    /// by which messages find it until it is disabled, enters x2APIC mode or is [reset](LocalApic::reset).
     pub id: ApicId,
     /// Up while there is something that the vCPU has not looked at: kick it out of the guest, or wake it if it is
     /// halted. It hears transitions only, in order, and never while a lock is held. If it refuses, the next message
@@ -268,7 +269,8 @@ pub enum CpuEvent {
     StartUp(Vector),
     /// Inject a system management interrupt, or ignore it.
     Smi,
-    /// Inject a non-maskable interrupt.
+    /// Inject a non-maskable interrupt. There may be two in a row: a CPU takes one, and latches one more until the first is
+    /// handled. A third is lost.
     Nmi,
 }
 

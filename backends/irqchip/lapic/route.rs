@@ -51,6 +51,8 @@ pub(super) struct Presence {
     pub mode: Mode,
     /// Software-enabled: vectors are accepted.
     pub enabled: bool,
+    /// The ID that the guest has given it in xAPIC mode, if it is not its own.
+    pub moved: Option<u8>,
     /// The logical ID: 8 bits in xAPIC mode, 32 in x2APIC mode.
     pub ldr: u32,
     /// The model of the destination format.
@@ -67,13 +69,15 @@ impl Presence {
     /// The lists of the index that it belongs to.
     pub fn places(self) -> Places {
         let id = self.ldr as u8;
-        match (self.mode, self.dfr) {
-            (Mode::XApic, DFR_FLAT) => logical::flat(id),
-            (Mode::XApic, DFR_CLUSTER) => logical::cluster(id),
-            // Its first 8 members have logical IDs of as many bits, too.
-            (Mode::X2Apic, _) if self.ldr >> 16 == 0 => logical::flat(id),
-            _ => 0,
-        }
+        let moved = if self.moved.is_some() { logical::MOVED } else { 0 };
+        moved
+            | match (self.mode, self.dfr) {
+                (Mode::XApic, DFR_FLAT) => logical::flat(id),
+                (Mode::XApic, DFR_CLUSTER) => logical::cluster(id),
+                // Its first 8 members have logical IDs of as many bits, too.
+                (Mode::X2Apic, _) if self.ldr >> 16 == 0 => logical::flat(id),
+                _ => 0,
+            }
     }
 
     pub fn matches_logical(self, destination: u32) -> bool {
@@ -88,28 +92,38 @@ impl Presence {
         }
     }
 
+    /// Whether it is the one with this ID. `own` is the one that it was made with.
+    fn matches_physical(self, own: ApicId, destination: ApicId) -> bool {
+        destination == self.moved.map_or(own, |id| ApicId(id.into()))
+    }
+
+    /// DFR's model and the class have 4 bits.
     fn pack(self) -> u64 {
         let Self {
             mode,
             enabled,
+            moved,
             ldr,
             dfr,
             class,
         } = self;
-        u64::from(ldr) | u64::from(dfr) << 32 | (mode as u64) << 40 | u64::from(enabled) << 48 | u64::from(class) << 56
+        let low = u64::from(ldr) | u64::from(dfr) << 32 | u64::from(class) << 36 | (mode as u64) << 40;
+        let moved = moved.map_or(0, |id| 1 << 43 | u64::from(id) << 48);
+        low | u64::from(enabled) << 42 | moved
     }
 
     fn unpack(word: u64) -> Self {
         Self {
-            mode: match word >> 40 & 0xff {
+            mode: match word >> 40 & 3 {
                 0 => Mode::Disabled,
                 1 => Mode::XApic,
                 _ => Mode::X2Apic,
             },
-            enabled: word >> 48 & 1 != 0,
+            enabled: word >> 42 & 1 != 0,
+            moved: (word >> 43 & 1 != 0).then_some((word >> 48) as u8),
             ldr: word as u32,
-            dfr: (word >> 32) as u8,
-            class: (word >> 56) as u8,
+            dfr: (word >> 32 & 0xf) as u8,
+            class: (word >> 36 & 0xf) as u8,
         }
     }
 }
@@ -203,10 +217,7 @@ impl Shared {
     pub fn deliver(&self, from: Option<usize>, message: &Message) -> io::Result<()> {
         match message.target {
             Target::Own => from.map_or(Ok(()), |cpu| self.deliver_to(cpu, message)),
-            Target::Physical(id) => match self.cpu_of(id) {
-                Some(cpu) if self.presence(cpu).is_present() => self.deliver_to(cpu, message),
-                _ => Ok(()),
-            },
+            Target::Physical(id) => self.deliver_among(message, || self.named(id)),
             Target::All => self.deliver_among(message, || self.present()),
             Target::Others => self.deliver_among(message, || self.present().filter(|(cpu, _)| Some(*cpu) != from)),
             Target::Logical(destination) => self.deliver_among(message, || self.addressed(destination)),
@@ -220,6 +231,14 @@ impl Shared {
     fn present(&self) -> impl Iterator<Item = (usize, Presence)> {
         let all = (0..self.cpus.len()).map(|cpu| (cpu, self.presence(cpu)));
         all.filter(|(_, presence)| presence.is_present())
+    }
+
+    /// Who has an ID: whoever was made with it, and all that the guest has given one.
+    fn named(&self, id: ApicId) -> impl Iterator<Item = (usize, Presence)> {
+        let own = self.cpu_of(id);
+        let moved = self.logical.moved().filter(move |cpu| Some(*cpu) != own);
+        let cpus = own.into_iter().chain(moved).map(|cpu| (cpu, self.presence(cpu)));
+        cpus.filter(move |(cpu, presence)| presence.is_present() && presence.matches_physical(self.cpus[*cpu].id, id))
     }
 
     /// Whom a logical destination is for: one of 8 bits, whoever the index says it may be for; another is of x2APIC mode and
@@ -279,11 +298,12 @@ impl Shared {
                 inbox.signal(|signals| signals | signal::ILLEGAL_VECTOR)
             }
             DeliveryMode::Smi => inbox.signal(|signals| signals | signal::SMI),
-            DeliveryMode::Nmi => inbox.signal(|signals| signals | signal::NMI),
+            DeliveryMode::Nmi => inbox.signal(signal::nmi),
             DeliveryMode::ExtInt => inbox.signal(|signals| signals | signal::EXT_INT),
             // Ends whatever came before; what comes after it, a start-up above all, is kept.
             DeliveryMode::Init => inbox.signal(|signals| {
-                let before = signal::START_UP | signal::START_UP_VECTOR | signal::NMI | signal::SMI | signal::EXT_INT;
+                let start_up = signal::START_UP | signal::START_UP_VECTOR;
+                let before = start_up | signal::NMI | signal::NMI_AGAIN | signal::SMI | signal::EXT_INT;
                 signals & !before | signal::INIT
             }),
             // The first one starts the CPU; the second one, which the start-up protocol sends for safety, finds it
