@@ -500,3 +500,59 @@ fn a_state_of_which_one_part_is_refused_changes_nothing() {
         assert_eq!(pc.save(), good);
     }
 }
+
+#[test]
+fn pci_wires_are_active_low_and_a_wired_or_and_stay_so_over_a_reset_and_a_move() {
+    let machine = machine();
+    let wires = machine.pc.pci_wires(Gsi(16)).unwrap();
+    let entries = || (16..20).for_each(|pin| machine.entry(pin, 0xa040 + pin));
+    entries();
+    assert_eq!(machine.messages.take(), [], "idle");
+    // A second device of another bus on the same wires.
+    let others = machine.pc.pci_wires(Gsi(16)).unwrap();
+    for (pin, (wire, other)) in (0x50..).zip(wires.iter().zip(&others)) {
+        wire.trigger().unwrap();
+        other.trigger().unwrap();
+        assert_eq!(machine.messages.take(), [pin]);
+        wire.clear().unwrap();
+        machine.pc.eoi(Vector(pin));
+        assert_eq!(machine.messages.take(), [pin], "the other device");
+        other.clear().unwrap();
+        machine.pc.eoi(Vector(pin));
+        assert_eq!(machine.messages.take(), []);
+    }
+    wires[1].trigger().unwrap();
+    assert_eq!(machine.messages.take(), [0x51]);
+    let state = machine.pc.save();
+    wires[1].clear().unwrap();
+    machine.pc.reset();
+    entries();
+    assert_eq!(machine.messages.take(), [], "idle after a reset");
+
+    // The devices may come after the state.
+    let other = self::machine();
+    (16..20).for_each(|pin| other.entry(pin, 0x1_0000));
+    other.messages.take();
+    let wires = other.pc.pci_wires(Gsi(16)).unwrap();
+    other.pc.restore(&state).unwrap();
+    wires[1].trigger().unwrap();
+    other.pc.eoi(Vector(0x51));
+    assert_eq!(other.messages.take(), [0x51], "it is still up");
+    wires[1].clear().unwrap();
+    other.pc.eoi(Vector(0x51));
+    assert_eq!(other.messages.take(), []);
+    // What is no wire of PCI is as it was.
+    let isa = other.pc.level_line(Irq(9)).unwrap();
+    other.entry(9, 0x8049);
+    assert_eq!(other.messages.take(), []);
+    isa.trigger().unwrap();
+    assert_eq!(other.messages.take(), [0x49]);
+}
+
+#[test]
+fn four_wires_that_are_not_all_there_change_no_pin() {
+    let machine = machine();
+    assert!(machine.pc.pci_wires(Gsi(21)).is_err());
+    machine.entry(23, 0x8057);
+    assert_eq!(machine.messages.take(), [], "active high, and idle");
+}

@@ -24,7 +24,7 @@ use devisor::{
             pic::Irq,
         },
         kvm::{
-            KvmIrqs,
+            self, KvmIrqs,
             x86::{Exit, SplitIrqchip, VcpuWaker, X86Vcpu, prepare_software},
         },
     },
@@ -33,7 +33,8 @@ use devisor::{
     time::{ManualClock, alarm_from_fn},
 };
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_segment, kvm_userspace_memory_region,
+    KVM_IRQCHIP_IOAPIC, KVM_MAX_CPUID_ENTRIES, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_irqchip,
+    kvm_segment, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use skip::skipped;
@@ -79,6 +80,11 @@ impl Machine {
 
     /// Local APICs for `cpus`, and the last of the vCPUs, which is to run.
     fn software(&self, cpus: u32) -> (LocalApics, X86Vcpu) {
+        let (apics, _, vcpu) = self.software_with_board(cpus);
+        (apics, vcpu)
+    }
+
+    fn software_with_board(&self, cpus: u32) -> (LocalApics, Arc<Pc>, X86Vcpu) {
         prepare_software(&self.vm).unwrap();
         let clock = Arc::new(ManualClock::default());
         let wakers: Vec<_> = (0..cpus).map(|_| VcpuWaker::new().unwrap()).collect();
@@ -94,8 +100,8 @@ impl Machine {
         apic.write(0xf0, &0x1ff_u32.to_le_bytes());
         let fd = self.vm.create_vcpu(last.into()).unwrap();
         begin(&fd);
-        let vcpu = X86Vcpu::software(fd, wakers[last as usize].clone(), apic, board).unwrap();
-        (apics, vcpu)
+        let vcpu = X86Vcpu::software(fd, wakers[last as usize].clone(), apic, Arc::clone(&board)).unwrap();
+        (apics, board, vcpu)
     }
 
     /// A board before local APICs in the kernel.
@@ -116,18 +122,40 @@ impl Machine {
         for (port, word) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0)] {
             ports.write(port, &[word]).unwrap();
         }
-        let fd = self.vm.create_vcpu(0).unwrap();
-        let mut apic = fd.get_lapic().unwrap();
-        for (at, value) in [(0xf0, 0x1ff_u32), (0x350, 0x700)] {
-            for (byte, value) in apic.regs[at..].iter_mut().zip(value.to_le_bytes()) {
-                *byte = value as _;
-            }
-        }
-        fd.set_lapic(&apic).unwrap();
-        begin(&fd);
-        let vcpu = X86Vcpu::split(fd, VcpuWaker::new().unwrap(), &irqchip).unwrap();
+        let vcpu = X86Vcpu::split(self.vcpu_with_local_apic(), VcpuWaker::new().unwrap(), &irqchip).unwrap();
         Some((board, vcpu))
     }
+
+    /// All controllers in the kernel, wired as a PC's.
+    fn kernel(&self) -> Option<(KvmIrqs, X86Vcpu)> {
+        let created = self.vm.create_irq_chip();
+        created
+            .inspect_err(|error| skipped(format_args!("KVM has no irqchip: {error}")))
+            .ok()?;
+        let irqs = KvmIrqs::new(Arc::clone(&self.vm), 1..=23).unwrap();
+        irqs.wire_as_pc().unwrap();
+        let vcpu = X86Vcpu::kernel(self.vcpu_with_local_apic(), VcpuWaker::new().unwrap()).unwrap();
+        Some((irqs, vcpu))
+    }
+
+    /// The kernel's: enabled, and LINT0 lets the 8259's requests through.
+    fn vcpu_with_local_apic(&self) -> VcpuFd {
+        let fd = self.vm.create_vcpu(0).unwrap();
+        set_local_apic(&fd, &[(0xf0, 0x1ff), (0x350, 0x700)]);
+        begin(&fd);
+        fd
+    }
+}
+
+/// Registers of the kernel's local APIC.
+fn set_local_apic(fd: &VcpuFd, registers: &[(usize, u32)]) {
+    let mut apic = fd.get_lapic().unwrap();
+    for (at, value) in registers {
+        for (byte, value) in apic.regs[*at..].iter_mut().zip(value.to_le_bytes()) {
+            *byte = value as _;
+        }
+    }
+    fd.set_lapic(&apic).unwrap();
 }
 
 /// In real mode, with a stack, and with interrupts on.
@@ -531,6 +559,81 @@ fn the_ioapic_hears_of_the_eoi_also_after_its_entry_has_got_another_vector() {
             "Remote IRR of {vector:#x}"
         );
     }
+}
+
+/// As MP tables and a `_PRT` say of the wires of PCI, and guests program it: level-sensitive, active low.
+const PCI_ENTRY: u64 = 0xa055;
+
+/// A device on a wire of PCI, at pin 16: it interrupts while it wants to, and not before or after.
+fn a_pci_wire_interrupts_while_it_is_asserted(machine: &Machine, vcpu: &mut X86Vcpu, wire: &dyn LevelInterrupt) {
+    let mut sregs = vcpu.fd().get_sregs().unwrap();
+    sregs.ds.base = 0xfee0_0000;
+    vcpu.fd().set_sregs(&sregs).unwrap();
+    // 1: jmp 1b
+    machine.put(CODE, &[0xeb, 0xfe]);
+    // out 0x11, al; xor eax, eax; mov [0xb0], eax (EOI); out 0x10, al; iret
+    let code = [0xe6, 0x11, 0x66, 0x31, 0xc0, 0x66, 0xa3, 0xb0, 0, 0xe6, 0x10, 0xcf];
+    machine.handle(0x55, 0x2000, &code);
+    let mut next_port = |patience| next_write(vcpu, patience).map(|(port, _)| port);
+    let soon = Duration::from_millis(100);
+    assert_eq!(next_port(soon), None, "an idle device");
+    for _ in 0..2 {
+        wire.trigger().unwrap();
+        // Once more for as long as it is up.
+        for port in [0x11, 0x10, 0x11] {
+            assert_eq!(next_port(PATIENCE), Some(port));
+        }
+        wire.clear().unwrap();
+        // The kernel's IOAPIC may have sent another one already, where KVM emulates the guest.
+        let rest: Vec<_> = iter::from_fn(|| next_port(soon)).take(4).collect();
+        assert!(
+            rest == [0x10] || rest == [0x10, 0x11, 0x10],
+            "an idle device: {rest:x?}"
+        );
+    }
+}
+
+fn program_pci_entry(board: &Pc) {
+    board.ioapic().write(0, &[0x10 + 2 * 16]);
+    board.ioapic().write(0x10, &(PCI_ENTRY as u32).to_le_bytes());
+}
+
+#[test]
+fn an_idle_pci_wire_is_silent_behind_an_active_low_entry_with_all_controllers_here() {
+    let Some(machine) = Machine::new() else { return };
+    let (_apics, board, mut vcpu) = machine.software_with_board(1);
+    let wires = board.pci_wires(Gsi(16)).unwrap();
+    program_pci_entry(&board);
+    a_pci_wire_interrupts_while_it_is_asserted(&machine, &mut vcpu, &*wires[0]);
+}
+
+#[test]
+fn an_idle_pci_wire_is_silent_behind_an_active_low_entry_of_a_split_irqchip() {
+    let Some(machine) = Machine::new() else { return };
+    let Some((board, mut vcpu)) = machine.split() else {
+        return;
+    };
+    let wires = board.pci_wires(Gsi(16)).unwrap();
+    program_pci_entry(&board);
+    a_pci_wire_interrupts_while_it_is_asserted(&machine, &mut vcpu, &*wires[0]);
+}
+
+#[test]
+fn an_idle_pci_wire_is_silent_behind_an_active_low_entry_of_the_kernels_ioapic() {
+    let Some(machine) = Machine::new() else { return };
+    let Some((irqs, mut vcpu)) = machine.kernel() else {
+        return;
+    };
+    let mut chip = kvm_irqchip {
+        chip_id: KVM_IRQCHIP_IOAPIC,
+        ..Default::default()
+    };
+    machine.vm.get_irqchip(&mut chip).unwrap();
+    // SAFETY: the kernel has filled in the union's variant for the chip that was asked for.
+    unsafe { chip.chip.ioapic.redirtbl[16].bits = PCI_ENTRY };
+    machine.vm.set_irqchip(&chip).unwrap();
+    let wire = irqs.claim(kvm::Gsi(16), "INTA").unwrap().irq_line().unwrap();
+    a_pci_wire_interrupts_while_it_is_asserted(&machine, &mut vcpu, &wire);
 }
 
 #[test]

@@ -34,6 +34,8 @@ impl PinSet {
 
 #[derive(Debug)]
 pub(super) struct Pin {
+    /// It idles high, and low is what up is elsewhere.
+    pub(super) pulled_up: bool,
     /// How many lines hold it up.
     pub(super) holders: u32,
     /// It was up when the state was saved, and its device has not driven it since the restore.
@@ -49,6 +51,7 @@ pub(super) struct Pin {
 impl Pin {
     pub(super) fn new() -> Self {
         Self {
+            pulled_up: false,
             holders: 0,
             restored_up: false,
             latched: false,
@@ -57,13 +60,15 @@ impl Pin {
         }
     }
 
+    /// Whether a line holds it up.
     pub(super) fn is_up(&self) -> bool {
         self.holders != 0 || self.restored_up
     }
 
     /// Whether the pin is at the level that the entry's polarity calls active.
     fn is_active(&self) -> bool {
-        self.is_up() != (self.entry & POLARITY != 0)
+        let is_high = self.is_up() != self.pulled_up;
+        is_high != (self.entry & POLARITY != 0)
     }
 
     fn is_masked(&self) -> bool {
@@ -152,6 +157,12 @@ impl Model {
         }
         (*id, *select) = (0, 0);
         (*remote_irr, *due) = Default::default();
+    }
+
+    /// From now on the pin idles high. That is no edge.
+    pub(super) fn pull_up(&mut self, index: u32) {
+        self.pins[index as usize].pulled_up = true;
+        self.due.insert(index);
     }
 
     /// One line more, or one less, holds the pin up.

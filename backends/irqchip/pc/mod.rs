@@ -2,7 +2,8 @@
 //!
 //! [`Pc`] has an IOAPIC, the 8259 pair and the 8254 with port B, and wires them as a PC does. Each IRQ of the ISA bus goes
 //! to both controllers, to the pin of the same number, but for IRQ 0, the timer's, which is pin 2 of the IOAPIC (to the
-//! other, the second 8259 is wired). Pins from 16 on are the IOAPIC's alone. A global system interrupt ([`Gsi`]) is a pin
+//! other, the second 8259 is wired). Pins from 16 on are the IOAPIC's alone. The wires of PCI ([`Pc::pci_wires`]) are active
+//! low, all others active high. A global system interrupt ([`Gsi`]) is a pin
 //! of the IOAPIC with whatever else is soldered to it, as ACPI counts them.
 //!
 //! It knows no hypervisor. Its two outputs are the messages of the IOAPIC and INTR of the 8259 pair. Where the local APICs
@@ -263,6 +264,11 @@ impl Pc {
 
     /// Four wires for a PCI root bus, at the GSIs from `first` on: GSI 16, as a rule, or what the guest's tables say.
     ///
+    /// They are active low, as on every PC: their pins of the IOAPIC [idle high](IoApic::pull_up), and to the 8259s they are as
+    /// other lines. So tell the guest: in an MP table that they conform to the bus, or level and active low; in a `_PRT` the
+    /// GSI itself, which means just that. Where tables are given that say active high, as those of a `_PRT` with link devices
+    /// may, four [level lines](Self::gsi_level_line) are the wires instead.
+    ///
     /// # Errors
     /// [`PcError::IoApic`]: there are not so many pins.
     pub fn pci_wires(&self, first: Gsi) -> Result<[Arc<dyn LevelInterrupt>; 4], PcError> {
@@ -270,7 +276,11 @@ impl Pc {
             // Past the last there is no pin either.
             Ok(Arc::new(self.gsi_level_line(Gsi(first.0.saturating_add(pin)))?))
         };
-        Ok([wire(0)?, wire(1)?, wire(2)?, wire(3)?])
+        let wires = [wire(0)?, wire(1)?, wire(2)?, wire(3)?];
+        for pin in first.0..first.0 + 4 {
+            self.ioapic.pull_up(Pin(pin))?;
+        }
+        Ok(wires)
     }
 
     /// IRQ 2 is no wire of the ISA bus, though GSI 2 is one.
