@@ -29,7 +29,7 @@ use devisor::{
         },
     },
     bus::{Bus, BusDevice},
-    interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
+    interrupt::{Acceptance, Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
     time::{ManualClock, alarm_from_fn},
 };
 use kvm_bindings::{
@@ -559,6 +559,55 @@ fn the_ioapic_hears_of_the_eoi_also_after_its_entry_has_got_another_vector() {
             "Remote IRR of {vector:#x}"
         );
     }
+}
+
+/// KVM_SIGNAL_MSI says it by its answer, and nobody says when the local APIC is enabled.
+#[test]
+fn a_level_that_a_local_apic_in_the_kernel_has_not_accepted_is_delivered_once_it_is_enabled() {
+    for again in [false, true] {
+        let Some(machine) = Machine::new() else { return };
+        let Some((board, mut vcpu)) = machine.split() else {
+            return;
+        };
+        // 1: jmp 1b
+        machine.put(CODE, &[0xeb, 0xfe]);
+        // out 0x11, al; 1: jmp 1b
+        machine.handle(0x81, 0x2000, &[0xe6, 0x11, 0xeb, 0xfe]);
+        set_local_apic(vcpu.fd(), &[(0xf0, 0xff)]);
+        board.ioapic().write(0, &[0x10 + 2 * 19]);
+        board.ioapic().write(0x10, &0x8081_u32.to_le_bytes());
+        let remote_irr = || board.ioapic().save().pins[19].entry & 1 << 14 != 0;
+        let line = board.gsi_level_line(Gsi(19)).unwrap();
+        line.trigger().unwrap();
+        assert!(!remote_irr() && board.ioapic().owes());
+        assert_eq!(next_write(&mut vcpu, Duration::from_millis(100)), None);
+        assert!(!remote_irr(), "nor when the guest runs");
+        set_local_apic(vcpu.fd(), &[(0xf0, 0x1ff)]);
+        if again {
+            line.clear().unwrap();
+            line.trigger().unwrap();
+            assert!(remote_irr());
+        }
+        assert_eq!(next_write(&mut vcpu, PATIENCE).map(|(port, _)| port), Some(0x11));
+        assert!(remote_irr() && !board.ioapic().owes());
+    }
+}
+
+#[test]
+fn a_message_that_no_local_apic_in_the_kernel_takes_is_no_error_and_told_to_who_offers_it() {
+    let Some(machine) = Machine::new() else { return };
+    let Some((irqs, vcpu)) = machine.kernel() else {
+        return;
+    };
+    let messages = irqs.messages();
+    let offer = |destination| {
+        let message = message(0x81, destination);
+        messages.send(RequesterId(8), message).expect("as on a bus");
+        messages.offer(RequesterId(8), message).unwrap()
+    };
+    assert_eq!([offer(0), offer(5)], [Acceptance::Accepted, Acceptance::Dropped]);
+    set_local_apic(vcpu.fd(), &[(0xf0, 0xff)]);
+    assert_eq!([offer(0), offer(0xff)], [Acceptance::Dropped; 2]);
 }
 
 /// As MP tables and a `_PRT` say of the wires of PCI, and guests program it: level-sensitive, active low.

@@ -101,6 +101,7 @@ impl Model {
             select,
             remote_irr,
             due: _,
+            retries: _,
         } = self;
         let pins = (0..).zip(pins).map(|(index, pin)| {
             let Pin {

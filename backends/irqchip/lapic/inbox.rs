@@ -198,7 +198,7 @@ mod loom_tests {
 
     use super::*;
     use crate::{
-        backends::irqchip::lapic::{ApicId, LocalApicsConfig, Request, model::Model},
+        backends::irqchip::lapic::{ApicId, LocalApicsConfig, Request, model::Model, route::Published},
         interrupt::Interrupt,
     };
 
@@ -283,6 +283,33 @@ mod loom_tests {
                 assert!(!up.load(Ordering::SeqCst), "woken for nothing, for ever");
             });
         }
+    }
+
+    /// What a sender of a level has seen accepted is accepted, and nobody brings it again.
+    #[test]
+    fn loom_a_level_that_is_sent_while_its_cpu_is_being_disabled_is_accepted_or_the_sender_knows() {
+        model(|| {
+            let (inbox, _) = inbox();
+            let mut apic = Model::new(LocalApicsConfig::default(), ApicId(0), true);
+            apic.write_page(0x0f, 0x1ff);
+            let published = Arc::new(Published::new(apic.update()));
+            let sender = {
+                let (inbox, published) = (inbox.clone(), published.clone());
+                thread::spawn(move || {
+                    let accepted = published.get().enabled;
+                    if accepted {
+                        inbox.request(Vector(0x31), true).unwrap();
+                    }
+                    accepted
+                })
+            };
+            apic.absorb(Some(&inbox.take(true)), None);
+            apic.write_page(0x0f, 0xff);
+            published.set(apic.update());
+            let accepted = sender.join().unwrap();
+            apic.absorb(Some(&inbox.take(true)), None);
+            assert_eq!(apic.holds(Vector(0x31)), accepted);
+        });
     }
 
     #[test]

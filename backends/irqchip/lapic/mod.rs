@@ -153,6 +153,7 @@ use std::{
 
 use self::{
     inbox::Inbox,
+    lines::HookEvent,
     model::{Model, News},
     registers::Lvt,
     route::{Presence, Published},
@@ -167,7 +168,7 @@ use crate::{
 
 pub use super::Vector;
 pub use cpu::{LocalApic, Pending};
-pub use lines::{EoiHook, Lint, LintLine, LocalLine, LocalSource};
+pub use lines::{Lint, LintLine, LocalApicHook, LocalLine, LocalSource};
 pub use route::NoSuchDoorbell;
 pub use snapshot::{LocalApicState, LocalApicStateError};
 
@@ -361,6 +362,7 @@ impl Own {
     fn update(&mut self, apics: &Shared, cpu: usize) -> bool {
         let presence = self.model.update();
         if presence != self.presence {
+            self.model.news.accepts_more |= presence.accepts_more_than(self.presence);
             self.presence = presence;
             let publish = || apics.cpus[cpu].published.set(presence);
             apics.logical.publish(cpu, &mut self.places, presence, publish);
@@ -514,7 +516,11 @@ impl Shared {
         let value = change(model);
         let ticked = mail.as_ref().is_some_and(|mail| mail.tick);
         let alarmed = own.update(self, cpu) || ticked;
-        let News { message, eoi } = std::mem::take(&mut own.model.news);
+        let News {
+            message,
+            eoi,
+            accepts_more,
+        } = std::mem::take(&mut own.model.news);
         drop(own);
 
         // What a wake line refuses is counted there, and told again with the next message.
@@ -525,7 +531,10 @@ impl Shared {
             let _ = self.deliver(Some(cpu), &message);
         }
         if let Some(vector) = eoi {
-            self.call_hooks(vector);
+            self.call_hooks(HookEvent::Eoi(vector));
+        }
+        if accepts_more {
+            self.call_hooks(HookEvent::AcceptsMore);
         }
         if alarmed {
             self.cpus[cpu].settle_alarm();

@@ -60,6 +60,8 @@ pub(super) struct Model {
 pub(super) struct News {
     pub message: Option<Message>,
     pub eoi: Option<Vector>,
+    /// There may be messages that are accepted now and were not before.
+    pub accepts_more: bool,
 }
 
 impl Model {
@@ -176,8 +178,12 @@ impl Model {
             self.advance(now);
         }
         let Some(mail) = mail else { return };
-        if self.mode() != Mode::Disabled && self.is_enabled() {
-            for (word, vectors) in mail.vectors.0.into_iter().enumerate() {
+        if self.mode() != Mode::Disabled {
+            for (word, mut vectors) in mail.vectors.0.into_iter().enumerate() {
+                // A level was accepted when it was sent, and nobody brings it again.
+                if !self.is_enabled() {
+                    vectors &= mail.level.0[word];
+                }
                 self.irr.0[word] |= vectors;
                 self.tmr.0[word] = self.tmr.0[word] & !vectors | mail.level.0[word] & vectors;
             }

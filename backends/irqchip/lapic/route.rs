@@ -14,7 +14,7 @@ use super::{
     },
 };
 use crate::{
-    interrupt::{MsiMessage, MsiSink, RequesterId},
+    interrupt::{Acceptance, MsiMessage, MsiSink, RequesterId},
     sync::{AtomicU64, Ordering},
 };
 
@@ -64,6 +64,16 @@ pub(super) struct Presence {
 impl Presence {
     fn is_present(self) -> bool {
         self.mode != Mode::Disabled
+    }
+
+    fn accepts_vectors(self) -> bool {
+        self.is_present() && self.enabled
+    }
+
+    /// Whether there may be messages that it accepts and did not accept `before`.
+    pub fn accepts_more_than(self, before: Self) -> bool {
+        let class = before.class;
+        self.accepts_vectors() && Self { class, ..self } != before
     }
 
     /// The lists of the index that it belongs to.
@@ -213,10 +223,11 @@ impl Target {
 }
 
 impl Shared {
-    /// Delivers `message`, which the CPU `from` sends if any does. The error is that of a wake line: the last one.
-    pub fn deliver(&self, from: Option<usize>, message: &Message) -> io::Result<()> {
+    /// Delivers `message`, which the CPU `from` sends if any does, and says whether anyone has accepted it. The error is that
+    /// of a wake line: the last one.
+    pub fn deliver(&self, from: Option<usize>, message: &Message) -> io::Result<bool> {
         match message.target {
-            Target::Own => from.map_or(Ok(()), |cpu| self.deliver_to(cpu, message)),
+            Target::Own => from.map_or(Ok(false), |cpu| self.deliver_to(cpu, self.presence(cpu), message)),
             Target::Physical(id) => self.deliver_among(message, || self.named(id)),
             Target::All => self.deliver_among(message, || self.present()),
             Target::Others => self.deliver_among(message, || self.present().filter(|(cpu, _)| Some(*cpu) != from)),
@@ -256,14 +267,15 @@ impl Shared {
         cpus.filter(move |(_, presence)| presence.matches_logical(destination))
     }
 
-    fn deliver_among<I>(&self, message: &Message, candidates: impl Fn() -> I) -> io::Result<()>
+    fn deliver_among<I>(&self, message: &Message, candidates: impl Fn() -> I) -> io::Result<bool>
     where
         I: Iterator<Item = (usize, Presence)>,
     {
         if message.mode != DeliveryMode::LowestPriority {
-            let mut result = Ok(());
-            for (cpu, _) in candidates() {
-                result = self.deliver_to(cpu, message).and(result);
+            let mut result = Ok(false);
+            for (cpu, presence) in candidates() {
+                let told = self.deliver_to(cpu, presence, message);
+                result = told.and_then(|accepted| Ok(accepted | result?));
             }
             return result;
         }
@@ -278,20 +290,32 @@ impl Shared {
             }
         });
         let Some(chosen) = usize::from(message.vector.0).checked_rem(count) else {
-            return Ok(());
+            return Ok(false);
         };
         // They may have changed since they were counted, hence who is there at all if not that one.
         let mut idlest = enabled().filter(|(_, presence)| presence.class == lowest);
         match idlest.nth(chosen).or_else(|| enabled().next()) {
-            Some((cpu, _)) => self.deliver_to(cpu, message),
-            None => Ok(()),
+            Some((cpu, presence)) => self.deliver_to(cpu, presence, message),
+            None => Ok(false),
         }
     }
 
-    fn deliver_to(&self, cpu: usize, message: &Message) -> io::Result<()> {
+    /// Whether a vector is accepted is decided here, by what the CPU has published: a sender of a level keeps what was not. What
+    /// nobody keeps is left with the CPU all the same, which may be about to get another state by a restore.
+    fn deliver_to(&self, cpu: usize, presence: Presence, message: &Message) -> io::Result<bool> {
+        let accepted = match message.mode {
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
+                presence.accepts_vectors() && message.vector.0 >= FIRST_VECTOR
+            }
+            DeliveryMode::ExtInt => presence.accepts_vectors(),
+            _ => true,
+        };
         let inbox = &self.cpus[cpu].inbox;
-        match message.mode {
+        let told = match message.mode {
             DeliveryMode::Fixed | DeliveryMode::LowestPriority if message.vector.0 >= FIRST_VECTOR => {
+                if message.level && !accepted {
+                    return Ok(false);
+                }
                 inbox.request(message.vector, message.level)
             }
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
@@ -312,7 +336,8 @@ impl Shared {
                 0 => signals | signal::START_UP | u64::from(message.vector.0) << signal::START_UP_SHIFT,
                 _ => signals,
             }),
-        }
+        };
+        told.map(|()| accepted)
     }
 }
 
@@ -328,11 +353,17 @@ pub struct NoSuchDoorbell {
 /// destination mode in bit 2; vector in data bits 0 to 7, delivery mode in bits 8 to 10, level-triggered in bit 15. The
 /// requester is not looked at.
 ///
-/// A message for an APIC that is not there or not enabled is lost, as on the hardware, and that is `Ok`. `Err` is an
-/// address outside of the range ([`NoSuchDoorbell`]), or a wake line's refusal; the interrupt is pending then all the
+/// A message for an APIC that is not there or not enabled is lost, as on the hardware, and that is `Ok`;
+/// [`offer`](MsiSink::offer) tells it, and [`LocalApics::on_accepting`](super::LocalApics::on_accepting) when it is worth another
+/// try. `Err` is an address outside of the range ([`NoSuchDoorbell`]), or a wake line's refusal; the interrupt is pending then all the
 /// same.
 impl MsiSink for super::LocalApics {
-    fn send(&self, _requester: RequesterId, message: MsiMessage) -> io::Result<()> {
+    fn send(&self, requester: RequesterId, message: MsiMessage) -> io::Result<()> {
+        self.offer(requester, message)?;
+        Ok(())
+    }
+
+    fn offer(&self, _requester: RequesterId, message: MsiMessage) -> io::Result<Acceptance> {
         let MsiMessage { address, data } = message;
         if address >> 20 != 0xfee {
             return Err(io::Error::new(
@@ -340,9 +371,10 @@ impl MsiSink for super::LocalApics {
                 NoSuchDoorbell { address },
             ));
         }
-        match Message::written(address as u32, data) {
-            Some(message) => self.shared.deliver(None, &message),
-            None => Ok(()),
-        }
+        let accepted = match Message::written(address as u32, data) {
+            Some(message) => self.shared.deliver(None, &message)?,
+            None => false,
+        };
+        Ok(accepted.into())
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{
     ApicId, LocalApic, Vector,
+    lines::HookEvent,
     model::{Model, News},
     registers::*,
     route::Mode,
@@ -233,14 +234,18 @@ impl super::Shared {
         change: impl FnOnce(&mut Model) -> Result<[bool; 2], E>,
     ) -> Result<(), E> {
         let this = &self.cpus[cpu];
-        {
+        let news = {
             let mut own = crate::sync::lock(&this.own);
             let lint = change(&mut own.model)?;
             this.inbox.restore_levels(lint);
             own.update(self, cpu);
             this.inbox.look(own.deadline.is_some_and(|deadline| deadline <= now));
-        }
+            std::mem::take(&mut own.model.news)
+        };
         let _ = this.inbox.settle();
+        if news.accepts_more {
+            self.call_hooks(HookEvent::AcceptsMore);
+        }
         this.settle_alarm();
         Ok(())
     }

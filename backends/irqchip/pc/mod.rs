@@ -56,7 +56,7 @@ use std::{fmt, sync::Arc};
 use super::{
     CpuId, Vector,
     ioapic::{IoApic, IoApicConfig, IoApicError, IoApicState, IoApicStateError, Pin},
-    lapic::{EoiHook, Lint, LocalApicError, LocalApics},
+    lapic::{Lint, LocalApicError, LocalApicHook, LocalApics},
     pic::{ChipPorts, ElcrPorts, Irq, Pic, PicError, PicState, PicStateError},
     pit::{CounterPorts, Pit, PitState, PitStateError, PortB},
 };
@@ -151,9 +151,9 @@ pub struct Pc {
     pic: Pic,
     ioapic: IoApic,
     pit: Pit,
-    /// EOIs of the local APICs. It holds a handle of the IOAPIC, whose sink may hold one of the local APICs: dropping it
-    /// with this board opens the circle.
-    _eois: Option<EoiHook>,
+    /// What the IOAPIC hears of the local APICs. They hold a handle of it, whose sink may hold one of the local APICs: dropping
+    /// them with this board opens the circle.
+    _hooks: Option<[LocalApicHook; 2]>,
 }
 
 impl Pc {
@@ -181,12 +181,12 @@ impl Pc {
             pic,
             ioapic,
             pit,
-            _eois: None,
+            _hooks: None,
         })
     }
 
     /// The board before local APICs of devisor's: they get the messages, LINT0 of every CPU is INTR, and their EOIs reach
-    /// the IOAPIC as long as the board is there. The embedder answers [`Request::External`](super::lapic::Request) with
+    /// the IOAPIC as long as the board is there, as does that one of them accepts what it did not accept before. The embedder answers [`Request::External`](super::lapic::Request) with
     /// [`Pic::acknowledge`].
     ///
     /// # Errors
@@ -199,8 +199,11 @@ impl Pc {
     ) -> Result<Self, PcError> {
         let intr = LintOfAll::new(apics, Lint::Zero)?;
         let mut pc = Self::new(config, apics.clone(), intr, clock, alarm)?;
-        let ioapic = pc.ioapic.clone();
-        pc._eois = Some(apics.on_eoi(move |vector| ioapic.eoi(vector)));
+        let [eoi, retry] = [(); 2].map(|()| pc.ioapic.clone());
+        pc._hooks = Some([
+            apics.on_eoi(move |vector| eoi.eoi(vector)),
+            apics.on_accepting(move || retry.retry()),
+        ]);
         Ok(pc)
     }
 
