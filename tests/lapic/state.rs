@@ -115,12 +115,15 @@ fn a_restored_tsc_deadline_is_as_far_away_as_it_was() {
 
 #[test]
 fn a_message_that_came_before_the_restore_is_not_lost() {
-    let state = Machine::enabled(1).cpus[0].apic.save();
-    let machine = Machine::new(1);
-    machine.send(0, 0x41);
-    machine.cpus[0].apic.restore(&state).unwrap();
-    assert!(machine.cpus[0].heard.awake.load(SeqCst));
-    assert_eq!(machine.cpus[0].take(), Some(0x41));
+    // Also with the redirection hint.
+    for address in [0, 1 << 3] {
+        let state = Machine::enabled(1).cpus[0].apic.save();
+        let machine = Machine::new(1);
+        machine.send(address, 0x41);
+        machine.cpus[0].apic.restore(&state).unwrap();
+        assert!(machine.cpus[0].heard.awake.load(SeqCst));
+        assert_eq!(machine.cpus[0].take(), Some(0x41));
+    }
 }
 
 #[test]

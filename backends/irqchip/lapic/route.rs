@@ -79,15 +79,14 @@ impl Presence {
     /// The lists of the index that it belongs to.
     pub fn places(self) -> Places {
         let id = self.ldr as u8;
-        let moved = if self.moved.is_some() { logical::MOVED } else { 0 };
-        moved
-            | match (self.mode, self.dfr) {
-                (Mode::XApic, DFR_FLAT) => logical::flat(id),
-                (Mode::XApic, DFR_CLUSTER) => logical::cluster(id),
-                // Its first 8 members have logical IDs of as many bits, too.
-                (Mode::X2Apic, _) if self.ldr >> 16 == 0 => logical::flat(id),
-                _ => 0,
-            }
+        let places = match (self.mode, self.dfr) {
+            (Mode::XApic, DFR_FLAT) => logical::flat(id),
+            (Mode::XApic, DFR_CLUSTER) => logical::cluster(id),
+            // Its first 8 members have logical IDs of as many bits, too.
+            (Mode::X2Apic, _) if self.ldr >> 16 == 0 => logical::flat(id),
+            _ => 0,
+        };
+        places | if self.moved.is_some() { logical::MOVED } else { 0 }
     }
 
     pub fn matches_logical(self, destination: u32) -> bool {
@@ -228,7 +227,7 @@ impl Shared {
     pub fn deliver(&self, from: Option<usize>, message: &Message) -> io::Result<bool> {
         match message.target {
             Target::Own => from.map_or(Ok(false), |cpu| self.deliver_to(cpu, self.presence(cpu), message)),
-            Target::Physical(id) => self.deliver_among(message, || self.named(id)),
+            Target::Physical(id) => self.deliver_to_each(message, self.named(id)),
             Target::All => self.deliver_among(message, || self.present()),
             Target::Others => self.deliver_among(message, || self.present().filter(|(cpu, _)| Some(*cpu) != from)),
             Target::Logical(destination) => self.deliver_among(message, || self.addressed(destination)),
@@ -267,17 +266,25 @@ impl Shared {
         cpus.filter(move |(_, presence)| presence.matches_logical(destination))
     }
 
+    fn deliver_to_each(
+        &self,
+        message: &Message,
+        candidates: impl Iterator<Item = (usize, Presence)>,
+    ) -> io::Result<bool> {
+        let mut result = Ok(false);
+        for (cpu, presence) in candidates {
+            let told = self.deliver_to(cpu, presence, message);
+            result = told.and_then(|accepted| Ok(accepted | result?));
+        }
+        result
+    }
+
     fn deliver_among<I>(&self, message: &Message, candidates: impl Fn() -> I) -> io::Result<bool>
     where
         I: Iterator<Item = (usize, Presence)>,
     {
         if message.mode != DeliveryMode::LowestPriority {
-            let mut result = Ok(false);
-            for (cpu, presence) in candidates() {
-                let told = self.deliver_to(cpu, presence, message);
-                result = told.and_then(|accepted| Ok(accepted | result?));
-            }
-            return result;
+            return self.deliver_to_each(message, candidates());
         }
         // Among those of the lowest priority, each vector has one that is always the same as long as they stay the
         // same: its handler's data is in that CPU's cache.
