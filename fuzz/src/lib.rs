@@ -18,7 +18,7 @@ use arbitrary::Arbitrary;
 use devisor::{
     backends::irqchip::{Group, InterruptState, TriggerMode},
     bus::BusDevice,
-    interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
+    interrupt::{Acceptance, Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
 };
 
 /// A guest's access to a region of registers, of any width, alignment and offset.
@@ -69,6 +69,7 @@ pub struct Outside(Arc<Ends>);
 struct Ends {
     up: AtomicBool,
     refuses: AtomicBool,
+    drops: AtomicBool,
     messages: AtomicU64,
 }
 
@@ -91,6 +92,16 @@ impl Outside {
     /// Whether it answers with an error.
     pub fn refuses(&self) -> bool {
         self.0.refuses.load(Relaxed)
+    }
+
+    /// Whether nobody accepts a message from now on.
+    pub fn drop_all(&self, drops: bool) {
+        self.0.drops.store(drops, Relaxed);
+    }
+
+    /// Whether nobody accepts a message.
+    pub fn drops(&self) -> bool {
+        self.0.drops.load(Relaxed)
     }
 
     fn answer(&self) -> io::Result<()> {
@@ -125,6 +136,14 @@ impl MsiSink for Outside {
         self.answer()?;
         self.0.messages.fetch_add(1, Relaxed);
         Ok(())
+    }
+
+    fn offer(&self, requester: RequesterId, message: MsiMessage) -> io::Result<Acceptance> {
+        if self.drops() && !self.refuses() {
+            return Ok(Acceptance::Dropped);
+        }
+        self.send(requester, message)?;
+        Ok(Acceptance::Accepted)
     }
 }
 

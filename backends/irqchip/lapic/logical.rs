@@ -67,9 +67,15 @@ impl Index {
         (0..words).flat_map(move |word| ones(self.members(word, id)).map(move |bit| 64 * word + bit))
     }
 
+    /// Whether any CPU may have another ID than its own, as hardly any guest wants.
+    pub fn has_moved(&self) -> bool {
+        let mut list = self.lists[MOVED_PLACE * self.words..].iter();
+        list.any(|members| members.load(Ordering::Acquire) != 0)
+    }
+
     /// The CPUs that may have another ID than their own.
     pub fn moved(&self) -> impl Iterator<Item = usize> {
-        let list = &self.lists[MOVED_PLACE * self.words..][..self.words];
+        let list = &self.lists[MOVED_PLACE * self.words..];
         (0..)
             .zip(list)
             .flat_map(|(word, members)| ones(members.load(Ordering::Acquire)).map(move |bit| 64 * word + bit))

@@ -362,10 +362,15 @@ impl Own {
     fn update(&mut self, apics: &Shared, cpu: usize) -> bool {
         let presence = self.model.update();
         if presence != self.presence {
-            self.model.news.accepts_more |= presence.accepts_more_than(self.presence);
-            self.presence = presence;
+            let before = std::mem::replace(&mut self.presence, presence);
             let publish = || apics.cpus[cpu].published.set(presence);
-            apics.logical.publish(cpu, &mut self.places, presence, publish);
+            // Each acknowledge and each EOI changes the class, and nothing else does so as often.
+            if presence.takes_the_same_as(before) {
+                publish();
+            } else {
+                self.model.news.accepts_more |= presence.accepts_vectors();
+                apics.logical.publish(cpu, &mut self.places, presence, publish);
+            }
         }
         let armed = (self.model.timer, self.model.lvt(Lvt::Timer));
         if armed == self.armed {

@@ -66,14 +66,14 @@ impl Presence {
         self.mode != Mode::Disabled
     }
 
-    fn accepts_vectors(self) -> bool {
+    pub fn accepts_vectors(self) -> bool {
         self.is_present() && self.enabled
     }
 
-    /// Whether there may be messages that it accepts and did not accept `before`.
-    pub fn accepts_more_than(self, before: Self) -> bool {
+    /// Whether the same messages are for it as `before`, and accepted.
+    pub fn takes_the_same_as(self, before: Self) -> bool {
         let class = before.class;
-        self.accepts_vectors() && Self { class, ..self } != before
+        Self { class, ..self } == before
     }
 
     /// The lists of the index that it belongs to.
@@ -101,9 +101,9 @@ impl Presence {
         }
     }
 
-    /// Whether it is the one with this ID. `own` is the one that it was made with.
-    fn matches_physical(self, own: ApicId, destination: ApicId) -> bool {
-        destination == self.moved.map_or(own, |id| ApicId(id.into()))
+    /// Whether it is there with this ID. `own` is the one that it was made with.
+    fn is_named(self, own: ApicId, destination: ApicId) -> bool {
+        self.is_present() && destination == self.moved.map_or(own, |id| ApicId(id.into()))
     }
 
     /// DFR's model and the class have 4 bits.
@@ -227,7 +227,12 @@ impl Shared {
     pub fn deliver(&self, from: Option<usize>, message: &Message) -> io::Result<bool> {
         match message.target {
             Target::Own => from.map_or(Ok(false), |cpu| self.deliver_to(cpu, self.presence(cpu), message)),
-            Target::Physical(id) => self.deliver_to_each(message, self.named(id)),
+            Target::Physical(id) => match self.cpu_of(id).map(|cpu| (cpu, self.presence(cpu))) {
+                Some((cpu, presence)) if presence.is_named(self.cpus[cpu].id, id) && !self.logical.has_moved() => {
+                    self.deliver_to(cpu, presence, message)
+                }
+                _ => self.deliver_to_each(message, self.named(id)),
+            },
             Target::All => self.deliver_among(message, || self.present()),
             Target::Others => self.deliver_among(message, || self.present().filter(|(cpu, _)| Some(*cpu) != from)),
             Target::Logical(destination) => self.deliver_among(message, || self.addressed(destination)),
@@ -248,7 +253,7 @@ impl Shared {
         let own = self.cpu_of(id);
         let moved = self.logical.moved().filter(move |cpu| Some(*cpu) != own);
         let cpus = own.into_iter().chain(moved).map(|cpu| (cpu, self.presence(cpu)));
-        cpus.filter(move |(cpu, presence)| presence.is_present() && presence.matches_physical(self.cpus[*cpu].id, id))
+        cpus.filter(move |(cpu, presence)| presence.is_named(self.cpus[*cpu].id, id))
     }
 
     /// Whom a logical destination is for: one of 8 bits, whoever the index says it may be for; another is of x2APIC mode and
