@@ -15,7 +15,7 @@ use devisor::{
         CpuId,
         lapic::{ApicId, LocalApic, LocalApicParts, LocalApicState, LocalApics, LocalApicsConfig},
     },
-    interrupt::{MsiMessage, MsiSink, NoInterrupt, RequesterId},
+    interrupt::{Acceptance, MsiMessage, MsiSink, NoInterrupt, RequesterId},
     time::ManualClock,
 };
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_lapic_state, kvm_msi, kvm_msr_entry};
@@ -179,12 +179,17 @@ impl Pair {
             data,
             ..Default::default()
         };
-        // EPERM is what the kernel makes of a message that nobody takes; ours does not say.
-        if let Err(error) = self.vm.signal_msi(message) {
+        // EPERM is what the kernel says of a message that is for nobody.
+        let taken = self.vm.signal_msi(message).unwrap_or_else(|error| {
             assert_eq!(error.errno(), libc::EPERM);
-        }
+            0
+        });
         let address = u64::from(0xfee0_0000 | address);
-        self.apics.send(RequesterId(0), MsiMessage { address, data }).unwrap();
+        let offered = self.apics.offer(RequesterId(0), MsiMessage { address, data }).unwrap();
+        // Vectors below 16 are accepted by the kernel alone.
+        if data & 0xf0 != 0 || data & 0x600 != 0 {
+            assert_eq!(offered, Acceptance::from(taken > 0), "{data:#x} to {address:#x}");
+        }
     }
 
     /// What a CPU holds on both sides: ours, then the kernel's.
@@ -401,6 +406,25 @@ fn x2apic_register_accesses_and_ipis_leave_the_same_registers() {
         accepted > 10_000 && taken > 200,
         "the test shows nothing: {accepted} {taken}"
     );
+}
+
+/// What waits for a CPU that has not looked.
+#[test]
+fn as_many_nmis_wait_for_a_cpu_as_for_the_kernels() {
+    let Some(pair) = pair() else { return };
+    for (cpu, sent) in [0, 1, 2, 3].into_iter().enumerate() {
+        let state = pair.fresh(cpu);
+        pair.set(cpu, &state);
+        for _ in 0..sent {
+            pair.send((cpu as u32) << 12, 0x400);
+        }
+        let kernel = pair.vcpus[cpu].get_vcpu_events().unwrap().nmi.pending;
+        assert_eq!(
+            (pair.cpus[cpu].save().nmis, kernel),
+            (sent.min(2), sent.min(2)),
+            "{sent} sent"
+        );
+    }
 }
 
 /// Every MSR of the x2APIC, read. The kernel and we agree on which there are.

@@ -500,3 +500,159 @@ fn a_state_of_which_one_part_is_refused_changes_nothing() {
         assert_eq!(pc.save(), good);
     }
 }
+
+#[test]
+fn pci_wires_are_active_low_and_a_wired_or_and_stay_so_over_a_reset_and_a_move() {
+    let machine = machine();
+    let wires = machine.pc.pci_wires(Gsi(16)).unwrap();
+    let entries = || (16..20).for_each(|pin| machine.entry(pin, 0xa040 + pin));
+    entries();
+    assert_eq!(machine.messages.take(), [], "idle");
+    // A second device of another bus on the same wires.
+    let others = machine.pc.pci_wires(Gsi(16)).unwrap();
+    for (pin, (wire, other)) in (0x50..).zip(wires.iter().zip(&others)) {
+        wire.trigger().unwrap();
+        other.trigger().unwrap();
+        assert_eq!(machine.messages.take(), [pin]);
+        wire.clear().unwrap();
+        machine.pc.eoi(Vector(pin));
+        assert_eq!(machine.messages.take(), [pin], "the other device");
+        other.clear().unwrap();
+        machine.pc.eoi(Vector(pin));
+        assert_eq!(machine.messages.take(), []);
+    }
+    wires[1].trigger().unwrap();
+    assert_eq!(machine.messages.take(), [0x51]);
+    let state = machine.pc.save();
+    wires[1].clear().unwrap();
+    machine.pc.reset();
+    entries();
+    assert_eq!(machine.messages.take(), [], "idle after a reset");
+
+    // The devices may come after the state.
+    let other = self::machine();
+    (16..20).for_each(|pin| other.entry(pin, 0x1_0000));
+    other.messages.take();
+    let wires = other.pc.pci_wires(Gsi(16)).unwrap();
+    other.pc.restore(&state).unwrap();
+    wires[1].trigger().unwrap();
+    other.pc.eoi(Vector(0x51));
+    assert_eq!(other.messages.take(), [0x51], "it is still up");
+    wires[1].clear().unwrap();
+    other.pc.eoi(Vector(0x51));
+    assert_eq!(other.messages.take(), []);
+    // What is no wire of PCI is as it was.
+    let isa = other.pc.level_line(Irq(9)).unwrap();
+    other.entry(9, 0x8049);
+    assert_eq!(other.messages.take(), []);
+    isa.trigger().unwrap();
+    assert_eq!(other.messages.take(), [0x49]);
+}
+
+#[test]
+fn four_wires_that_are_not_all_there_change_no_pin() {
+    let machine = machine();
+    assert!(machine.pc.pci_wires(Gsi(21)).is_err());
+    machine.entry(23, 0x8057);
+    assert_eq!(machine.messages.take(), [], "active high, and idle");
+}
+
+fn irr(apic: &LocalApic) -> [u64; 4] {
+    apic.save().irr
+}
+
+/// Vector 0x81.
+const IRR_81: [u64; 4] = [0, 0, 2, 0];
+
+/// An IOAPIC's Remote IRR says that a local APIC has *accepted* (82093AA, 3.2.4).
+#[test]
+fn a_level_that_came_while_its_cpu_was_disabled_by_software_is_delivered_once_it_is_enabled() {
+    let (pc, [first, _], memory) = with_local_apics();
+    first.write(0x0f0, &0xff_u32.to_le_bytes());
+    let write = |index: u8, value: u32| {
+        memory.write(0xfec0_0000, &[index]).unwrap();
+        memory.write(0xfec0_0010, &value.to_le_bytes()).unwrap();
+    };
+    write(0x10 + 2 * 19, 0x8081);
+    let remote_irr = || pc.ioapic().save().pins[19].entry & 1 << 14 != 0;
+    let line = pc.gsi_level_line(Gsi(19)).unwrap();
+    line.trigger().unwrap();
+    assert!(!remote_irr() && irr(&first) == [0; 4]);
+    first.write(0x0f0, &0x1ff_u32.to_le_bytes());
+    assert!(remote_irr() && irr(&first) == IRR_81, "it is still up");
+    line.clear().unwrap();
+    line.trigger().unwrap();
+    assert!(remote_irr() && irr(&first) == IRR_81);
+    assert_eq!(first.acknowledge(), Some(Request::Vector(Vector(0x81))));
+    line.clear().unwrap();
+    first.write(0x0b0, &[0; 4]);
+    assert!(!remote_irr() && first.acknowledge().is_none(), "once");
+}
+
+#[test]
+fn a_level_for_nobody_is_delivered_to_whoever_is_addressed_by_it_then() {
+    // A CPU that is there again, that gets the ID or the logical ID, that is restored.
+    type Appear = fn(&LocalApic);
+    let appear: [(u32, u32, Appear); 4] = [
+        (0x5a00_0000, 0x8081, |cpu| {
+            cpu.write(0x020, &0x5a00_0000_u32.to_le_bytes())
+        }),
+        (0x0800_0000, 0x8881, |cpu| {
+            cpu.write(0x0d0, &0x0800_0000_u32.to_le_bytes())
+        }),
+        (0x0800_0000, 0x8981, |cpu| {
+            cpu.write(0x0d0, &0x0800_0000_u32.to_le_bytes())
+        }),
+        (0x0100_0000, 0x8081, |_| ()),
+    ];
+    for (high, low, appear) in appear {
+        let (pc, [_, second], memory) = with_local_apics();
+        let state = second.save();
+        let restored = high == 0x0100_0000;
+        if restored {
+            second.write_msr(0x1b, 0xfee0_0000).unwrap();
+        }
+        for (index, value) in [(0x11 + 2 * 19, high), (0x10 + 2 * 19, low)] {
+            memory.write(0xfec0_0000, &[index]).unwrap();
+            memory.write(0xfec0_0010, &value.to_le_bytes()).unwrap();
+        }
+        let line = pc.gsi_level_line(Gsi(19)).unwrap();
+        line.trigger().unwrap();
+        assert_eq!(pc.ioapic().save().pins[19].entry & 1 << 14, 0);
+        match restored {
+            true => second.restore(&state).unwrap(),
+            false => appear(&second),
+        }
+        assert_eq!(irr(&second), IRR_81, "{low:#x} to {high:#x}");
+        assert_ne!(pc.ioapic().save().pins[19].entry & 1 << 14, 0);
+    }
+}
+
+/// In whichever order the message finds the local APIC disabled, is told so, and the local APIC is enabled.
+#[test]
+fn a_level_that_comes_while_its_cpu_is_being_enabled_is_not_left_behind() {
+    let (pc, [first, _], memory) = with_local_apics();
+    for (index, value) in [(0x11 + 2 * 19, 0), (0x10 + 2 * 19, 0x8081_u32)] {
+        memory.write(0xfec0_0000, &[index]).unwrap();
+        memory.write(0xfec0_0010, &value.to_le_bytes()).unwrap();
+    }
+    let line = pc.gsi_level_line(Gsi(19)).unwrap();
+    let svr = |value: u32| first.write(0x0f0, &value.to_le_bytes());
+    for round in 0..2000 {
+        svr(0xff);
+        thread::scope(|scope| {
+            scope.spawn(|| line.trigger().unwrap());
+            // It is disabled and enabled again meanwhile, too.
+            (0..round % 3).for_each(|_| {
+                svr(0x1ff);
+                svr(0xff);
+            });
+            svr(0x1ff);
+        });
+        let taken = first.acknowledge();
+        assert_eq!(taken, Some(Request::Vector(Vector(0x81))), "round {round}");
+        line.clear().unwrap();
+        first.write(0x0b0, &[0; 4]);
+        assert_eq!(first.acknowledge(), None, "round {round}");
+    }
+}

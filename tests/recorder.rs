@@ -11,8 +11,8 @@ use std::{
 use devisor::{
     backends::recorder::{Action, Awaited, Counts, Event, Outcome, Recorder, WaitError},
     interrupt::{
-        Interrupt, LevelInterrupt, LevelOutput, MsiMessage, MsiSink, MsiVector, MsiVectors, NoInterrupt, RequesterId,
-        SharedLine, from_fn, level_from_fn,
+        Acceptance, Interrupt, LevelInterrupt, LevelOutput, MsiMessage, MsiSink, MsiVector, MsiVectors, NoInterrupt,
+        RequesterId, SharedLine, from_fn, level_from_fn,
     },
     time::{Clock, ManualClock},
 };
@@ -601,4 +601,26 @@ mod waveform {
     fn an_empty_recorder_writes_a_dump_that_parses() {
         assert!(parse(&Recorder::new()).changes.is_empty());
     }
+}
+
+#[test]
+fn a_wrapped_sink_tells_whether_anyone_has_accepted_a_message() {
+    struct Nobody;
+    impl MsiSink for Nobody {
+        fn send(&self, _: RequesterId, _: MsiMessage) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn offer(&self, _: RequesterId, _: MsiMessage) -> io::Result<Acceptance> {
+            Ok(Acceptance::Dropped)
+        }
+    }
+    let recorder = Recorder::new();
+    let sink: Box<dyn MsiSink> = Box::new(recorder.wrap_sink("msi", Nobody));
+    assert_eq!(sink.offer(FUNCTION, MESSAGE).unwrap(), Acceptance::Dropped);
+    assert_eq!(
+        recorder.sink("any").offer(FUNCTION, MESSAGE).unwrap(),
+        Acceptance::Accepted
+    );
+    assert!(recorder.events().iter().all(|event| event.action == SEND));
 }

@@ -24,16 +24,17 @@ use devisor::{
             pic::Irq,
         },
         kvm::{
-            KvmIrqs,
+            self, KvmIrqs,
             x86::{Exit, SplitIrqchip, VcpuWaker, X86Vcpu, prepare_software},
         },
     },
     bus::{Bus, BusDevice},
-    interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
+    interrupt::{Acceptance, Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
     time::{ManualClock, alarm_from_fn},
 };
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_segment, kvm_userspace_memory_region,
+    KVM_IRQCHIP_IOAPIC, KVM_MAX_CPUID_ENTRIES, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_irqchip,
+    kvm_segment, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use skip::skipped;
@@ -79,6 +80,11 @@ impl Machine {
 
     /// Local APICs for `cpus`, and the last of the vCPUs, which is to run.
     fn software(&self, cpus: u32) -> (LocalApics, X86Vcpu) {
+        let (apics, _, vcpu) = self.software_with_board(cpus);
+        (apics, vcpu)
+    }
+
+    fn software_with_board(&self, cpus: u32) -> (LocalApics, Arc<Pc>, X86Vcpu) {
         prepare_software(&self.vm).unwrap();
         let clock = Arc::new(ManualClock::default());
         let wakers: Vec<_> = (0..cpus).map(|_| VcpuWaker::new().unwrap()).collect();
@@ -94,8 +100,8 @@ impl Machine {
         apic.write(0xf0, &0x1ff_u32.to_le_bytes());
         let fd = self.vm.create_vcpu(last.into()).unwrap();
         begin(&fd);
-        let vcpu = X86Vcpu::software(fd, wakers[last as usize].clone(), apic, board).unwrap();
-        (apics, vcpu)
+        let vcpu = X86Vcpu::software(fd, wakers[last as usize].clone(), apic, Arc::clone(&board)).unwrap();
+        (apics, board, vcpu)
     }
 
     /// A board before local APICs in the kernel.
@@ -116,18 +122,40 @@ impl Machine {
         for (port, word) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0)] {
             ports.write(port, &[word]).unwrap();
         }
-        let fd = self.vm.create_vcpu(0).unwrap();
-        let mut apic = fd.get_lapic().unwrap();
-        for (at, value) in [(0xf0, 0x1ff_u32), (0x350, 0x700)] {
-            for (byte, value) in apic.regs[at..].iter_mut().zip(value.to_le_bytes()) {
-                *byte = value as _;
-            }
-        }
-        fd.set_lapic(&apic).unwrap();
-        begin(&fd);
-        let vcpu = X86Vcpu::split(fd, VcpuWaker::new().unwrap(), &irqchip).unwrap();
+        let vcpu = X86Vcpu::split(self.vcpu_with_local_apic(), VcpuWaker::new().unwrap(), &irqchip).unwrap();
         Some((board, vcpu))
     }
+
+    /// All controllers in the kernel, wired as a PC's.
+    fn kernel(&self) -> Option<(KvmIrqs, X86Vcpu)> {
+        let created = self.vm.create_irq_chip();
+        created
+            .inspect_err(|error| skipped(format_args!("KVM has no irqchip: {error}")))
+            .ok()?;
+        let irqs = KvmIrqs::new(Arc::clone(&self.vm), 1..=23).unwrap();
+        irqs.wire_as_pc().unwrap();
+        let vcpu = X86Vcpu::kernel(self.vcpu_with_local_apic(), VcpuWaker::new().unwrap()).unwrap();
+        Some((irqs, vcpu))
+    }
+
+    /// The kernel's: enabled, and LINT0 lets the 8259's requests through.
+    fn vcpu_with_local_apic(&self) -> VcpuFd {
+        let fd = self.vm.create_vcpu(0).unwrap();
+        set_local_apic(&fd, &[(0xf0, 0x1ff), (0x350, 0x700)]);
+        begin(&fd);
+        fd
+    }
+}
+
+/// Registers of the kernel's local APIC.
+fn set_local_apic(fd: &VcpuFd, registers: &[(usize, u32)]) {
+    let mut apic = fd.get_lapic().unwrap();
+    for (at, value) in registers {
+        for (byte, value) in apic.regs[*at..].iter_mut().zip(value.to_le_bytes()) {
+            *byte = value as _;
+        }
+    }
+    fd.set_lapic(&apic).unwrap();
 }
 
 /// In real mode, with a stack, and with interrupts on.
@@ -215,6 +243,24 @@ fn an_nmi_that_is_blocked_does_not_end_a_halt_and_is_taken_later() {
     let rest: Vec<_> = iter::from_fn(|| next_write(&mut vcpu, PATIENCE)).take(3).collect();
     assert_eq!(rest[0], (0x12, 4));
     assert!(rest.contains(&(0x10, 2)), "{rest:?}");
+}
+
+/// A CPU takes one and latches one more (SDM volume 3, 6.7.1).
+#[test]
+fn of_nmis_that_come_at_once_the_guest_takes_two() {
+    let Some(machine) = Machine::new() else { return };
+    let (apics, mut vcpu) = machine.software(1);
+    // hlt; jmp -3
+    machine.put(CODE, &[0xf4, 0xeb, 0xfd]);
+    // mov al, 2; out 0x10, al; iret
+    machine.handle(2, 0x2000, &[0xb0, 2, 0xe6, 0x10, 0xcf]);
+    for _ in 0..3 {
+        apics.send(RequesterId(0), message(NMI, 0)).unwrap();
+    }
+    for _ in 0..2 {
+        assert_eq!(next_write(&mut vcpu, PATIENCE), Some((0x10, 2)));
+    }
+    assert_eq!(next_write(&mut vcpu, Duration::from_millis(200)), None);
 }
 
 /// A message asks for a vector of the 8259, which has none.
@@ -513,6 +559,130 @@ fn the_ioapic_hears_of_the_eoi_also_after_its_entry_has_got_another_vector() {
             "Remote IRR of {vector:#x}"
         );
     }
+}
+
+/// KVM_SIGNAL_MSI says it by its answer, and nobody says when the local APIC is enabled.
+#[test]
+fn a_level_that_a_local_apic_in_the_kernel_has_not_accepted_is_delivered_once_it_is_enabled() {
+    for again in [false, true] {
+        let Some(machine) = Machine::new() else { return };
+        let Some((board, mut vcpu)) = machine.split() else {
+            return;
+        };
+        // 1: jmp 1b
+        machine.put(CODE, &[0xeb, 0xfe]);
+        // out 0x11, al; 1: jmp 1b
+        machine.handle(0x81, 0x2000, &[0xe6, 0x11, 0xeb, 0xfe]);
+        set_local_apic(vcpu.fd(), &[(0xf0, 0xff)]);
+        board.ioapic().write(0, &[0x10 + 2 * 19]);
+        board.ioapic().write(0x10, &0x8081_u32.to_le_bytes());
+        let remote_irr = || board.ioapic().save().pins[19].entry & 1 << 14 != 0;
+        let line = board.gsi_level_line(Gsi(19)).unwrap();
+        line.trigger().unwrap();
+        assert!(!remote_irr() && board.ioapic().owes());
+        assert_eq!(next_write(&mut vcpu, Duration::from_millis(100)), None);
+        assert!(!remote_irr(), "nor when the guest runs");
+        set_local_apic(vcpu.fd(), &[(0xf0, 0x1ff)]);
+        if again {
+            line.clear().unwrap();
+            line.trigger().unwrap();
+            assert!(remote_irr());
+        }
+        assert_eq!(next_write(&mut vcpu, PATIENCE).map(|(port, _)| port), Some(0x11));
+        assert!(remote_irr() && !board.ioapic().owes());
+    }
+}
+
+#[test]
+fn a_message_that_no_local_apic_in_the_kernel_takes_is_no_error_and_told_to_who_offers_it() {
+    let Some(machine) = Machine::new() else { return };
+    let Some((irqs, vcpu)) = machine.kernel() else {
+        return;
+    };
+    let messages = irqs.messages();
+    let offer = |destination| {
+        let message = message(0x81, destination);
+        messages.send(RequesterId(8), message).expect("as on a bus");
+        messages.offer(RequesterId(8), message).unwrap()
+    };
+    assert_eq!([offer(0), offer(5)], [Acceptance::Accepted, Acceptance::Dropped]);
+    set_local_apic(vcpu.fd(), &[(0xf0, 0xff)]);
+    assert_eq!([offer(0), offer(0xff)], [Acceptance::Dropped; 2]);
+}
+
+/// As MP tables and a `_PRT` say of the wires of PCI, and guests program it: level-sensitive, active low.
+const PCI_ENTRY: u64 = 0xa055;
+
+/// A device on a wire of PCI, at pin 16: it interrupts while it wants to, and not before or after.
+fn a_pci_wire_interrupts_while_it_is_asserted(machine: &Machine, vcpu: &mut X86Vcpu, wire: &dyn LevelInterrupt) {
+    let mut sregs = vcpu.fd().get_sregs().unwrap();
+    sregs.ds.base = 0xfee0_0000;
+    vcpu.fd().set_sregs(&sregs).unwrap();
+    // 1: jmp 1b
+    machine.put(CODE, &[0xeb, 0xfe]);
+    // out 0x11, al; xor eax, eax; mov [0xb0], eax (EOI); out 0x10, al; iret
+    let code = [0xe6, 0x11, 0x66, 0x31, 0xc0, 0x66, 0xa3, 0xb0, 0, 0xe6, 0x10, 0xcf];
+    machine.handle(0x55, 0x2000, &code);
+    let mut next_port = |patience| next_write(vcpu, patience).map(|(port, _)| port);
+    let soon = Duration::from_millis(100);
+    assert_eq!(next_port(soon), None, "an idle device");
+    for _ in 0..2 {
+        wire.trigger().unwrap();
+        // Once more for as long as it is up.
+        for port in [0x11, 0x10, 0x11] {
+            assert_eq!(next_port(PATIENCE), Some(port));
+        }
+        wire.clear().unwrap();
+        // A local APIC in the kernel that ends interrupts on delivery, as some hosts' do, has taken one more already.
+        let rest: Vec<_> = iter::from_fn(|| next_port(soon)).take(4).collect();
+        assert!(
+            rest == [0x10] || rest == [0x10, 0x11, 0x10],
+            "an idle device: {rest:x?}"
+        );
+    }
+}
+
+fn program_pci_entry(board: &Pc) {
+    board.ioapic().write(0, &[0x10 + 2 * 16]);
+    board.ioapic().write(0x10, &(PCI_ENTRY as u32).to_le_bytes());
+}
+
+#[test]
+fn an_idle_pci_wire_is_silent_behind_an_active_low_entry_with_all_controllers_here() {
+    let Some(machine) = Machine::new() else { return };
+    let (_apics, board, mut vcpu) = machine.software_with_board(1);
+    let wires = board.pci_wires(Gsi(16)).unwrap();
+    program_pci_entry(&board);
+    a_pci_wire_interrupts_while_it_is_asserted(&machine, &mut vcpu, &*wires[0]);
+}
+
+#[test]
+fn an_idle_pci_wire_is_silent_behind_an_active_low_entry_of_a_split_irqchip() {
+    let Some(machine) = Machine::new() else { return };
+    let Some((board, mut vcpu)) = machine.split() else {
+        return;
+    };
+    let wires = board.pci_wires(Gsi(16)).unwrap();
+    program_pci_entry(&board);
+    a_pci_wire_interrupts_while_it_is_asserted(&machine, &mut vcpu, &*wires[0]);
+}
+
+#[test]
+fn an_idle_pci_wire_is_silent_behind_an_active_low_entry_of_the_kernels_ioapic() {
+    let Some(machine) = Machine::new() else { return };
+    let Some((irqs, mut vcpu)) = machine.kernel() else {
+        return;
+    };
+    let mut chip = kvm_irqchip {
+        chip_id: KVM_IRQCHIP_IOAPIC,
+        ..Default::default()
+    };
+    machine.vm.get_irqchip(&mut chip).unwrap();
+    // SAFETY: the kernel has filled in the union's variant for the chip that was asked for.
+    unsafe { chip.chip.ioapic.redirtbl[16].bits = PCI_ENTRY };
+    machine.vm.set_irqchip(&chip).unwrap();
+    let wire = irqs.claim(kvm::Gsi(16), "INTA").unwrap().irq_line().unwrap();
+    a_pci_wire_interrupts_while_it_is_asserted(&machine, &mut vcpu, &wire);
 }
 
 #[test]

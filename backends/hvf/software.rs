@@ -23,6 +23,9 @@ const TIMER_FIRES: u64 = 0b101;
 /// | has its virtual timer fire | the timer's line, PPI 27; the timer is unmasked when the guest is done with it |
 /// | does anything else | [`run`](Self::run) returns the exit; [`Trap::decode`] tells what it was |
 ///
+/// The framework's virtual machines have no firmware before UEFI, and EDK2 leaves GICR_WAKER to that: to boot one, make the GIC with
+/// [`redistributors_awake`](crate::backends::irqchip::gicv3::GicV3Config::redistributors_awake).
+///
 /// *Threads*: it belongs to the thread that owns the vCPU. The GIC may be driven from all. See the [module](super) for an
 /// example.
 pub struct SoftwareVcpu<H> {

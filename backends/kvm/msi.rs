@@ -20,7 +20,7 @@ use super::{
     routes::Route,
 };
 use crate::{
-    interrupt::{Interrupt, MsiMessage, MsiSink, MsiVector, MsiVectors, RequesterId},
+    interrupt::{Acceptance, Interrupt, MsiMessage, MsiSink, MsiVector, MsiVectors, RequesterId},
     sync::lock,
 };
 
@@ -96,19 +96,30 @@ impl MsiVectors for KvmMsi {
 }
 
 impl MsiSink for KvmMsi {
-    /// That no vCPU takes the message because its local APIC is disabled is no error, as it is none on a bus.
+    /// That no vCPU takes the message because its local APIC is disabled or not there is no error, as it is none on a bus.
     fn send(&self, requester: RequesterId, message: MsiMessage) -> io::Result<()> {
+        self.offer(requester, message)?;
+        Ok(())
+    }
+
+    fn offer(&self, requester: RequesterId, message: MsiMessage) -> io::Result<Acceptance> {
         check(message).map_err(io::Error::other)?;
         let device = self.device(requester);
-        self.shared.vm.signal_msi(kvm_msi {
+        let taken = self.shared.vm.signal_msi(kvm_msi {
             address_lo: message.address as u32,
             address_hi: (message.address >> 32) as u32,
             data: message.data,
             flags: if device.is_some() { KVM_MSI_VALID_DEVID } else { 0 },
             devid: device.unwrap_or(0),
             ..Default::default()
-        })?;
-        Ok(())
+        });
+        match taken {
+            // How many have taken it: the guest keeps those out that it is for.
+            Ok(taken) => Ok((taken > 0).into()),
+            // And this is what it says if there is none that it is for.
+            Err(error) if error.errno() == libc::EPERM => Ok(Acceptance::Dropped),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

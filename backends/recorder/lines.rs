@@ -10,7 +10,8 @@ use std::{
 use super::{Action, Line, Recorder, log::Kind};
 use crate::{
     interrupt::{
-        Interrupt, LevelInterrupt, MsiMessage, MsiSink, MsiVector, MsiVectors, NoInterrupt, RequesterId, SinkVectors,
+        Acceptance, Interrupt, LevelInterrupt, MsiMessage, MsiSink, MsiVector, MsiVectors, NoInterrupt, RequesterId,
+        SinkVectors,
     },
     sync::lock,
 };
@@ -109,6 +110,12 @@ impl<S: MsiSink> MsiSink for RecordedSink<S> {
     fn send(&self, requester: RequesterId, message: MsiMessage) -> io::Result<()> {
         let action = Action::Send { requester, message };
         self.line.record(action, || self.inner.send(requester, message))
+    }
+
+    /// Recorded as what is sent is: whether anyone has accepted it, the record does not say.
+    fn offer(&self, requester: RequesterId, message: MsiMessage) -> io::Result<Acceptance> {
+        let action = Action::Send { requester, message };
+        self.line.record(action, || self.inner.offer(requester, message))
     }
 }
 

@@ -20,7 +20,7 @@ use arbitrary::Arbitrary;
 use devisor::{
     backends::irqchip::{Group, InterruptState, TriggerMode},
     bus::BusDevice,
-    interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
+    interrupt::{Acceptance, Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
     platform::pl011::{Frame, ModemInputs},
 };
 
@@ -72,6 +72,7 @@ pub struct Outside(Arc<Ends>);
 struct Ends {
     up: AtomicBool,
     refuses: AtomicBool,
+    drops: AtomicBool,
     messages: AtomicU64,
 }
 
@@ -101,6 +102,16 @@ impl Outside {
     /// Whether it answers with an error.
     pub fn refuses(&self) -> bool {
         self.0.refuses.load(Relaxed)
+    }
+
+    /// Whether nobody accepts a message from now on.
+    pub fn drop_all(&self, drops: bool) {
+        self.0.drops.store(drops, Relaxed);
+    }
+
+    /// Whether nobody accepts a message.
+    pub fn drops(&self) -> bool {
+        self.0.drops.load(Relaxed)
     }
 
     fn answer(&self) -> io::Result<()> {
@@ -133,6 +144,14 @@ impl LevelInterrupt for Outside {
 impl MsiSink for Outside {
     fn send(&self, _: RequesterId, _: MsiMessage) -> io::Result<()> {
         self.pulse()
+    }
+
+    fn offer(&self, requester: RequesterId, message: MsiMessage) -> io::Result<Acceptance> {
+        if self.drops() && !self.refuses() {
+            return Ok(Acceptance::Dropped);
+        }
+        self.send(requester, message)?;
+        Ok(Acceptance::Accepted)
     }
 }
 

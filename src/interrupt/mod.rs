@@ -25,7 +25,7 @@ use std::{io, sync::Arc};
 pub use closure::{FnInterrupt, FnLevelInterrupt, NoInterrupt, from_fn, level_from_fn};
 pub use edge_to_level::EdgeToLevel;
 pub use level_output::LevelOutput;
-pub use msi::{MsiMessage, MsiSink, MsiVector, MsiVectors, RequesterId, SinkVectors};
+pub use msi::{Acceptance, MsiMessage, MsiSink, MsiVector, MsiVectors, RequesterId, SinkVectors};
 pub use shared::{LineSource, SharedLine, TooManySources};
 
 /// A line that can interrupt the guest.

@@ -71,9 +71,39 @@ pub struct RequesterId(pub u16);
 pub trait MsiSink: Send + Sync {
     /// Delivers `message` as if the function `requester` had written it.
     ///
+    /// One that nobody takes, because whom it is for is not there or takes none, is gone, as on a bus: that is `Ok`.
+    ///
     /// # Errors
     /// The message was not delivered.
     fn send(&self, requester: RequesterId, message: MsiMessage) -> io::Result<()>;
+
+    /// Delivers `message` as [`send`](Self::send) does, and tells whether anyone has accepted it: for an IOAPIC, whose level is
+    /// still up if nobody has.
+    ///
+    /// *For who implements it*: a sink that can tell does, and one in front of others passes this on as well as `send`. Without,
+    /// what is delivered counts as accepted.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    fn offer(&self, requester: RequesterId, message: MsiMessage) -> io::Result<Acceptance> {
+        self.send(requester, message)?;
+        Ok(Acceptance::Accepted)
+    }
+}
+
+/// Whether anyone has taken a message: see [`MsiSink::offer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acceptance {
+    /// At least one has.
+    Accepted,
+    /// Nobody is there, or nobody takes it now.
+    Dropped,
+}
+
+impl From<bool> for Acceptance {
+    fn from(accepted: bool) -> Self {
+        if accepted { Self::Accepted } else { Self::Dropped }
+    }
 }
 
 /// Hands out vectors that are programmed with a message first and triggered later: what irqfd and GSI routes offer.
@@ -248,6 +278,10 @@ macro_rules! forward {
         impl<T: MsiSink + ?Sized> MsiSink for $pointer {
             fn send(&self, requester: RequesterId, message: MsiMessage) -> io::Result<()> {
                 (**self).send(requester, message)
+            }
+
+            fn offer(&self, requester: RequesterId, message: MsiMessage) -> io::Result<Acceptance> {
+                (**self).offer(requester, message)
             }
         }
 

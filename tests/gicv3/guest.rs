@@ -158,7 +158,7 @@ impl Guest {
         self.set(GICD_CTLR, 4, 3);
     }
 
-    fn configure(&self, cpu: usize, intid: u32) {
+    pub fn configure(&self, cpu: usize, intid: u32) {
         self.set_bit(Array::Group, cpu, intid);
         self.set_priority(cpu, intid, 0xa0);
         self.set_bit(Array::SetEnable, cpu, intid);

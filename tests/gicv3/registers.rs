@@ -403,3 +403,36 @@ fn an_spi_for_any_cpu_wakes_nobody_and_goes_to_the_first_that_is_awake() {
     guest.set_bit(Array::SetPending, 0, 41);
     assert_eq!(requests.load(SeqCst), 1);
 }
+
+/// As EDK2's driver does, which leaves GICR_WAKER alone.
+#[test]
+fn a_guest_that_never_writes_gicr_waker_is_interrupted_where_redistributors_start_awake() {
+    for redistributors_awake in [true, false] {
+        let guest = Guest::new(GicV3Config {
+            redistributors_awake,
+            ..config(2)
+        });
+        let start = || {
+            guest.set(GICD_CTLR, 4, 3);
+            guest.configure(0, 40);
+            let cpu = &guest.cpus[0];
+            cpu.write(SysReg::ICC_PMR_EL1, 0xff);
+            cpu.write(SysReg::ICC_IGRPEN1_EL1, 1);
+            guest.set(GICD_SETSPI_NSR, 4, 40);
+            (cpu.redistributor(GICR_WAKER, 4), cpu.acknowledge())
+        };
+        let right = match redistributors_awake {
+            true => (0, 40),
+            false => (0b110, SPURIOUS),
+        };
+        assert_eq!(start(), right);
+        // Whatever the guest has made of it.
+        let asleep = u64::from(redistributors_awake) << 1;
+        guest
+            .cpus
+            .iter()
+            .for_each(|cpu| cpu.set_redistributor(GICR_WAKER, 4, asleep));
+        guest.gic.reset();
+        assert_eq!(start(), right, "after a reset");
+    }
+}

@@ -100,7 +100,7 @@ fn disabling_by_software_masks_the_vector_table_and_keeps_it_masked() {
 }
 
 /// The vectors that IOAPICs were told.
-fn hear_eois(machine: &Machine) -> (Arc<Mutex<Vec<u8>>>, devisor::backends::irqchip::lapic::EoiHook) {
+fn hear_eois(machine: &Machine) -> (Arc<Mutex<Vec<u8>>>, devisor::backends::irqchip::lapic::LocalApicHook) {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let hook = Arc::clone(&heard);
     let hook = machine.apics.on_eoi(move |vector| hook.lock().unwrap().push(vector.0));

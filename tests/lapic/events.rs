@@ -236,7 +236,7 @@ fn an_init_of_a_pin_ends_what_came_before_it() {
     let cpu = &machine.cpus[0];
     cpu.write(LVT_LINT0, 0x500);
     machine.send(0, 0x400);
-    assert!(cpu.apic.save().nmi);
+    assert_eq!(cpu.apic.save().nmis, 1);
     let line = machine.apics.lint_line(CpuId(0), Lint::Zero).unwrap();
     line.trigger().unwrap();
     assert_eq!(cpu.apic.next_event(), Some(CpuEvent::Init));
@@ -333,4 +333,49 @@ fn a_guest_that_gives_up_the_bootstrap_flag_has_it_back_after_a_reset_of_the_mac
     apic.reset();
     assert_eq!(apic.read_msr(APIC_BASE), Ok(0xfee0_0900));
     assert!(!apic.waits_for_start_up());
+}
+
+/// SDM volume 3, 6.7.1: while one is handled, one more is latched.
+#[test]
+fn a_cpu_takes_one_nmi_and_latches_one_more() {
+    let machine = Machine::enabled(3);
+    let cpu = &machine.cpus[2];
+    let nmis = || std::iter::from_fn(|| cpu.apic.next_event()).collect::<Vec<_>>();
+    let other = |from: usize| {
+        machine.cpus[from].write(ICR_HIGH, 2 << 24);
+        machine.cpus[from].write(ICR_LOW, 0x400);
+    };
+    other(0);
+    other(1);
+    assert_eq!(nmis(), [CpuEvent::Nmi; 2], "it has not looked in between");
+    // Also if it looks in between and takes none, and by a pin that rises twice.
+    other(0);
+    assert!(cpu.apic.needs_attention());
+    other(1);
+    other(0);
+    assert_eq!(nmis(), [CpuEvent::Nmi; 2], "a third is lost");
+    cpu.write(LVT_LINT1, 0x400);
+    let pin = machine.apics.lint_line(CpuId(2), Lint::One).unwrap();
+    for _ in 0..3 {
+        pin.trigger().unwrap();
+        pin.clear().unwrap();
+    }
+    assert_eq!(nmis(), [CpuEvent::Nmi; 2]);
+    other(0);
+    other(1);
+    machine.send(2 << 12, INIT);
+    assert_eq!(nmis(), [CpuEvent::Init], "INIT ends both");
+}
+
+#[test]
+fn both_nmis_are_there_after_a_move() {
+    let machine = Machine::enabled(1);
+    machine.send(0, 0x400);
+    machine.send(0, 0x400);
+    let state = machine.cpus[0].apic.save();
+    assert_eq!(state.nmis, 2);
+    let other = Machine::new(1);
+    other.cpus[0].apic.restore(&state).unwrap();
+    let events: Vec<_> = std::iter::from_fn(|| other.cpus[0].apic.next_event()).collect();
+    assert_eq!(events, [CpuEvent::Nmi; 2]);
 }

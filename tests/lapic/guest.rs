@@ -18,6 +18,7 @@ use devisor::{
     time::{Alarm, ManualClock},
 };
 
+pub const ID: u64 = 0x020;
 pub const TPR: u64 = 0x080;
 pub const PPR: u64 = 0x0a0;
 pub const EOI: u64 = 0x0b0;

@@ -1,8 +1,11 @@
 //! Whom a message reaches.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::SeqCst},
+};
 
-use devisor::interrupt::{MsiMessage, MsiSink, RequesterId};
+use devisor::interrupt::{Acceptance, MsiMessage, MsiSink, RequesterId};
 
 use crate::guest::*;
 
@@ -381,4 +384,146 @@ fn a_cpu_that_changes_its_logical_id_is_reached_by_the_one_that_it_has() {
     assert!(!reaches(0x13) && !reaches(0x12));
     cpu.write(LDR, 0x02 << 24);
     assert!(reaches(0x12));
+}
+
+#[test]
+fn messages_and_ipis_go_by_the_id_that_the_guest_has_written() {
+    let machine = Machine::enabled(3);
+    let [first, second, third] = &machine.cpus[..] else {
+        panic!()
+    };
+    second.write(ID, 0x5a00_0000);
+    assert_eq!(second.read(ID), 0x5a00_0000);
+    machine.send(1 << 12, 0x41);
+    assert_eq!(machine.pending(0x41), [0; 0], "the old ID is nobody's");
+    machine.send(0x5a << 12, 0x42);
+    assert_eq!(machine.pending(0x42), [1]);
+    first.write(ICR_HIGH, 0x5a << 24);
+    first.write(ICR_LOW, 0x43);
+    assert_eq!(machine.pending(0x43), [1]);
+    machine.send(0xff << 12, 0x44);
+    assert_eq!(machine.pending(0x44), [0, 1, 2]);
+
+    // Two with the same ID: both are it.
+    third.write(ID, 0x5a00_0000);
+    machine.send(0x5a << 12, 0x45);
+    assert_eq!(machine.pending(0x45), [1, 2]);
+    // The ID of another one that has kept it.
+    second.write(ID, 0);
+    machine.send(0, 0x46);
+    assert_eq!(machine.pending(0x46), [0, 1]);
+    second.write(ID, 0x0100_0000);
+    machine.send(1 << 12, 0x47);
+    assert_eq!(machine.pending(0x47), [1], "its own again");
+}
+
+#[test]
+fn an_id_that_was_written_stays_over_init_and_a_move_and_ends_with_the_mode() {
+    let machine = Machine::enabled(2);
+    let cpu = &machine.cpus[1];
+    let is = |machine: &Machine, id: u32, vector: u32| {
+        machine.send(id << 12, vector);
+        machine.pending(vector as u8) == [1]
+    };
+    cpu.write(ID, 0x7000_0000);
+    machine.send(0x70 << 12, 0x500);
+    assert!(cpu.apic.next_event().is_some());
+    cpu.run();
+    cpu.enable();
+    assert!(cpu.read(ID) == 0x7000_0000 && is(&machine, 0x70, 0x41));
+    let state = cpu.apic.save();
+    assert_eq!(state.xapic_id, 0x70);
+    let other = Machine::enabled(2);
+    other.cpus[1].apic.restore(&state).unwrap();
+    assert!(is(&other, 0x70, 0x42) && !is(&other, 1, 0x43));
+
+    // x2APIC mode has the ID of CPUID, and no other.
+    cpu.x2apic();
+    assert_eq!(cpu.apic.read_msr(0x802), Ok(1));
+    assert!(cpu.apic.write_msr(0x802, 5).is_err());
+    let x2apic_irr = || cpu.apic.read_msr(0x822).unwrap();
+    machine.send(1 << 12, 0x44);
+    assert_eq!(x2apic_irr() & 1 << 4, 1 << 4);
+    machine.send(0x70 << 12, 0x45);
+    assert_eq!(x2apic_irr() & 1 << 5, 0);
+    cpu.apic.write_msr(APIC_BASE, 0xfee0_0000).unwrap();
+    cpu.apic.write_msr(APIC_BASE, 0xfee0_0800).unwrap();
+    assert_eq!(cpu.read(ID), 0x0100_0000);
+    cpu.write(ID, 0x7000_0000);
+    cpu.apic.reset();
+    assert_eq!(cpu.read(ID), 0x0100_0000);
+    cpu.enable();
+    assert!(is(&machine, 1, 0x46));
+}
+
+/// What is lost for a sender of edges is still up for one of levels.
+#[test]
+fn who_offers_a_message_hears_whether_anyone_has_accepted_it() {
+    let machine = Machine::enabled(3);
+    let [first, second, _] = &machine.cpus[..] else {
+        panic!()
+    };
+    for (cpu, apic) in machine.cpus.iter().enumerate() {
+        apic.write(LDR, 1 << (24 + cpu));
+    }
+    let offer = |destination: u32, low: u32, data: u32| {
+        let address = u64::from(0xfee0_0000 | destination << 12 | low);
+        let message = MsiMessage { address, data };
+        machine
+            .apics
+            .send(RequesterId(0), message)
+            .expect("no error either way");
+        machine.apics.offer(RequesterId(0), message).unwrap() == Acceptance::Accepted
+    };
+    const LEVEL: u32 = 0xc000;
+    let (logical, lowest) = (1 << 2, 1 << 3);
+    assert!(offer(1, 0, LEVEL | 0x41) && offer(0xff, 0, LEVEL | 0x42) && offer(3, logical, 0x43));
+    assert!(offer(3, logical | lowest, LEVEL | 0x44));
+    assert!(!offer(9, 0, LEVEL | 0x51) && !offer(0x10, logical, LEVEL | 0x52) && !offer(0x10, logical | lowest, 0x53));
+    assert!(
+        !offer(1, 0, LEVEL | 0x0f),
+        "an illegal vector is an error, and not accepted"
+    );
+    assert!(!offer(1, 0, 0x341), "a delivery mode that there is not");
+
+    second.write(SVR, 0xff);
+    assert!(!offer(1, 0, LEVEL | 0x61) && !offer(2, logical, LEVEL | 0x62) && !offer(2, logical | lowest, 0x63));
+    assert!(offer(3, logical, LEVEL | 0x64), "the other one takes it");
+    assert!(offer(3, logical | lowest, LEVEL | 0x65));
+    assert!(offer(1, 0, 0x400) && offer(1, 0, 0x500), "NMI and INIT are not asked");
+    assert!(!offer(1, 0, 0x700), "for a vector of the 8259");
+    first.apic.write_msr(APIC_BASE, 0xfee0_0100).unwrap();
+    assert!(!offer(0, 0, LEVEL | 0x71) && !offer(0, 0, 0x400));
+    second.write(SVR, ENABLE);
+    let late = [0x61, 0x62, 0x63, 0x64, 0x65].map(|vector| second.has(IRR, vector));
+    assert_eq!(late, [false; 5], "none comes late");
+}
+
+#[test]
+fn a_hook_hears_of_a_cpu_that_accepts_what_it_did_not_accept_before() {
+    let machine = Machine::new(2);
+    let cpu = &machine.cpus[1];
+    let heard = Arc::new(AtomicU64::new(0));
+    let hook = machine.apics.on_accepting({
+        let heard = Arc::clone(&heard);
+        move || _ = heard.fetch_add(1, SeqCst)
+    });
+    let calls = |change: &dyn Fn()| {
+        let before = heard.load(SeqCst);
+        change();
+        heard.load(SeqCst) - before
+    };
+    assert_eq!(calls(&|| cpu.write(LDR, 1 << 24)), 0, "it is disabled");
+    assert_eq!(calls(&|| cpu.enable()), 1);
+    assert_eq!(calls(&|| cpu.enable()), 0);
+    assert_eq!(calls(&|| cpu.write(LDR, 2 << 24)), 1);
+    assert_eq!(calls(&|| cpu.write(ID, 9 << 24)), 1);
+    assert_eq!(calls(&|| cpu.write(TPR, 0x80)), 0, "it takes it later");
+    assert_eq!(calls(&|| cpu.write(SVR, 0xff)), 0);
+    let state = Machine::enabled(2).cpus[1].apic.save();
+    assert_eq!(calls(&|| cpu.apic.restore(&state).unwrap()), 1);
+    assert_eq!(calls(&|| cpu.x2apic()), 1);
+    drop(hook);
+    cpu.apic.reset();
+    assert_eq!(calls(&|| cpu.enable()), 0);
 }

@@ -54,6 +54,7 @@ fn a_write_changes_the_writable_bits_of_a_register_and_nothing_of_one_that_is_re
         (SVR, 0x13ff),
         (LDR, 0xff00_0000),
         (ICR_HIGH, 0xff00_0000),
+        (ID, 0xff00_0000),
         (LVT_TIMER, 0x7_00ff),
         (LVT_THERMAL, 0x1_07ff),
         (LVT_PERFORMANCE, 0x1_07ff),
@@ -66,7 +67,7 @@ fn a_write_changes_the_writable_bits_of_a_register_and_nothing_of_one_that_is_re
         cpu.write(offset, u32::MAX);
         assert_eq!(cpu.read(offset), mask, "{offset:#x}");
     }
-    let read_only = [0x020, 0x030, PPR, ISR, TMR, IRR, CURRENT_COUNT];
+    let read_only = [0x030, PPR, ISR, TMR, IRR, CURRENT_COUNT];
     for offset in read_only {
         let before = cpu.read(offset);
         cpu.write(offset, !before);

@@ -115,12 +115,15 @@ fn a_restored_tsc_deadline_is_as_far_away_as_it_was() {
 
 #[test]
 fn a_message_that_came_before_the_restore_is_not_lost() {
-    let state = Machine::enabled(1).cpus[0].apic.save();
-    let machine = Machine::new(1);
-    machine.send(0, 0x41);
-    machine.cpus[0].apic.restore(&state).unwrap();
-    assert!(machine.cpus[0].heard.awake.load(SeqCst));
-    assert_eq!(machine.cpus[0].take(), Some(0x41));
+    // Also with the redirection hint.
+    for address in [0, 1 << 3] {
+        let state = Machine::enabled(1).cpus[0].apic.save();
+        let machine = Machine::new(1);
+        machine.send(address, 0x41);
+        machine.cpus[0].apic.restore(&state).unwrap();
+        assert!(machine.cpus[0].heard.awake.load(SeqCst));
+        assert_eq!(machine.cpus[0].take(), Some(0x41));
+    }
 }
 
 #[test]
@@ -303,4 +306,19 @@ fn requests_survive_while_the_apic_is_disabled_by_software() {
     let other = Machine::new(1);
     other.cpus[0].apic.restore(&state).unwrap();
     assert!(other.cpus[0].has(IRR, 0x51));
+}
+
+#[test]
+fn more_nmis_than_a_cpu_latches_and_an_id_that_cannot_be_written_are_refused() {
+    let machine = Machine::enabled(1);
+    let apic = &machine.cpus[0].apic;
+    let state = LocalApicState { nmis: 3, ..apic.save() };
+    assert_eq!(apic.restore(&state), Err(LocalApicStateError::Nmis(3)));
+    machine.cpus[0].x2apic();
+    let (xapic_id, id) = (7, ApicId(0));
+    let state = LocalApicState {
+        xapic_id,
+        ..apic.save()
+    };
+    assert_eq!(apic.restore(&state), Err(LocalApicStateError::XApicId { xapic_id, id }));
 }

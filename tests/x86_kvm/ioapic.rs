@@ -180,7 +180,7 @@ fn hold(apic: &LocalApic, vcpu: &VcpuFd, in_service: Option<usize>) {
 /// Left out, besides what is above:
 /// - the version register: KVM's is 0x11, which has no EOI register;
 /// - registers that do not exist, which read as ones there;
-/// - messages to nobody, of which KVM knows that nobody took them: with us they are gone, as on a bus;
+/// - messages to nobody, which KVM takes for accepted: with us a level is still up, see below;
 /// - lowest priority, for which KVM may choose another of several that are equal;
 /// - edges with the vector of a level, which KVM sends again after an EOI while their line is up.
 #[test]
@@ -283,4 +283,53 @@ fn lines_lead_to_the_same_vectors_on_the_same_cpus_as_kvms() {
         pending.iter().all(|pending| *pending > 50),
         "hardly anything was pending: {pending:?}"
     );
+}
+
+const LOCAL_SVR: u32 = 0xfee0_00f0;
+
+/// Whether Remote IRR is set in entry 19, and what is pending: ours, then KVM's.
+fn both_have(ours: (&IoApic, &LocalApic), guest: &crate::Guest) -> [(bool, [u64; 4]); 2] {
+    // SAFETY: as above.
+    let bits = unsafe { ioapic(&guest.vm).redirtbl[19].bits };
+    let kernel = (bits & REMOTE_IRR != 0, array(&guest.vcpu.get_lapic().unwrap(), 0x200));
+    let (ioapic, apic) = ours;
+    [
+        (ioapic.save().pins[19].entry & REMOTE_IRR != 0, apic.save().irr),
+        kernel,
+    ]
+}
+
+/// Where the two differ: with us the level is delivered as soon as the local APIC is enabled, with KVM when it has gone down and
+/// come up again.
+#[test]
+fn a_level_that_a_disabled_local_apic_has_not_accepted_is_not_lost_as_it_is_not_with_kvms() {
+    let Some(mut guest) = guest() else { return };
+    let (apics, cpus, _others) = local_apics(&mut guest);
+    let ours = IoApic::new(IoApicConfig::default(), apics.clone()).unwrap();
+    let _hook = apics.on_accepting({
+        let ours = ours.clone();
+        move || ours.retry()
+    });
+    let line = ours.level_line(Pin(19)).unwrap();
+    let svr = |guest: &mut crate::Guest, value: u32| {
+        guest.run(&[Write(LOCAL_SVR, value)]);
+        cpus[0].write(0x0f0, &value.to_le_bytes());
+    };
+    svr(&mut guest, 0xff);
+    for (index, value) in [(0x11 + 2 * 19, 0), (0x10 + 2 * 19, 0x8081)] {
+        guest.run(&[Write(IOREGSEL, index), Write(IOWIN, value)]);
+        ours.write(0x00, &index.to_le_bytes());
+        ours.write(0x10, &value.to_le_bytes());
+    }
+    guest.vm.set_irq_line(19, true).unwrap();
+    line.trigger().unwrap();
+    assert_eq!(both_have((&ours, &cpus[0]), &guest), [(false, [0; 4]); 2]);
+    svr(&mut guest, 0x1ff);
+    let accepted = (true, [0, 0, 2, 0]);
+    assert_eq!(both_have((&ours, &cpus[0]), &guest), [accepted, (false, [0; 4])]);
+    for up in [false, true] {
+        guest.vm.set_irq_line(19, up).unwrap();
+        if up { line.trigger() } else { line.clear() }.unwrap();
+    }
+    assert_eq!(both_have((&ours, &cpus[0]), &guest), [accepted; 2]);
 }

@@ -72,6 +72,10 @@ pub struct GicV3Config {
     pub message_based_spis: bool,
     /// LPIs: INTIDs 8192 to 65535.
     pub lpis: LpiSupport,
+    /// Whether redistributors are awake from the start and after a reset, with GICR_WAKER.ProcessorSleep clear. By the
+    /// architecture they are asleep, and software wakes them: Linux does. UEFI by EDK2 leaves that to the firmware before it,
+    /// and where there is none, as in a virtual machine, gets no interrupt without this. KVM's GIC never sleeps.
+    pub redistributors_awake: bool,
 }
 
 impl GicV3Config {
@@ -81,7 +85,7 @@ impl GicV3Config {
     pub const MAX_SPIS: u32 = 988;
 
     /// So many CPUs, 16 to each value of Aff1, in one region; 96 SPIs, 5 bits of priority, routing to one of several CPUs
-    /// and message-based SPIs; no extended ranges and no LPIs.
+    /// and message-based SPIs; no extended ranges and no LPIs. Redistributors start asleep.
     pub fn new(cpus: u32) -> Self {
         // Beyond what is accepted it need not be right, but it must not be large.
         let affinities = (0..cpus.min(Self::MAX_CPUS as u32 + 1)).map(|cpu| Affinity(((cpu / 16) << 8) | (cpu % 16)));
@@ -95,6 +99,7 @@ impl GicV3Config {
             one_of_n: true,
             message_based_spis: true,
             lpis: LpiSupport::None,
+            redistributors_awake: false,
         }
     }
 
@@ -116,6 +121,7 @@ impl GicV3Config {
             priority_bits: self.priority_bits,
             lpis: self.lpis,
             one_of_n: self.one_of_n,
+            redistributors_awake: self.redistributors_awake,
         }
     }
 
@@ -130,6 +136,7 @@ impl GicV3Config {
             one_of_n: _,
             message_based_spis: _,
             lpis: _,
+            redistributors_awake: _,
         } = self;
         if !(1..=Self::MAX_CPUS).contains(&affinities.len()) {
             return Err(GicV3Error::Cpus(affinities.len()));
@@ -171,6 +178,7 @@ pub(super) struct Layout {
     pub(super) priority_bits: u32,
     pub(super) lpis: LpiSupport,
     pub(super) one_of_n: bool,
+    pub(super) redistributors_awake: bool,
 }
 
 /// The first INTID of the extended PPIs.

@@ -81,7 +81,7 @@ impl Cpu {
             private: (0..layout.privates()).map(private).collect(),
             lpis: Lpis::new(tables, layout.priority_bits),
             control: 0,
-            asleep: true,
+            asleep: !layout.redistributors_awake,
             interface: CpuInterface::new(layout.priority_bits),
             competing: Competitors::new(layout.priority_bits),
             forwarded_groups: 0,

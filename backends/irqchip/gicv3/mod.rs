@@ -67,7 +67,8 @@
 //! Of equal priorities the lowest INTID comes first. An SPI for any one CPU goes to one that is awake, has its group enabled
 //! and has not opted out by GICR_CTLR.DPG, the next from its INTID's remainder on; it stays there while that holds. An
 //! interrupt of a group that ICC_IGRPENn_EL1 disables hides less urgent ones of the other group, but not one of a group that
-//! GICD_CTLR disables. While GICR_WAKER.ProcessorSleep is set nothing is forwarded. GICD_CTLR.E1NWF is RAZ/WI: a CPU that
+//! GICD_CTLR disables. While GICR_WAKER.ProcessorSleep is set nothing is forwarded; whether it is after a reset says
+//! [`GicV3Config::redistributors_awake`], for a guest that never writes it, such as EDK2's. GICD_CTLR.E1NWF is RAZ/WI: a CPU that
 //! sleeps is not picked for an SPI for any one. While all sleep such an SPI stays pending and raises
 //! no WakeRequest, and the first to wake has it. GICR_CTLR.EnableLPIs can be cleared again. The configuration of all LPIs is
 //! read when it is set, and that of an LPI by invalidation, here or at another CPU. ICC_CTLR_EL1.PMHE is not there: where an

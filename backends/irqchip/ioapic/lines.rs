@@ -15,7 +15,8 @@ impl IoApic {
     ///
     /// The guest decides how it is understood. With the usual polarity, active high: level-sensitive, a message is
     /// sent when the line is up, and again after each EOI while it still is; edge-triggered, with each rise. With the
-    /// other polarity it is the low pin that counts.
+    /// other polarity it is the low pin that counts. A line that is up makes its pin high, unless that [idles
+    /// high](Self::pull_up).
     ///
     /// A message that the sink refuses is owed by the IOAPIC (see [there](IoApic#messages)) and not by the device.
     ///
@@ -37,6 +38,18 @@ impl IoApic {
     pub fn edge_line(&self, pin: Pin) -> Result<EdgeLine, IoApicError> {
         let number = self.shared.pin(pin)?;
         Ok(EdgeLine::new(Arc::clone(&self.shared) as _, number))
+    }
+
+    /// Gives `pin` a pull-up, as the wires of PCI have one: it is high while no line holds it up, and low while one does, so that an
+    /// entry that is active low takes it as other entries take other pins. It stays so, over resets and restores; to be called
+    /// before the guest runs, or its state is restored. No edge comes of it.
+    ///
+    /// # Errors
+    /// [`IoApicError::NoSuchPin`].
+    pub fn pull_up(&self, pin: Pin) -> Result<(), IoApicError> {
+        let number = self.shared.pin(pin)?;
+        self.shared.with(|model| model.pull_up(number));
+        Ok(())
     }
 
     /// Calls `hook` whenever the guest has finished with a level-sensitive pin, that is, at each EOI of its vector by

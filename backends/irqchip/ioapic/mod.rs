@@ -53,14 +53,14 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use self::model::Model;
 use super::{Vector, finished::FinishedHooks};
 use crate::{
-    interrupt::{MsiMessage, MsiSink, RequesterId},
+    interrupt::{Acceptance, MsiMessage, MsiSink, RequesterId},
     sync::lock,
 };
 
@@ -132,11 +132,14 @@ pub enum IoApicError {
 /// chip sets does, so that entries in the remappable format of VT-d arrive at a remapper as they should. An entry with
 /// a reserved delivery mode sends nothing.
 ///
-/// A message that the sink refuses is owed, which the guest sees as Delivery Status. It is tried again, once each time,
+/// A message is [offered](MsiSink::offer), and Remote IRR set if a local APIC has accepted it (82093AA, section 3.2.4). One that
+/// nobody accepts is gone if it is an edge, as a message of PCI is. A level is still up: it is owed, as is any message that the
+/// sink refuses, which the guest sees as Delivery Status. It is tried again, once each time,
 /// with whatever happens next to this IOAPIC: a change of any line, a register write, an EOI, or a call of
 /// [`retry`](Self::retry). It then goes where the entry says by then. If the pin is masked meanwhile, an edge waits for
-/// the unmask; a level that has gone is owed no more. [`refusals`](Self::refusals) counts: an embedder whose sink can
-/// refuse and then take again calls `retry` when it can, or else what is owed waits for the next event.
+/// the unmask; a level that has gone is owed no more. [`refusals`](Self::refusals) counts what was refused. Who knows that the
+/// sink takes messages again, or that a local APIC accepts what it did not, calls `retry`, or else what is owed waits for the
+/// next event. [`Pc`](super::pc::Pc) and the split irqchip of `backends::kvm` do so.
 ///
 /// # Threads
 /// All methods can be called from any thread. The sink is called on the thread that caused the message, with no lock
@@ -155,6 +158,8 @@ struct Shared {
     finished: Arc<FinishedHooks>,
     refusals: AtomicU64,
     restores: AtomicU64,
+    /// Whether a message was owed when something last happened. Changes under the model's lock.
+    owes: AtomicBool,
 }
 
 impl IoApic {
@@ -174,6 +179,7 @@ impl IoApic {
                 finished: Arc::default(),
                 refusals: AtomicU64::new(0),
                 restores: AtomicU64::new(0),
+                owes: AtomicBool::new(false),
             }),
         })
     }
@@ -199,9 +205,15 @@ impl IoApic {
         Ok(lock(&self.shared.model).message(pin))
     }
 
-    /// Tries the messages again that the sink has refused.
+    /// Tries the messages again that the sink has refused or that nobody has accepted: each once, and those too that are under
+    /// way now. Not from within the sink, which would be asked for ever.
     pub fn retry(&self) {
-        self.shared.with(|_| ());
+        self.shared.with(|model| model.retries = model.retries.wrapping_add(1));
+    }
+
+    /// Whether a message is owed, so that [`retry`](Self::retry) would try one. Costs no lock.
+    pub fn owes(&self) -> bool {
+        self.shared.owes.load(Ordering::Relaxed)
     }
 
     /// How often the sink has refused a message.
@@ -231,23 +243,29 @@ impl fmt::Debug for IoApic {
 }
 
 impl Shared {
-    /// Runs `change` under the lock, then sends what came of it, each message once. One that is refused is owed.
+    /// Runs `change` under the lock, then sends what came of it, each message once. One that does not arrive is owed.
     fn with(&self, change: impl FnOnce(&mut Model)) {
         let mut model = lock(&self.model);
         change(&mut model);
         let mut candidates = model.due;
         while let Some((ticket, message)) = model.next_message(&mut candidates) {
             drop(model);
-            let sent = self.sink.send(self.config.requester, message);
-            if sent.is_ok() && candidates.is_empty() {
+            let sent = self.sink.offer(self.config.requester, message);
+            let arrived = matches!(sent, Ok(Acceptance::Accepted));
+            if arrived && candidates.is_empty() && !self.owes.load(Ordering::Relaxed) {
                 return;
             }
             model = lock(&self.model);
-            if sent.is_err() {
-                self.refusals.fetch_add(1, Ordering::Relaxed);
-                model.refused(ticket);
+            match sent {
+                Ok(Acceptance::Accepted) => (),
+                Ok(Acceptance::Dropped) => model.dropped(ticket, &mut candidates),
+                Err(_) => {
+                    self.refusals.fetch_add(1, Ordering::Relaxed);
+                    model.refused(ticket, &mut candidates);
+                }
             }
         }
+        self.owes.store(!model.due.is_empty(), Ordering::Relaxed);
     }
 
     /// Ends the interrupts of a vector, tells who wants to hear of it, then sends again what is still up.

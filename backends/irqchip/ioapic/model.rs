@@ -34,6 +34,8 @@ impl PinSet {
 
 #[derive(Debug)]
 pub(super) struct Pin {
+    /// It idles high, and low is what up is elsewhere.
+    pub(super) pulled_up: bool,
     /// How many lines hold it up.
     pub(super) holders: u32,
     /// It was up when the state was saved, and its device has not driven it since the restore.
@@ -49,6 +51,7 @@ pub(super) struct Pin {
 impl Pin {
     pub(super) fn new() -> Self {
         Self {
+            pulled_up: false,
             holders: 0,
             restored_up: false,
             latched: false,
@@ -57,13 +60,15 @@ impl Pin {
         }
     }
 
+    /// Whether a line holds it up.
     pub(super) fn is_up(&self) -> bool {
         self.holders != 0 || self.restored_up
     }
 
     /// Whether the pin is at the level that the entry's polarity calls active.
     fn is_active(&self) -> bool {
-        self.is_up() != (self.entry & POLARITY != 0)
+        let is_high = self.is_up() != self.pulled_up;
+        is_high != (self.entry & POLARITY != 0)
     }
 
     fn is_masked(&self) -> bool {
@@ -108,6 +113,8 @@ fn message(entry: u64) -> Option<MsiMessage> {
 pub(super) struct Ticket {
     pub(super) pin: u32,
     attempt: u32,
+    /// How many retries there had been.
+    retries: u32,
     /// It was sent for an edge, or a pulse, and not for the level of the pin: the pin alone will not bring it back.
     latched: bool,
 }
@@ -123,8 +130,10 @@ pub(super) struct Model {
     /// Level-sensitive pins whose message was accepted and has had no EOI since.
     pub(super) remote_irr: PinSet,
 
-    /// Pins to look at: something about them has changed, or their message was refused.
+    /// Pins to look at: something about them has changed, or their message was refused or dropped.
     pub(super) due: PinSet,
+    /// Counts the calls of `retry`: one that comes while a message is under way is for that message too.
+    pub(super) retries: u32,
 }
 
 impl Model {
@@ -135,6 +144,7 @@ impl Model {
             select: 0,
             remote_irr: PinSet::default(),
             due: PinSet::default(),
+            retries: 0,
         }
     }
 
@@ -146,12 +156,19 @@ impl Model {
             select,
             remote_irr,
             due,
+            retries: _,
         } = self;
         for pin in pins {
             (pin.entry, pin.latched) = (ENTRY_RESET, false);
         }
         (*id, *select) = (0, 0);
         (*remote_irr, *due) = Default::default();
+    }
+
+    /// From now on the pin idles high. That is no edge.
+    pub(super) fn pull_up(&mut self, index: u32) {
+        self.pins[index as usize].pulled_up = true;
+        self.due.insert(index);
     }
 
     /// One line more, or one less, holds the pin up.
@@ -238,6 +255,7 @@ impl Model {
             let ticket = Ticket {
                 pin: index,
                 attempt: pin.attempt,
+                retries: self.retries,
                 latched,
             };
             return Some((ticket, message));
@@ -251,15 +269,32 @@ impl Model {
     }
 
     /// The sink did not take a message: it is owed, unless a later one of this pin has gone out meanwhile.
-    pub(super) fn refused(&mut self, ticket: Ticket) {
-        let Ticket { pin, attempt, latched } = ticket;
-        let state = &mut self.pins[pin as usize];
-        if state.attempt != attempt {
-            return;
+    pub(super) fn refused(&mut self, ticket: Ticket, candidates: &mut PinSet) {
+        if self.is_last(ticket) {
+            self.pins[ticket.pin as usize].latched |= ticket.latched;
+            self.not_in_service(ticket, candidates);
         }
-        state.latched |= latched;
-        self.remote_irr.remove(pin);
-        self.due.insert(pin);
+    }
+
+    /// Nobody has accepted a message. Then Remote IRR is not set (section 3.2.4), and a level is still up; an edge is gone.
+    pub(super) fn dropped(&mut self, ticket: Ticket, candidates: &mut PinSet) {
+        if self.is_last(ticket) && is_level(self.pins[ticket.pin as usize].entry) {
+            self.not_in_service(ticket, candidates);
+        }
+    }
+
+    fn is_last(&self, ticket: Ticket) -> bool {
+        self.pins[ticket.pin as usize].attempt == ticket.attempt
+    }
+
+    /// The pin of a message that did not arrive is looked at with the next event, or at once if somebody has asked for that
+    /// while it was under way.
+    fn not_in_service(&mut self, ticket: Ticket, candidates: &mut PinSet) {
+        self.remote_irr.remove(ticket.pin);
+        self.due.insert(ticket.pin);
+        if self.retries != ticket.retries {
+            candidates.insert(ticket.pin);
+        }
     }
 
     /// The redirection entry with its read-only bits.

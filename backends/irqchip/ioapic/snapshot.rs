@@ -26,7 +26,7 @@ pub struct PinState {
     /// The entry as the guest reads it, except for Delivery Status: that is set if an edge was accepted whose message
     /// was not. One for a level follows from the line.
     pub entry: u64,
-    /// The level of the pin, high or low.
+    /// Whether a line holds the pin up: it is high then, or low if it [idles high](IoApic::pull_up).
     pub line: bool,
 }
 
@@ -101,9 +101,11 @@ impl Model {
             select,
             remote_irr,
             due: _,
+            retries: _,
         } = self;
         let pins = (0..).zip(pins).map(|(index, pin)| {
             let Pin {
+                pulled_up: _,
                 holders: _,
                 restored_up: _,
                 latched,

@@ -23,6 +23,7 @@ impl Model {
     pub fn write_page(&mut self, index: u32, value: u32) {
         match Register::at(index) {
             None | Some(Register::SelfIpi | Register::Obsolete) => self.error(ESR_ILLEGAL_REGISTER),
+            Some(Register::Id) => self.xapic_id = (value >> 24) as u8,
             Some(Register::Ldr) => self.ldr = (value >> 24) as u8,
             Some(Register::Dfr) => self.dfr = (value >> DFR_MODEL_SHIFT) as u8,
             Some(Register::IcrHigh) => {
@@ -96,7 +97,7 @@ impl Model {
     fn read(&mut self, register: Register) -> u32 {
         match register {
             Register::Id if self.mode() == Mode::X2Apic => self.id.0,
-            Register::Id => self.id.0 << 24,
+            Register::Id => u32::from(self.xapic_id) << 24,
             Register::Version => VERSION | (u32::from(self.config.eoi_broadcast_suppression) * VERSION_SUPPRESS_EOI),
             Register::Tpr => self.tpr.into(),
             Register::Ppr => self.ppr().into(),
@@ -192,8 +193,12 @@ impl Model {
             ((true, _), (false, false)) => {
                 self.reset_registers();
                 (self.init, self.start_up) = (false, None);
+                self.xapic_id = self.id.0 as u8;
             }
-            ((true, false), (true, true)) => self.icr &= u64::from(u32::MAX),
+            ((true, false), (true, true)) => {
+                self.icr &= u64::from(u32::MAX);
+                self.xapic_id = self.id.0 as u8;
+            }
             _ => (),
         }
         self.base = value;

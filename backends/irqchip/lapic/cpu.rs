@@ -76,7 +76,7 @@ impl LocalApic {
         self.apics.with(self.cpu, true, change)
     }
 
-    /// Its ID.
+    /// The ID that it was made with.
     pub fn id(&self) -> ApicId {
         self.apics.cpus[self.cpu].id
     }

@@ -35,6 +35,23 @@ pub(super) mod signal {
     /// LINT0 and LINT1 are up.
     pub const UP: [u64; 2] = [1 << 18, 1 << 19];
     pub const LEVELS: u64 = UP[0] | UP[1];
+    /// A second NMI, and a second rise of each pin, which may be its NMI.
+    pub const NMI_AGAIN: u64 = 1 << 20;
+    pub const ROSE_AGAIN: [u64; 2] = [1 << 21, 1 << 22];
+
+    /// One NMI more. A CPU takes one and latches one more.
+    pub fn nmi(signals: u64) -> u64 {
+        signals | if signals & NMI == 0 { NMI } else { NMI_AGAIN }
+    }
+
+    /// A pin is up now.
+    pub fn rise(signals: u64, pin: usize) -> u64 {
+        match (signals & UP[pin] != 0, signals & ROSE[pin] != 0) {
+            (true, _) => signals,
+            (false, false) => signals | UP[pin] | ROSE[pin],
+            (false, true) => signals | UP[pin] | ROSE_AGAIN[pin],
+        }
+    }
 }
 
 pub(super) struct Inbox<L> {
@@ -159,7 +176,7 @@ impl<L: LevelInterrupt> Inbox<L> {
             for (pin, was_up) in up.into_iter().enumerate() {
                 let (level, rose) = (signal::UP[pin], signal::ROSE[pin]);
                 signals = match was_up {
-                    true => signals & !rose | level,
+                    true => signals & !(rose | signal::ROSE_AGAIN[pin]) | level,
                     false if signals & level != 0 => signals | rose,
                     false => signals,
                 };
@@ -181,7 +198,7 @@ mod loom_tests {
 
     use super::*;
     use crate::{
-        backends::irqchip::lapic::{ApicId, LocalApicsConfig, Request, model::Model},
+        backends::irqchip::lapic::{ApicId, LocalApicsConfig, Request, model::Model, route::Published},
         interrupt::Interrupt,
     };
 
@@ -268,6 +285,33 @@ mod loom_tests {
         }
     }
 
+    /// What a sender of a level has seen accepted is accepted, and nobody brings it again.
+    #[test]
+    fn loom_a_level_that_is_sent_while_its_cpu_is_being_disabled_is_accepted_or_the_sender_knows() {
+        model(|| {
+            let (inbox, _) = inbox();
+            let mut apic = Model::new(LocalApicsConfig::default(), ApicId(0), true);
+            apic.write_page(0x0f, 0x1ff);
+            let published = Arc::new(Published::new(apic.update()));
+            let sender = {
+                let (inbox, published) = (inbox.clone(), published.clone());
+                thread::spawn(move || {
+                    let accepted = published.get().enabled;
+                    if accepted {
+                        inbox.request(Vector(0x31), true).unwrap();
+                    }
+                    accepted
+                })
+            };
+            apic.absorb(Some(&inbox.take(true)), None);
+            apic.write_page(0x0f, 0xff);
+            published.set(apic.update());
+            let accepted = sender.join().unwrap();
+            apic.absorb(Some(&inbox.take(true)), None);
+            assert_eq!(apic.holds(Vector(0x31)), accepted);
+        });
+    }
+
     #[test]
     fn loom_the_same_vector_again_after_the_owner_took_it_wakes_again() {
         model(|| {
@@ -318,10 +362,10 @@ mod loom_tests {
         model(|| {
             let (inbox, up) = inbox();
             let nmi = inbox.clone();
-            let nmi = thread::spawn(move || nmi.signal(|signals| signals | signal::NMI).unwrap());
+            let nmi = thread::spawn(move || nmi.signal(signal::nmi).unwrap());
             let line = inbox.clone();
             let rises = signal::UP[0] | signal::ROSE[0];
-            let line = thread::spawn(move || line.signal(|signals| signals | rises).unwrap());
+            let line = thread::spawn(move || line.signal(|signals| signal::rise(signals, 0)).unwrap());
             let mut seen = owner(&inbox);
             nmi.join().unwrap();
             line.join().unwrap();

@@ -52,26 +52,52 @@ impl LocalApics {
     }
 
     /// Calls `hook` with the vector of each level-triggered interrupt that a CPU finishes, as long as the returned
-    /// [`EoiHook`] lives: what IOAPICs listen to. Not called while the guest suppresses broadcasts.
+    /// [`LocalApicHook`] lives: what IOAPICs listen to. Not called while the guest suppresses broadcasts.
     ///
-    /// It is called on the thread of the CPU, with no lock held. It may be called once more while the [`EoiHook`] is
+    /// It is called on the thread of the CPU, with no lock held. It may be called once more while the [`LocalApicHook`] is
     /// dropped on another thread. A hook that holds a [`LocalApics`] keeps the set alive: hold a [`Weak`] of its owner.
-    pub fn on_eoi(&self, hook: impl Fn(Vector) + Send + Sync + 'static) -> EoiHook {
+    pub fn on_eoi(&self, hook: impl Fn(Vector) + Send + Sync + 'static) -> LocalApicHook {
+        self.hook(move |event| {
+            if let HookEvent::Eoi(vector) = event {
+                hook(vector);
+            }
+        })
+    }
+
+    /// Calls `hook` when a CPU may accept messages that it did not accept before: it was enabled, has got another ID or logical
+    /// ID, or was restored. Who [offers](crate::interrupt::MsiSink::offer) messages, as an IOAPIC, tries again then what
+    /// [nobody has accepted](crate::interrupt::Acceptance::Dropped). Otherwise as [`on_eoi`](Self::on_eoi).
+    pub fn on_accepting(&self, hook: impl Fn() + Send + Sync + 'static) -> LocalApicHook {
+        self.hook(move |event| {
+            if event == HookEvent::AcceptsMore {
+                hook();
+            }
+        })
+    }
+
+    fn hook(&self, hook: impl Fn(HookEvent) + Send + Sync + 'static) -> LocalApicHook {
         let mut hooks = lock(&self.shared.hooks);
         let number = hooks.next;
         hooks.next += 1;
         let others = hooks.all.iter().cloned();
         hooks.all = others.chain([(number, Arc::new(hook) as Hook)]).collect();
-        EoiHook {
+        LocalApicHook {
             apics: Arc::downgrade(&self.shared),
             number,
         }
     }
 }
 
-type Hook = Arc<dyn Fn(Vector) + Send + Sync>;
+/// What a hook hears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HookEvent {
+    Eoi(Vector),
+    AcceptsMore,
+}
 
-/// Who wants to hear EOIs, each with a number. Replaced as a whole, so that calling them takes no copy.
+type Hook = Arc<dyn Fn(HookEvent) + Send + Sync>;
+
+/// Who wants to hear events, each with a number. Replaced as a whole, so that calling them takes no copy.
 #[derive(Default)]
 pub(super) struct Hooks {
     all: Arc<[(u64, Hook)]>,
@@ -79,22 +105,22 @@ pub(super) struct Hooks {
 }
 
 impl Shared {
-    pub(super) fn call_hooks(&self, vector: Vector) {
+    pub(super) fn call_hooks(&self, event: HookEvent) {
         let hooks = Arc::clone(&lock(&self.hooks).all);
         for (_, hook) in hooks.iter() {
-            hook(vector);
+            hook(event);
         }
     }
 }
 
-/// Keeps a hook of [`LocalApics::on_eoi`]; dropping it ends the calls.
+/// Keeps a hook of [`LocalApics::on_eoi`] or [`LocalApics::on_accepting`]; dropping it ends the calls.
 #[must_use = "dropping it ends the calls"]
-pub struct EoiHook {
+pub struct LocalApicHook {
     apics: Weak<Shared>,
     number: u64,
 }
 
-impl Drop for EoiHook {
+impl Drop for LocalApicHook {
     fn drop(&mut self) {
         let Some(apics) = self.apics.upgrade() else { return };
         let mut hooks = lock(&apics.hooks);
@@ -116,11 +142,8 @@ pub struct LintLine {
 
 impl Interrupt for LintLine {
     fn trigger(&self) -> io::Result<()> {
-        let (up, rose) = (signal::UP[self.pin as usize], signal::ROSE[self.pin as usize]);
-        self.apics.cpus[self.cpu].inbox.signal(|signals| match signals & up {
-            0 => signals | up | rose,
-            _ => signals,
-        })
+        let inbox = &self.apics.cpus[self.cpu].inbox;
+        inbox.signal(|signals| signal::rise(signals, self.pin as usize))
     }
 }
 
@@ -167,4 +190,4 @@ macro_rules! debug {
     )*};
 }
 
-debug!(EoiHook: number, LintLine: pin, LocalLine: source);
+debug!(LocalApicHook: number, LintLine: pin, LocalLine: source);

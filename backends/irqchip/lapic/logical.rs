@@ -1,7 +1,7 @@
 //! Which local APICs a logical destination of 8 bits may be for: an index, so that a sender need not look at all. Longer
 //! ones are of x2APIC mode, and name IDs.
 //!
-//! Each bit of a logical ID has a list of CPUs. A CPU enters its lists before it publishes the logical ID that says so,
+//! Each bit of a logical ID has a list of CPUs, and so have those to which the guest has given another ID. A CPU enters its lists before it publishes the logical ID that says so,
 //! and stays in those of earlier ones, for a sender that finds it there looks at what it has published. It leaves them
 //! when it has published that no logical destination is it. So whoever sends to an ID that the CPU had before and has
 //! after finds it, in whichever order the lists are read.
@@ -9,10 +9,13 @@
 use super::route::Presence;
 use crate::sync::{AtomicU64, Ordering};
 
-/// A bit for each list: those of the flat model, then 4 for each cluster.
+/// A bit for each list: those of the flat model, then 4 for each cluster, then one of those with another ID.
 pub(super) type Places = u128;
 
-const PLACES: usize = 8 + 16 * 4;
+const MOVED_PLACE: usize = 8 + 16 * 4;
+const PLACES: usize = MOVED_PLACE + 1;
+/// The list of those with another ID.
+pub(super) const MOVED: Places = 1 << MOVED_PLACE;
 
 /// In the flat model, each bit of a logical ID is a place.
 pub(super) fn flat(id: u8) -> Places {
@@ -64,6 +67,20 @@ impl Index {
         (0..words).flat_map(move |word| ones(self.members(word, id)).map(move |bit| 64 * word + bit))
     }
 
+    /// Whether any CPU may have another ID than its own, as hardly any guest wants.
+    pub fn has_moved(&self) -> bool {
+        let mut list = self.lists[MOVED_PLACE * self.words..].iter();
+        list.any(|members| members.load(Ordering::Acquire) != 0)
+    }
+
+    /// The CPUs that may have another ID than their own.
+    pub fn moved(&self) -> impl Iterator<Item = usize> {
+        let list = &self.lists[MOVED_PLACE * self.words..];
+        (0..)
+            .zip(list)
+            .flat_map(|(word, members)| ones(members.load(Ordering::Acquire)).map(move |bit| 64 * word + bit))
+    }
+
     /// Those of a word, as bits: places that `flat` and `cluster` give, without the detour over 128 bits.
     fn members(&self, word: usize, id: u8) -> u64 {
         let list = |place: usize| self.lists[place * self.words + word].load(Ordering::Acquire);
@@ -102,6 +119,7 @@ mod loom_tests {
         Presence {
             mode: Mode::XApic,
             enabled: true,
+            moved: None,
             ldr: ldr.into(),
             dfr,
             class: 0,

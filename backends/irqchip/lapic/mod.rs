@@ -153,6 +153,7 @@ use std::{
 
 use self::{
     inbox::Inbox,
+    lines::HookEvent,
     model::{Model, News},
     registers::Lvt,
     route::{Presence, Published},
@@ -167,7 +168,7 @@ use crate::{
 
 pub use super::Vector;
 pub use cpu::{LocalApic, Pending};
-pub use lines::{EoiHook, Lint, LintLine, LocalLine, LocalSource};
+pub use lines::{Lint, LintLine, LocalApicHook, LocalLine, LocalSource};
 pub use route::NoSuchDoorbell;
 pub use snapshot::{LocalApicState, LocalApicStateError};
 
@@ -235,7 +236,8 @@ impl LocalApicsConfig {
 
 /// What one local APIC is made of.
 pub struct LocalApicParts {
-    /// Its ID. An APIC whose ID is above 254 can be named only in x2APIC mode.
+    /// Its ID. An APIC whose ID is above 254 can be named only in x2APIC mode. In xAPIC mode the guest can give it another,
+    /// by which messages find it until it is disabled, enters x2APIC mode or is [reset](LocalApic::reset).
     pub id: ApicId,
     /// Up while there is something that the vCPU has not looked at: kick it out of the guest, or wake it if it is
     /// halted. It hears transitions only, in order, and never while a lock is held. If it refuses, the next message
@@ -268,7 +270,8 @@ pub enum CpuEvent {
     StartUp(Vector),
     /// Inject a system management interrupt, or ignore it.
     Smi,
-    /// Inject a non-maskable interrupt.
+    /// Inject a non-maskable interrupt. There may be two in a row: a CPU takes one, and latches one more until the first is
+    /// handled. A third is lost.
     Nmi,
 }
 
@@ -359,9 +362,15 @@ impl Own {
     fn update(&mut self, apics: &Shared, cpu: usize) -> bool {
         let presence = self.model.update();
         if presence != self.presence {
-            self.presence = presence;
+            let before = std::mem::replace(&mut self.presence, presence);
             let publish = || apics.cpus[cpu].published.set(presence);
-            apics.logical.publish(cpu, &mut self.places, presence, publish);
+            // Each acknowledge and each EOI changes the class, and nothing else does so as often.
+            if presence.takes_the_same_as(before) {
+                publish();
+            } else {
+                self.model.news.accepts_more |= presence.accepts_vectors();
+                apics.logical.publish(cpu, &mut self.places, presence, publish);
+            }
         }
         let armed = (self.model.timer, self.model.lvt(Lvt::Timer));
         if armed == self.armed {
@@ -512,7 +521,11 @@ impl Shared {
         let value = change(model);
         let ticked = mail.as_ref().is_some_and(|mail| mail.tick);
         let alarmed = own.update(self, cpu) || ticked;
-        let News { message, eoi } = std::mem::take(&mut own.model.news);
+        let News {
+            message,
+            eoi,
+            accepts_more,
+        } = std::mem::take(&mut own.model.news);
         drop(own);
 
         // What a wake line refuses is counted there, and told again with the next message.
@@ -523,7 +536,10 @@ impl Shared {
             let _ = self.deliver(Some(cpu), &message);
         }
         if let Some(vector) = eoi {
-            self.call_hooks(vector);
+            self.call_hooks(HookEvent::Eoi(vector));
+        }
+        if accepts_more {
+            self.call_hooks(HookEvent::AcceptsMore);
         }
         if alarmed {
             self.cpus[cpu].settle_alarm();

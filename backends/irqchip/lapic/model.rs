@@ -28,6 +28,8 @@ pub(super) struct Model {
     // What the guest can change.
     /// IA32_APIC_BASE.
     pub base: u64,
+    /// The ID register of xAPIC mode, which messages go by there.
+    pub xapic_id: u8,
     pub tpr: u8,
     pub ldr: u8,
     pub dfr: u8,
@@ -43,7 +45,8 @@ pub(super) struct Model {
     pub timer: Timer,
     pub init: bool,
     pub start_up: Option<u8>,
-    pub nmi: bool,
+    /// NMIs that the CPU has not taken, up to [`MAX_NMIS`].
+    pub nmis: u8,
     pub smi: bool,
     /// A message asked for the 8259's vector.
     pub ext_int: bool,
@@ -57,6 +60,8 @@ pub(super) struct Model {
 pub(super) struct News {
     pub message: Option<Message>,
     pub eoi: Option<Vector>,
+    /// There may be messages that are accepted now and were not before.
+    pub accepts_more: bool,
 }
 
 impl Model {
@@ -70,6 +75,7 @@ impl Model {
             lines: [false; 2],
             now: Duration::ZERO,
             base: RESET_BASE_ADDRESS | BASE_EN | (u64::from(bootstrap) * BASE_BSP),
+            xapic_id: id.0 as u8,
             tpr: 0,
             ldr: 0,
             dfr: DFR_FLAT,
@@ -94,7 +100,7 @@ impl Model {
             },
             init: false,
             start_up: None,
-            nmi: false,
+            nmis: 0,
             smi: false,
             ext_int: false,
             waits_for_start_up: !bootstrap,
@@ -112,10 +118,11 @@ impl Model {
             lines: self.lines,
             now: self.now,
             base: self.base,
+            xapic_id: self.xapic_id,
             timer,
             init: self.init,
             start_up: self.start_up,
-            nmi: self.nmi,
+            nmis: self.nmis,
             smi: self.smi,
             waits_for_start_up: self.waits_for_start_up,
             news: self.news,
@@ -126,8 +133,9 @@ impl Model {
     /// As after power-up, with pins, time and time-stamp counter as they are.
     pub fn power_up(&mut self) {
         self.base = RESET_BASE_ADDRESS | BASE_EN | (u64::from(self.bootstrap) * BASE_BSP);
-        (self.init, self.start_up, self.nmi, self.smi) = (false, None, false, false);
+        (self.init, self.start_up, self.nmis, self.smi) = (false, None, 0, false);
         self.waits_for_start_up = !self.bootstrap;
+        self.xapic_id = self.id.0 as u8;
         self.reset_registers();
     }
 
@@ -151,6 +159,12 @@ impl Model {
         self.lvt[entry as usize]
     }
 
+    /// The ID that the guest has given it, if it is not its own.
+    fn moved(&self) -> Option<u8> {
+        let moved = self.mode() == Mode::XApic && self.xapic_id != self.id.0 as u8;
+        moved.then_some(self.xapic_id)
+    }
+
     pub fn logical_id(&self) -> u32 {
         match self.mode() {
             Mode::X2Apic => x2apic_logical_id(self.id),
@@ -164,8 +178,12 @@ impl Model {
             self.advance(now);
         }
         let Some(mail) = mail else { return };
-        if self.mode() != Mode::Disabled && self.is_enabled() {
-            for (word, vectors) in mail.vectors.0.into_iter().enumerate() {
+        if self.mode() != Mode::Disabled {
+            for (word, mut vectors) in mail.vectors.0.into_iter().enumerate() {
+                // A level was accepted when it was sent, and nobody brings it again.
+                if !self.is_enabled() {
+                    vectors &= mail.level.0[word];
+                }
                 self.irr.0[word] |= vectors;
                 self.tmr.0[word] = self.tmr.0[word] & !vectors | mail.level.0[word] & vectors;
             }
@@ -188,7 +206,10 @@ impl Model {
         let has = |bit| signals & bit != 0;
         self.lines = signal::UP.map(has);
         for (pin, lvt) in [Lvt::Lint0, Lvt::Lint1].into_iter().enumerate() {
-            if has(signal::ROSE[pin]) {
+            for _ in [signal::ROSE[pin], signal::ROSE_AGAIN[pin]]
+                .into_iter()
+                .filter(|bit| has(*bit))
+            {
                 self.pin_rose(lvt);
             }
         }
@@ -202,7 +223,9 @@ impl Model {
             let vector = (signals & signal::START_UP_VECTOR) >> signal::START_UP_SHIFT;
             self.start_up.get_or_insert(vector as u8);
         }
-        self.nmi |= has(signal::NMI);
+        for _ in [signal::NMI, signal::NMI_AGAIN].into_iter().filter(|bit| has(*bit)) {
+            self.nmi();
+        }
         self.smi |= has(signal::SMI);
         self.ext_int |= has(signal::EXT_INT) && self.is_enabled();
         if has(signal::ILLEGAL_VECTOR) && self.is_enabled() {
@@ -217,14 +240,20 @@ impl Model {
 
     /// INIT, by a message or by a pin, ends whatever came before. What comes after it is kept, though the CPU has yet to see INIT.
     fn init(&mut self) {
-        (self.init, self.start_up, self.nmi, self.smi) = (true, None, false, false);
+        (self.init, self.start_up, self.nmis, self.smi) = (true, None, 0, false);
         self.ext_int = false;
+    }
+
+    fn nmi(&mut self) {
+        self.nmis = MAX_NMIS.min(self.nmis + 1);
     }
 
     fn pin_rose(&mut self, lvt: Lvt) {
         if self.mode() == Mode::Disabled {
             // The pins are the CPU's INTR, which is a level, and NMI (12.4.3).
-            self.nmi |= lvt == Lvt::Lint1;
+            if lvt == Lvt::Lint1 {
+                self.nmi();
+            }
         } else if self.lvt(lvt) & (LVT_LEVEL | LVT_MODE) != LVT_LEVEL {
             self.local(lvt);
         }
@@ -256,7 +285,7 @@ impl Model {
         let pin = matches!(lvt, Lvt::Lint0 | Lvt::Lint1);
         match DeliveryMode::of(entry) {
             Some(DeliveryMode::Fixed) => self.accept(Vector(entry as u8), false),
-            Some(DeliveryMode::Nmi) => self.nmi = true,
+            Some(DeliveryMode::Nmi) => self.nmi(),
             Some(DeliveryMode::Smi) => self.smi = true,
             Some(DeliveryMode::Init) if pin => self.init(),
             // ExtINT is a level: see `external`. The others are not for a local interrupt.
@@ -341,7 +370,7 @@ impl Model {
 
     pub fn has_event(&self) -> bool {
         let started = !self.waits_for_start_up;
-        self.init || self.start_up.is_some() && !started || (self.nmi || self.smi) && started
+        self.init || self.start_up.is_some() && !started || (self.nmis != 0 || self.smi) && started
     }
 
     /// The next of the events that come before interrupts.
@@ -361,7 +390,8 @@ impl Model {
         if std::mem::take(&mut self.smi) {
             return Some(CpuEvent::Smi);
         }
-        std::mem::take(&mut self.nmi).then_some(CpuEvent::Nmi)
+        self.nmis = self.nmis.checked_sub(1)?;
+        Some(CpuEvent::Nmi)
     }
 
     /// Derives what others see, after every change.
@@ -370,6 +400,7 @@ impl Model {
         Presence {
             mode: self.mode(),
             enabled: self.is_enabled(),
+            moved: self.moved(),
             ldr: self.logical_id(),
             dfr: self.dfr,
             class: self.ppr() >> 4,

@@ -189,6 +189,9 @@ pub(super) const ESR_RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
 pub(super) const ESR_ILLEGAL_REGISTER: u32 = 1 << 7;
 pub(super) const ESR_ERRORS: u32 = ESR_SEND_ILLEGAL_VECTOR | ESR_RECEIVE_ILLEGAL_VECTOR | ESR_ILLEGAL_REGISTER;
 
+/// A CPU takes one NMI, and latches one more (6.7.1).
+pub(super) const MAX_NMIS: u8 = 2;
+
 /// Vectors below are the exceptions' and refused (12.5.2).
 pub(super) const FIRST_VECTOR: u8 = 16;
 

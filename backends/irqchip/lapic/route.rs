@@ -14,7 +14,7 @@ use super::{
     },
 };
 use crate::{
-    interrupt::{MsiMessage, MsiSink, RequesterId},
+    interrupt::{Acceptance, MsiMessage, MsiSink, RequesterId},
     sync::{AtomicU64, Ordering},
 };
 
@@ -51,6 +51,8 @@ pub(super) struct Presence {
     pub mode: Mode,
     /// Software-enabled: vectors are accepted.
     pub enabled: bool,
+    /// The ID that the guest has given it in xAPIC mode, if it is not its own.
+    pub moved: Option<u8>,
     /// The logical ID: 8 bits in xAPIC mode, 32 in x2APIC mode.
     pub ldr: u32,
     /// The model of the destination format.
@@ -64,16 +66,27 @@ impl Presence {
         self.mode != Mode::Disabled
     }
 
+    pub fn accepts_vectors(self) -> bool {
+        self.is_present() && self.enabled
+    }
+
+    /// Whether the same messages are for it as `before`, and accepted.
+    pub fn takes_the_same_as(self, before: Self) -> bool {
+        let class = before.class;
+        Self { class, ..self } == before
+    }
+
     /// The lists of the index that it belongs to.
     pub fn places(self) -> Places {
         let id = self.ldr as u8;
-        match (self.mode, self.dfr) {
+        let places = match (self.mode, self.dfr) {
             (Mode::XApic, DFR_FLAT) => logical::flat(id),
             (Mode::XApic, DFR_CLUSTER) => logical::cluster(id),
             // Its first 8 members have logical IDs of as many bits, too.
             (Mode::X2Apic, _) if self.ldr >> 16 == 0 => logical::flat(id),
             _ => 0,
-        }
+        };
+        places | if self.moved.is_some() { logical::MOVED } else { 0 }
     }
 
     pub fn matches_logical(self, destination: u32) -> bool {
@@ -88,28 +101,38 @@ impl Presence {
         }
     }
 
+    /// Whether it is there with this ID. `own` is the one that it was made with.
+    fn is_named(self, own: ApicId, destination: ApicId) -> bool {
+        self.is_present() && destination == self.moved.map_or(own, |id| ApicId(id.into()))
+    }
+
+    /// DFR's model and the class have 4 bits.
     fn pack(self) -> u64 {
         let Self {
             mode,
             enabled,
+            moved,
             ldr,
             dfr,
             class,
         } = self;
-        u64::from(ldr) | u64::from(dfr) << 32 | (mode as u64) << 40 | u64::from(enabled) << 48 | u64::from(class) << 56
+        let low = u64::from(ldr) | u64::from(dfr) << 32 | u64::from(class) << 36 | (mode as u64) << 40;
+        let moved = moved.map_or(0, |id| 1 << 43 | u64::from(id) << 48);
+        low | u64::from(enabled) << 42 | moved
     }
 
     fn unpack(word: u64) -> Self {
         Self {
-            mode: match word >> 40 & 0xff {
+            mode: match word >> 40 & 3 {
                 0 => Mode::Disabled,
                 1 => Mode::XApic,
                 _ => Mode::X2Apic,
             },
-            enabled: word >> 48 & 1 != 0,
+            enabled: word >> 42 & 1 != 0,
+            moved: (word >> 43 & 1 != 0).then_some((word >> 48) as u8),
             ldr: word as u32,
-            dfr: (word >> 32) as u8,
-            class: (word >> 56) as u8,
+            dfr: (word >> 32 & 0xf) as u8,
+            class: (word >> 36 & 0xf) as u8,
         }
     }
 }
@@ -199,13 +222,16 @@ impl Target {
 }
 
 impl Shared {
-    /// Delivers `message`, which the CPU `from` sends if any does. The error is that of a wake line: the last one.
-    pub fn deliver(&self, from: Option<usize>, message: &Message) -> io::Result<()> {
+    /// Delivers `message`, which the CPU `from` sends if any does, and says whether anyone has accepted it. The error is that
+    /// of a wake line: the last one.
+    pub fn deliver(&self, from: Option<usize>, message: &Message) -> io::Result<bool> {
         match message.target {
-            Target::Own => from.map_or(Ok(()), |cpu| self.deliver_to(cpu, message)),
-            Target::Physical(id) => match self.cpu_of(id) {
-                Some(cpu) if self.presence(cpu).is_present() => self.deliver_to(cpu, message),
-                _ => Ok(()),
+            Target::Own => from.map_or(Ok(false), |cpu| self.deliver_to(cpu, self.presence(cpu), message)),
+            Target::Physical(id) => match self.cpu_of(id).map(|cpu| (cpu, self.presence(cpu))) {
+                Some((cpu, presence)) if presence.is_named(self.cpus[cpu].id, id) && !self.logical.has_moved() => {
+                    self.deliver_to(cpu, presence, message)
+                }
+                _ => self.deliver_to_each(message, self.named(id)),
             },
             Target::All => self.deliver_among(message, || self.present()),
             Target::Others => self.deliver_among(message, || self.present().filter(|(cpu, _)| Some(*cpu) != from)),
@@ -220,6 +246,14 @@ impl Shared {
     fn present(&self) -> impl Iterator<Item = (usize, Presence)> {
         let all = (0..self.cpus.len()).map(|cpu| (cpu, self.presence(cpu)));
         all.filter(|(_, presence)| presence.is_present())
+    }
+
+    /// Who has an ID: whoever was made with it, and all that the guest has given one.
+    fn named(&self, id: ApicId) -> impl Iterator<Item = (usize, Presence)> {
+        let own = self.cpu_of(id);
+        let moved = self.logical.moved().filter(move |cpu| Some(*cpu) != own);
+        let cpus = own.into_iter().chain(moved).map(|cpu| (cpu, self.presence(cpu)));
+        cpus.filter(move |(cpu, presence)| presence.is_named(self.cpus[*cpu].id, id))
     }
 
     /// Whom a logical destination is for: one of 8 bits, whoever the index says it may be for; another is of x2APIC mode and
@@ -237,16 +271,25 @@ impl Shared {
         cpus.filter(move |(_, presence)| presence.matches_logical(destination))
     }
 
-    fn deliver_among<I>(&self, message: &Message, candidates: impl Fn() -> I) -> io::Result<()>
+    fn deliver_to_each(
+        &self,
+        message: &Message,
+        candidates: impl Iterator<Item = (usize, Presence)>,
+    ) -> io::Result<bool> {
+        let mut result = Ok(false);
+        for (cpu, presence) in candidates {
+            let told = self.deliver_to(cpu, presence, message);
+            result = told.and_then(|accepted| Ok(accepted | result?));
+        }
+        result
+    }
+
+    fn deliver_among<I>(&self, message: &Message, candidates: impl Fn() -> I) -> io::Result<bool>
     where
         I: Iterator<Item = (usize, Presence)>,
     {
         if message.mode != DeliveryMode::LowestPriority {
-            let mut result = Ok(());
-            for (cpu, _) in candidates() {
-                result = self.deliver_to(cpu, message).and(result);
-            }
-            return result;
+            return self.deliver_to_each(message, candidates());
         }
         // Among those of the lowest priority, each vector has one that is always the same as long as they stay the
         // same: its handler's data is in that CPU's cache.
@@ -259,31 +302,44 @@ impl Shared {
             }
         });
         let Some(chosen) = usize::from(message.vector.0).checked_rem(count) else {
-            return Ok(());
+            return Ok(false);
         };
         // They may have changed since they were counted, hence who is there at all if not that one.
         let mut idlest = enabled().filter(|(_, presence)| presence.class == lowest);
         match idlest.nth(chosen).or_else(|| enabled().next()) {
-            Some((cpu, _)) => self.deliver_to(cpu, message),
-            None => Ok(()),
+            Some((cpu, presence)) => self.deliver_to(cpu, presence, message),
+            None => Ok(false),
         }
     }
 
-    fn deliver_to(&self, cpu: usize, message: &Message) -> io::Result<()> {
+    /// Whether a vector is accepted is decided here, by what the CPU has published: a sender of a level keeps what was not. What
+    /// nobody keeps is left with the CPU all the same, which may be about to get another state by a restore.
+    fn deliver_to(&self, cpu: usize, presence: Presence, message: &Message) -> io::Result<bool> {
+        let accepted = match message.mode {
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
+                presence.accepts_vectors() && message.vector.0 >= FIRST_VECTOR
+            }
+            DeliveryMode::ExtInt => presence.accepts_vectors(),
+            _ => true,
+        };
         let inbox = &self.cpus[cpu].inbox;
-        match message.mode {
+        let told = match message.mode {
             DeliveryMode::Fixed | DeliveryMode::LowestPriority if message.vector.0 >= FIRST_VECTOR => {
+                if message.level && !accepted {
+                    return Ok(false);
+                }
                 inbox.request(message.vector, message.level)
             }
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
                 inbox.signal(|signals| signals | signal::ILLEGAL_VECTOR)
             }
             DeliveryMode::Smi => inbox.signal(|signals| signals | signal::SMI),
-            DeliveryMode::Nmi => inbox.signal(|signals| signals | signal::NMI),
+            DeliveryMode::Nmi => inbox.signal(signal::nmi),
             DeliveryMode::ExtInt => inbox.signal(|signals| signals | signal::EXT_INT),
             // Ends whatever came before; what comes after it, a start-up above all, is kept.
             DeliveryMode::Init => inbox.signal(|signals| {
-                let before = signal::START_UP | signal::START_UP_VECTOR | signal::NMI | signal::SMI | signal::EXT_INT;
+                let start_up = signal::START_UP | signal::START_UP_VECTOR;
+                let before = start_up | signal::NMI | signal::NMI_AGAIN | signal::SMI | signal::EXT_INT;
                 signals & !before | signal::INIT
             }),
             // The first one starts the CPU; the second one, which the start-up protocol sends for safety, finds it
@@ -292,7 +348,8 @@ impl Shared {
                 0 => signals | signal::START_UP | u64::from(message.vector.0) << signal::START_UP_SHIFT,
                 _ => signals,
             }),
-        }
+        };
+        told.map(|()| accepted)
     }
 }
 
@@ -308,11 +365,17 @@ pub struct NoSuchDoorbell {
 /// destination mode in bit 2; vector in data bits 0 to 7, delivery mode in bits 8 to 10, level-triggered in bit 15. The
 /// requester is not looked at.
 ///
-/// A message for an APIC that is not there or not enabled is lost, as on the hardware, and that is `Ok`. `Err` is an
-/// address outside of the range ([`NoSuchDoorbell`]), or a wake line's refusal; the interrupt is pending then all the
+/// A message for an APIC that is not there or not enabled is lost, as on the hardware, and that is `Ok`;
+/// [`offer`](MsiSink::offer) tells it, and [`LocalApics::on_accepting`](super::LocalApics::on_accepting) when it is worth another
+/// try. `Err` is an address outside of the range ([`NoSuchDoorbell`]), or a wake line's refusal; the interrupt is pending then all the
 /// same.
 impl MsiSink for super::LocalApics {
-    fn send(&self, _requester: RequesterId, message: MsiMessage) -> io::Result<()> {
+    fn send(&self, requester: RequesterId, message: MsiMessage) -> io::Result<()> {
+        self.offer(requester, message)?;
+        Ok(())
+    }
+
+    fn offer(&self, _requester: RequesterId, message: MsiMessage) -> io::Result<Acceptance> {
         let MsiMessage { address, data } = message;
         if address >> 20 != 0xfee {
             return Err(io::Error::new(
@@ -320,9 +383,10 @@ impl MsiSink for super::LocalApics {
                 NoSuchDoorbell { address },
             ));
         }
-        match Message::written(address as u32, data) {
-            Some(message) => self.shared.deliver(None, &message),
-            None => Ok(()),
-        }
+        let accepted = match Message::written(address as u32, data) {
+            Some(message) => self.shared.deliver(None, &message)?,
+            None => false,
+        };
+        Ok(accepted.into())
     }
 }

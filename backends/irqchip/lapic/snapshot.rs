@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{
     ApicId, LocalApic, Vector,
+    lines::HookEvent,
     model::{Model, News},
     registers::*,
     route::Mode,
@@ -15,8 +16,10 @@ use super::{
 /// reads them in xAPIC mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalApicState {
-    /// The ID: a state is taken back only by a local APIC of the same.
+    /// The ID that it was made with: a state is taken back only by a local APIC of the same.
     pub id: ApicId,
+    /// The ID register of xAPIC mode, which the guest can write there: bits 24 to 31. Otherwise it is as after a reset.
+    pub xapic_id: u8,
     /// IA32_APIC_BASE.
     pub apic_base: u64,
     /// TPR.
@@ -55,8 +58,8 @@ pub struct LocalApicState {
     pub init: bool,
     /// The vector of a start-up message that the CPU has not seen.
     pub start_up: Option<Vector>,
-    /// An NMI has come that the CPU has not seen.
-    pub nmi: bool,
+    /// NMIs that have come that the CPU has not seen: 2 at most.
+    pub nmis: u8,
     /// An SMI has come that the CPU has not seen.
     pub smi: bool,
     /// A message with delivery mode ExtINT has come that the CPU has not seen.
@@ -79,6 +82,17 @@ pub enum LocalApicStateError {
         /// The ID here.
         own: ApicId,
     },
+    /// Another ID in x2APIC mode, where none can be written.
+    #[error("xAPIC ID {xapic_id:#x} in x2APIC mode: there it is the lowest 8 bits of {id}")]
+    XApicId {
+        /// What the state has.
+        xapic_id: u8,
+        /// The ID that the local APIC was made with.
+        id: ApicId,
+    },
+    /// More than a CPU keeps.
+    #[error("{0} NMIs: a CPU takes one and latches one more")]
+    Nmis(u8),
     /// A mode that is not there, or reserved bits.
     #[error("IA32_APIC_BASE {0:#x}: it has an address, BSP, EN and, with EN and where there is x2APIC, EXTD")]
     ApicBase(u64),
@@ -129,6 +143,7 @@ impl LocalApic {
                 lines,
                 now,
                 base,
+                xapic_id,
                 tpr,
                 ldr,
                 dfr,
@@ -143,7 +158,7 @@ impl LocalApic {
                 timer,
                 init,
                 start_up,
-                nmi,
+                nmis,
                 smi,
                 ext_int,
                 waits_for_start_up,
@@ -162,6 +177,7 @@ impl LocalApic {
             } = timer;
             LocalApicState {
                 id,
+                xapic_id,
                 apic_base: base,
                 tpr,
                 logical_id: ldr,
@@ -181,7 +197,7 @@ impl LocalApic {
                 tsc: timer.tsc(now),
                 init,
                 start_up: start_up.map(Vector),
-                nmi,
+                nmis,
                 smi,
                 ext_int,
                 waits_for_start_up,
@@ -218,14 +234,18 @@ impl super::Shared {
         change: impl FnOnce(&mut Model) -> Result<[bool; 2], E>,
     ) -> Result<(), E> {
         let this = &self.cpus[cpu];
-        {
+        let news = {
             let mut own = crate::sync::lock(&this.own);
             let lint = change(&mut own.model)?;
             this.inbox.restore_levels(lint);
             own.update(self, cpu);
             this.inbox.look(own.deadline.is_some_and(|deadline| deadline <= now));
-        }
+            std::mem::take(&mut own.model.news)
+        };
         let _ = this.inbox.settle();
+        if news.accepts_more {
+            self.call_hooks(HookEvent::AcceptsMore);
+        }
         this.settle_alarm();
         Ok(())
     }
@@ -246,6 +266,7 @@ impl Model {
     fn restored(&self, state: &LocalApicState, now: Duration) -> Result<Self, LocalApicStateError> {
         let LocalApicState {
             id,
+            xapic_id,
             apic_base,
             tpr,
             logical_id,
@@ -265,7 +286,7 @@ impl Model {
             tsc,
             init,
             start_up,
-            nmi,
+            nmis,
             smi,
             ext_int,
             waits_for_start_up,
@@ -286,6 +307,7 @@ impl Model {
             lines: lint,
             now: self.now.max(now),
             base: self.base,
+            xapic_id,
             tpr,
             ldr: logical_id,
             dfr: destination_model,
@@ -300,13 +322,19 @@ impl Model {
             timer,
             init,
             start_up: start_up.map(|vector| vector.0),
-            nmi,
+            nmis,
             smi,
             ext_int,
             waits_for_start_up,
             news: News::default(),
         };
         model.restore_base(apic_base)?;
+        if model.mode() == Mode::X2Apic && xapic_id != id.0 as u8 {
+            return Err(LocalApicStateError::XApicId { xapic_id, id });
+        }
+        if nmis > MAX_NMIS {
+            return Err(LocalApicStateError::Nmis(nmis));
+        }
         model.check_registers()?;
         model.timer.initial = initial_count;
         model.timer.divide = divide;
@@ -339,6 +367,7 @@ impl Model {
         let mut reset = self.clone();
         reset.reset_registers();
         (reset.init, reset.start_up, reset.tpr) = (false, None, self.tpr);
+        reset.xapic_id = self.id.0 as u8;
         reset == *self
     }
 

@@ -2,7 +2,8 @@
 //!
 //! [`Pc`] has an IOAPIC, the 8259 pair and the 8254 with port B, and wires them as a PC does. Each IRQ of the ISA bus goes
 //! to both controllers, to the pin of the same number, but for IRQ 0, the timer's, which is pin 2 of the IOAPIC (to the
-//! other, the second 8259 is wired). Pins from 16 on are the IOAPIC's alone. A global system interrupt ([`Gsi`]) is a pin
+//! other, the second 8259 is wired). Pins from 16 on are the IOAPIC's alone. The wires of PCI ([`Pc::pci_wires`]) are active
+//! low, all others active high. A global system interrupt ([`Gsi`]) is a pin
 //! of the IOAPIC with whatever else is soldered to it, as ACPI counts them.
 //!
 //! It knows no hypervisor. Its two outputs are the messages of the IOAPIC and INTR of the 8259 pair. Where the local APICs
@@ -55,7 +56,7 @@ use std::{fmt, sync::Arc};
 use super::{
     CpuId, Vector,
     ioapic::{IoApic, IoApicConfig, IoApicError, IoApicState, IoApicStateError, Pin},
-    lapic::{EoiHook, Lint, LocalApicError, LocalApics},
+    lapic::{Lint, LocalApicError, LocalApicHook, LocalApics},
     pic::{ChipPorts, ElcrPorts, Irq, Pic, PicError, PicState, PicStateError},
     pit::{CounterPorts, Pit, PitState, PitStateError, PortB},
 };
@@ -150,9 +151,9 @@ pub struct Pc {
     pic: Pic,
     ioapic: IoApic,
     pit: Pit,
-    /// EOIs of the local APICs. It holds a handle of the IOAPIC, whose sink may hold one of the local APICs: dropping it
-    /// with this board opens the circle.
-    _eois: Option<EoiHook>,
+    /// What the IOAPIC hears of the local APICs. They hold a handle of it, whose sink may hold one of the local APICs: dropping
+    /// them with this board opens the circle.
+    _hooks: Option<[LocalApicHook; 2]>,
 }
 
 impl Pc {
@@ -180,12 +181,12 @@ impl Pc {
             pic,
             ioapic,
             pit,
-            _eois: None,
+            _hooks: None,
         })
     }
 
     /// The board before local APICs of devisor's: they get the messages, LINT0 of every CPU is INTR, and their EOIs reach
-    /// the IOAPIC as long as the board is there. The embedder answers [`Request::External`](super::lapic::Request) with
+    /// the IOAPIC as long as the board is there, as does that one of them accepts what it did not accept before. The embedder answers [`Request::External`](super::lapic::Request) with
     /// [`Pic::acknowledge`].
     ///
     /// # Errors
@@ -198,8 +199,11 @@ impl Pc {
     ) -> Result<Self, PcError> {
         let intr = LintOfAll::new(apics, Lint::Zero)?;
         let mut pc = Self::new(config, apics.clone(), intr, clock, alarm)?;
-        let ioapic = pc.ioapic.clone();
-        pc._eois = Some(apics.on_eoi(move |vector| ioapic.eoi(vector)));
+        let [eoi, retry] = [(); 2].map(|()| pc.ioapic.clone());
+        pc._hooks = Some([
+            apics.on_eoi(move |vector| eoi.eoi(vector)),
+            apics.on_accepting(move || retry.retry()),
+        ]);
         Ok(pc)
     }
 
@@ -263,6 +267,11 @@ impl Pc {
 
     /// Four wires for a PCI root bus, at the GSIs from `first` on: GSI 16, as a rule, or what the guest's tables say.
     ///
+    /// They are active low, as on every PC: their pins of the IOAPIC [idle high](IoApic::pull_up), and to the 8259s they are as
+    /// other lines. So tell the guest: in an MP table that they conform to the bus, or level and active low; in a `_PRT` the
+    /// GSI itself, which means just that. Where tables are given that say active high, as those of a `_PRT` with link devices
+    /// may, four [level lines](Self::gsi_level_line) are the wires instead.
+    ///
     /// # Errors
     /// [`PcError::IoApic`]: there are not so many pins.
     pub fn pci_wires(&self, first: Gsi) -> Result<[Arc<dyn LevelInterrupt>; 4], PcError> {
@@ -270,7 +279,11 @@ impl Pc {
             // Past the last there is no pin either.
             Ok(Arc::new(self.gsi_level_line(Gsi(first.0.saturating_add(pin)))?))
         };
-        Ok([wire(0)?, wire(1)?, wire(2)?, wire(3)?])
+        let wires = [wire(0)?, wire(1)?, wire(2)?, wire(3)?];
+        for pin in first.0..first.0 + 4 {
+            self.ioapic.pull_up(Pin(pin))?;
+        }
+        Ok(wires)
     }
 
     /// IRQ 2 is no wire of the ISA bus, though GSI 2 is one.

@@ -9,6 +9,10 @@
 //! A vCPU is an [`X86Vcpu`] in each of them: its [`run`](X86Vcpu::run) does what the mode needs before and after the guest is
 //! entered, and gives the embedder the exits that are not about interrupts. Devices do not see the difference.
 //!
+//! The wires of PCI are active low on a PC, and guests program it. In the two modes with a [`Pc`] they are
+//! [`Pc::pci_wires`], which idle high; the kernel's IOAPIC does not look at polarity, so that there they are lines as all others. In each
+//! mode the guest's tables say the same.
+//!
 //! The two modes with controllers of devisor's need the feature `irqchip`.
 //!
 //! # Reset, save and restore
@@ -22,6 +26,7 @@
 //! timer: a guest that sets IA32_TSC while the timer is armed moves no deadline.
 //!
 //! [`Pc`]: crate::backends::irqchip::pc::Pc
+//! [`Pc::pci_wires`]: crate::backends::irqchip::pc::Pc::pci_wires
 //! [`KvmIrqs`]: super::KvmIrqs
 //! [`KvmIrqs::wire_as_pc`]: super::KvmIrqs::wire_as_pc
 //! [`LocalApics`]: crate::backends::irqchip::lapic::LocalApics

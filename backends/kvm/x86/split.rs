@@ -20,7 +20,7 @@ use crate::{
         },
         kvm::{KvmIrqs, KvmMsi, routes::WIRES},
     },
-    interrupt::{LevelInterrupt, MsiMessage, MsiSink, RequesterId},
+    interrupt::{Acceptance, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
     sync::lock,
     time::{Alarm, Clock},
 };
@@ -31,6 +31,9 @@ use crate::{
 /// that vector at one of the GSIs that stand for pins of the IOAPIC. So these routes
 /// ([`KvmIrqs::route_ioapic_pins`]) follow the redirection table: whenever a level message goes out that they do not have, they
 /// are made anew, before the message is sent; and before a vCPU enters the guest after a restore of the board.
+///
+/// A level that no local APIC accepts is still up. KVM does not tell when one would accept it, so that it is tried again when
+/// any vCPU next enters the guest, and with what happens next to the IOAPIC. (KVM's own IOAPIC waits for the latter.)
 ///
 /// Clones are handles to the same.
 ///
@@ -175,17 +178,18 @@ fn is_level(message: &MsiMessage) -> bool {
 }
 
 /// Takes messages of the board and of PCI functions. One that no local APIC accepts is lost, as on the hardware, and that is
-/// `Ok`.
+/// `Ok`; the board, which offers its own, keeps a level.
 impl MsiSink for SplitIrqchip {
     fn send(&self, requester: RequesterId, message: MsiMessage) -> io::Result<()> {
+        self.offer(requester, message)?;
+        Ok(())
+    }
+
+    fn offer(&self, requester: RequesterId, message: MsiMessage) -> io::Result<Acceptance> {
         if is_level(&message) {
             self.shared.route(message)?;
         }
-        match self.shared.messages.send(requester, message) {
-            // KVM's way to say that nobody is there.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-            sent => sent,
-        }
+        self.shared.messages.offer(requester, message)
     }
 }
 
@@ -200,6 +204,10 @@ impl fmt::Debug for SplitIrqchip {
 /// What a vCPU does before it enters the guest: for the IOAPIC, and for the 8259 pair, whose INTR is at LINT0 of its local APIC.
 pub(super) fn enter(vcpu: &VcpuFd, page: &RunPage, irqchip: &SplitIrqchip, board: &Pc) -> io::Result<()> {
     irqchip.shared.follow_restore(board)?;
+    let ioapic = board.ioapic();
+    if ioapic.owes() {
+        ioapic.retry();
+    }
     // "Ready" includes that LINT0 lets it through, which only the kernel knows.
     let pic = board.pic();
     if pic.intr() && page.is_ready_for_interrupt() {

@@ -121,6 +121,7 @@ impl State {
         }
         LocalApicState {
             id,
+            xapic_id: id.0 as u8,
             apic_base,
             tpr: self.tpr,
             logical_id: self.logical_id,
@@ -143,7 +144,7 @@ impl State {
             tsc: self.tsc,
             init: flag(0),
             start_up: self.start_up.map(Vector),
-            nmi: flag(1),
+            nmis: 2 * u8::from(flag(1)),
             smi: flag(2),
             ext_int: flag(3),
             waits_for_start_up: flag(4),
@@ -156,6 +157,7 @@ impl State {
         let flag = |bit: u32| self.flags >> bit & 1 != 0;
         LocalApicState {
             id,
+            xapic_id: id.0 as u8,
             apic_base,
             tpr: self.tpr,
             logical_id: 0,
@@ -175,7 +177,7 @@ impl State {
             tsc: self.tsc,
             init: false,
             start_up: None,
-            nmi: flag(1),
+            nmis: 2 * u8::from(flag(1)),
             smi: flag(2),
             ext_int: false,
             waits_for_start_up: flag(4),

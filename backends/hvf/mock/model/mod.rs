@@ -85,6 +85,7 @@ impl Model {
             one_of_n: false,
             message_based_spis: false,
             lpis: LpiSupport::None,
+            redistributors_awake: false,
         };
         let gic = GicV3::new(gic_config, outputs)?;
         let (cpus, spis) = (|| (0..cpus).map(CpuId), || (0..spis).map(Spi));
