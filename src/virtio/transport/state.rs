@@ -275,7 +275,7 @@ impl<D: VirtioDevice> Core<D> {
             (false, true) => resettable,
             (false, false) => true,
         };
-        for ((index, queue), &max) in (0..).zip(&state.setup).zip(&self.queue_sizes) {
+        for ((queue, &max), index) in state.setup.iter().zip(&self.queue_sizes).zip(0..) {
             let size = queue.layout.size;
             if !possible(queue) {
                 return Err(RestoreError::Setup(index));
