@@ -5,6 +5,8 @@ mod disk;
 #[cfg(target_os = "linux")]
 #[path = "support/host_file.rs"]
 mod host_file;
+#[path = "support/rest.rs"]
+mod rest;
 #[path = "support/ring.rs"]
 mod ring;
 #[cfg(target_os = "linux")]
@@ -17,19 +19,18 @@ use devisor::{
     bus::BusDevice,
     interrupt::{NoInterrupt, from_fn},
     virtio::{
-        QueueError, VirtioMmio,
+        DeviceStateError, QueueIndex, VirtioMmio, VirtioTransport,
         block::{Block, BlockError, BlockOptions, Geometry, Limits, MemoryStorage, RangeLimits, Topology},
         features,
         transport::{
             mmio::Line,
-            status::{ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FEATURES_OK},
+            status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK},
         },
     },
 };
 use disk::*;
 use proptest::prelude::*;
 use ring::{Buffer, Ring, readable, writable};
-use vm_memory::GuestMemoryMmap;
 
 fn small_segments() -> BlockOptions {
     let limits = Some(RangeLimits {
@@ -231,13 +232,17 @@ fn every_writable_byte_is_written_and_counted() {
 }
 
 #[test]
-fn a_chain_without_room_for_header_or_status_breaks_the_queue() {
+fn a_chain_without_room_for_header_or_status_comes_back_empty_and_the_disk_goes_on() {
     let refused = |buffers: &[Buffer]| {
         let mut disk = Disk::new(4);
         disk.put_header(T_OUT, 0);
+        disk.fill(DATA, &[0xee; 513]);
         disk.ring.request(buffers);
-        assert!(matches!(disk.process(), Err(QueueError::Request(_))), "{buffers:?}");
+        assert_eq!(disk.process(), Ok(vec![0]), "{buffers:?}");
+        assert_eq!(disk.counters().malformed, 1);
+        assert_eq!(disk.get(DATA, 513), [0xee; 513], "nothing is written into it");
         assert_eq!(disk.storage.calls(), []);
+        assert_eq!(disk.read(0, 512).0, OK);
     };
     refused(&[readable(HEADER, 15), writable(STATUS, 1)]);
     refused(&[readable(HEADER, 0), writable(STATUS, 1)]);
@@ -878,6 +883,10 @@ fn options_out_of_range_are_refused() {
 
 // State.
 
+fn refused(restored: Result<Block, DeviceStateError>, why: &BlockError) {
+    assert_eq!(restored.err(), Some(DeviceStateError::Otherwise(why.to_string())));
+}
+
 #[test]
 fn a_restored_disk_is_the_one_that_was_saved() {
     let mut disk = Disk::with(BlockOptions {
@@ -886,13 +895,13 @@ fn a_restored_disk_is_the_one_that_was_saved() {
     });
     disk.activate(disk.offered());
     disk.write_config(32, &[0]);
-    let state = disk.block.save();
+    let state = saved(&disk.block);
 
     let mut restored = Disk::from_block(
-        Block::restore(Arc::clone(&disk.storage), &state).unwrap(),
+        restore(Arc::clone(&disk.storage), &state).unwrap(),
         Arc::clone(&disk.storage),
     );
-    assert_eq!(restored.block.save(), state);
+    assert_eq!(saved(&restored.block), state);
     restored.activate(disk.offered());
     assert_eq!(restored.config(0, 60), disk.config(0, 60));
     assert_eq!(restored.config(32, 1), [0]);
@@ -903,26 +912,26 @@ fn a_restored_disk_is_the_one_that_was_saved() {
 #[test]
 fn a_storage_that_grew_is_restored_as_the_guest_knows_it_and_a_shrunk_one_refused() {
     let disk = Disk::new(16);
-    let state = disk.block.save();
-    let mut grown = Block::restore(MemoryStorage::new(20 * 512), &state).unwrap();
+    let state = saved(&disk.block);
+    let mut grown = restore(MemoryStorage::new(20 * 512), &state).unwrap();
     assert_eq!(grown.capacity(), 16);
     assert_eq!(grown.refresh_capacity().unwrap(), 20);
 
-    let shrunk = Block::restore(MemoryStorage::new(15 * 512), &state);
-    assert!(matches!(shrunk, Err(BlockError::Shrunk { saved: 16, present: 15 })));
+    let shrunk = restore(MemoryStorage::new(15 * 512), &state);
+    refused(shrunk, &BlockError::Shrunk { saved: 16, present: 15 });
 }
 
 #[test]
 fn what_the_guest_was_told_stays_over_a_storage_with_other_limits() {
     let disk = over_limits(LIMITS, BlockOptions::default());
-    let state = disk.block.save();
+    let state = saved(&disk.block);
     // A plain one that can neither discard nor unmap, and is asked to all the same.
     let plain = Arc::new(Rigged::new(256));
     plain.no_discard.store(true, Ordering::SeqCst);
-    let mut restored = Disk::from_block(Block::restore(Arc::clone(&plain), &state).unwrap(), plain);
+    let mut restored = Disk::from_block(restore(Arc::clone(&plain), &state).unwrap(), plain);
     assert_eq!(restored.offered(), disk.offered());
     assert_eq!(restored.config(0, 60), disk.config(0, 60));
-    assert_eq!(restored.block.save(), state);
+    assert_eq!(saved(&restored.block), state);
     assert_eq!(restored.request(T_DISCARD, 0, &segment(0, 1, 0), 0).0, OK);
 
     // And the other way round: nothing new is offered.
@@ -930,7 +939,7 @@ fn what_the_guest_was_told_stays_over_a_storage_with_other_limits() {
     storage.no_discard.store(true, Ordering::SeqCst);
     let poor = Disk::over(Arc::new(storage), BlockOptions::default());
     let rich = Arc::new(Rigged::with_limits(256, LIMITS));
-    let restored = Disk::from_block(Block::restore(Arc::clone(&rich), &poor.block.save()).unwrap(), rich);
+    let restored = Disk::from_block(restore(Arc::clone(&rich), &saved(&poor.block)).unwrap(), rich);
     assert_eq!(restored.offered(), poor.offered());
     assert_eq!(restored.config(0, 60), poor.config(0, 60));
 }
@@ -942,22 +951,32 @@ fn a_disk_that_could_be_written_is_not_restored_over_a_storage_that_cannot() {
         storage.read_only.store(true, Ordering::SeqCst);
         storage
     };
-    let refused = Block::restore(read_only(), &Disk::new(16).block.save());
-    assert!(matches!(refused, Err(BlockError::ReadOnly)));
+    let over_read_only = restore(read_only(), &saved(&Disk::new(16).block));
+    refused(over_read_only, &BlockError::ReadOnly);
     // One that could not stays so.
-    let state = Block::new(read_only(), BlockOptions::default()).unwrap().save();
+    let state = saved(&Block::new(read_only(), BlockOptions::default()).unwrap());
     let storage = Arc::new(Rigged::new(16));
-    let mut restored = Disk::from_block(Block::restore(Arc::clone(&storage), &state).unwrap(), storage);
+    let mut restored = Disk::from_block(restore(Arc::clone(&storage), &state).unwrap(), storage);
     assert_eq!(restored.offered() & F_RO, F_RO);
     assert_eq!(restored.write(0, &[1; 512]), IOERR);
 }
 
 #[test]
-fn a_state_with_impossible_options_is_refused() {
-    let mut state = Disk::new(16).block.save();
-    state.options.queue_size = 3;
-    let refused = Block::restore(MemoryStorage::new(16 * 512), &state);
-    assert!(matches!(refused, Err(BlockError::QueueSize(3))));
+fn a_state_with_impossible_options_or_other_queues_is_refused() {
+    let good = saved(&Disk::new(16).block);
+    let mut state = good.clone();
+    state.options.block_size = Some(3);
+    refused(restore(MemoryStorage::new(16 * 512), &state), &BlockError::BlockSize(3));
+    // Of these the transport has told the guest.
+    for (queues, queue_size) in [(2, 256), (1, 128), (1, 3), (0, 0)] {
+        let mut state = good.clone();
+        (state.options.queues, state.options.queue_size) = (queues, queue_size);
+        let restored = restore(MemoryStorage::new(16 * 512), &state);
+        let Err(DeviceStateError::Otherwise(why)) = restored else {
+            panic!("{queues} of {queue_size}");
+        };
+        assert!(why.contains("1 queues of 256"), "{why}");
+    }
 }
 
 // Over the host's files and devices.
@@ -1071,7 +1090,7 @@ mod host_storage {
 
 // Behind virtio-mmio.
 
-type Mmio = VirtioMmio<Arc<GuestMemoryMmap>, Block>;
+type Mmio = VirtioMmio<Block>;
 
 const STATUS_REGISTER: u64 = 0x70;
 
@@ -1145,7 +1164,7 @@ fn a_driver_that_writes_writeback_reads_another_generation() {
 }
 
 #[test]
-fn a_malformed_request_breaks_the_device_until_reset() {
+fn a_malformed_request_costs_that_request_and_is_counted() {
     let memory = guest_memory();
     let disk = Block::new(MemoryStorage::new(1024), BlockOptions::default()).unwrap();
     let mmio = VirtioMmio::new(disk, Arc::clone(&memory), silent()).unwrap();
@@ -1153,20 +1172,15 @@ fn a_malformed_request_breaks_the_device_until_reset() {
     negotiate(&mmio, features::VERSION_1);
     start_queue(&mmio, 0, &ring);
     go(&mmio);
+    let working = mmio.status();
     ring.request(&[readable(HEADER, 16)]);
-    mmio_write(&mmio, 0x50, 0);
-    assert_ne!(mmio_read(&mmio, STATUS_REGISTER) & DEVICE_NEEDS_RESET, 0);
-    assert!(matches!(mmio.fault(), Some(QueueError::Request(_))));
-    assert_eq!(ring.used_idx(), 0);
-
-    negotiate(&mmio, features::VERSION_1);
-    ring = Ring::new(&memory, 0x1000, 8);
-    start_queue(&mmio, 0, &ring);
-    go(&mmio);
     read_request(&mut ring, 1);
     mmio_write(&mmio, 0x50, 0);
-    assert_eq!(ring.used(), [(0, 513)]);
+    assert_eq!(ring.used(), [(0, 0), (1, 513)]);
     assert_eq!(get(&memory, STATUS, 1), [OK]);
+    assert_eq!((mmio.status(), mmio.fault()), (working, None));
+    let counters = mmio.queue_counters(QueueIndex(0)).unwrap();
+    assert_eq!((counters.completed, counters.malformed), (2, 1));
 }
 
 #[test]
@@ -1245,20 +1259,57 @@ fn a_disk_behind_a_transport_goes_on_where_it_was_saved() {
     read_request(&mut ring, 1);
     mmio_write(&mmio, 0x50, 0);
     assert_eq!(ring.used().len(), 1);
-    let (transport, device) = (mmio.save(), mmio.with_device(|disk| disk.save()));
+    let state = rest::at_rest(&mmio);
     drop(mmio);
 
     // Made available while nobody looks.
     fill(&memory, HEADER, &header(T_OUT, 0));
     ring.request(&[readable(HEADER, 16), readable(DATA, 512), writable(STATUS, 1)]);
-    let disk = Block::restore(Arc::clone(&storage), &device).unwrap();
+    let disk = Block::new(Arc::clone(&storage), BlockOptions::default()).unwrap();
     let mmio = VirtioMmio::new(disk, Arc::clone(&memory), silent()).unwrap();
-    mmio.restore(&transport).unwrap();
+    mmio.restore(&state).unwrap();
     storage.forget_calls();
     mmio.resume();
     assert_eq!(ring.used(), [(3, 1)]);
     // What the driver chose before holds.
     assert_eq!(storage.calls(), WRITE_THEN_FLUSH);
+}
+
+#[test]
+fn a_disk_behind_a_transport_keeps_what_its_guest_was_told_over_another_storage() {
+    let memory = guest_memory();
+    let storage = |discards: bool| {
+        let storage = Rigged::new(16);
+        storage.no_discard.store(!discards, Ordering::SeqCst);
+        Arc::new(storage)
+    };
+    let over = |storage| {
+        let disk = Block::new(storage, BlockOptions::default()).unwrap();
+        VirtioMmio::new(disk, Arc::clone(&memory), silent()).unwrap()
+    };
+    let offered = |mmio: &Mmio| mmio_read(mmio, 0x10);
+    let [rich, poor] = [true, false].map(|discards| over(storage(discards)));
+    assert_ne!(offered(&rich), offered(&poor));
+    negotiate(&rich, features::VERSION_1 | F_DISCARD);
+    let state = rest::at_rest(&rich);
+
+    poor.restore(&state).unwrap();
+    assert_eq!(offered(&poor), offered(&rich));
+    assert_eq!(poor.save(), Ok(state));
+    poor.reset();
+    assert_eq!(offered(&poor), offered(&rich), "also after a reset");
+
+    // Nothing new is offered, and what was not can not have been accepted.
+    let [rich, poor] = [true, false].map(|discards| over(storage(discards)));
+    negotiate(&poor, features::VERSION_1);
+    let mut state = rest::at_rest(&poor);
+    let before = (offered(&rich), rest::saved(&rich));
+    rest::mmio(&mut state).transport.driver_features |= F_DISCARD;
+    assert!(rich.restore(&state).is_err());
+    assert_eq!((offered(&rich), rest::saved(&rich)), before, "it is as it was");
+    rest::mmio(&mut state).transport.driver_features &= !F_DISCARD;
+    rich.restore(&state).unwrap();
+    assert_eq!(offered(&rich), offered(&poor));
 }
 
 // Random requests, in random framings, on a storage with random moods, against a model.
@@ -1375,7 +1426,7 @@ proptest! {
     }
 
     #[test]
-    fn any_chain_is_answered_or_breaks_the_queue(
+    fn any_chain_is_answered_or_comes_back_empty(
         header in prop::array::uniform16(any::<u8>()),
         kind in prop_oneof![Just(None), (0..16_u8).prop_map(Some)],
         buffers in prop::collection::vec((0..MEMORY_SIZE, 0..4096_u32), 1..12),
@@ -1395,12 +1446,7 @@ proptest! {
         }
         let writable_len: u32 = chain.iter().filter(|buffer| buffer.writable).map(|buffer| buffer.len).sum();
         disk.ring.request(&chain);
-        match disk.process() {
-            Ok(lens) => prop_assert_eq!(lens, vec![writable_len]),
-            Err(error) => {
-                prop_assert_eq!(writable_len, 0);
-                prop_assert!(matches!(error, QueueError::Request(_)));
-            }
-        }
+        prop_assert_eq!(disk.process(), Ok(vec![writable_len]));
+        prop_assert_eq!(disk.counters().malformed, u64::from(writable_len == 0));
     }
 }

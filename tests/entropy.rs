@@ -14,11 +14,12 @@ use std::{
 use devisor::{
     bus::BusDevice,
     interrupt::NoInterrupt,
+    memory::Memory,
     virtio::{
-        DeviceId, Queue, QueueError, QueueIndex, Queues, Round, VirtioDevice, VirtioMmio,
+        DeviceId, DeviceState, Fault, Queue, QueueHandler, QueueIndex, VirtioDevice, VirtioMmio, VirtioTransport,
         entropy::{Entropy, EntropyState, MAX_BYTES_PER_REQUEST, SeededRandom, Source},
         features,
-        queue::VirtioInterrupt,
+        queue::{Rest, VirtioInterrupt},
         transport::mmio::Line,
     },
 };
@@ -55,7 +56,8 @@ impl VirtioInterrupt for Signals {
 struct Setup {
     memory: Arc<GuestMemoryMmap>,
     ring: Ring,
-    queues: Vec<Option<Queue>>,
+    queue: Queue,
+    handler: Box<dyn QueueHandler>,
     rng: Entropy,
     signals: Arc<Signals>,
 }
@@ -65,32 +67,46 @@ impl Setup {
         Self::negotiated(rng, features::COMMON & !features::EVENT_IDX)
     }
 
-    fn negotiated(rng: Entropy, accepted: u64) -> Self {
+    fn negotiated(mut rng: Entropy, accepted: u64) -> Self {
         let memory = memory();
         let ring = Ring::new(&memory, 0x1000, 64);
         let signals = Arc::new(Signals::default());
-        let queue = Queue::new(QueueIndex(0), 64, ring.layout, accepted, &*memory, signals.clone() as _);
+        let space = Memory::new(Arc::clone(&memory));
+        let queue = Queue::new(QueueIndex(0), 64, ring.layout, accepted, &space, signals.clone() as _);
         Self {
             ring,
-            queues: vec![Some(queue.expect("a valid layout"))],
+            queue: queue.expect("a valid layout"),
+            handler: rng.start(QueueIndex(0)),
             rng,
             memory,
             signals,
         }
     }
 
-    fn process(&mut self) -> Result<Vec<u32>, QueueError> {
-        let mut queues = Queues::new(&mut self.queues, &*self.memory);
-        let round = self.rng.process(QueueIndex(0), &mut queues)?;
-        assert_eq!(round, Round::Drained);
-        Ok(self.ring.used().into_iter().map(|(_, len)| len).collect())
+    fn round(&mut self) -> Result<Rest, Fault> {
+        let mut round = self.queue.round()?;
+        self.handler.serve(&mut round)?;
+        Ok(round.end()?)
+    }
+
+    /// Has the device look at its queue. What was used, and what is left.
+    fn look(&mut self) -> (Vec<u32>, Rest) {
+        let rest = self.round().expect("a ring that keeps the rules");
+        (self.ring.used().into_iter().map(|(_, len)| len).collect(), rest)
+    }
+
+    /// The same, where nothing is left.
+    fn process(&mut self) -> Vec<u32> {
+        let (used, rest) = self.look();
+        assert_eq!(rest, Rest::Drained);
+        used
     }
 
     /// Asks for `len` bytes in one buffer. What was used of it, and that nothing else was touched.
     fn ask(&mut self, len: u32) -> Vec<u8> {
         self.fill(&vec![0xee; len as usize + 1]);
         self.ring.request(&[writable(DATA, len)]);
-        let used = self.process().expect("a chain that keeps the rules");
+        let used = self.process();
         assert_eq!(used.len(), 1);
         let mut bytes = self.get(len as usize + 1);
         let rest = bytes.split_off(used[0] as usize);
@@ -154,7 +170,7 @@ fn a_request_in_many_buffers_is_filled_through_all_of_them() {
     });
     let pieces: Vec<_> = pieces.collect();
     s.ring.request(&pieces);
-    assert_eq!(s.process(), Ok(vec![1200]));
+    assert_eq!(s.process(), [1200]);
     assert_eq!(s.get(1200), whole);
 }
 
@@ -171,10 +187,9 @@ fn every_request_in_the_queue_gets_its_own_bytes() {
     for request in 0..64 {
         s.ring.request(&[writable(DATA + 32 * request, 32)]);
     }
-    let mut queues = Queues::new(&mut s.queues, &*s.memory);
     // A queue's length is a round's budget.
-    assert_eq!(s.rng.process(QueueIndex(0), &mut queues), Ok(Round::More));
-    assert_eq!(s.process(), Ok(vec![32; 64]));
+    assert_eq!(s.look(), (vec![32; 64], Rest::More));
+    assert!(s.process().is_empty());
     let bytes = s.get(64 * 32);
     let distinct: std::collections::HashSet<_> = bytes.chunks(32).collect();
     assert_eq!(distinct.len(), 64);
@@ -204,12 +219,12 @@ fn a_request_that_the_source_fails_waits_and_is_answered_later() {
         let mut s = Setup::negotiated(Entropy::new(source.clone()), accepted);
         s.fill(&[0xee; 16]);
         s.ring.request(&[writable(DATA, 16)]);
-        assert_eq!(s.process(), Ok(vec![]));
-        assert_eq!(s.process(), Ok(vec![]));
+        assert_eq!(s.look(), (Vec::new(), Rest::Left));
+        assert_eq!(s.look(), (Vec::new(), Rest::Left));
         assert_eq!(s.get(16), [0xee; 16]);
         assert_eq!(s.rng.failures(), 2);
         source.give(1);
-        assert_eq!(s.process(), Ok(vec![16]));
+        assert_eq!(s.process(), [16]);
         assert_eq!(s.get(16), [0x77; 16]);
     }
 }
@@ -230,8 +245,8 @@ fn a_waiting_request_is_in_no_ones_hands() {
     let source = Rationed::default();
     let mut s = Setup::new(Entropy::new(source.clone()));
     s.ring.request(&[writable(DATA, 16)]);
-    assert_eq!(s.process(), Ok(vec![]));
-    let queue = s.queues[0].as_ref().unwrap().save();
+    assert_eq!(s.look(), (Vec::new(), Rest::Left));
+    let queue = s.queue.save();
     assert_eq!((queue.next_avail, queue.in_flight), (0, vec![]));
 }
 
@@ -242,11 +257,11 @@ fn a_refused_interrupt_is_tried_again_also_while_the_source_fails() {
     let mut s = Setup::new(Entropy::new(source));
     s.signals.refuse.store(true, Ordering::SeqCst);
     s.ring.request(&[writable(DATA, 16)]);
-    assert_eq!(s.process(), Ok(vec![16]));
+    assert_eq!(s.process(), [16]);
     assert_eq!(s.signals.used.load(Ordering::SeqCst), 0);
     s.signals.refuse.store(false, Ordering::SeqCst);
     s.ring.request(&[writable(DATA, 16)]);
-    assert_eq!(s.process(), Ok(vec![]));
+    assert_eq!(s.look(), (Vec::new(), Rest::Left));
     assert_eq!(s.signals.used.load(Ordering::SeqCst), 1);
 }
 
@@ -254,19 +269,28 @@ fn a_refused_interrupt_is_tried_again_also_while_the_source_fails() {
 fn an_empty_queue_costs_no_randomness() {
     let mut s = Setup::new(Entropy::seeded(9));
     for _ in 0..3 {
-        assert_eq!(s.process(), Ok(vec![]));
+        assert!(s.process().is_empty());
     }
-    assert_eq!(s.rng.save(), EntropyState::Seeded(9));
+    assert_eq!(s.rng.save(), DeviceState::Entropy(EntropyState::Seeded(9)));
 }
 
 // Malformed requests.
 
 #[test]
-fn a_readable_buffer_or_no_room_breaks_the_queue() {
+fn a_readable_buffer_or_no_room_costs_that_request_alone() {
     let refused = |buffers: &[Buffer]| {
         let mut s = Setup::new(Entropy::seeded(1));
+        s.fill(&[0xee; 16]);
         s.ring.request(buffers);
-        assert!(matches!(s.process(), Err(QueueError::Request(_))), "{buffers:?}");
+        assert_eq!(s.process(), [0], "{buffers:?}");
+        assert_eq!(s.queue.counters().malformed, 1);
+        assert_eq!(s.get(16), [0xee; 16]);
+        assert_eq!(
+            s.rng.save(),
+            DeviceState::Entropy(EntropyState::Seeded(1)),
+            "no randomness is lost"
+        );
+        assert_eq!(s.ask(8).len(), 8, "it goes on");
     };
     refused(&[readable(DATA, 16)]);
     refused(&[readable(DATA, 16), writable(DATA, 16)]);
@@ -294,11 +318,25 @@ fn a_state_of_another_kind_of_source_is_refused() {
     let error = seeded.restore(&Entropy::from_os().save()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "state of an external source for an entropy device with a seeded generator: the same kind of source is needed"
+        "the device was made otherwise: with a seeded generator, where the state needs an external source"
     );
-    assert_eq!(seeded.save(), EntropyState::Seeded(1));
-    assert!(Entropy::from_os().restore(&EntropyState::Seeded(1)).is_err());
-    assert_eq!(Entropy::from_os().restore(&EntropyState::External), Ok(()));
+    assert_eq!(seeded.save(), DeviceState::Entropy(EntropyState::Seeded(1)));
+    let other = DeviceState::Other {
+        version: 1,
+        data: vec![1],
+    };
+    for other in [DeviceState::None, other] {
+        assert!(seeded.restore(&other).is_err(), "{other:?}");
+    }
+    assert!(
+        Entropy::from_os()
+            .restore(&DeviceState::Entropy(EntropyState::Seeded(1)))
+            .is_err()
+    );
+    assert_eq!(
+        Entropy::from_os().restore(&DeviceState::Entropy(EntropyState::External)),
+        Ok(())
+    );
 }
 
 #[test]
@@ -346,7 +384,7 @@ fn a_driver_at_the_registers_gets_random_bytes() {
 
 proptest! {
     #[test]
-    fn any_chain_is_answered_or_breaks_the_queue(
+    fn any_chain_is_answered_or_refused(
         buffers in prop::collection::vec((DATA..0x9_0000_u64, 0..70_000_u32, prop::bool::weighted(0.9)), 1..8),
     ) {
         let mut s = Setup::new(Entropy::seeded(1));
@@ -356,9 +394,8 @@ proptest! {
             .collect();
         s.ring.request(&chain);
         let room: u32 = chain.iter().map(|buffer| buffer.len).sum();
-        match s.process() {
-            Ok(used) => prop_assert_eq!(used, vec![room.min(MAX_BYTES_PER_REQUEST)]),
-            Err(_) => prop_assert!(room == 0 || chain.iter().any(|buffer| !buffer.writable)),
-        }
+        let broken = room == 0 || chain.iter().any(|buffer| !buffer.writable);
+        prop_assert_eq!(s.process(), vec![if broken { 0 } else { room.min(MAX_BYTES_PER_REQUEST) }]);
+        prop_assert_eq!(s.queue.counters().malformed, u64::from(broken));
     }
 }

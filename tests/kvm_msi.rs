@@ -23,7 +23,7 @@ use devisor::{
     bus::{Bus, BusDevice, read_le},
     interrupt::{Interrupt, LevelInterrupt, NoInterrupt},
     pci::{DeviceFunction, Ecam, Function, MsiX, RootBus, Signalled},
-    virtio::{QueueIndex, VirtioPci, entropy::Entropy, transport::status},
+    virtio::{QueueIndex, VirtioPci, VirtioTransport, entropy::Entropy, transport::status},
 };
 use kvm_guest::{Action, Controller, Guest, Machine, Program, Sensing, Wire};
 use skip::skipped;
@@ -149,7 +149,7 @@ impl BusDevice for Show {
     }
 }
 
-type Device = VirtioPci<Arc<GuestMemoryMmap>, Entropy>;
+type Device = VirtioPci<Entropy>;
 
 struct World {
     guest: Guest,

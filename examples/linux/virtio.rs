@@ -11,7 +11,7 @@ use devisor::{
     interrupt::{LevelInterrupt, NoInterrupt, RequesterId, SinkVectors},
     pci::{DeviceFunction, HostBridge, Pin, RootBus},
     virtio::{
-        VirtioDevice, VirtioMmio, VirtioPci,
+        VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport,
         transport::{Doorbell, mmio::Line},
     },
 };
@@ -118,7 +118,7 @@ impl<'a> Slots<'a> {
     }
 
     /// Plugs in a device.
-    pub fn plug<D: VirtioDevice<GuestMemoryMmap> + 'static>(
+    pub fn plug<D: VirtioDevice + 'static>(
         &self,
         place: &Place,
         device: D,

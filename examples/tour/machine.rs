@@ -6,7 +6,7 @@ use devisor::{
     bus::Bus,
     interrupt::{LevelInterrupt, MsiVectors, NoInterrupt},
     pci::{DeviceFunction, HostBridge, NoMessages, Pin, RootBus},
-    virtio::{QueueIndex, VirtioDevice, VirtioMmio, VirtioPci, queue::QueueCounters, transport::mmio::Line},
+    virtio::{VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport, transport::mmio::Line},
 };
 use vm_memory::GuestMemoryMmap;
 
@@ -16,31 +16,6 @@ use crate::{
     guest_pci::{Messages, PciTransport, guest_bus},
     worker::Bell,
 };
-
-/// A device behind a transport, as far as it does not matter which one.
-pub trait Served: Send + Sync {
-    /// Works on what was kicked.
-    fn run(&self);
-
-    /// What the queue has done since the driver has set it up. Nothing, if it has not.
-    fn queue(&self) -> QueueCounters;
-}
-
-macro_rules! served {
-    ($($transport:ident),*) => {$(
-        impl<D: VirtioDevice<GuestMemoryMmap>> Served for $transport<Arc<GuestMemoryMmap>, D> {
-            fn run(&self) {
-                $transport::run(self);
-            }
-
-            fn queue(&self) -> QueueCounters {
-                self.queue_counters(QueueIndex(0)).unwrap_or_default()
-            }
-        }
-    )*};
-}
-
-served!(VirtioMmio, VirtioPci);
 
 /// The way to the device, for its driver.
 pub enum Plugged {
@@ -52,8 +27,8 @@ pub enum Plugged {
 
 /// A device that is plugged in.
 pub struct Machine {
-    /// The device.
-    pub device: Arc<dyn Served>,
+    /// The device, whatever its transport is.
+    pub device: Arc<dyn VirtioTransport>,
     /// The way to it.
     pub transport: Plugged,
     /// What the guest does there when it is interrupted.
@@ -66,7 +41,7 @@ pub struct Machine {
 ///
 /// # Errors
 /// [`PlugError::Failed`].
-pub fn plug<D: VirtioDevice<GuestMemoryMmap> + 'static>(
+pub fn plug<D: VirtioDevice + 'static>(
     device: D,
     memory: GuestMemoryMmap,
     attach: Attach,
@@ -120,13 +95,13 @@ pub fn plug<D: VirtioDevice<GuestMemoryMmap> + 'static>(
 }
 
 /// Puts the device on a PCI bus, behind a host bridge.
-fn plug_pci<D: VirtioDevice<GuestMemoryMmap> + 'static>(
+fn plug_pci<D: VirtioDevice + 'static>(
     device: D,
     memory: Arc<GuestMemoryMmap>,
     wire: Arc<dyn LevelInterrupt>,
     vectors: Arc<dyn MsiVectors>,
     bell: Option<&Bell>,
-) -> Result<(Arc<dyn Served>, Arc<Bus>), PlugError> {
+) -> Result<(Arc<dyn VirtioTransport>, Arc<Bus>), PlugError> {
     let address = |device| DeviceFunction::new(device, 0).ok_or_else(|| PlugError::failed("no such device number"));
     let mut wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>);
     wires[address(1)?.wire(Pin::A)] = wire;

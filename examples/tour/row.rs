@@ -7,7 +7,7 @@ use devisor::{
     interrupt::NoInterrupt,
     time::Clock,
     virtio::{
-        VirtioDevice,
+        QueueIndex, VirtioDevice, VirtioTransport,
         block::{Block, BlockError, BlockOptions, MemoryStorage},
         entropy::{Entropy, SeededRandom, Source},
         queue::QueueCounters,
@@ -20,7 +20,7 @@ use crate::{
     guest::{Disk, GuestError, Rng, Sectors},
     guest_cpu::Cpu,
     guest_drivers::{Sleeping, give_dma_memory},
-    machine::{Machine, Plugged, Served, plug},
+    machine::{Machine, Plugged, plug},
     worker::{Bell, Worker},
 };
 
@@ -136,10 +136,15 @@ struct Work {
 
 /// A guest that has a use for a device.
 trait Guest {
-    fn work<T: Sleeping>(&self, transport: T, cpu: Rc<dyn Cpu>, device: &dyn Served) -> Result<Work, GuestError>;
+    fn work<T: Sleeping>(
+        &self,
+        transport: T,
+        cpu: Rc<dyn Cpu>,
+        device: &dyn VirtioTransport,
+    ) -> Result<Work, GuestError>;
 }
 
-fn with_guest<D: VirtioDevice<GuestMemoryMmap> + 'static>(
+fn with_guest<D: VirtioDevice + 'static>(
     wiring: &Wiring,
     trace: Trace,
     runs_on: RunsOn,
@@ -200,6 +205,11 @@ fn with_guest<D: VirtioDevice<GuestMemoryMmap> + 'static>(
     Ok(row)
 }
 
+/// What the device's queue has done since the driver has set it up. Nothing, if it has not.
+fn counters(device: &dyn VirtioTransport) -> QueueCounters {
+    device.queue_counters(QueueIndex(0)).unwrap_or_default()
+}
+
 /// Whether the numbers of a guest that is content agree with each other.
 fn check(row: &Row, queue: &QueueCounters, refused: u64) -> Result<(), RowError> {
     let &QueueCounters {
@@ -207,9 +217,12 @@ fn check(row: &Row, queue: &QueueCounters, refused: u64) -> Result<(), RowError>
         signalled,
         suppressed,
         failed,
+        malformed,
     } = queue;
     let complaint = if completed != row.requests {
         format!("{} requests, but {completed} completions", row.requests)
+    } else if malformed != 0 {
+        format!("{malformed} requests were malformed")
     } else if signalled + suppressed != completed {
         format!("{signalled} completions were signalled and {suppressed} were not, of {completed}")
     } else if failed + refused != 0 {
@@ -278,7 +291,12 @@ fn disk() -> Result<Block, BlockError> {
 struct UseDisk;
 
 impl Guest for UseDisk {
-    fn work<T: Sleeping>(&self, transport: T, cpu: Rc<dyn Cpu>, device: &dyn Served) -> Result<Work, GuestError> {
+    fn work<T: Sleeping>(
+        &self,
+        transport: T,
+        cpu: Rc<dyn Cpu>,
+        device: &dyn VirtioTransport,
+    ) -> Result<Work, GuestError> {
         let mut disk = Disk::over(transport, cpu)?;
         let id = disk.id()?;
         if id != DISK_ID {
@@ -315,7 +333,7 @@ impl Guest for UseDisk {
         Ok(Work {
             requests: disk.requests(),
             bytes: (id.len() + PIECES * PIECE_SECTORS * SECTOR) as u64,
-            queue: device.queue(),
+            queue: counters(device),
         })
     }
 }
@@ -324,7 +342,12 @@ impl Guest for UseDisk {
 struct UseRng;
 
 impl Guest for UseRng {
-    fn work<T: Sleeping>(&self, transport: T, cpu: Rc<dyn Cpu>, device: &dyn Served) -> Result<Work, GuestError> {
+    fn work<T: Sleeping>(
+        &self,
+        transport: T,
+        cpu: Rc<dyn Cpu>,
+        device: &dyn VirtioTransport,
+    ) -> Result<Work, GuestError> {
         let mut rng = Rng::over(transport, cpu)?;
         let mut random = SeededRandom::new(SEED);
         let mut expected = [0; RNG_BYTES];
@@ -339,7 +362,7 @@ impl Guest for UseRng {
         Ok(Work {
             requests: rng.requests(),
             bytes: (RNG_REQUESTS * RNG_BYTES) as u64,
-            queue: device.queue(),
+            queue: counters(device),
         })
     }
 }

@@ -133,8 +133,9 @@ pub trait VirtioDevice: Send {
         DeviceState::None
     }
 
-    /// Takes over a saved state, all or nothing, into a device that was just made or reset. [`negotiated`](Self::negotiated) and
-    /// [`start`](Self::start) follow.
+    /// Takes over a saved state, all or nothing, into a device that was just made or reset. What it [offers](Self::features) may be
+    /// another than before; its queues are the same. [`negotiated`](Self::negotiated) and [`start`](Self::start) follow, or, if the
+    /// transport's state turns out to be impossible, the state from before.
     ///
     /// # Errors
     /// It is not a state of such a device, or contradicts how this one was made.

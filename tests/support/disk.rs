@@ -9,11 +9,14 @@ use std::{
     },
 };
 
-use devisor::virtio::{
-    Queue, QueueError, QueueIndex, Queues, Round, VirtioDevice,
-    block::{Abilities, Block, BlockOptions, Limits, MemoryStorage, Storage},
-    features,
-    queue::VirtioInterrupt,
+use devisor::{
+    memory::Memory,
+    virtio::{
+        DeviceState, DeviceStateError, Fault, Queue, QueueHandler, QueueIndex, VirtioDevice,
+        block::{Abilities, Block, BlockOptions, BlockState, Limits, MemoryStorage, Storage},
+        features,
+        queue::{QueueCounters, Rest, Silent},
+    },
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
 
@@ -249,19 +252,19 @@ impl Storage for Rigged {
     }
 }
 
-/// Nobody listens.
-struct Silent;
+/// A disk over `storage` as it was saved: made with as many queues, then restored.
+pub fn restore(storage: impl Storage + 'static, state: &BlockState) -> Result<Block, DeviceStateError> {
+    let mut block = Block::new(storage, BlockOptions::default()).expect("valid options");
+    block.restore(&DeviceState::Block(state.clone()))?;
+    Ok(block)
+}
 
-impl VirtioInterrupt for Silent {
-    fn used(&self, _: &[QueueIndex]) -> io::Result<()> {
-        Ok(())
+/// The state of a disk.
+pub fn saved(block: &Block) -> BlockState {
+    match block.save() {
+        DeviceState::Block(state) => state,
+        other => panic!("{other:?}"),
     }
-
-    fn config_changed(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn reset(&self) {}
 }
 
 /// A block device without a transport, with a queue of 256 and a driver that does as it is told.
@@ -270,7 +273,8 @@ pub struct Disk {
     pub ring: Ring,
     pub storage: Arc<Rigged>,
     pub block: Block,
-    queues: Vec<Option<Queue>>,
+    queue: Queue,
+    handler: Option<Box<dyn QueueHandler>>,
 }
 
 impl Disk {
@@ -294,48 +298,42 @@ impl Disk {
         let memory = guest_memory();
         let ring = Ring::new(&memory, 0x1000, 256);
         let accepted = features::COMMON & !features::EVENT_IDX;
-        let queue = Queue::new(QueueIndex(0), 256, ring.layout, accepted, &*memory, Arc::new(Silent));
+        let space = Memory::new(Arc::clone(&memory));
+        let queue = Queue::new(QueueIndex(0), 256, ring.layout, accepted, &space, Arc::new(Silent));
         let mut disk = Self {
             ring,
             storage,
             block,
-            queues: vec![Some(queue.expect("a valid layout"))],
+            queue: queue.expect("a valid layout"),
+            handler: None,
             memory,
         };
         disk.activate(disk.offered());
         disk
     }
 
-    fn device(&self) -> &dyn VirtioDevice<GuestMemoryMmap> {
-        &self.block
-    }
-
-    fn device_mut(&mut self) -> &mut dyn VirtioDevice<GuestMemoryMmap> {
-        &mut self.block
-    }
-
     pub fn offered(&self) -> u64 {
-        self.device().features()
+        self.block.features()
     }
 
     pub fn activate(&mut self, features: u64) {
-        let device = self.device_mut();
-        device.negotiated(features);
-        device.activate(features);
+        self.block.negotiated(features);
+        self.handler = Some(self.block.start(QueueIndex(0)));
     }
 
     pub fn reset(&mut self) {
-        self.device_mut().reset();
+        self.handler = None;
+        self.block.reset();
     }
 
     pub fn config(&self, offset: u64, len: usize) -> Vec<u8> {
         let mut data = vec![0xee; len];
-        self.device().read_config(offset, &mut data);
+        self.block.read_config(offset, &mut data);
         data
     }
 
     pub fn write_config(&mut self, offset: u64, data: &[u8]) {
-        self.device_mut().write_config(offset, data);
+        self.block.write_config(offset, data);
     }
 
     pub fn contents(&self) -> Vec<u8> {
@@ -358,22 +356,30 @@ impl Disk {
         self.get(STATUS, 1)[0]
     }
 
+    fn round(&mut self) -> Result<Rest, Fault> {
+        let mut round = self.queue.round()?;
+        self.handler.as_mut().expect("a driver").serve(&mut round)?;
+        Ok(round.end()?)
+    }
+
     /// Has the device look at its queue. The used lengths of what it answered.
-    pub fn process(&mut self) -> Result<Vec<u32>, QueueError> {
-        let memory = Arc::clone(&self.memory);
-        let mut queues = Queues::new(&mut self.queues, &*memory);
+    pub fn process(&mut self) -> Result<Vec<u32>, Fault> {
         // A request of many bytes ends its round; nothing of the kind comes twice.
-        if self.block.process(QueueIndex(0), &mut queues)? == Round::More {
-            assert_eq!(self.block.process(QueueIndex(0), &mut queues)?, Round::Drained);
+        if self.round()? == Rest::More {
+            assert_eq!(self.round()?, Rest::Drained);
         }
         Ok(self.ring.used().into_iter().map(|(_, len)| len).collect())
+    }
+
+    pub fn counters(&self) -> QueueCounters {
+        self.queue.counters()
     }
 
     /// Runs one chain. Its used length.
     pub fn run(&mut self, buffers: &[Buffer]) -> u32 {
         self.fill(STATUS, &[0xee]);
         self.ring.request(buffers);
-        let lens = self.process().expect("a chain that keeps the rules");
+        let lens = self.process().expect("a ring that keeps the rules");
         assert_eq!(lens.len(), 1);
         lens[0]
     }

@@ -7,13 +7,18 @@ use devisor::{
     pci::{BarIndex, Function},
     virtio::{
         QueueIndex,
-        transport::status::{ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK},
+        transport::{
+            VirtioTransport,
+            pci::VirtioPciState,
+            status::{ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK},
+        },
     },
 };
 use proptest::prelude::*;
 
 use crate::{
     driver::*,
+    rest,
     ring::{Ring, writable},
 };
 
@@ -140,13 +145,13 @@ impl Guest {
                 driver.platform.refuse.store(*refuse, SeqCst);
             }
             Step::Isr => _ = driver.isr(),
-            Step::BusReset => driver.pci.reset(),
+            Step::BusReset => Function::reset(&*driver.pci),
             Step::SaveAndRestore => {
-                let state = driver.pci.save();
+                let state = rest::at_rest(&*driver.pci);
                 driver.set(DEVICE_STATUS, 0);
                 driver.pci.restore(&state).expect("its own state");
                 // What was pending because the platform had refused it may have gone out now.
-                assert!(driver.pci.save() == state || self.refused);
+                assert!(driver.pci.save() == Ok(state) || self.refused);
                 driver.pci.resume();
             }
         }
@@ -160,7 +165,8 @@ impl Guest {
         for (bit, after) in [(DRIVER, ACKNOWLEDGE), (FEATURES_OK, DRIVER), (DRIVER_OK, FEATURES_OK)] {
             assert!(status & bit == 0 || status & after != 0, "status {status:#x}");
         }
-        let state = driver.pci.save();
+        let mut state = rest::at_rest(&*driver.pci);
+        let state = rest::pci(&mut state);
         for vector in state.queue_vectors.iter().chain([&state.config_vector]) {
             assert!(*vector < 3 || u64::from(*vector) == NO_VECTOR);
         }
@@ -184,12 +190,9 @@ impl Guest {
         };
         assert!(driver.platform.live.load(SeqCst) <= most || self.refused);
         if command & BUS_MASTER == 0 && before.no_master {
-            assert_eq!(
-                driver.pci.with_device(|probe| probe.processed),
-                before.processed,
-                "memory was touched"
-            );
+            assert_eq!(driver.processed(), before.processed, "memory was touched");
         }
+        driver.pci.resume();
         // Registers that are frozen by DRIVER_OK.
         let now = Frozen::of(driver);
         if before.live && now.live && now.session == before.session {
@@ -214,8 +217,9 @@ struct Frozen {
 
 impl Frozen {
     fn of(driver: &Driver) -> Self {
-        let state = driver.pci.save();
-        let (session, processed) = driver.pci.with_device(|probe| (probe.resets, probe.processed));
+        let mut state = driver.saved();
+        let state = rest::pci(&mut state);
+        let (session, processed) = (driver.pci.with_device(|probe| probe.resets), driver.processed());
         Self {
             live: state.transport.status & DRIVER_OK != 0,
             session,
@@ -224,10 +228,10 @@ impl Frozen {
             no_master: driver.config(COMMAND, 2) as u16 & BUS_MASTER == 0,
             processed,
         }
-        .with_queues(&state)
+        .with_queues(state)
     }
 
-    fn with_queues(mut self, state: &devisor::virtio::transport::pci::VirtioPciState) -> Self {
+    fn with_queues(mut self, state: &VirtioPciState) -> Self {
         let resettable = state.transport.driver_features & devisor::virtio::features::RING_RESET != 0;
         let queues = state.transport.queues.iter().zip(&state.transport.setup);
         // With RING_RESET a queue may be another one a step later: then what runs is at least what was set up.
@@ -259,7 +263,7 @@ proptest! {
         // However it was left, a reset and a driver that knows the rules make it work.
         let Guest { driver, .. } = guest;
         driver.platform.refuse.store(false, SeqCst);
-        driver.pci.reset();
+        Function::reset(&*driver.pci);
         driver.place();
         driver.enable_msix();
         let [mut ring, _] = driver.start();

@@ -3,29 +3,21 @@
 use std::{
     io,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::SeqCst},
         mpsc,
     },
     thread,
-    time::Duration,
 };
 
-use devisor::{
-    interrupt::NoInterrupt,
-    pci::{Function, NoMessages, Slot},
-    virtio::{
-        DeviceId, QueueError, QueueIndex, Queues, Round, VirtioDevice, VirtioPci, transport::pci::VirtioPciOptions,
-    },
-};
-use vm_memory::GuestMemory;
-
-use crate::{
-    driver::*,
-    ring::{memory, writable},
+use devisor::virtio::{
+    DeviceId, Fault, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioTransport, features,
+    transport::pci::VirtioPciOptions,
 };
 
-fn master(driver: &Driver, master: bool) {
+use crate::{driver::*, ring::writable};
+
+fn master<D: VirtioDevice + 'static>(driver: &Driver<D>, master: bool) {
     let bit = if master { BUS_MASTER } else { 0 };
     driver.set_config(COMMAND, 2, (MEMORY_SPACE | bit).into());
 }
@@ -40,7 +32,7 @@ fn a_driver_that_has_not_set_bus_master_does_not_make_the_device_touch_memory() 
     driver.pci.process(QueueIndex(0));
     driver.pci.run();
     assert_eq!((ring.used().len(), driver.sent()), (0, vec![]));
-    assert_eq!(driver.pci.with_device(|probe| probe.processed), 0);
+    assert_eq!(driver.processed(), 0);
     master(&driver, true);
     assert_eq!(
         (ring.used().len(), driver.sent()),
@@ -119,57 +111,60 @@ fn a_worker_is_woken_when_bus_master_is_set() {
 /// Says when a round has begun, and ends it when it is told to.
 struct Slow {
     begun: mpsc::Sender<()>,
-    go: mpsc::Receiver<()>,
-    ended: Arc<AtomicBool>,
+    go: Arc<Mutex<mpsc::Receiver<()>>>,
 }
 
-impl<M: GuestMemory> VirtioDevice<M> for Slow {
+impl VirtioDevice for Slow {
     fn device_id(&self) -> DeviceId {
         DeviceId::ENTROPY
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[]
+        &[SIZE]
     }
 
-    fn process(&mut self, _index: QueueIndex, _queues: &mut Queues<'_, M>) -> Result<Round, QueueError> {
-        unreachable!("it has no queue")
+    fn start(&mut self, _queue: QueueIndex) -> Box<dyn QueueHandler> {
+        Box::new(Slow {
+            begun: self.begun.clone(),
+            go: Arc::clone(&self.go),
+        })
     }
+}
 
-    /// A round of a device without queues: whatever holds the device.
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {
-        self.begun.send(()).unwrap();
-        self.go.recv().unwrap();
-        self.ended.store(true, SeqCst);
+impl QueueHandler for Slow {
+    fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
+        Ok(round.each(|_| {
+            self.begun.send(()).unwrap();
+            self.go.lock().unwrap().recv().unwrap();
+            Ok(0)
+        })?)
     }
 }
 
 #[test]
-fn clearing_bus_master_ends_the_work_that_is_under_way() {
-    let (begun, is_begun) = mpsc::channel();
-    let (go, is_to_go) = mpsc::channel();
-    let ended = Arc::new(AtomicBool::new(false));
-    let device = Slow {
-        begun,
-        go: is_to_go,
-        ended: Arc::clone(&ended),
-    };
-    let slot = Slot::new(address(), Box::new(NoInterrupt), Arc::new(NoMessages));
-    let pci = Arc::new(VirtioPci::new(device, memory(), slot).unwrap());
-    pci.write_config(COMMAND, &BUS_MASTER.to_le_bytes());
+fn clearing_bus_master_returns_at_once_and_the_round_that_is_under_way_is_the_last() {
+    let ((begun, is_begun), (go, is_to_go)) = (mpsc::channel(), mpsc::channel());
+    let go_on = Arc::new(Mutex::new(is_to_go));
+    let driver = Driver::with(Slow { begun, go: go_on }, VirtioPciOptions::default()).unwrap();
+    driver.place();
+    driver.negotiate(features::VERSION_1);
+    let mut ring = driver.set_up_queue(0);
+    driver.go();
+    ring.request(&[writable(0x8000, 1)]);
     thread::scope(|scope| {
-        scope.spawn(|| pci.read_bar(STRUCTURES, CONFIG, &mut [0]));
+        scope.spawn(|| driver.kick(0));
         is_begun.recv().unwrap();
-        let (cleared, is_cleared) = mpsc::channel();
-        let (pci, ended) = (&pci, &ended);
-        scope.spawn(move || {
-            pci.write_config(COMMAND, &[0, 0]);
-            cleared.send(ended.load(SeqCst)).unwrap();
-        });
-        // Time enough for a write that does not wait. One that does is not in a hurry.
-        let early = is_cleared.recv_timeout(Duration::from_millis(100));
+        master(&driver, false);
+        driver.pci.pause();
+        assert!(!driver.pci.is_still(), "the device is at work");
         go.send(()).unwrap();
-        let ended = early.unwrap_or_else(|_| is_cleared.recv().unwrap());
-        assert!(ended, "the device was still at work");
     });
+    assert!(driver.pci.is_still());
+    assert_eq!(ring.used().len(), 1);
+    driver.pci.resume();
+    driver.request(0, &mut ring);
+    assert_eq!(ring.used().len(), 0);
+    go.send(()).unwrap();
+    master(&driver, true);
+    assert_eq!(ring.used().len(), 1);
 }

@@ -8,7 +8,7 @@ use std::{
 use devisor::{
     pci::Function,
     virtio::{
-        QueueIndex, features,
+        QueueIndex, VirtioTransport, features,
         transport::{
             pci::VirtioPciOptions,
             status::{ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK},

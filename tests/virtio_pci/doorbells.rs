@@ -12,10 +12,13 @@ use std::{
 use devisor::{
     bus::{DoorbellStore, Doorbells, Space},
     pci::Function,
-    virtio::{QueueIndex, features, transport::pci::VirtioPciOptions},
+    virtio::{QueueIndex, VirtioTransport, features, transport::pci::VirtioPciOptions},
 };
 
-use crate::{driver::*, ring::writable};
+use crate::{
+    driver::*,
+    ring::{Ring, writable},
+};
 
 #[derive(Default)]
 struct Log {
@@ -152,7 +155,7 @@ fn doorbells_are_caught_from_driver_ok_on_and_gone_after_a_reset() {
     assert_eq!(platform.caught(), []);
     driver.start();
     assert_eq!(platform.caught(), both(0x4000_0000));
-    driver.pci.reset();
+    Function::reset(&*driver.pci);
     assert_eq!(platform.caught(), []);
 }
 
@@ -239,7 +242,7 @@ fn a_store_that_the_platform_does_not_catch_exits() {
 fn a_restored_device_has_its_doorbells_caught() {
     let driver = Driver::new();
     driver.start();
-    let state = driver.pci.save();
+    let state = driver.saved();
     let platform = Platform::default();
     let other = Driver::build(Probe::default(), VirtioPciOptions::default(), |pci| {
         pci.with_caught_doorbells(platform.clone())
@@ -248,4 +251,27 @@ fn a_restored_device_has_its_doorbells_caught() {
     other.pci.restore(&state).unwrap();
     assert_eq!(platform.caught(), both(0x4000_0000));
     assert!(other.pci.endpoint().is_bus_master());
+}
+
+#[test]
+fn a_device_with_as_many_queues_as_can_be_has_the_last_one_caught() {
+    const LAST: u16 = 0xfffe;
+    let platform = Platform::default();
+    let probe = Probe {
+        sizes: vec![SIZE; usize::from(LAST) + 1],
+        ..Probe::default()
+    };
+    let options = VirtioPciOptions {
+        vectors: Some(0),
+        ..VirtioPciOptions::default()
+    };
+    let driver = Driver::build(probe, options, |pci| pci.with_caught_doorbells(platform.clone())).unwrap();
+    driver.place();
+    driver.negotiate(ALL);
+    driver.set(QUEUE_SELECT, LAST.into());
+    driver.write_layout(&Ring::new(&driver.memory, 0x10000, SIZE));
+    driver.set(QUEUE_ENABLE, 1);
+    driver.go();
+    let doorbell = 0x4000_0000 + NOTIFY + 4 * u64::from(LAST);
+    assert_eq!(platform.caught(), [(LAST, doorbell)]);
 }

@@ -1,25 +1,30 @@
 //! A device that does little, and a driver that writes its registers one by one.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU32, Ordering::SeqCst},
+};
 
 use devisor::{
     bus::{read_le, write_le},
     interrupt::{MsiMessage, level_from_fn},
     pci::{BarIndex, DeviceFunction, Function, Slot},
     virtio::{
-        DeviceId, QueueError, QueueIndex, Queues, Round, SharedMemoryRegion, VirtioDevice, VirtioPci,
+        DeviceId, Fault, QueueHandler, QueueIndex, Round, SharedMemoryRegion, VirtioDevice, VirtioPci,
         device::read_config_bytes,
         features,
         transport::{
+            SavedDevice,
             pci::{VirtioPciError, VirtioPciOptions},
             status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK},
         },
     },
 };
-use vm_memory::{GuestMemory, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 use crate::{
     platform::{Platform, Vectors},
+    rest,
     ring::{Ring, memory, writable},
 };
 
@@ -76,7 +81,8 @@ pub struct Probe {
     pub sizes: Vec<u16>,
     pub regions: Vec<(u8, u64)>,
     pub config: [u8; 6],
-    pub processed: u32,
+    /// Rounds.
+    pub processed: Arc<AtomicU32>,
     pub resets: u32,
     pub written: Vec<(u64, Vec<u8>)>,
 }
@@ -88,14 +94,14 @@ impl Default for Probe {
             sizes: vec![SIZE, 2 * SIZE],
             regions: Vec::new(),
             config: [1, 2, 3, 4, 5, 6],
-            processed: 0,
+            processed: Arc::default(),
             resets: 0,
             written: Vec::new(),
         }
     }
 }
 
-impl<M: GuestMemory> VirtioDevice<M> for Probe {
+impl VirtioDevice for Probe {
     fn device_id(&self) -> DeviceId {
         DeviceId(self.id)
     }
@@ -121,15 +127,8 @@ impl<M: GuestMemory> VirtioDevice<M> for Probe {
         region.map(|&(_, len)| SharedMemoryRegion { base: 0, len })
     }
 
-    fn process(&mut self, index: QueueIndex, queues: &mut Queues<'_, M>) -> Result<Round, QueueError> {
-        self.processed += 1;
-        let Some((queue, memory)) = queues.get(index) else {
-            return Ok(Round::Drained);
-        };
-        queue.serve(memory, |chain, memory| {
-            chain.writer(memory).fill(0xa5, chain.writable_len())?;
-            Ok(chain.writable_len())
-        })
+    fn start(&mut self, _queue: QueueIndex) -> Box<dyn QueueHandler> {
+        Box::new(Fill(Arc::clone(&self.processed)))
     }
 
     fn reset(&mut self) {
@@ -137,11 +136,23 @@ impl<M: GuestMemory> VirtioDevice<M> for Probe {
     }
 }
 
-pub type Device = VirtioPci<Arc<GuestMemoryMmap>, Probe>;
+struct Fill(Arc<AtomicU32>);
+
+impl QueueHandler for Fill {
+    fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
+        self.0.fetch_add(1, SeqCst);
+        Ok(round.each(|chain| {
+            chain.writer().fill(0xa5, chain.writable_len())?;
+            Ok(chain.writable_len())
+        })?)
+    }
+}
+
+pub type Device<D = Probe> = VirtioPci<D>;
 
 /// A driver at the registers of a function, with its wire and its platform in sight.
-pub struct Driver {
-    pub pci: Arc<Device>,
+pub struct Driver<D = Probe> {
+    pub pci: Arc<Device<D>>,
     pub memory: Arc<GuestMemoryMmap>,
     pub platform: Arc<Platform>,
     wire: Arc<Mutex<Vec<bool>>>,
@@ -157,33 +168,6 @@ impl Driver {
         Self::with(Probe::default(), VirtioPciOptions::default()).unwrap()
     }
 
-    pub fn with(probe: Probe, options: VirtioPciOptions) -> Result<Self, VirtioPciError> {
-        Self::build(probe, options, |pci| pci)
-    }
-
-    pub fn build(
-        probe: Probe,
-        options: VirtioPciOptions,
-        plug: impl FnOnce(Device) -> Device,
-    ) -> Result<Self, VirtioPciError> {
-        let platform = Arc::new(Platform::default());
-        let wire = Arc::new(Mutex::new(Vec::new()));
-        let heard = Arc::clone(&wire);
-        let line = level_from_fn(move |up| {
-            heard.lock().unwrap().push(up);
-            Ok(())
-        });
-        let slot = Slot::new(address(), Box::new(line), Arc::new(Vectors(Arc::clone(&platform))));
-        let memory = memory();
-        let pci = VirtioPci::with_options(probe, Arc::clone(&memory), slot, &options)?;
-        Ok(Self {
-            pci: Arc::new(plug(pci)),
-            memory,
-            platform,
-            wire,
-        })
-    }
-
     /// Placed, decoding, master of the bus. INTx is the way to interrupt.
     pub fn new() -> Self {
         let driver = Self::cold();
@@ -196,6 +180,50 @@ impl Driver {
         let driver = Self::new();
         driver.enable_msix();
         driver
+    }
+
+    /// How many rounds there were.
+    pub fn processed(&self) -> u32 {
+        self.pci.with_device(|probe| probe.processed.load(SeqCst))
+    }
+
+    /// The configuration changes.
+    pub fn change(&self) {
+        self.pci.change_config(|probe| probe.config[0] ^= 1);
+    }
+}
+
+impl<D: VirtioDevice + 'static> Driver<D> {
+    pub fn with(device: D, options: VirtioPciOptions) -> Result<Self, VirtioPciError> {
+        Self::build(device, options, |pci| pci)
+    }
+
+    pub fn build(
+        device: D,
+        options: VirtioPciOptions,
+        plug: impl FnOnce(Device<D>) -> Device<D>,
+    ) -> Result<Self, VirtioPciError> {
+        let platform = Arc::new(Platform::default());
+        let wire = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&wire);
+        let line = level_from_fn(move |up| {
+            heard.lock().unwrap().push(up);
+            Ok(())
+        });
+        let slot = Slot::new(address(), Box::new(line), Arc::new(Vectors(Arc::clone(&platform))));
+        let memory = memory();
+        let pci = VirtioPci::with_options(device, Arc::clone(&memory), slot, &options)?;
+        Ok(Self {
+            pci: Arc::new(plug(pci)),
+            memory,
+            platform,
+            wire,
+        })
+    }
+
+    /// The state of a device that goes on.
+    pub fn saved(&self) -> SavedDevice {
+        rest::saved(&*self.pci)
     }
 
     pub fn place(&self) {
@@ -331,7 +359,11 @@ impl Driver {
 
     /// All the way, with both queues and vectors mapped, if there are any.
     pub fn start(&self) -> [Ring; 2] {
-        self.negotiate(ALL & !features::EVENT_IDX);
+        self.start_with(ALL & !features::EVENT_IDX)
+    }
+
+    pub fn start_with(&self, features: u64) -> [Ring; 2] {
+        self.negotiate(features);
         let rings = [0, 1].map(|index| self.set_up_queue(index));
         self.map_vectors();
         self.go();
@@ -347,11 +379,6 @@ impl Driver {
     pub fn request(&self, queue: u16, ring: &mut Ring) {
         ring.request(&[writable(0x8000, 1)]);
         self.kick(queue);
-    }
-
-    /// The configuration changes.
-    pub fn change(&self) {
-        self.pci.change_config(|probe| probe.config[0] ^= 1);
     }
 
     /// The data of the messages that were sent since this was last asked.

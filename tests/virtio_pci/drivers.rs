@@ -9,7 +9,7 @@ use devisor::{
     interrupt::{LevelInterrupt, MsiMessage, NoInterrupt, SinkVectors},
     pci::{DeviceFunction, HostBridge, RootBus},
     virtio::{
-        QueueIndex, VirtioDevice, VirtioPci,
+        QueueIndex, VirtioDevice, VirtioPci, VirtioTransport,
         block::{Block, BlockOptions, MemoryStorage},
         entropy::{Entropy, SeededRandom, Source},
         features,
@@ -45,14 +45,14 @@ enum RunsOn {
 }
 
 struct Machine<D> {
-    device: Arc<VirtioPci<Arc<GuestMemoryMmap>, D>>,
+    device: Arc<VirtioPci<D>>,
     bus: Arc<Bus>,
     recorder: Recorder,
     wire: Wire,
     worker: Option<Worker>,
 }
 
-impl<D: VirtioDevice<GuestMemoryMmap> + 'static> Machine<D> {
+impl<D: VirtioDevice + 'static> Machine<D> {
     fn new(device: D, wire: Wire, runs_on: RunsOn) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         give_dma_memory(&memory, DMA);
@@ -174,9 +174,10 @@ fn a_disk_is_written_flushed_and_read_back_by_messages_and_by_wire() {
                     signalled,
                     suppressed,
                     failed,
+                    malformed,
                 } = machine.device.queue_counters(QueueIndex(0)).unwrap();
                 assert_eq!(completed, disk.requests(), "{case}");
-                assert_eq!((signalled + suppressed, failed), (completed, 0), "{case}");
+                assert_eq!((signalled + suppressed, failed, malformed), (completed, 0, 0), "{case}");
                 assert!(machine.raised(LINE) > 0 && machine.raised(LINE) <= signalled, "{case}");
                 assert_eq!(machine.raised("other"), 0, "{case}");
             }

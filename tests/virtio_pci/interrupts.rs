@@ -5,7 +5,10 @@ use std::sync::{Arc, atomic::Ordering::SeqCst};
 use devisor::{
     interrupt::{LevelInterrupt, MsiMessage, NoInterrupt},
     pci::{BarIndex, DeviceFunction, Function, NoMessages, RootBus},
-    virtio::transport::{pci::VirtioPciOptions, status::ACKNOWLEDGE},
+    virtio::{
+        VirtioTransport,
+        transport::{pci::VirtioPciOptions, status::ACKNOWLEDGE},
+    },
 };
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -377,7 +380,7 @@ fn a_reset_clears_isr_and_lets_go_of_the_wire() {
 fn a_reset_by_the_bus_is_one_of_device_and_function() {
     let driver = Driver::with_msix();
     driver.start();
-    driver.pci.reset();
+    Function::reset(&*driver.pci);
     assert_eq!(
         (driver.status(), driver.config(COMMAND, 2), driver.config(BAR0, 4)),
         (0, 0, 0)
@@ -397,7 +400,7 @@ fn a_reset_by_the_bus_is_one_of_device_and_function() {
 fn a_reset_of_the_root_bus_is_one_of_every_device_on_it() {
     let wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>);
     let root = RootBus::new(wires, Arc::new(NoMessages));
-    let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap());
+    let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap());
     let devices = [2, 1].map(|number| {
         let slot = root.slot(DeviceFunction::new(number, 0).unwrap()).unwrap();
         let device = Arc::new(Device::new(Probe::default(), Arc::clone(&memory), slot).unwrap());

@@ -5,11 +5,16 @@ mod bus_master;
 mod common;
 mod doorbells;
 mod driver;
+mod flight;
 mod identity;
 mod interrupts;
+#[path = "../support/late.rs"]
+mod late;
 #[allow(dead_code, reason = "shared with the tests of PCI")]
 #[path = "../pci/world.rs"]
 mod platform;
+#[path = "../support/rest.rs"]
+mod rest;
 #[path = "../support/ring.rs"]
 mod ring;
 mod state;

@@ -72,7 +72,10 @@ pub enum TransportError {
 /// For the order of locks, see [`run`](super::run).
 pub(crate) struct Core<D> {
     // Configured.
-    offered: u64,
+    /// Features that queues and transport bring.
+    common: u64,
+    /// What the device offers, and these. A restored device offers what it did where it was saved.
+    offered: AtomicU64,
     queue_sizes: Box<[u16]>,
     // Plugged in.
     memory: Memory,
@@ -148,7 +151,8 @@ impl<D: VirtioDevice + 'static> Core<D> {
             });
         }
         let core = Arc::new(Self {
-            offered: device.features() | features::COMMON | transport,
+            common: features::COMMON | transport,
+            offered: AtomicU64::new(device.features() | features::COMMON | transport),
             memory,
             interrupt,
             doorbell: OnceLock::new(),
@@ -232,7 +236,7 @@ impl<D: VirtioDevice> Core<D> {
     /// Whether the device can work with what the driver has accepted. It is told so then.
     fn negotiate(&self, registers: &Registers) -> bool {
         let accepted = registers.driver_features;
-        let known = accepted & !self.offered == 0 && !registers.unknown_features;
+        let known = accepted & !self.offered() == 0 && !registers.unknown_features;
         let mut device = lock(&self.device);
         let agreed = known && accepted & features::VERSION_1 != 0 && device.accepts(accepted);
         if agreed {
@@ -269,7 +273,11 @@ impl<D: VirtioDevice> Core<D> {
 
     pub fn device_features(&self) -> u32 {
         let sel = self.registers().device_features_sel;
-        word(self.offered, sel)
+        word(self.offered(), sel)
+    }
+
+    fn offered(&self) -> u64 {
+        self.offered.load(Ordering::SeqCst)
     }
 
     pub fn driver_features(&self) -> u32 {

@@ -52,8 +52,8 @@ impl<D: VirtioDevice> Core<D> {
         match usize::try_from(queue) {
             Ok(index) if index < self.queue_sizes.len() && self.is_live() => {
                 self.kick(index);
-                // The queue knows what it owes. A refused configuration interrupt hears of every kick.
-                self.tell_config_if_owed();
+                // The queue knows what it owes. What else was refused hears of every kick.
+                self.tell_what_is_owed();
             }
             // A driver that waits for a device which needs a reset, and whose line refused to say so, gets no further.
             _ => self.tell_what_is_owed(),

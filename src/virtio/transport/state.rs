@@ -195,9 +195,20 @@ impl<D: VirtioDevice> Core<D> {
         if present != 0 {
             return Err(RestoreError::InUse(present));
         }
-        self.check(state, &*device)?;
-        let queues = self.restore_queues(state)?;
+        // The device first, since what it offers is in its state.
+        let before = device.save();
         device.restore(device_state)?;
+        let offered = device.features() | self.common;
+        let checked = self.check(state, &*device, offered);
+        let queues = match checked.and_then(|()| self.restore_queues(state)) {
+            Ok(queues) => queues,
+            Err(error) => {
+                // It was in this state a moment ago.
+                let _ = device.restore(&before);
+                return Err(error);
+            }
+        };
+        self.offered.store(offered, Ordering::SeqCst);
         let &TransportState {
             status,
             device_features_sel,
@@ -241,7 +252,7 @@ impl<D: VirtioDevice> Core<D> {
         Ok(())
     }
 
-    fn check(&self, state: &TransportState, device: &D) -> Result<(), RestoreError> {
+    fn check(&self, state: &TransportState, device: &D, offered: u64) -> Result<(), RestoreError> {
         let known = status::ORDER
             .iter()
             .fold(status::FAILED | status::DEVICE_NEEDS_RESET, |all, (bit, _)| all | bit);
@@ -250,7 +261,7 @@ impl<D: VirtioDevice> Core<D> {
         if state.status & !known != 0 || !status::ORDER.iter().all(in_order) || broken_too_early {
             return Err(RestoreError::Status(state.status));
         }
-        let (accepted, offered) = (state.driver_features, self.offered);
+        let accepted = state.driver_features;
         let negotiated = state.status & status::FEATURES_OK != 0;
         let acceptable = accepted & !offered == 0
             && accepted & features::VERSION_1 != 0
@@ -275,7 +286,7 @@ impl<D: VirtioDevice> Core<D> {
             (false, true) => resettable,
             (false, false) => true,
         };
-        for ((index, queue), &max) in (0..).zip(&state.setup).zip(&self.queue_sizes) {
+        for ((queue, &max), index) in state.setup.iter().zip(&self.queue_sizes).zip(0..) {
             let size = queue.layout.size;
             if !possible(queue) {
                 return Err(RestoreError::Setup(index));

@@ -65,7 +65,7 @@ impl Outside {
         }
         self.at = at;
         let Some(at) = at else { return };
-        for (queue, (store, kickable)) in (0u16..).zip(self.stores.iter_mut().zip(kickable)) {
+        for ((store, kickable), queue) in self.stores.iter_mut().zip(kickable).zip(0..) {
             if *kickable && matches!(store, Store::Exits) {
                 let doorbell = DoorbellStore {
                     space: Space::Memory,
