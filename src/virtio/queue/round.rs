@@ -64,6 +64,8 @@ pub struct Round<'q> {
     budget: u16,
     bytes: u64,
     looked: Looked,
+    /// Chains were put that the driver has not been shown.
+    unseen: bool,
     /// No chain is to be taken any more.
     closed: bool,
 }
@@ -89,6 +91,7 @@ impl<'q> Round<'q> {
             used,
             bytes: 0,
             looked: Looked::Left,
+            unseen: false,
             closed,
         }
     }
@@ -167,6 +170,7 @@ impl<'q> Round<'q> {
     /// The ring is no longer in guest memory.
     #[inline]
     pub fn publish(&mut self) -> Result<(), QueueError> {
+        self.unseen = false;
         if self.with_used(|shared, used| shared.publish(used))? {
             self.shared.signal();
         }
@@ -204,10 +208,24 @@ impl<'q> Round<'q> {
         }
         Ok(match self.looked {
             Looked::Taken => Rest::More,
+            // A kick is all that has the queue looked at again.
+            Looked::Left if self.available.kicks_stay && self.available.expect_kicks_for_more(self.view)? => Rest::More,
             Looked::Left => Rest::Left,
             Looked::Empty if self.available.expect_kicks(self.view)? => Rest::More,
             Looked::Empty => Rest::Drained,
         })
+    }
+}
+
+impl Drop for Round<'_> {
+    /// A round that was left by an error or a panic shows what was put all the same; the next call signals it.
+    fn drop(&mut self) {
+        if self.unseen {
+            let wanted = self.with_used(|shared, used| shared.publish(used));
+            if wanted == Ok(true) {
+                self.shared.owe(true);
+            }
+        }
     }
 }
 
@@ -322,6 +340,7 @@ impl<'q> Chain<'_, 'q> {
             if publish { shared.publish(used) } else { Ok(false) }
         })?;
         round.consumed(returned);
+        round.unseen = !publish;
         if signal {
             round.shared.signal();
         }

@@ -95,14 +95,25 @@ impl Available {
     /// Asks the driver to kick for the next entry, and looks whether one has come before it could know.
     #[inline]
     pub fn expect_kicks(&mut self, view: &View) -> Result<bool, QueueError> {
+        self.expect_kicks_at(view, self.next)
+    }
+
+    /// As [`expect_kicks`](Self::expect_kicks), for what comes after entries that are left where they are.
+    pub fn expect_kicks_for_more(&mut self, view: &View) -> Result<bool, QueueError> {
+        let idx = view.load(Ring::Driver, 2)?;
+        self.expect_kicks_at(view, idx)
+    }
+
+    #[inline]
+    fn expect_kicks_at(&mut self, view: &View, idx: u16) -> Result<bool, QueueError> {
         self.quiet = false;
         if self.event_idx {
-            self.expect_at(view, self.next)?;
+            self.expect_at(view, idx)?;
         } else {
             view.store(Ring::Device, 0, 0)?;
         }
         // Pairs with the driver's barrier between its index and its look at ours.
         fence(Ordering::SeqCst);
-        Ok(view.load(Ring::Driver, 2)? != self.next)
+        Ok(view.load(Ring::Driver, 2)? != idx)
     }
 }
