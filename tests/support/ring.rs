@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use devisor::virtio::queue::QueueLayout;
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap, bitmap::Bitmap};
 
 /// Descriptor flags (virtio 1.2, section 2.7.5).
 pub const NEXT: u16 = 1;
@@ -52,8 +52,8 @@ pub fn memory() -> Arc<GuestMemoryMmap> {
 }
 
 /// A split ring at `base`, as its driver sees it.
-pub struct Ring {
-    pub memory: Arc<GuestMemoryMmap>,
+pub struct Ring<B = ()> {
+    pub memory: Arc<GuestMemoryMmap<B>>,
     pub layout: QueueLayout,
     /// The next descriptor that [`add`](Self::add) uses.
     free: u16,
@@ -61,18 +61,25 @@ pub struct Ring {
     used_seen: u16,
 }
 
-impl Ring {
+impl<B: Bitmap + Send + Sync + 'static> Ring<B> {
     /// A ring of `size` descriptors in the 4 * 0x1000 + 16 * `size` bytes from `base` on.
-    pub fn new(memory: &Arc<GuestMemoryMmap>, base: u64, size: u16) -> Self {
+    pub fn new(memory: &Arc<GuestMemoryMmap<B>>, base: u64, size: u16) -> Self {
         let descriptor_area = base;
         let driver_area = (base + 16 * u64::from(size)).next_multiple_of(0x1000);
         let device_area = (driver_area + 6 + 2 * u64::from(size)).next_multiple_of(0x1000);
-        let layout = QueueLayout {
-            size,
-            descriptor_area,
-            driver_area,
-            device_area,
-        };
+        Self::at(
+            memory,
+            QueueLayout {
+                size,
+                descriptor_area,
+                driver_area,
+                device_area,
+            },
+        )
+    }
+
+    /// A ring wherever a test wants it.
+    pub fn at(memory: &Arc<GuestMemoryMmap<B>>, layout: QueueLayout) -> Self {
         let mut ring = Self {
             memory: Arc::clone(memory),
             layout,

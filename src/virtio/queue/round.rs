@@ -87,6 +87,8 @@ pub struct Round<'q> {
     budget: u16,
     bytes: u64,
     looked: Looked,
+    /// The driver has been shown all that was put.
+    ended: bool,
     /// No chain is to be taken any more.
     closed: bool,
     error: Option<QueueError>,
@@ -117,6 +119,7 @@ impl<'q> Round<'q> {
             used,
             bytes: 0,
             looked: Looked::Left,
+            ended: false,
             closed,
             error: None,
         }
@@ -345,24 +348,44 @@ impl<'q> Round<'q> {
     /// The ring is no longer in guest memory.
     pub fn end(mut self) -> Result<Rest, QueueError> {
         self.publish()?;
+        self.ended = true;
         if self.closed {
             return Ok(Rest::Left);
         }
         match self.looked {
             _ if self.budget == 0 => Ok(Rest::More),
             Looked::Taken => Ok(Rest::More),
-            Looked::Left => Ok(Rest::Left),
-            Looked::Empty => match self.available.expect_kicks(self.view) {
-                Ok(true) => Ok(Rest::More),
-                Ok(false) => Ok(Rest::Drained),
-                Err(Gone) => Err(self.shared.gone()),
-            },
+            Looked::Left if !self.available.kicks_stay => Ok(Rest::Left),
+            // A kick is all that has the queue looked at again.
+            Looked::Left => self.rest(Rest::Left, Available::expect_kicks_for_more),
+            Looked::Empty => self.rest(Rest::Drained, Available::expect_kicks),
+        }
+    }
+
+    /// Asks for kicks: there is `rest`, or there is more.
+    #[inline]
+    fn rest(
+        &mut self,
+        rest: Rest,
+        expect: impl FnOnce(&mut Available, &View) -> Result<bool, Gone>,
+    ) -> Result<Rest, QueueError> {
+        match expect(self.available, self.view) {
+            Ok(true) => Ok(Rest::More),
+            Ok(false) => Ok(rest),
+            Err(Gone) => Err(self.shared.gone()),
         }
     }
 }
 
 impl Drop for Round<'_> {
+    /// A round that was left by an error or a panic shows what was put all the same; the next call signals it.
     fn drop(&mut self) {
+        if !self.ended {
+            let view = self.view;
+            if self.with_used(|shared, used| shared.publish(&mut used.ring, view)) == Ok(true) {
+                self.shared.owe(true);
+            }
+        }
         self.mark_used();
     }
 }

@@ -148,14 +148,25 @@ impl Available {
     /// Asks the driver to kick for the next entry, and looks whether one has come before it could know.
     #[inline]
     pub fn expect_kicks(&mut self, view: &View) -> Result<bool, Gone> {
+        self.expect_kicks_at(view, self.next)
+    }
+
+    /// As [`expect_kicks`](Self::expect_kicks), for what comes after entries that are left where they are.
+    pub fn expect_kicks_for_more(&mut self, view: &View) -> Result<bool, Gone> {
+        let idx = view.avail_idx()?;
+        self.expect_kicks_at(view, idx)
+    }
+
+    #[inline]
+    fn expect_kicks_at(&mut self, view: &View, idx: u16) -> Result<bool, Gone> {
         self.quiet = false;
         if self.event_idx {
-            view.set_avail_event(self.next)?;
+            view.set_avail_event(idx)?;
         } else {
             view.set_used_flags(0)?;
         }
         // Pairs with the driver's barrier between its index and its look at ours.
         fence(Ordering::SeqCst);
-        Ok(view.avail_idx()? != self.next)
+        Ok(view.avail_idx()? != idx)
     }
 }

@@ -46,7 +46,10 @@ impl Lanes {
 
     pub fn iter(&self) -> impl Iterator<Item = (QueueIndex, &Lane)> {
         // Not zipped the other way round: there may be as many as the index can count.
-        self.lanes.iter().zip(0..).map(|(lane, index)| (QueueIndex(index), lane))
+        self.lanes
+            .iter()
+            .zip(0..)
+            .map(|(lane, index)| (QueueIndex(index), lane))
     }
 
     /// A round of each marked lane in turn, until none is marked or others are at them.
