@@ -129,6 +129,8 @@ impl Body {
     #[cold]
     pub fn walk(&mut self, view: &View, head: u16, indirect_allowed: bool) -> Result<(), ChainError> {
         self.head = head;
+        // What was looked at counts, also if it comes to nothing.
+        (self.readable_len, self.writable_len) = (0, 0);
         let mut table = view.descriptors();
         let mut limit = table.len() as u16;
         let mut index = head;
@@ -165,6 +167,7 @@ impl Body {
                 readable_len += u64::from(descriptor.len);
                 Permissions::Read
             };
+            (self.readable_len, self.writable_len) = (saturated(readable_len), saturated(writable_len));
             let segment = view
                 .pin
                 .check_near(&mut near, descriptor.address, descriptor.len, access)?;
@@ -182,7 +185,6 @@ impl Body {
             return Err(ChainError::TooLarge);
         }
         (self.readable, self.count) = (readable, count);
-        (self.readable_len, self.writable_len) = (readable_len as u32, writable_len as u32);
         Ok(())
     }
 
@@ -208,4 +210,8 @@ fn check_indirect(descriptor: &Descriptor, allowed: bool, nested: bool) -> Resul
         _ => return Ok(()),
     };
     Err(ChainError::Indirect(wrong))
+}
+
+fn saturated(len: u64) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
 }
