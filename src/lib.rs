@@ -90,6 +90,8 @@
 //! not here.
 
 pub mod bus;
+#[cfg(all(feature = "event-loop", not(loom)))]
+pub mod event_loop;
 pub mod interrupt;
 pub mod memory;
 pub mod pci;

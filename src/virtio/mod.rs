@@ -17,8 +17,10 @@ pub mod queue;
 mod run;
 mod state;
 pub mod transport;
+mod wait;
 
 pub use device::{DeviceId, Handle, QueueHandler, SharedMemoryRegion, VirtioDevice};
 pub use queue::{ChainError, Fault, Queue, QueueError, QueueIndex, Round};
 pub use state::{DeviceState, DeviceStateError};
 pub use transport::{VirtioTransport, mmio::VirtioMmio, pci::VirtioPci};
+pub use wait::{Descriptor, Wait};

@@ -68,7 +68,7 @@ pub use used::Silent;
 pub(crate) use stillness::Stillness;
 pub(crate) use word::{Begin, End, Stop, Word};
 
-use super::features;
+use super::{Wait, features};
 use crate::memory::Memory;
 use area::View;
 use chain::Body;
@@ -149,6 +149,8 @@ pub struct Queue {
     order: u64,
     /// Room for chains that are taken.
     spare: Vec<Box<Body>>,
+    /// What the handler waits for since the last round.
+    waits: Vec<Wait>,
     shared: Arc<Shared>,
 }
 
@@ -184,6 +186,7 @@ impl Queue {
             body: Box::default(),
             order: 0,
             spare: Vec::new(),
+            waits: Vec::new(),
             shared: Arc::new(shared),
         }
     }
@@ -235,6 +238,7 @@ impl Queue {
             body,
             order,
             spare,
+            waits,
             shared,
         } = self;
         if view.as_ref().is_some_and(|view| !shared.memory.is_current(&view.pin)) {
@@ -248,7 +252,16 @@ impl Queue {
                 view.insert(found)
             }
         };
-        Ok(Round::new(shared, available, view, body, order, spare, closed))
+        Ok(Round::new(shared, available, view, body, order, spare, waits, closed))
+    }
+
+    /// What was [waited](Round::wait) for in the last round.
+    pub fn waits(&self) -> &[Wait] {
+        &self.waits
+    }
+
+    pub(crate) fn waits_mut(&mut self) -> &mut Vec<Wait> {
+        &mut self.waits
     }
 
     /// Lets go of guest memory: the next round looks it up again.

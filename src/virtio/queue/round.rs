@@ -15,7 +15,7 @@ use super::{
 use crate::{
     memory::{Pin, Segment},
     sync::lock,
-    virtio::features,
+    virtio::{Wait, features},
 };
 
 /// The request that brings a round to so many bytes is its last: who waits for the device, to reset it, say, waits no
@@ -80,6 +80,7 @@ pub struct Round<'q> {
     body: &'q mut Box<Body>,
     order: &'q mut u64,
     spare: &'q mut Vec<Box<Body>>,
+    waits: &'q mut Vec<Wait>,
     /// Held as long as no chain is out.
     used: Option<MutexGuard<'q, Used>>,
     /// Entries of the used ring from this one on are not marked as written yet, while the lock is held.
@@ -102,8 +103,10 @@ impl<'q> Round<'q> {
         body: &'q mut Box<Body>,
         order: &'q mut u64,
         spare: &'q mut Vec<Box<Body>>,
+        waits: &'q mut Vec<Wait>,
         closed: bool,
     ) -> Self {
+        waits.clear();
         shared.signal_again();
         let used = (shared.word.chains() == 0).then(|| lock(&shared.used));
         Self {
@@ -115,6 +118,7 @@ impl<'q> Round<'q> {
             body,
             order,
             spare,
+            waits,
             unmarked: used.as_ref().map_or(0, |used| used.ring.next),
             used,
             bytes: 0,
@@ -320,6 +324,12 @@ impl<'q> Round<'q> {
             Err(Gone) => return Err(self.shared.gone()),
         }
         Ok(())
+    }
+
+    /// The handler leaves something undone, and is to look again once this is there: whoever runs the device sees to that. In a
+    /// round without chains it counts as well, for what ends the requests under way.
+    pub fn wait(&mut self, wait: Wait) {
+        self.waits.push(wait);
     }
 
     /// Answers each request with `answer`, which returns how many bytes it has written into the chain: all that a handler needs

@@ -109,6 +109,12 @@ impl Word {
         self.bits() & reason as u64 != 0
     }
 
+    /// Whether somebody is to look at the queue, and may.
+    pub fn is_due(&self) -> bool {
+        let bits = self.bits();
+        bits & (RUNS | KICKED) == RUNS | KICKED && (bits & STOPS == 0 || bits & CHAINS != 0)
+    }
+
     /// How many chains are out.
     #[inline]
     pub fn chains(&self) -> u64 {

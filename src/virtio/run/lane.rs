@@ -3,13 +3,17 @@
 use std::{
     cell::Cell,
     mem,
-    sync::{Arc, Mutex, TryLockError},
+    sync::{
+        Arc, Mutex, TryLockError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use super::SharedWord;
 use crate::{
     sync::lock,
     virtio::{
+        Wait,
         device::QueueHandler,
         queue::{Begin, End, Face, Fault, Queue, QueueCounters, Rest, Stillness, Stop, Word},
     },
@@ -27,6 +31,18 @@ pub(crate) struct Lane {
     running: Mutex<Option<Running>>,
     /// What can be asked while it is served.
     face: Mutex<Option<Face>>,
+    /// What the handler waits for, as it said last.
+    waits: Mutex<Vec<Wait>>,
+    /// That is anything.
+    waiting: AtomicBool,
+}
+
+/// What a lane tells those around it.
+pub(crate) trait Around {
+    /// The device needs a reset.
+    fn failed(&self, fault: Fault);
+    /// The handler waits for this, and for nothing else any more. The lane is locked.
+    fn waits(&self, waits: &[Wait]);
 }
 
 thread_local! {
@@ -67,6 +83,8 @@ impl Lane {
             word: Arc::new(Word::new(stillness)),
             running: Mutex::new(None),
             face: Mutex::new(None),
+            waits: Mutex::default(),
+            waiting: AtomicBool::new(false),
         }
     }
 
@@ -78,7 +96,11 @@ impl Lane {
     }
 
     /// Takes the handler and the queue away. The lane is still.
-    pub fn finish(&self) {
+    pub fn finish(&self, around: &dyn Around) {
+        if self.waiting.load(Ordering::Relaxed) {
+            // While the descriptors are there.
+            self.tell_waits(&mut Vec::new(), around);
+        }
         let running = lock(&self.running).take();
         *lock(&self.face) = None;
         self.word.finish();
@@ -89,16 +111,16 @@ impl Lane {
     /// Serves the lane if it is marked. `patient`: waits for the round of another thread, if nobody does so yet. `stay`: goes on
     /// until nothing is left or another thread relieves this one. Whether there was a round.
     #[inline]
-    pub fn serve(&self, patient: bool, stay: bool, fail: &dyn Fn(Fault)) -> bool {
+    pub fn serve(&self, patient: bool, stay: bool, around: &dyn Around) -> bool {
         if self.word.begin(patient && !is_serving()) == Begin::Leave {
             return false;
         }
         let turn = Turn::new(&self.word);
         loop {
-            let more = match self.round() {
+            let more = match self.round(around) {
                 Ok(rest) => rest == Rest::More,
                 Err(fault) => {
-                    fail(fault);
+                    around.failed(fault);
                     false
                 }
             };
@@ -106,7 +128,7 @@ impl Lane {
                 End::Again => continue,
                 End::Leave => break,
                 End::Tell => {
-                    self.tell();
+                    self.tell(around);
                     let _ = self.word.end(false, false);
                     break;
                 }
@@ -117,33 +139,56 @@ impl Lane {
     }
 
     #[inline]
-    fn round(&self) -> Result<Rest, Fault> {
+    fn round(&self, around: &dyn Around) -> Result<Rest, Fault> {
         let mut running = lock(&self.running);
         let Some(Running { handler, queue }) = &mut *running else {
             return Ok(Rest::Drained);
         };
         let mut round = queue.begin(self.word.is_stopped())?;
         handler.serve(&mut round)?;
-        Ok(round.end()?)
+        let rest = round.end()?;
+        if !queue.waits().is_empty() || self.waiting.load(Ordering::Relaxed) {
+            self.tell_waits(queue.waits_mut(), around);
+        }
+        Ok(rest)
     }
 
     /// Lets nobody begin from here on, and has the handler told of it.
-    pub fn stop(&self, reason: Stop) {
+    pub fn stop(&self, reason: Stop, around: &dyn Around) {
         if self.word.stop(reason) == End::Tell {
             let turn = Turn::new(&self.word);
-            self.tell();
+            self.tell(around);
             let _ = self.word.end(false, false);
             turn.leave();
         }
     }
 
     /// Tells the handler of a stop. This thread serves the lane.
-    fn tell(&self) {
+    fn tell(&self, around: &dyn Around) {
         if let Some(Running { handler, queue }) = &mut *lock(&self.running) {
             handler.pause();
             queue.let_go();
+            // What ends the requests under way is still waited for.
+            if self.word.chains() == 0 && self.waiting.load(Ordering::Relaxed) {
+                queue.waits_mut().clear();
+                self.tell_waits(queue.waits_mut(), around);
+            }
         }
         self.word.told();
+    }
+
+    /// Tells what the handler waits for now. What counts once is told once: the same again is news.
+    #[cold]
+    fn tell_waits(&self, waits: &mut Vec<Wait>, around: &dyn Around) {
+        let mut said = lock(&self.waits);
+        mem::swap(&mut *said, waits);
+        self.waiting.store(!said.is_empty(), Ordering::Relaxed);
+        around.waits(&said);
+    }
+
+    /// What the handler waits for.
+    pub fn waits(&self) -> Vec<Wait> {
+        lock(&self.waits).clone()
     }
 
     /// Nothing is written to the ring any more.

@@ -19,9 +19,9 @@ mod loom_tests;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::queue::{Fault, QueueIndex, Stillness, Stop};
+use super::queue::{QueueIndex, Stillness, Stop};
 
-pub(crate) use lane::{Lane, Running, is_serving};
+pub(crate) use lane::{Around, Lane, Running, is_serving};
 
 /// The lanes of a device.
 pub(crate) struct Lanes {
@@ -53,14 +53,9 @@ impl Lanes {
     }
 
     /// A round of each marked lane in turn, until none is marked or others are at them.
-    pub fn run(&self, fail: &dyn Fn(Fault)) {
+    pub fn run(&self, around: impl Fn(QueueIndex, &Lane) -> bool) {
         // Not `any`, which would stop at the first.
-        while self.lanes.iter().filter(|lane| lane.serve(false, false, fail)).count() != 0 {}
-    }
-
-    /// Stops all lanes.
-    pub fn stop(&self, reason: Stop) {
-        self.lanes.iter().for_each(|lane| lane.stop(reason));
+        while self.iter().filter(|(index, lane)| around(*index, lane)).count() != 0 {}
     }
 
     pub fn resume(&self, reason: Stop) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{RestoreError, mmio::VirtioMmioState, pci::VirtioPciState};
 use crate::{
     memory::Memory,
-    virtio::{DeviceState, Fault, QueueIndex, queue::QueueCounters},
+    virtio::{DeviceState, Fault, QueueIndex, Wait, queue::QueueCounters},
 };
 
 /// A device cannot be saved while it is not at rest.
@@ -67,6 +67,13 @@ pub trait VirtioTransport: Send + Sync {
     /// Has the device look at `queue`, on this thread: because its doorbell was rung or caught, or because the outside world has
     /// something for the driver.
     fn process(&self, queue: QueueIndex);
+
+    /// One bounded round of `queue`, on this thread, unless another thread is at it, which then looks again. Whether there is more:
+    /// what an event loop calls which has several queues to serve in turn.
+    fn serve(&self, queue: QueueIndex) -> bool;
+
+    /// What `queue` waits for besides its driver: for an embedder that asks. Who is [told](super::Doorbell::wait) need not.
+    fn waits(&self, queue: QueueIndex) -> Vec<Wait>;
 
     /// Begins a pause: no new request is taken, kicks are kept, requests that have had no effect yet are kept for later, and all
     /// others end. This returns at once; see [`is_still`](Self::is_still).

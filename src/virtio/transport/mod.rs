@@ -19,7 +19,7 @@ use std::{
 };
 
 use super::{
-    Fault, Handle, QueueIndex, VirtioDevice,
+    Fault, Handle, QueueIndex, VirtioDevice, Wait,
     device::Attached,
     features,
     queue::{QueueLayout, Stop, VirtioInterrupt},
@@ -42,6 +42,15 @@ pub trait Doorbell: Send + Sync {
     /// # Errors
     /// Nobody was woken.
     fn ring(&self, queue: QueueIndex) -> io::Result<()>;
+
+    /// `queue` waits for `waits`, besides its driver, and for nothing that it waited for before: once one of them is there, have it
+    /// looked at ([`process`](VirtioTransport::process)). Each counts once. An empty list is the end of it, also when the device
+    /// comes to rest or goes.
+    ///
+    /// A device may say so from any thread, while it serves that queue: do not call it back from in here.
+    fn wait(&self, queue: QueueIndex, waits: &[Wait]) {
+        let _ = (queue, waits);
+    }
 }
 
 impl<F: Fn(QueueIndex) -> io::Result<()> + Send + Sync> Doorbell for F {
@@ -174,6 +183,21 @@ impl<D: VirtioDevice + 'static> Core<D> {
     }
 }
 
+impl<D> Core<D> {
+    fn has(&self, bits: u32) -> bool {
+        self.status.load(Ordering::SeqCst) & bits == bits
+    }
+
+    pub fn is_resetting(&self) -> bool {
+        self.resetting.load(Ordering::SeqCst)
+    }
+
+    /// Whether the device may touch its queues.
+    fn is_live(&self) -> bool {
+        self.status.load(Ordering::SeqCst) & (DRIVER_OK | DEVICE_NEEDS_RESET) == DRIVER_OK && !self.is_resetting()
+    }
+}
+
 impl<D: VirtioDevice> Core<D> {
     /// Before the guest runs, and once.
     pub fn set_doorbell(&self, doorbell: Box<dyn Doorbell>) {
@@ -186,19 +210,6 @@ impl<D: VirtioDevice> Core<D> {
     pub fn status(&self) -> u32 {
         self.finish_reset();
         self.status.load(Ordering::SeqCst)
-    }
-
-    fn has(&self, bits: u32) -> bool {
-        self.status.load(Ordering::SeqCst) & bits == bits
-    }
-
-    pub fn is_resetting(&self) -> bool {
-        self.resetting.load(Ordering::SeqCst)
-    }
-
-    /// Whether the device may touch its queues.
-    fn is_live(&self) -> bool {
-        self.status.load(Ordering::SeqCst) & (DRIVER_OK | DEVICE_NEEDS_RESET) == DRIVER_OK && !self.is_resetting()
     }
 
     /// The driver writes the status, and not zero: bits are added in the order of section 3.1.1, and one that

@@ -13,9 +13,9 @@ use super::{
 use crate::{
     sync::lock,
     virtio::{
-        Fault, QueueIndex, VirtioDevice, features,
+        Fault, QueueIndex, VirtioDevice, Wait, features,
         queue::{Queue, QueueCounters, Stop},
-        run::Running,
+        run::{Around, Lane, Running},
     },
 };
 
@@ -99,7 +99,7 @@ impl<D: VirtioDevice> Core<D> {
     /// Serves a queue until nothing is left or another thread goes on with it.
     fn serve(&self, index: usize, patient: bool) {
         if let Some(lane) = self.lanes.get(index)
-            && lane.serve(patient, true, &|fault| self.fail(fault))
+            && lane.serve(patient, true, &self.beside(index))
         {
             self.tell_config_if_owed();
         }
@@ -114,10 +114,30 @@ impl<D: VirtioDevice> Core<D> {
         }
     }
 
+    /// Marks a queue, and serves a round of it unless another thread is at it. Whether it is to be looked at again.
+    pub fn serve_once(&self, queue: QueueIndex) -> bool {
+        let index = usize::from(queue.0);
+        let Some(lane) = self.lanes.get(index) else {
+            return false;
+        };
+        lane.word.kick();
+        self.tell_what_is_owed();
+        let served = lane.serve(false, false, &self.beside(index));
+        self.tell_config_if_owed();
+        served && lane.word.is_due()
+    }
+
+    /// What a queue waits for besides its driver.
+    pub fn waits(&self, queue: QueueIndex) -> Vec<Wait> {
+        let lane = self.lanes.get(queue.0.into());
+        lane.map(Lane::waits).unwrap_or_default()
+    }
+
     /// Works on every marked queue until none is, or leaves that to the threads which are at it already.
     pub fn run(&self) {
         self.tell_what_is_owed();
-        self.lanes.run(&|fault| self.fail(fault));
+        self.lanes
+            .run(|index, lane| lane.serve(false, false, &self.beside(index.0.into())));
         self.tell_config_if_owed();
     }
 
@@ -126,21 +146,6 @@ impl<D: VirtioDevice> Core<D> {
         if self.is_live() {
             self.kick_all();
         }
-    }
-
-    /// The device needs a reset. No queue is served any more, and what is completed is not shown to the driver; it is
-    /// owed a configuration interrupt, which is told without a lock.
-    pub(super) fn fail(&self, fault: Fault) {
-        if !self.is_live() {
-            return;
-        }
-        lock(&self.fault).get_or_insert(fault);
-        self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
-        for (_, lane) in self.lanes.iter() {
-            lane.close();
-            lane.stop(Stop::Broken);
-        }
-        self.config_owed.store(true, Ordering::SeqCst);
     }
 
     // Rest.
@@ -153,7 +158,7 @@ impl<D: VirtioDevice> Core<D> {
 
     pub(super) fn begin_pause(&self) {
         self.paused.store(true, Ordering::SeqCst);
-        self.lanes.stop(Stop::Embedder);
+        self.stop(Stop::Embedder);
     }
 
     /// Ends a pause, and looks at every queue once: a kick that came before a state was saved is not in it.
@@ -176,7 +181,7 @@ impl<D: VirtioDevice> Core<D> {
         match (changed, master) {
             (true, true) => self.lanes.resume(Stop::Bus),
             (true, false) => {
-                self.lanes.stop(Stop::Bus);
+                self.stop(Stop::Bus);
                 self.cancel(0..self.queue_sizes.len());
             }
             (false, _) => {}
@@ -222,7 +227,7 @@ impl<D: VirtioDevice> Core<D> {
             self.config_owed.store(false, Ordering::SeqCst);
             self.interrupt.reset();
         }
-        self.lanes.stop(Stop::Device);
+        self.stop(Stop::Device);
         self.cancel(0..self.queue_sizes.len());
         self.finish_reset();
         self.interrupt.settle();
@@ -247,8 +252,8 @@ impl<D: VirtioDevice> Core<D> {
         if !self.is_resetting() {
             return;
         }
-        for (_, lane) in self.lanes.iter() {
-            lane.finish();
+        for (index, lane) in self.lanes.iter() {
+            lane.finish(&self.beside(index.0.into()));
             lane.word.resume(Stop::Queue);
             lane.word.resume(Stop::Broken);
             lane.word.resume(Stop::Device);
@@ -317,7 +322,7 @@ impl<D: VirtioDevice> Core<D> {
         change(&mut registers, selected)?;
         drop(registers);
         if lane.word.runs() {
-            lane.stop(Stop::Queue);
+            lane.stop(Stop::Queue, &self.beside(selected));
             self.cancel(selected..selected + 1);
             self.finish_queue(selected);
         }
@@ -343,7 +348,7 @@ impl<D: VirtioDevice> Core<D> {
     }
 
     fn finish_queue(&self, index: usize) {
-        let stopped = |lane: &crate::virtio::run::Lane| lane.word.is_stopped_for(Stop::Queue) && lane.word.is_still();
+        let stopped = |lane: &Lane| lane.word.is_stopped_for(Stop::Queue) && lane.word.is_still();
         if self.lanes.get(index).is_some_and(stopped) {
             self.finish_queue_with(&self.registers(), index);
         }
@@ -355,7 +360,7 @@ impl<D: VirtioDevice> Core<D> {
             && lane.word.is_stopped_for(Stop::Queue)
             && lane.word.is_still()
         {
-            lane.finish();
+            lane.finish(&self.beside(index));
             lane.word.resume(Stop::Queue);
         }
     }
@@ -383,11 +388,53 @@ impl<D: VirtioDevice> Core<D> {
 }
 
 impl<D> Core<D> {
+    fn beside(&self, index: usize) -> Beside<'_, D> {
+        // A lane's.
+        let index = QueueIndex(index as u16);
+        Beside { core: self, index }
+    }
+
+    /// Stops all queues.
+    fn stop(&self, reason: Stop) {
+        for (index, lane) in self.lanes.iter() {
+            lane.stop(reason, &self.beside(index.0.into()));
+        }
+    }
+
+    /// The device needs a reset. No queue is served any more, and what is completed is not shown to the driver; it is
+    /// owed a configuration interrupt, which is told without a lock.
+    pub(super) fn fail(&self, fault: Fault) {
+        if !self.is_live() {
+            return;
+        }
+        lock(&self.fault).get_or_insert(fault);
+        self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
+        self.lanes.iter().for_each(|(_, lane)| lane.close());
+        self.stop(Stop::Broken);
+        self.config_owed.store(true, Ordering::SeqCst);
+    }
+
     /// The transport goes: nothing is shown to the driver any more, and no chain is found.
     pub fn abandon(&self) {
-        for (_, lane) in self.lanes.iter() {
-            lane.close();
-            lane.stop(Stop::Device);
+        self.lanes.iter().for_each(|(_, lane)| lane.close());
+        self.stop(Stop::Device);
+    }
+}
+
+/// What is around a lane: its device.
+struct Beside<'a, D> {
+    core: &'a Core<D>,
+    index: QueueIndex,
+}
+
+impl<D> Around for Beside<'_, D> {
+    fn failed(&self, fault: Fault) {
+        self.core.fail(fault);
+    }
+
+    fn waits(&self, waits: &[Wait]) {
+        if let Some(bell) = self.core.doorbell.get() {
+            bell.wait(self.index, waits);
         }
     }
 }

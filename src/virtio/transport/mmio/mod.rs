@@ -22,7 +22,7 @@ use crate::{
     bus::{BusDevice, read_le, write_le},
     memory::Memory,
     virtio::{
-        Fault, QueueIndex, VirtioDevice,
+        Fault, QueueIndex, VirtioDevice, Wait,
         queue::{QueueCounters, VirtioInterrupt},
     },
 };
@@ -209,6 +209,14 @@ impl<D: VirtioDevice> VirtioTransport for VirtioMmio<D> {
 
     fn process(&self, queue: QueueIndex) {
         self.core.process(queue);
+    }
+
+    fn serve(&self, queue: QueueIndex) -> bool {
+        self.core.serve_once(queue)
+    }
+
+    fn waits(&self, queue: QueueIndex) -> Vec<Wait> {
+        self.core.waits(queue)
     }
 
     fn pause(&self) {

@@ -32,7 +32,7 @@ use crate::{
     pci::{BarIndex, ConfigError, Endpoint, Function, Pin, Slot},
     sync::lock,
     virtio::{
-        Fault, QueueIndex, VirtioDevice, features,
+        Fault, QueueIndex, VirtioDevice, Wait, features,
         queue::{QueueCounters, VirtioInterrupt},
     },
 };
@@ -264,6 +264,14 @@ impl<D: VirtioDevice> VirtioTransport for VirtioPci<D> {
 
     fn process(&self, queue: QueueIndex) {
         self.core.process(queue);
+    }
+
+    fn serve(&self, queue: QueueIndex) -> bool {
+        self.core.serve_once(queue)
+    }
+
+    fn waits(&self, queue: QueueIndex) -> Vec<Wait> {
+        self.core.waits(queue)
     }
 
     fn pause(&self) {
