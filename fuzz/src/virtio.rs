@@ -1,15 +1,20 @@
-//! What the targets of the virtio transports have in common: a guest's memory with a ring in it, a disk, and states from
-//! outside.
+//! What the targets of the virtio transports have in common: a guest's memory with a ring in it, devices that answer at once
+//! or late, and states from outside.
 
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
 use devisor::virtio::{
-    block::{Block, BlockOptions, BlockState, MemoryStorage},
+    VirtioDevice,
+    block::{Block, BlockOptions, MemoryStorage},
     queue::{QueueLayout, QueueState},
     transport::TransportState,
 };
+use late::{Held, Late, Stopped};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+#[path = "../../tests/support/late.rs"]
+pub mod late;
 
 /// The guest's memory, and where its ring is once a driver is up.
 const MEMORY: usize = 0x8000;
@@ -25,12 +30,42 @@ pub fn memory() -> Arc<GuestMemoryMmap> {
     Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap())
 }
 
-/// A small disk: a new one, or the one that was saved.
-pub fn disk(state: Option<&BlockState>) -> Block {
-    let storage = MemoryStorage::new(0x2000);
-    match state {
-        Some(state) => Block::restore(storage, state).unwrap(),
-        None => Block::new(storage, BlockOptions::default()).unwrap(),
+/// All of the guest's memory.
+pub fn contents(memory: &GuestMemoryMmap) -> Vec<u8> {
+    let mut bytes = vec![0; MEMORY];
+    memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    bytes
+}
+
+pub type Device = Box<dyn VirtioDevice>;
+
+/// What is behind the transport.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub enum Kind {
+    /// A small disk, which answers at once.
+    Disk,
+    /// A device whose requests end when they are told to.
+    Late,
+    /// One that gives back what it has when it is stopped.
+    Returning,
+}
+
+impl Kind {
+    /// A new one, and what it holds.
+    pub fn device(self) -> (Device, Held) {
+        let late = |stopped| {
+            let late = Late::new(&[256], stopped);
+            let held = late.held();
+            (Box::new(late) as Device, held)
+        };
+        match self {
+            Self::Disk => {
+                let disk = Block::new(MemoryStorage::new(0x2000), BlockOptions::default()).unwrap();
+                (Box::new(disk), Held::default())
+            }
+            Self::Late => late(Stopped::GoesOn),
+            Self::Returning => late(Stopped::IsReturned),
+        }
     }
 }
 
@@ -50,7 +85,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Writes it, and makes it the one that is available before `available`.
+    /// Writes it where every other one is, and makes it the one that is available before `available`.
     pub fn offer(self, memory: &GuestMemoryMmap, available: &mut u16) {
         const NEXT: u16 = 1;
         const WRITE: u16 = 2;
@@ -64,12 +99,13 @@ impl Request {
         put(BUFFERS, u64::from(kind % 16));
         put(BUFFERS + 8, u64::from(sector));
         let data = if read { WRITE } else { 0 };
+        let head = *available % 2 * 3;
         let chain = [
             (BUFFERS, 16, NEXT),
             (BUFFERS + 0x100, u32::from(len), NEXT | data),
             (BUFFERS + 16, 1, WRITE),
         ];
-        for (index, (address, len, flags)) in (0_u16..).zip(chain) {
+        for (index, (address, len, flags)) in (head..).zip(chain) {
             let at = LAYOUT.descriptor_area + 16 * u64::from(index);
             put(at, address);
             put(
@@ -77,6 +113,10 @@ impl Request {
                 u64::from(len) | u64::from(flags) << 32 | u64::from(index + 1) << 48,
             );
         }
+        let slot = u64::from(*available % LAYOUT.size);
+        memory
+            .write_obj(head, GuestAddress(LAYOUT.driver_area + 4 + 2 * slot))
+            .unwrap();
         *available = available.wrapping_add(1);
         memory
             .write_obj(*available, GuestAddress(LAYOUT.driver_area + 2))

@@ -3,23 +3,42 @@
 
 use std::{
     mem,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 use devisor::virtio::{DeviceId, Fault, Handle, QueueHandler, QueueIndex, Round, VirtioDevice, queue::OwnedChain};
 
 /// The requests that are under way, in the order in which they were taken.
 #[derive(Clone, Default)]
-pub struct Held(Arc<Mutex<Vec<OwnedChain>>>);
+pub struct Held(Arc<Requests>);
+
+#[derive(Default)]
+struct Requests {
+    chains: Mutex<Vec<OwnedChain>>,
+    obey: AtomicBool,
+}
 
 impl Held {
     pub fn count(&self) -> usize {
-        self.0.lock().unwrap().len()
+        self.0.chains.lock().unwrap().len()
+    }
+
+    /// Whether the device ends its requests when it is asked to cancel them: the first, third and so on are completed, the others
+    /// given back.
+    pub fn obey(&self, obey: bool) {
+        self.0.obey.store(obey, SeqCst);
+    }
+
+    fn drain(&self) -> Vec<OwnedChain> {
+        mem::take(&mut *self.0.chains.lock().unwrap())
     }
 
     /// Takes one of those that are under way, for the caller to end.
     pub fn take(&self, which: usize) -> Option<OwnedChain> {
-        let mut held = self.0.lock().unwrap();
+        let mut held = self.0.chains.lock().unwrap();
         (which < held.len()).then(|| held.remove(which))
     }
 
@@ -35,7 +54,7 @@ impl Held {
     }
 
     pub fn complete_all(&self) {
-        mem::take(&mut *self.0.lock().unwrap()).into_iter().for_each(fill);
+        self.drain().into_iter().for_each(fill);
     }
 }
 
@@ -99,6 +118,16 @@ impl VirtioDevice for Late {
         *self.handle.lock().unwrap() = Some(handle);
     }
 
+    fn cancel(&mut self, _queue: QueueIndex) {
+        if self.held.0.obey.load(SeqCst) {
+            let end = |(number, chain): (usize, OwnedChain)| match number % 2 {
+                0 => fill(chain),
+                _ => chain.give_back(),
+            };
+            self.held.drain().into_iter().enumerate().for_each(end);
+        }
+    }
+
     fn start(&mut self, _queue: QueueIndex) -> Box<dyn QueueHandler> {
         Box::new(Taker {
             stopped: self.stopped,
@@ -116,14 +145,14 @@ impl QueueHandler for Taker {
     fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
         while let Some(chain) = round.next()? {
             let chain = chain.take();
-            self.held.0.lock().unwrap().push(chain);
+            self.held.0.chains.lock().unwrap().push(chain);
         }
         Ok(())
     }
 
     fn pause(&mut self) {
         if self.stopped == Stopped::IsReturned {
-            self.held.0.lock().unwrap().clear();
+            drop(self.held.drain());
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Virtio over PCI with a disk behind it: whatever a guest writes to configuration space, BARs, table and rings, the wire and
-//! the pending bits follow from the state, a mask is not passed, and a saved device goes on.
+//! Virtio over PCI with a disk behind it, or a device whose requests end late: whatever a guest writes to configuration space,
+//! BARs, table and rings, the wire and the pending bits follow from the state, a mask is not passed, a device at rest changes no
+//! memory, and one that was saved goes on.
 #![no_main]
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use arbitrary::Arbitrary;
 use devisor::{
@@ -10,14 +11,16 @@ use devisor::{
     interrupt::{LevelInterrupt, NoInterrupt, SinkVectors},
     pci::{BarIndex, DeviceFunction, Function, MsiX, MsiXEntry, RootBus, Signalled},
     virtio::{
-        QueueIndex, VirtioPci,
-        block::{Block, BlockState},
-        transport::pci::VirtioPciState,
+        QueueIndex, VirtioPci, VirtioTransport,
+        transport::{
+            SavedDevice, SavedTransport,
+            pci::{VirtioPciOptions, VirtioPciState},
+        },
     },
 };
 use devisor_fuzz::{
     Access, Outside,
-    virtio::{LAYOUT, Request, TransportChange, disk, empty_ring, memory},
+    virtio::{self, Kind, LAYOUT, Request, TransportChange, contents, empty_ring, late::Held, memory},
 };
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -29,6 +32,8 @@ const MSIX_CONTROL: u64 = 0x42;
 const ENABLE: u64 = 1 << 15;
 const FUNCTION_MASK: u64 = 1 << 14;
 const VECTORS: u16 = 2;
+/// DRIVER_OK.
+const LIVE: u32 = 4;
 const PBA: u64 = 0x1000;
 
 /// Registers that do something, in configuration space and in the common configuration.
@@ -95,9 +100,18 @@ enum Step {
     Kick(u8),
     Trigger(u8),
     Export(u8),
+    Process(u8),
+    Run,
+    /// One of the requests under way ends.
+    Complete(u8),
+    GiveBack(u8),
+    /// Whether requests under way end when the device is asked for that.
+    Obey(bool),
     ChangeConfig,
     Refuse(bool),
     Release,
+    Pause,
+    Resume,
     Reset,
     Move,
     Restore(Vec<Change>),
@@ -175,7 +189,18 @@ impl Change {
     }
 }
 
-type Device = VirtioPci<Arc<GuestMemoryMmap>, Block>;
+impl Step {
+    /// Whether the driver itself writes memory, or the device may go on.
+    fn is_noisy(&self) -> bool {
+        match self {
+            Self::Memory { .. } | Self::Up { .. } | Self::Request(_) => true,
+            Self::Resume | Self::Move | Self::Restore(_) => true,
+            _ => false,
+        }
+    }
+}
+
+type Device = VirtioPci<virtio::Device>;
 
 /// One of the places where a guest reaches the function.
 enum Face<'a> {
@@ -203,6 +228,9 @@ impl BusDevice for Face<'_> {
 
 struct Machine {
     memory: Arc<GuestMemoryMmap>,
+    kind: Kind,
+    held: Held,
+    paused: bool,
     root: RootBus,
     device: Arc<Device>,
     line: Outside,
@@ -213,7 +241,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(memory: Arc<GuestMemoryMmap>, state: Option<&BlockState>) -> Self {
+    fn new(memory: Arc<GuestMemoryMmap>, kind: Kind) -> Self {
         let (line, sink) = (Outside::default(), Outside::default());
         // Device 1 pulls the second wire.
         let wires = [0, 1, 2, 3].map(|wire| match wire {
@@ -222,10 +250,18 @@ impl Machine {
         });
         let root = RootBus::new(wires, Arc::new(SinkVectors::new(Arc::new(sink.clone()))));
         let slot = root.slot(DeviceFunction::new(1, 0).unwrap()).unwrap();
-        let device = Arc::new(VirtioPci::new(disk(state), Arc::clone(&memory), slot).unwrap());
+        let options = VirtioPciOptions {
+            reset_patience: Duration::ZERO,
+            ..VirtioPciOptions::default()
+        };
+        let (device, held) = kind.device();
+        let device = Arc::new(VirtioPci::with_options(device, Arc::clone(&memory), slot, &options).unwrap());
         root.insert(Arc::clone(&device) as _).unwrap();
         Self {
             memory,
+            kind,
+            held,
+            paused: false,
             root,
             device,
             line,
@@ -297,6 +333,11 @@ impl Machine {
             }
             // The platform has no descriptors; but the vector is there from now on.
             Step::Export(vector) => assert!(self.msix().export(vector.into()).is_err()),
+            Step::Process(queue) => self.device.process(QueueIndex(queue.into())),
+            Step::Run => self.device.run(),
+            Step::Complete(which) => _ = self.held.complete(which.into()),
+            Step::GiveBack(which) => _ = self.held.give_back(which.into()),
+            Step::Obey(obey) => self.held.obey(obey),
             Step::ChangeConfig => self.device.change_config(|_| ()),
             Step::Refuse(refuses) => {
                 self.sink.refuse(refuses);
@@ -305,28 +346,56 @@ impl Machine {
                 let _ = self.device.endpoint().intx().settle();
             }
             Step::Release => self.msix().release(),
-            Step::Reset => self.device.reset(),
+            Step::Pause => self.pause(),
+            Step::Resume => self.resume(),
+            Step::Reset => {
+                Function::reset(&*self.device);
+                let ended = self.device.status() == 0;
+                assert_eq!(
+                    ended,
+                    self.held.count() == 0,
+                    "it waits for requests, and for nothing else"
+                );
+            }
             Step::Move => self.move_away(),
             Step::Restore(ref changes) => {
-                self.device.pause();
-                let mut state = self.device.save();
-                changes.iter().for_each(|change| change.make(&mut state));
+                let mut state = self.at_rest();
+                changes.iter().for_each(|change| change.make(pci(&mut state)));
                 self.restore(state);
             }
         }
     }
 
+    fn pause(&mut self) {
+        self.device.pause();
+        self.paused = true;
+    }
+
+    fn resume(&mut self) {
+        self.device.resume();
+        self.paused = false;
+    }
+
+    /// The device at rest, and its state.
+    fn at_rest(&mut self) -> SavedDevice {
+        self.pause();
+        self.held.complete_all();
+        assert!(self.device.is_still());
+        self.device.save().unwrap()
+    }
+
     /// A device in a state from outside comes into the place of this one.
-    fn restore(&mut self, mut state: VirtioPciState) {
-        let disk = self.device.with_device(|disk| disk.save());
-        let mut other = Self::new(Arc::clone(&self.memory), Some(&disk));
-        let before = other.device.save();
-        if other.device.restore(&state).is_err() {
-            assert_eq!(other.device.save(), before, "refused, and changed");
-            self.device.resume();
+    fn restore(&mut self, mut saved: SavedDevice) {
+        let mut other = Self::new(Arc::clone(&self.memory), self.kind);
+        let before = other.at_rest();
+        other.resume();
+        if other.device.restore(&saved).is_err() {
+            assert_eq!(other.at_rest(), before, "refused, and changed");
+            self.resume();
             return;
         }
         // What is pending and masked by nothing is sent, and nothing else.
+        let state = pci(&mut saved);
         let config = |at: usize| {
             u64::from(u16::from_le_bytes([
                 state.endpoint.config[at],
@@ -346,16 +415,17 @@ impl Machine {
             u64::from((msix.pending[0] & !masked).count_ones())
         );
         msix.pending[0] &= masked;
-        assert_eq!(other.device.save(), state);
+        assert_eq!(other.device.save(), Ok(saved));
         other.available = self.available;
-        other.device.resume();
+        other.resume();
         *self = other;
         self.check();
         self.move_away();
     }
 
     fn up(&mut self, messages: bool, features: u64) {
-        self.device.reset();
+        self.held.obey(true);
+        Function::reset(&*self.device);
         self.config(COMMAND, 2, 6);
         if messages {
             self.config(MSIX_CONTROL, 2, ENABLE);
@@ -392,17 +462,16 @@ impl Machine {
 
     /// Takes the device to another host.
     fn move_away(&mut self) {
-        self.device.pause();
-        let state = self.device.save();
-        let disk = self.device.with_device(|disk| disk.save());
-        let mut other = Self::new(Arc::clone(&self.memory), Some(&disk));
+        let state = self.at_rest();
+        let mut other = Self::new(Arc::clone(&self.memory), self.kind);
         other.device.restore(&state).unwrap();
         if !self.was_refused {
-            assert_eq!(other.device.save(), state);
+            assert_eq!(other.device.save(), Ok(state));
             assert_eq!(other.sink.messages(), 0, "nothing was owed");
         }
+        assert_eq!(other.held.count(), 0, "not before it is resumed");
         other.available = self.available;
-        other.device.resume();
+        other.resume();
         *self = other;
     }
 
@@ -412,7 +481,23 @@ impl Machine {
         read_le(&data[..len])
     }
 
+    /// Whether the device may not touch memory: at rest, or without a driver.
+    fn is_quiet(&self) -> bool {
+        self.held.count() == 0 && (self.device.is_still() || self.device.status() & LIVE == 0)
+    }
+
     fn check(&self) {
+        let is_still = self.device.is_still();
+        assert!(!is_still || self.paused && self.held.count() == 0);
+        assert!(
+            is_still || !self.paused || self.held.count() != 0,
+            "what does it wait for?"
+        );
+        assert_eq!(self.device.save().is_ok(), is_still);
+        assert!(
+            self.device.status() != 0 || self.held.count() == 0,
+            "reset, and at work"
+        );
         let config = |offset, len| self.read(Face::Ecam(&self.root), offset, len);
         let (command, control) = (config(COMMAND, 2), config(MSIX_CONTROL, 2));
         let endpoint = self.device.endpoint();
@@ -447,10 +532,23 @@ impl Machine {
     }
 }
 
-fuzz_target!(|steps: Vec<Step>| {
-    let mut machine = Machine::new(memory(), None);
+fn pci(state: &mut SavedDevice) -> &mut VirtioPciState {
+    match &mut state.transport {
+        SavedTransport::Pci(state) => state,
+        _ => unreachable!("it is virtio-pci's"),
+    }
+}
+
+fuzz_target!(|input: (Kind, Vec<Step>)| {
+    let (kind, steps) = input;
+    let mut machine = Machine::new(memory(), kind);
     for step in &steps {
+        let quiet = !step.is_noisy() && machine.is_quiet();
+        let before = quiet.then(|| contents(&machine.memory));
         machine.step(step);
         machine.check();
+        if let Some(before) = before.filter(|_| machine.is_quiet()) {
+            assert!(contents(&machine.memory) == before, "memory has changed at rest");
+        }
     }
 });
