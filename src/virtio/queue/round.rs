@@ -112,7 +112,10 @@ impl<'q> Round<'q> {
     /// # Errors
     /// The driver broke the ring: return the error, the device needs a reset.
     #[inline]
-    #[allow(clippy::should_implement_trait, reason = "a chain is lent until the next one is looked for")]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "a chain is lent until the next one is looked for"
+    )]
     pub fn next(&mut self) -> Result<Option<Chain<'_, 'q>>, QueueError> {
         self.looked = Looked::Left;
         let mut returned = false;
@@ -184,7 +187,10 @@ impl<'q> Round<'q> {
     ///
     /// # Errors
     /// As [`next`](Self::next).
-    pub fn each(&mut self, mut answer: impl FnMut(&Chain<'_, 'q>) -> Result<u32, ChainError>) -> Result<(), QueueError> {
+    pub fn each(
+        &mut self,
+        mut answer: impl FnMut(&Chain<'_, 'q>) -> Result<u32, ChainError>,
+    ) -> Result<(), QueueError> {
         while let Some(chain) = self.next()? {
             match answer(&chain) {
                 Ok(written) => chain.complete(written)?,
@@ -415,7 +421,9 @@ pub struct OwnedChain {
 
 impl OwnedChain {
     fn body(&self) -> &Body {
-        self.body.as_deref().unwrap_or_else(|| unreachable!("it was given back"))
+        self.body
+            .as_deref()
+            .unwrap_or_else(|| unreachable!("it was given back"))
     }
 
     /// Index of the first descriptor, by which the driver knows the chain.

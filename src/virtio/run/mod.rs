@@ -33,7 +33,9 @@ impl Lanes {
     pub fn new(queues: usize) -> Self {
         let stillness = crate::sync::Arc::new(Stillness::default());
         Self {
-            lanes: (0..queues).map(|_| Lane::new(crate::sync::Arc::clone(&stillness))).collect(),
+            lanes: (0..queues)
+                .map(|_| Lane::new(crate::sync::Arc::clone(&stillness)))
+                .collect(),
             stillness,
         }
     }

@@ -33,7 +33,9 @@ impl<D: VirtioDevice> Core<D> {
         else {
             return Ok(());
         };
-        let Some(lane) = self.lanes.get(index) else { return Ok(()) };
+        let Some(lane) = self.lanes.get(index) else {
+            return Ok(());
+        };
         let (name, max) = (QueueIndex(index as u16), self.queue_sizes[index]);
         let interrupt = Arc::clone(&self.interrupt);
         let queue = Queue::new(name, max, layout, registers.driver_features, &self.memory, interrupt)?;
@@ -165,7 +167,11 @@ impl<D: VirtioDevice> Core<D> {
     /// The bus lets the device at memory from here on, or does not. Whether that is new; then follow the end of it with
     /// [`Self::look_again`].
     pub fn set_bus_master(&self, master: bool) -> bool {
-        let stopped = |index| self.lanes.get(index).is_some_and(|lane| lane.word.is_stopped_for(Stop::Bus));
+        let stopped = |index| {
+            self.lanes
+                .get(index)
+                .is_some_and(|lane| lane.word.is_stopped_for(Stop::Bus))
+        };
         let changed = stopped(0) == master;
         match (changed, master) {
             (true, true) => self.lanes.resume(Stop::Bus),
@@ -331,7 +337,9 @@ impl<D: VirtioDevice> Core<D> {
     pub fn is_queue_stopping(&self, queue: QueueIndex) -> bool {
         let index = usize::from(queue.0);
         self.finish_queue(index);
-        self.lanes.get(index).is_some_and(|lane| lane.word.is_stopped_for(Stop::Queue))
+        self.lanes
+            .get(index)
+            .is_some_and(|lane| lane.word.is_stopped_for(Stop::Queue))
     }
 
     fn finish_queue(&self, index: usize) {
