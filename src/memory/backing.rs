@@ -65,6 +65,15 @@ where
     }
 }
 
+/// Is called when it is dropped, by a panic too.
+struct AtLast<F: Fn()>(F);
+
+impl<F: Fn()> Drop for AtLast<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 impl<T> Backing for Held<T>
 where
     T: Deref + Send + Sync,
@@ -121,13 +130,14 @@ where
             // as the guest memory is borrowed and the guard lives, and both outlive `slices`.
             .map(|(guard, slice)| unsafe { VolatileSlice::new(guard.as_ptr(), slice.len()) })
             .collect();
+        // The bare slices go around the bitmap of dirty pages.
+        let written = if access.has_write() { &guarded[..] } else { &[] };
+        let _marks = AtLast(|| {
+            written
+                .iter()
+                .for_each(|(_, slice)| slice.bitmap().mark_dirty(0, slice.len()))
+        });
         f(&slices);
-        if access.has_write() {
-            // The bare slices went around the bitmap of dirty pages.
-            for (_, slice) in &guarded {
-                slice.bitmap().mark_dirty(0, slice.len());
-            }
-        }
         Ok(())
     }
 

@@ -237,12 +237,22 @@ impl Map {
                 segment.address = segment.address.wrapping_add(len.into());
             }
         }
+        let marks = Marks(&*self.backing, &mut scratch.marks);
         let result = f(&slices.0);
-        for segment in scratch.marks.drain(..) {
-            self.backing.mark_dirty(segment.address, segment.len.into());
-        }
+        drop(marks);
         scratch.slices = slices.empty();
         Ok(result)
+    }
+}
+
+/// Marks what was lent when who uses it is done, or panics.
+struct Marks<'a>(&'a dyn Backing, &'a mut Vec<Segment>);
+
+impl Drop for Marks<'_> {
+    fn drop(&mut self) {
+        for segment in self.1.drain(..) {
+            self.0.mark_dirty(segment.address, segment.len.into());
+        }
     }
 }
 

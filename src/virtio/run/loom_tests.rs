@@ -1,1 +1,1 @@
-//! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`
+
