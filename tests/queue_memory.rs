@@ -375,15 +375,16 @@ fn every_write_into_guest_memory_is_marked_dirty() {
             chain.complete(16).unwrap();
             assert!(round.next().unwrap().is_none());
             assert_eq!(round.end().unwrap(), Rest::Drained);
-            assert_eq!(dirty(&ram), [3], "the used ring, when the round has ended, and avail_event or the flags");
+            assert_eq!(
+                dirty(&ram),
+                [3],
+                "the used ring, when the round has ended, and avail_event or the flags"
+            );
 
             // What a round has used is marked by its end alone, whatever ends it.
             ring.request(&[writable(0x9000, 4)]);
-            let mut round = queue.round().unwrap();
-            round.next().unwrap().unwrap().complete(0).unwrap();
             let _ = dirty(&ram);
-            let more = ring.request(&[writable(0x9000, 4)]);
-            assert_eq!(round.next().unwrap().unwrap().head(), more);
+            let mut round = queue.round().unwrap();
             round.next().unwrap().unwrap().complete(0).unwrap();
             drop(round);
             assert_eq!(dirty(&ram), [3]);
