@@ -280,11 +280,6 @@ impl Face {
         self.0.counters()
     }
 
-    /// Signals again what the line has refused.
-    pub fn signal_again(&self) {
-        self.0.signal_again();
-    }
-
     /// Nothing is written to the ring any more, by whoever completes a chain of it.
     pub fn close(&self) {
         self.0.closed.store(true, std::sync::atomic::Ordering::SeqCst);

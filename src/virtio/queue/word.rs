@@ -79,6 +79,11 @@ impl Word {
         }
     }
 
+    /// Which device's it is, for as long as that is there.
+    pub fn device(&self) -> usize {
+        std::ptr::from_ref(&*self.stillness).addr()
+    }
+
     fn bits(&self) -> u64 {
         self.bits.load(Ordering::SeqCst)
     }

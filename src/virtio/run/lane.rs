@@ -9,7 +9,10 @@ use std::{
     },
 };
 
-use super::SharedWord;
+use super::{
+    SharedWord,
+    order::{Rank, lock_in_order},
+};
 use crate::{
     sync::lock,
     virtio::{
@@ -140,7 +143,7 @@ impl Lane {
 
     #[inline]
     fn round(&self, around: &dyn Around) -> Result<Rest, Fault> {
-        let mut running = lock(&self.running);
+        let mut running = lock_in_order(&self.running, self.word.device(), Rank::Lane);
         let Some(Running { handler, queue }) = &mut *running else {
             return Ok(Rest::Drained);
         };
@@ -165,7 +168,7 @@ impl Lane {
 
     /// Tells the handler of a stop. This thread serves the lane.
     fn tell(&self, around: &dyn Around) {
-        if let Some(Running { handler, queue }) = &mut *lock(&self.running) {
+        if let Some(Running { handler, queue }) = &mut *lock_in_order(&self.running, self.word.device(), Rank::Lane) {
             handler.pause();
             queue.let_go();
             // What ends the requests under way is still waited for.

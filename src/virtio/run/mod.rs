@@ -8,13 +8,15 @@
 //! under way. A pause, a queue's reset, the device's, a bus that does not let it at memory: they differ in the reason alone, and in
 //! what is done when it is still.
 //!
-//! *Lock order*, from the first to the last: registers, control face, lane, what the device has of its own, the used side of a queue.
-//! Interrupts are triggered under at most the lane (and, if no chain is out, its used side): what they call may kick and mark, and
-//! never waits.
+//! *Lock order* (checked in debug builds, see [`order`]): registers, lane, control face. What the device has of its own may be locked under
+//! any of them, and the used side of a queue comes last, but that a round in which no chain is out holds it all through: nobody else
+//! wants it then. A lane that is still is nobody's, and is opened under any lock. Interrupts are triggered under at most the lane: what
+//! they call may kick and mark, and never waits.
 
 mod lane;
 #[cfg(all(test, loom))]
 mod loom_tests;
+pub(crate) mod order;
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -13,7 +13,7 @@ pub mod status;
 use std::{
     fmt, io,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, Weak,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -23,7 +23,10 @@ use super::{
     device::Attached,
     features,
     queue::{QueueLayout, Stop, VirtioInterrupt},
-    run::Lanes,
+    run::{
+        Lanes,
+        order::{Guard, Rank, lock_in_order},
+    },
 };
 use crate::{memory::Memory, sync::lock};
 use status::{DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK};
@@ -178,12 +181,25 @@ impl<D: VirtioDevice + 'static> Core<D> {
             queue_sizes,
         });
         let attached: Weak<dyn Attached> = Arc::downgrade(&core) as _;
-        lock(&core.device).attach(Handle::new(attached));
+        core.control().attach(Handle::new(attached));
         Ok(core)
     }
 }
 
 impl<D> Core<D> {
+    fn ordered<'a, T>(&self, mutex: &'a Mutex<T>, rank: Rank) -> Guard<'a, T> {
+        lock_in_order(mutex, std::ptr::from_ref(&*self.lanes.stillness).addr(), rank)
+    }
+
+    pub fn registers(&self) -> Guard<'_, Registers> {
+        self.ordered(&self.registers, Rank::Registers)
+    }
+
+    /// The device's control face.
+    fn control(&self) -> Guard<'_, D> {
+        self.ordered(&self.device, Rank::Control)
+    }
+
     fn has(&self, bits: u32) -> bool {
         self.status.load(Ordering::SeqCst) & bits == bits
     }
@@ -248,7 +264,7 @@ impl<D: VirtioDevice> Core<D> {
     fn negotiate(&self, registers: &Registers) -> bool {
         let accepted = registers.driver_features;
         let known = accepted & !self.offered() == 0 && !registers.unknown_features;
-        let mut device = lock(&self.device);
+        let mut device = self.control();
         let agreed = known && accepted & features::VERSION_1 != 0 && device.accepts(accepted);
         if agreed {
             device.negotiated(accepted);
@@ -269,10 +285,6 @@ impl<D: VirtioDevice> Core<D> {
 
     // Registers. They are frozen as the specification says: features until FEATURES_OK, a queue from FEATURES_OK until
     // it is ready, and everything for good once DRIVER_OK is set, but for a queue that was reset by itself.
-
-    pub fn registers(&self) -> MutexGuard<'_, Registers> {
-        lock(&self.registers)
-    }
 
     /// The registers, to select by them: not while a reset is under way, which ignores all writes.
     pub fn select(&self, select: impl FnOnce(&mut Registers)) {
@@ -377,21 +389,21 @@ impl<D: VirtioDevice> Core<D> {
     // The device's own face.
 
     pub fn device_id(&self) -> u32 {
-        lock(&self.device).device_id().0
+        self.control().device_id().0
     }
 
     pub fn shared_memory(&self, id: u32) -> Option<super::SharedMemoryRegion> {
         let id = u8::try_from(id).ok()?;
-        lock(&self.device).shared_memory(id)
+        self.control().shared_memory(id)
     }
 
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
-        lock(&self.device).read_config(offset, data);
+        self.control().read_config(offset, data);
     }
 
     /// Whether it changed anything, and where, is the device's to know: it may have.
     pub fn write_config(&self, offset: u64, data: &[u8]) {
-        let mut device = lock(&self.device);
+        let mut device = self.control();
         if !self.is_resetting() {
             device.write_config(offset, data);
             self.note_config_change();
@@ -418,7 +430,7 @@ impl<D: VirtioDevice> Core<D> {
     /// Lets the embedder change the device. If the change is one of the configuration space (`configuration` says so), it is noted
     /// for the generation and the driver is told.
     pub fn change_device<R>(&self, configuration: bool, change: impl FnOnce(&mut D) -> R) -> R {
-        let mut device = lock(&self.device);
+        let mut device = self.control();
         let result = change(&mut device);
         if configuration {
             self.note_config_change();

@@ -40,7 +40,7 @@ impl<D: VirtioDevice> Core<D> {
         let interrupt = Arc::clone(&self.interrupt);
         let queue = Queue::new(name, max, layout, registers.driver_features, &self.memory, interrupt)?;
         let queue = queue.run_by(Arc::clone(&lane.word), self.kicks_stay());
-        let handler = lock(&self.device).start(name);
+        let handler = self.control().start(name);
         lane.start(Running { handler, queue });
         Ok(())
     }
@@ -204,7 +204,7 @@ impl<D: VirtioDevice> Core<D> {
     fn cancel(&self, queues: Range<usize>) {
         for index in queues {
             if self.lanes.get(index).is_some_and(|lane| !lane.word.is_still()) {
-                lock(&self.device).cancel(QueueIndex(index as u16));
+                self.control().cancel(QueueIndex(index as u16));
             }
         }
     }
@@ -222,7 +222,7 @@ impl<D: VirtioDevice> Core<D> {
     /// Works at every stage. From here on the driver is not heard, nor told of anything, until everything is as at power-on.
     pub fn begin_reset(&self) {
         {
-            let _registers = lock(&self.registers);
+            let _registers = self.registers();
             self.resetting.store(true, Ordering::SeqCst);
             self.config_owed.store(false, Ordering::SeqCst);
             self.interrupt.reset();
@@ -247,8 +247,8 @@ impl<D: VirtioDevice> Core<D> {
         if !self.is_resetting() || !self.lanes.are_still() {
             return;
         }
-        let mut registers = lock(&self.registers);
-        let mut device = lock(&self.device);
+        let mut registers = self.registers();
+        let mut device = self.control();
         if !self.is_resetting() {
             return;
         }

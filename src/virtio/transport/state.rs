@@ -5,7 +5,6 @@ use std::sync::{Arc, atomic::Ordering};
 use super::{CONFIG_CHANGED, Core, NotStill, Registers, is_queue_size, status};
 use crate::{
     pci::StateError,
-    sync::lock,
     virtio::{
         DeviceState, DeviceStateError, QueueIndex, VirtioDevice, features,
         queue::{Queue, QueueLayout, QueueState, QueueStateError},
@@ -152,8 +151,8 @@ impl<D: VirtioDevice> Core<D> {
     /// The state of a device that is still. Stop the vCPUs first: what they change after this is not in it.
     pub fn save(&self) -> Result<(TransportState, DeviceState), NotStill> {
         self.finish_all();
-        let registers = lock(&self.registers);
-        let device = lock(&self.device);
+        let registers = self.registers();
+        let device = self.control();
         if !self.is_still() {
             return Err(NotStill(self.lanes.waiting()));
         }
@@ -189,8 +188,8 @@ impl<D: VirtioDevice> Core<D> {
     /// Checks the state and takes it over, all or nothing. The device is paused then: the queues are not looked at before
     /// [`Self::resume`].
     pub fn restore(&self, state: &TransportState, device_state: &DeviceState) -> Result<(), RestoreError> {
-        let mut registers = lock(&self.registers);
-        let mut device = lock(&self.device);
+        let mut registers = self.registers();
+        let mut device = self.control();
         let present = self.status.load(Ordering::SeqCst);
         if present != 0 {
             return Err(RestoreError::InUse(present));
