@@ -2,8 +2,8 @@
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
     time::Duration,
@@ -13,7 +13,7 @@ use devisor::virtio::{
     QueueIndex, VirtioMmio, features,
     transport::{NotStill, VirtioTransport, status::DEVICE_NEEDS_RESET},
 };
-use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::{
     driver::*,
@@ -273,4 +273,97 @@ fn a_device_changes_its_configuration_and_fails_by_its_handle() {
     assert_eq!(driver.read(INTERRUPT_STATUS), 2);
     assert!(driver.mmio.fault().unwrap().to_string().contains("the host is gone"));
     held.complete_all();
+}
+
+/// A driver that offers and kicks without end, and a thread that ends requests in any order, while `disturb` is called again
+/// and again, with the ring for itself.
+fn at_work(stopped: Stopped, rounds: usize, disturb: impl Fn(&Driver<Late>, &mut Ring)) {
+    let late = Late::new(&[SIZE], stopped);
+    let held = late.held();
+    let driver = Driver::with(late, silent());
+    let ring = Mutex::new(driver.start_with(FEATURES));
+    let stop = AtomicBool::new(false);
+    let running = || !stop.load(Ordering::SeqCst);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut which = 0;
+            while running() || held.count() != 0 {
+                which = (which + 3) % 5;
+                if !held.complete(which) && !held.complete(0) {
+                    thread::yield_now();
+                }
+            }
+        });
+        scope.spawn(|| {
+            while running() {
+                let mut ring = ring.lock().unwrap();
+                // Any of its descriptors may be in flight as long as one is.
+                if ring.avail_idx() == ring.used_idx() {
+                    (0..SIZE).for_each(|_| _ = ring.request(&[writable(0x8000, 64)]));
+                }
+                drop(ring);
+                driver.write(QUEUE_NOTIFY, 0);
+            }
+        });
+        for _ in 0..rounds {
+            disturb(&driver, &mut ring.lock().unwrap());
+            thread::yield_now();
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    driver.mmio.run();
+    held.complete_all();
+    let ring = ring.into_inner().unwrap();
+    assert_eq!(driver.status() & DEVICE_NEEDS_RESET, 0, "{:?}", driver.mmio.fault());
+    assert_eq!(ring.used_idx(), ring.avail_idx(), "none is lost");
+}
+
+fn contents(driver: &Driver<Late>) -> Vec<u8> {
+    let mut bytes = vec![0; 1 << 20];
+    driver.memory.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    bytes
+}
+
+/// Nobody but the device would change it now.
+fn nothing_changes(driver: &Driver<Late>) {
+    let before = contents(driver);
+    (0..20).for_each(|_| thread::yield_now());
+    assert!(contents(driver) == before);
+}
+
+#[test]
+fn a_device_that_is_still_changes_no_memory_whatever_other_threads_do() {
+    for stopped in [Stopped::GoesOn, Stopped::IsReturned] {
+        at_work(stopped, 100, |driver, _| {
+            driver.mmio.pause();
+            assert!(driver.mmio.wait_until_still(None));
+            nothing_changes(driver);
+            assert!(driver.mmio.save().is_ok());
+            driver.mmio.resume();
+        });
+    }
+}
+
+#[test]
+fn a_device_that_was_reset_changes_no_memory_whatever_other_threads_do() {
+    for stopped in [Stopped::GoesOn, Stopped::IsReturned] {
+        at_work(stopped, 100, |driver, ring| {
+            driver.write(STATUS, 0);
+            assert_eq!(driver.status(), 0);
+            nothing_changes(driver);
+            *ring = driver.start_with(FEATURES);
+        });
+    }
+}
+
+#[test]
+fn a_queue_that_was_stopped_changes_no_memory_whatever_other_threads_do() {
+    for stopped in [Stopped::GoesOn, Stopped::IsReturned] {
+        at_work(stopped, 100, |driver, ring| {
+            driver.write(QUEUE_RESET, 1);
+            assert_eq!(driver.read(QUEUE_RESET), 0);
+            nothing_changes(driver);
+            *ring = driver.set_up_queue(0);
+        });
+    }
 }
