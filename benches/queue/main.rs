@@ -34,18 +34,18 @@ fn queue(criterion: &mut Criterion) {
     group.finish();
 
     let mut group = criterion.benchmark_group("queue, chain of 3, 32 published at once");
-    let mut rig = Rig::new(Shape::Three);
+    let mut rig = Rig::<()>::new(Shape::Three);
     let mut bare = BareLoop::new(&rig);
     group.bench_function("bare loop", |bencher| {
         bencher.iter(|| bare.serve(&mut rig, work::BATCH))
     });
-    let mut rig = Rig::new(Shape::Three);
+    let mut rig = Rig::<()>::new(Shape::Three);
     let mut queue = rig.queue();
     group.bench_function("devisor", |bencher| bencher.iter(|| work::batch(&mut rig, &mut queue)));
     group.finish();
 
     let mut group = criterion.benchmark_group("queue, chain of 3, taken");
-    let mut rig = Rig::new(Shape::Three);
+    let mut rig = Rig::<()>::new(Shape::Three);
     let mut queue = rig.queue();
     group.bench_function("devisor", |bencher| {
         bencher.iter(|| work::owned(&mut rig, &mut queue, |chain| chain.complete(1)));

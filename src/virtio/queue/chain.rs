@@ -29,6 +29,10 @@ pub(super) struct Body {
     spill: Vec<Segment>,
 }
 
+/// Room for chains that are taken: each is handed on by itself.
+#[allow(clippy::vec_box, reason = "they are moved often, and are large")]
+pub(super) type Pool = Vec<Box<Body>>;
+
 impl Default for Body {
     fn default() -> Self {
         Self {

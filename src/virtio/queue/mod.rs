@@ -71,8 +71,8 @@ pub(crate) use word::{Begin, End, Stop, Word};
 use super::{Wait, features};
 use crate::memory::Memory;
 use area::View;
-use chain::Body;
 use error::Gone;
+use round::Hands;
 use split::Available;
 use used::Shared;
 
@@ -143,14 +143,7 @@ pub struct Queue {
     available: Available,
     /// Not there when memory is let go of: looked up again by the next round.
     view: Option<View>,
-    /// The chain that was looked at last.
-    body: Box<Body>,
-    /// How many chains were taken away from their rounds.
-    order: u64,
-    /// Room for chains that are taken.
-    spare: Vec<Box<Body>>,
-    /// What the handler waits for since the last round.
-    waits: Vec<Wait>,
+    hands: Hands,
     shared: Arc<Shared>,
 }
 
@@ -168,8 +161,7 @@ impl Queue {
         interrupt: Arc<dyn VirtioInterrupt>,
     ) -> Result<Self, QueueError> {
         let view = View::new(memory.pin(), &layout, max_size)?;
-        let word = Arc::new(Word::new(crate::sync::Arc::default()));
-        let shared = Shared::new(index, layout, features, view, 0, memory.clone(), interrupt, word);
+        let shared = Shared::new(index, layout, features, (view, 0), memory.clone(), interrupt);
         Ok(Self::with_shared(shared, 0))
     }
 
@@ -183,10 +175,7 @@ impl Queue {
                 next_avail,
             ),
             view,
-            body: Box::default(),
-            order: 0,
-            spare: Vec::new(),
-            waits: Vec::new(),
+            hands: Hands::default(),
             shared: Arc::new(shared),
         }
     }
@@ -235,10 +224,7 @@ impl Queue {
         let Self {
             available,
             view,
-            body,
-            order,
-            spare,
-            waits,
+            hands,
             shared,
         } = self;
         if view.as_ref().is_some_and(|view| !shared.memory.is_current(&view.pin)) {
@@ -252,16 +238,16 @@ impl Queue {
                 view.insert(found)
             }
         };
-        Ok(Round::new(shared, available, view, body, order, spare, waits, closed))
+        Ok(Round::new(shared, available, view, hands, closed))
     }
 
     /// What was [waited](Round::wait) for in the last round.
     pub fn waits(&self) -> &[Wait] {
-        &self.waits
+        &self.hands.waits
     }
 
     pub(crate) fn waits_mut(&mut self) -> &mut Vec<Wait> {
-        &mut self.waits
+        &mut self.hands.waits
     }
 
     /// Lets go of guest memory: the next round looks it up again.

@@ -8,7 +8,7 @@ use std::{
 use super::{
     ChainError, Gone, QueueError, QueueIndex, Reader, Writer,
     area::View,
-    chain::Body,
+    chain::{Body, Pool},
     split::{Available, Look},
     used::{Shared, Used},
 };
@@ -63,6 +63,19 @@ enum Looked {
     Empty,
 }
 
+/// What a queue keeps from one round to the next besides its place in the ring.
+#[derive(Default)]
+pub(super) struct Hands {
+    /// The chain that was looked at last.
+    body: Box<Body>,
+    /// How many chains were taken away from their rounds.
+    pub order: u64,
+    /// Room for chains that are taken.
+    spare: Pool,
+    /// What the handler waits for since the last round.
+    pub waits: Vec<Wait>,
+}
+
 /// One bounded look at a queue, for a handler.
 ///
 /// [`next`](Self::next) finds the next request; the handler then [completes](Chain::complete) it, [takes](Chain::take) it to
@@ -77,10 +90,7 @@ pub struct Round<'q> {
     counted: &'q Arc<Shared>,
     available: &'q mut Available,
     view: &'q View,
-    body: &'q mut Box<Body>,
-    order: &'q mut u64,
-    spare: &'q mut Vec<Box<Body>>,
-    waits: &'q mut Vec<Wait>,
+    hands: &'q mut Hands,
     /// Held as long as no chain is out.
     used: Option<MutexGuard<'q, Used>>,
     /// Entries of the used ring from this one on are not marked as written yet, while the lock is held.
@@ -100,13 +110,10 @@ impl<'q> Round<'q> {
         shared: &'q Arc<Shared>,
         available: &'q mut Available,
         view: &'q View,
-        body: &'q mut Box<Body>,
-        order: &'q mut u64,
-        spare: &'q mut Vec<Box<Body>>,
-        waits: &'q mut Vec<Wait>,
+        hands: &'q mut Hands,
         closed: bool,
     ) -> Self {
-        waits.clear();
+        hands.waits.clear();
         shared.signal_again();
         let used = (shared.word.chains() == 0).then(|| lock(&shared.used));
         Self {
@@ -115,10 +122,7 @@ impl<'q> Round<'q> {
             counted: shared,
             available,
             view,
-            body,
-            order,
-            spare,
-            waits,
+            hands,
             unmarked: used.as_ref().map_or(0, |used| used.ring.next),
             used,
             bytes: 0,
@@ -177,7 +181,7 @@ impl<'q> Round<'q> {
         }
         self.looked = Looked::Left;
         let indirect = self.shared.features & features::INDIRECT_DESC != 0;
-        self.body.walk_near(view, head, indirect)
+        self.hands.body.walk_near(view, head, indirect)
     }
 
     /// Looks for the next chain and walks it into the body.
@@ -223,7 +227,7 @@ impl<'q> Round<'q> {
     /// Walks the chain at `head`. One that breaks the rules is given back at once.
     fn walk(&mut self, head: u16, returned: bool) -> Walked {
         let indirect = self.shared.features & features::INDIRECT_DESC != 0;
-        if self.body.walk(self.view, head, indirect).is_ok() {
+        if self.hands.body.walk(self.view, head, indirect).is_ok() {
             return Walked::Found;
         }
         self.shared.count_malformed();
@@ -251,7 +255,9 @@ impl<'q> Round<'q> {
     fn give_back(&mut self, written: u32, returned: bool, publish: bool) -> Result<(), Gone> {
         match (&mut self.used, self.view.flat()) {
             (Some(used), Some(view)) if !returned && !self.shared.owes() => {
-                let signal = used.ring.use_near(view, self.body.head, written, publish, self.shared);
+                let signal = used
+                    .ring
+                    .use_near(view, self.hands.body.head, written, publish, self.shared);
                 self.consumed(false);
                 if signal {
                     self.shared.signal();
@@ -274,7 +280,7 @@ impl<'q> Round<'q> {
 
     /// As [`give_back`](Self::give_back), while other threads do so too.
     fn give_back_shared(&mut self, written: u32, returned: bool, publish: bool) -> Result<bool, Gone> {
-        let (head, view) = (self.body.head, self.view);
+        let (head, view) = (self.hands.body.head, self.view);
         self.with_used(|shared, used| {
             if returned {
                 shared.forget_returned(used, head);
@@ -303,7 +309,7 @@ impl<'q> Round<'q> {
             self.available.advance();
         }
         self.budget -= 1;
-        self.bytes += u64::from(self.body.readable_len) + u64::from(self.body.writable_len);
+        self.bytes += u64::from(self.hands.body.readable_len) + u64::from(self.hands.body.writable_len);
         if self.bytes >= ROUND_BYTES {
             self.budget = 0;
         }
@@ -329,7 +335,7 @@ impl<'q> Round<'q> {
     /// The handler leaves something undone, and is to look again once this is there: whoever runs the device sees to that. In a
     /// round without chains it counts as well, for what ends the requests under way.
     pub fn wait(&mut self, wait: Wait) {
-        self.waits.push(wait);
+        self.hands.waits.push(wait);
     }
 
     /// Answers each request with `answer`, which returns how many bytes it has written into the chain: all that a handler needs
@@ -426,29 +432,29 @@ impl<'r, 'q> Chain<'r, 'q> {
 
     /// Index of the first descriptor, by which the driver knows the chain.
     pub fn head(&self) -> u16 {
-        self.round.body.head
+        self.round.hands.body.head
     }
 
     /// What the driver wrote for the device.
     pub fn readable(&self) -> &[Segment] {
-        self.round.body.readable()
+        self.round.hands.body.readable()
     }
 
     /// Where the device may write.
     pub fn writable(&self) -> &[Segment] {
-        self.round.body.writable()
+        self.round.hands.body.writable()
     }
 
     /// Bytes in all readable segments.
     #[inline]
     pub fn readable_len(&self) -> u32 {
-        self.round.body.readable_len
+        self.round.hands.body.readable_len
     }
 
     /// Bytes in all writable segments.
     #[inline]
     pub fn writable_len(&self) -> u32 {
-        self.round.body.writable_len
+        self.round.hands.body.writable_len
     }
 
     /// The readable bytes, from the first on.
@@ -514,28 +520,28 @@ impl<'r, 'q> Chain<'r, 'q> {
     pub fn take(self) -> OwnedChain {
         let Self { round, returned } = self;
         let shared = Arc::clone(round.counted);
-        let head = round.body.head;
+        let head = round.hands.body.head;
         shared.word.take();
         if returned {
             round.with_used(|shared, used| shared.forget_returned(used, head));
         }
-        if round.spare.is_empty() {
+        if round.hands.spare.is_empty() {
             let Round {
-                spare, shared, used, ..
+                hands, shared, used, ..
             } = &mut *round;
             match used {
-                Some(used) => mem::swap(&mut used.pool, spare),
-                None => mem::swap(&mut lock(&shared.used).pool, spare),
+                Some(used) => mem::swap(&mut used.pool, &mut hands.spare),
+                None => mem::swap(&mut lock(&shared.used).pool, &mut hands.spare),
             }
         }
-        let fresh = round.spare.pop().unwrap_or_default();
+        let fresh = round.hands.spare.pop().unwrap_or_default();
         if !returned {
-            *round.order += 1;
+            round.hands.order += 1;
             // Seen by who completes it, and by the next round.
-            shared.places[usize::from(head)].store(*round.order, Ordering::Release);
+            shared.places[usize::from(head)].store(round.hands.order, Ordering::Release);
         }
         round.consumed(returned);
-        let body = mem::replace(round.body, fresh);
+        let body = mem::replace(&mut round.hands.body, fresh);
         // Who completes it needs the lock.
         round.mark_used();
         round.used = None;

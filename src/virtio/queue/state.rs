@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use super::{Queue, QueueError, QueueIndex, QueueLayout, Shared, VirtioInterrupt, Word, area::View};
+use super::{Queue, QueueError, QueueIndex, QueueLayout, Shared, VirtioInterrupt, area::View};
 use crate::{memory::Memory, sync::lock};
 
 /// A queue's state as plain data. Rings themselves are in guest memory.
@@ -95,17 +95,7 @@ impl Queue {
             signal_owed,
         } = state;
         let view = View::new(memory.pin(), &layout, max_size)?;
-        let word = Arc::new(Word::new(crate::sync::Arc::default()));
-        let shared = Shared::new(
-            index,
-            layout,
-            features,
-            view,
-            next_used,
-            memory.clone(),
-            interrupt,
-            word,
-        );
+        let shared = Shared::new(index, layout, features, (view, next_used), memory.clone(), interrupt);
         for (place, &head) in (1..).zip(in_flight.iter().filter(|&&head| head < layout.size)) {
             shared.places[usize::from(head)].store(place, Ordering::SeqCst);
         }
@@ -122,7 +112,7 @@ impl Queue {
         lock(&shared.used).resubmit = heads;
         shared.owe(signal_owed);
         let mut queue = Self::with_shared(shared, next_avail);
-        queue.order = distinct as u64;
+        queue.hands.order = distinct as u64;
         Ok(queue)
     }
 }

@@ -13,7 +13,7 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use super::{
     Gone, QueueCounters, QueueError, QueueIndex, QueueLayout, VirtioInterrupt,
     area::{FlatView, View},
-    chain::Body,
+    chain::{Body, Pool},
     word::Word,
 };
 use crate::{
@@ -71,7 +71,7 @@ pub(super) struct Used {
     /// Chains that were given back untouched, in the order in which they were taken.
     pub resubmit: Vec<u16>,
     /// Room for chains that are taken.
-    pub pool: Vec<Box<Body>>,
+    pub pool: Pool,
 }
 
 /// The device's place in the used ring.
@@ -143,16 +143,16 @@ impl UsedRing {
 }
 
 impl Shared {
+    /// A queue alone, which nobody stops.
     pub fn new(
         index: QueueIndex,
         layout: QueueLayout,
         features: u64,
-        view: View,
-        next_used: u16,
+        (view, next_used): (View, u16),
         memory: Memory,
         interrupt: std::sync::Arc<dyn VirtioInterrupt>,
-        word: std::sync::Arc<Word>,
     ) -> Self {
+        let word = std::sync::Arc::new(Word::new(crate::sync::Arc::default()));
         Self {
             index,
             layout,

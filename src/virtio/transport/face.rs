@@ -16,6 +16,7 @@ pub struct NotStill(pub Vec<(QueueIndex, u64)>);
 /// The state of a transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "plain data, of which there is one a device")]
 pub enum SavedTransport {
     /// Of a [`VirtioMmio`](super::mmio::VirtioMmio).
     Mmio(VirtioMmioState),

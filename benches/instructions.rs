@@ -1,0 +1,88 @@
+//! How many instructions a request costs in the queue, counted by callgrind, with a bound for each: what a noisy machine cannot hide.
+//!
+//! `cargo bench --bench instructions` runs this program under `valgrind`, twice for each kind of work and with different numbers of
+//! chains, so that what is not the queue's falls out; the driver's own part is counted in. Without valgrind it says that it was skipped.
+
+#[path = "queue/work.rs"]
+mod work;
+
+use std::{
+    env,
+    hint::black_box,
+    process::{Command, ExitCode},
+};
+
+use work::{CHAINS, Rig, Shape, Tracked};
+
+/// What is counted, and the most instructions that a chain of it may cost.
+const WORK: [(&str, u64); 7] = [
+    ("chain of 1, lent", 250),
+    ("chain of 3, lent", 320),
+    ("indirect table of 3, lent", 375),
+    ("chain of 3, 32 published at once", 265),
+    ("16 bytes read and 512 written, lent", 680),
+    ("the same, marked", 790),
+    ("chain of 3, owned", 580),
+];
+
+/// Does the work so many times.
+fn work(number: usize, times: u32) {
+    let shape = match number {
+        0 => Shape::One,
+        2 => Shape::Indirect,
+        4 | 5 => Shape::Moved,
+        _ => Shape::Three,
+    };
+    if number == 5 {
+        let mut rig = Rig::<Tracked>::new(shape);
+        let mut queue = rig.queue();
+        (0..times).for_each(|_| _ = black_box(work::lent(&mut rig, &mut queue)));
+        return;
+    }
+    let mut rig = Rig::new(shape);
+    let mut queue = rig.queue();
+    for _ in 0..times {
+        match number {
+            3 => _ = black_box(work::batch(&mut rig, &mut queue)),
+            6 => work::owned(&mut rig, &mut queue, |chain| chain.complete(1)),
+            _ => _ = black_box(work::lent(&mut rig, &mut queue)),
+        }
+    }
+}
+
+/// Instructions of the whole program when it does the work so many times; `None` without valgrind.
+fn count(number: usize, times: u32) -> Option<u64> {
+    let program = env::current_exe().expect("a program");
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(program)
+        .args(["--work", &number.to_string(), &times.to_string()])
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let collected = text.split("Collected : ").nth(1)?;
+    collected.split_whitespace().next()?.parse().ok()
+}
+
+fn main() -> ExitCode {
+    let args: Vec<_> = env::args().collect();
+    if let Some(at) = args.iter().position(|arg| arg == "--work") {
+        let number = |at: usize| args.get(at).and_then(|arg| arg.parse::<u32>().ok()).expect("a number");
+        work(number(at + 1) as usize, number(at + 2));
+        return ExitCode::SUCCESS;
+    }
+    let mut worst = ExitCode::SUCCESS;
+    for (number, (name, most)) in WORK.into_iter().enumerate() {
+        let (Some(few), Some(many)) = (count(number, 10), count(number, 110)) else {
+            println!("skipped: instructions are not counted without valgrind");
+            return ExitCode::SUCCESS;
+        };
+        let each = (many - few) / (100 * u64::from(CHAINS));
+        let verdict = if each <= most { "ok" } else { "TOO MANY" };
+        println!("{name}: {each} instructions, at most {most}: {verdict}");
+        if each > most {
+            worst = ExitCode::FAILURE;
+        }
+    }
+    worst
+}
