@@ -61,6 +61,20 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// A lane whose handler does not know yet that it is stopped. It is not still before that.
+pub(crate) struct Untold<'a> {
+    lane: &'a Lane,
+    turn: Turn<'a>,
+}
+
+impl Untold<'_> {
+    pub fn tell(self) {
+        self.lane.tell();
+        let _ = self.lane.word.end(false, false);
+        self.turn.leave();
+    }
+}
+
 impl Lane {
     pub fn new(stillness: crate::sync::Arc<Stillness>) -> Self {
         Self {
@@ -129,12 +143,19 @@ impl Lane {
 
     /// Lets nobody begin from here on, and has the handler told of it.
     pub fn stop(&self, reason: Stop) {
-        if self.word.stop(reason) == End::Tell {
-            let turn = Turn::new(&self.word);
-            self.tell();
-            let _ = self.word.end(false, false);
-            turn.leave();
+        if let Some(untold) = self.begin_stop(reason) {
+            untold.tell();
         }
+    }
+
+    /// Lets nobody begin from here on. If there is something to tell the handler, it is told with nothing locked.
+    #[must_use]
+    pub fn begin_stop(&self, reason: Stop) -> Option<Untold<'_>> {
+        let tell = self.word.stop(reason) == End::Tell;
+        tell.then(|| Untold {
+            lane: self,
+            turn: Turn::new(&self.word),
+        })
     }
 
     /// Tells the handler of a stop. This thread serves the lane.

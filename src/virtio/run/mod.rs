@@ -21,7 +21,7 @@ use std::time::Instant;
 
 use super::queue::{Fault, QueueIndex, Stillness, Stop};
 
-pub(crate) use lane::{Lane, Running, is_serving};
+pub(crate) use lane::{Lane, Running, Untold, is_serving};
 
 /// The lanes of a device.
 pub(crate) struct Lanes {
@@ -55,7 +55,13 @@ impl Lanes {
 
     /// Stops all lanes.
     pub fn stop(&self, reason: Stop) {
-        self.lanes.iter().for_each(|lane| lane.stop(reason));
+        self.begin_stop(reason).into_iter().for_each(Untold::tell);
+    }
+
+    /// Begins to stop all lanes: see [`Lane::begin_stop`].
+    #[must_use]
+    pub fn begin_stop(&self, reason: Stop) -> Vec<Untold<'_>> {
+        self.lanes.iter().filter_map(|lane| lane.begin_stop(reason)).collect()
     }
 
     pub fn resume(&self, reason: Stop) {
@@ -72,15 +78,7 @@ impl Lanes {
         busy.map(|(index, lane)| (index, lane.word.chains())).collect()
     }
 
-    /// Waits until the lanes are still: all of them, or the one with this index. Not while this thread serves one. Whether they are.
-    pub fn wait(&self, index: Option<usize>, deadline: Option<Instant>) -> bool {
-        self.wait_for(deadline, || match index {
-            Some(index) => self.lanes[index].word.is_still(),
-            None => self.are_still(),
-        })
-    }
-
-    /// Waits until `still` says so, which the lanes' stillness is told of. Whether it does.
+    /// Waits until `still` says so, which the lanes' stillness is told of. Not while this thread serves one. Whether it does.
     #[cfg(not(loom))]
     pub fn wait_for(&self, deadline: Option<Instant>, still: impl Fn() -> bool) -> bool {
         match deadline {

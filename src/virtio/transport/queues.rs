@@ -15,7 +15,7 @@ use crate::{
     virtio::{
         Fault, QueueIndex, VirtioDevice, features,
         queue::{Queue, QueueCounters, Stop},
-        run::Running,
+        run::{Lane, Running, Untold},
     },
 };
 
@@ -33,7 +33,9 @@ impl<D: VirtioDevice> Core<D> {
         else {
             return Ok(());
         };
-        let Some(lane) = self.lanes.get(index) else { return Ok(()) };
+        let Some(lane) = self.lanes.get(index) else {
+            return Ok(());
+        };
         let (name, max) = (QueueIndex(index as u16), self.queue_sizes[index]);
         let interrupt = Arc::clone(&self.interrupt);
         let queue = Queue::new(name, max, layout, registers.driver_features, &self.memory, interrupt)?;
@@ -132,13 +134,19 @@ impl<D: VirtioDevice> Core<D> {
         if !self.is_live() {
             return;
         }
-        lock(&self.fault).get_or_insert(fault);
-        self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
-        for (_, lane) in self.lanes.iter() {
-            lane.close();
-            lane.stop(Stop::Broken);
-        }
-        self.config_owed.store(true, Ordering::SeqCst);
+        let untold = {
+            // A reset that ends clears all of this in one step.
+            let mut present = lock(&self.fault);
+            if !self.is_live() {
+                return;
+            }
+            present.get_or_insert(fault);
+            self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
+            self.config_owed.store(true, Ordering::SeqCst);
+            self.lanes.iter().for_each(|(_, lane)| lane.close());
+            self.lanes.begin_stop(Stop::Broken)
+        };
+        untold.into_iter().for_each(Untold::tell);
     }
 
     // Rest.
@@ -165,7 +173,11 @@ impl<D: VirtioDevice> Core<D> {
     /// The bus lets the device at memory from here on, or does not. Whether that is new; then follow the end of it with
     /// [`Self::look_again`].
     pub fn set_bus_master(&self, master: bool) -> bool {
-        let stopped = |index| self.lanes.get(index).is_some_and(|lane| lane.word.is_stopped_for(Stop::Bus));
+        let stopped = |index| {
+            self.lanes
+                .get(index)
+                .is_some_and(|lane| lane.word.is_stopped_for(Stop::Bus))
+        };
         let changed = stopped(0) == master;
         match (changed, master) {
             (true, true) => self.lanes.resume(Stop::Bus),
@@ -186,13 +198,14 @@ impl<D: VirtioDevice> Core<D> {
 
     /// Waits until a device that is paused has come to rest, until `deadline` at the latest. Whether it has.
     pub fn wait_until_still(&self, deadline: Option<Instant>) -> bool {
-        self.lanes.wait(None, deadline) && self.lanes.wait_for(deadline, || self.is_still())
+        self.lanes.wait_for(deadline, || self.is_still())
     }
 
     /// Asks the device to have calls of its handlers come back.
     fn cancel(&self, queues: Range<usize>) {
         for index in queues {
-            if self.lanes.get(index).is_some_and(|lane| !lane.word.is_still()) {
+            let waits = |lane: &Lane| lane.word.is_stopped() && !lane.word.is_still();
+            if self.lanes.get(index).is_some_and(waits) {
                 lock(&self.device).cancel(QueueIndex(index as u16));
             }
         }
@@ -210,13 +223,15 @@ impl<D: VirtioDevice> Core<D> {
 
     /// Works at every stage. From here on the driver is not heard, nor told of anything, until everything is as at power-on.
     pub fn begin_reset(&self) {
-        {
+        let untold = {
+            // In one step, or the end of another reset could come between.
             let _registers = lock(&self.registers);
             self.resetting.store(true, Ordering::SeqCst);
             self.config_owed.store(false, Ordering::SeqCst);
             self.interrupt.reset();
-        }
-        self.lanes.stop(Stop::Device);
+            self.lanes.begin_stop(Stop::Device)
+        };
+        untold.into_iter().for_each(Untold::tell);
         self.cancel(0..self.queue_sizes.len());
         self.finish_reset();
         self.interrupt.settle();
@@ -226,7 +241,9 @@ impl<D: VirtioDevice> Core<D> {
     /// be the one that is waited for.
     pub fn wait_for_reset(&self, deadline: Option<Instant>) {
         if self.is_resetting() {
-            self.lanes.wait(None, deadline);
+            // Another thread may see that it is at rest, and end it.
+            self.lanes
+                .wait_for(deadline, || !self.is_resetting() || self.lanes.are_still());
             self.finish_reset();
         }
     }
@@ -241,19 +258,23 @@ impl<D: VirtioDevice> Core<D> {
         if !self.is_resetting() {
             return;
         }
-        for (_, lane) in self.lanes.iter() {
-            lane.finish();
-            lane.word.resume(Stop::Queue);
-            lane.word.resume(Stop::Broken);
-            lane.word.resume(Stop::Device);
-        }
+        self.lanes.iter().for_each(|(_, lane)| lane.finish());
         *registers = Registers::reset(&self.queue_sizes);
         device.reset();
         self.note_config_change();
-        *lock(&self.fault) = None;
-        self.config_owed.store(false, Ordering::SeqCst);
-        self.status.store(0, Ordering::SeqCst);
-        self.resetting.store(false, Ordering::SeqCst);
+        {
+            let mut fault = lock(&self.fault);
+            *fault = None;
+            self.config_owed.store(false, Ordering::SeqCst);
+            self.status.store(0, Ordering::SeqCst);
+            self.resetting.store(false, Ordering::SeqCst);
+            for reason in [Stop::Queue, Stop::Broken, Stop::Device] {
+                self.lanes.resume(reason);
+            }
+        }
+        drop((device, registers));
+        // For whoever waits for this reset.
+        self.lanes.stillness.reached();
     }
 
     // A queue by itself.
@@ -309,9 +330,11 @@ impl<D: VirtioDevice> Core<D> {
             return None;
         }
         change(&mut registers, selected)?;
-        drop(registers);
         if lane.word.runs() {
-            lane.stop(Stop::Queue);
+            // In one step with the registers, which another thread may change.
+            let untold = lane.begin_stop(Stop::Queue);
+            drop(registers);
+            untold.into_iter().for_each(Untold::tell);
             self.cancel(selected..selected + 1);
             self.finish_queue(selected);
         }
@@ -321,8 +344,12 @@ impl<D: VirtioDevice> Core<D> {
     /// Waits until a queue that was stopped is at rest, as [`wait_for_reset`](Self::wait_for_reset).
     pub fn wait_for_queue(&self, queue: QueueIndex, deadline: Option<Instant>) {
         let index = usize::from(queue.0);
-        if self.is_queue_stopping(queue) {
-            self.lanes.wait(Some(index), deadline);
+        if let Some(lane) = self.lanes.get(index)
+            && self.is_queue_stopping(queue)
+        {
+            self.lanes.wait_for(deadline, || {
+                !lane.word.is_stopped_for(Stop::Queue) || lane.word.is_still()
+            });
             self.finish_queue(index);
         }
     }
@@ -331,11 +358,13 @@ impl<D: VirtioDevice> Core<D> {
     pub fn is_queue_stopping(&self, queue: QueueIndex) -> bool {
         let index = usize::from(queue.0);
         self.finish_queue(index);
-        self.lanes.get(index).is_some_and(|lane| lane.word.is_stopped_for(Stop::Queue))
+        self.lanes
+            .get(index)
+            .is_some_and(|lane| lane.word.is_stopped_for(Stop::Queue))
     }
 
     fn finish_queue(&self, index: usize) {
-        let stopped = |lane: &crate::virtio::run::Lane| lane.word.is_stopped_for(Stop::Queue) && lane.word.is_still();
+        let stopped = |lane: &Lane| lane.word.is_stopped_for(Stop::Queue) && lane.word.is_still();
         if self.lanes.get(index).is_some_and(stopped) {
             self.finish_queue_with(&self.registers(), index);
         }
@@ -349,6 +378,8 @@ impl<D: VirtioDevice> Core<D> {
         {
             lane.finish();
             lane.word.resume(Stop::Queue);
+            // For whoever waits for this queue.
+            self.lanes.stillness.reached();
         }
     }
 
