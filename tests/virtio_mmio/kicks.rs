@@ -4,7 +4,7 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex,
+        Arc, Barrier, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
         mpsc,
     },
@@ -15,7 +15,7 @@ use std::{
 use devisor::{
     interrupt::from_fn,
     virtio::{
-        DeviceId, Fault, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioMmio,
+        DeviceId, Fault, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioMmio, features,
         transport::{VirtioTransport, mmio::Line, status::DEVICE_NEEDS_RESET},
     },
 };
@@ -23,6 +23,8 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, Guest
 
 use crate::{
     driver::*,
+    late::{Late, Stopped},
+    rest,
     ring::{Ring, memory, writable},
 };
 
@@ -251,7 +253,7 @@ fn slow() -> (Driver<Slow>, [Ring; 2], mpsc::Sender<()>, mpsc::Receiver<QueueInd
     let ((end, turns), (entered, began)) = (mpsc::channel(), mpsc::channel());
     let turns = Arc::new(Mutex::new(turns));
     let driver = Driver::with(Slow { turns, entered }, silent());
-    driver.negotiate(devisor::virtio::features::VERSION_1);
+    driver.negotiate(features::VERSION_1);
     let rings = [0, 1].map(|queue| driver.set_up_queue(queue));
     driver.go();
     (driver, rings, end, began)
@@ -301,4 +303,79 @@ fn a_kick_waits_for_the_round_that_is_under_way_and_takes_the_next_but_never_ser
         relief.join().unwrap();
     });
     assert_eq!(first.used_idx(), 2);
+}
+
+/// Calls both at once.
+fn race(one: impl Fn() + Sync, other: impl Fn() + Sync) {
+    let start = Barrier::new(2);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            start.wait();
+            one();
+        });
+        start.wait();
+        other();
+    });
+}
+
+#[test]
+fn two_resets_at_once_are_one() {
+    let driver = Driver::silent();
+    for round in 0..2000 {
+        let mut ring = driver.start();
+        ring.request(&[writable(0x8000, 1)]);
+        driver.write(QUEUE_NOTIFY, 0);
+        assert_eq!(ring.used().len(), 1, "in round {round}");
+        race(|| driver.write(STATUS, 0), || driver.mmio.reset());
+        assert_eq!(driver.status(), 0);
+    }
+}
+
+#[test]
+fn two_resets_of_a_queue_at_once_are_one() {
+    let driver = Driver::silent();
+    driver.start();
+    for round in 0..2000 {
+        race(|| driver.write(QUEUE_RESET, 1), || driver.write(QUEUE_RESET, 1));
+        assert_eq!((driver.read(QUEUE_RESET), driver.read(QUEUE_READY)), (0, 0));
+        let mut ring = driver.set_up_queue(0);
+        ring.request(&[writable(0x8000, 1)]);
+        driver.write(QUEUE_NOTIFY, 0);
+        assert_eq!(ring.used().len(), 1, "in round {round}");
+    }
+}
+
+#[test]
+fn a_queue_that_is_enabled_while_another_thread_resets_it_is_not_ready_and_dead() {
+    let driver = Driver::silent();
+    driver.start();
+    for _ in 0..2000 {
+        let resets = || (0..3).for_each(|_| driver.write(QUEUE_RESET, 1));
+        race(resets, || {
+            for _ in 0..3 {
+                driver.set_up_queue(0);
+            }
+        });
+        let mut state = driver.saved();
+        let transport = &rest::mmio(&mut state).transport;
+        assert_eq!(transport.setup[0].ready, transport.queues[0].is_some());
+    }
+}
+
+#[test]
+fn a_device_that_fails_while_it_is_reset_is_reset_or_says_that_it_needs_one() {
+    let driver = Driver::with(Late::new(&[SIZE], Stopped::IsReturned), silent());
+    let handle = driver.mmio.with_device(|late| late.handle()).unwrap();
+    let held = driver.mmio.with_device(|late| late.held());
+    for round in 0..2000 {
+        let mut ring = driver.start_with(features::VERSION_1);
+        race(|| driver.write(STATUS, 0), || handle.fail("it is gone"));
+        assert_eq!((driver.status(), driver.mmio.fault()), (0, None), "in round {round}");
+        ring = Ring::new(&driver.memory, ring.layout.descriptor_area, SIZE);
+        driver.start_with(features::VERSION_1);
+        ring.request(&[writable(0x8000, 1)]);
+        driver.write(QUEUE_NOTIFY, 0);
+        assert_eq!(held.count(), 1, "in round {round}");
+        driver.write(STATUS, 0);
+    }
 }

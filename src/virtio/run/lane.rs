@@ -80,6 +80,20 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// A lane whose handler does not know yet that it is stopped. It is not still before that.
+pub(crate) struct Untold<'a> {
+    lane: &'a Lane,
+    turn: Turn<'a>,
+}
+
+impl Untold<'_> {
+    pub fn tell(self, around: &dyn Around) {
+        self.lane.tell(around);
+        let _ = self.lane.word.end(false, false);
+        self.turn.leave();
+    }
+}
+
 impl Lane {
     pub fn new(stillness: crate::sync::Arc<Stillness>) -> Self {
         Self {
@@ -156,14 +170,14 @@ impl Lane {
         Ok(rest)
     }
 
-    /// Lets nobody begin from here on, and has the handler told of it.
-    pub fn stop(&self, reason: Stop, around: &dyn Around) {
-        if self.word.stop(reason) == End::Tell {
-            let turn = Turn::new(&self.word);
-            self.tell(around);
-            let _ = self.word.end(false, false);
-            turn.leave();
-        }
+    /// Lets nobody begin from here on. If there is something to tell the handler, it is told with nothing locked.
+    #[must_use]
+    pub fn begin_stop(&self, reason: Stop) -> Option<Untold<'_>> {
+        let tell = self.word.stop(reason) == End::Tell;
+        tell.then(|| Untold {
+            lane: self,
+            turn: Turn::new(&self.word),
+        })
     }
 
     /// Tells the handler of a stop. This thread serves the lane.

@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use super::queue::{QueueIndex, Stillness, Stop};
 
-pub(crate) use lane::{Around, Lane, Running, is_serving};
+pub(crate) use lane::{Around, Lane, Running, Untold, is_serving};
 
 /// The lanes of a device.
 pub(crate) struct Lanes {
@@ -74,15 +74,7 @@ impl Lanes {
         busy.map(|(index, lane)| (index, lane.word.chains())).collect()
     }
 
-    /// Waits until the lanes are still: all of them, or the one with this index. Not while this thread serves one. Whether they are.
-    pub fn wait(&self, index: Option<usize>, deadline: Option<Instant>) -> bool {
-        self.wait_for(deadline, || match index {
-            Some(index) => self.lanes[index].word.is_still(),
-            None => self.are_still(),
-        })
-    }
-
-    /// Waits until `still` says so, which the lanes' stillness is told of. Whether it does.
+    /// Waits until `still` says so, which the lanes' stillness is told of. Not while this thread serves one. Whether it does.
     #[cfg(not(loom))]
     pub fn wait_for(&self, deadline: Option<Instant>, still: impl Fn() -> bool) -> bool {
         match deadline {

@@ -15,7 +15,7 @@ use crate::{
     virtio::{
         Fault, QueueIndex, VirtioDevice, Wait, features,
         queue::{Queue, QueueCounters, Stop},
-        run::{Around, Lane, Running},
+        run::{Around, Lane, Running, Untold},
     },
 };
 
@@ -197,13 +197,14 @@ impl<D: VirtioDevice> Core<D> {
 
     /// Waits until a device that is paused has come to rest, until `deadline` at the latest. Whether it has.
     pub fn wait_until_still(&self, deadline: Option<Instant>) -> bool {
-        self.lanes.wait(None, deadline) && self.lanes.wait_for(deadline, || self.is_still())
+        self.lanes.wait_for(deadline, || self.is_still())
     }
 
     /// Asks the device to have calls of its handlers come back.
     fn cancel(&self, queues: Range<usize>) {
         for index in queues {
-            if self.lanes.get(index).is_some_and(|lane| !lane.word.is_still()) {
+            let waits = |lane: &Lane| lane.word.is_stopped() && !lane.word.is_still();
+            if self.lanes.get(index).is_some_and(waits) {
                 self.control().cancel(QueueIndex(index as u16));
             }
         }
@@ -221,13 +222,15 @@ impl<D: VirtioDevice> Core<D> {
 
     /// Works at every stage. From here on the driver is not heard, nor told of anything, until everything is as at power-on.
     pub fn begin_reset(&self) {
-        {
+        let untold = {
+            // In one step, or the end of another reset could come between.
             let _registers = self.registers();
             self.resetting.store(true, Ordering::SeqCst);
             self.config_owed.store(false, Ordering::SeqCst);
             self.interrupt.reset();
-        }
-        self.stop(Stop::Device);
+            self.begin_stop(Stop::Device)
+        };
+        self.tell(untold);
         self.cancel(0..self.queue_sizes.len());
         self.finish_reset();
         self.interrupt.settle();
@@ -237,7 +240,9 @@ impl<D: VirtioDevice> Core<D> {
     /// be the one that is waited for.
     pub fn wait_for_reset(&self, deadline: Option<Instant>) {
         if self.is_resetting() {
-            self.lanes.wait(None, deadline);
+            // Another thread may see that it is at rest, and end it.
+            self.lanes
+                .wait_for(deadline, || !self.is_resetting() || self.lanes.are_still());
             self.finish_reset();
         }
     }
@@ -254,17 +259,23 @@ impl<D: VirtioDevice> Core<D> {
         }
         for (index, lane) in self.lanes.iter() {
             lane.finish(&self.beside(index.0.into()));
-            lane.word.resume(Stop::Queue);
-            lane.word.resume(Stop::Broken);
-            lane.word.resume(Stop::Device);
         }
         *registers = Registers::reset(&self.queue_sizes);
         device.reset();
         self.note_config_change();
-        *lock(&self.fault) = None;
-        self.config_owed.store(false, Ordering::SeqCst);
-        self.status.store(0, Ordering::SeqCst);
-        self.resetting.store(false, Ordering::SeqCst);
+        {
+            let mut fault = lock(&self.fault);
+            *fault = None;
+            self.config_owed.store(false, Ordering::SeqCst);
+            self.status.store(0, Ordering::SeqCst);
+            self.resetting.store(false, Ordering::SeqCst);
+            for reason in [Stop::Queue, Stop::Broken, Stop::Device] {
+                self.lanes.resume(reason);
+            }
+        }
+        drop((device, registers));
+        // For whoever waits for this reset.
+        self.lanes.stillness.reached();
     }
 
     // A queue by itself.
@@ -320,9 +331,13 @@ impl<D: VirtioDevice> Core<D> {
             return None;
         }
         change(&mut registers, selected)?;
-        drop(registers);
         if lane.word.runs() {
-            lane.stop(Stop::Queue, &self.beside(selected));
+            // In one step with the registers, which another thread may change.
+            let untold = lane.begin_stop(Stop::Queue);
+            drop(registers);
+            if let Some(untold) = untold {
+                untold.tell(&self.beside(selected));
+            }
             self.cancel(selected..selected + 1);
             self.finish_queue(selected);
         }
@@ -332,8 +347,12 @@ impl<D: VirtioDevice> Core<D> {
     /// Waits until a queue that was stopped is at rest, as [`wait_for_reset`](Self::wait_for_reset).
     pub fn wait_for_queue(&self, queue: QueueIndex, deadline: Option<Instant>) {
         let index = usize::from(queue.0);
-        if self.is_queue_stopping(queue) {
-            self.lanes.wait(Some(index), deadline);
+        if let Some(lane) = self.lanes.get(index)
+            && self.is_queue_stopping(queue)
+        {
+            self.lanes.wait_for(deadline, || {
+                !lane.word.is_stopped_for(Stop::Queue) || lane.word.is_still()
+            });
             self.finish_queue(index);
         }
     }
@@ -362,6 +381,8 @@ impl<D: VirtioDevice> Core<D> {
         {
             lane.finish(&self.beside(index));
             lane.word.resume(Stop::Queue);
+            // For whoever waits for this queue.
+            self.lanes.stillness.reached();
         }
     }
 
@@ -396,8 +417,21 @@ impl<D> Core<D> {
 
     /// Stops all queues.
     fn stop(&self, reason: Stop) {
-        for (index, lane) in self.lanes.iter() {
-            lane.stop(reason, &self.beside(index.0.into()));
+        self.tell(self.begin_stop(reason));
+    }
+
+    /// Begins to stop all queues: see [`Lane::begin_stop`].
+    fn begin_stop(&self, reason: Stop) -> Vec<(QueueIndex, Untold<'_>)> {
+        let begun = self
+            .lanes
+            .iter()
+            .map(|(index, lane)| Some((index, lane.begin_stop(reason)?)));
+        begun.flatten().collect()
+    }
+
+    fn tell(&self, untold: Vec<(QueueIndex, Untold<'_>)>) {
+        for (index, untold) in untold {
+            untold.tell(&self.beside(index.0.into()));
         }
     }
 
@@ -407,11 +441,19 @@ impl<D> Core<D> {
         if !self.is_live() {
             return;
         }
-        lock(&self.fault).get_or_insert(fault);
-        self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
-        self.lanes.iter().for_each(|(_, lane)| lane.close());
-        self.stop(Stop::Broken);
-        self.config_owed.store(true, Ordering::SeqCst);
+        let untold = {
+            // A reset that ends clears all of this in one step.
+            let mut present = lock(&self.fault);
+            if !self.is_live() {
+                return;
+            }
+            present.get_or_insert(fault);
+            self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
+            self.config_owed.store(true, Ordering::SeqCst);
+            self.lanes.iter().for_each(|(_, lane)| lane.close());
+            self.begin_stop(Stop::Broken)
+        };
+        self.tell(untold);
     }
 
     /// The transport goes: nothing is shown to the driver any more, and no chain is found.
