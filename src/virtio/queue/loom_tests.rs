@@ -1,1 +1,1 @@
-//! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`
+//! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --lib loom_`

@@ -1,12 +1,11 @@
 //! A queue that runs: its handler and who serves it.
 
-use std::{
-    cell::Cell,
-    mem,
-    sync::{Arc, Mutex, TryLockError},
-};
+use std::sync::{Arc, Mutex, TryLockError};
 
-use super::SharedWord;
+use super::{
+    SharedWord,
+    turn::{Turn, is_serving},
+};
 use crate::{
     sync::lock,
     virtio::{
@@ -27,38 +26,6 @@ pub(crate) struct Lane {
     running: Mutex<Option<Running>>,
     /// What can be asked while it is served.
     face: Mutex<Option<Face>>,
-}
-
-thread_local! {
-    /// How many lanes this thread is serving, one inside the other.
-    static SERVING: Cell<u32> = const { Cell::new(0) };
-}
-
-/// Whether this thread is inside a round, of whatever device: it does not wait for another then, which could wait for this one.
-pub(crate) fn is_serving() -> bool {
-    SERVING.get() != 0
-}
-
-/// A thread's turn at a lane. Dropped by a panic, it leaves the lane to the next that comes.
-struct Turn<'a>(&'a Word);
-
-impl<'a> Turn<'a> {
-    fn new(word: &'a Word) -> Self {
-        SERVING.set(SERVING.get() + 1);
-        Self(word)
-    }
-
-    fn leave(self) {
-        SERVING.set(SERVING.get() - 1);
-        mem::forget(self);
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        SERVING.set(SERVING.get() - 1);
-        self.0.abandon();
-    }
 }
 
 impl Lane {
@@ -93,27 +60,20 @@ impl Lane {
         if self.word.begin(patient && !is_serving()) == Begin::Leave {
             return false;
         }
-        let turn = Turn::new(&self.word);
-        loop {
-            let more = match self.round() {
-                Ok(rest) => rest == Rest::More,
-                Err(fault) => {
-                    fail(fault);
-                    false
-                }
-            };
-            match self.word.end(more, stay) {
-                End::Again => continue,
-                End::Leave => break,
-                End::Tell => {
-                    self.tell();
-                    let _ = self.word.end(false, false);
-                    break;
-                }
-            }
-        }
-        turn.leave();
+        self.take_turn(End::Again, stay, fail);
         true
+    }
+
+    #[inline]
+    fn take_turn(&self, first: End, stay: bool, fail: &dyn Fn(Fault)) {
+        let round = || match self.round() {
+            Ok(rest) => rest == Rest::More,
+            Err(fault) => {
+                fail(fault);
+                false
+            }
+        };
+        Turn::new(&self.word).take(first, stay, round, || self.tell());
     }
 
     #[inline]
@@ -127,13 +87,11 @@ impl Lane {
         Ok(round.end()?)
     }
 
-    /// Lets nobody begin from here on, and has the handler told of it.
-    pub fn stop(&self, reason: Stop) {
+    /// Lets nobody begin from here on, and has the handler told of it. If the stop has ended again by then, this thread goes on as
+    /// one that serves, for those who came meanwhile and relied on it.
+    pub fn stop(&self, reason: Stop, fail: &dyn Fn(Fault)) {
         if self.word.stop(reason) == End::Tell {
-            let turn = Turn::new(&self.word);
-            self.tell();
-            let _ = self.word.end(false, false);
-            turn.leave();
+            self.take_turn(End::Tell, true, fail);
         }
     }
 
@@ -143,7 +101,6 @@ impl Lane {
             handler.pause();
             queue.let_go();
         }
-        self.word.told();
     }
 
     /// Nothing is written to the ring any more.

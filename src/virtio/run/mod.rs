@@ -15,13 +15,15 @@
 mod lane;
 #[cfg(all(test, loom))]
 mod loom_tests;
+mod turn;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::queue::{Fault, QueueIndex, Stillness, Stop};
 
-pub(crate) use lane::{Lane, Running, is_serving};
+pub(crate) use lane::{Lane, Running};
+use turn::is_serving;
 
 /// The lanes of a device.
 pub(crate) struct Lanes {
@@ -55,8 +57,8 @@ impl Lanes {
     }
 
     /// Stops all lanes.
-    pub fn stop(&self, reason: Stop) {
-        self.lanes.iter().for_each(|lane| lane.stop(reason));
+    pub fn stop(&self, reason: Stop, fail: &dyn Fn(Fault)) {
+        self.lanes.iter().for_each(|lane| lane.stop(reason, fail));
     }
 
     pub fn resume(&self, reason: Stop) {

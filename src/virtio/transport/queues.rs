@@ -138,7 +138,7 @@ impl<D: VirtioDevice> Core<D> {
         self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
         for (_, lane) in self.lanes.iter() {
             lane.close();
-            lane.stop(Stop::Broken);
+            lane.stop(Stop::Broken, &|fault| self.fail(fault));
         }
         self.config_owed.store(true, Ordering::SeqCst);
     }
@@ -153,7 +153,7 @@ impl<D: VirtioDevice> Core<D> {
 
     pub(super) fn begin_pause(&self) {
         self.paused.store(true, Ordering::SeqCst);
-        self.lanes.stop(Stop::Embedder);
+        self.lanes.stop(Stop::Embedder, &|fault| self.fail(fault));
     }
 
     /// Ends a pause, and looks at every queue once: a kick that came before a state was saved is not in it.
@@ -176,7 +176,7 @@ impl<D: VirtioDevice> Core<D> {
         match (changed, master) {
             (true, true) => self.lanes.resume(Stop::Bus),
             (true, false) => {
-                self.lanes.stop(Stop::Bus);
+                self.lanes.stop(Stop::Bus, &|fault| self.fail(fault));
                 self.cancel(0..self.queue_sizes.len());
             }
             (false, _) => {}
@@ -222,7 +222,7 @@ impl<D: VirtioDevice> Core<D> {
             self.config_owed.store(false, Ordering::SeqCst);
             self.interrupt.reset();
         }
-        self.lanes.stop(Stop::Device);
+        self.lanes.stop(Stop::Device, &|fault| self.fail(fault));
         self.cancel(0..self.queue_sizes.len());
         self.finish_reset();
         self.interrupt.settle();
@@ -317,7 +317,7 @@ impl<D: VirtioDevice> Core<D> {
         change(&mut registers, selected)?;
         drop(registers);
         if lane.word.runs() {
-            lane.stop(Stop::Queue);
+            lane.stop(Stop::Queue, &|fault| self.fail(fault));
             self.cancel(selected..selected + 1);
             self.finish_queue(selected);
         }
@@ -387,7 +387,7 @@ impl<D> Core<D> {
     pub fn abandon(&self) {
         for (_, lane) in self.lanes.iter() {
             lane.close();
-            lane.stop(Stop::Device);
+            lane.stop(Stop::Device, &|_| ());
         }
     }
 }
