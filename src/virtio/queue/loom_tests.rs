@@ -12,7 +12,7 @@ use loom::{
     },
     thread,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::{Fault, OwnedChain, Queue, QueueIndex, QueueLayout, Round, Stillness, Stop, VirtioInterrupt};
 use crate::{
@@ -82,6 +82,8 @@ impl QueueHandler for Handler {
 
 struct World {
     ram: Arc<GuestMemoryMmap>,
+    space: GuestMemoryAtomic<GuestMemoryMmap>,
+    memory: Memory,
     line: Arc<Line>,
     taken: Taken,
     stillness: loom::sync::Arc<Stillness>,
@@ -108,7 +110,9 @@ impl World {
             driver_area: DRIVER,
             device_area: DEVICE,
         };
-        let queue = Queue::new(QueueIndex(0), 2, layout, 0, &Memory::new(ram.clone()), line.clone()).unwrap();
+        let space = GuestMemoryAtomic::from(ram.clone());
+        let memory = Memory::new(space.clone());
+        let queue = Queue::new(QueueIndex(0), 2, layout, 0, &memory, line.clone()).unwrap();
         let handler = Box::new(Handler {
             taken: taken.clone(),
             inside: AtomicBool::new(false),
@@ -117,6 +121,8 @@ impl World {
         lane.start(Running { handler, queue });
         let world = loom::sync::Arc::new(Self {
             ram,
+            space,
+            memory,
             line,
             taken,
             stillness,
@@ -245,11 +251,16 @@ fn loom_a_device_that_is_dropped_shows_nothing_afterwards() {
 fn loom_memory_that_changes_under_a_kick_is_let_go_of() {
     model(|| {
         let world = World::new(0);
-        let embedder = with(&world, |world| world.lane.memory_changed());
+        let embedder = with(&world, |world| {
+            // Another map of the same bytes.
+            world.space.lock().unwrap().replace((*world.ram).clone());
+            world.lane.memory_changed();
+        });
         world.offer(1);
         world.serve();
         embedder.join().unwrap();
         world.complete();
         assert_eq!(world.used(), 1);
+        assert_eq!(world.memory.old_maps_held(), 0);
     });
 }

@@ -116,6 +116,8 @@ impl Lane {
 
     /// Guest memory has changed: lets go of what is no longer in it. A round that is under way is followed by another one.
     pub fn memory_changed(&self) {
+        // First, so that a round which has the lock finds the mark when it ends.
+        self.word.kick();
         match self.running.try_lock() {
             Ok(mut running) => {
                 if let Some(Running { queue, .. }) = &mut *running {
@@ -129,7 +131,6 @@ impl Lane {
             }
             Err(TryLockError::WouldBlock) => {}
         }
-        self.word.kick();
     }
 
     /// The queue's state, if it runs. The lane is still.
