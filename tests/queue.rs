@@ -7,8 +7,9 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
+        mpsc,
     },
     thread,
 };
@@ -448,8 +449,8 @@ fn chains_that_were_taken_are_completed_on_other_threads_while_the_queue_is_serv
     let mut s = setup(NO_EVENT_IDX);
     let (mut next, mut seen) = (0u32, Vec::new());
     thread::scope(|scope| {
-        let (give, taken) = std::sync::mpsc::channel::<OwnedChain>();
-        let taken = Arc::new(std::sync::Mutex::new(taken));
+        let (give, taken) = mpsc::channel::<OwnedChain>();
+        let taken = Arc::new(Mutex::new(taken));
         for _ in 0..2 {
             let taken = Arc::clone(&taken);
             scope.spawn(move || {
@@ -817,7 +818,7 @@ struct Waiting {
     ring: QueueLayout,
     memory: Arc<GuestMemoryMmap>,
     answers: Arc<AtomicU32>,
-    asked: Arc<std::sync::Mutex<Vec<(u16, u16)>>>,
+    asked: Asked,
     /// What the driver does while a request is looked at.
     meanwhile: Box<dyn FnMut() + Send>,
 }
@@ -859,19 +860,15 @@ impl QueueHandler for Waiting {
     }
 }
 
+/// The driver's ring, how many requests the device answers, and what the driver was asked about kicks.
+type Behind = (VirtioMmio<Front>, Arc<Mutex<Ring>>, Arc<AtomicU32>, Asked);
+/// The flags of the used ring and `avail_event` at each look.
+type Asked = Arc<Mutex<Vec<(u16, u16)>>>;
+
 /// The device of [`Waiting`] behind virtio-mmio, with a driver that is ready.
-fn behind_mmio(
-    features: u64,
-    doorbell: bool,
-    meanwhile: impl FnMut(&mut Ring) + Send + 'static,
-) -> (
-    VirtioMmio<Front>,
-    Arc<std::sync::Mutex<Ring>>,
-    Arc<AtomicU32>,
-    Arc<std::sync::Mutex<Vec<(u16, u16)>>>,
-) {
+fn behind_mmio(features: u64, doorbell: bool, meanwhile: impl FnMut(&mut Ring) + Send + 'static) -> Behind {
     let memory = memory();
-    let ring = Arc::new(std::sync::Mutex::new(Ring::new(&memory, 0x1000, SIZE)));
+    let ring = Arc::new(Mutex::new(Ring::new(&memory, 0x1000, SIZE)));
     let (answers, asked) = (Arc::new(AtomicU32::new(0)), Arc::default());
     let mut meanwhile = meanwhile;
     let layout = ring.lock().unwrap().layout;

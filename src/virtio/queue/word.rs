@@ -222,14 +222,15 @@ impl Word {
 
     /// A round has panicked: whoever comes next serves, and finds the mark of those who relied on this one.
     pub fn abandon(&self) {
-        let before = self.bits.fetch_or(KICKED, Ordering::SeqCst);
-        if before & STOPS != 0 {
-            // The handler is told by who finishes.
-            self.bits.fetch_or(TOLD, Ordering::SeqCst);
+        let left = |bits| {
+            // The handler cannot be told any more of what has been stopped by now.
+            let told = if bits & STOPS != 0 { TOLD } else { 0 };
+            bits & !SERVED | KICKED | told
+        };
+        if let Ok(before) = self.update(|bits| Some(left(bits))) {
+            self.turn.knock();
+            self.noticed(before, left(before));
         }
-        let before = self.bits.fetch_and(!SERVED, Ordering::SeqCst);
-        self.turn.knock();
-        self.noticed(before, before & !SERVED);
     }
 
     // Stopping.
@@ -251,17 +252,18 @@ impl Word {
         }
     }
 
-    /// The handler has been told of the stop.
+    /// The handler has been told of the stop. That one may have ended meanwhile: the next is told anew.
     pub fn told(&self) {
-        let before = self.bits.fetch_or(TOLD, Ordering::SeqCst);
-        debug_assert!(before & SERVED != 0);
+        let before = self.update(|bits| (bits & STOPS != 0).then_some(bits | TOLD));
+        debug_assert!(before.unwrap_or_else(|bits| bits) & SERVED != 0);
     }
 
-    /// Ends a stop, unless there is another reason. What came meanwhile is marked.
+    /// Ends a stop, unless there is another reason. The queue is marked then: who came meanwhile may have found it closed.
     pub fn resume(&self, reason: Stop) {
         let _ = self.update(|bits| {
             let bits = bits & !(reason as u64);
-            Some(if bits & STOPS == 0 { bits & !TOLD } else { bits })
+            let mark = if bits & RUNS != 0 { KICKED } else { 0 };
+            Some(if bits & STOPS == 0 { bits & !TOLD | mark } else { bits })
         });
     }
 

@@ -1,7 +1,6 @@
 //! A queue that runs: its handler and who serves it.
 
 use std::{
-    cell::Cell,
     mem,
     sync::{
         Arc, Mutex, TryLockError,
@@ -12,6 +11,7 @@ use std::{
 use super::{
     SharedWord,
     order::{Rank, lock_in_order},
+    turn::{Turn, is_serving},
 };
 use crate::{
     sync::lock,
@@ -48,38 +48,6 @@ pub(crate) trait Around {
     fn waits(&self, waits: &[Wait]);
 }
 
-thread_local! {
-    /// How many lanes this thread is serving, one inside the other.
-    static SERVING: Cell<u32> = const { Cell::new(0) };
-}
-
-/// Whether this thread is inside a round, of whatever device: it does not wait for another then, which could wait for this one.
-pub(crate) fn is_serving() -> bool {
-    SERVING.get() != 0
-}
-
-/// A thread's turn at a lane. Dropped by a panic, it leaves the lane to the next that comes.
-struct Turn<'a>(&'a Word);
-
-impl<'a> Turn<'a> {
-    fn new(word: &'a Word) -> Self {
-        SERVING.set(SERVING.get() + 1);
-        Self(word)
-    }
-
-    fn leave(self) {
-        SERVING.set(SERVING.get() - 1);
-        mem::forget(self);
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        SERVING.set(SERVING.get() - 1);
-        self.0.abandon();
-    }
-}
-
 /// A lane whose handler does not know yet that it is stopped. It is not still before that.
 pub(crate) struct Untold<'a> {
     lane: &'a Lane,
@@ -87,10 +55,10 @@ pub(crate) struct Untold<'a> {
 }
 
 impl Untold<'_> {
+    /// Tells it, with nothing locked. If the stop has ended again by then, this thread goes on as one that serves, for those who came
+    /// meanwhile and relied on it.
     pub fn tell(self, around: &dyn Around) {
-        self.lane.tell(around);
-        let _ = self.lane.word.end(false, false);
-        self.turn.leave();
+        self.lane.take_turn(self.turn, End::Tell, true, around);
     }
 }
 
@@ -132,27 +100,20 @@ impl Lane {
         if self.word.begin(patient && !is_serving()) == Begin::Leave {
             return false;
         }
-        let turn = Turn::new(&self.word);
-        loop {
-            let more = match self.round(around) {
-                Ok(rest) => rest == Rest::More,
-                Err(fault) => {
-                    around.failed(fault);
-                    false
-                }
-            };
-            match self.word.end(more, stay) {
-                End::Again => continue,
-                End::Leave => break,
-                End::Tell => {
-                    self.tell(around);
-                    let _ = self.word.end(false, false);
-                    break;
-                }
-            }
-        }
-        turn.leave();
+        self.take_turn(Turn::new(&self.word), End::Again, stay, around);
         true
+    }
+
+    #[inline]
+    fn take_turn(&self, turn: Turn<'_>, first: End, stay: bool, around: &dyn Around) {
+        let round = || match self.round(around) {
+            Ok(rest) => rest == Rest::More,
+            Err(fault) => {
+                around.failed(fault);
+                false
+            }
+        };
+        turn.take(first, stay, round, || self.tell(around));
     }
 
     #[inline]
@@ -191,7 +152,6 @@ impl Lane {
                 self.tell_waits(queue.waits_mut(), around);
             }
         }
-        self.word.told();
     }
 
     /// Tells what the handler waits for now. What counts once is told once: the same again is news.
@@ -221,6 +181,8 @@ impl Lane {
 
     /// Guest memory has changed: lets go of what is no longer in it. A round that is under way is followed by another one.
     pub fn memory_changed(&self) {
+        // First, so that a round which has the lock finds the mark when it ends.
+        self.word.kick();
         match self.running.try_lock() {
             Ok(mut running) => {
                 if let Some(Running { queue, .. }) = &mut *running {
@@ -234,7 +196,6 @@ impl Lane {
             }
             Err(TryLockError::WouldBlock) => {}
         }
-        self.word.kick();
     }
 
     /// The queue's state, if it runs. The lane is still.

@@ -17,13 +17,15 @@ mod lane;
 #[cfg(all(test, loom))]
 mod loom_tests;
 pub(crate) mod order;
+mod turn;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::queue::{QueueIndex, Stillness, Stop};
 
-pub(crate) use lane::{Around, Lane, Running, Untold, is_serving};
+pub(crate) use lane::{Around, Lane, Running, Untold};
+use turn::is_serving;
 
 /// The lanes of a device.
 pub(crate) struct Lanes {
