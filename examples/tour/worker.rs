@@ -77,7 +77,6 @@ impl Worker {
     }
 
     /// Sleeps until the device has nothing to do: it has asked the driver to kick again.
-    #[allow(dead_code, reason = "for tests that need to know what the driver finds")]
     pub fn settle(&self) {
         drop(self.bell.sleep_while(|state| state.rung || state.busy));
     }
