@@ -10,6 +10,7 @@ use devisor::memory::Memory;
 use devisor::virtio::{
     QueueIndex, features,
     queue::{Queue, QueueLayout, VirtioInterrupt},
+
 };
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -176,7 +177,7 @@ fn queue(criterion: &mut Criterion) {
         QueueIndex(0),
         SIZE,
         layout,
-        1 << 35 | 1 << 29 | 1 << 28 | 1 << 32,
+        1<<35|1<<29|1<<28|1<<32,
         &Memory::new(memory.clone()),
         Arc::new(Silence),
     )

@@ -31,9 +31,7 @@ impl Area {
     /// `align` is what a host pointer needs so that it can be used as one.
     fn find(pin: &Pin, segment: &mut Segment, align: usize, access: Permissions) -> Result<Self, Outside> {
         pin.check(segment, access)?;
-        let host = pin
-            .host(segment)
-            .filter(|host| host.as_ptr().addr().is_multiple_of(align));
+        let host = pin.host(segment).filter(|host| host.as_ptr().addr().is_multiple_of(align));
         Ok(Self {
             address: segment.address,
             len: segment.len.into(),

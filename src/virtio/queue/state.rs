@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use super::{Queue, QueueError, QueueIndex, QueueLayout, Shared, VirtioInterrupt, Word, area::View};
+use super::{
+    Queue, QueueError, QueueIndex, QueueLayout, Shared, VirtioInterrupt, Word,
+    area::View,
+};
 use crate::{memory::Memory, sync::lock};
 
 /// A queue's state as plain data. Rings themselves are in guest memory.
@@ -96,16 +99,7 @@ impl Queue {
         } = state;
         let view = View::new(memory.pin(), &layout, max_size)?;
         let word = Arc::new(Word::new(crate::sync::Arc::default()));
-        let shared = Shared::new(
-            index,
-            layout,
-            features,
-            view,
-            next_used,
-            memory.clone(),
-            interrupt,
-            word,
-        );
+        let shared = Shared::new(index, layout, features, view, next_used, memory.clone(), interrupt, word);
         for (place, &head) in (1..).zip(in_flight.iter().filter(|&&head| head < layout.size)) {
             shared.places[usize::from(head)].store(place, Ordering::SeqCst);
         }

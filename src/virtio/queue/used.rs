@@ -16,7 +16,10 @@ use super::{
     chain::Body,
     word::Word,
 };
-use crate::{memory::Memory, sync::lock};
+use crate::{
+    memory::Memory,
+    sync::lock,
+};
 
 /// What a queue and the chains that were taken from it share.
 ///
