@@ -11,8 +11,7 @@ use std::{
 };
 
 use super::{
-    ChainError, DeviceId, DeviceState, DeviceStateError, Fault, QueueHandler, QueueIndex, Round, VirtioDevice,
-    queue::Chain,
+    ChainError, DeviceId, DeviceState, DeviceStateError, Fault, QueueHandler, QueueIndex, Round, VirtioDevice, queue::Chain,
 };
 use crate::sync::lock;
 

@@ -17,7 +17,11 @@ use super::{
     word::Word,
 };
 use crate::{
+<<<<<<< HEAD
     memory::{Memory, Outside},
+=======
+    memory::Memory,
+>>>>>>> h-t
     sync::lock,
 };
 
