@@ -297,6 +297,7 @@ fn direct_io_takes_any_buffer_at_any_offset() {
         };
         let storage = FileStorage::new(direct).unwrap();
         assert!(storage.direct.is_some());
+        assert_eq!(storage.limits().logical_block, 512, "what the image counts in");
         let expected = exercise(&storage);
         let mut contents = file.contents();
         // The discarded sector is undefined.
