@@ -51,6 +51,7 @@
 mod cpu_interface;
 mod distributor;
 mod faces;
+mod handling;
 mod lines;
 mod model;
 mod registers;

@@ -5,7 +5,7 @@ use super::{
     Shared,
     config::{Affinity, GicV3Config, INTIDS, Layout, LpiSupport},
     cpu::{Cpu, Filed},
-    cpu_interface::Acknowledged,
+    handling::Acknowledged,
     mutex::MutexGuard,
     registers::{self, Distributor as Register, SPURIOUS, gicd_ctlr, gicd_irouter, gicd_typer},
     routing::{CpuSet, Routing},

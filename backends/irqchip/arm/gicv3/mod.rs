@@ -79,6 +79,7 @@ mod cpu;
 mod cpu_interface;
 mod distributor;
 mod faces;
+mod handling;
 mod lines;
 mod lpi;
 mod messages;

@@ -89,6 +89,7 @@
 //! ```
 
 mod commands;
+mod execute;
 mod faces;
 mod messages;
 mod model;

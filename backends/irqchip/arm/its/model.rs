@@ -12,7 +12,7 @@ use super::{
         VALID, baser, cbaser, typer,
     },
     tables::{Collection, Device, ENTRY, Fault, Translation, entry_address, read_entry, write_entry},
-    translations::Translations,
+    translations::{Target, Translations},
 };
 use crate::backends::irqchip::CpuId;
 
@@ -20,13 +20,6 @@ use crate::backends::irqchip::CpuId;
 const FIRST_LPI: u32 = 8192;
 /// Size of a command in bytes.
 const COMMAND: u64 = 32;
-
-/// An LPI at a redistributor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Target {
-    pub(super) cpu: CpuId,
-    pub(super) lpi: u32,
-}
 
 /// Everything behind the lock of an ITS, and what it is plugged into.
 pub(super) struct Model {

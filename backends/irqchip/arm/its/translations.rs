@@ -7,7 +7,7 @@
 //!
 //! There is one writer at a time: who holds the lock of the [`Model`](super::model::Model).
 
-use super::{super::gic::lpis::Lpis, model::Target};
+use super::super::gic::lpis::Lpis;
 use crate::{
     backends::irqchip::CpuId,
     sync::{AtomicU64, Ordering},
@@ -23,6 +23,13 @@ pub(super) struct Translations {
     /// Counts the changes of the tables.
     generation: AtomicU64,
     sets: Box<[Set]>,
+}
+
+/// An LPI at a redistributor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) cpu: CpuId,
+    pub(super) lpi: u32,
 }
 
 /// A few translations, read together: one cache line.

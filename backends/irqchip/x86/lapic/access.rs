@@ -3,8 +3,9 @@
 use super::{
     GeneralProtection, Vector,
     model::Model,
+    presence::Mode,
     registers::*,
-    route::{Message, Mode, Target},
+    route::{Message, Target},
 };
 
 impl Model {

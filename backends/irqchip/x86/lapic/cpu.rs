@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::{ApicId, CpuEvent, GeneralProtection, Request, Shared, registers::*, route::Mode};
+use super::{ApicId, CpuEvent, GeneralProtection, Request, Shared, presence::Mode, registers::*};
 use crate::bus::{BusDevice, read_le, write_le};
 
 /// The local APIC of one CPU, and its register page as a [`BusDevice`] of [`SIZE`](Self::SIZE) bytes at

@@ -198,7 +198,7 @@ mod loom_tests {
 
     use super::*;
     use crate::{
-        backends::irqchip::lapic::{ApicId, LocalApicsConfig, Request, model::Model, route::Published},
+        backends::irqchip::lapic::{ApicId, LocalApicsConfig, Request, model::Model, presence::Published},
         interrupt::Interrupt,
     };
 

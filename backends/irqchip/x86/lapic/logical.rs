@@ -6,7 +6,6 @@
 //! when it has published that no logical destination is it. So whoever sends to an ID that the CPU had before and has
 //! after finds it, in whichever order the lists are read.
 
-use super::route::Presence;
 use crate::sync::{AtomicU64, Ordering};
 
 /// A bit for each list: those of the flat model, then 4 for each cluster, then one of those with another ID.
@@ -42,10 +41,9 @@ impl Index {
         Self { words, lists }
     }
 
-    /// What the owner of `cpu` does to publish `presence`. `places` are the lists that it is in.
-    pub fn publish(&self, cpu: usize, places: &mut Places, presence: Presence, publish: impl FnOnce()) {
+    /// What the owner of `cpu` does to publish that it belongs to the lists of `now`. `places` are those that it is in.
+    pub fn publish(&self, cpu: usize, places: &mut Places, now: Places, publish: impl FnOnce()) {
         let (word, bit) = (cpu / 64, 1 << (cpu % 64));
-        let now = presence.places();
         for place in self::places(now & !*places) {
             self.lists[place * self.words + word].fetch_or(bit, Ordering::AcqRel);
         }
@@ -111,8 +109,8 @@ mod loom_tests {
 
     use super::*;
     use crate::backends::irqchip::lapic::{
+        presence::{Mode, Presence, Published},
         registers::{DFR_CLUSTER, DFR_FLAT},
-        route::{Mode, Published},
     };
 
     fn presence(ldr: u8, dfr: u8) -> Presence {
@@ -143,7 +141,7 @@ mod loom_tests {
         /// The guest of `cpu` writes LDR, or DFR.
         fn write(&self, cpu: usize, places: &mut Places, presence: Presence) {
             let publish = || self.published[cpu].set(presence);
-            self.index.publish(cpu, places, presence, publish);
+            self.index.publish(cpu, places, presence.places(), publish);
         }
 
         fn addressed(&self, destination: u32) -> Vec<usize> {

@@ -139,6 +139,7 @@ mod inbox;
 mod lines;
 mod logical;
 mod model;
+mod presence;
 mod registers;
 mod route;
 mod snapshot;
@@ -155,8 +156,8 @@ use self::{
     inbox::Inbox,
     lines::HookEvent,
     model::{Model, News},
+    presence::{Presence, Published},
     registers::Lvt,
-    route::{Presence, Published},
     timer::Timer,
 };
 use crate::{
@@ -369,7 +370,7 @@ impl Own {
                 publish();
             } else {
                 self.model.news.accepts_more |= presence.accepts_vectors();
-                apics.logical.publish(cpu, &mut self.places, presence, publish);
+                apics.logical.publish(cpu, &mut self.places, presence.places(), publish);
             }
         }
         let armed = (self.model.timer, self.model.lvt(Lvt::Timer));

@@ -5,8 +5,9 @@ use std::time::Duration;
 use super::{
     ApicId, CpuEvent, Lint, LocalApicsConfig, Request, Vector,
     inbox::{Mail, signal},
+    presence::{Mode, Presence, x2apic_logical_id},
     registers::*,
-    route::{Message, Mode, Presence, x2apic_logical_id},
+    route::Message,
     timer::{Timer, ticks},
     vectors::Vectors,
 };

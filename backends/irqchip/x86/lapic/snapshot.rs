@@ -6,8 +6,8 @@ use super::{
     ApicId, LocalApic, Vector,
     lines::HookEvent,
     model::{Model, News},
+    presence::Mode,
     registers::*,
-    route::Mode,
     timer::Timer,
     vectors::Vectors,
 };
