@@ -472,6 +472,19 @@ fn what_waits_goes_with_the_next_write_or_flush() {
 }
 
 #[test]
+fn the_transmitter_interrupts_once_what_was_refused_has_left() {
+    let machine = open();
+    machine.write(IER, 0x02);
+    assert_eq!(machine.read(IIR), 0x02);
+    machine.screen.answer(Err(io::ErrorKind::WouldBlock.into()));
+    machine.write(DATA, b'a');
+    assert!(!machine.is_up());
+    machine.uart.flush().unwrap();
+    assert!(machine.is_up());
+    assert_eq!((machine.read(IIR), machine.screen.shown()), (0x02, b"a".to_vec()));
+}
+
+#[test]
 fn a_guest_that_does_not_wait_keeps_the_first_and_loses_the_last() {
     let machine = open();
     machine.write(FCR, 0x01);

@@ -18,27 +18,12 @@
 //! controller but its oldest source. None has a thread or reads the host's clock, and each can be used from many threads
 //! at once.
 
-mod arbiter;
-mod arrays;
-mod check;
+mod arm;
+mod cpu_id;
 mod finished;
-pub mod gicv2;
-pub mod gicv2m;
-pub mod gicv3;
-mod ids;
-pub mod ioapic;
-pub mod its;
-pub mod lapic;
 mod lines;
-mod lpis;
-mod memory;
-mod outputs;
-pub mod pc;
-pub mod pic;
-pub mod pit;
-mod preemption;
-mod state;
+mod x86;
 
-pub use check::StateError;
-pub use ids::{CpuId, IntId, Ppi, Spi, Vector};
-pub use state::{Group, InterruptState, TriggerMode};
+pub use arm::{Group, IntId, InterruptState, Ppi, Spi, StateError, TriggerMode, gicv2, gicv2m, gicv3, its};
+pub use cpu_id::CpuId;
+pub use x86::{Vector, ioapic, lapic, pc, pic, pit};

@@ -8,8 +8,12 @@ use vm_memory::{
 use super::*;
 
 fn two_regions() -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000), (GuestAddress(0x8000), 0x1000)])
-        .unwrap()
+    GuestMemoryMmap::from_ranges(&[
+        (GuestAddress(0), 0x1000),
+        (GuestAddress(0x1000), 0x1000),
+        (GuestAddress(0x8000), 0x1000),
+    ])
+    .unwrap()
 }
 
 #[test]
@@ -31,9 +35,16 @@ fn what_is_not_all_in_memory_is_refused() {
     let pin = Memory::new(Arc::new(two_regions())).pin();
     for (address, len) in [(0x1ffe, 4), (0x2000, 1), (0x7fff, 2), (u64::MAX, 2), (0x8000, 0x1001)] {
         let checked = pin.check(&mut Segment::new(address, len), Permissions::Read);
-        assert_eq!(checked, Err(Outside { address, len: len.into() }));
+        assert_eq!(
+            checked,
+            Err(Outside {
+                address,
+                len: len.into()
+            })
+        );
     }
-    pin.check(&mut Segment::new(0x8000, 0x1000), Permissions::Write).unwrap();
+    pin.check(&mut Segment::new(0x8000, 0x1000), Permissions::Write)
+        .unwrap();
 }
 
 #[test]
@@ -57,13 +68,19 @@ fn writes_and_lent_slices_are_marked_and_reads_are_not() {
     let ram = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
     let ram = Arc::new(ram);
     let pin = Memory::new(ram.clone()).pin();
-    let dirty = |page: usize| ram.find_region(GuestAddress(0)).unwrap().bitmap().dirty_at(0x1000 * page);
+    let dirty = |page: usize| {
+        ram.find_region(GuestAddress(0))
+            .unwrap()
+            .bitmap()
+            .dirty_at(0x1000 * page)
+    };
     pin.read(0, &mut [0; 8]).unwrap();
     pin.write(0x1ffc, &[1; 8]).unwrap();
     assert_eq!([0, 1, 2, 3].map(dirty), [false, true, true, false]);
     for (page, access) in [(0, Permissions::Read), (3, Permissions::Write)] {
         let mut segments = [Segment::new(0x1000 * page, 4)].into_iter();
-        pin.lend(&mut segments, access, &mut Scratch::default(), |_| ()).unwrap();
+        pin.lend(&mut segments, access, &mut Scratch::default(), |_| ())
+            .unwrap();
     }
     assert_eq!([0, 3].map(dirty), [false, true]);
     let _ = ram.read_obj::<u8>(GuestAddress(0));

@@ -8,10 +8,7 @@ use std::{
     },
 };
 
-use super::{
-    registers::ECAM_FUNCTION,
-    root::{DeviceFunction, RootBus},
-};
+use super::{address::DeviceFunction, registers::ECAM_FUNCTION, root::RootBus};
 use crate::bus::{BusDevice, read_le, write_le};
 
 /// The enhanced configuration access mechanism: 4096 bytes of memory for each function of each bus.

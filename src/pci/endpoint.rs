@@ -1,19 +1,18 @@
 //! A function of type 0 without the device in it: configuration space, where the BARs decode, and the ways to interrupt.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex},
-};
+use std::{fmt, sync::Mutex};
 
 use super::{
+    address::DeviceFunction,
     bar::{Bar, BarIndex},
     config::{EndpointConfig, MsiLayout},
+    error::StateError,
     intx::Intx,
     messages::Messages,
     msi::{Msi, MsiControl},
     msix::{Control, MsiX, MsiXState},
     registers::*,
-    root::{DeviceFunction, Slot},
+    slot::Slot,
     space::ConfigSpace,
 };
 use crate::{
@@ -23,7 +22,7 @@ use crate::{
 
 /// What a device on the bus is built around: its configuration space and its interrupts.
 ///
-/// The device keeps one, hands it out as [`Function::endpoint`], and asks it which interrupt to use at the moment of
+/// The device keeps one, hands it out as [`Function::endpoint`](super::Function::endpoint), and asks it which interrupt to use at the moment of
 /// signalling: [`msix`](Self::msix), whose `trigger` says so if the guest has not enabled it, or [`intx`](Self::intx).
 ///
 /// # Threads
@@ -86,55 +85,6 @@ pub struct EndpointState {
     pub msi_pending: u32,
     /// MSI-X, if the function has it.
     pub msix: Option<MsiXState>,
-}
-
-/// A state that no such function can be in. Nothing was restored.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum StateError {
-    /// A bit of configuration space that the guest cannot have changed.
-    #[error(
-        "configuration space has {found:#04x} at {offset:#04x}: this function has {expected:#04x}, and the guest \
-         writes {writable:#04x} of it"
-    )]
-    ReadOnly {
-        /// The first such byte.
-        offset: u8,
-        /// Its value in the state.
-        found: u8,
-        /// Its value after reset.
-        expected: u8,
-        /// The bits that may differ.
-        writable: u8,
-    },
-    /// MSI-X is there on one side alone.
-    #[error("the state is of a function {} MSI-X, this one is otherwise", if *found { "with" } else { "without" })]
-    MsiX {
-        /// Whether the state has it.
-        found: bool,
-    },
-    /// The table or the pending bits are those of another function.
-    #[error("{entries} MSI-X entries and {words} words of pending bits: this function has {count} vectors, 64 a word")]
-    MsiXLength {
-        /// Vectors of this function.
-        count: usize,
-        /// Entries in the state.
-        entries: usize,
-        /// Words of pending bits in the state.
-        words: usize,
-    },
-    /// An address that the table cannot hold.
-    #[error("the address of MSI-X vector {vector} is no multiple of 4")]
-    MsiXAddress {
-        /// The first such vector.
-        vector: usize,
-    },
-    /// A pending bit where there cannot be one: no such vector, or not enabled.
-    #[error("vector {vector} is pending: only vectors that exist can be, while MSI or MSI-X is enabled")]
-    Pending {
-        /// The first such vector.
-        vector: usize,
-    },
 }
 
 impl Endpoint {
@@ -430,63 +380,5 @@ impl fmt::Debug for Endpoint {
             .field("msix", &self.msix)
             .field("msi", &self.msi)
             .finish_non_exhaustive()
-    }
-}
-
-/// A function on a [`RootBus`](super::RootBus): the device behind an [`Endpoint`].
-///
-/// *For device authors*: implement the two accesses to your BARs; offsets, lengths and alignment come from the guest, and
-/// all answer, as in [`BusDevice`](crate::bus::BusDevice). Configuration space is the endpoint's unless a capability of
-/// yours does something when it is accessed. *For who calls it*: the guest reaches a BAR by
-/// [`read_bar`](Endpoint::read_bar) of the endpoint first, and by this if it says no; [`RootBus`](super::RootBus) does so.
-pub trait Function: Send + Sync {
-    /// The endpoint, always the same.
-    fn endpoint(&self) -> &Endpoint;
-
-    /// The guest reads a BAR of the device's own. Fill all of `data`.
-    fn read_bar(&self, bar: BarIndex, offset: u64, data: &mut [u8]);
-
-    /// The guest writes a BAR of the device's own.
-    fn write_bar(&self, bar: BarIndex, offset: u64, data: &[u8]);
-
-    /// The guest reads configuration space. Fill all of `data`.
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        self.endpoint().read_config(offset, data);
-    }
-
-    /// The guest writes configuration space.
-    fn write_config(&self, offset: u64, data: &[u8]) {
-        self.endpoint().write_config(offset, data);
-    }
-
-    /// A reset from outside: that of the [`Endpoint`], and of whatever device is behind it.
-    fn reset(&self) {
-        self.endpoint().reset();
-    }
-}
-
-impl<T: Function + ?Sized> Function for Arc<T> {
-    fn endpoint(&self) -> &Endpoint {
-        (**self).endpoint()
-    }
-
-    fn read_bar(&self, bar: BarIndex, offset: u64, data: &mut [u8]) {
-        (**self).read_bar(bar, offset, data);
-    }
-
-    fn write_bar(&self, bar: BarIndex, offset: u64, data: &[u8]) {
-        (**self).write_bar(bar, offset, data);
-    }
-
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        (**self).read_config(offset, data);
-    }
-
-    fn write_config(&self, offset: u64, data: &[u8]) {
-        (**self).write_config(offset, data);
-    }
-
-    fn reset(&self) {
-        (**self).reset();
     }
 }

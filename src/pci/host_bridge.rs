@@ -3,8 +3,9 @@
 use super::{
     bar::BarIndex,
     config::{EndpointConfig, Identity},
-    endpoint::{Endpoint, Function},
-    root::Slot,
+    endpoint::Endpoint,
+    function::Function,
+    slot::Slot,
 };
 
 /// A host bridge's own function, usually device 0: an identity and no more. Linux on x86 looks for it before it trusts the

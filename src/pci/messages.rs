@@ -118,3 +118,17 @@ impl Messages {
 fn no_vector() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "the function has fewer vectors")
 }
+
+/// For a platform without message-signalled interrupts: no vector is ever given. Leave the capabilities out too, so that
+/// guests do not try.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoMessages;
+
+impl MsiVectors for NoMessages {
+    fn vector(&self, _requester: RequesterId) -> io::Result<Box<dyn MsiVector>> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the platform has no message-signalled interrupts",
+        ))
+    }
+}

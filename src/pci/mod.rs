@@ -63,9 +63,12 @@
 //! ```
 
 mod access;
+mod address;
 mod bar;
 mod config;
 mod endpoint;
+mod error;
+mod function;
 mod host_bridge;
 mod intx;
 mod messages;
@@ -74,15 +77,21 @@ mod msix;
 mod registers;
 mod root;
 mod signal;
+mod slot;
 mod space;
 
 pub use access::{CONFIG_PORTS, ConfigPorts, Ecam};
+pub use address::DeviceFunction;
 pub use bar::{Bar, BarIndex, BarKind};
 pub use config::{ConfigError, EndpointConfig, Identity, Pin};
-pub use endpoint::{Endpoint, EndpointState, Function, StateError};
+pub use endpoint::{Endpoint, EndpointState};
+pub use error::StateError;
+pub use function::Function;
 pub use host_bridge::HostBridge;
 pub use intx::Intx;
+pub use messages::NoMessages;
 pub use msi::Msi;
 pub use msix::{MsiX, MsiXEntry, MsiXState};
-pub use root::{DeviceFunction, NoMessages, RootBus, RootBusError, Slot, Window};
+pub use root::{RootBus, RootBusError, Window};
 pub use signal::Signalled;
+pub use slot::Slot;

@@ -7,7 +7,7 @@ use std::{fmt, io, sync::Mutex};
 use super::{
     bar::BarIndex,
     config::MsiXLayout,
-    endpoint::StateError,
+    error::StateError,
     messages::Messages,
     registers::*,
     signal::{Gate, Signalled},

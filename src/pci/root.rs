@@ -2,81 +2,23 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, io, mem,
+    fmt, mem,
     sync::{Arc, Mutex, Weak},
 };
 
 use super::{
+    address::DeviceFunction,
     bar::{Bar, BarIndex, BarKind},
     config::Pin,
-    endpoint::Function,
+    function::Function,
     registers::*,
+    slot::{Slot, Slots},
 };
 use crate::{
     bus::{Bus, BusDevice},
-    interrupt::{LevelInterrupt, LineSource, MsiVector, MsiVectors, RequesterId, SharedLine},
+    interrupt::{LevelInterrupt, LineSource, MsiVectors, SharedLine},
     sync::lock,
 };
-
-/// Where a function is on its bus: device 0 to 31, function 0 to 7.
-///
-/// ```
-/// use devisor::{interrupt::RequesterId, pci::{DeviceFunction, Pin}};
-///
-/// let address = DeviceFunction::new(3, 1).unwrap();
-/// assert_eq!(address.to_string(), "03.1");
-/// assert_eq!(address.requester(), RequesterId(0x19));
-/// assert_eq!(address.wire(Pin::A), 3, "the first function's would be INTD of the root");
-/// assert_eq!(DeviceFunction::new(32, 0), None);
-///
-/// /// Where there is no such device, this does not compile.
-/// const DISK: DeviceFunction = DeviceFunction::new(4, 0).unwrap();
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeviceFunction(u8);
-
-impl DeviceFunction {
-    /// Device and function, or none if there is no such one.
-    pub const fn new(device: u8, function: u8) -> Option<Self> {
-        match device < 32 && function < 8 {
-            true => Some(Self(device << 3 | function)),
-            false => None,
-        }
-    }
-
-    /// 0 to 31.
-    pub fn device(self) -> u8 {
-        self.0 >> 3
-    }
-
-    /// 0 to 7.
-    pub fn function(self) -> u8 {
-        self.0 & 7
-    }
-
-    /// Who sends the function's messages: it, on bus 0.
-    pub fn requester(self) -> RequesterId {
-        RequesterId(self.0.into())
-    }
-
-    /// Which of the root's four wires a pin of this device pulls (PCI-to-PCI Bridge Architecture 1.2, section 9.1). A device
-    /// tree's `interrupt-map`, and ACPI's `_PRT`, say the same.
-    pub fn wire(self, pin: Pin) -> usize {
-        usize::from(self.device() + pin as u8 - 1) % 4
-    }
-}
-
-impl fmt::Display for DeviceFunction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:02x}.{}", self.device(), self.function())
-    }
-}
-
-impl fmt::Debug for DeviceFunction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// A function cannot be placed on a [`RootBus`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -88,93 +30,6 @@ pub enum RootBusError {
     /// The function's slot is not one of this bus.
     #[error("{0} was not built in a slot of this bus: make its endpoint with what `slot` gives")]
     Foreign(DeviceFunction),
-}
-
-/// A place for a function: its address, its line and where its messages go. An [`Endpoint`](super::Endpoint) is built in it.
-///
-/// [`RootBus::slot`] gives those of a bus, which become free again when they are dropped.
-pub struct Slot {
-    address: DeviceFunction,
-    line: Line,
-    vectors: Arc<dyn MsiVectors>,
-    bus: Weak<Shared>,
-}
-
-enum Line {
-    Own(Option<Box<dyn LevelInterrupt>>),
-    /// Which of the bus's wires, the pin says.
-    Wire,
-}
-
-impl Slot {
-    /// A slot without a bus: for a bus of yours, and for tests. `line` is what the function's pin pulls.
-    pub fn new(address: DeviceFunction, line: Box<dyn LevelInterrupt>, vectors: Arc<dyn MsiVectors>) -> Self {
-        Self {
-            address,
-            line: Line::Own(Some(line)),
-            vectors,
-            bus: Weak::new(),
-        }
-    }
-
-    /// Where the function will be.
-    pub fn address(&self) -> DeviceFunction {
-        self.address
-    }
-
-    fn is_of(&self, bus: &Arc<Shared>) -> bool {
-        std::ptr::eq(self.bus.as_ptr(), Arc::as_ptr(bus))
-    }
-
-    pub(super) fn vectors(&self) -> Arc<dyn MsiVectors> {
-        Arc::clone(&self.vectors)
-    }
-
-    /// What `pin` pulls. None without a pin, or a bus that is gone.
-    pub(super) fn take_line(&mut self, pin: Option<Pin>) -> Option<Box<dyn LevelInterrupt>> {
-        let pin = pin?;
-        match &mut self.line {
-            Line::Own(line) => line.take(),
-            Line::Wire => self.bus.upgrade()?.line(self.address, pin),
-        }
-    }
-
-    /// The endpoint's BARs decode elsewhere now. Called with nothing locked.
-    pub(super) fn refresh(&self) {
-        if let Some(bus) = self.bus.upgrade() {
-            bus.refresh();
-        }
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        if let Some(bus) = self.bus.upgrade() {
-            lock(&bus.state).slots.remove(&self.address);
-        }
-    }
-}
-
-impl fmt::Debug for Slot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slot")
-            .field("address", &self.address)
-            .finish_non_exhaustive()
-    }
-}
-
-/// For a platform without message-signalled interrupts: no vector is ever given. Leave the capabilities out too, so that
-/// guests do not try.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoMessages;
-
-impl MsiVectors for NoMessages {
-    fn vector(&self, _requester: RequesterId) -> io::Result<Box<dyn MsiVector>> {
-        Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "the platform has no message-signalled interrupts",
-        ))
-    }
 }
 
 type Wire = SharedLine<LineSource<Arc<dyn LevelInterrupt>>>;
@@ -291,12 +146,8 @@ impl RootBus {
             return Err(RootBusError::Taken(address));
         }
         state.slots.insert(address, None);
-        Ok(Slot {
-            address,
-            line: Line::Wire,
-            vectors: Arc::clone(&self.shared.vectors),
-            bus: Arc::downgrade(&self.shared),
-        })
+        let bus: Weak<dyn Slots> = Arc::<Shared>::downgrade(&self.shared);
+        Ok(Slot::on(bus, address, Arc::clone(&self.shared.vectors)))
     }
 
     /// Places `function` in the slot that its endpoint was built in. A guest finds a device by its function 0: insert that
@@ -396,7 +247,7 @@ impl RootBus {
     }
 }
 
-impl Shared {
+impl Slots for Shared {
     fn line(&self, address: DeviceFunction, pin: Pin) -> Option<Box<dyn LevelInterrupt>> {
         let wire = &self.wires[usize::from(address.device())][pin as usize - 1];
         // A slot is out once, so a wire has no more than eight sources.
@@ -412,6 +263,10 @@ impl Shared {
         };
         // It may hold the last of a removed function, whose slot wants the lock.
         drop(before);
+    }
+
+    fn free(&self, address: DeviceFunction) {
+        lock(&self.state).slots.remove(&address);
     }
 }
 

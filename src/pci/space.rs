@@ -3,7 +3,7 @@
 use super::{
     bar::{Bar, BarIndex},
     config::EndpointConfig,
-    endpoint::StateError,
+    error::StateError,
     registers::*,
 };
 

@@ -4,9 +4,10 @@
 //! device  --->  queue (suppression decides)  --->  transport (status bit, then the line)  --->  Interrupt
 //! ```
 //!
-//! A device implements [`VirtioDevice`]; it sees its queues and its configuration space, and no vector, status register
-//! or line. A [`transport`] owns the device, decodes registers and carries the status machine. Publishing a used buffer,
-//! deciding whether the driver wants to hear of it and signalling it are one call, [`queue::Queue::complete`].
+//! A device implements [`VirtioDevice`], and a [`QueueHandler`] for each of its queues; they see requests and a configuration space, and
+//! no vector, status register or line. A [`transport`] owns the device, decodes registers and carries the status machine. Publishing a
+//! used buffer, deciding whether the driver wants to hear of it and signalling it are one call, [`queue::Chain::complete`].
+//! [`guide`] tells how to write a device.
 
 pub mod block;
 pub mod device;

@@ -50,9 +50,20 @@ impl LoopDevice {
     /// # Errors
     /// Why there is none here.
     pub fn new(file: &Temporary, block_size: u32) -> Result<Self, String> {
+        Self::set_up(file, &["--sector-size", &block_size.to_string()])
+    }
+
+    /// One that refuses writes, though it can be opened for writing.
+    ///
+    /// # Errors
+    /// Why there is none here.
+    pub fn read_only(file: &Temporary) -> Result<Self, String> {
+        Self::set_up(file, &["--read-only"])
+    }
+
+    fn set_up(file: &Temporary, options: &[&str]) -> Result<Self, String> {
         let mut losetup = Command::new("losetup");
-        losetup.args(["--find", "--show", "--sector-size", &block_size.to_string()]);
-        let output = losetup.arg(&file.0).output();
+        let output = losetup.args(["--find", "--show"]).args(options).arg(&file.0).output();
         let output = output.map_err(|error| format!("losetup: {error}"))?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         match output.status.success() {

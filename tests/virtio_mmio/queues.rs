@@ -150,6 +150,7 @@ fn a_queue_that_was_not_enabled_at_driver_ok_reads_as_not_ready_for_good() {
         driver.write(QUEUE_READY, 1);
         assert_eq!(driver.read(QUEUE_READY), 0);
     }
+    assert_eq!(driver.status(), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
 }
 
 #[test]

@@ -13,6 +13,7 @@
 mod config;
 mod guest;
 mod model;
+mod outside;
 mod registers;
 mod vcpu;
 

@@ -100,7 +100,8 @@ impl FileStorage {
         Self::new(File::open(path)?)
     }
 
-    /// Takes an open file or block device. One that is open for reading alone makes the guest's device read-only.
+    /// Takes an open file or block device. One that is open for reading alone makes the guest's device read-only, and so does
+    /// a block device that takes no writes.
     ///
     /// # Errors
     /// It is neither, or is open in a way that does not serve.
@@ -131,10 +132,11 @@ impl FileStorage {
             Kind::BlockDevice => sys::device_limits(&file),
         };
         let direct = (flags & sys::O_DIRECT != 0).then(|| direct(&file, kind, &mut limits));
+        let read_only = access == libc::O_RDONLY || kind == Kind::BlockDevice && sys::refuses_writes(&file);
         let storage = Self {
             file,
             kind,
-            read_only: access == libc::O_RDONLY,
+            read_only,
             limits,
             direct,
         };

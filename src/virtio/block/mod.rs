@@ -19,8 +19,7 @@ use std::{
 
 use super::{
     DeviceId, DeviceState, DeviceStateError, Fault, QueueHandler, QueueIndex, Round, VirtioDevice,
-    device::read_config_bytes,
-    queue::Slices,
+    device::read_config_bytes, queue::Slices,
 };
 use crate::sync::lock;
 use registers::{SECTOR, config, feature};
@@ -187,7 +186,8 @@ impl Block {
             return Err(BlockError::Shrunk { saved, present });
         }
         disk.capacity.store(saved, Ordering::SeqCst);
-        disk.writeback.store(writeback.map_or(UNWRITTEN, u8::from), Ordering::SeqCst);
+        disk.writeback
+            .store(writeback.map_or(UNWRITTEN, u8::from), Ordering::SeqCst);
         Ok(disk)
     }
 }

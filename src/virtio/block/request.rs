@@ -108,8 +108,9 @@ impl Disk {
     /// `filled` tells how far the data got, also if the storage failed on the way.
     fn read(&self, sector: u64, output: Writer<'_>, slices: &mut Slices, filled: &mut u32) -> Result<(), Failure> {
         let range = self.locate(sector, output.remaining().into())?;
-        let (moved, result) = output
-            .with_slices(slices, |buffers| transfer(buffers, range.start, |offset, rest| self.storage.read_at(offset, rest)))?;
+        let (moved, result) = output.with_slices(slices, |buffers| {
+            transfer(buffers, range.start, |offset, rest| self.storage.read_at(offset, rest))
+        })?;
         // At most what the chain has room for, which is counted in 32 bits.
         *filled = moved as u32;
         Ok(result?)

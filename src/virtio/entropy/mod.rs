@@ -11,7 +11,8 @@ use std::{
 };
 
 use super::{
-    ChainError, DeviceId, DeviceState, DeviceStateError, Fault, QueueHandler, QueueIndex, Round, VirtioDevice, queue::Chain,
+    ChainError, DeviceId, DeviceState, DeviceStateError, Fault, QueueHandler, QueueIndex, Round, VirtioDevice,
+    queue::Chain,
 };
 use crate::sync::lock;
 

@@ -33,7 +33,9 @@ impl Area {
     #[inline]
     fn find(pin: &Pin, segment: &mut Segment, align: usize, access: Permissions) -> Result<Self, Outside> {
         pin.check(segment, access)?;
-        let host = pin.host(segment).filter(|host| host.as_ptr().addr().is_multiple_of(align));
+        let host = pin
+            .host(segment)
+            .filter(|host| host.as_ptr().addr().is_multiple_of(align));
         Ok(Self {
             address: segment.address,
             host,

@@ -169,7 +169,11 @@ impl Queue {
     fn with_shared(mut shared: Shared, next_avail: u16) -> Self {
         let view = shared.used.get_mut().ok().and_then(|used| used.view.clone());
         Self {
-            available: Available::new(shared.layout.size, shared.features & features::EVENT_IDX != 0, next_avail),
+            available: Available::new(
+                shared.layout.size,
+                shared.features & features::EVENT_IDX != 0,
+                next_avail,
+            ),
             view,
             hands: Hands::default(),
             shared: Arc::new(shared),

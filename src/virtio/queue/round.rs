@@ -546,8 +546,7 @@ impl<'r, 'q> Chain<'r, 'q> {
         round.mark_used();
         round.used = None;
         OwnedChain {
-            pin: round.view.pin.clone(),
-            body: Some(body),
+            held: Some((body, round.view.pin.clone())),
             shared,
         }
     }
@@ -568,18 +567,18 @@ impl fmt::Debug for Chain<'_, '_> {
 /// Dropped, it is [given back untouched](Self::give_back).
 #[must_use = "a chain that is dropped is served again"]
 pub struct OwnedChain {
-    /// There until it is given back.
-    body: Option<Box<Body>>,
+    /// There until it is given back, with what keeps its segments mapped.
+    held: Option<(Box<Body>, Pin)>,
     shared: Arc<Shared>,
-    /// Keeps the segments mapped. Last: it goes last.
-    pin: Pin,
 }
 
 impl OwnedChain {
+    fn held(&self) -> &(Box<Body>, Pin) {
+        self.held.as_ref().unwrap_or_else(|| unreachable!("it was given back"))
+    }
+
     fn body(&self) -> &Body {
-        self.body
-            .as_deref()
-            .unwrap_or_else(|| unreachable!("it was given back"))
+        &self.held().0
     }
 
     /// Index of the first descriptor, by which the driver knows the chain.
@@ -609,36 +608,46 @@ impl OwnedChain {
 
     /// The readable bytes, from the first on.
     pub fn reader(&self) -> Reader<'_> {
-        Reader::new(&self.pin, self.readable(), self.readable_len())
+        Reader::new(self.pin(), self.readable(), self.readable_len())
     }
 
     /// The writable bytes, from the first on.
     pub fn writer(&self) -> Writer<'_> {
-        Writer::new(&self.pin, self.writable(), self.writable_len())
+        Writer::new(self.pin(), self.writable(), self.writable_len())
     }
 
     /// The map of guest memory that it was found in.
     pub fn pin(&self) -> &Pin {
-        &self.pin
+        &self.held().1
     }
 
     /// Gives the chain back, as [`Chain::complete`] does. A ring that is no longer in guest memory is told of by the next round.
     pub fn complete(mut self, written: u32) {
-        if let Some(body) = self.body.take() {
-            self.shared.give_back(body, Some(written));
-        }
+        self.end(Some(written));
+    }
+
+    /// Gives back a request that is not what the device type prescribes, as [`Chain::refuse`] does.
+    pub fn refuse(mut self) {
+        self.shared.count_malformed();
+        self.end(Some(0));
     }
 
     /// Gives the chain back as if it had never been taken: for a request that has had no effect yet when its queue is stopped. It
-    /// is kept, saved, and served again first, in the order in which it was taken.
+    /// is kept, saved, and served again first, in the order in which it was taken, when the queue is next looked at.
     pub fn give_back(self) {}
+
+    fn end(&mut self, written: Option<u32>) {
+        if let Some((body, pin)) = self.held.take() {
+            // Before the queue can be still: nothing of a map that was replaced is held then.
+            drop(pin);
+            self.shared.give_back(body, written);
+        }
+    }
 }
 
 impl Drop for OwnedChain {
     fn drop(&mut self) {
-        if let Some(body) = self.body.take() {
-            self.shared.give_back(body, None);
-        }
+        self.end(None);
     }
 }
 

@@ -2,14 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-<<<<<<< HEAD
 use super::{Queue, QueueError, QueueIndex, QueueLayout, Shared, VirtioInterrupt, area::View};
-=======
-use super::{
-    Queue, QueueError, QueueIndex, QueueLayout, Shared, VirtioInterrupt, Word,
-    area::View,
-};
->>>>>>> h-t
 use crate::{memory::Memory, sync::lock};
 
 /// A queue's state as plain data. Rings themselves are in guest memory.
@@ -102,12 +95,7 @@ impl Queue {
             signal_owed,
         } = state;
         let view = View::new(memory.pin(), &layout, max_size)?;
-<<<<<<< HEAD
         let shared = Shared::new(index, layout, features, (view, next_used), memory.clone(), interrupt);
-=======
-        let word = Arc::new(Word::new(crate::sync::Arc::default()));
-        let shared = Shared::new(index, layout, features, view, next_used, memory.clone(), interrupt, word);
->>>>>>> h-t
         for (place, &head) in (1..).zip(in_flight.iter().filter(|&&head| head < layout.size)) {
             shared.places[usize::from(head)].store(place, Ordering::SeqCst);
         }

@@ -17,11 +17,7 @@ use super::{
     word::Word,
 };
 use crate::{
-<<<<<<< HEAD
     memory::{Memory, Outside},
-=======
-    memory::Memory,
->>>>>>> h-t
     sync::lock,
 };
 
@@ -203,7 +199,7 @@ impl Shared {
     }
 
     pub fn count_malformed(&self) {
-        add(&self.counters.malformed, 1);
+        self.counters.malformed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Shows the driver what was put, if anything was, and says whether it is to be told: of that, or of what is owed.

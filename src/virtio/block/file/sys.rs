@@ -17,8 +17,9 @@ mod linux {
 
     pub use libc::{EREMOTEIO, O_DIRECT};
 
-    /// `BLKDISCARD`, `BLKALIGNOFF` and `BLKZEROOUT` (linux/fs.h): `_IO(0x12, 119)`, `_IO(0x12, 122)` and
-    /// `_IO(0x12, 127)`. Spelled out, because `_IO` has a direction bit on MIPS, PowerPC and SPARC.
+    /// `BLKROGET`, `BLKDISCARD`, `BLKALIGNOFF` and `BLKZEROOUT` (linux/fs.h): `_IO(0x12, 94)`, `_IO(0x12, 119)`,
+    /// `_IO(0x12, 122)` and `_IO(0x12, 127)`. Spelled out, because `_IO` has a direction bit on MIPS, PowerPC and SPARC.
+    const BLKROGET: libc::Ioctl = NO_DIRECTION | 0x125e;
     const BLKDISCARD: libc::Ioctl = NO_DIRECTION | 0x1277;
     const BLKALIGNOFF: libc::Ioctl = NO_DIRECTION | 0x127a;
     const BLKZEROOUT: libc::Ioctl = NO_DIRECTION | 0x127f;
@@ -41,6 +42,11 @@ mod linux {
 
     pub fn zero_device(file: &File, offset: u64, len: u64) -> io::Result<()> {
         range_ioctl(file, BLKZEROOUT, offset, len)
+    }
+
+    /// Whether a block device refuses writes, as one can that was opened for writing.
+    pub fn refuses_writes(file: &File) -> bool {
+        number_ioctl(file, BLKROGET).is_some_and(|read_only| read_only != 0)
     }
 
     /// What a block device works in. What it does not tell is as by default.
@@ -142,6 +148,10 @@ mod other {
 
     pub fn unsupported(_: &File, _: u64, _: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub fn refuses_writes(_: &File) -> bool {
+        false
     }
 
     pub fn device_limits(_: &File) -> Limits {

@@ -208,6 +208,22 @@ fn a_file_that_is_open_for_reading_is_read_only() {
 }
 
 #[test]
+fn a_device_that_refuses_writes_is_read_only_though_it_is_open_for_writing() {
+    let file = Temporary::new(&pattern(4096));
+    let device = match LoopDevice::read_only(&file) {
+        Ok(device) => device,
+        Err(why) => return skipped(why),
+    };
+    let storage = FileStorage::open(&device).unwrap();
+    let read_only = Abilities {
+        read_only: true,
+        ..Abilities::default()
+    };
+    assert_eq!(storage.abilities(), read_only);
+    assert_eq!(read(&storage, 0, 4096).unwrap(), pattern(4096));
+}
+
+#[test]
 fn files_without_sectors_or_in_the_wrong_mode_are_refused() {
     let file = Temporary::new(&[0; 512]);
     let open = |options: &mut OpenOptions| FileStorage::new(options.open(&file).unwrap());
@@ -297,6 +313,7 @@ fn direct_io_takes_any_buffer_at_any_offset() {
         };
         let storage = FileStorage::new(direct).unwrap();
         assert!(storage.direct.is_some());
+        assert_eq!(storage.limits().logical_block, 512, "what the image counts in");
         let expected = exercise(&storage);
         let mut contents = file.contents();
         // The discarded sector is undefined.

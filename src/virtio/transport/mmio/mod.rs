@@ -15,8 +15,8 @@ use std::{
 use vm_memory::GuestAddressSpace;
 
 use super::{
-    Core, Doorbell, NotStill, RestoreError, SavedDevice, SavedTransport, TransportError, TransportState, VirtioTransport,
-    replace_high, replace_low, status::DRIVER_OK,
+    Core, Doorbell, NotStill, RestoreError, SavedDevice, SavedTransport, TransportError, TransportState,
+    VirtioTransport, replace_high, replace_low, status::DRIVER_OK,
 };
 use crate::{
     bus::{BusDevice, read_le, write_le},

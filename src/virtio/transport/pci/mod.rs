@@ -28,8 +28,8 @@ use vm_memory::GuestAddressSpace;
 use super::{Core, Doorbell, NotStill, RestoreError, SavedDevice, TransportError, VirtioTransport};
 use crate::{
     bus::{Doorbells, read_le, write_le},
-    pci::{BarIndex, ConfigError, Endpoint, Function, Pin, Slot},
     memory::Memory,
+    pci::{BarIndex, ConfigError, Endpoint, Function, Pin, Slot},
     sync::lock,
     virtio::{
         Fault, QueueIndex, VirtioDevice, Wait, features,

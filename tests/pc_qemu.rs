@@ -1,0 +1,281 @@
+//! What a PC has besides its interrupt controllers beside QEMU's: the same seeded sequence to both, every read and the line
+//! compared.
+//!
+//! QEMU runs its `q35` machine without a running CPU and takes accesses by its qtest protocol. The lines are read where they
+//! end, at its IOAPIC. What QEMU leaves out of its models stays out of the sequence; each case says what and why.
+#![cfg(unix)]
+
+#[path = "support/qtest.rs"]
+mod qtest;
+#[path = "support/random.rs"]
+mod random;
+#[path = "support/skip.rs"]
+mod skip;
+
+use std::{sync::Arc, time::Duration};
+
+use devisor::{bus::BusDevice, interrupt::NoInterrupt, platform::mc146818::Mc146818, time::ManualClock};
+use qtest::Qtest;
+use random::Random;
+
+const STEPS: usize = 5000;
+const IOAPIC_PATH: &str = "/machine/q35/ioapic";
+
+/// 2023-11-14T22:13:20, where QEMU's clock begins.
+const NOW: u64 = 1_700_000_000;
+
+/// Why the test is skipped if QEMU does not start.
+fn q35(arguments: &[&str]) -> Result<Qtest, String> {
+    let machine = ["-M", "q35,kernel-irqchip=off"];
+    let mut qemu = Qtest::start("qemu-system-x86_64", &[&machine[..], arguments].concat())?;
+    qemu.intercept_inputs(IOAPIC_PATH);
+    Ok(qemu)
+}
+
+/// One of ours and QEMU's, side by side.
+struct Pair<D> {
+    ours: D,
+    qemu: Qtest,
+    base: u16,
+    /// The latest steps, to say how a difference came about.
+    steps: Vec<String>,
+}
+
+impl<D: BusDevice> Pair<D> {
+    fn new(ours: D, qemu: Qtest, base: u16) -> Self {
+        let steps = Vec::new();
+        Self {
+            ours,
+            qemu,
+            base,
+            steps,
+        }
+    }
+
+    fn step(&mut self, step: String) {
+        if self.steps.len() == 60 {
+            self.steps.remove(0);
+        }
+        self.steps.push(step);
+    }
+
+    fn write(&mut self, port: u16, value: u8) {
+        self.step(format!("write {port:#x} {value:#04x}"));
+        self.ours.write(port.into(), &[value]);
+        self.qemu.port_out(self.base + port, value);
+    }
+
+    /// Reads from both, and compares the bits of `mask`.
+    fn read(&mut self, port: u16, mask: u8) -> u8 {
+        let mut ours = [0];
+        self.ours.read(port.into(), &mut ours);
+        let theirs = self.qemu.port_in(self.base + port);
+        let [ours] = ours;
+        self.step(format!("read {port:#x}: {ours:#04x}"));
+        assert_eq!(
+            ours & mask,
+            theirs & mask,
+            "port {port:#x} is {ours:#04x} here and {theirs:#04x} in QEMU, after\n  {}",
+            self.steps.join("\n  ")
+        );
+        ours
+    }
+
+    fn line(&mut self, up: bool, number: u32) -> u32 {
+        let theirs = self.qemu.level(number);
+        assert_eq!(
+            up,
+            theirs,
+            "line {number} differs, after\n  {}",
+            self.steps.join("\n  ")
+        );
+        u32::from(up)
+    }
+}
+
+mod mc146818 {
+    use super::*;
+
+    pub const A: u8 = 0x0a;
+    pub const B: u8 = 0x0b;
+    pub const C: u8 = 0x0c;
+    pub const UIP: u8 = 1 << 7;
+    pub const SET: u8 = 1 << 7;
+    pub const PIE: u8 = 1 << 6;
+    pub const AIE: u8 = 1 << 5;
+    pub const UIE: u8 = 1 << 4;
+    pub const DM: u8 = 1 << 2;
+    pub const HOURS_24: u8 = 1 << 1;
+    pub const CENTURY: u8 = 0x32;
+    const IRQ: u32 = 8;
+
+    /// What the time is made of: seconds, minutes, hours, date, month, year, century.
+    pub const TIME: [u8; 7] = [0, 2, 4, 7, 8, 9, CENTURY];
+
+    pub struct Clocks {
+        pub pair: Pair<Mc146818<NoInterrupt, Arc<ManualClock>, ()>>,
+        clock: Arc<ManualClock>,
+    }
+
+    impl Clocks {
+        /// Both at [`NOW`]. QEMU's is driven by its clock `clock`.
+        pub fn start(clock: &str) -> Result<Self, String> {
+            let qemu = q35(&["-rtc", &format!("base=2023-11-14T22:13:20,clock={clock}")])?;
+            let clock = Arc::new(ManualClock::new(Duration::from_secs(NOW)));
+            let ours = Mc146818::new(NoInterrupt, Arc::clone(&clock), ());
+            let pair = Pair::new(ours, qemu, 0x70);
+            Ok(Self { pair, clock })
+        }
+
+        pub fn put(&mut self, register: u8, value: u8) {
+            self.pair.write(0, register);
+            self.pair.write(1, value);
+        }
+
+        pub fn get(&mut self, register: u8, mask: u8) -> u8 {
+            self.pair.write(0, register);
+            self.pair.read(1, mask)
+        }
+
+        /// What QEMU's alone says.
+        pub fn theirs(&mut self, register: u8) -> u8 {
+            self.pair.qemu.port_out(0x70, register);
+            self.pair.qemu.port_in(0x71)
+        }
+
+        /// A second passes, for ours at once.
+        pub fn tick(&mut self) {
+            self.pair.step("a second passes".to_owned());
+            self.clock.advance(Duration::from_secs(1));
+            self.pair.ours.expire();
+        }
+
+        pub fn line(&mut self) -> bool {
+            let up = self.pair.ours.interrupt().is_up();
+            self.pair.line(up, IRQ);
+            up
+        }
+
+        /// Sets the time, the seconds first, in the format that register B is to have from then on.
+        pub fn set(&mut self, control: u8, time: [u8; 7]) {
+            let number = |value: u8| {
+                if control & DM != 0 {
+                    value
+                } else {
+                    value / 10 * 16 + value % 10
+                }
+            };
+            self.put(B, SET | control & !UIE);
+            for (register, value) in TIME.into_iter().zip(time) {
+                let byte = match register {
+                    4 if control & HOURS_24 == 0 => number((value + 11) % 12 + 1) | if value >= 12 { 0x80 } else { 0 },
+                    _ => number(value),
+                };
+                self.put(register, byte);
+            }
+            self.put(B, control);
+        }
+    }
+}
+
+#[test]
+fn mc146818_answers_as_qemus_does() {
+    use mc146818::*;
+
+    // QEMU's time stands still while its CPU does, so this compares everything but the ticks.
+    let mut clocks = match Clocks::start("vm") {
+        Ok(clocks) => clocks,
+        Err(why) => return skip::skipped(why),
+    };
+    let mut random = Random(0x5eed_0146);
+    for _ in 0..STEPS / 5 {
+        let control = clocks.pair.ours.save().registers[usize::from(B)];
+        match random.below(8) {
+            0 | 1 => clocks.put(random.one_of(&[1, 3, 5]), random.next() as u8),
+            // The format is that of the time that is there.
+            2 | 3 => clocks.put(
+                B,
+                control & (DM | HOURS_24) | random.next() as u8 & (PIE | AIE | UIE | 0x09),
+            ),
+            4 => {
+                let time = [60, 60, 24, 28, 12, 100, 22].map(|limit| random.below(limit) as u8);
+                let [seconds, minutes, hours, date, month, year, century] = time;
+                // QEMU's time begins with 1970.
+                let time = [seconds, minutes, hours, date + 1, month + 1, year, century.max(20)];
+                clocks.set(random.next() as u8 & 0x7f, time);
+            }
+            // What the time is set to while the divider does not count, QEMU forgets.
+            5 => {
+                clocks.put(A, 0x70 | random.next() as u8);
+                clocks.get(A, !UIP);
+                clocks.put(A, random.one_of(&[0x00, 0x10, 0x20]) | random.next() as u8 & 0x8f);
+            }
+            6 => clocks.put(random.one_of(&[0x0c, 0x0d]), random.next() as u8),
+            _ => {
+                let register = 0x40 + random.below(0x40) as u8;
+                clocks.put(register, random.next() as u8);
+                clocks.get(register, 0xff);
+            }
+        }
+        for register in [0, 1, 2, 3, 4, 5, 7, 8, 9, B, 0x0d, CENTURY] {
+            clocks.get(register, 0xff);
+        }
+        // On the second's dot QEMU says that an update is in progress, where ours has had it.
+        clocks.get(A, !UIP);
+        clocks.pair.read(0, 0xff);
+        clocks.line();
+    }
+}
+
+#[test]
+fn mc146818_goes_on_as_qemus_does() {
+    use mc146818::*;
+
+    // QEMU's time is the host's, and runs; ours is a second later once QEMU's is.
+    let mut clocks = match Clocks::start("rt") {
+        Ok(clocks) => clocks,
+        Err(why) => return skip::skipped(why),
+    };
+    clocks.put(A, 0x20);
+    // Of an alarm in the second half of a day that is written so, QEMU takes the half from the time.
+    let new_year = [59, 59, 23, 31, 12, 99, 19];
+    let (mut retries, mut up) = (0, 0);
+    for (control, time, alarm) in [
+        (HOURS_24, new_year, [0xff, 0xff, 0xff]),
+        (HOURS_24 | UIE, [59, 59, 23, 28, 2, 24, 20], [0x01, 0xff, 0xff]),
+        (DM | AIE, [59, 59, 11, 28, 2, 23, 20], [0, 0, 0xff]),
+        (AIE, [59, 59, 23, 30, 4, 0, 20], [0xff, 0x00, 0xff]),
+        (AIE | UIE | HOURS_24 | DM, [8, 59, 9, 30, 4, 0, 20], [9, 59, 10]),
+    ] {
+        loop {
+            for (register, byte) in [1, 3, 5].into_iter().zip(alarm) {
+                clocks.put(register, byte);
+            }
+            clocks.set(control, time);
+            clocks.get(C, 0);
+            let second = clocks.theirs(0);
+            while clocks.theirs(0) == second {}
+            clocks.tick();
+            // Its timer runs when its main loop comes round.
+            std::thread::sleep(Duration::from_millis(20));
+            let next = clocks.theirs(0);
+            let late = |clocks: &mut Clocks| clocks.theirs(0) != next;
+            let theirs = [2, 4, 7, 8, 9, CENTURY].map(|register| clocks.theirs(register));
+            if late(&mut clocks) && retries < 10 {
+                retries += 1;
+                continue;
+            }
+            for (register, theirs) in [2, 4, 7, 8, 9, CENTURY].into_iter().zip(theirs) {
+                clocks.pair.write(0, register);
+                let mut ours = [0];
+                clocks.pair.ours.read(1, &mut ours);
+                assert_eq!(ours, [theirs], "register {register:#x} with {control:#x} from {time:?}");
+            }
+            up += u32::from(clocks.line());
+            clocks.get(C, 0xb0);
+            assert!(!clocks.line());
+            break;
+        }
+    }
+    assert!(up >= 3, "{up}");
+}
