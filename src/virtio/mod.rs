@@ -6,7 +6,7 @@
 //!
 //! A device implements [`VirtioDevice`]; it sees its queues and its configuration space, and no vector, status register
 //! or line. A [`transport`] owns the device, decodes registers and carries the status machine. Publishing a used buffer,
-//! deciding whether the driver wants to hear of it and signalling it are one call, [`queue::Queue::complete`].
+//! deciding whether the driver wants to hear of it and signalling it are one call, [`queue::Chain::complete`].
 
 pub mod block;
 pub mod device;
