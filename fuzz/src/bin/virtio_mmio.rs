@@ -271,7 +271,7 @@ impl Machine {
 
     /// A device in a state from outside comes into the place of this one.
     fn restore(&mut self, mut state: VirtioMmioState) {
-        let mut other = self.another();
+        let other = self.another();
         let before = other.device.save();
         if other.device.restore(&state).is_err() {
             assert_eq!(other.device.save(), before, "refused, and changed");
