@@ -262,6 +262,8 @@ fn a_backend_that_never_answers_is_seen_by_the_embedder_and_can_be_cancelled() {
     driver.mmio.pause();
     assert!(!driver.mmio.wait_until_still(Some(Duration::from_millis(10))));
     assert_eq!(driver.mmio.waiting(), [(QueueIndex(0), 2)]);
+    let before = driver.mmio.waiting_for().expect("it is not still");
+    assert!(driver.mmio.waiting_for() >= Some(before));
     let refused = driver.mmio.save().expect_err("requests are under way");
     assert_eq!(refused.0, [(QueueIndex(0), 2)]);
     let told = Arc::new(AtomicU32::new(0));
@@ -269,8 +271,13 @@ fn a_backend_that_never_answers_is_seen_by_the_embedder_and_can_be_cancelled() {
         let told = Arc::clone(&told);
         Box::new(move || _ = told.fetch_add(1, SeqCst))
     });
-    held.complete_all();
+    // The backend does nothing of its own accord, and ends its requests when it is asked to.
+    driver.mmio.cancel();
+    assert_eq!(held.count(), 2);
+    held.obey(true);
+    driver.mmio.cancel();
     assert!(told.load(SeqCst) > 0);
+    assert_eq!(driver.mmio.waiting_for(), None);
     assert!(driver.mmio.is_still() && driver.mmio.waiting().is_empty());
 }
 

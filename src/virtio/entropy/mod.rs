@@ -116,36 +116,33 @@ impl Entropy {
 }
 
 impl Shared {
-    /// The next bytes, or none.
-    fn draw(&self) -> Option<[u8; CHUNK]> {
-        let mut chunk = [0; CHUNK];
+    /// The next bytes of what is wanted, or none.
+    fn draw<'a>(&self, chunk: &'a mut [u8; CHUNK], wanted: u32) -> Option<&'a [u8]> {
+        let bytes = &mut chunk[..CHUNK.min(wanted as usize)];
         let filled = match &mut *lock(&self.source) {
-            Plugged::Seeded(source) => source.fill(&mut chunk),
-            Plugged::Other(source) => source.fill(&mut chunk),
+            Plugged::Seeded(source) => source.fill(bytes),
+            Plugged::Other(source) => source.fill(bytes),
         };
         if filled.is_err() {
             self.failures.fetch_add(1, Ordering::Relaxed);
         }
-        filled.ok().map(|()| chunk)
+        filled.ok().map(|()| &*bytes)
     }
 
-    /// Fills a request, of which `chunk` is the beginning. Returns how many bytes it got.
-    fn answer(&self, chain: &Chain<'_, '_>, mut chunk: [u8; CHUNK]) -> Result<u32, ChainError> {
+    /// Fills a request. Returns how many bytes it got: none, if the source has none.
+    fn answer(&self, chain: &Chain<'_, '_>) -> Result<u32, ChainError> {
         let mut room = chain.writer();
         let wanted = room.remaining().min(MAX_BYTES_PER_REQUEST);
+        // What the source leaves behind when it fails is thrown away with this.
+        let mut chunk = [0; CHUNK];
         let mut done = 0;
-        loop {
-            let len = (CHUNK as u32).min(wanted - done);
-            room.write(&chunk[..len as usize])?;
-            done += len;
-            if done == wanted {
-                return Ok(done);
-            }
-            match self.draw() {
-                Some(next) => chunk = next,
-                None => return Ok(done),
-            }
+        while done < wanted
+            && let Some(bytes) = self.draw(&mut chunk, wanted - done)
+        {
+            room.write(bytes)?;
+            done += bytes.len() as u32;
         }
+        Ok(done)
     }
 }
 
@@ -202,9 +199,9 @@ impl QueueHandler for RequestQueue {
                 chain.refuse()?;
                 continue;
             }
-            // A request that cannot be answered stays in the ring, where a reset, a save and the next attempt find it.
-            let Some(chunk) = self.0.draw() else { return Ok(()) };
-            match self.0.answer(&chain, chunk) {
+            match self.0.answer(&chain) {
+                // A request that cannot be answered stays in the ring, where a reset, a save and the next attempt find it.
+                Ok(0) => return Ok(()),
                 Ok(written) => chain.complete(written)?,
                 Err(_) => chain.refuse()?,
             }

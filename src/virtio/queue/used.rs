@@ -278,6 +278,14 @@ impl Shared {
                 Err(_) => return false,
             },
         };
+        if let Some(flat) = view.flat().filter(|_| !self.owes()) {
+            let from = ring.next;
+            let wanted = ring.use_near(flat, head, written, true, self);
+            if view.pin.tracks() {
+                view.mark_used(from, ring.next);
+            }
+            return wanted;
+        }
         let put = ring.put(view, head, written);
         put.and_then(|()| self.publish(ring, view)) == Ok(true)
     }

@@ -87,6 +87,15 @@ pub trait VirtioTransport: Send + Sync {
     /// Which queues have not come to rest, and how many requests of each are under way.
     fn waiting(&self) -> Vec<(QueueIndex, u64)>;
 
+    /// For how long a queue that is to come to rest has not: because of a pause, or because the driver resets it and waits. `None` if
+    /// all have that are to.
+    fn waiting_for(&self) -> Option<Duration>;
+
+    /// Asks the device again to have what is under way end on such queues
+    /// ([`VirtioDevice::cancel`](crate::virtio::VirtioDevice::cancel)), as a pause and a reset have done when they began: for an embedder
+    /// whose patience ends.
+    fn cancel(&self);
+
     /// Calls `told` whenever something of this device has come to rest, or may have: then ask [`is_still`](Self::is_still). It is
     /// called on the thread that has ended the last request, and must not call this device.
     fn when_still(&self, told: Box<dyn Fn() + Send + Sync>);

@@ -16,6 +16,7 @@ use std::{
         Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use super::{
@@ -107,6 +108,8 @@ pub(crate) struct Core<D> {
     config_telling: AtomicU32,
     /// The embedder has paused the device.
     paused: AtomicBool,
+    /// Since when a queue is to come to rest.
+    stopping: Mutex<Option<Instant>>,
     /// The driver has reset the device, which has not come to rest yet.
     resetting: AtomicBool,
 }
@@ -177,6 +180,7 @@ impl<D: VirtioDevice + 'static> Core<D> {
             config_owed: AtomicBool::new(false),
             config_telling: AtomicU32::new(0),
             paused: AtomicBool::new(false),
+            stopping: Mutex::new(None),
             resetting: AtomicBool::new(false),
             queue_sizes,
         });

@@ -3,7 +3,7 @@
 use std::{
     ops::Range,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -333,6 +333,7 @@ impl<D: VirtioDevice> Core<D> {
         change(&mut registers, selected)?;
         if lane.word.runs() {
             // In one step with the registers, which another thread may change.
+            self.note_stop();
             let untold = lane.begin_stop(Stop::Queue);
             drop(registers);
             if let Some(untold) = untold {
@@ -403,6 +404,21 @@ impl<D: VirtioDevice> Core<D> {
         self.lanes.waiting()
     }
 
+    /// For how long a queue that is to come to rest has not.
+    pub fn waiting_for(&self) -> Option<Duration> {
+        self.finish_all();
+        let mut since = lock(&self.stopping);
+        if self.all_stopped_are_still() {
+            *since = None;
+        }
+        since.map(|since| since.elapsed())
+    }
+
+    /// Asks the device again to have what is under way end, on queues that are to come to rest.
+    pub fn cancel_all(&self) {
+        self.cancel(0..self.queue_sizes.len());
+    }
+
     pub fn when_still(&self, told: Box<dyn Fn() + Send + Sync>) {
         self.lanes.stillness.tell(told);
     }
@@ -422,11 +438,25 @@ impl<D> Core<D> {
 
     /// Begins to stop all queues: see [`Lane::begin_stop`].
     fn begin_stop(&self, reason: Stop) -> Vec<(QueueIndex, Untold<'_>)> {
+        self.note_stop();
         let begun = self
             .lanes
             .iter()
             .map(|(index, lane)| Some((index, lane.begin_stop(reason)?)));
         begun.flatten().collect()
+    }
+
+    fn all_stopped_are_still(&self) -> bool {
+        let mut lanes = self.lanes.iter();
+        lanes.all(|(_, lane)| !lane.word.is_stopped() || lane.word.is_still())
+    }
+
+    /// A stop begins. That another one has been waited for before counts.
+    fn note_stop(&self) {
+        let mut since = lock(&self.stopping);
+        if since.is_none() || self.all_stopped_are_still() {
+            *since = Some(Instant::now());
+        }
     }
 
     fn tell(&self, untold: Vec<(QueueIndex, Untold<'_>)>) {

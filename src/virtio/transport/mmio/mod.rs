@@ -231,6 +231,14 @@ impl<D: VirtioDevice> VirtioTransport for VirtioMmio<D> {
         self.core.waiting()
     }
 
+    fn waiting_for(&self) -> Option<Duration> {
+        self.core.waiting_for()
+    }
+
+    fn cancel(&self) {
+        self.core.cancel_all();
+    }
+
     fn when_still(&self, told: Box<dyn Fn() + Send + Sync>) {
         self.core.when_still(told);
     }
