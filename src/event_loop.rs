@@ -86,6 +86,12 @@ struct State {
     polled: bool,
     /// Threads that have nothing to do.
     idle: usize,
+    /// Of those, threads that were woken and have not come back yet.
+    woken: usize,
+    /// How many of what is due are served before the poller is asked again.
+    turns: usize,
+    /// Queues that became due before their device took its seat.
+    early: HashSet<Target>,
     stopped: bool,
 }
 
@@ -135,16 +141,20 @@ impl EventLoop {
         let mut events = Events::new();
         let mut state = self.0.state();
         while !state.stopped {
-            if let Some(target) = state.take_due() {
+            let more = !state.due.is_empty();
+            if !state.polled && (!more || state.turns == 0) {
+                // What is due again and again keeps nothing else from being seen.
+                let limit = more.then_some(Duration::ZERO);
+                state = self.0.poll(state, &mut events, limit)?;
+            } else if let Some(target) = state.take_due() {
                 drop(state);
                 self.0.serve(target);
                 state = self.0.state();
-            } else if state.polled {
+            } else {
                 state.idle += 1;
                 state = self.0.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
                 state.idle -= 1;
-            } else {
-                state = self.0.poll(state, &mut events, None)?;
+                state.woken = state.woken.saturating_sub(1);
             }
         }
         Ok(())
@@ -157,7 +167,8 @@ impl EventLoop {
     /// The poller failed.
     pub fn run_once(&self, limit: Duration) -> io::Result<bool> {
         let mut state = self.0.state();
-        if state.due.is_empty() && !state.polled {
+        if !state.polled {
+            let limit = if state.due.is_empty() { limit } else { Duration::ZERO };
             state = self.0.poll(state, &mut Events::new(), Some(limit))?;
         }
         // No more than there is now: what becomes due meanwhile is for the next call.
@@ -258,12 +269,20 @@ impl Shared {
     }
 
     /// Something is due, for one more thread than before.
-    fn wake(&self, state: &State) {
-        if state.idle != 0 {
-            self.idle.notify_one();
-        } else if state.polled {
+    fn wake(&self, state: &mut State) {
+        if !self.wake_idle(state) && state.polled {
             let _ = self.poller.notify();
         }
+    }
+
+    /// Whether there was a thread to wake: each is woken for one thing.
+    fn wake_idle(&self, state: &mut State) -> bool {
+        let sleeping = state.idle > state.woken;
+        if sleeping {
+            state.woken += 1;
+            self.idle.notify_one();
+        }
+        sleeping
     }
 
     fn make_due(&self, state: &mut State, target: Target) {
@@ -293,9 +312,7 @@ impl Shared {
         let mut state = self.state();
         state.polled = false;
         // Another thread is to be at the poller while this one serves.
-        if state.idle != 0 {
-            self.idle.notify_one();
-        }
+        self.wake_idle(&mut state);
         polled?;
         for event in events.iter() {
             self.event(&mut state, event);
@@ -307,6 +324,7 @@ impl Shared {
             state.set_deadline(target, None);
             self.make_due(&mut state, target);
         }
+        state.turns = state.due.len();
         Ok(state)
     }
 
@@ -329,29 +347,23 @@ impl Shared {
         for target in hit {
             self.make_due(state, target);
         }
-        // Its event is used up. What is waited for always is armed when its callback has returned.
+        // What is waited for always is armed when its callback has returned.
         state.rearm(&self.poller, descriptor, false);
     }
 
     fn serve(&self, target: Target) {
         match target {
             Target::Queue(seat, queue) => {
-                let device = self.state().seats.get(&seat).and_then(Weak::upgrade);
-                let Some(device) = device else { return };
-                if device.serve(queue) {
+                let device = self.state().seated(seat, target);
+                if device.is_some_and(|device| device.serve(queue)) {
                     self.make_due(&mut self.state(), target);
                 }
             }
             Target::Call(id) => {
                 let call = self.state().calls.get(&id).cloned();
                 if let Some(call) = call {
+                    let _called = Called(self, target);
                     call();
-                    let mut state = self.state();
-                    let always = |watched: &Watched| watched.waiting.iter().any(|waiting| waiting.target == target);
-                    let descriptor = state.descriptors.iter().find(|(_, watched)| always(watched));
-                    if let Some((&descriptor, _)) = descriptor {
-                        state.rearm(&self.poller, descriptor, true);
-                    }
                 }
             }
         }
@@ -401,6 +413,21 @@ impl Shared {
     }
 }
 
+/// A callback is under way. When it returns, or panics, its descriptor is waited for again.
+struct Called<'a>(&'a Shared, Target);
+
+impl Drop for Called<'_> {
+    fn drop(&mut self) {
+        let Self(shared, target) = *self;
+        let mut state = shared.state();
+        let always = |watched: &Watched| watched.waiting.iter().any(|waiting| waiting.target == target);
+        let descriptor = state.descriptors.iter().find(|(_, watched)| always(watched));
+        if let Some((&descriptor, _)) = descriptor {
+            state.rearm(&shared.poller, descriptor, true);
+        }
+    }
+}
+
 impl State {
     fn number(&mut self) -> usize {
         self.next += 1;
@@ -410,7 +437,19 @@ impl State {
     fn take_due(&mut self) -> Option<Target> {
         let target = self.due.pop_front()?;
         self.is_due.remove(&target);
+        self.turns = self.turns.saturating_sub(1);
         Some(target)
+    }
+
+    /// The device on a seat. If none has taken it yet, `target` is kept for the one that will.
+    fn seated(&mut self, seat: usize, target: Target) -> Option<Arc<dyn VirtioTransport>> {
+        match self.seats.get(&seat) {
+            Some(device) => device.upgrade(),
+            None => {
+                self.early.insert(target);
+                None
+            }
+        }
     }
 
     fn set_deadline(&mut self, target: Target, deadline: Option<Duration>) {
@@ -459,6 +498,10 @@ impl State {
             wanted().any(|waiting| waiting.readable),
             wanted().any(|waiting| waiting.writable),
         );
+        if !event.readable && !event.writable {
+            // Its event is used up. Armed for nothing, it would still say that the other end has gone, again and again.
+            return true;
+        }
         let source = source(descriptor);
         if poller.modify(source, event).is_ok() {
             return true;
@@ -519,7 +562,13 @@ impl Seat {
     /// not keep it alive.
     pub fn take(&self, device: &Arc<dyn VirtioTransport>) {
         let Occupied { shared, seat } = &*self.0;
-        shared.state().seats.insert(*seat, Arc::downgrade(device));
+        let mut state = shared.state();
+        state.seats.insert(*seat, Arc::downgrade(device));
+        let here = |target: &Target| matches!(target, Target::Queue(other, _) if other == seat);
+        let early: Vec<_> = state.early.extract_if(here).collect();
+        for target in early {
+            shared.make_due(&mut state, target);
+        }
     }
 
     /// Has `queue` looked at: because its doorbell was caught by the hypervisor.
@@ -550,13 +599,10 @@ impl Drop for Occupied {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         state.seats.remove(&self.seat);
-        let seat = self.seat;
-        state
-            .due
-            .retain(|target| !matches!(target, Target::Queue(other, _) if *other == seat));
-        state
-            .is_due
-            .retain(|target| !matches!(target, Target::Queue(other, _) if *other == seat));
+        let elsewhere = |target: &Target| !matches!(target, Target::Queue(seat, _) if *seat == self.seat);
+        state.due.retain(elsewhere);
+        state.is_due.retain(elsewhere);
+        state.early.retain(elsewhere);
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
     os::{fd::AsRawFd, unix::net::UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex,
         atomic::{AtomicU32, Ordering::SeqCst},
         mpsc,
     },
@@ -24,7 +24,9 @@ use std::{
 use devisor::{
     event_loop::{EventLoop, Seat},
     time::{Alarm, Clock},
-    virtio::{DeviceId, Fault, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioMmio, VirtioTransport, Wait},
+    virtio::{
+        DeviceId, Fault, Handle, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioMmio, VirtioTransport, Wait,
+    },
 };
 use driver::{ALL, Driver, QUEUE_NOTIFY, SIZE, STATUS, silent};
 use ring::{Ring, memory, writable};
@@ -362,4 +364,212 @@ fn a_device_that_panics_takes_its_thread_with_it_and_nothing_else() {
     drive(&events, || ring.used_idx() == 1);
     driver.mmio.pause();
     assert!(driver.mmio.is_still());
+}
+
+/// Asks to be looked at again in each round, for ever.
+struct Endless {
+    handle: Arc<Mutex<Option<Handle>>>,
+}
+
+impl VirtioDevice for Endless {
+    fn device_id(&self) -> DeviceId {
+        DeviceId(42)
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[SIZE]
+    }
+
+    fn attach(&mut self, handle: Handle) {
+        *self.handle.lock().unwrap() = Some(handle);
+    }
+
+    fn start(&mut self, _: QueueIndex) -> Box<dyn QueueHandler> {
+        Box::new(Endless {
+            handle: Arc::clone(&self.handle),
+        })
+    }
+}
+
+impl QueueHandler for Endless {
+    fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
+        if let Some(handle) = &*self.handle.lock().unwrap() {
+            handle.look(round.index());
+        }
+        Ok(round.each(|_| Ok(0))?)
+    }
+}
+
+/// A device on a seat of `events`, driven up to DRIVER_OK.
+fn seated<D: VirtioDevice + 'static>(events: &EventLoop, device: D, queues: u16) -> (Driver<D>, Vec<Ring>, Seat) {
+    let memory = memory();
+    let seat = events.seat();
+    let mmio = VirtioMmio::new(device, Arc::clone(&memory), silent()).unwrap();
+    let mmio = Arc::new(mmio.with_doorbell(seat.clone()));
+    let driver = Driver { mmio, memory };
+    driver.negotiate(ALL & !1);
+    let rings = (0..queues).map(|queue| driver.set_up_queue(queue)).collect();
+    driver.go();
+    (driver, rings, seat)
+}
+
+fn take<D: VirtioDevice + 'static>(seat: &Seat, driver: &Driver<D>) {
+    seat.take(&(driver.mmio.clone() as Arc<dyn VirtioTransport>));
+}
+
+#[test]
+fn a_queue_that_always_has_more_keeps_no_deadline_and_no_descriptor_from_being_seen() {
+    let events = EventLoop::new().unwrap();
+    let (driver, _rings, seat) = seated(&events, Endless { handle: Arc::default() }, 1);
+    take(&seat, &driver);
+    let (told, heard) = mpsc::channel();
+    let alarm = {
+        let told = told.clone();
+        events.alarm(move || told.send("the deadline").unwrap())
+    };
+    let (near, mut far) = UnixStream::pair().unwrap();
+    let watch = events.watch(near, move |mut near: &UnixStream| {
+        near.read_exact(&mut [0]).unwrap();
+        told.send("the descriptor").unwrap();
+    });
+    let _watch = watch.unwrap();
+    let worker = thread::spawn({
+        let events = events.clone();
+        move || events.run()
+    });
+    thread::sleep(MOMENT);
+    alarm.set(Some(events.now()));
+    far.write_all(b"x").unwrap();
+    let seen = [(); 2].map(|()| heard.recv_timeout(PATIENCE / 6));
+    events.stop();
+    worker.join().unwrap().unwrap();
+    assert!(seen.iter().all(Result::is_ok), "{seen:?}");
+}
+
+/// Ends a request when another one is under way.
+struct Pair(Arc<(Mutex<u32>, Condvar)>);
+
+impl VirtioDevice for Pair {
+    fn device_id(&self) -> DeviceId {
+        DeviceId(42)
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[SIZE, SIZE]
+    }
+
+    fn start(&mut self, _: QueueIndex) -> Box<dyn QueueHandler> {
+        Box::new(Pair(Arc::clone(&self.0)))
+    }
+}
+
+impl QueueHandler for Pair {
+    fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
+        Ok(round.each(|_| {
+            let (here, all) = &*self.0;
+            let mut here = here.lock().unwrap();
+            *here += 1;
+            all.notify_all();
+            let both = here.next_multiple_of(2);
+            let waited = all.wait_timeout_while(here, PATIENCE / 6, |here| *here < both);
+            Ok((!waited.unwrap().1.timed_out()).into())
+        })?)
+    }
+}
+
+#[test]
+fn two_queues_that_become_due_at_once_are_served_by_two_threads() {
+    let events = EventLoop::new().unwrap();
+    let (driver, mut rings, seat) = seated(&events, Pair(Arc::default()), 2);
+    take(&seat, &driver);
+    settle(&events);
+    let workers = [(); 2].map(|()| {
+        let events = events.clone();
+        thread::spawn(move || events.run())
+    });
+    for round in 1..=5u16 {
+        // One is at the poller, the other has nothing to do.
+        thread::sleep(MOMENT);
+        rings
+            .iter_mut()
+            .for_each(|ring| _ = ring.request(&[writable(0x8000, 1)]));
+        (0..2).for_each(|queue| seat.look(QueueIndex(queue)));
+        let begun = events.now();
+        while rings.iter().any(|ring| ring.used_idx() != round) {
+            assert!(events.now() - begun < PATIENCE);
+            thread::yield_now();
+        }
+    }
+    events.stop();
+    workers.into_iter().for_each(|worker| worker.join().unwrap().unwrap());
+    for ring in &mut rings {
+        assert!(ring.used().iter().all(|&(_, met)| met == 1), "one after the other");
+    }
+}
+
+#[test]
+fn a_watch_whose_other_end_has_gone_is_called_by_one_thread_at_a_time() {
+    let events = EventLoop::new().unwrap();
+    let (near, far) = UnixStream::pair().unwrap();
+    let (here, most, calls) = (
+        AtomicU32::new(0),
+        Arc::new(AtomicU32::new(0)),
+        Arc::new(AtomicU32::new(0)),
+    );
+    let watch = {
+        let (most, calls) = (Arc::clone(&most), Arc::clone(&calls));
+        events.watch(near, move |_: &UnixStream| {
+            most.fetch_max(here.fetch_add(1, SeqCst) + 1, SeqCst);
+            thread::sleep(MOMENT);
+            here.fetch_sub(1, SeqCst);
+            calls.fetch_add(1, SeqCst);
+        })
+    };
+    let _watch = watch.unwrap();
+    drop(far);
+    let workers = [(); 2].map(|()| {
+        let events = events.clone();
+        thread::spawn(move || events.run())
+    });
+    let begun = events.now();
+    while calls.load(SeqCst) < 5 {
+        assert!(events.now() - begun < PATIENCE);
+        thread::sleep(MOMENT);
+    }
+    events.stop();
+    workers.into_iter().for_each(|worker| worker.join().unwrap().unwrap());
+    assert_eq!(most.load(SeqCst), 1);
+}
+
+#[test]
+fn a_watch_that_panics_is_called_again() {
+    let events = EventLoop::new().unwrap();
+    let (near, mut far) = UnixStream::pair().unwrap();
+    let calls = Arc::new(AtomicU32::new(0));
+    let watch = {
+        let calls = Arc::clone(&calls);
+        events.watch(near, move |mut near: &UnixStream| {
+            near.read_exact(&mut [0]).unwrap();
+            assert_ne!(calls.fetch_add(1, SeqCst), 0, "as told");
+        })
+    };
+    let _watch = watch.unwrap();
+    far.write_all(b"a").unwrap();
+    assert!(catch_unwind(AssertUnwindSafe(|| events.run_once(PATIENCE))).is_err());
+    far.write_all(b"b").unwrap();
+    assert!(events.run_once(PATIENCE / 6).unwrap());
+    assert_eq!(calls.load(SeqCst), 2);
+}
+
+#[test]
+fn a_queue_that_was_kicked_before_its_device_took_the_seat_is_served_then() {
+    let events = EventLoop::new().unwrap();
+    let (driver, mut rings, seat) = seated(&events, Bad(Arc::new(AtomicU32::new(1))), 1);
+    rings[0].request(&[writable(0x8000, 1)]);
+    driver.write(QUEUE_NOTIFY, 0);
+    settle(&events);
+    assert_eq!(rings[0].used_idx(), 0, "nobody knows the device");
+    take(&seat, &driver);
+    settle(&events);
+    assert_eq!(rings[0].used_idx(), 1);
 }
