@@ -7,7 +7,7 @@ mod guest;
 mod guest_cpu;
 #[path = "support/guest_drivers.rs"]
 mod guest_drivers;
-#[path = "../examples/tour/worker.rs"]
+#[path = "support/worker.rs"]
 mod worker;
 
 use std::{

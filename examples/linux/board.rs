@@ -6,9 +6,10 @@ use std::{
     io,
     path::Path,
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -21,13 +22,14 @@ use devisor::{
         recorder::{RecordedLevel, Recorder},
     },
     bus::{Bus, BusDevice},
+    event_loop::EventLoop,
     platform::{
         pl011::{Pl011, Pl011Config},
         pl031::Pl031,
     },
     time::ManualClock,
     virtio::{
-        QueueIndex,
+        VirtioTransport,
         block::{Block, BlockOptions, FileStorage},
         entropy::{Entropy, OsRandom},
     },
@@ -35,9 +37,10 @@ use devisor::{
 use vm_memory::GuestMemoryMmap;
 
 use crate::{
+    completion::{Completion, Gate, completed},
     disk::NotedReads,
     machine::{InterruptPins, Machine},
-    virtio::{Place, Runnable, Slots, Transport},
+    virtio::{Place, Slots, Transport},
     watch::{Console, Watch, WatchedCpuInterface, WatchedSource},
 };
 
@@ -114,9 +117,11 @@ pub struct Board {
     wire: Arc<AtomicUsize>,
     clock: Arc<ManualClock>,
     rtc: Arc<Pl031<RecordedLine, Arc<ManualClock>, ()>>,
-    virtio: [Runnable; 2],
-    /// The guest has kicked a virtio device.
-    kicked: Arc<AtomicBool>,
+    virtio: [Arc<dyn VirtioTransport>; 2],
+    /// What runs the virtio devices.
+    events: EventLoop,
+    /// Held while the core runs.
+    core_runs: Gate,
     disk_was_read: Arc<AtomicBool>,
 }
 
@@ -125,7 +130,7 @@ impl Board {
     #[allow(clippy::too_many_arguments, reason = "an embedder plugs in many things")]
     pub fn new(
         machine: &Machine,
-        transport: Transport,
+        (transport, completion): (Transport, Completion),
         pins: InterruptPins,
         memory: GuestMemoryMmap,
         disk: &Path,
@@ -149,25 +154,31 @@ impl Board {
         let uart = Arc::new(Pl011::new(Pl011Config::default(), line(UART_LINE, UART_SPI)?, console));
         let rtc = Arc::new(Pl031::new(line(RTC_LINE, RTC_SPI)?, Arc::clone(&clock), ()));
 
-        // Virtio devices do not run within the guest's kick but after it, as on a worker thread.
-        let kicked = Arc::new(AtomicBool::new(false));
-        let doorbell = || {
-            let kicked = Arc::clone(&kicked);
-            move |_: QueueIndex| {
-                kicked.store(true, Ordering::SeqCst);
-                Ok(())
+        // Virtio devices do not run within the guest's kick but after it, by an event loop on the thread of all the rest. Where
+        // another thread is to complete requests, it runs a loop of its own.
+        let events = EventLoop::new()?;
+        let core_runs = Gate::default();
+        let completing = match completion {
+            Completion::Thread => {
+                let elsewhere = EventLoop::new()?;
+                let run = elsewhere.clone();
+                // It ends with the process.
+                thread::Builder::new().name("disk".into()).spawn(move || run.run())?;
+                elsewhere
             }
+            _ => events.clone(),
         };
         let memory = Arc::new(memory);
         let mut bus = Bus::new();
         let slots = Slots::new(transport, &gic, recorder, &mut bus)?;
         let disk_was_read = Arc::new(AtomicBool::new(false));
-        let storage = NotedReads::new(FileStorage::open(disk)?, Arc::clone(&disk_was_read));
-        let block = Block::new(storage, BlockOptions::default())?;
+        let storage = Arc::new(NotedReads::new(FileStorage::open(disk)?, Arc::clone(&disk_was_read)));
+        let block = Block::new(Arc::clone(&storage), BlockOptions::default())?;
+        let block = completed(block, storage, completion, &completing, Arc::clone(&core_runs));
         let entropy = Entropy::new(WatchedSource::new(OsRandom, Arc::clone(watch)));
         let virtio = [
-            slots.plug(&BLOCK, block, &memory, doorbell(), &mut bus)?,
-            slots.plug(&ENTROPY, entropy, &memory, doorbell(), &mut bus)?,
+            slots.plug(&BLOCK, block, &memory, &events, &mut bus)?,
+            slots.plug(&ENTROPY, entropy, &memory, &events, &mut bus)?,
         ];
 
         let gic_cpu_interface = WatchedCpuInterface::new(gic.cpu_interface(CPU)?, Arc::clone(watch));
@@ -189,7 +200,8 @@ impl Board {
             clock,
             rtc,
             virtio,
-            kicked,
+            events,
+            core_runs,
             disk_was_read,
         })
     }
@@ -208,12 +220,20 @@ impl Board {
         self.uart.receive(characters)
     }
 
-    /// Runs the virtio devices if the guest has kicked one. Returns whether something of the disk is in RAM now.
-    pub fn run_virtio_devices(&self) -> bool {
-        if self.kicked.swap(false, Ordering::SeqCst) {
-            self.virtio.iter().for_each(|run| run());
+    /// Runs the core by `run`, during which no request of the disk ends. `forget` is called before if something of the disk has got
+    /// into RAM.
+    pub fn with_core(&self, forget: impl FnOnce(), run: impl FnOnce()) {
+        let _runs = self.core_runs.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.disk_was_read.swap(false, Ordering::SeqCst) {
+            forget();
         }
-        self.disk_was_read.swap(false, Ordering::SeqCst)
+        run();
+    }
+
+    /// Runs the virtio devices that the guest has kicked. Returns whether requests are under way.
+    pub fn run_virtio_devices(&self) -> io::Result<bool> {
+        while self.events.run_once(Duration::ZERO)? {}
+        Ok(self.virtio.iter().any(|device| !device.waiting().is_empty()))
     }
 
     /// Sets the time, as the guest has been running for `uptime`, and returns the uptime at which the clock's alarm is

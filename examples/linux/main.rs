@@ -15,12 +15,15 @@
 //! | `main.rs` | load the guest, run the loop |
 //! | `board.rs` | make the devices and wire them up |
 //! | `virtio.rs` | plug the same devices in as virtio-mmio or as PCI functions |
+//! | `../shared/completion.rs` | make of the disk one that completes late, out of order, or on another thread (`--completion`) |
 //! | `disk.rs` | put something of its own in front of the disk image |
 //! | `devicetree.rs` | tell the guest of the devices |
 //! | `machine.rs` | adapt the hypervisor, which is rsemu |
 //! | `watch.rs`, `counts.rs`, `verdict.rs` | not needed to run a guest: look whether all this is true |
 
 mod board;
+#[path = "../shared/completion.rs"]
+mod completion;
 mod counts;
 mod devicetree;
 mod disk;
@@ -35,10 +38,12 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
 use board::Board;
+use completion::Completion;
 use devisor::{backends::recorder::Recorder, time::ManualClock};
 use machine::{Machine, PowerRequest, Ram};
 use virtio::Transport;
@@ -51,6 +56,8 @@ usage: cargo run --release --example linux -- [OPTION VALUE]...
   --initrd FILE      an initial RAM disk        [tests/guest/build/initrd.cpio]
   --disk FILE        an ext4 image; the guest gets a copy, FILE.run   [tests/guest/build/root.ext4]
   --transport NAME   mmio; pci, with messages; or pci-intx, with wires          [mmio]
+  --completion NAME  when the disk completes its requests: in their round; late; shuffled; or
+                     by another thread: round, late, shuffled, thread [round]
   --engine NAME      rsemu's jit-host, jit or interp                  [jit-host]
   --timeout SECONDS  give the guest up after this much of our time    [600]
   --vcd FILE         write the interrupt lines as a waveform
@@ -61,6 +68,7 @@ struct Options {
     initrd: PathBuf,
     disk: PathBuf,
     transport: Transport,
+    completion: Completion,
     engine: String,
     timeout: Duration,
     vcd: Option<PathBuf>,
@@ -75,6 +83,7 @@ impl Options {
             initrd: build.join("initrd.cpio"),
             disk: build.join("root.ext4"),
             transport: Transport::Mmio,
+            completion: Completion::Round,
             engine: "jit-host".into(),
             timeout: Duration::from_secs(600),
             vcd: None,
@@ -91,6 +100,10 @@ impl Options {
                 "--transport" => {
                     let mut names = Transport::NAMES.into_iter();
                     options.transport = names.find(|(name, _)| *name == value).ok_or(USAGE)?.1;
+                }
+                "--completion" => {
+                    let mut names = Completion::NAMES.into_iter();
+                    options.completion = names.find(|(name, _)| *name == value).ok_or(USAGE)?.1;
                 }
                 "--engine" => options.engine = value,
                 "--timeout" => options.timeout = Duration::from_secs(value.parse().map_err(|_| USAGE)?),
@@ -146,7 +159,16 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let recorder = Recorder::builder().clock(clock.clone()).capacity(1 << 20).build();
     let memory = ram.memory().clone();
     let transport = options.transport;
-    let board = Board::new(&machine, transport, pins, memory, &disk, clock, &watch, &recorder)?;
+    let board = Board::new(
+        &machine,
+        (transport, options.completion),
+        pins,
+        memory,
+        &disk,
+        clock,
+        &watch,
+        &recorder,
+    )?;
 
     let started = Instant::now();
     let end = run_until_off(&machine, &board, &watch, &word, options.timeout);
@@ -203,7 +225,7 @@ fn run_until_off(
     let started = Instant::now();
     let mut typed = format!("{word}\n").into_bytes();
     loop {
-        machine.run();
+        board.with_core(|| machine.forget_translations(), || machine.run());
         match machine.power_request() {
             Some(PowerRequest::Off) => return Ok(()),
             Some(PowerRequest::Reset) => {
@@ -211,16 +233,17 @@ fn run_until_off(
             }
             None => {}
         }
-        if board.run_virtio_devices() {
-            machine.forget_translations();
-        }
+        let under_way = board.run_virtio_devices()?;
         if watch.is_asked() {
             let taken = board.type_in(&typed);
             typed.drain(..taken);
         }
         let sending = board.send_characters()?;
         let alarm = board.let_time_pass(machine.time());
-        if !sending {
+        if under_way {
+            // The guest waits for the disk, which is somebody else's time.
+            thread::sleep(Duration::from_micros(50));
+        } else if !sending {
             machine.skip_idle_time(alarm)?;
             board.let_time_pass(machine.time());
         }
@@ -251,7 +274,12 @@ mod tests {
 
     #[test]
     fn an_option_without_a_value_or_without_a_meaning_is_refused() {
-        for arguments in [&["--kernel"][..], &["--timeout", "soon"], &["--transport", "usb"]] {
+        for arguments in [
+            &["--kernel"][..],
+            &["--timeout", "soon"],
+            &["--transport", "usb"],
+            &["--completion", "never"],
+        ] {
             let arguments = arguments.iter().map(|argument| argument.to_string());
             assert_eq!(Options::parse(arguments).err().as_deref(), Some(USAGE));
         }

@@ -8,12 +8,10 @@ use devisor::{
         recorder::Recorder,
     },
     bus::Bus,
+    event_loop::EventLoop,
     interrupt::{LevelInterrupt, NoInterrupt, RequesterId, SinkVectors},
     pci::{DeviceFunction, HostBridge, Pin, RootBus},
-    virtio::{
-        VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport,
-        transport::{Doorbell, mmio::Line},
-    },
+    virtio::{VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport, transport::mmio::Line},
 };
 use vm_memory::GuestMemoryMmap;
 
@@ -70,9 +68,6 @@ impl Place {
     }
 }
 
-/// A device to be run when the guest has kicked.
-pub type Runnable = Box<dyn Fn()>;
-
 type Memory = Arc<GuestMemoryMmap>;
 
 /// Where the devices are plugged in.
@@ -117,30 +112,34 @@ impl<'a> Slots<'a> {
         Ok(Self::Pci(root))
     }
 
-    /// Plugs in a device.
+    /// Plugs in a device, to be run by `events`.
     pub fn plug<D: VirtioDevice + 'static>(
         &self,
         place: &Place,
         device: D,
         memory: &Memory,
-        doorbell: impl Doorbell + 'static,
+        events: &EventLoop,
         bus: &mut Bus,
-    ) -> Result<Runnable, Box<dyn Error>> {
+    ) -> Result<Arc<dyn VirtioTransport>, Box<dyn Error>> {
         let memory = Arc::clone(memory);
-        match self {
+        let seat = events.seat();
+        let device: Arc<dyn VirtioTransport> = match self {
             Self::Mmio { gic, recorder } => {
                 let (window, spi) = place.mmio;
                 let line = Arc::new(recorder.wrap_level(place.name, gic.level_line(spi)?));
-                let device = Arc::new(VirtioMmio::new(device, memory, Line::Level(line))?.with_doorbell(doorbell));
+                let device = VirtioMmio::new(device, memory, Line::Level(line))?.with_doorbell(seat.clone());
+                let device = Arc::new(device);
                 bus.insert(window.base, window.len, Arc::clone(&device) as _)?;
-                Ok(Box::new(move || device.run()))
+                device
             }
             Self::Pci(root) => {
                 let slot = root.slot(place.address())?;
-                let device = Arc::new(VirtioPci::new(device, memory, slot)?.with_doorbell(doorbell));
+                let device = Arc::new(VirtioPci::new(device, memory, slot)?.with_doorbell(seat.clone()));
                 root.insert(Arc::clone(&device) as _)?;
-                Ok(Box::new(move || device.run()))
+                device
             }
-        }
+        };
+        seat.take(&device);
+        Ok(device)
     }
 }

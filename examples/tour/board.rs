@@ -9,6 +9,7 @@ use std::{
 use devisor::{
     backends::recorder::{Line as Recorded, Recorder},
     bus::BusDevice,
+    event_loop::EventLoop,
     interrupt::{Interrupt, LevelInterrupt, MsiMessage, MsiVectors},
     virtio::transport::mmio::Line,
 };
@@ -33,6 +34,8 @@ pub struct Bench {
     pub memory: GuestMemoryMmap,
     /// Where lines are recorded.
     pub trace: Trace,
+    /// What a worker runs.
+    pub events: EventLoop,
 }
 
 /// A way to interrupt for a device, and the CPU at its other end.

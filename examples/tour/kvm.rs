@@ -1,11 +1,12 @@
 //! KVM: the kernel's interrupt controller, and a vCPU whose program takes the interrupts and acknowledges them by accesses
 //! to our device's registers.
 
-use std::{error::Error, io, rc::Rc, sync::Arc, thread};
+use std::{error::Error, rc::Rc, sync::Arc};
 
 use devisor::{
     backends::kvm::{Gsi, GsiClaim, KvmIrqs, ResampleIrqfd, Resampler},
     bus::{Bus, BusDevice, read_le},
+    event_loop::{EventLoop, Watch},
     interrupt::MsiMessage,
     virtio::transport::mmio::{Line, REGION_SIZE},
 };
@@ -25,7 +26,7 @@ pub const WIRINGS: &[Wiring] = &[
         backend: "kvm",
         line: "irqfd, edge",
         plug: |bench| {
-            plug(bench, Sensing::Edge, |_, claim| {
+            plug(bench, Sensing::Edge, |_, _, claim| {
                 Ok((Attach::Mmio(Line::Edge(Arc::new(claim.irqfd()?))), None))
             })
         },
@@ -34,8 +35,8 @@ pub const WIRINGS: &[Wiring] = &[
         backend: "kvm",
         line: "irqfd, resample",
         plug: |bench| {
-            plug(bench, Sensing::Level, |_, claim| {
-                let (line, resampler) = resampled(claim)?;
+            plug(bench, Sensing::Level, |bench, _, claim| {
+                let (line, resampler) = resampled(&bench.events, claim)?;
                 Ok((Attach::Mmio(Line::Level(line)), Some(resampler)))
             })
         },
@@ -44,7 +45,7 @@ pub const WIRINGS: &[Wiring] = &[
         backend: "kvm",
         line: "KVM_IRQ_LINE",
         plug: |bench| {
-            plug(bench, Sensing::Level, |_, claim| {
+            plug(bench, Sensing::Level, |_, _, claim| {
                 Ok((Attach::Mmio(Line::Level(Arc::new(claim.irq_line()?))), None))
             })
         },
@@ -53,8 +54,8 @@ pub const WIRINGS: &[Wiring] = &[
         backend: "kvm",
         line: "PCI INTx, resample",
         plug: |bench| {
-            plug(bench, Sensing::Level, |_, claim| {
-                let (line, resampler) = resampled(claim)?;
+            plug(bench, Sensing::Level, |bench, _, claim| {
+                let (line, resampler) = resampled(&bench.events, claim)?;
                 Ok((Attach::Intx(line), Some(resampler)))
             })
         },
@@ -63,7 +64,7 @@ pub const WIRINGS: &[Wiring] = &[
         backend: "kvm",
         line: "PCI MSI-X, irqfd",
         plug: |bench| {
-            plug(bench, Sensing::Message, |irqs, _| {
+            plug(bench, Sensing::Message, |_, irqs, _| {
                 let vectors = Arc::new(irqs.messages());
                 let message = MsiMessage {
                     address: 0xfee0_0000,
@@ -75,11 +76,14 @@ pub const WIRINGS: &[Wiring] = &[
     },
 ];
 
-fn resampled(claim: GsiClaim) -> Result<(Arc<ResampleIrqfd>, ResamplerThread), Box<dyn Error>> {
+/// A line that hears of the guest's EOIs from the event loop.
+fn resampled(events: &EventLoop, claim: GsiClaim) -> Result<(Arc<ResampleIrqfd>, Watch), Box<dyn Error>> {
     let line = Arc::new(claim.resample_irqfd()?);
-    let resampler = ResamplerThread::spawn()?;
-    resampler.resampler.add(&line)?;
-    Ok((line, resampler))
+    let resampler = Resampler::new()?;
+    resampler.add(&line)?;
+    // A signal that fails is counted, and stays owed.
+    let watch = events.watch(resampler, |resampler| _ = resampler.serve())?;
+    Ok((line, watch))
 }
 
 /// The device's wire.
@@ -92,7 +96,7 @@ const PORT_TAKEN: u16 = 0x500;
 fn plug(
     bench: &Bench,
     sensing: Sensing,
-    attach: impl FnOnce(&KvmIrqs, GsiClaim) -> Result<(Attach, Option<ResamplerThread>), Box<dyn Error>>,
+    attach: impl FnOnce(&Bench, &KvmIrqs, GsiClaim) -> Result<(Attach, Option<Watch>), Box<dyn Error>>,
 ) -> Result<Board, PlugError> {
     if let Some(why) = unavailable() {
         return Err(PlugError::Unavailable(why));
@@ -100,7 +104,7 @@ fn plug(
     let machine = Machine::new(bench.memory.clone()).map_err(PlugError::failed)?;
     let irqs = KvmIrqs::new(Arc::clone(machine.vm()), 5..=15).map_err(PlugError::failed)?;
     let claim = irqs.claim(GSI, "tour").map_err(PlugError::failed)?;
-    let (attach, resampler) = attach(&irqs, claim).map_err(PlugError::failed)?;
+    let (attach, resampler) = attach(bench, &irqs, claim).map_err(PlugError::failed)?;
     Ok(Board {
         attach,
         start: Box::new(move |handler| {
@@ -219,7 +223,7 @@ impl BusDevice for Registers {
 struct Vcpu {
     guest: Guest,
     acknowledged: Wake,
-    _resampler: Option<ResamplerThread>,
+    _resampler: Option<Watch>,
 }
 
 impl Cpu for Vcpu {
@@ -230,35 +234,6 @@ impl Cpu for Vcpu {
                 "the vCPU acknowledged nothing for {PATIENCE:?}; it has taken {} interrupts",
                 self.guest.taken(GSI).count
             )),
-        }
-    }
-}
-
-/// A thread of the embedder's that hears of the guest's EOIs.
-struct ResamplerThread {
-    resampler: Arc<Resampler>,
-    thread: Option<thread::JoinHandle<io::Result<()>>>,
-}
-
-impl ResamplerThread {
-    fn spawn() -> io::Result<Self> {
-        let resampler = Arc::new(Resampler::new()?);
-        let served = Arc::clone(&resampler);
-        let thread = thread::Builder::new()
-            .name("resampler".into())
-            .spawn(move || served.run())?;
-        let thread = Some(thread);
-        Ok(Self { resampler, thread })
-    }
-}
-
-impl Drop for ResamplerThread {
-    fn drop(&mut self) {
-        // It would not end if it is not told to.
-        if self.resampler.stop().is_ok()
-            && let Some(thread) = self.thread.take()
-        {
-            let _ = thread.join();
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use devisor::{
     bus::Bus,
+    event_loop::Seat,
     interrupt::{LevelInterrupt, MsiVectors, NoInterrupt},
     pci::{DeviceFunction, HostBridge, NoMessages, Pin, RootBus},
     virtio::{VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport, transport::mmio::Line},
@@ -14,7 +15,6 @@ use crate::{
     board::{Acknowledge, Attach, PlugError, Trace},
     guest_drivers::MmioTransport,
     guest_pci::{Messages, PciTransport, guest_bus},
-    worker::Bell,
 };
 
 /// The way to the device, for its driver.
@@ -37,7 +37,7 @@ pub struct Machine {
     pub line: &'static str,
 }
 
-/// Plugs the device in, to interrupt by what `attach` says. `bell` is rung where it is to run on a worker.
+/// Plugs the device in, to interrupt by what `attach` says. It takes `seat` where it is to run on a worker.
 ///
 /// # Errors
 /// [`PlugError::Failed`].
@@ -46,7 +46,7 @@ pub fn plug<D: VirtioDevice + 'static>(
     memory: GuestMemoryMmap,
     attach: Attach,
     trace: &Trace,
-    bell: Option<&Bell>,
+    seat: Option<&Seat>,
 ) -> Result<Machine, PlugError> {
     let memory = Arc::new(memory);
     match attach {
@@ -56,10 +56,11 @@ pub fn plug<D: VirtioDevice + 'static>(
                 Line::Level(line) => Line::Level(trace.level("line", line)),
             };
             let mut device = VirtioMmio::new(device, memory, line).map_err(PlugError::failed)?;
-            if let Some(bell) = bell {
-                device = device.with_doorbell(bell.clone());
+            if let Some(seat) = seat {
+                device = device.with_doorbell(seat.clone());
             }
             let device = Arc::new(device);
+            take(seat, &(Arc::clone(&device) as _));
             Ok(Machine {
                 transport: Plugged::Mmio(MmioTransport::new(Arc::clone(&device) as _).map_err(PlugError::failed)?),
                 acknowledge: Acknowledge::Mmio(Arc::clone(&device) as _),
@@ -69,7 +70,7 @@ pub fn plug<D: VirtioDevice + 'static>(
         }
         Attach::Intx(wire) => {
             let wire = trace.level("line", wire);
-            let (device, bus) = plug_pci(device, memory, wire, Arc::new(NoMessages), bell)?;
+            let (device, bus) = plug_pci(device, memory, wire, Arc::new(NoMessages), seat)?;
             let transport = PciTransport::new(&bus, &Messages::Intx).map_err(PlugError::failed)?;
             Ok(Machine {
                 acknowledge: Acknowledge::Isr(transport.isr_status()),
@@ -80,7 +81,7 @@ pub fn plug<D: VirtioDevice + 'static>(
         }
         Attach::MsiX { vectors, message } => {
             let vectors = trace.vectors("vector", vectors);
-            let (device, bus) = plug_pci(device, memory, Arc::new(NoInterrupt), vectors, bell)?;
+            let (device, bus) = plug_pci(device, memory, Arc::new(NoInterrupt), vectors, seat)?;
             // The configuration does not change here, so its vector may be the same.
             let messages = Messages::MsiX(vec![message; 2]);
             let transport = PciTransport::new(&bus, &messages).map_err(PlugError::failed)?;
@@ -100,7 +101,7 @@ fn plug_pci<D: VirtioDevice + 'static>(
     memory: Arc<GuestMemoryMmap>,
     wire: Arc<dyn LevelInterrupt>,
     vectors: Arc<dyn MsiVectors>,
-    bell: Option<&Bell>,
+    seat: Option<&Seat>,
 ) -> Result<(Arc<dyn VirtioTransport>, Arc<Bus>), PlugError> {
     let address = |device| DeviceFunction::new(device, 0).ok_or_else(|| PlugError::failed("no such device number"));
     let mut wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>);
@@ -110,10 +111,17 @@ fn plug_pci<D: VirtioDevice + 'static>(
     root.insert(Arc::new(bridge)).map_err(PlugError::failed)?;
     let slot = root.slot(address(1)?).map_err(PlugError::failed)?;
     let mut device = VirtioPci::new(device, memory, slot).map_err(PlugError::failed)?;
-    if let Some(bell) = bell {
-        device = device.with_doorbell(bell.clone());
+    if let Some(seat) = seat {
+        device = device.with_doorbell(seat.clone());
     }
     let device = Arc::new(device);
+    take(seat, &(Arc::clone(&device) as _));
     root.insert(Arc::clone(&device) as _).map_err(PlugError::failed)?;
     Ok((device, guest_bus(&root)))
+}
+
+fn take(seat: Option<&Seat>, device: &Arc<dyn VirtioTransport>) {
+    if let Some(seat) = seat {
+        seat.take(device);
+    }
 }

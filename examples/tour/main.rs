@@ -6,6 +6,8 @@
 //! ```
 
 mod board;
+#[path = "../shared/completion.rs"]
+mod completion;
 mod guest;
 #[path = "../../tests/support/guest_cpu.rs"]
 mod guest_cpu;
@@ -47,6 +49,7 @@ use std::{
 use devisor::{backends::recorder::Recorder, time::HostClock};
 
 use board::{PlugError, Wiring};
+use completion::Completion;
 use row::{Device, RunsOn};
 
 const HELP: &str = "\
@@ -58,7 +61,7 @@ Usage: cargo run --release --example tour [-- OPTIONS]
   --vcd FILE       write the waveform of all lines, for a viewer such as GTKWave or Surfer
   --help           this text
 
-The columns: the device's thread, requests that the guest made, bytes that it compared, how often the line was raised,
+The columns: the device's thread, or when else than in their round a worker completes the requests, requests that the guest made, bytes that it compared, how often the line was raised,
 completions that the guest did not want to hear of, interrupts that the guest took, and the median of the time from raise
 to taken. A guest takes a level again that is not lowered when it ends the interrupt. A guest on whose thread the device
 runs is interrupted while it kicks, and takes the interrupt when it has put in its other requests.
@@ -173,12 +176,17 @@ fn tour(wirings: &[Wiring], arguments: &Arguments) -> Result<bool, Box<dyn Error
         if !arguments.backends.is_empty() && !arguments.named(wiring.backend) {
             continue;
         }
-        for (device, other) in [(Device::Block, 0), (Device::Entropy, 1)] {
+        // Each device runs on either thread, in turns; and then the disk once more, as one that completes later.
+        let at_once = |other| [RunsOn::Worker(Completion::Round), RunsOn::Kick][(number + other) % 2];
+        let later = [Completion::Late, Completion::Shuffled, Completion::Thread][number % 3];
+        for (device, runs_on) in [
+            (Device::Block, at_once(0)),
+            (Device::Block, RunsOn::Worker(later)),
+            (Device::Entropy, at_once(1)),
+        ] {
             if absent == Some(wiring.backend) {
                 continue;
             }
-            // Each device runs on either thread, in turns.
-            let runs_on = [RunsOn::Worker, RunsOn::Kick][(number + other) % 2];
             match row::run(wiring, device, runs_on, clock.clone(), waveform) {
                 Ok(row) => {
                     good += 1;
@@ -275,7 +283,7 @@ mod tests {
         // Each waits for an interrupt in vain: all at once.
         std::thread::scope(|scope| {
             for device in [Device::Block, Device::Entropy] {
-                for runs_on in [RunsOn::Kick, RunsOn::Worker] {
+                for runs_on in [RunsOn::Kick, RunsOn::Worker(Completion::Round)] {
                     scope.spawn(move || lose(device, runs_on));
                 }
             }
@@ -286,7 +294,12 @@ mod tests {
     fn each_kind_of_line_makes_a_good_row() {
         for wiring in wirings() {
             for device in [Device::Block, Device::Entropy] {
-                for runs_on in [RunsOn::Kick, RunsOn::Worker] {
+                let completions = match device {
+                    Device::Block => &Completion::NAMES[..],
+                    Device::Entropy => &Completion::NAMES[..1],
+                };
+                let workers = completions.iter().map(|(_, completion)| RunsOn::Worker(*completion));
+                for runs_on in workers.chain([RunsOn::Kick]) {
                     let row = format!("{} {} {device:?} {runs_on:?}", wiring.backend, wiring.line);
                     match run(&wiring, device, runs_on) {
                         Ok(_) => {}

@@ -4,6 +4,7 @@ use std::{rc::Rc, sync::Arc, thread, time::Duration};
 
 use devisor::{
     backends::recorder::{Action, Event, Outcome, Recorder},
+    event_loop::EventLoop,
     interrupt::NoInterrupt,
     time::Clock,
     virtio::{
@@ -17,11 +18,12 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::{
     board::{Bench, Board, Handler, PlugError, Trace, Wiring},
+    completion::{Completion, Gate, completed, shuffle},
     guest::{Disk, GuestError, Rng, Sectors},
     guest_cpu::Cpu,
     guest_drivers::{Sleeping, give_dma_memory},
     machine::{Machine, Plugged, plug},
-    worker::{Bell, Worker},
+    worker::Worker,
 };
 
 /// How long a guest waits for an interrupt before it is said to be lost. In the tests some are.
@@ -48,8 +50,8 @@ pub enum Device {
 pub enum RunsOn {
     /// The one that kicks: the guest's.
     Kick,
-    /// A worker's, which a doorbell wakes.
-    Worker,
+    /// A worker's, which a doorbell wakes. A disk completes its requests as this says.
+    Worker(Completion),
 }
 
 /// What came of a row.
@@ -116,8 +118,14 @@ pub fn run(
         }),
     };
     let guest = || match device {
-        Device::Block => with_guest(wiring, trace, runs_on, disk().map_err(RowError::set_up)?, UseDisk),
-        Device::Entropy => with_guest(wiring, trace, runs_on, Entropy::seeded(SEED), UseRng),
+        Device::Block => {
+            // Who completes requests is not who takes them.
+            let elsewhere = EventLoop::new().map_err(RowError::set_up)?;
+            let _worker = Worker::spawn(&elsewhere).map_err(RowError::set_up)?;
+            let disk = |events: &EventLoop| disk(runs_on, events, &elsewhere);
+            with_guest(wiring, trace, runs_on, disk, UseDisk)
+        }
+        Device::Entropy => with_guest(wiring, trace, runs_on, |_| Ok(Entropy::seeded(SEED)), UseRng),
     };
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("guest".into());
@@ -148,25 +156,25 @@ fn with_guest<D: VirtioDevice + 'static>(
     wiring: &Wiring,
     trace: Trace,
     runs_on: RunsOn,
-    device: D,
+    device: impl FnOnce(&EventLoop) -> Result<D, BlockError>,
     guest: impl Guest,
 ) -> Result<Row, RowError> {
     let memory = GuestMemoryMmap::from_ranges(&[PROGRAM, DRIVERS]).map_err(RowError::set_up)?;
     give_dma_memory(&memory, DRIVERS.0.0..DRIVERS.0.0 + DRIVERS.1 as u64);
-    let bench = Bench { memory, trace };
+    let events = EventLoop::new().map_err(RowError::set_up)?;
+    let device = device(&events).map_err(RowError::set_up)?;
+    let bench = Bench { memory, trace, events };
     let Board { attach, start } = (wiring.plug)(&bench)?;
-    let Bench { memory, trace } = bench;
+    let Bench { memory, trace, events } = bench;
 
-    let bell = Bell::default();
-    let rung = (runs_on == RunsOn::Worker).then_some(&bell);
+    let seat = (runs_on != RunsOn::Kick).then(|| events.seat());
     let Machine {
         device,
         transport,
         acknowledge,
         line,
-    } = plug(device, memory, attach, &trace, rung)?;
-    let served = Arc::clone(&device);
-    let worker = Worker::spawn(&bell, move || served.run()).map_err(RowError::set_up)?;
+    } = plug(device, memory, attach, &trace, seat.as_ref())?;
+    let worker = Worker::spawn(&events).map_err(RowError::set_up)?;
 
     let taken = trace.edge("taken", NoInterrupt);
     let recorded = |name| {
@@ -182,10 +190,13 @@ fn with_guest<D: VirtioDevice + 'static>(
         taken,
     };
     let cpu = start(handler).map_err(RowError::set_up)?;
-    // A signal is counted when it has been delivered, and the driver may be faster.
+    // A signal is counted when it has been delivered, and the driver may be faster. A device that is still has none under way.
     let queue = || {
-        worker.settle();
-        device.queue_counters(QueueIndex(0)).unwrap_or_default()
+        device.pause();
+        device.wait_until_still(Some(PATIENCE));
+        let counters = device.queue_counters(QueueIndex(0)).unwrap_or_default();
+        device.resume();
+        counters
     };
     let work = match transport {
         Plugged::Mmio(transport) => guest.work(transport, cpu, &queue),
@@ -279,12 +290,24 @@ const DEPTH: usize = 8;
 const RNG_REQUESTS: usize = 256;
 const RNG_BYTES: usize = 512;
 
-fn disk() -> Result<Block, BlockError> {
+/// A disk that runs on `events`, and completes its requests there or `elsewhere`.
+fn disk(runs_on: RunsOn, events: &EventLoop, elsewhere: &EventLoop) -> Result<Box<dyn VirtioDevice>, BlockError> {
     let options = BlockOptions {
         id: DISK_ID.into(),
         ..BlockOptions::default()
     };
-    Block::new(MemoryStorage::new(PIECES * PIECE_SECTORS * SECTOR), options)
+    let storage = Arc::new(MemoryStorage::new(PIECES * PIECE_SECTORS * SECTOR));
+    let block = Block::new(Arc::clone(&storage), options)?;
+    let completion = match runs_on {
+        RunsOn::Kick => Completion::Round,
+        RunsOn::Worker(completion) => completion,
+    };
+    let events = if completion == Completion::Thread {
+        elsewhere
+    } else {
+        events
+    };
+    Ok(completed(block, storage, completion, events, Gate::default()))
 }
 
 /// Writes the whole disk in random order, flushes, reads all of it back in another order and compares.
@@ -369,12 +392,4 @@ impl Guest for UseRng {
 
 fn fill(random: &mut SeededRandom, bytes: &mut [u8]) {
     random.fill(bytes).expect("this source does not fail");
-}
-
-fn shuffle<T>(random: &mut SeededRandom, items: &mut [T]) {
-    for last in (1..items.len()).rev() {
-        let mut number = [0; 8];
-        fill(random, &mut number);
-        items.swap(last, (u64::from_le_bytes(number) % (last as u64 + 1)) as usize);
-    }
 }

@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use crate::{
     board::Wiring,
+    completion::Completion,
     row::{Device, Row, RowError, RunsOn},
 };
 
@@ -51,13 +52,19 @@ fn names(wiring: &Wiring, device: Device, runs_on: RunsOn) -> [&'static str; 4] 
     };
     let runs_on = match runs_on {
         RunsOn::Kick => "guest",
-        RunsOn::Worker => "worker",
+        RunsOn::Worker(Completion::Round) => "worker",
+        RunsOn::Worker(completion) => {
+            let mut names = Completion::NAMES.into_iter();
+            names
+                .find(|(_, other)| *other == completion)
+                .map_or("", |(name, _)| name)
+        }
     };
     [wiring.backend, wiring.line, device, runs_on]
 }
 
 fn print_words([backend, line, device, runs_on]: [&str; 4]) {
-    print!("{backend:<9} {line:<18} {device:<8} {runs_on:<7}");
+    print!("{backend:<9} {line:<18} {device:<8} {runs_on:<8}");
 }
 
 fn print_cells<N: Display>(words: [&str; 4], numbers: [N; 6]) {

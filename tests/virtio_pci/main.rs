@@ -36,5 +36,5 @@ mod guest_drivers;
 #[path = "../support/guest_pci.rs"]
 mod guest_pci;
 #[cfg(feature = "recorder")]
-#[path = "../../examples/tour/worker.rs"]
+#[path = "../support/worker.rs"]
 mod worker;

@@ -192,11 +192,8 @@ impl Change {
 impl Step {
     /// Whether the driver itself writes memory, or the device may go on.
     fn is_noisy(&self) -> bool {
-        match self {
-            Self::Memory { .. } | Self::Up { .. } | Self::Request(_) => true,
-            Self::Resume | Self::Move | Self::Restore(_) => true,
-            _ => false,
-        }
+        let driver = matches!(self, Self::Memory { .. } | Self::Up { .. } | Self::Request(_));
+        driver || matches!(self, Self::Resume | Self::Move | Self::Restore(_))
     }
 }
 

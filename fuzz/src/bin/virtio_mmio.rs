@@ -146,11 +146,11 @@ impl Change {
 impl Step {
     /// Whether the driver itself writes memory, or the device may go on.
     fn is_noisy(&self) -> bool {
-        match self {
-            Self::Memory { .. } | Self::Up(_) | Self::Again { .. } | Self::Request(_) => true,
-            Self::Resume | Self::Look | Self::Move | Self::Restore(_) => true,
-            _ => false,
-        }
+        let driver = matches!(
+            self,
+            Self::Memory { .. } | Self::Up(_) | Self::Again { .. } | Self::Request(_)
+        );
+        driver || matches!(self, Self::Resume | Self::Look | Self::Move | Self::Restore(_))
     }
 }
 
