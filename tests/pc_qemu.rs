@@ -13,6 +13,8 @@ mod random;
 mod skip;
 
 use std::{
+    io::Read,
+    os::unix::net::UnixStream,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,6 +26,7 @@ use devisor::{
     bus::BusDevice,
     interrupt::{LevelInterrupt, NoInterrupt, level_from_fn},
     platform::{
+        debugcon::DebugCon,
         i8042::{CommandPort, DataPort, I8042, I8042Lines},
         mc146818::Mc146818,
     },
@@ -438,4 +441,32 @@ fn i8042_answers_as_qemus_does() {
     }
     assert!(answers > 2000, "{answers}");
     assert_eq!(pair.read(COMMAND, STATUS) & AUX_OBF, 0);
+}
+
+#[test]
+fn debugcon_answers_and_prints_as_qemus_does() {
+    let socket = std::env::temp_dir().join(format!("devisor-debugcon-{}.sock", std::process::id()));
+    let chardev = format!("socket,id=out,server=on,wait=off,path={}", socket.display());
+    let device = "isa-debugcon,iobase=0x402,chardev=out";
+    let mut qemu = match q35(&["-chardev", &chardev, "-device", device]) {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
+    };
+    // An answer to anything means that the socket is there.
+    qemu.port_in(0x402);
+    let mut theirs = UnixStream::connect(&socket).expect("QEMU listens");
+    theirs
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .expect("a socket has timeouts");
+    let _ = std::fs::remove_file(&socket);
+    let (ours, output) = UnixStream::pair().expect("there are sockets");
+    let mut pair = Pair::new(DebugCon::new(output), qemu, 0x402);
+    assert_eq!(pair.read(0, 0xff), 0xe9);
+    for byte in *b"SeaBIOS" {
+        pair.write(0, byte);
+        let mut printed = [[0]; 2];
+        (&ours).read_exact(&mut printed[0]).expect("it prints");
+        theirs.read_exact(&mut printed[1]).expect("QEMU prints");
+        assert_eq!(printed, [[byte]; 2]);
+    }
 }

@@ -1,5 +1,6 @@
 //! Devices that are not virtio: UARTs, clocks, reset controllers.
 
+pub mod debugcon;
 pub mod i8042;
 pub mod mc146818;
 pub mod pl011;
