@@ -27,6 +27,7 @@ use devisor::{
     interrupt::{LevelInterrupt, NoInterrupt, level_from_fn},
     platform::{
         debugcon::DebugCon,
+        fw_cfg::{FwCfg, Key},
         i8042::{CommandPort, DataPort, I8042, I8042Lines},
         mc146818::Mc146818,
     },
@@ -34,6 +35,7 @@ use devisor::{
 };
 use qtest::Qtest;
 use random::Random;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const STEPS: usize = 5000;
 const IOAPIC_PATH: &str = "/machine/q35/ioapic";
@@ -469,4 +471,124 @@ fn debugcon_answers_and_prints_as_qemus_does() {
         theirs.read_exact(&mut printed[1]).expect("QEMU prints");
         assert_eq!(printed, [[byte]; 2]);
     }
+}
+
+#[test]
+fn fw_cfg_answers_and_copies_as_qemus_does() {
+    const COMMAND: u64 = 0x1000;
+    const BUFFER: u64 = 0x2000;
+    const BUFFER_LEN: usize = 0x200;
+    /// QEMU's writes at the selector come with two bytes.
+    fn select(pair: &mut Pair<devisor::platform::fw_cfg::FwCfgPorts>, selector: u16) {
+        pair.step(format!("select {selector:#x}"));
+        pair.ours.write(0, &selector.to_le_bytes());
+        pair.qemu.port_out_wide(0x510, 2, selector.into());
+    }
+
+    let qemu = match q35(&[
+        "-fw_cfg",
+        "name=opt/a,string=abcdefghijklmnopqrstuvwxyz",
+        "-fw_cfg",
+        "name=opt/b,string=z",
+    ]) {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
+    };
+    let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 16)]).expect("it is little"));
+    let fw_cfg = FwCfg::new(Arc::clone(&memory));
+    let mut pair = Pair::new(fw_cfg.ports(), qemu, 0x510);
+
+    // QEMU has more files than are asked for: ours are the same.
+    let theirs = |pair: &mut Pair<_>, key: u16, len: usize| -> Vec<u8> {
+        select(pair, key);
+        (0..len).map(|_| pair.qemu.port_in(0x511)).collect()
+    };
+    let count = u32::from_be_bytes(theirs(&mut pair, Key::FILE_DIR.0, 4).try_into().expect("four"));
+    let directory = theirs(&mut pair, Key::FILE_DIR.0, 4 + 64 * count as usize);
+    let mut keys = vec![0x00, 0x01, 0x19, 0x1f];
+    for entry in directory[4..].chunks(64) {
+        let size = u32::from_be_bytes(entry[..4].try_into().expect("four"));
+        let key = u16::from_be_bytes([entry[4], entry[5]]);
+        let name = entry[8..].split(|byte| *byte == 0).next().expect("a name");
+        let name = std::str::from_utf8(name).expect("it is text");
+        // The tables are long: their beginning is enough, and so much is looked at below.
+        let mut bytes = theirs(&mut pair, key, size.min(0x400) as usize);
+        bytes.resize(size as usize, 0);
+        fw_cfg.add_file(name, bytes).expect("as in QEMU");
+        keys.push(0x20 + keys.len() as u16 - 4);
+    }
+    let mut ours = vec![0; directory.len()];
+    select(&mut pair, Key::FILE_DIR.0);
+    ours.chunks_mut(1).for_each(|byte| pair.ours.read(1, byte));
+    let entries = |directory: &[u8]| -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut entries: Vec<_> = directory[4..]
+            .chunks(64)
+            .map(|entry| (entry[8..].to_vec(), entry[..4].to_vec()))
+            .collect();
+        entries.sort();
+        entries
+    };
+    assert_eq!(entries(&ours), entries(&directory));
+    assert_eq!(ours[..4], directory[..4]);
+    if ours != directory {
+        return skip::skipped("QEMU numbers its files otherwise than from 0x20 on".to_owned());
+    }
+
+    select(&mut pair, 0);
+    let mut random = Random(0x5eed_0510);
+    let (mut copies, mut errors) = (0, 0);
+    for _ in 0..STEPS / 2 {
+        let key = random.one_of(&keys);
+        match random.below(4) {
+            0 => select(&mut pair, key | random.one_of(&[0, 0x4000])),
+            1 => {
+                for _ in 0..random.below(6) {
+                    pair.read(1, 0xff);
+                }
+            }
+            2 => pair.write(1, random.next() as u8),
+            _ => {
+                // QEMU has more memory; what is beyond both is no memory.
+                let address = random.one_of(&[BUFFER, BUFFER + 3, 1 << 52]);
+                let length = random.below(0x100);
+                // What a command does that asks to read and to write, or for neither, is the same too.
+                let control = u32::from(key) << 16 | random.next() & 0x1e;
+                let fill = random.next() as u8;
+                let command = [
+                    &control.to_be_bytes()[..],
+                    &length.to_be_bytes(),
+                    &address.to_be_bytes(),
+                ]
+                .concat();
+                pair.step(format!(
+                    "control {control:#x}, length {length:#x}, address {address:#x}"
+                ));
+                memory
+                    .write_slice(&[fill; BUFFER_LEN], GuestAddress(BUFFER))
+                    .expect("it is memory");
+                memory
+                    .write_slice(&command, GuestAddress(COMMAND))
+                    .expect("it is memory");
+                pair.qemu.fill(BUFFER, BUFFER_LEN as u64, fill);
+                pair.qemu.write_bytes(COMMAND, &command);
+                for (port, value) in [(4, 0), (8, (COMMAND as u32).to_be())] {
+                    pair.ours.write(port, &u32::to_le_bytes(value));
+                    pair.qemu.port_out_wide(0x510 + port as u16, 4, value);
+                }
+                for (address, len) in [(COMMAND, 16), (BUFFER, BUFFER_LEN)] {
+                    let mut ours = vec![0; len];
+                    memory
+                        .read_slice(&mut ours, GuestAddress(address))
+                        .expect("it is memory");
+                    let theirs = pair.qemu.read_bytes(address, len);
+                    assert_eq!(ours, theirs, "after\n  {}", pair.steps.join("\n  "));
+                    if address == COMMAND {
+                        errors += u32::from(ours[3] != 0);
+                        copies += u32::from(ours[3] == 0 && control & 2 != 0);
+                    }
+                }
+            }
+        }
+    }
+    assert!(copies > 100 && errors > 50, "{copies} copies, {errors} errors");
 }
