@@ -446,7 +446,7 @@ fn a_line_may_read_the_clock_that_drives_it() {
     let clock = Arc::new(ManualClock::new(Duration::from_secs(NOW)));
     let rtc = Arc::new(Mc146818::new(line, Arc::clone(&clock), ()));
     let face: Arc<dyn BusDevice> = rtc.clone();
-    me.set(Arc::downgrade(&face)).ok().expect("once");
+    assert!(me.set(Arc::downgrade(&face)).is_ok(), "once");
     rtc.put(A, NO_RATE);
     rtc.put(B, UIE | HOURS_24);
     pass(&rtc, &clock, 2 * SECOND);
