@@ -12,11 +12,30 @@ mod random;
 #[path = "support/skip.rs"]
 mod skip;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io::Read,
+    os::unix::net::UnixStream,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use devisor::{bus::BusDevice, interrupt::NoInterrupt, platform::mc146818::Mc146818, time::ManualClock};
+use devisor::{
+    bus::BusDevice,
+    interrupt::{LevelInterrupt, NoInterrupt, level_from_fn},
+    platform::{
+        debugcon::DebugCon,
+        fw_cfg::{FwCfg, Key},
+        i8042::{CommandPort, DataPort, I8042, I8042Lines},
+        mc146818::Mc146818,
+    },
+    time::ManualClock,
+};
 use qtest::Qtest;
 use random::Random;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const STEPS: usize = 5000;
 const IOAPIC_PATH: &str = "/machine/q35/ioapic";
@@ -90,6 +109,24 @@ impl<D: BusDevice> Pair<D> {
             self.steps.join("\n  ")
         );
         u32::from(up)
+    }
+}
+
+/// A line that shows its level.
+#[derive(Clone, Default)]
+struct Level(Arc<AtomicBool>);
+
+impl Level {
+    fn line(&self) -> Box<dyn LevelInterrupt> {
+        let level = Arc::clone(&self.0);
+        Box::new(level_from_fn(move |up| {
+            level.store(up, Ordering::SeqCst);
+            Ok(())
+        }))
+    }
+
+    fn is_up(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
     }
 }
 
@@ -278,4 +315,280 @@ fn mc146818_goes_on_as_qemus_does() {
         }
     }
     assert!(up >= 3, "{up}");
+}
+
+/// The data port, and four above it the command port.
+struct I8042Ports(DataPort, CommandPort);
+
+impl BusDevice for I8042Ports {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        match offset {
+            0 => self.0.read(0, data),
+            _ => self.1.read(0, data),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        match offset {
+            0 => self.0.write(0, data),
+            _ => self.1.write(0, data),
+        }
+    }
+}
+
+#[test]
+fn i8042_answers_as_qemus_does() {
+    const DATA: u16 = 0;
+    const COMMAND: u16 = 4;
+    const OBF: u8 = 1 << 0;
+    const AUX_OBF: u8 = 1 << 5;
+    /// QEMU says that a command was written last whatever was, and knows the system flag from the self-test alone.
+    const STATUS: u8 = !(1 << 3 | 1 << 2);
+    const WRITE_AUX: u8 = 0xd4;
+    const DISABLE_KEYBOARD: u8 = 1 << 4;
+    /// Bytes that a device has not answered yet are lost with the next command in QEMU's queue, and ours: so all are read.
+    fn drain(pair: &mut Pair<I8042Ports>, i8042: &I8042, lines: &[Level; 2]) -> u32 {
+        let mut count = 0;
+        for _ in 0..20 {
+            // QEMU holds back IRQ 1 of a controller's answer while the keyboard is disabled.
+            if i8042.save().memory[0] & DISABLE_KEYBOARD == 0 {
+                pair.line(lines[0].is_up(), 1);
+            }
+            pair.line(lines[1].is_up(), 12);
+            if pair.read(COMMAND, STATUS) & OBF == 0 {
+                return count;
+            }
+            count += 1;
+            pair.read(DATA, 0xff);
+        }
+        panic!("it does not end");
+    }
+
+    let qemu = match q35(&[]) {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
+    };
+    let lines = [Level::default(), Level::default()];
+    let i8042 = I8042::new(I8042Lines {
+        keyboard: lines[0].line(),
+        mouse: lines[1].line(),
+        ..I8042Lines::default()
+    });
+    let ports = I8042Ports(i8042.data_port(), i8042.command_port());
+    let mut pair = Pair::new(ports, qemu, 0x60);
+    let mut random = Random(0x5eed_8042);
+    let mut answers = 0;
+    // QEMU's mouse has no resolution and no rate before.
+    pair.write(COMMAND, WRITE_AUX);
+    pair.write(DATA, 0xff);
+    drain(&mut pair, &i8042, &lines);
+
+    for _ in 0..STEPS {
+        match random.below(6) {
+            0 => {
+                let commands = [
+                    0x20, 0xa7, 0xa8, 0xa9, 0xaa, 0xab, 0xad, 0xae, 0xd0, 0xdd, 0xdf, 0xff, 0x81, 0xb0,
+                ];
+                pair.write(COMMAND, random.one_of(&commands));
+            }
+            1 => {
+                // Bit 3 is nowhere defined, and translation would be of answers too, of which QEMU translates some.
+                pair.write(COMMAND, 0x60);
+                pair.write(DATA, random.next() as u8 & 0x37);
+            }
+            2 => {
+                pair.write(COMMAND, random.one_of(&[0xd2, 0xd3]));
+                pair.write(DATA, random.next() as u8);
+            }
+            3 => {
+                // Without reset.
+                pair.write(COMMAND, 0xd1);
+                pair.write(DATA, 0xcd | random.next() as u8 & 2);
+            }
+            4 => match random.below(3) {
+                0 => {
+                    pair.write(DATA, random.one_of(&[0xed, 0xf3]));
+                    answers += drain(&mut pair, &i8042, &lines);
+                    pair.write(DATA, random.next() as u8 & 0x7f);
+                }
+                1 => {
+                    pair.write(DATA, 0xf0);
+                    answers += drain(&mut pair, &i8042, &lines);
+                    pair.write(DATA, random.one_of(&[0, 1, 2]));
+                }
+                _ => pair.write(DATA, random.one_of(&[0xee, 0xf2, 0xf4, 0xf5, 0xf6, 0xff])),
+            },
+            _ => {
+                let commands = [
+                    0xe6, 0xe7, 0xe8, 0xe9, 0xea, 0xec, 0xee, 0xf0, 0xf2, 0xf3, 0xf4, 0xf5, 0xf6, 0xff,
+                ];
+                let command = random.one_of(&commands);
+                // QEMU's mouse is silent where that ends no wrap mode, and does not leave it by a reset.
+                if command == if i8042.save().mouse.wrap { 0xff } else { 0xec } {
+                    continue;
+                }
+                pair.write(COMMAND, WRITE_AUX);
+                pair.write(DATA, command);
+                answers += drain(&mut pair, &i8042, &lines);
+                let argument = match command {
+                    0xe8 => random.below(4) as u8,
+                    0xf3 => random.one_of(&[10, 20, 40, 60, 80, 80, 100, 100, 200, 200]),
+                    _ => continue,
+                };
+                pair.write(COMMAND, WRITE_AUX);
+                pair.write(DATA, argument);
+            }
+        }
+        answers += drain(&mut pair, &i8042, &lines);
+    }
+    assert!(answers > 2000, "{answers}");
+    assert_eq!(pair.read(COMMAND, STATUS) & AUX_OBF, 0);
+}
+
+#[test]
+fn debugcon_answers_and_prints_as_qemus_does() {
+    let socket = std::env::temp_dir().join(format!("devisor-debugcon-{}.sock", std::process::id()));
+    let chardev = format!("socket,id=out,server=on,wait=off,path={}", socket.display());
+    let device = "isa-debugcon,iobase=0x402,chardev=out";
+    let mut qemu = match q35(&["-chardev", &chardev, "-device", device]) {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
+    };
+    // An answer to anything means that the socket is there.
+    qemu.port_in(0x402);
+    let mut theirs = UnixStream::connect(&socket).expect("QEMU listens");
+    theirs
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .expect("a socket has timeouts");
+    let _ = std::fs::remove_file(&socket);
+    let (ours, output) = UnixStream::pair().expect("there are sockets");
+    let mut pair = Pair::new(DebugCon::new(output), qemu, 0x402);
+    assert_eq!(pair.read(0, 0xff), 0xe9);
+    for byte in *b"SeaBIOS" {
+        pair.write(0, byte);
+        let mut printed = [[0]; 2];
+        (&ours).read_exact(&mut printed[0]).expect("it prints");
+        theirs.read_exact(&mut printed[1]).expect("QEMU prints");
+        assert_eq!(printed, [[byte]; 2]);
+    }
+}
+
+#[test]
+fn fw_cfg_answers_and_copies_as_qemus_does() {
+    const COMMAND: u64 = 0x1000;
+    const BUFFER: u64 = 0x2000;
+    const BUFFER_LEN: usize = 0x200;
+    /// QEMU's writes at the selector come with two bytes.
+    fn select(pair: &mut Pair<devisor::platform::fw_cfg::FwCfgPorts>, selector: u16) {
+        pair.step(format!("select {selector:#x}"));
+        pair.ours.write(0, &selector.to_le_bytes());
+        pair.qemu.port_out_wide(0x510, 2, selector.into());
+    }
+
+    let qemu = match q35(&[
+        "-fw_cfg",
+        "name=opt/a,string=abcdefghijklmnopqrstuvwxyz",
+        "-fw_cfg",
+        "name=opt/b,string=z",
+    ]) {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
+    };
+    let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 16)]).expect("it is little"));
+    let fw_cfg = FwCfg::new(Arc::clone(&memory));
+    let mut pair = Pair::new(fw_cfg.ports(), qemu, 0x510);
+
+    // QEMU has more files than are asked for: ours are the same.
+    let theirs = |pair: &mut Pair<_>, key: u16, len: usize| -> Vec<u8> {
+        select(pair, key);
+        (0..len).map(|_| pair.qemu.port_in(0x511)).collect()
+    };
+    let count = u32::from_be_bytes(theirs(&mut pair, Key::FILE_DIR.0, 4).try_into().expect("four"));
+    let directory = theirs(&mut pair, Key::FILE_DIR.0, 4 + 64 * count as usize);
+    let mut keys = vec![0x00, 0x01, 0x19, 0x1f];
+    for entry in directory[4..].chunks(64) {
+        let size = u32::from_be_bytes(entry[..4].try_into().expect("four"));
+        let key = u16::from_be_bytes([entry[4], entry[5]]);
+        let name = entry[8..].split(|byte| *byte == 0).next().expect("a name");
+        let name = std::str::from_utf8(name).expect("it is text");
+        // The tables are long: their beginning is enough, and so much is looked at below.
+        let mut bytes = theirs(&mut pair, key, size.min(0x400) as usize);
+        bytes.resize(size as usize, 0);
+        fw_cfg.add_file(name, bytes).expect("as in QEMU");
+        keys.push(0x20 + keys.len() as u16 - 4);
+    }
+    let mut ours = vec![0; directory.len()];
+    select(&mut pair, Key::FILE_DIR.0);
+    ours.chunks_mut(1).for_each(|byte| pair.ours.read(1, byte));
+    let entries = |directory: &[u8]| -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut entries: Vec<_> = directory[4..]
+            .chunks(64)
+            .map(|entry| (entry[8..].to_vec(), entry[..4].to_vec()))
+            .collect();
+        entries.sort();
+        entries
+    };
+    assert_eq!(entries(&ours), entries(&directory));
+    assert_eq!(ours[..4], directory[..4]);
+    if ours != directory {
+        return skip::skipped("QEMU numbers its files otherwise than from 0x20 on".to_owned());
+    }
+
+    select(&mut pair, 0);
+    let mut random = Random(0x5eed_0510);
+    let (mut copies, mut errors) = (0, 0);
+    for _ in 0..STEPS / 2 {
+        let key = random.one_of(&keys);
+        match random.below(4) {
+            0 => select(&mut pair, key | random.one_of(&[0, 0x4000])),
+            1 => {
+                for _ in 0..random.below(6) {
+                    pair.read(1, 0xff);
+                }
+            }
+            2 => pair.write(1, random.next() as u8),
+            _ => {
+                // QEMU has more memory; what is beyond both is no memory.
+                let address = random.one_of(&[BUFFER, BUFFER + 3, 1 << 52]);
+                let length = random.below(0x100);
+                // What a command does that asks to read and to write, or for neither, is the same too.
+                let control = u32::from(key) << 16 | random.next() & 0x1e;
+                let fill = random.next() as u8;
+                let command = [
+                    &control.to_be_bytes()[..],
+                    &length.to_be_bytes(),
+                    &address.to_be_bytes(),
+                ]
+                .concat();
+                pair.step(format!(
+                    "control {control:#x}, length {length:#x}, address {address:#x}"
+                ));
+                memory
+                    .write_slice(&[fill; BUFFER_LEN], GuestAddress(BUFFER))
+                    .expect("it is memory");
+                memory
+                    .write_slice(&command, GuestAddress(COMMAND))
+                    .expect("it is memory");
+                pair.qemu.fill(BUFFER, BUFFER_LEN as u64, fill);
+                pair.qemu.write_bytes(COMMAND, &command);
+                for (port, value) in [(4, 0), (8, (COMMAND as u32).to_be())] {
+                    pair.ours.write(port, &u32::to_le_bytes(value));
+                    pair.qemu.port_out_wide(0x510 + port as u16, 4, value);
+                }
+                for (address, len) in [(COMMAND, 16), (BUFFER, BUFFER_LEN)] {
+                    let mut ours = vec![0; len];
+                    memory
+                        .read_slice(&mut ours, GuestAddress(address))
+                        .expect("it is memory");
+                    let theirs = pair.qemu.read_bytes(address, len);
+                    assert_eq!(ours, theirs, "after\n  {}", pair.steps.join("\n  "));
+                    if address == COMMAND {
+                        errors += u32::from(ours[3] != 0);
+                        copies += u32::from(ours[3] == 0 && control & 2 != 0);
+                    }
+                }
+            }
+        }
+    }
+    assert!(copies > 100 && errors > 50, "{copies} copies, {errors} errors");
 }

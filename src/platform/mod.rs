@@ -1,5 +1,8 @@
 //! Devices that are not virtio: UARTs, clocks, reset controllers.
 
+pub mod debugcon;
+pub mod fw_cfg;
+pub mod i8042;
 pub mod mc146818;
 pub mod pl011;
 pub mod pl031;

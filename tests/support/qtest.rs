@@ -117,6 +117,11 @@ impl Qtest {
         self.command(&format!("outb {port:#x} {value:#x}"));
     }
 
+    /// A write of two or four bytes of the port space.
+    pub fn port_out_wide(&mut self, port: u16, width: usize, value: u32) {
+        self.command(&format!("out{} {port:#x} {value:#x}", suffix(width)));
+    }
+
     /// Sends a command, takes note of the lines that changed, and returns what follows the OK.
     fn command(&mut self, command: &str) -> String {
         writeln!(self.commands, "{command}").expect("QEMU takes commands");
