@@ -18,8 +18,8 @@ use super::{Fault, OwnedChain, Queue, QueueIndex, QueueLayout, Round, Stillness,
 use crate::{
     memory::Memory,
     virtio::{
-        QueueHandler,
-        run::{Lane, Running},
+        QueueHandler, Wait,
+        run::{Around, Lane, Running},
     },
 };
 
@@ -90,6 +90,19 @@ struct World {
     lane: Lane,
 }
 
+/// Nobody to fail, and nothing to wait for.
+struct Nobody;
+
+impl Around for Nobody {
+    fn failed(&self, fault: Fault) {
+        panic!("{fault}");
+    }
+
+    fn waits(&self, waits: &[Wait]) {
+        assert!(waits.is_empty());
+    }
+}
+
 impl World {
     /// A queue of two, of which `offered` are available and were found.
     fn new(offered: u16) -> loom::sync::Arc<Self> {
@@ -139,7 +152,7 @@ impl World {
 
     fn serve(&self) {
         self.lane.word.kick();
-        self.lane.serve(true, true, &|fault| panic!("{fault}"));
+        self.lane.serve(true, true, &Nobody);
     }
 
     /// A backend ends the request that came last, if it has one.
@@ -151,7 +164,9 @@ impl World {
     }
 
     fn stop(&self, reason: Stop) {
-        self.lane.stop(reason, &|fault| panic!("{fault}"));
+        if let Some(untold) = self.lane.begin_stop(reason) {
+            untold.tell(&Nobody);
+        }
     }
 
     /// Stops, and waits until it is still.
@@ -221,7 +236,7 @@ fn loom_a_kick_a_request_that_ends_elsewhere_and_a_reset() {
         });
         world.rest(Stop::Device);
         let used = world.used();
-        world.lane.finish();
+        world.lane.finish(&Nobody);
         world.lane.word.resume(Stop::Device);
         backend.join().unwrap();
         driver.join().unwrap();

@@ -5,6 +5,7 @@
 
 mod face;
 pub mod mmio;
+mod notice;
 pub mod pci;
 mod queues;
 mod state;
@@ -30,6 +31,7 @@ use super::{
     },
 };
 use crate::{memory::Memory, sync::lock};
+use notice::Notice;
 use status::{DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK};
 
 pub use face::{NotStill, SavedDevice, SavedTransport, VirtioTransport};
@@ -103,11 +105,8 @@ pub(crate) struct Core<D> {
     fault: Mutex<Option<Fault>>,
     /// The number that the driver has read last, and [`CONFIG_CHANGED`].
     config_generation: AtomicU64,
-    config_owed: AtomicBool,
-    /// Threads that are telling of a configuration change.
-    config_telling: AtomicU32,
-    /// The embedder has paused the device.
-    paused: AtomicBool,
+    /// A configuration interrupt that the driver is to get, and the embedder's pause.
+    notice: Notice,
     /// Since when a queue is to come to rest.
     stopping: Mutex<Option<Instant>>,
     /// The driver has reset the device, which has not come to rest yet.
@@ -177,9 +176,7 @@ impl<D: VirtioDevice + 'static> Core<D> {
             lanes: Lanes::new(queue_sizes.len()),
             fault: Mutex::new(None),
             config_generation: AtomicU64::new(0),
-            config_owed: AtomicBool::new(false),
-            config_telling: AtomicU32::new(0),
-            paused: AtomicBool::new(false),
+            notice: Notice::new(),
             stopping: Mutex::new(None),
             resetting: AtomicBool::new(false),
             queue_sizes,
@@ -441,7 +438,7 @@ impl<D: VirtioDevice> Core<D> {
             // A driver on its way to DRIVER_OK may have read what changed now, and is told then. One that has not come yet
             // will read it all.
             if self.status.load(Ordering::SeqCst) != 0 {
-                self.config_owed.store(true, Ordering::SeqCst);
+                self.notice.owe();
             }
         }
         drop(device);
@@ -458,18 +455,7 @@ impl<D: VirtioDevice> Core<D> {
     /// Tells a driver that is ready of a configuration change that it does not know of yet. A refusal is tried again with the next
     /// kick.
     pub(super) fn tell_config_if_owed(&self) {
-        if !self.config_owed.load(Ordering::SeqCst) || !self.has(DRIVER_OK) {
-            return;
-        }
-        self.config_telling.fetch_add(1, Ordering::SeqCst);
-        // Who pauses looks for tellers after saying so.
-        if !self.paused.load(Ordering::SeqCst)
-            && self.config_owed.swap(false, Ordering::SeqCst)
-            && self.interrupt.config_changed().is_err()
-        {
-            self.config_owed.store(true, Ordering::SeqCst);
-        }
-        if self.config_telling.fetch_sub(1, Ordering::SeqCst) == 1 && self.paused.load(Ordering::SeqCst) {
+        if self.has(DRIVER_OK) && self.notice.is_owed() && self.notice.tell(|| self.interrupt.config_changed()) {
             self.lanes.stillness.reached();
         }
     }

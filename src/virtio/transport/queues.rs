@@ -157,13 +157,13 @@ impl<D: VirtioDevice> Core<D> {
     }
 
     pub(super) fn begin_pause(&self) {
-        self.paused.store(true, Ordering::SeqCst);
+        self.notice.pause();
         self.stop(Stop::Embedder);
     }
 
     /// Ends a pause, and looks at every queue once: a kick that came before a state was saved is not in it.
     pub fn resume(&self) {
-        self.paused.store(false, Ordering::SeqCst);
+        self.notice.resume();
         self.lanes.resume(Stop::Embedder);
         self.tell_what_is_owed();
         self.look_again();
@@ -191,8 +191,7 @@ impl<D: VirtioDevice> Core<D> {
 
     /// Whether a device that is paused has come to rest: it changes no byte of guest memory, and no interrupt is under way.
     pub fn is_still(&self) -> bool {
-        let telling = self.config_telling.load(Ordering::SeqCst) != 0;
-        self.paused.load(Ordering::SeqCst) && !telling && self.lanes.are_still()
+        self.notice.is_still() && self.lanes.are_still()
     }
 
     /// Waits until a device that is paused has come to rest, until `deadline` at the latest. Whether it has.
@@ -226,7 +225,7 @@ impl<D: VirtioDevice> Core<D> {
             // In one step, or the end of another reset could come between.
             let _registers = self.registers();
             self.resetting.store(true, Ordering::SeqCst);
-            self.config_owed.store(false, Ordering::SeqCst);
+            self.notice.forget();
             self.interrupt.reset();
             self.begin_stop(Stop::Device)
         };
@@ -266,7 +265,7 @@ impl<D: VirtioDevice> Core<D> {
         {
             let mut fault = lock(&self.fault);
             *fault = None;
-            self.config_owed.store(false, Ordering::SeqCst);
+            self.notice.forget();
             self.status.store(0, Ordering::SeqCst);
             self.resetting.store(false, Ordering::SeqCst);
             for reason in [Stop::Queue, Stop::Broken, Stop::Device] {
@@ -479,7 +478,7 @@ impl<D> Core<D> {
             }
             present.get_or_insert(fault);
             self.status.fetch_or(DEVICE_NEEDS_RESET, Ordering::SeqCst);
-            self.config_owed.store(true, Ordering::SeqCst);
+            self.notice.owe();
             self.lanes.iter().for_each(|(_, lane)| lane.close());
             self.begin_stop(Stop::Broken)
         };

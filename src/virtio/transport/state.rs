@@ -180,7 +180,7 @@ impl<D: VirtioDevice> Core<D> {
             },
             config_generation: generation as u32,
             config_changed: generation & CONFIG_CHANGED != 0,
-            config_owed: self.config_owed.load(Ordering::SeqCst),
+            config_owed: self.notice.is_owed(),
         };
         Ok((state, device.save()))
     }
@@ -243,7 +243,9 @@ impl<D: VirtioDevice> Core<D> {
         let changed = if config_changed { CONFIG_CHANGED } else { 0 };
         let generation = u64::from(config_generation) | changed;
         self.config_generation.store(generation, Ordering::SeqCst);
-        self.config_owed.store(config_owed, Ordering::SeqCst);
+        if config_owed {
+            self.notice.owe();
+        }
         if status & status::DRIVER_OK != 0 {
             self.interrupt.ready();
         }
