@@ -22,7 +22,7 @@ use super::{
     Fault, Handle, QueueIndex, VirtioDevice, Wait,
     device::Attached,
     features,
-    queue::{QueueLayout, Stop, VirtioInterrupt},
+    queue::{Inside, Owing, QueueLayout, Stop, VirtioInterrupt},
     run::{
         Lanes,
         order::{Guard, Rank, lock_in_order},
@@ -48,7 +48,8 @@ pub trait Doorbell: Send + Sync {
 
     /// `queue` waits for `waits`, besides its driver, and for nothing that it waited for before: once one of them is there, have it
     /// looked at ([`process`](VirtioTransport::process)). Each counts once. An empty list is the end of it, also when the device
-    /// comes to rest or goes.
+    /// is stopped without a request under way, or goes. Of a device that was stopped with some, what comes after the last has ended
+    /// is for nobody.
     ///
     /// A device may say so from any thread, while it serves that queue: do not call it back from in here.
     fn wait(&self, queue: QueueIndex, waits: &[Wait]) {
@@ -457,21 +458,39 @@ impl<D: VirtioDevice> Core<D> {
         if !self.config_owed.load(Ordering::SeqCst) || !self.has(DRIVER_OK) {
             return;
         }
-        self.config_telling.fetch_add(1, Ordering::SeqCst);
+        let _telling = Telling::new(self);
         // Who pauses looks for tellers after saying so.
-        if !self.paused.load(Ordering::SeqCst)
-            && self.config_owed.swap(false, Ordering::SeqCst)
-            && self.interrupt.config_changed().is_err()
-        {
-            self.config_owed.store(true, Ordering::SeqCst);
-        }
-        if self.config_telling.fetch_sub(1, Ordering::SeqCst) == 1 && self.paused.load(Ordering::SeqCst) {
-            self.lanes.stillness.reached();
+        if !self.paused.load(Ordering::SeqCst) && self.config_owed.swap(false, Ordering::SeqCst) {
+            let _inside = Inside::new();
+            // A line that panics has not told the driver.
+            let owing = Owing(&self.config_owed);
+            if self.interrupt.config_changed().is_ok() {
+                std::mem::forget(owing);
+            }
         }
     }
 
     pub fn fault(&self) -> Option<Fault> {
         lock(&self.fault).clone()
+    }
+}
+
+/// A thread that is telling of a configuration change, until it has, or the line has panicked.
+struct Telling<'a, D>(&'a Core<D>);
+
+impl<'a, D> Telling<'a, D> {
+    fn new(core: &'a Core<D>) -> Self {
+        core.config_telling.fetch_add(1, Ordering::SeqCst);
+        Self(core)
+    }
+}
+
+impl<D> Drop for Telling<'_, D> {
+    fn drop(&mut self) {
+        let Self(core) = self;
+        if core.config_telling.fetch_sub(1, Ordering::SeqCst) == 1 && core.paused.load(Ordering::SeqCst) {
+            core.lanes.stillness.reached();
+        }
     }
 }
 
