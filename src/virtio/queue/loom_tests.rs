@@ -18,8 +18,8 @@ use super::{Fault, OwnedChain, Queue, QueueIndex, QueueLayout, Round, Stillness,
 use crate::{
     memory::Memory,
     virtio::{
-        QueueHandler,
-        run::{Lane, Running},
+        QueueHandler, Wait,
+        run::{Around, Lane, Running},
     },
 };
 
@@ -52,6 +52,19 @@ impl VirtioInterrupt for Line {
     }
 
     fn reset(&self) {}
+}
+
+/// What is around a lane here: nobody is to be told of anything.
+struct Nothing;
+
+impl Around for Nothing {
+    fn failed(&self, fault: Fault) {
+        panic!("{fault}");
+    }
+
+    fn waits(&self, waits: &[Wait]) {
+        assert_eq!(waits, []);
+    }
 }
 
 type Taken = loom::sync::Arc<Mutex<Vec<OwnedChain>>>;
@@ -139,7 +152,7 @@ impl World {
 
     fn serve(&self) {
         self.lane.word.kick();
-        self.lane.serve(true, true, &|fault| panic!("{fault}"));
+        self.lane.serve(true, true, &Nothing);
     }
 
     /// A backend ends the request that came last, if it has one.
@@ -151,7 +164,10 @@ impl World {
     }
 
     fn stop(&self, reason: Stop) {
-        self.lane.stop(reason, &|fault| panic!("{fault}"));
+        if let Some(untold) = self.lane.begin_stop(reason) {
+            untold.tell(&Nothing);
+        }
+        self.stillness.reached();
     }
 
     /// Stops, and waits until it is still.
@@ -221,7 +237,7 @@ fn loom_a_kick_a_request_that_ends_elsewhere_and_a_reset() {
         });
         world.rest(Stop::Device);
         let used = world.used();
-        world.lane.finish();
+        world.lane.finish(&Nothing);
         world.lane.word.resume(Stop::Device);
         backend.join().unwrap();
         driver.join().unwrap();
