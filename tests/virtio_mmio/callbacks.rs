@@ -16,9 +16,10 @@ use devisor::{
     bus::BusDevice,
     interrupt::from_fn,
     virtio::{
-        DeviceId, Fault, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioMmio, VirtioTransport, Wait, features,
+        DeviceId, Fault, Handle, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioMmio, VirtioTransport, Wait,
+        features,
         queue::OwnedChain,
-        transport::{Doorbell, mmio::Line},
+        transport::{Doorbell, mmio::Line, status::DEVICE_NEEDS_RESET},
     },
 };
 
@@ -181,6 +182,54 @@ fn who_is_told_of_rest_holds_up_no_other_thread_at_the_device() {
     handle.fail("as told");
     driver.write(STATUS, 0);
     assert_eq!(held_up.load(Ordering::SeqCst), 0);
+}
+
+/// Fails where it is asked to.
+struct Fails {
+    handle: Option<Handle>,
+    at_start: bool,
+}
+
+impl VirtioDevice for Fails {
+    fn device_id(&self) -> DeviceId {
+        DeviceId(42)
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[SIZE]
+    }
+
+    fn attach(&mut self, handle: Handle) {
+        self.handle = Some(handle);
+    }
+
+    fn write_config(&mut self, _: u64, _: &[u8]) {
+        self.handle.as_ref().unwrap().fail("no such setting");
+    }
+
+    fn start(&mut self, _: QueueIndex) -> Box<dyn QueueHandler> {
+        if self.at_start {
+            self.handle.as_ref().unwrap().fail("the backend is gone");
+        }
+        Box::new(Joins(Arc::default()))
+    }
+}
+
+#[test]
+fn a_device_may_fail_in_its_control_face() {
+    for at_start in [false, true] {
+        let line = Counted::default();
+        let driver = Driver::with(Fails { handle: None, at_start }, line.edge());
+        driver.start_with(FEATURES);
+        if !at_start {
+            assert!(driver.mmio.fault().is_none());
+            driver.write(CONFIG, 1);
+        }
+        assert_eq!(driver.status() & DEVICE_NEEDS_RESET, DEVICE_NEEDS_RESET, "{at_start}");
+        assert_eq!(line.count(), 1);
+        driver.write(STATUS, 0);
+        assert_eq!((driver.status(), driver.mmio.fault()), (0, None));
+    }
 }
 
 /// Takes its requests, and waits for a deadline besides.

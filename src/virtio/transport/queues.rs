@@ -165,6 +165,8 @@ impl<D: VirtioDevice> Core<D> {
     pub fn resume(&self) {
         self.paused.store(false, Ordering::SeqCst);
         self.lanes.resume(Stop::Embedder);
+        // A handler's that was made when a state was restored.
+        self.act_on_failure();
         self.tell_what_is_owed();
         self.look_again();
     }
@@ -205,7 +207,7 @@ impl<D: VirtioDevice> Core<D> {
         for index in queues {
             let waits = |lane: &Lane| lane.word.is_stopped() && !lane.word.is_still();
             if self.lanes.get(index).is_some_and(waits) {
-                self.control().cancel(QueueIndex(index as u16));
+                self.with_control(|device| device.cancel(QueueIndex(index as u16)));
             }
         }
     }
@@ -261,6 +263,7 @@ impl<D: VirtioDevice> Core<D> {
         }
         let mut device = self.control();
         *registers = Registers::reset(&self.queue_sizes);
+        *lock(&self.failing) = None;
         device.reset();
         self.note_config_change();
         {
@@ -295,6 +298,7 @@ impl<D: VirtioDevice> Core<D> {
             if let Err(fault) = started {
                 self.fail(fault);
             }
+            self.act_on_failure();
             self.tell_config_if_owed();
             self.kick(selected);
         }
