@@ -1,5 +1,6 @@
 //! Virtio over MMIO (virtio 1.2, section 4.2), and the status machine behind it.
 
+mod callbacks;
 mod driver;
 mod flight;
 mod hostile;

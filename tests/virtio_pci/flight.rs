@@ -193,3 +193,15 @@ fn requests_without_effect_are_in_a_saved_state_and_served_where_it_is_restored(
     held.complete_all();
     assert_eq!(driver.sent().len(), 3);
 }
+
+#[test]
+fn a_reset_of_boundless_patience_returns_when_requests_have_ended() {
+    let (driver, _rings, held) = busy(Stopped::GoesOn, Duration::MAX);
+    thread::scope(|scope| {
+        let reset = scope.spawn(|| driver.set(DEVICE_STATUS, 0));
+        thread::sleep(Duration::from_millis(20));
+        assert!(!reset.is_finished());
+        held.complete_all();
+    });
+    assert_eq!(driver.status(), 0);
+}

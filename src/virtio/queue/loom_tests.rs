@@ -54,6 +54,19 @@ impl VirtioInterrupt for Line {
     fn reset(&self) {}
 }
 
+/// What is around a lane here: nobody is to be told of anything.
+struct Nothing;
+
+impl Around for Nothing {
+    fn failed(&self, fault: Fault) {
+        panic!("{fault}");
+    }
+
+    fn waits(&self, waits: &[Wait]) {
+        assert_eq!(waits, []);
+    }
+}
+
 type Taken = loom::sync::Arc<Mutex<Vec<OwnedChain>>>;
 
 /// Takes what it finds for a backend, and takes it back from there when it is told to stop.
@@ -88,19 +101,6 @@ struct World {
     taken: Taken,
     stillness: loom::sync::Arc<Stillness>,
     lane: Lane,
-}
-
-/// Nobody to fail, and nothing to wait for.
-struct Nobody;
-
-impl Around for Nobody {
-    fn failed(&self, fault: Fault) {
-        panic!("{fault}");
-    }
-
-    fn waits(&self, waits: &[Wait]) {
-        assert!(waits.is_empty());
-    }
 }
 
 impl World {
@@ -152,7 +152,7 @@ impl World {
 
     fn serve(&self) {
         self.lane.word.kick();
-        self.lane.serve(true, true, &Nobody);
+        self.lane.serve(true, true, &Nothing);
     }
 
     /// A backend ends the request that came last, if it has one.
@@ -165,8 +165,9 @@ impl World {
 
     fn stop(&self, reason: Stop) {
         if let Some(untold) = self.lane.begin_stop(reason) {
-            untold.tell(&Nobody);
+            untold.tell(&Nothing);
         }
+        self.stillness.reached();
     }
 
     /// Stops, and waits until it is still.
@@ -236,7 +237,7 @@ fn loom_a_kick_a_request_that_ends_elsewhere_and_a_reset() {
         });
         world.rest(Stop::Device);
         let used = world.used();
-        world.lane.finish(&Nobody);
+        world.lane.finish(&Nothing);
         world.lane.word.resume(Stop::Device);
         backend.join().unwrap();
         driver.join().unwrap();

@@ -12,7 +12,7 @@
 //! | `split` | the available ring |
 //! | `used` | the used ring and the signal |
 //! | `round` | what a handler sees |
-//! | `word` | what all threads agree on |
+//! | `word`, `inside` | what all threads agree on |
 //!
 //! *What a request costs*: no allocation. A chain that is completed in its round costs no lock and no atomic read-modify-write, a
 //! fence (which the specification asks for); a chain that is taken and completed elsewhere costs two locks of the used side, and
@@ -49,6 +49,7 @@ mod area;
 mod buffers;
 mod chain;
 mod error;
+mod inside;
 mod round;
 mod split;
 mod state;
@@ -65,7 +66,9 @@ pub use round::{Chain, OwnedChain, Rest, Round};
 pub use state::{QueueState, QueueStateError};
 pub use used::Silent;
 
+pub(crate) use inside::{Inside, is_inside};
 pub(crate) use stillness::Stillness;
+
 pub(crate) use word::{Begin, End, Stop, Word};
 
 use super::{Wait, features};

@@ -1,6 +1,6 @@
 //! Who waits for a device to be still: asked, told, or waited for.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use crate::sync::{Gate, lock};
 
@@ -8,21 +8,24 @@ use crate::sync::{Gate, lock};
 #[derive(Default)]
 pub(crate) struct Stillness {
     gate: Gate,
-    told: Mutex<Option<Box<dyn Fn() + Send + Sync>>>,
+    told: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
 }
 
 impl Stillness {
     /// Something has become still that was not. Comes once too often rather than not.
     pub fn reached(&self) {
         self.gate.knock();
-        if let Some(tell) = &*lock(&self.told) {
+        // Called with nothing locked.
+        let told = lock(&self.told).clone();
+        if let Some(tell) = told {
             tell();
         }
     }
 
     /// Has `tell` called whenever something has become still.
     pub fn tell(&self, tell: Box<dyn Fn() + Send + Sync>) {
-        *lock(&self.told) = Some(tell);
+        let before = lock(&self.told).replace(tell.into());
+        drop(before);
     }
 
     /// Waits until `still` says so.

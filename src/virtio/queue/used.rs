@@ -14,6 +14,7 @@ use super::{
     Gone, QueueCounters, QueueError, QueueIndex, QueueLayout, VirtioInterrupt,
     area::{FlatView, View},
     chain::{Body, Pool},
+    inside::Inside,
     word::Word,
 };
 use crate::{
@@ -214,6 +215,7 @@ impl Shared {
 
     /// Interrupts the driver. A refusal is owed: the next call of any kind carries it.
     pub fn signal(&self) {
+        let _inside = Inside::new();
         // A line that panics has not told the driver.
         let owing = Owing(&self.owed);
         match self.interrupt.used(&[self.index]) {
@@ -246,6 +248,7 @@ impl Shared {
 
     /// A chain that was taken comes back, with the number of bytes that were written into it; or untouched.
     pub fn give_back(&self, body: Box<Body>, written: Option<u32>) {
+        let _done = Done(&self.word);
         let mut used = lock(&self.used);
         let signal = match written {
             _ if self.closed.load(Ordering::SeqCst) => false,
@@ -264,7 +267,6 @@ impl Shared {
         if signal {
             self.signal();
         }
-        self.word.give_back();
     }
 
     /// Puts a chain into the used ring and shows it. Whether the driver is to be told. A ring that is no longer in guest memory is
@@ -321,8 +323,17 @@ impl Shared {
     }
 }
 
+/// A chain that was taken is done with when this is dropped, by a line that panics too.
+struct Done<'a>(&'a Word);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.give_back();
+    }
+}
+
 /// Owes a signal when it is dropped.
-struct Owing<'a>(&'a AtomicBool);
+pub(crate) struct Owing<'a>(pub &'a AtomicBool);
 
 impl Drop for Owing<'_> {
     fn drop(&mut self) {

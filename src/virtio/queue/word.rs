@@ -236,7 +236,7 @@ impl Word {
     // Stopping.
 
     /// Lets nobody begin a round from here on. [`End::Tell`]: the handler is to be told, by who has called this; otherwise the
-    /// thread that serves does so, or it was told before.
+    /// thread that serves does so, or it was told before, and so may be still: who waits for that is to be told with nothing locked.
     pub fn stop(&self, reason: Stop) -> End {
         self.bits.fetch_or(reason as u64, Ordering::SeqCst);
         let taken = self.update(|bits| match bits & (RUNS | SERVED | TOLD) {
@@ -245,10 +245,7 @@ impl Word {
         });
         match taken {
             Ok(_) => End::Tell,
-            Err(_) => {
-                self.stillness.reached();
-                End::Leave
-            }
+            Err(_) => End::Leave,
         }
     }
 

@@ -11,14 +11,14 @@ use std::{
 use super::{
     SharedWord,
     order::{Rank, lock_in_order},
-    turn::{Turn, is_serving},
+    turn::Turn,
 };
 use crate::{
     sync::lock,
     virtio::{
         Wait,
         device::QueueHandler,
-        queue::{Begin, End, Face, Fault, Queue, QueueCounters, Rest, Stillness, Stop, Word},
+        queue::{Begin, End, Face, Fault, Queue, QueueCounters, Rest, Stillness, Stop, Word, is_inside},
     },
 };
 
@@ -82,10 +82,8 @@ impl Lane {
 
     /// Takes the handler and the queue away. The lane is still.
     pub fn finish(&self, around: &dyn Around) {
-        if self.waiting.load(Ordering::Relaxed) {
-            // While the descriptors are there.
-            self.tell_waits(&mut Vec::new(), around);
-        }
+        // While the descriptors are there.
+        self.end_waits(around);
         let running = lock(&self.running).take();
         *lock(&self.face) = None;
         self.word.finish();
@@ -97,7 +95,7 @@ impl Lane {
     /// until nothing is left or another thread relieves this one. Whether there was a round.
     #[inline]
     pub fn serve(&self, patient: bool, stay: bool, around: &dyn Around) -> bool {
-        if self.word.begin(patient && !is_serving()) == Begin::Leave {
+        if self.word.begin(patient && !is_inside()) == Begin::Leave {
             return false;
         }
         self.take_turn(Turn::new(&self.word), End::Again, stay, around);
@@ -163,9 +161,19 @@ impl Lane {
         around.waits(&said);
     }
 
-    /// What the handler waits for.
+    /// Nothing is waited for any more.
+    pub fn end_waits(&self, around: &dyn Around) {
+        if self.waiting.load(Ordering::Relaxed) {
+            self.tell_waits(&mut Vec::new(), around);
+        }
+    }
+
+    /// What the handler waits for: nothing while the queue is still, also if its last request has ended on a thread that cannot say so.
     pub fn waits(&self) -> Vec<Wait> {
-        lock(&self.waits).clone()
+        match self.word.is_still() {
+            true => Vec::new(),
+            false => lock(&self.waits).clone(),
+        }
     }
 
     /// Nothing is written to the ring any more.

@@ -10,11 +10,8 @@ use loom::{
     thread,
 };
 
-use super::{
-    Stillness, Stop,
-    turn::{Turn, is_serving},
-};
-use crate::virtio::queue::{Begin, End, Word};
+use super::{Stillness, Stop, turn::Turn};
+use crate::virtio::queue::{Begin, End, Word, is_inside};
 
 fn model(run: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -89,7 +86,7 @@ impl Lane {
     }
 
     fn serve(&self, patient: bool, stay: bool) -> bool {
-        let begun = self.word.begin(patient && !is_serving()) == Begin::Serve;
+        let begun = self.word.begin(patient && !is_inside()) == Begin::Serve;
         if begun {
             self.turn(End::Again, stay);
         }
@@ -112,6 +109,7 @@ impl Lane {
         if self.word.stop(reason) == End::Tell {
             self.turn(End::Tell, true);
         }
+        self.stillness.reached();
     }
 
     /// Ends a stop, and looks.

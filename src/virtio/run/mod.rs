@@ -22,10 +22,9 @@ mod turn;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::queue::{QueueIndex, Stillness, Stop};
+use super::queue::{QueueIndex, Stillness, Stop, is_inside};
 
 pub(crate) use lane::{Around, Lane, Running, Untold};
-use turn::is_serving;
 
 /// The lanes of a device.
 pub(crate) struct Lanes {
@@ -76,12 +75,12 @@ impl Lanes {
         busy.map(|(index, lane)| (index, lane.word.chains())).collect()
     }
 
-    /// Waits until `still` says so, which the lanes' stillness is told of. Not while this thread serves one. Whether it does.
+    /// Waits until `still` says so, which the lanes' stillness is told of. Not while this thread serves one, or signals. Whether it does.
     #[cfg(not(loom))]
     pub fn wait_for(&self, deadline: Option<Instant>, still: impl Fn() -> bool) -> bool {
         match deadline {
             _ if still() => true,
-            _ if is_serving() => false,
+            _ if is_inside() => false,
             Some(deadline) => self.stillness.wait_until(deadline, still),
             None => {
                 self.stillness.wait(still);

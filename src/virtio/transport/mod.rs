@@ -13,9 +13,10 @@ pub mod status;
 
 use std::{
     fmt, io,
+    ops::{Deref, DerefMut},
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -24,7 +25,7 @@ use super::{
     Fault, Handle, QueueIndex, VirtioDevice, Wait,
     device::Attached,
     features,
-    queue::{QueueLayout, Stop, VirtioInterrupt},
+    queue::{Inside, QueueLayout, Stop, VirtioInterrupt},
     run::{
         Lanes,
         order::{Guard, Rank, lock_in_order},
@@ -51,7 +52,8 @@ pub trait Doorbell: Send + Sync {
 
     /// `queue` waits for `waits`, besides its driver, and for nothing that it waited for before: once one of them is there, have it
     /// looked at ([`process`](VirtioTransport::process)). Each counts once. An empty list is the end of it, also when the device
-    /// comes to rest or goes.
+    /// is stopped without a request under way, or goes. Of a device that was stopped with some, what comes after the last has ended
+    /// is for nobody.
     ///
     /// A device may say so from any thread, while it serves that queue: do not call it back from in here.
     fn wait(&self, queue: QueueIndex, waits: &[Wait]) {
@@ -100,9 +102,13 @@ pub(crate) struct Core<D> {
     status: AtomicU32,
     registers: Mutex<Registers>,
     device: Mutex<D>,
+    /// The thread that is inside the control face, by its [name](this_thread).
+    inside: AtomicUsize,
     lanes: Lanes,
     /// Why the device needs a reset.
     fault: Mutex<Option<Fault>>,
+    /// The device has failed from inside its control face: that is acted on outside, once the driver is ready.
+    failing: Mutex<Option<Fault>>,
     /// The number that the driver has read last, and [`CONFIG_CHANGED`].
     config_generation: AtomicU64,
     /// A configuration interrupt that the driver is to get, and the embedder's pause.
@@ -173,8 +179,10 @@ impl<D: VirtioDevice + 'static> Core<D> {
             status: AtomicU32::new(0),
             registers: Mutex::new(Registers::reset(&queue_sizes)),
             device: Mutex::new(device),
+            inside: AtomicUsize::new(0),
             lanes: Lanes::new(queue_sizes.len()),
             fault: Mutex::new(None),
+            failing: Mutex::new(None),
             config_generation: AtomicU64::new(0),
             notice: Notice::new(),
             stopping: Mutex::new(None),
@@ -197,8 +205,13 @@ impl<D> Core<D> {
     }
 
     /// The device's control face.
-    fn control(&self) -> Guard<'_, D> {
-        self.ordered(&self.device, Rank::Control)
+    fn control(&self) -> Control<'_, D> {
+        let device = self.ordered(&self.device, Rank::Control);
+        self.inside.store(this_thread(), Ordering::Relaxed);
+        Control {
+            device,
+            inside: &self.inside,
+        }
     }
 
     fn has(&self, bits: u32) -> bool {
@@ -252,6 +265,7 @@ impl<D: VirtioDevice> Core<D> {
                     if let Some(fault) = fault {
                         self.fail(fault);
                     }
+                    self.act_on_failure();
                     self.tell_config_if_owed();
                     self.kick_all();
                     break;
@@ -390,24 +404,42 @@ impl<D: VirtioDevice> Core<D> {
     // The device's own face.
 
     pub fn device_id(&self) -> u32 {
-        self.control().device_id().0
+        self.with_control(|device| device.device_id().0)
     }
 
     pub fn shared_memory(&self, id: u32) -> Option<super::SharedMemoryRegion> {
         let id = u8::try_from(id).ok()?;
-        self.control().shared_memory(id)
+        self.with_control(|device| device.shared_memory(id))
     }
 
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
-        self.control().read_config(offset, data);
+        self.with_control(|device| device.read_config(offset, data));
     }
 
     /// Whether it changed anything, and where, is the device's to know: it may have.
     pub fn write_config(&self, offset: u64, data: &[u8]) {
-        let mut device = self.control();
-        if !self.is_resetting() {
-            device.write_config(offset, data);
-            self.note_config_change();
+        self.with_control(|device| {
+            if !self.is_resetting() {
+                device.write_config(offset, data);
+                self.note_config_change();
+            }
+        });
+    }
+
+    /// Uses the control face, and acts on a failure that was told from in there.
+    pub(super) fn with_control<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
+        let result = f(&mut self.control());
+        self.act_on_failure();
+        result
+    }
+
+    /// Acts on a failure that was told when it could not be acted on: with nothing locked.
+    pub(super) fn act_on_failure(&self) {
+        if self.is_live()
+            && let Some(fault) = { lock(&self.failing).take() }
+        {
+            self.fail(fault);
+            self.tell_config_if_owed();
         }
     }
 
@@ -431,17 +463,18 @@ impl<D: VirtioDevice> Core<D> {
     /// Lets the embedder change the device. If the change is one of the configuration space (`configuration` says so), it is noted
     /// for the generation and the driver is told.
     pub fn change_device<R>(&self, configuration: bool, change: impl FnOnce(&mut D) -> R) -> R {
-        let mut device = self.control();
-        let result = change(&mut device);
-        if configuration {
-            self.note_config_change();
-            // A driver on its way to DRIVER_OK may have read what changed now, and is told then. One that has not come yet
-            // will read it all.
-            if self.status.load(Ordering::SeqCst) != 0 {
-                self.notice.owe();
+        let result = self.with_control(|device| {
+            let result = change(device);
+            if configuration {
+                self.note_config_change();
+                // A driver on its way to DRIVER_OK may have read what changed now, and is told then. One that has not come yet
+                // will read it all.
+                if self.status.load(Ordering::SeqCst) != 0 {
+                    self.notice.owe();
+                }
             }
-        }
-        drop(device);
+            result
+        });
         self.tell_config_if_owed();
         result
     }
@@ -455,14 +488,53 @@ impl<D: VirtioDevice> Core<D> {
     /// Tells a driver that is ready of a configuration change that it does not know of yet. A refusal is tried again with the next
     /// kick.
     pub(super) fn tell_config_if_owed(&self) {
-        if self.has(DRIVER_OK) && self.notice.is_owed() && self.notice.tell(|| self.interrupt.config_changed()) {
-            self.lanes.stillness.reached();
+        let tell = || {
+            let _inside = Inside::new();
+            self.interrupt.config_changed()
+        };
+        if self.has(DRIVER_OK) && self.notice.is_owed() {
+            self.notice.tell(tell, || self.lanes.stillness.reached());
         }
     }
 
     pub fn fault(&self) -> Option<Fault> {
         lock(&self.fault).clone()
     }
+}
+
+/// The control face, to one thread.
+struct Control<'a, D> {
+    device: Guard<'a, D>,
+    inside: &'a AtomicUsize,
+}
+
+impl<D> Deref for Control<'_, D> {
+    type Target = D;
+
+    fn deref(&self) -> &D {
+        &self.device
+    }
+}
+
+impl<D> DerefMut for Control<'_, D> {
+    fn deref_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+}
+
+impl<D> Drop for Control<'_, D> {
+    fn drop(&mut self) {
+        // Before it is unlocked.
+        self.inside.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A number that no other thread has at the same time, and not zero.
+fn this_thread() -> usize {
+    thread_local! {
+        static HERE: u8 = const { 0 };
+    }
+    HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
 impl<D: VirtioDevice> Attached for Core<D> {
@@ -475,8 +547,12 @@ impl<D: VirtioDevice> Attached for Core<D> {
     }
 
     fn fail(&self, fault: Fault) {
-        Core::fail(self, fault);
-        self.tell_config_if_owed();
+        if self.inside.load(Ordering::Relaxed) == this_thread() {
+            lock(&self.failing).get_or_insert(fault);
+        } else {
+            Core::fail(self, fault);
+            self.tell_config_if_owed();
+        }
     }
 }
 

@@ -51,49 +51,42 @@ impl Notice {
         bits & PAUSED != 0 && bits < TELLING
     }
 
-    /// Tells what is owed, by `tell`. A refusal is owed again. Whether this has ended the last thing that a pause waits for.
-    pub fn tell(&self, tell: impl FnOnce() -> io::Result<()>) -> bool {
+    /// Tells what is owed, by `tell`. A refusal is owed again, and what a line has heard that panics. Calls `reached` if this was the
+    /// last thing that a pause waits for.
+    pub fn tell(&self, tell: impl FnOnce() -> io::Result<()>, reached: impl Fn()) {
         let begun = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |bits| {
             (bits & (OWED | PAUSED) == OWED).then_some((bits & !OWED) + TELLING)
         });
         if begun.is_err() {
-            return false;
+            return;
         }
-        // Owed again, also if a line panics.
         let mut telling = Telling {
             notice: &self.0,
             owed: OWED,
-            ended: false,
+            reached,
         };
         if tell().is_ok() {
             telling.owed = 0;
         }
-        telling.end()
     }
 }
 
-struct Telling<'a> {
+/// A thread that tells, until it has, or the line has panicked.
+struct Telling<'a, F: Fn()> {
     notice: &'a AtomicU64,
+    /// What is left when it ends.
     owed: u64,
-    ended: bool,
+    reached: F,
 }
 
-impl Telling<'_> {
-    fn end(&mut self) -> bool {
-        self.ended = true;
-        let owed = self.owed;
-        let after = |bits: u64| (bits - TELLING) | owed;
+impl<F: Fn()> Drop for Telling<'_, F> {
+    fn drop(&mut self) {
+        let after = |bits: u64| (bits - TELLING) | self.owed;
         let ended = self
             .notice
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |bits| Some(after(bits)));
-        ended.is_ok_and(|before| before & PAUSED != 0 && after(before) < TELLING)
-    }
-}
-
-impl Drop for Telling<'_> {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.end();
+        if ended.is_ok_and(|before| before & PAUSED != 0 && after(before) < TELLING) {
+            (self.reached)();
         }
     }
 }
@@ -134,24 +127,27 @@ mod loom_tests {
         }
 
         fn tell(&self) {
-            self.notice.tell(|| {
-                self.inside.fetch_add(1, SeqCst);
-                let refused = self
-                    .refuses
-                    .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
-                    .is_ok();
-                if !refused {
-                    // What the driver reads when it is interrupted.
-                    let now = self.changes.load(SeqCst);
-                    self.heard.fetch_max(now, SeqCst);
-                }
-                self.inside.fetch_sub(1, SeqCst);
-                if refused {
-                    Err(io::Error::other("refused"))
-                } else {
-                    Ok(())
-                }
-            });
+            self.notice.tell(
+                || {
+                    self.inside.fetch_add(1, SeqCst);
+                    let refused = self
+                        .refuses
+                        .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
+                        .is_ok();
+                    if !refused {
+                        // What the driver reads when it is interrupted.
+                        let now = self.changes.load(SeqCst);
+                        self.heard.fetch_max(now, SeqCst);
+                    }
+                    self.inside.fetch_sub(1, SeqCst);
+                    if refused {
+                        Err(io::Error::other("refused"))
+                    } else {
+                        Ok(())
+                    }
+                },
+                || (),
+            );
         }
     }
 

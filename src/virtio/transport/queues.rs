@@ -156,7 +156,7 @@ impl<D: VirtioDevice> Core<D> {
         self.cancel(0..self.queue_sizes.len());
     }
 
-    pub(super) fn begin_pause(&self) {
+    fn begin_pause(&self) {
         self.notice.pause();
         self.stop(Stop::Embedder);
     }
@@ -165,6 +165,8 @@ impl<D: VirtioDevice> Core<D> {
     pub fn resume(&self) {
         self.notice.resume();
         self.lanes.resume(Stop::Embedder);
+        // A handler's that was made when a state was restored.
+        self.act_on_failure();
         self.tell_what_is_owed();
         self.look_again();
     }
@@ -204,7 +206,7 @@ impl<D: VirtioDevice> Core<D> {
         for index in queues {
             let waits = |lane: &Lane| lane.word.is_stopped() && !lane.word.is_still();
             if self.lanes.get(index).is_some_and(waits) {
-                self.control().cancel(QueueIndex(index as u16));
+                self.with_control(|device| device.cancel(QueueIndex(index as u16)));
             }
         }
     }
@@ -260,6 +262,7 @@ impl<D: VirtioDevice> Core<D> {
         }
         let mut device = self.control();
         *registers = Registers::reset(&self.queue_sizes);
+        *lock(&self.failing) = None;
         device.reset();
         self.note_config_change();
         {
@@ -281,9 +284,9 @@ impl<D: VirtioDevice> Core<D> {
 
     /// Enables the selected queue. One that was stopped or reset begins as new.
     pub fn enable_queue(&self) {
+        self.finish_queue(self.registers().selected());
         let mut registers = self.registers();
         let selected = registers.selected();
-        self.finish_queue_with(&registers, selected);
         let Some(queue) = self.unfrozen(&mut registers) else {
             return;
         };
@@ -294,6 +297,7 @@ impl<D: VirtioDevice> Core<D> {
             if let Err(fault) = started {
                 self.fail(fault);
             }
+            self.act_on_failure();
             self.tell_config_if_owed();
             self.kick(selected);
         }
@@ -335,9 +339,7 @@ impl<D: VirtioDevice> Core<D> {
             self.note_stop();
             let untold = lane.begin_stop(Stop::Queue);
             drop(registers);
-            if let Some(untold) = untold {
-                untold.tell(&self.beside(selected));
-            }
+            self.tell(untold.map(|untold| (QueueIndex(selected as u16), untold)));
             self.cancel(selected..selected + 1);
             self.finish_queue(selected);
         }
@@ -367,23 +369,22 @@ impl<D: VirtioDevice> Core<D> {
     }
 
     fn finish_queue(&self, index: usize) {
-        let stopped = |lane: &Lane| lane.word.is_stopped_for(Stop::Queue) && lane.word.is_still();
-        if self.lanes.get(index).is_some_and(stopped) {
-            self.finish_queue_with(&self.registers(), index);
+        let Some(lane) = self.lanes.get(index) else { return };
+        let stopped = || lane.word.is_stopped_for(Stop::Queue) && lane.word.is_still();
+        if !stopped() {
+            return;
         }
-    }
-
-    /// With the registers locked, so that one thread does it.
-    fn finish_queue_with(&self, _: &Registers, index: usize) {
-        if let Some(lane) = self.lanes.get(index)
-            && lane.word.is_stopped_for(Stop::Queue)
-            && lane.word.is_still()
         {
+            // So that one thread does it.
+            let _registers = self.registers();
+            if !stopped() {
+                return;
+            }
             lane.finish(&self.beside(index));
             lane.word.resume(Stop::Queue);
-            // For whoever waits for this queue.
-            self.lanes.stillness.reached();
         }
+        // For whoever waits for this queue.
+        self.lanes.stillness.reached();
     }
 
     /// The embedder has changed guest memory.
@@ -436,7 +437,7 @@ impl<D> Core<D> {
     }
 
     /// Begins to stop all queues: see [`Lane::begin_stop`].
-    fn begin_stop(&self, reason: Stop) -> Vec<(QueueIndex, Untold<'_>)> {
+    pub(super) fn begin_stop(&self, reason: Stop) -> Vec<(QueueIndex, Untold<'_>)> {
         self.note_stop();
         let begun = self
             .lanes
@@ -458,10 +459,12 @@ impl<D> Core<D> {
         }
     }
 
-    fn tell(&self, untold: Vec<(QueueIndex, Untold<'_>)>) {
+    pub(super) fn tell<'a>(&'a self, untold: impl IntoIterator<Item = (QueueIndex, Untold<'a>)>) {
         for (index, untold) in untold {
             untold.tell(&self.beside(index.0.into()));
         }
+        // Those that had nobody to tell.
+        self.lanes.stillness.reached();
     }
 
     /// The device needs a reset. No queue is served any more, and what is completed is not shown to the driver; it is
@@ -485,10 +488,13 @@ impl<D> Core<D> {
         self.tell(untold);
     }
 
-    /// The transport goes: nothing is shown to the driver any more, and no chain is found.
+    /// The transport goes: nothing is shown to the driver any more, no chain is found, and nothing is waited for.
     pub fn abandon(&self) {
         self.lanes.iter().for_each(|(_, lane)| lane.close());
         self.stop(Stop::Device);
+        self.lanes
+            .iter()
+            .for_each(|(index, lane)| lane.end_waits(&self.beside(index.0.into())));
     }
 }
 

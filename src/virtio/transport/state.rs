@@ -7,7 +7,7 @@ use crate::{
     pci::StateError,
     virtio::{
         DeviceState, DeviceStateError, QueueIndex, VirtioDevice, features,
-        queue::{Queue, QueueLayout, QueueState, QueueStateError},
+        queue::{Queue, QueueLayout, QueueState, QueueStateError, Stop},
         run::Running,
     },
 };
@@ -229,7 +229,9 @@ impl<D: VirtioDevice> Core<D> {
             unknown_features,
             queues: setup.clone(),
         };
-        self.begin_pause();
+        // No queue runs yet: there is no handler to tell.
+        self.notice.pause();
+        let untold = self.begin_stop(Stop::Embedder);
         if status & status::FEATURES_OK != 0 {
             device.negotiated(driver_features);
         }
@@ -250,6 +252,8 @@ impl<D: VirtioDevice> Core<D> {
             self.interrupt.ready();
         }
         self.status.store(status, Ordering::SeqCst);
+        drop((device, registers));
+        self.tell(untold);
         Ok(())
     }
 

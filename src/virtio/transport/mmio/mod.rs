@@ -244,7 +244,9 @@ impl<D: VirtioDevice> VirtioTransport for VirtioMmio<D> {
     }
 
     fn wait_until_still(&self, limit: Option<Duration>) -> bool {
-        self.core.wait_until_still(limit.map(|limit| Instant::now() + limit))
+        // One that is beyond all time is none.
+        self.core
+            .wait_until_still(limit.and_then(|limit| Instant::now().checked_add(limit)))
     }
 
     fn resume(&self) {

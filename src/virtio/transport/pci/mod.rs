@@ -232,9 +232,9 @@ impl<D: VirtioDevice> VirtioPci<D> {
         self.core.change_device(true, f)
     }
 
-    /// How long a write waits for a reset that it has begun.
+    /// How long a write waits for a reset that it has begun; for ever, if that is beyond all time.
     fn patience(&self) -> Option<Instant> {
-        Some(Instant::now() + self.reset_patience)
+        Instant::now().checked_add(self.reset_patience)
     }
 
     /// The driver resets the device.
@@ -299,7 +299,9 @@ impl<D: VirtioDevice> VirtioTransport for VirtioPci<D> {
     }
 
     fn wait_until_still(&self, limit: Option<Duration>) -> bool {
-        self.core.wait_until_still(limit.map(|limit| Instant::now() + limit))
+        // One that is beyond all time is none.
+        self.core
+            .wait_until_still(limit.and_then(|limit| Instant::now().checked_add(limit)))
     }
 
     fn resume(&self) {
