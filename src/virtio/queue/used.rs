@@ -333,7 +333,7 @@ impl Drop for Done<'_> {
 }
 
 /// Owes a signal when it is dropped.
-pub(crate) struct Owing<'a>(pub &'a AtomicBool);
+pub(super) struct Owing<'a>(pub &'a AtomicBool);
 
 impl Drop for Owing<'_> {
     fn drop(&mut self) {

@@ -284,7 +284,9 @@ impl<D: VirtioDevice> Core<D> {
 
     /// Enables the selected queue. One that was stopped or reset begins as new.
     pub fn enable_queue(&self) {
-        self.finish_queue(self.registers().selected());
+        // The guard is gone before it is locked again.
+        let selected = self.registers().selected();
+        self.finish_queue(selected);
         let mut registers = self.registers();
         let selected = registers.selected();
         let Some(queue) = self.unfrozen(&mut registers) else {
