@@ -1,5 +1,6 @@
 //! Devices that are not virtio: UARTs, clocks, reset controllers.
 
+pub mod acpi_pm;
 pub mod debugcon;
 pub mod fw_cfg;
 pub mod i8042;
