@@ -31,6 +31,8 @@ use devisor::{
         fw_cfg::{FwCfg, Key},
         i8042::{CommandPort, DataPort, I8042, I8042Lines},
         mc146818::Mc146818,
+        pvpanic::{GuestEvents, Pvpanic},
+        reset_control::ResetControl,
     },
     time::ManualClock,
 };
@@ -687,5 +689,30 @@ fn acpi_pm_answers_as_qemus_does() {
             same(byte[0].into(), qemu.port_in(BASE + GPES + at).into(), "gpe block");
         }
         same(sci.is_up().into(), qemu.level(SCI).into(), "the line");
+    }
+}
+
+#[test]
+fn pvpanic_says_what_it_supports_as_qemus_does() {
+    let qemu = match q35(&["-device", "pvpanic"]) {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
+    };
+    // QEMU of 9.0 and later knows of shutdowns, too.
+    let mut pair = Pair::new(Pvpanic::new(GuestEvents::ALL, |_| ()), qemu, 0x505);
+    assert_eq!(pair.read(0, 0x03), 0x07);
+}
+
+#[test]
+fn reset_control_keeps_what_qemus_does() {
+    let qemu = match q35(&[]) {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
+    };
+    let mut pair = Pair::new(ResetControl::new(|_| panic!("nobody resets")), qemu, 0xcf8);
+    for value in 0..=0xff {
+        // QEMU would be reset, and does not keep that bit.
+        pair.write(1, value & !4);
+        pair.read(1, 0xff);
     }
 }
