@@ -26,10 +26,13 @@ use devisor::{
     bus::BusDevice,
     interrupt::{LevelInterrupt, NoInterrupt, level_from_fn},
     platform::{
+        acpi_pm::{AcpiPm, AcpiPmConfig, TimerWidth},
         debugcon::DebugCon,
         fw_cfg::{FwCfg, Key},
         i8042::{CommandPort, DataPort, I8042, I8042Lines},
         mc146818::Mc146818,
+        pvpanic::{GuestEvents, Pvpanic},
+        reset_control::ResetControl,
     },
     time::ManualClock,
 };
@@ -591,4 +594,125 @@ fn fw_cfg_answers_and_copies_as_qemus_does() {
         }
     }
     assert!(copies > 100 && errors > 50, "{copies} copies, {errors} errors");
+}
+
+#[test]
+fn acpi_pm_answers_as_qemus_does() {
+    /// Where the registers of the ICH9 are put.
+    const BASE: u16 = 0x600;
+    const EVENTS: u16 = 0;
+    const CONTROL: u16 = 4;
+    const TIMER: u16 = 8;
+    const GPES: u16 = 0x20;
+    const GPE_BYTES: u16 = 16;
+    const SCI: u32 = 9;
+    /// QEMU keeps all that is written, SCI_EN and what is reserved too.
+    const CONTROL_MASK: u16 = 7 << 10;
+
+    let mut qemu = match q35(&[]) {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
+    };
+    // PMBASE, ACPI_CNTL.ACPI_EN and IRQ 9 of the LPC bridge, 00:1f.0.
+    for (register, value) in [(0x40, u32::from(BASE) | 1), (0x44, 0x80)] {
+        qemu.port_out_wide(0xcf8, 4, 0x8000_f800 | register);
+        qemu.port_out_wide(0xcfc, 4, value);
+    }
+    let sci = Level::default();
+    let config = AcpiPmConfig {
+        // QEMU's time stands still while its CPU does: this compares everything but the ticks.
+        timer: TimerWidth::Bits24,
+        gpes: u32::from(GPE_BYTES) / 2 * 8,
+        acpi_mode: false,
+    };
+    let pm = AcpiPm::new(config, sci.line(), |_| (), ManualClock::default(), ()).expect("it can be");
+    // ACPI_ENABLE and ACPI_DISABLE.
+    pm.smi_command(2, 3).write(0, &[2]);
+    qemu.port_out(0xb2, 2);
+    let mut random = Random(0x5eed_ac91);
+    let mut steps = Vec::new();
+
+    for _ in 0..STEPS {
+        let value = random.next() as u16;
+        match random.below(4) {
+            0 => {
+                let register = random.one_of(&[0, 2]);
+                steps.push(format!("event {register} {value:#x}"));
+                pm.event_block().write(register, &value.to_le_bytes());
+                // QEMU keeps bits of the enable register that nothing stands behind, and the sleep button's do nothing.
+                let value = if register == 2 { value & 0x0721 } else { value };
+                qemu.port_out_wide(BASE + EVENTS + register as u16, 2, value.into());
+            }
+            1 => {
+                // Not to sleep: QEMU would end.
+                let value = value & !(1 << 13) | 1;
+                steps.push(format!("control {value:#x}"));
+                pm.control_block().write(0, &value.to_le_bytes());
+                qemu.port_out_wide(BASE + CONTROL, 2, value.into());
+            }
+            _ => {
+                let at = random.below(GPE_BYTES.into()) as u16;
+                steps.push(format!("gpe {at:#x} {value:#x}"));
+                pm.gpe_block().write(at.into(), &[value as u8]);
+                qemu.port_out(BASE + GPES + at, value as u8);
+            }
+        }
+        let same = |ours: u32, theirs: u32, what: &str| {
+            assert_eq!(
+                ours,
+                theirs,
+                "{what} differs, after\n  {}",
+                steps[steps.len().saturating_sub(40)..].join("\n  ")
+            );
+        };
+        let word = |block: &dyn BusDevice, at: u64| {
+            let mut data = [0; 2];
+            block.read(at, &mut data);
+            u16::from_le_bytes(data)
+        };
+        for register in [0, 2] {
+            let theirs = qemu.port_in_wide(BASE + EVENTS + register, 2);
+            same(word(&pm.event_block(), register.into()).into(), theirs, "event block");
+        }
+        let theirs = qemu.port_in_wide(BASE + CONTROL, 2) as u16;
+        same(
+            (word(&pm.control_block(), 0) & CONTROL_MASK).into(),
+            (theirs & CONTROL_MASK).into(),
+            "control",
+        );
+        let mut timer = [0; 4];
+        pm.timer_block().read(0, &mut timer);
+        same(u32::from_le_bytes(timer), qemu.port_in_wide(BASE + TIMER, 4), "timer");
+        for at in 0..GPE_BYTES {
+            let mut byte = [0];
+            pm.gpe_block().read(at.into(), &mut byte);
+            same(byte[0].into(), qemu.port_in(BASE + GPES + at).into(), "gpe block");
+        }
+        same(sci.is_up().into(), qemu.level(SCI).into(), "the line");
+    }
+}
+
+#[test]
+fn pvpanic_says_what_it_supports_as_qemus_does() {
+    let qemu = match q35(&["-device", "pvpanic"]) {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
+    };
+    // QEMU of 9.0 and later knows of shutdowns, too.
+    let mut pair = Pair::new(Pvpanic::new(GuestEvents::ALL, |_| ()), qemu, 0x505);
+    assert_eq!(pair.read(0, 0x03), 0x07);
+}
+
+#[test]
+fn reset_control_keeps_what_qemus_does() {
+    let qemu = match q35(&[]) {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
+    };
+    let mut pair = Pair::new(ResetControl::new(|_| panic!("nobody resets")), qemu, 0xcf8);
+    for value in 0..=0xff {
+        // QEMU would be reset, and does not keep that bit.
+        pair.write(1, value & !4);
+        pair.read(1, 0xff);
+    }
 }

@@ -1,11 +1,14 @@
 //! Devices that are not virtio: UARTs, clocks, reset controllers.
 
+pub mod acpi_pm;
 pub mod debugcon;
 pub mod fw_cfg;
 pub mod i8042;
 pub mod mc146818;
 pub mod pl011;
 pub mod pl031;
+pub mod pvpanic;
+pub mod reset_control;
 pub mod uart16550;
 
 mod primecell;

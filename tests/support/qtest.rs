@@ -117,6 +117,13 @@ impl Qtest {
         self.command(&format!("outb {port:#x} {value:#x}"));
     }
 
+    /// A read of two or four bytes of the port space.
+    pub fn port_in_wide(&mut self, port: u16, width: usize) -> u32 {
+        let answer = self.command(&format!("in{} {port:#x}", suffix(width)));
+        let digits = answer.trim_start_matches("0x");
+        u32::from_str_radix(digits, 16).unwrap_or_else(|_| panic!("QEMU answered {answer:?} to a port read"))
+    }
+
     /// A write of two or four bytes of the port space.
     pub fn port_out_wide(&mut self, port: u16, width: usize, value: u32) {
         self.command(&format!("out{} {port:#x} {value:#x}", suffix(width)));
