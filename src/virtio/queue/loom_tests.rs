@@ -151,8 +151,7 @@ impl World {
     }
 
     fn serve(&self) {
-        self.lane.word.kick();
-        self.lane.serve(true, true, &Nothing);
+        self.lane.kick_and_serve(&Nothing);
     }
 
     /// A backend ends the request that came last, if it has one.

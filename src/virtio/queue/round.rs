@@ -91,8 +91,10 @@ pub struct Round<'q> {
     available: &'q mut Available,
     view: &'q View,
     hands: &'q mut Hands,
-    /// Held as long as no chain is out.
+    /// Held from the first chain that is given back on, as long as none is out.
     used: Option<MutexGuard<'q, Used>>,
+    /// No chain is out.
+    alone: bool,
     /// Entries of the used ring from this one on are not marked as written yet, while the lock is held.
     unmarked: u16,
     budget: u16,
@@ -115,7 +117,6 @@ impl<'q> Round<'q> {
     ) -> Self {
         hands.waits.clear();
         shared.signal_again();
-        let used = (shared.word.chains() == 0).then(|| lock(&shared.used));
         Self {
             budget: if closed { 0 } else { shared.layout.size },
             shared,
@@ -123,8 +124,9 @@ impl<'q> Round<'q> {
             available,
             view,
             hands,
-            unmarked: used.as_ref().map_or(0, |used| used.ring.next),
-            used,
+            unmarked: 0,
+            used: None,
+            alone: shared.word.chains() == 0,
             bytes: 0,
             looked: Looked::Left,
             ended: false,
@@ -176,7 +178,7 @@ impl<'q> Round<'q> {
             return false;
         };
         // While no chain is out, none is in flight but for those that were returned, which there are not.
-        if self.used.is_none() && self.shared.is_in_flight(head) {
+        if !self.alone && self.shared.is_in_flight(head) {
             return false;
         }
         self.looked = Looked::Left;
@@ -211,7 +213,7 @@ impl<'q> Round<'q> {
                 Look::Gone => return Found::Broken,
             };
             // While no chain is out, none is in flight but for those that were returned, which there are not.
-            if self.used.is_none() && self.shared.is_in_flight(head) {
+            if !self.alone && self.shared.is_in_flight(head) {
                 self.error = Some(QueueError::InFlight(head));
                 return Found::Broken;
             }
@@ -270,6 +272,12 @@ impl<'q> Round<'q> {
 
     #[cold]
     fn give_back_far(&mut self, written: u32, returned: bool, publish: bool) -> Result<(), Gone> {
+        if self.alone && self.used.is_none() {
+            let used = lock(&self.shared.used);
+            self.unmarked = used.ring.next;
+            self.used = Some(used);
+            return self.give_back(written, returned, publish);
+        }
         let signal = self.give_back_shared(written, returned, publish)?;
         self.consumed(returned);
         if signal {
@@ -323,6 +331,10 @@ impl<'q> Round<'q> {
     /// The ring is no longer in guest memory.
     #[inline]
     pub fn publish(&mut self) -> Result<(), QueueError> {
+        if self.alone && self.used.is_none() && !self.shared.owes() {
+            // Nothing was put.
+            return Ok(());
+        }
         let view = self.view;
         match self.with_used(|shared, used| shared.publish(&mut used.ring, view)) {
             Ok(true) => self.shared.signal(),
@@ -544,7 +556,7 @@ impl<'r, 'q> Chain<'r, 'q> {
         let body = mem::replace(&mut round.hands.body, fresh);
         // Who completes it needs the lock.
         round.mark_used();
-        round.used = None;
+        (round.used, round.alone) = (None, false);
         OwnedChain {
             held: Some((body, round.view.pin.clone())),
             shared,

@@ -175,6 +175,24 @@ impl Word {
         }
     }
 
+    /// [`kick`](Self::kick) and [`begin`](Self::begin) in one step.
+    #[inline]
+    pub fn kick_and_begin(&self, patient: bool) -> Begin {
+        let taken = |bits| match bits & (RUNS | STOPS | SERVED | AWAITED) {
+            RUNS => bits & !KICKED | SERVED,
+            served if served == RUNS | SERVED && patient => bits | KICKED | AWAITED,
+            _ => bits | KICKED,
+        };
+        let before = self.update(|bits| Some(taken(bits))).unwrap_or_else(|bits| bits);
+        match taken(before) & !before {
+            new if new & SERVED != 0 => Begin::Serve,
+            new if new & AWAITED != 0 => self.wait_to_serve(),
+            // Marked, for another thread or for later; but a stopped queue whose chains are out is served.
+            _ if before & STOPS != 0 => self.begin(false),
+            _ => Begin::Leave,
+        }
+    }
+
     #[cold]
     fn wait_to_serve(&self) -> Begin {
         self.turn.wait(|| self.bits() & SERVED == 0);

@@ -95,11 +95,21 @@ impl Lane {
     /// until nothing is left or another thread relieves this one. Whether there was a round.
     #[inline]
     pub fn serve(&self, patient: bool, stay: bool, around: &dyn Around) -> bool {
-        if self.word.begin(patient && !is_inside()) == Begin::Leave {
-            return false;
+        let begun = self.word.begin(patient && !is_inside()) == Begin::Serve;
+        if begun {
+            self.take_turn(Turn::new(&self.word), End::Again, stay, around);
         }
-        self.take_turn(Turn::new(&self.word), End::Again, stay, around);
-        true
+        begun
+    }
+
+    /// Marks the lane and serves it, as a kick does which nobody else hears. Whether there was a round.
+    #[inline]
+    pub fn kick_and_serve(&self, around: &dyn Around) -> bool {
+        let begun = self.word.kick_and_begin(!is_inside()) == Begin::Serve;
+        if begun {
+            self.take_turn(Turn::new(&self.word), End::Again, true, around);
+        }
+        begun
     }
 
     #[inline]

@@ -62,7 +62,14 @@ impl<D: VirtioDevice> Core<D> {
 
     /// Marks a queue, and has it looked at by the embedder, or by this thread if there is no doorbell.
     pub(super) fn kick(&self, index: usize) {
-        self.kick_each(index..index + 1);
+        match self.lanes.get(index) {
+            Some(lane) if self.doorbell.get().is_none() => {
+                if lane.kick_and_serve(&self.beside(index)) {
+                    self.tell_config_if_owed();
+                }
+            }
+            _ => self.kick_each(index..index + 1),
+        }
     }
 
     pub(super) fn kick_all(&self) {
