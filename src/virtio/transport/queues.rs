@@ -285,7 +285,8 @@ impl<D: VirtioDevice> Core<D> {
 
     /// Enables the selected queue. One that was stopped or reset begins as new.
     pub fn enable_queue(&self) {
-        self.finish_queue(self.registers().selected());
+        let selected = self.registers().selected();
+        self.finish_queue(selected);
         let mut registers = self.registers();
         let selected = registers.selected();
         let Some(queue) = self.unfrozen(&mut registers) else {
