@@ -22,8 +22,8 @@ use devisor::{
         ChainError, DeviceId, Fault, Queue, QueueError, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioMmio,
         features,
         queue::{
-            Chain, MAX_INDIRECT, OwnedChain, QueueCounters, QueueLayout, QueueState, QueueStateError, Rest, Slices,
-            VirtioInterrupt,
+            Chain, MAX_INDIRECT, OwnedChain, QueueCounters, QueueLayout, QueueState, QueueStateError, Rest, Silent,
+            Slices, VirtioInterrupt,
         },
         transport::mmio::Line,
     },
@@ -787,6 +787,32 @@ fn an_avail_index_that_comes_and_goes_does_not_hold_a_round() {
     assert!(round.next().unwrap().is_none());
     assert_eq!(round.end().unwrap(), Rest::More);
     assert!(flickering.looks.load(Ordering::SeqCst) <= 2 * u32::from(SIZE));
+}
+
+#[test]
+fn a_round_of_long_chains_ends_early() {
+    // Each runs through all descriptors, and is then found to be too long.
+    let size = 1 << 15;
+    let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap());
+    let mut ring = Ring::new(&memory, 0x1000, size);
+    let queue = Queue::new(
+        QueueIndex(3),
+        size,
+        ring.layout,
+        0,
+        &Memory::new(memory),
+        Arc::new(Silent),
+    );
+    let mut queue = queue.unwrap();
+    for index in 0..size {
+        ring.descriptor(index, 0, 0, NEXT, (index + 1) % size);
+        ring.put(ring.layout.driver_area + 4 + 2 * u64::from(index), index);
+    }
+    ring.set_avail_idx(size);
+    let mut round = queue.round().unwrap();
+    assert!(round.next().unwrap().is_none());
+    assert_eq!(round.end().unwrap(), Rest::More);
+    assert!((1..=64).contains(&ring.used_idx()), "{}", ring.used_idx());
 }
 
 #[test]

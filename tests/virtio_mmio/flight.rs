@@ -367,3 +367,42 @@ fn a_queue_that_was_stopped_changes_no_memory_whatever_other_threads_do() {
         });
     }
 }
+
+#[test]
+fn a_request_that_ends_while_its_ring_is_gone_is_not_lost_when_that_is_back() {
+    let whole = memory();
+    let space = GuestMemoryAtomic::from(Arc::clone(&whole));
+    let replace = |driver: &Driver<Late>, memory: &GuestMemoryMmap| {
+        space.lock().unwrap().replace(memory.clone());
+        driver.mmio.memory_changed();
+    };
+    let late = Late::new(&[SIZE], Stopped::GoesOn);
+    let held = late.held();
+    let mmio = Arc::new(VirtioMmio::new(late, space.clone(), silent()).unwrap());
+    let driver = Driver {
+        mmio,
+        memory: Arc::clone(&whole),
+    };
+    let mut ring = driver.start_with(FEATURES);
+    ring.request(&[writable(0x8000, 1)]);
+    driver.write(QUEUE_NOTIFY, 0);
+    replace(
+        &driver,
+        &GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap(),
+    );
+    held.complete_all();
+    replace(&driver, &whole);
+    let mut state = rest::saved(&*driver.mmio);
+    let queue = rest::mmio(&mut state).transport.queues[0].as_ref().unwrap();
+    assert_eq!(
+        (&*queue.in_flight, queue.next_avail, queue.next_used),
+        (&[0][..], 1, 0),
+        "it would be served again elsewhere"
+    );
+    driver.write(QUEUE_NOTIFY, 0);
+    assert_eq!(
+        driver.status() & DEVICE_NEEDS_RESET,
+        DEVICE_NEEDS_RESET,
+        "the driver would wait for ever"
+    );
+}

@@ -24,6 +24,8 @@ pub(super) struct Body {
     count: u16,
     pub readable_len: u32,
     pub writable_len: u32,
+    /// How many descriptors the last [`walk`](Self::walk) has read, whatever it came to.
+    pub read: u32,
     inline: [Segment; INLINE],
     /// All segments, if there are too many.
     spill: Vec<Segment>,
@@ -41,6 +43,7 @@ impl Default for Body {
             count: 0,
             readable_len: 0,
             writable_len: 0,
+            read: 0,
             inline: [Segment::new(0, 0); INLINE],
             spill: Vec::new(),
         }
@@ -134,7 +137,7 @@ impl Body {
     pub fn walk(&mut self, view: &View, head: u16, indirect_allowed: bool) -> Result<(), ChainError> {
         self.head = head;
         // What was looked at counts, also if it comes to nothing.
-        (self.readable_len, self.writable_len) = (0, 0);
+        (self.readable_len, self.writable_len, self.read) = (0, 0, 0);
         let mut table = view.descriptors();
         let mut limit = table.len() as u16;
         let mut index = head;
@@ -144,6 +147,7 @@ impl Body {
         let (mut readable, mut count) = (0, 0);
         let (mut readable_len, mut writable_len) = (0u64, 0u64);
         loop {
+            self.read += 1;
             let Some(descriptor) = table.read(index)? else {
                 let len = table.len() as u16;
                 return Err(ChainError::DescriptorIndex { index, len });

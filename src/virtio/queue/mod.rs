@@ -230,6 +230,9 @@ impl Queue {
             hands,
             shared,
         } = self;
+        if shared.stranded.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(shared.gone());
+        }
         if view.as_ref().is_some_and(|view| !shared.memory.is_current(&view.pin)) {
             *view = None;
         }

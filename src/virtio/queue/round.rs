@@ -21,6 +21,8 @@ use crate::{
 /// The request that brings a round to so many bytes is its last: who waits for the device, to reset it, say, waits no
 /// longer than for these.
 const ROUND_BYTES: u64 = 16 << 20;
+/// What a descriptor counts for in these, where a chain is not short: a driver can name the same ones in each of its chains.
+const DESCRIPTOR_BYTES: u64 = 256;
 
 /// What is left after a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +83,8 @@ pub(super) struct Hands {
 /// [`next`](Self::next) finds the next request; the handler then [completes](Chain::complete) it, [takes](Chain::take) it to
 /// complete it later, or leaves it by dropping it. When `next` finds nothing, or the handler has left a request because the
 /// outside world is not ready for it, it returns. It need not count, nor suppress kicks, nor ask whether more has come: a round
-/// ends at a queue's length of requests, or with the one that brings it to 16 MiB, and whoever runs the queue looks again.
+/// ends at a queue's length of requests, or with the one that brings it to 16 MiB or to some ten thousand descriptors, and whoever
+/// runs the queue looks again.
 ///
 /// A chain that breaks the rules is not seen here: it is given back with a used length of 0 and counted.
 pub struct Round<'q> {
@@ -229,7 +232,9 @@ impl<'q> Round<'q> {
     /// Walks the chain at `head`. One that breaks the rules is given back at once.
     fn walk(&mut self, head: u16, returned: bool) -> Walked {
         let indirect = self.shared.features & features::INDIRECT_DESC != 0;
-        if self.hands.body.walk(self.view, head, indirect).is_ok() {
+        let walked = self.hands.body.walk(self.view, head, indirect);
+        self.bytes += u64::from(self.hands.body.read) * DESCRIPTOR_BYTES;
+        if walked.is_ok() {
             return Walked::Found;
         }
         self.shared.count_malformed();

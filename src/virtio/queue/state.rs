@@ -62,6 +62,7 @@ impl Queue {
             places: _,
             returned: _,
             closed: _,
+            stranded: _,
             // A count of this process.
             ..
         } = &*self.shared;

@@ -45,6 +45,8 @@ pub(super) struct Shared {
     owed: AtomicBool,
     /// The queue is gone: nothing is written to it any more.
     pub closed: AtomicBool,
+    /// A chain ended when its ring was not in guest memory.
+    pub stranded: AtomicBool,
     counters: Counters,
 }
 
@@ -175,6 +177,7 @@ impl Shared {
             returned: AtomicBool::new(false),
             owed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            stranded: AtomicBool::new(false),
             counters: Counters::default(),
         }
     }
@@ -253,8 +256,11 @@ impl Shared {
         let signal = match written {
             _ if self.closed.load(Ordering::SeqCst) => false,
             Some(written) => {
-                self.forget(body.head);
-                self.use_elsewhere(&mut used, body.head, written.min(body.writable_len))
+                let used = self.use_elsewhere(&mut used, body.head, written.min(body.writable_len));
+                used.unwrap_or_else(|Gone| {
+                    self.stranded.store(true, Ordering::SeqCst);
+                    false
+                })
             }
             None => {
                 self.return_untouched(&mut used, body.head);
@@ -269,27 +275,28 @@ impl Shared {
         }
     }
 
-    /// Puts a chain into the used ring and shows it. Whether the driver is to be told. A ring that is no longer in guest memory is
-    /// found by the next round, which has somebody to tell.
-    fn use_elsewhere(&self, used: &mut Used, head: u16, written: u32) -> bool {
+    /// Puts a chain into the used ring and shows it. Whether the driver is to be told. If the ring is no longer in guest memory, the
+    /// chain stays in flight: the next round, which has somebody to tell, finds that.
+    fn use_elsewhere(&self, used: &mut Used, head: u16, written: u32) -> Result<bool, Gone> {
         let Used { view, ring, .. } = used;
         let view = match view {
             Some(view) => view,
-            view => match self.look_up() {
-                Ok(found) => view.insert(found),
-                Err(_) => return false,
-            },
+            view => view.insert(self.look_up().map_err(|_| Gone)?),
         };
         if let Some(flat) = view.flat().filter(|_| !self.owes()) {
+            // Before the driver sees that it may have it again.
+            self.forget(head);
             let from = ring.next;
             let wanted = ring.use_near(flat, head, written, true, self);
             if view.pin.tracks() {
                 view.mark_used(from, ring.next);
             }
-            return wanted;
+            return Ok(wanted);
         }
-        let put = ring.put(view, head, written);
-        put.and_then(|()| self.publish(ring, view)) == Ok(true)
+        ring.put(view, head, written)?;
+        // As above.
+        self.forget(head);
+        self.publish(ring, view)
     }
 
     pub fn is_in_flight(&self, head: u16) -> bool {
