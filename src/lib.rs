@@ -9,10 +9,12 @@
 //! | [`interrupt`] | the trait, level lines, shared lines, MSI: what devices and backends meet at |
 //! | [`bus`] | address decoding |
 //! | [`time`] | the injected clock |
-//! | [`virtio`] | queues, transports, and one folder a device |
+//! | [`memory`] | guest memory as devices use it: found once, pinned, marked when it is written |
+//! | [`virtio`] | queues, who runs them, transports, and one folder a device; [`virtio::guide`] tells how to write one |
 //! | [`pci`] | configuration space, INTx, MSI-X, a root bus |
 //! | [`platform`] | devices that are not virtio: UARTs, real-time clock |
 //! | [`backends`] | what carries an interrupt to the guest |
+//! | `event_loop` | a ready-made event loop on threads of yours, behind the feature `event-loop`; nothing needs it |
 //!
 //! # Backends
 //!
@@ -66,6 +68,7 @@
 //! | arm64 on macOS | `backends::hvf` |
 //! | a controller in KVM, and devices that are to interrupt through it | `backends::kvm` |
 //! | a platform with lines and messages of its own | [`interrupt`], [`interrupt::level_from_fn`], [`interrupt::MsiSink`] |
+//! | a device of your own | [`virtio::guide`], and [`virtio::VirtioTransport`] for what an embedder does with all of them |
 //! | a disk | [`virtio::block`] behind [`virtio::VirtioMmio`] or [`virtio::VirtioPci`], this on a [`pci::RootBus`] |
 //! | timers | [`time::Clock`] and [`time::Alarm`] |
 //!
@@ -74,18 +77,24 @@
 //! Each part gives its state as plain data (`save`) and takes back what it accepts (`restore`), all or nothing, and then derives its
 //! outputs anew. A part does not save what is plugged into it, so the order is the embedder's:
 //!
-//! - To save: pause the virtio devices, stop the vCPUs, save the devices; then what sends messages (the PC's board or the ITS), the
-//!   local APICs or the GIC, and guest memory last: GICv3 and ITS write tables into it.
-//! - To restore, into parts that were just made: the other way around, beginning with guest memory; then resume the devices, and run
-//!   the vCPUs.
+//! - To save: [pause](virtio::VirtioTransport::pause) the virtio devices, stop the vCPUs, and
+//!   [wait](virtio::VirtioTransport::wait_until_still) until the devices are still: what is under way has ended then, or is kept for later,
+//!   and no byte of guest memory changes any more. Save the devices, each with its transport; then what sends messages (the PC's board
+//!   or the ITS), the local APICs or the GIC, and guest memory last: GICv3 and ITS write tables into it.
+//! - To restore, into parts that were just made: the other way around, beginning with guest memory. A virtio device is paused after
+//!   that; resume all of them, and run the vCPUs.
+//!
+//! All virtio devices are an [`Arc<dyn VirtioTransport>`](virtio::VirtioTransport) for this, whatever they and their transports are; a device
+//! that is not still is not saved, and says which of its queues wait for how many requests.
 //!
 //! A controller knows from its state what its inputs were, and the devices drive them again. An x86 controller counts them as up until
 //! then, so that no edge is made up; a GIC counts them as down, and takes the edge that it had latched from its state.
 //!
 //! # Hostile guests
 //!
-//! Nothing that a guest does panics, loops without bound, grows memory or floods a log: a driver that breaks the rules of
-//! its queue finds DEVICE_NEEDS_RESET, and everything else runs on. An embedder's mistake is an error that says what was
+//! Nothing that a guest does panics, loops without bound, grows memory or floods a log. What it breaks costs the smallest thing that
+//! is broken: a request comes back empty; a ring that leads nowhere has its driver find DEVICE_NEEDS_RESET; and everything else runs
+//! on. An embedder's mistake is an error that says what was
 //! refused and what would be accepted. [`flaws`] walks through what went wrong elsewhere, and names the test that shows that it does
 //! not here.
 
