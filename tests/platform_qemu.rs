@@ -1,4 +1,4 @@
-//! PL011, PL031 and 16550 beside QEMU's: the same seeded sequence to both, every read, the lines and the output compared.
+//! PL011, PL031, PL061 and 16550 beside QEMU's: the same seeded sequence to both, every read, the lines and the output compared.
 //!
 //! QEMU runs its `virt` machine, or for the 16550 its `q35`, without a running CPU and takes accesses by its qtest
 //! protocol. The lines are read where they end, at its interrupt controller. What QEMU leaves out of its models stays
@@ -26,6 +26,7 @@ use devisor::{
     platform::{
         pl011::{FifoDepth, ModemInputs, Pl011, Pl011Config},
         pl031::Pl031,
+        pl061::Pl061,
         uart16550::{Uart16550, Uart16550Config},
     },
     time::ManualClock,
@@ -37,10 +38,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 const PL011: u64 = 0x0900_0000;
 const PL031: u64 = 0x0901_0000;
-/// The pending bits of interrupts 32 to 63; the UART is SPI 1, the clock SPI 2.
+const PL061: u64 = 0x0903_0000;
+/// The pending bits of interrupts 32 to 63; the UART is SPI 1, the clock SPI 2, the pins are SPI 7.
 const GICD_ISPENDR1: u64 = 0x0800_0204;
 const UART_PENDING: u32 = 1 << 1;
 const CLOCK_PENDING: u32 = 1 << 2;
+const PINS_PENDING: u32 = 1 << 7;
 
 /// 2023-11-14T22:13:20, where QEMU's clock is told to stand.
 const NOW: u64 = 1_700_000_000;
@@ -420,6 +423,56 @@ fn pl031_answers_as_qemus_does() {
         );
     }
     assert!(matches > 200, "{matches} matches");
+}
+
+#[test]
+fn pl061_answers_as_qemus_does() {
+    const DIR: u64 = 0x400;
+    const IS: u64 = 0x404;
+    const IE: u64 = 0x410;
+    const RIS: u64 = 0x414;
+    const MIS: u64 = 0x418;
+    const IC: u64 = 0x41c;
+    const AFSEL: u64 = 0x420;
+
+    let qemu = match Qemu::start("pl061") {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
+    };
+    // Nobody drives the pins of QEMU's board, which holds them down.
+    let mut pair = Pair {
+        ours: Pl061::new(NoInterrupt, [NoInterrupt; 8]),
+        qemu,
+        base: PL061,
+        steps: Vec::new(),
+    };
+    let mut random = Random(0x5eed_0061);
+    let mut up = 0;
+
+    for _ in 0..STEPS {
+        let value = random.next() & 0xff;
+        let register = match random.below(3) {
+            0 => u64::from(random.below(0x100)) << 2,
+            _ => random.one_of(&[DIR, IS, 0x408, 0x40c, IE, IE, RIS, MIS, IC, AFSEL, 0xfe0]),
+        };
+        if register == DIR {
+            // A pin that nobody drives keeps in QEMU what it had as an output.
+            pair.write(0x3fc, 0, 4);
+        }
+        pair.write(register, value, 4);
+        // QEMU keeps a level that has gone until it is cleared, and sees an edge where the guest turns a pin around.
+        pair.write(IC, 0xff, 4);
+        for register in [DIR, IS, 0x408, 0x40c, IE, RIS, MIS, IC, AFSEL] {
+            pair.read(register, 4, same);
+        }
+        pair.read(u64::from(random.below(0x100)) << 2, 4, same);
+        pair.read(0xfe0 + 4 * u64::from(random.below(8)), 4, same);
+        let line = pair.qemu.line(PINS_PENDING);
+        let ours = pair.ours.interrupt().is_up();
+        assert_eq!(ours, line, "the line differs{}", pair.history());
+        up += u32::from(ours);
+    }
+    assert!((500..4500).contains(&up), "{up} times up");
 }
 
 #[test]

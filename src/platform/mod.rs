@@ -7,6 +7,7 @@ pub mod i8042;
 pub mod mc146818;
 pub mod pl011;
 pub mod pl031;
+pub mod pl061;
 pub mod pvpanic;
 pub mod reset_control;
 pub mod uart16550;
