@@ -56,19 +56,24 @@ impl QueueHandler for Answers {
     }
 }
 
-/// A device whose driver is ready, and its memory: queue `n` is at `0x10000 * (n + 1)`, all of its heads a buffer of a byte.
+fn memory() -> Arc<GuestMemoryMmap> {
+    Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).expect("two MiB"))
+}
+
+/// A device whose driver is ready, in the memory of its machine: a queue each 64 KiB, all of its heads a buffer of a byte.
 struct Machine {
+    first: u32,
     mmio: VirtioMmio<Answers>,
     memory: Arc<GuestMemoryMmap>,
 }
 
 impl Machine {
-    fn new(device: Answers) -> Self {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("one MiB");
-        let memory = Arc::new(memory);
+    /// Its queues begin at `first`.
+    fn new(device: Answers, memory: &Arc<GuestMemoryMmap>, first: u32) -> Self {
+        let memory = Arc::clone(memory);
         let line = Line::Edge(Arc::new(NoInterrupt));
         let mmio = VirtioMmio::new(device, Arc::clone(&memory), line).expect("a device");
-        let machine = Self { mmio, memory };
+        let machine = Self { first, mmio, memory };
         let accepted = features::VERSION_1 | features::EVENT_IDX;
         for (register, value) in [(0x70, 1), (0x70, 3), (0x24, 0), (0x20, accepted as u32), (0x24, 1)] {
             machine.write(register, value);
@@ -76,7 +81,7 @@ impl Machine {
         machine.write(0x20, (accepted >> 32) as u32);
         machine.write(0x70, 11);
         for queue in 0..QUEUES {
-            let base = 0x10000 * (u32::from(queue) + 1);
+            let base = first + 0x10000 * u32::from(queue);
             let descriptor = [u64::from(base) + 0x8000, 1 | 2 << 32];
             machine
                 .memory
@@ -103,7 +108,7 @@ impl Machine {
 
     /// A request of queue `queue`, and its kick. No signal is wanted.
     fn request(&self, queue: u16, idx: u16) {
-        let base = 0x10000 * (u64::from(queue) + 1);
+        let base = u64::from(self.first) + 0x10000 * u64::from(queue);
         let driver = self
             .memory
             .get_host_address(GuestAddress(base + 0x2000))
@@ -136,12 +141,14 @@ fn two_threads(requests: u64, each: [(&Machine, u16); 2], idx: &mut u16) -> Dura
 
 fn apart(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("two threads, a request each");
-    let (one, other) = (Machine::new(Answers(None)), Machine::new(Answers(None)));
+    let memory = memory();
+    let one = Machine::new(Answers(None), &memory, 0x1_0000);
+    let other = Machine::new(Answers(None), &memory, 0x10_0000);
     let mut idx = 0;
     group.bench_function("two devices", |bencher| {
         bencher.iter_custom(|times| two_threads(times, [(&one, 0), (&other, 0)], &mut idx));
     });
-    let machine = Machine::new(Answers(None));
+    let machine = Machine::new(Answers(None), &self::memory(), 0x1_0000);
     let mut idx = 0;
     group.bench_function("two queues of one device", |bencher| {
         bencher.iter_custom(|times| two_threads(times, [(&machine, 0), (&machine, 1)], &mut idx));
@@ -149,7 +156,7 @@ fn apart(criterion: &mut Criterion) {
     group.finish();
 
     let mut group = criterion.benchmark_group("configuration read");
-    let machine = Machine::new(Answers(Some(Duration::from_millis(1))));
+    let machine = Machine::new(Answers(Some(Duration::from_millis(1))), &self::memory(), 0x1_0000);
     let read = || {
         let mut data = [0; 8];
         machine.mmio.read(0x100, black_box(&mut data));

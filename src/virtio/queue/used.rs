@@ -26,6 +26,7 @@ use crate::{
 ///
 /// Lock order: `used` is the last of all, and no interrupt is triggered under it by who completes elsewhere. A round that has no
 /// chain out holds it all through: nobody else wants it then.
+#[repr(align(128))]
 pub(super) struct Shared {
     // Configured.
     pub index: QueueIndex,

@@ -63,6 +63,8 @@ pub(crate) enum End {
     Leave,
 }
 
+/// In a cache line of its own.
+#[repr(align(128))]
 pub(crate) struct Word {
     bits: AtomicU64,
     /// For who waits to serve.

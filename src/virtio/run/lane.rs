@@ -28,6 +28,8 @@ pub(crate) struct Running {
     pub queue: Queue,
 }
 
+/// Lanes are served at the same time: none shares a cache line with another.
+#[repr(align(128))]
 pub(crate) struct Lane {
     pub word: SharedWord,
     /// Locked by who serves, or when it is still.
