@@ -51,12 +51,18 @@ where
         for region in memory.iter() {
             // Xen's regions that are mapped for the time of an access have no address of their own.
             let host = region.get_host_address(MemoryRegionAddress(0)).ok();
-            let Some(host) = host.and_then(NonNull::new) else {
+            // What any type may say is no reason to access it: what a slice spans is.
+            let len = region.len();
+            let slice = region.get_slice(MemoryRegionAddress(0), len as usize).ok();
+            let (Some(host), Some(slice)) = (host.and_then(NonNull::new), slice) else {
                 return Vec::new();
             };
+            if slice.len() as u64 != len || !std::ptr::eq(slice.ptr_guard().as_ptr(), host.as_ptr()) {
+                return Vec::new();
+            }
             spans.push(Span {
                 start: region.start_addr().0,
-                len: region.len(),
+                len,
                 host,
             });
         }

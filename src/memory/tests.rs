@@ -85,3 +85,50 @@ fn writes_and_lent_slices_are_marked_and_reads_are_not() {
     assert_eq!([0, 3].map(dirty), [false, true]);
     let _ = ram.read_obj::<u8>(GuestAddress(0));
 }
+
+/// A region of which the host address that it says is not where its bytes are.
+struct Stray(GuestMemoryMmap);
+
+impl Stray {
+    fn region(&self) -> &vm_memory::GuestRegionMmap {
+        self.0.iter().next().unwrap()
+    }
+}
+
+impl vm_memory::GuestMemoryRegionBytes for Stray {}
+
+impl GuestMemoryRegion for Stray {
+    type B = ();
+
+    fn len(&self) -> u64 {
+        0x1000
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        GuestAddress(0)
+    }
+
+    fn bitmap(&self) {}
+
+    fn get_host_address(&self, address: vm_memory::MemoryRegionAddress) -> vm_memory::guest_memory::Result<*mut u8> {
+        Ok(self.region().get_host_address(address)?.wrapping_add(0x1000))
+    }
+
+    fn get_slice(
+        &self,
+        offset: vm_memory::MemoryRegionAddress,
+        count: usize,
+    ) -> vm_memory::guest_memory::Result<VolatileSlice<'_>> {
+        self.region().get_slice(offset, count)
+    }
+}
+
+#[test]
+fn a_region_is_where_its_slices_are_whatever_host_address_it_says() {
+    let backing = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2000)]).unwrap();
+    let stray = vm_memory::GuestRegionCollection::from_regions(vec![Stray(backing.clone())]).unwrap();
+    let pin = Memory::new(Arc::new(stray)).pin();
+    pin.write(0, &[7]).unwrap();
+    let bytes = [0, 0x1000].map(|address| backing.read_obj::<u8>(GuestAddress(address)).unwrap());
+    assert_eq!(bytes, [7, 0]);
+}

@@ -322,3 +322,25 @@ fn a_limit_that_never_comes_is_one() {
         driver.mmio.wait_until_still(Some(Duration::MAX))
     });
 }
+
+#[test]
+fn a_line_may_read_what_is_the_matter_acknowledge_it_and_kick_from_inside_its_trigger() {
+    let mmio = Arc::new(OnceLock::<Weak<Mmio>>::new());
+    let from_inside = Arc::clone(&mmio);
+    let line = from_fn(move || {
+        if let Some(mmio) = from_inside.get().and_then(Weak::upgrade) {
+            let mut pending = [0; 4];
+            mmio.read(STATUS, &mut [0; 4]);
+            mmio.read(INTERRUPT_STATUS, &mut pending);
+            mmio.write(INTERRUPT_ACK, &pending);
+            mmio.write(QUEUE_NOTIFY, &0u32.to_le_bytes());
+        }
+        Ok(())
+    });
+    let driver = Driver::new(Line::Edge(Arc::new(line)));
+    mmio.set(Arc::downgrade(&driver.mmio)).unwrap();
+    let mut ring = driver.start();
+    ring.request(&[writable(0x8000, 1)]);
+    driver.write(QUEUE_NOTIFY, 0);
+    assert_eq!((ring.used(), driver.read(INTERRUPT_STATUS)), (vec![(0, 1)], 0));
+}

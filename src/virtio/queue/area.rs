@@ -427,7 +427,7 @@ impl<'a> FlatTable<'a> {
         let host = span.host(address, len)?;
         let possible = len != 0 && len.is_multiple_of(DESCRIPTOR as u32) && len / DESCRIPTOR as u32 <= 1 << 16;
         let aligned = host.as_ptr().addr().is_multiple_of(align_of::<[u64; 2]>());
-        // A length of less than a descriptor has no last one.
+        // Not before: an impossible table has no last index.
         (possible && aligned).then(|| Self {
             host: host.cast(),
             last: len / DESCRIPTOR as u32 - 1,

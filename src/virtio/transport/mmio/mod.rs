@@ -40,8 +40,8 @@ pub const REGION_SIZE: u64 = 0x200;
 /// kicks; with one, on the threads that call [`run`](VirtioTransport::run). Every method may be called from any thread.
 /// What an embedder does with it is in [`VirtioTransport`].
 ///
-/// The line's callback must not read or write this device's registers, other than InterruptStatus, InterruptACK, Status
-/// (without a reset) and QueueNotify, from inside `trigger`.
+/// The line's callback must not access this device's registers from inside `trigger`, other than to read InterruptStatus and
+/// Status, and to write InterruptACK and QueueNotify.
 ///
 /// ```
 /// use devisor::{
