@@ -22,8 +22,8 @@ use devisor::{
         ChainError, DeviceId, Fault, Queue, QueueError, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioMmio,
         features,
         queue::{
-            Chain, MAX_INDIRECT, OwnedChain, QueueCounters, QueueLayout, QueueState, QueueStateError, Rest, Silent,
-            Slices, VirtioInterrupt,
+            Chain, MAX_INDIRECT, MAX_SEGMENTS, OwnedChain, QueueCounters, QueueLayout, QueueState, QueueStateError,
+            Rest, Silent, Slices, VirtioInterrupt,
         },
         transport::mmio::Line,
     },
@@ -1457,4 +1457,35 @@ proptest! {
         drop(round);
         prop_assert_eq!(s.ring.used_idx(), u16::from(!valid));
     }
+}
+
+#[test]
+fn a_guest_has_a_device_hold_so_many_segments_and_no_more() {
+    // Heads that all begin the same long chain.
+    const LONG: u16 = 4096;
+    let memory: Arc<GuestMemoryMmap> = memory();
+    let mut ring = Ring::new(&memory, 0x1000, LONG);
+    for index in 0..LONG {
+        let flags = if index + 1 < LONG { NEXT } else { 0 };
+        ring.descriptor(index, 0x8_0000, 1, flags, index + 1);
+    }
+    let space = Memory::new(Arc::clone(&memory));
+    let mut queue = Queue::new(QueueIndex(0), LONG, ring.layout, 0, &space, Arc::new(Silent)).unwrap();
+    let mut taken = Vec::new();
+    let mut segments = 0;
+    for head in 0..LONG {
+        ring.offer(head);
+        let mut round = queue.round().unwrap();
+        if let Some(chain) = round.next().unwrap() {
+            segments += chain.readable().len();
+            taken.push(chain.take());
+        }
+        let _ = round.end().unwrap();
+    }
+    assert!(segments <= MAX_SEGMENTS as usize && segments > MAX_SEGMENTS as usize - 2 * usize::from(LONG));
+    assert_eq!(taken.len() + ring.used().len(), usize::from(LONG), "the others came back");
+    taken.into_iter().for_each(|chain| chain.complete(0));
+    ring.offer(0);
+    let mut round = queue.round().unwrap();
+    assert!(round.next().unwrap().is_some(), "there is room again");
 }

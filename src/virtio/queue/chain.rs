@@ -13,6 +13,13 @@ use crate::memory::Segment;
 /// than a short queue; this many is what a vectored system call takes.
 pub const MAX_INDIRECT: u16 = 1024;
 
+/// How many segments the chains of a queue may have that are taken and not completed, short ones not counted: what a guest can have a
+/// device hold is bounded, 16 MiB of segments. A chain beyond that is given back with a used length of 0.
+pub const MAX_SEGMENTS: u32 = 1 << 20;
+
+/// Segments for which a chain keeps room from one use to the next.
+const KEPT: usize = 256;
+
 /// Segments that a chain has room for without the heap.
 const INLINE: usize = 6;
 
@@ -194,6 +201,22 @@ impl Body {
         }
         (self.readable, self.count) = (readable, count);
         Ok(())
+    }
+
+    /// Its segments, if there are more than it has room for by itself.
+    pub fn spilled(&self) -> u32 {
+        if usize::from(self.count) > INLINE {
+            self.count.into()
+        } else {
+            0
+        }
+    }
+
+    /// Lets go of more room than most chains need.
+    pub fn shrink(&mut self) {
+        if self.spill.capacity() > KEPT {
+            self.spill = Vec::new();
+        }
     }
 
     #[cold]

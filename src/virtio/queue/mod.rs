@@ -60,7 +60,7 @@ mod word;
 use std::{fmt, io, sync::Arc};
 
 pub use buffers::{Reader, Slices, Writer};
-pub use chain::MAX_INDIRECT;
+pub use chain::{MAX_INDIRECT, MAX_SEGMENTS};
 pub use error::{ChainError, Fault, QueueError};
 pub use round::{Chain, OwnedChain, Rest, Round};
 pub use state::{QueueState, QueueStateError};

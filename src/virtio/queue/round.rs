@@ -8,7 +8,7 @@ use std::{
 use super::{
     ChainError, Gone, QueueError, QueueIndex, Reader, Writer,
     area::View,
-    chain::{Body, Pool},
+    chain::{Body, MAX_SEGMENTS, Pool},
     split::{Available, Look},
     used::{Shared, Used},
 };
@@ -234,7 +234,8 @@ impl<'q> Round<'q> {
         let indirect = self.shared.features & features::INDIRECT_DESC != 0;
         let walked = self.hands.body.walk(self.view, head, indirect);
         self.bytes += u64::from(self.hands.body.read) * DESCRIPTOR_BYTES;
-        if walked.is_ok() {
+        let spilled = self.shared.spilled.load(Ordering::SeqCst);
+        if walked.is_ok() && spilled + self.hands.body.spilled() <= MAX_SEGMENTS {
             return Walked::Found;
         }
         self.shared.count_malformed();
@@ -559,6 +560,9 @@ impl<'r, 'q> Chain<'r, 'q> {
         }
         round.consumed(returned);
         let body = mem::replace(&mut round.hands.body, fresh);
+        if body.spilled() != 0 {
+            shared.spilled.fetch_add(body.spilled(), Ordering::SeqCst);
+        }
         // Who completes it needs the lock.
         round.mark_used();
         (round.used, round.alone) = (None, false);

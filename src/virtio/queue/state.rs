@@ -60,6 +60,7 @@ impl Queue {
             used,
             // In the heads in flight.
             places: _,
+            spilled: _,
             returned: _,
             closed: _,
             stranded: _,

@@ -4,7 +4,7 @@ use std::{
     fmt, io,
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering, fence},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
     },
 };
 
@@ -40,6 +40,8 @@ pub(super) struct Shared {
     pub used: Mutex<Used>,
     /// For each head that is in flight beyond its round, when it was taken; zero for others.
     pub places: Box<[AtomicU64]>,
+    /// Segments of chains that are out and need room of their own.
+    pub spilled: AtomicU32,
     /// A chain was given back untouched, and is to be served again.
     pub returned: AtomicBool,
     /// The driver is owed a signal that was refused.
@@ -175,6 +177,7 @@ impl Shared {
                 pool: Vec::new(),
             }),
             places: (0..layout.size).map(|_| AtomicU64::new(0)).collect(),
+            spilled: AtomicU32::new(0),
             returned: AtomicBool::new(false),
             owed: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -251,7 +254,7 @@ impl Shared {
     }
 
     /// A chain that was taken comes back, with the number of bytes that were written into it; or untouched.
-    pub fn give_back(&self, body: Box<Body>, written: Option<u32>) {
+    pub fn give_back(&self, mut body: Box<Body>, written: Option<u32>) {
         let _done = Done(&self.word);
         let mut used = lock(&self.used);
         let signal = match written {
@@ -268,6 +271,10 @@ impl Shared {
                 false
             }
         };
+        if body.spilled() != 0 {
+            self.spilled.fetch_sub(body.spilled(), Ordering::SeqCst);
+            body.shrink();
+        }
         // As many as were in flight at a time, which is bounded by the queue.
         used.pool.push(body);
         drop(used);

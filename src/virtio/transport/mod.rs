@@ -479,8 +479,11 @@ impl<D: VirtioDevice> Core<D> {
         result
     }
 
-    /// Tells whatever the line has refused, but for what the queues remember.
+    /// Tells whatever the line has refused, but for what the queues remember. Not while the device is paused, and may be still.
     pub(super) fn tell_what_is_owed(&self) {
+        if self.notice.is_paused() {
+            return;
+        }
         self.interrupt.settle();
         self.tell_config_if_owed();
     }

@@ -36,6 +36,10 @@ impl Notice {
         self.0.fetch_and(!OWED, Ordering::SeqCst);
     }
 
+    pub fn is_paused(&self) -> bool {
+        self.has(PAUSED)
+    }
+
     /// Lets nobody begin to tell.
     pub fn pause(&self) {
         self.0.fetch_or(PAUSED, Ordering::SeqCst);
