@@ -11,7 +11,7 @@
 //! | [`time`] | the injected clock |
 //! | [`virtio`] | queues, transports, and one folder a device |
 //! | [`pci`] | configuration space, INTx, MSI-X, a root bus |
-//! | [`platform`] | devices that are not virtio: UARTs, real-time clock |
+//! | [`platform`] | devices that are not virtio: UARTs, clocks, keyboard and mouse, pins, flash, firmware configuration, power |
 //! | [`backends`] | what carries an interrupt to the guest |
 //!
 //! # Backends

@@ -1,4 +1,4 @@
-//! Devices that are not virtio: UARTs, clocks, reset controllers.
+//! Devices that are not virtio: UARTs, clocks, keyboard and mouse, pins, flash, firmware configuration, power and reset.
 
 pub mod acpi_pm;
 pub mod cfi_flash;
