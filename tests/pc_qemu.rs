@@ -351,8 +351,7 @@ fn i8042_answers_as_qemus_does() {
     const DISABLE_KEYBOARD: u8 = 1 << 4;
     /// Bytes that a device has not answered yet are lost with the next command in QEMU's queue, and ours: so all are read.
     fn drain(pair: &mut Pair<I8042Ports>, i8042: &I8042, lines: &[Level; 2]) -> u32 {
-        let mut count = 0;
-        for _ in 0..20 {
+        for count in 0..20 {
             // QEMU holds back IRQ 1 of a controller's answer while the keyboard is disabled.
             if i8042.save().memory[0] & DISABLE_KEYBOARD == 0 {
                 pair.line(lines[0].is_up(), 1);
@@ -361,7 +360,6 @@ fn i8042_answers_as_qemus_does() {
             if pair.read(COMMAND, STATUS) & OBF == 0 {
                 return count;
             }
-            count += 1;
             pair.read(DATA, 0xff);
         }
         panic!("it does not end");
