@@ -12,7 +12,7 @@
 //! | [`memory`] | guest memory as devices use it: found once, pinned, marked when it is written |
 //! | [`virtio`] | queues, who runs them, transports, and one folder a device; [`virtio::guide`] tells how to write one |
 //! | [`pci`] | configuration space, INTx, MSI-X, a root bus |
-//! | [`platform`] | devices that are not virtio: UARTs, real-time clock |
+//! | [`platform`] | devices that are not virtio: UARTs, clocks, keyboard and mouse, pins, flash, firmware configuration, power |
 //! | [`backends`] | what carries an interrupt to the guest |
 //! | `event_loop` | a ready-made event loop on threads of yours, behind the feature `event-loop`; nothing needs it |
 //!

@@ -36,7 +36,8 @@ impl Machine {
 
     fn with(config: AcpiPmConfig) -> Self {
         let clock = Arc::new(ManualClock::default());
-        let (sci, sleeps): (Arc<Mutex<Vec<bool>>>, Arc<Mutex<Vec<u8>>>) = Default::default();
+        let sci = Arc::new(Mutex::new(Vec::new()));
+        let sleeps = Arc::new(Mutex::new(Vec::new()));
         let (heard, slept) = (Arc::clone(&sci), Arc::clone(&sleeps));
         let line = level_from_fn(move |up| {
             heard.lock().unwrap().push(up);
@@ -99,14 +100,13 @@ fn ticks(count: u64) -> Duration {
 
 #[test]
 fn each_event_sets_its_status_and_interrupts_if_it_is_enabled() {
-    let events: [(u16, fn(&AcpiPm)); 3] = [
-        (PWRBTN, AcpiPm::press_power_button),
-        (SLPBTN, AcpiPm::press_sleep_button),
-        (RTC, AcpiPm::rtc_alarm),
-    ];
-    for (bit, happens) in events {
+    for bit in [PWRBTN, SLPBTN, RTC] {
         let machine = Machine::new();
-        happens(&machine.pm);
+        match bit {
+            PWRBTN => machine.pm.press_power_button(),
+            SLPBTN => machine.pm.press_sleep_button(),
+            _ => machine.pm.rtc_alarm(),
+        }
         assert_eq!(machine.status(), bit);
         assert_eq!(machine.heard(), []);
         machine.enable(bit);

@@ -657,8 +657,8 @@ fn a_restored_line_is_up_if_the_saved_one_was() {
 fn a_state_that_no_controller_can_be_in_is_refused() {
     let pc = Pc::new();
     let good = pc.i8042.save();
-    type Change = (&'static str, fn(&mut I8042State));
-    let changes: [Change; 9] = [
+    type Change = fn(&mut I8042State);
+    let changes: [(&str, Change); 9] = [
         ("command byte", |state| state.memory[0] = 0x80),
         ("argument", |state| state.argument_of = Some(0x20)),
         ("output port", |state| state.output_port = 4),

@@ -293,15 +293,16 @@ fn mc146818_goes_on_as_qemus_does() {
             }
             clocks.set(control, time);
             clocks.get(C, 0);
-            let second = clocks.theirs(0);
+            let second = clocks.pair.ours.save().registers[0];
+            let set_in_time = clocks.theirs(0) == second;
             while clocks.theirs(0) == second {}
             clocks.tick();
             // Its timer runs when its main loop comes round.
             std::thread::sleep(Duration::from_millis(20));
-            let next = clocks.theirs(0);
-            let late = |clocks: &mut Clocks| clocks.theirs(0) != next;
+            let next = clocks.pair.ours.save().registers[0];
             let theirs = [2, 4, 7, 8, 9, CENTURY].map(|register| clocks.theirs(register));
-            if late(&mut clocks) && retries < 10 {
+            // On a host that is busy a second may pass too soon.
+            if retries < 10 && !(set_in_time && clocks.theirs(0) == next) {
                 retries += 1;
                 continue;
             }

@@ -1,4 +1,4 @@
-//! PL011, PL031, PL061 and 16550 beside QEMU's: the same seeded sequence to both, every read, the lines and the output compared.
+//! PL011, PL031, PL061, 16550 and flash beside QEMU's: the same seeded sequence to both, every read, the lines and the output compared.
 //!
 //! QEMU runs its `virt` machine, or for the 16550 its `q35`, without a running CPU and takes accesses by its qtest
 //! protocol. The lines are read where they end, at its interrupt controller. What QEMU leaves out of its models stays
@@ -24,6 +24,7 @@ use devisor::{
     bus::{BusDevice, read_le},
     interrupt::NoInterrupt,
     platform::{
+        cfi_flash::{CfiFlash, CfiFlashConfig},
         pl011::{FifoDepth, ModemInputs, Pl011, Pl011Config},
         pl031::Pl031,
         pl061::Pl061,
@@ -36,6 +37,8 @@ use qtest::Qtest;
 const STEPS: usize = 5000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The second of the board's two banks: the first is the firmware's, and mapped where the CPU starts.
+const FLASH: u64 = 0x0400_0000;
 const PL011: u64 = 0x0900_0000;
 const PL031: u64 = 0x0901_0000;
 const PL061: u64 = 0x0903_0000;
@@ -473,6 +476,91 @@ fn pl061_answers_as_qemus_does() {
         up += u32::from(ours);
     }
     assert!((500..4500).contains(&up), "{up} times up");
+}
+
+#[test]
+fn cfi_flash_answers_as_qemus_does() {
+    const SIZE: u64 = 64 << 20;
+    const BLOCK: u64 = CfiFlashConfig::VIRT.block_size;
+    const READ_ARRAY: u32 = 0x00ff_00ff;
+
+    let qemu = match Qemu::start("cfi_flash") {
+        Ok(qemu) => qemu,
+        Err(why) => return skip::skipped(why),
+    };
+    // Without a file behind it QEMU's flash is full of zeros.
+    let ours = CfiFlash::new(CfiFlashConfig::VIRT, vec![0; SIZE as usize], |_, _| ()).expect("it can be");
+    let mut pair = Pair {
+        ours,
+        qemu,
+        base: FLASH,
+        steps: Vec::new(),
+    };
+    let mut random = Random(0x5eed_0cf1);
+    let both = |command: u32| command << 16 | command;
+    let mut programmed = 0;
+
+    for _ in 0..STEPS / 5 {
+        let block = u64::from(random.below(4)) * BLOCK;
+        let at = block + u64::from(random.below(64)) * 4;
+        match random.below(6) {
+            0 => {
+                pair.write(block, both(0x20), 4);
+                pair.write(block, both(0xd0), 4);
+                pair.read(block, 4, same);
+            }
+            1 => {
+                // QEMU programs also bits that are clear: here, what was erased.
+                pair.write(block, both(0x20), 4);
+                pair.write(block, both(0xd0), 4);
+                pair.write(at, both(random.one_of(&[0x40, 0x10])), 4);
+                pair.write(at, random.next(), 4);
+                pair.read(at, 4, same);
+                programmed += 1;
+            }
+            2 => {
+                pair.write(block, both(0x20), 4);
+                pair.write(block, both(0xd0), 4);
+                let count = random.below(16);
+                pair.write(block, both(0xe8), 4);
+                pair.read(block, 4, same);
+                pair.write(block, both(count), 4);
+                for word in 0..=count {
+                    pair.write(block + u64::from(word) * 4, random.next(), 4);
+                }
+                pair.write(block, both(0xd0), 4);
+                pair.read(block, 4, same);
+                programmed += 1;
+            }
+            3 => {
+                pair.write(block, both(0x60), 4);
+                pair.write(block, both(random.one_of(&[0xd0, 0x01])), 4);
+                pair.read(block, 4, same);
+            }
+            4 => {
+                // Manufacturer, device, lock.
+                pair.write(block, both(0x90), 4);
+                for word in 0..3 {
+                    pair.read(block + word * 4, 4, same);
+                }
+            }
+            _ => {
+                pair.write(block, both(0x98), 4);
+                // What QEMU says of supplies and of times is another chip's.
+                for word in (0x10..0x1b).chain([0x27, 0x2a, 0x2b, 0x2c, 0x2d, 0x2e, 0x2f, 0x30, 0x31, 0x32, 0x33]) {
+                    pair.read(word * 4, 4, same);
+                }
+            }
+        }
+        if random.below(2) == 0 {
+            pair.write(at, both(random.one_of(&[0x50, 0x70])), 4);
+        }
+        pair.write(block, READ_ARRAY, 4);
+        pair.read(at, 4, same);
+        pair.read(at + 1, 1, same);
+        pair.read(block + BLOCK - 4, 4, same);
+    }
+    assert!(programmed > 100, "{programmed}");
 }
 
 #[test]

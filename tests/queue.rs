@@ -1477,13 +1477,18 @@ fn a_guest_has_a_device_hold_so_many_segments_and_no_more() {
         ring.offer(head);
         let mut round = queue.round().unwrap();
         if let Some(chain) = round.next().unwrap() {
-            segments += chain.readable().len();
+            // Short ones have room of their own.
+            segments += Some(chain.readable().len()).filter(|&len| len > 6).unwrap_or(0);
             taken.push(chain.take());
         }
         let _ = round.end().unwrap();
     }
-    assert!(segments <= MAX_SEGMENTS as usize && segments > MAX_SEGMENTS as usize - 2 * usize::from(LONG));
-    assert_eq!(taken.len() + ring.used().len(), usize::from(LONG), "the others came back");
+    assert!(segments <= MAX_SEGMENTS as usize && segments > MAX_SEGMENTS as usize - usize::from(LONG));
+    assert_eq!(
+        taken.len() + ring.used().len(),
+        usize::from(LONG),
+        "the others came back"
+    );
     taken.into_iter().for_each(|chain| chain.complete(0));
     ring.offer(0);
     let mut round = queue.round().unwrap();

@@ -122,6 +122,36 @@ fn registers_keep_what_they_are_given_and_no_other_bits() {
 }
 
 #[test]
+fn registers_that_are_further_apart_are_accessed_at_their_first_byte_in_any_width() {
+    let uart = Uart16550::new(Uart16550Config::default(), level_from_fn(|_| Ok(())), Screen::default());
+    let uart = uart.with_register_shift(2);
+    assert_eq!(uart.region_size(), 32);
+    for len in [1, 2, 4] {
+        uart.write(SCR << 2, &[0x50 + len as u8, 0xff, 0xff, 0xff][..len]);
+        let mut data = [0xa5; 4];
+        uart.read(SCR << 2, &mut data);
+        assert_eq!(data, [0x50 + len as u8, 0, 0, 0]);
+    }
+    let state = uart.save();
+    for (offset, len) in [
+        ((SCR << 2) + 1, 1),
+        (SCR, 1),
+        (SCR << 2, 3),
+        (SCR << 2, 8),
+        (32, 4),
+        (u64::MAX, 1),
+    ] {
+        let mut data = vec![0xa5; len];
+        uart.write(offset, &data);
+        uart.read(offset, &mut data);
+        assert_eq!(data, vec![0; len], "{len} bytes at {offset:#x}");
+    }
+    assert_eq!(uart.save(), state);
+    uart.write(0, b"x");
+    assert_eq!(uart.unsent(), 0);
+}
+
+#[test]
 fn the_divisor_is_behind_dlab_and_keeps_its_halves_apart() {
     let machine = open();
     machine.write(LCR, 0x80);

@@ -1,6 +1,7 @@
-//! Devices that are not virtio: UARTs, clocks, reset controllers.
+//! Devices that are not virtio: UARTs, clocks, keyboard and mouse, pins, flash, firmware configuration, power and reset.
 
 pub mod acpi_pm;
+pub mod cfi_flash;
 pub mod debugcon;
 pub mod fw_cfg;
 pub mod i8042;

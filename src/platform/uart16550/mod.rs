@@ -7,7 +7,7 @@ mod registers;
 mod state;
 mod uart;
 
-use std::{fmt, io};
+use std::{fmt, io, ops::Range};
 
 pub use super::pl011::{Frame, ModemInputs, ModemOutputs};
 pub use state::{Uart16550State, Uart16550StateError};
@@ -19,7 +19,7 @@ use crate::{
 };
 use uart::Uart;
 
-/// How many ports: COM1 of a PC is at 0x3f8 with IRQ 4.
+/// How many ports: COM1 of a PC is at 0x3f8 with IRQ 4. Registers that are [further apart](Uart16550::with_register_shift) take more.
 pub const REGION_SIZE: u64 = 8;
 
 /// What a [`Uart16550`] is like when it starts and after a reset.
@@ -79,6 +79,7 @@ impl Default for Uart16550Config {
 /// ```
 pub struct Uart16550<L, W> {
     serial: Serial<Uart, L, W>,
+    register_shift: u32,
 }
 
 impl<L: LevelInterrupt, W: io::Write + Send> Uart16550<L, W> {
@@ -86,7 +87,39 @@ impl<L: LevelInterrupt, W: io::Write + Send> Uart16550<L, W> {
     pub fn new(config: Uart16550Config, line: L, output: W) -> Self {
         Self {
             serial: Serial::new(Uart::new(config), line, output),
+            register_shift: 0,
         }
+    }
+
+    /// Has the registers `1 << shift` bytes apart, as boards have that place them in memory: `reg-shift` of a device tree, often 2. At
+    /// most 8 is taken.
+    ///
+    /// ```
+    /// # use devisor::{bus::BusDevice, interrupt::NoInterrupt, platform::uart16550::{Uart16550, Uart16550Config}};
+    /// let uart = Uart16550::new(Uart16550Config::default(), NoInterrupt, std::io::sink()).with_register_shift(2);
+    /// let mut lsr = [0; 4];
+    /// uart.read(5 << 2, &mut lsr);
+    /// assert_eq!(lsr, [0x60, 0, 0, 0]);
+    /// assert_eq!(uart.region_size(), 32);
+    /// ```
+    pub fn with_register_shift(mut self, shift: u32) -> Self {
+        self.register_shift = shift.min(8);
+        self
+    }
+
+    /// Bytes of the region that its registers take.
+    pub fn region_size(&self) -> u64 {
+        REGION_SIZE << self.register_shift
+    }
+
+    /// The registers that an access of `len` bytes is for.
+    fn registers(&self, offset: u64, len: usize) -> Range<u64> {
+        if self.register_shift == 0 {
+            return offset..REGION_SIZE;
+        }
+        let register = offset >> self.register_shift;
+        let is_one = register << self.register_shift == offset && register < REGION_SIZE && matches!(len, 1 | 2 | 4);
+        if is_one { register..register + 1 } else { 0..0 }
     }
 
     /// Calls `hook` whenever there is room for input again after some was turned away, on the thread that made the
@@ -168,17 +201,19 @@ impl<L: LevelInterrupt, W: io::Write + Send> Uart16550<L, W> {
     }
 }
 
-/// Each register is a byte: a wider access is one of each byte in turn, from the lowest on. Past the last there is none.
+/// Each register is a byte: a wider access is one of each byte in turn, from the lowest on. Past the last there is none. Of registers
+/// that are further apart, an access of 1, 2 or 4 bytes at the first byte is one of the register.
 impl<L: LevelInterrupt, W: io::Write + Send> BusDevice for Uart16550<L, W> {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        for (byte, register) in data.iter_mut().zip(offset..REGION_SIZE) {
+        let len = data.len();
+        for (byte, register) in data.iter_mut().zip(self.registers(offset, len)) {
             *byte = self.serial.change(|uart| uart.read(register));
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        for (byte, register) in data.iter().zip(offset..REGION_SIZE) {
+        for (byte, register) in data.iter().zip(self.registers(offset, data.len())) {
             self.serial.change(|uart| uart.write(register, *byte));
         }
     }
