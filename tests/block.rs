@@ -470,18 +470,18 @@ fn a_failing_storage_is_an_io_error_for_that_request_alone() {
         (T_DISCARD, segment(0, 1, 0).to_vec(), 0),
         (T_WRITE_ZEROES, segment(0, 1, 0).to_vec(), 0),
     ] {
-        let before = disk.block.storage_failures().count;
+        let before = disk.block.host_failures().count;
         disk.storage.fail_call(1);
         assert_eq!(disk.request(kind, 0, &data, room).0, IOERR, "type {kind}");
-        let failures = disk.block.storage_failures();
+        let failures = disk.block.host_failures();
         assert_eq!(failures.count, before + 1);
         assert_eq!(failures.last.as_ref().map(ToString::to_string), Some("rigged".into()));
         assert_eq!(disk.request(kind, 0, &data, room).0, OK, "type {kind}");
     }
     // What the driver did wrong is not the storage's failure.
-    let before = disk.block.storage_failures().count;
+    let before = disk.block.host_failures().count;
     assert_eq!(disk.read(99, 512).0, IOERR);
-    assert_eq!(disk.block.storage_failures().count, before);
+    assert_eq!(disk.block.host_failures().count, before);
 }
 
 #[test]
@@ -527,7 +527,7 @@ fn a_storage_that_moves_nothing_or_boasts_is_an_io_error() {
         disk.storage.lie(lie);
         assert_eq!(disk.read(0, 512).0, IOERR);
         assert_eq!(disk.write(0, &[1; 512]), IOERR);
-        assert_eq!(disk.block.storage_failures().count, 2);
+        assert_eq!(disk.block.host_failures().count, 2);
     }
 }
 
@@ -1047,7 +1047,7 @@ mod host_storage {
             assert_eq!(contents[231 * 512..], expected[231 * 512..]);
             assert_eq!(disk.request(T_FLUSH, 0, &[], 0).0, OK);
             assert_eq!(file.contents(), contents);
-            assert_eq!(disk.block.storage_failures().count, 0);
+            assert_eq!(disk.block.host_failures().count, 0);
         }
     }
 

@@ -12,6 +12,7 @@
 pub mod block;
 pub mod device;
 pub mod entropy;
+mod failures;
 pub mod features;
 pub mod guide;
 pub mod queue;
@@ -21,6 +22,7 @@ pub mod transport;
 mod wait;
 
 pub use device::{DeviceId, Handle, QueueHandler, SharedMemoryRegion, VirtioDevice};
+pub use failures::{FailureLog, HostFailures};
 pub use queue::{ChainError, Fault, Queue, QueueError, QueueIndex, Round};
 pub use state::{DeviceState, DeviceStateError};
 pub use transport::{VirtioTransport, mmio::VirtioMmio, pci::VirtioPci};

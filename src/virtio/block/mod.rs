@@ -12,16 +12,15 @@ mod storage;
 use std::{
     fmt, io,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
 };
 
 use super::{
-    DeviceId, DeviceState, DeviceStateError, Fault, QueueHandler, QueueIndex, Round, VirtioDevice,
-    device::read_config_bytes, queue::Slices,
+    DeviceId, DeviceState, DeviceStateError, FailureLog, Fault, HostFailures, QueueHandler, QueueIndex, Round,
+    VirtioDevice, device::read_config_bytes, queue::Slices,
 };
-use crate::sync::lock;
 use registers::{SECTOR, config, feature};
 
 pub use file::{FileError, FileStorage};
@@ -84,7 +83,7 @@ struct Disk {
     features: u64,
     // Plugged in.
     storage: Arc<dyn Storage>,
-    failures: Mutex<StorageFailures>,
+    failures: FailureLog,
     /// Sectors that the guest may touch.
     capacity: AtomicU64,
     // What the guest can change.
@@ -96,16 +95,6 @@ struct Disk {
 
 /// Not a value of `writeback`.
 const UNWRITTEN: u8 = 2;
-
-/// How often a storage has failed. The guest gets S_IOERR for each.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct StorageFailures {
-    /// Requests that failed for it.
-    pub count: u64,
-    /// The last error.
-    pub last: Option<Arc<io::Error>>,
-}
 
 /// The state of a block device as plain data. What the storage keeps is the embedder's to save.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,9 +145,9 @@ impl Block {
         &*self.disk.storage
     }
 
-    /// What the storage has failed at. Nothing is logged, since a guest could have it logged without end.
-    pub fn storage_failures(&self) -> StorageFailures {
-        lock(&self.disk.failures).clone()
+    /// What the storage has failed at. The guest gets S_IOERR for each.
+    pub fn host_failures(&self) -> HostFailures {
+        self.disk.failures.get()
     }
 
     /// The disk as it was saved. The guest keeps what it was told, also if this storage has
@@ -200,7 +189,7 @@ impl Disk {
             options,
             unmap: abilities.unmap,
             storage,
-            failures: Mutex::default(),
+            failures: FailureLog::default(),
             capacity: AtomicU64::new(0),
             negotiated: AtomicU64::new(0),
             writeback: AtomicU8::new(UNWRITTEN),

@@ -1,6 +1,6 @@
 //! Requests of the block device (virtio 1.2, section 5.2.6).
 
-use std::{io, ops::Range, sync::Arc};
+use std::{io, ops::Range};
 
 use super::{
     Disk, RangeLimits,
@@ -10,12 +10,9 @@ use super::{
     },
     storage::transfer,
 };
-use crate::{
-    sync::lock,
-    virtio::{
-        ChainError,
-        queue::{Chain, Reader, Slices, Writer},
-    },
+use crate::virtio::{
+    ChainError,
+    queue::{Chain, Reader, Slices, Writer},
 };
 
 /// Why a request did not succeed.
@@ -79,9 +76,7 @@ impl Disk {
             Ok(()) => Status::Ok,
             Err(Failure::Refused(status)) => status,
             Err(Failure::Storage(error)) => {
-                let mut failures = lock(&self.failures);
-                failures.count += 1;
-                failures.last = Some(Arc::new(error));
+                self.failures.record(error);
                 Status::IoErr
             }
             Err(Failure::Rules(error)) => return Err(error),

@@ -4,15 +4,12 @@ mod source;
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
 };
 
 use super::{
-    ChainError, DeviceId, DeviceState, DeviceStateError, Fault, QueueHandler, QueueIndex, Round, VirtioDevice,
-    queue::Chain,
+    ChainError, DeviceId, DeviceState, DeviceStateError, FailureLog, Fault, HostFailures, QueueHandler, QueueIndex,
+    Round, VirtioDevice, queue::Chain,
 };
 use crate::sync::lock;
 
@@ -48,7 +45,7 @@ const REQUEST_QUEUE_SIZES: [u16; 1] = [64];
 /// let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
 /// let line = Line::Edge(Arc::new(NoInterrupt));
 /// let rng = VirtioMmio::new(Entropy::from_os(), memory, line)?;
-/// assert_eq!(rng.with_device(|rng| rng.failures()), 0);
+/// assert_eq!(rng.with_device(|rng| rng.host_failures().count), 0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Entropy {
@@ -58,7 +55,7 @@ pub struct Entropy {
 /// What the control face and the queue share.
 struct Shared {
     source: Mutex<Plugged>,
-    failures: AtomicU64,
+    failures: FailureLog,
 }
 
 /// What is plugged in: the seeded generator is known by name, because its state is saved.
@@ -102,16 +99,16 @@ impl Entropy {
     fn plugged(source: Plugged) -> Self {
         let shared = Shared {
             source: Mutex::new(source),
-            failures: AtomicU64::new(0),
+            failures: FailureLog::default(),
         };
         Self {
             shared: Arc::new(shared),
         }
     }
 
-    /// How often the source has failed.
-    pub fn failures(&self) -> u64 {
-        self.shared.failures.load(Ordering::Relaxed)
+    /// What the source has failed at. The guest waits.
+    pub fn host_failures(&self) -> HostFailures {
+        self.shared.failures.get()
     }
 }
 
@@ -123,10 +120,13 @@ impl Shared {
             Plugged::Seeded(source) => source.fill(bytes),
             Plugged::Other(source) => source.fill(bytes),
         };
-        if filled.is_err() {
-            self.failures.fetch_add(1, Ordering::Relaxed);
+        match filled {
+            Ok(()) => Some(bytes),
+            Err(error) => {
+                self.failures.record(error);
+                None
+            }
         }
-        filled.ok().map(|()| &*bytes)
     }
 
     /// Fills a request. Returns how many bytes it got: none, if the source has none.
@@ -214,7 +214,7 @@ impl fmt::Debug for Entropy {
     /// Says nothing of the source's state.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entropy")
-            .field("failures", &self.failures())
+            .field("failures", &self.shared.failures)
             .finish_non_exhaustive()
     }
 }
