@@ -28,10 +28,11 @@ impl Span {
 }
 
 impl Span {
-    /// Whether the `len` bytes at `address` are all in this span.
+    /// Whether the `len` bytes at `address` are all in this span, or are none at its end.
     #[inline]
     pub fn has(&self, address: u64, len: u32) -> bool {
-        self.offset(address, len.into()).is_some()
+        let end = address.wrapping_sub(self.start).checked_add(len.into());
+        end.is_some_and(|end| end <= self.len)
     }
 
     /// The host address of the `len` bytes at `address`, if all of them are in this span.

@@ -93,7 +93,7 @@ pub(super) struct Flat {
     descriptors: NonNull<[u64; 2]>,
     driver: NonNull<u8>,
     device: NonNull<u8>,
-    pub mask: u16,
+    mask: u32,
 }
 
 /// The areas of a split ring in one map of guest memory. Entries are named by free-running indices, so that none is beyond its area.
@@ -146,7 +146,7 @@ impl View {
                 descriptors: descriptors.cast(),
                 driver,
                 device,
-                mask,
+                mask: mask.into(),
             }),
             _ => None,
         };
@@ -160,13 +160,21 @@ impl View {
         })
     }
 
-    /// The short way, if there is one.
+    /// The short way to the ring, if there is one.
     #[inline]
-    pub fn flat(&self) -> Option<FlatView<'_>> {
-        Some(FlatView {
-            flat: self.flat.as_ref()?,
-            view: self,
+    pub fn flat(&self) -> Option<FlatRing<'_>> {
+        Some(FlatRing {
+            flat: self.flat?,
+            pin: PhantomData,
         })
+    }
+
+    /// And to chains all of which is in the span of guest memory in which `near` was found.
+    #[inline]
+    pub fn flat_near(&self, near: Segment) -> Option<FlatView<'_>> {
+        let span = self.pin.span_of(&near)?;
+        let ring = self.flat()?;
+        Some(FlatView { ring, span, near })
     }
 
     fn slot(&self, index: u16) -> u64 {
@@ -284,26 +292,46 @@ impl View {
     }
 }
 
-/// A [`View`] all of whose areas have host addresses.
+/// The index of a descriptor that the ring has.
 #[derive(Clone, Copy)]
-pub(super) struct FlatView<'a> {
-    flat: &'a Flat,
-    view: &'a View,
+pub(super) struct Head(u16);
+
+impl Head {
+    #[inline]
+    pub fn index(self) -> u16 {
+        self.0
+    }
 }
 
-impl<'a> FlatView<'a> {
+/// A [`View`] all of whose areas have host addresses, which are at hand.
+#[derive(Clone, Copy)]
+pub(super) struct FlatRing<'a> {
+    flat: Flat,
+    /// Keeps it mapped.
+    pin: PhantomData<&'a Pin>,
+}
+
+impl<'a> FlatRing<'a> {
+    /// A descriptor of the ring, if it has one of this index.
     #[inline]
-    pub fn mask(self) -> u16 {
-        self.flat.mask
+    pub fn head(&self, index: u16) -> Option<Head> {
+        (u32::from(index) <= self.flat.mask).then_some(Head(index))
+    }
+
+    /// The first descriptor of a chain, read once.
+    #[inline]
+    pub fn first(&self, Head(index): Head) -> Descriptor {
+        // SAFETY: the index is one of the ring's, which was made with this view's mask: a queue's size stays.
+        unsafe { self.descriptors().read_at(index) }
     }
 
     #[inline]
-    pub fn pin(self) -> &'a Pin {
-        &self.view.pin
+    fn slot(&self, index: u16) -> u64 {
+        (u32::from(index) & self.flat.mask).into()
     }
 
     #[inline]
-    fn driver(self, offset: usize) -> u16 {
+    fn driver(&self, offset: usize) -> u16 {
         // SAFETY: the callers below name bytes of the area, at even offsets of an aligned address, mapped while the view's pin lives.
         let place = unsafe { AtomicU16::from_ptr(self.flat.driver.add(offset).as_ptr().cast()) };
         u16::from_le(place.load(Ordering::Acquire))
@@ -311,32 +339,32 @@ impl<'a> FlatView<'a> {
 
     /// As [`View::avail_idx`].
     #[inline]
-    pub fn avail_idx(self) -> u16 {
+    pub fn avail_idx(&self) -> u16 {
         self.driver(IDX as usize)
     }
 
     /// As [`View::avail_entry`].
     #[inline]
-    pub fn avail_entry(self, index: u16) -> u16 {
-        self.driver((RING_HEADER + AVAIL_ENTRY * u64::from(index & self.flat.mask)) as usize)
+    pub fn avail_entry(&self, index: u16) -> u16 {
+        self.driver((RING_HEADER + AVAIL_ENTRY * self.slot(index)) as usize)
     }
 
     /// As [`View::avail_flags`].
     #[inline]
-    pub fn avail_flags(self) -> u16 {
+    pub fn avail_flags(&self) -> u16 {
         self.driver(0)
     }
 
     /// As [`View::used_event`].
     #[inline]
-    pub fn used_event(self) -> u16 {
+    pub fn used_event(&self) -> u16 {
         self.driver((RING_HEADER + AVAIL_ENTRY * (u64::from(self.flat.mask) + 1)) as usize)
     }
 
     /// As [`View::set_used_entry`], but for the mark.
     #[inline]
-    pub fn set_used_entry(self, index: u16, id: u32, len: u32) {
-        let offset = RING_HEADER + USED_ENTRY * u64::from(index & self.flat.mask);
+    pub fn set_used_entry(&self, index: u16, id: u32, len: u32) {
+        let offset = RING_HEADER + USED_ENTRY * self.slot(index);
         // SAFETY: the slot is below the size, so its eight bytes are in the area, aligned to four as that is.
         let entry = unsafe { self.flat.device.add(offset as usize) }.cast::<u32>();
         // SAFETY: as above, and mapped while the view's pin lives.
@@ -348,7 +376,7 @@ impl<'a> FlatView<'a> {
 
     /// As [`View::set_used_idx`], but for the mark.
     #[inline]
-    pub fn set_used_idx(self, idx: u16) {
+    pub fn set_used_idx(&self, idx: u16) {
         // SAFETY: in the header of the area, aligned, mapped while the view's pin lives.
         let place = unsafe { AtomicU16::from_ptr(self.flat.device.add(IDX as usize).as_ptr().cast()) };
         place.store(idx.to_le(), Ordering::Release);
@@ -356,13 +384,48 @@ impl<'a> FlatView<'a> {
 
     /// The ring's own descriptor table.
     #[inline]
-    pub fn descriptors(self) -> FlatTable<'a> {
+    pub fn descriptors(&self) -> FlatTable<'a> {
         FlatTable {
             host: self.flat.descriptors,
-            last: self.flat.mask.into(),
-            inner: false,
+            last: self.flat.mask,
             pin: PhantomData,
         }
+    }
+}
+
+/// A [`FlatRing`] with a span of guest memory.
+#[derive(Clone, Copy)]
+pub(super) struct FlatView<'a> {
+    pub ring: FlatRing<'a>,
+    span: &'a Span,
+    near: Segment,
+}
+
+impl<'a> FlatView<'a> {
+    /// Whether a buffer is in the span in which short chains have all of theirs.
+    #[inline]
+    pub fn has(&self, address: u64, len: u32) -> bool {
+        self.span.has(address, len)
+    }
+
+    /// A buffer in that span.
+    #[inline]
+    pub fn segment(&self, address: u64, len: u32) -> Segment {
+        self.near.at(address, len)
+    }
+
+    /// The indirect table in the `len` bytes at `address`: if it is in that span, aligned, and as long as one can be.
+    #[inline]
+    pub fn table(&self, address: u64, len: u32) -> Option<FlatTable<'a>> {
+        let host = self.span.host(address, len)?;
+        let possible = len != 0 && len.is_multiple_of(DESCRIPTOR as u32) && len / DESCRIPTOR as u32 <= 1 << 16;
+        let aligned = host.as_ptr().addr().is_multiple_of(align_of::<[u64; 2]>());
+        // Not before: an impossible table has no last index.
+        (possible && aligned).then(|| FlatTable {
+            host: host.cast(),
+            last: len / DESCRIPTOR as u32 - 1,
+            pin: PhantomData,
+        })
     }
 }
 
@@ -381,7 +444,6 @@ impl<'a> Table<'a> {
         Some(FlatTable {
             host: self.area.host?.cast(),
             last: self.len - 1,
-            inner: false,
             pin: PhantomData,
         })
     }
@@ -415,64 +477,56 @@ pub(super) struct FlatTable<'a> {
     host: NonNull<[u64; 2]>,
     /// Its last index.
     last: u32,
-    inner: bool,
     /// Keeps it mapped.
     pin: PhantomData<&'a Pin>,
 }
 
-impl<'a> FlatTable<'a> {
-    /// The indirect table in the `len` bytes at `address`: if it is in this span, aligned, and as long as one can be.
-    #[inline]
-    pub fn new(span: &'a Span, address: u64, len: u32) -> Option<Self> {
-        let host = span.host(address, len)?;
-        let possible = len != 0 && len.is_multiple_of(DESCRIPTOR as u32) && len / DESCRIPTOR as u32 <= 1 << 16;
-        let aligned = host.as_ptr().addr().is_multiple_of(align_of::<[u64; 2]>());
-        // Not before: an impossible table has no last index.
-        (possible && aligned).then(|| Self {
-            host: host.cast(),
-            last: len / DESCRIPTOR as u32 - 1,
-            inner: true,
-            pin: PhantomData,
-        })
-    }
-
-    /// Whether this is an indirect table.
-    #[inline]
-    pub fn is_inner(&self) -> bool {
-        self.inner
-    }
-
+impl FlatTable<'_> {
     /// The descriptor `index`, read once; `None` if it is beyond the table.
     #[inline]
     pub fn read(&self, index: u16) -> Option<Descriptor> {
-        if u32::from(index) > self.last {
-            return None;
-        }
         // SAFETY: the index is one of the table.
+        (u32::from(index) <= self.last).then(|| unsafe { self.read_at(index) })
+    }
+
+    /// # Safety
+    /// The table has a descriptor of this index.
+    #[inline]
+    unsafe fn read_at(&self, index: u16) -> Descriptor {
+        // SAFETY: in the table, as the caller says.
         let words = unsafe { self.host.add(index.into()) }.cast::<u64>();
         // SAFETY: as above, aligned as the table is, and mapped while the pin lives.
         let words = unsafe { [words.read_volatile(), words.add(1).read_volatile()] };
-        Some(Descriptor::new(words.map(u64::from_le)))
+        Descriptor::new(words.map(u64::from_le))
     }
 }
 
-/// A descriptor (section 2.7.5).
+/// A descriptor (section 2.7.5), as it was read.
 #[derive(Clone, Copy)]
 pub(super) struct Descriptor {
     pub address: u64,
-    pub len: u32,
-    pub flags: u16,
-    pub next: u16,
+    /// The length, the flags and the next index, from the lowest bit on.
+    rest: u64,
 }
 
 impl Descriptor {
     #[inline]
     fn new([address, rest]: [u64; 2]) -> Self {
-        Self {
-            address,
-            len: rest as u32,
-            flags: (rest >> 32) as u16,
-            next: (rest >> 48) as u16,
-        }
+        Self { address, rest }
+    }
+
+    #[inline]
+    pub fn len(&self) -> u32 {
+        self.rest as u32
+    }
+
+    #[inline]
+    pub fn flags(&self) -> u16 {
+        (self.rest >> 32) as u16
+    }
+
+    #[inline]
+    pub fn next(&self) -> u16 {
+        (self.rest >> 48) as u16
     }
 }

@@ -1,11 +1,13 @@
 //! Descriptor chains (virtio 1.2, sections 2.7.5 and 2.7.5.3): walked once, checked whole.
 
+use std::mem;
+
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::Permissions;
 
 use super::{
     ChainError,
-    area::{DESCRIPTOR, Descriptor, FlatTable, FlatView, View},
+    area::{DESCRIPTOR, Descriptor, FlatTable, FlatView, Head, View},
 };
 use crate::memory::Segment;
 
@@ -17,152 +19,187 @@ pub const MAX_INDIRECT: u16 = 1024;
 /// device hold is bounded, 16 MiB of segments. A chain beyond that is given back with a used length of 0.
 pub const MAX_SEGMENTS: u32 = 1 << 20;
 
+const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+
+/// Segments that every chain has room for.
+const ROOM: usize = 6;
+
 /// Segments for which a chain keeps room from one use to the next.
 const KEPT: usize = 256;
 
-/// Segments that a chain has room for without the heap.
-const INLINE: usize = 6;
-
-/// A chain that was taken: device-readable segments, then device-writable ones, all of them in guest memory then.
-pub(super) struct Body {
+/// What a chain is but for its segments.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Outline {
     pub head: u16,
     /// How many of the segments are readable; the rest is writable.
     readable: u16,
     count: u16,
     pub readable_len: u32,
     pub writable_len: u32,
-    /// How many descriptors the last [`walk`](Self::walk) has read, whatever it came to.
-    pub read: u32,
-    inline: [Segment; INLINE],
-    /// All segments, if there are too many.
-    spill: Vec<Segment>,
 }
+
+impl Outline {
+    /// Bytes in all segments.
+    #[inline]
+    pub fn len(&self) -> u64 {
+        u64::from(self.readable_len) + u64::from(self.writable_len)
+    }
+
+    /// The segments, if there are more than every chain has room for.
+    pub fn spilled(&self) -> u32 {
+        if usize::from(self.count) > ROOM {
+            self.count.into()
+        } else {
+            0
+        }
+    }
+}
+
+/// Room for the segments of a chain: device-readable ones, then device-writable ones, all of them in guest memory when they were found.
+pub(super) struct Segments(Box<[Segment]>);
 
 /// Room for chains that are taken: each is handed on by itself.
-#[allow(clippy::vec_box, reason = "they are moved often, and are large")]
-pub(super) type Pool = Vec<Box<Body>>;
+pub(super) type Pool = Vec<Segments>;
 
-impl Default for Body {
+impl Default for Segments {
     fn default() -> Self {
-        Self {
-            head: 0,
-            readable: 0,
-            count: 0,
-            readable_len: 0,
-            writable_len: 0,
-            read: 0,
-            inline: [Segment::new(0, 0); INLINE],
-            spill: Vec::new(),
-        }
+        Self([Segment::new(0, 0); ROOM].into())
     }
 }
 
-impl Body {
+impl Segments {
     #[inline]
-    fn segments(&self) -> &[Segment] {
-        match self.inline.get(..self.count.into()) {
-            Some(segments) => segments,
-            None => &self.spill,
-        }
+    pub fn readable(&self, outline: &Outline) -> &[Segment] {
+        &self.0[..outline.readable.into()]
     }
 
     #[inline]
-    pub fn readable(&self) -> &[Segment] {
-        &self.segments()[..self.readable.into()]
+    pub fn writable(&self, outline: &Outline) -> &[Segment] {
+        &self.0[outline.readable.into()..outline.count.into()]
     }
 
+    /// The first segment of the last chain.
     #[inline]
-    pub fn writable(&self) -> &[Segment] {
-        &self.segments()[self.readable.into()..]
+    pub fn first(&self) -> Segment {
+        self.0[0]
     }
 
     /// Walks the chain that starts at `head`, if it is what nearly all chains are: as short as there is room for here, with its table
     /// and all of its buffers in the span of guest memory in which the last one began. Whether it is. Of one that is not, nothing is
     /// known, and [`walk`](Self::walk) finds what it is.
     #[inline(always)]
-    pub fn walk_near(&mut self, view: FlatView<'_>, head: u16, indirect_allowed: bool) -> bool {
-        let mut table = view.descriptors();
-        let hint = self.inline[0];
-        let Some(span) = view.pin().span_of(&hint) else {
+    pub fn walk_near(&mut self, outline: &mut Outline, view: &FlatView<'_>, head: Head, indirect: bool) -> bool {
+        outline.head = head.index();
+        let first = view.ring.first(head);
+        let (address, len, flags) = (first.address, first.len(), first.flags());
+        if flags & !WRITE != 0 {
+            return match flags & INDIRECT != 0 {
+                true => flags == INDIRECT && indirect && self.walk_indirect(outline, view, first),
+                false => self.walk_ring(outline, view, first),
+            };
+        }
+        // One by itself, as receive queues have them.
+        let Some(place) = self.0.first_mut().filter(|_| view.has(address, len)) else {
             return false;
         };
-        let (mut index, mut count) = (head, 0);
-        // Readable segments, until the first that is writable.
-        let mut readable = None;
-        let (mut readable_len, mut total) = (0, 0);
-        loop {
-            let Some(descriptor) = table.read(index) else {
-                return false;
-            };
-            let flags = u32::from(descriptor.flags);
-            if flags & VRING_DESC_F_INDIRECT != 0 {
-                let inner = FlatTable::new(span, descriptor.address, descriptor.len);
-                // In an indirect table there is no other, and what is wrong with this one is not said here.
-                let first = count == 0 && flags == VRING_DESC_F_INDIRECT && indirect_allowed && !table.is_inner();
-                match inner.filter(|_| first) {
-                    Some(inner) => (table, index) = (inner, 0),
-                    None => return false,
-                }
-                continue;
-            }
-            if !span.has(descriptor.address, descriptor.len) {
-                return false;
-            }
-            let Some(place) = self.inline.get_mut(count) else {
-                return false;
-            };
-            *place = hint.at(descriptor.address, descriptor.len);
-            if flags & VRING_DESC_F_WRITE != 0 {
-                if readable.is_none() {
-                    (readable, readable_len) = (Some(count), total);
-                }
-            } else if readable.is_some() {
-                return false;
-            }
-            count += 1;
-            total += u64::from(descriptor.len);
-            if flags & VRING_DESC_F_NEXT == 0 {
-                break;
-            }
-            index = descriptor.next;
-        }
-        if total > u32::MAX.into() {
-            return false;
-        }
-        let readable = readable.unwrap_or_else(|| {
-            readable_len = total;
-            count
-        });
-        self.head = head;
-        (self.readable, self.count) = (readable as u16, count as u16);
-        (self.readable_len, self.writable_len) = (readable_len as u32, (total - readable_len) as u32);
+        *place = view.segment(address, len);
+        (outline.readable, outline.count) = ((flags == 0).into(), 1);
+        (outline.readable_len, outline.writable_len) = if flags == 0 { (len, 0) } else { (0, len) };
         true
     }
 
-    /// Walks the chain that starts at `head`.
+    /// Not inlined, so that who calls it saves no registers for it where it is not needed; so the next.
+    #[inline(never)]
+    fn walk_ring(&mut self, outline: &mut Outline, view: &FlatView<'_>, first: Descriptor) -> bool {
+        self.walk_table(outline, view, view.ring.descriptors(), first)
+    }
+
+    #[inline(never)]
+    fn walk_indirect(&mut self, outline: &mut Outline, view: &FlatView<'_>, outer: Descriptor) -> bool {
+        // What is wrong with a table is not said here.
+        let inner = view.table(outer.address, outer.len());
+        match inner.and_then(|inner| Some((inner, inner.read(0)?))) {
+            Some((inner, first)) => self.walk_table(outline, view, inner, first),
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn walk_table(
+        &mut self,
+        outline: &mut Outline,
+        view: &FlatView<'_>,
+        table: FlatTable<'_>,
+        mut descriptor: Descriptor,
+    ) -> bool {
+        let Some(room) = self.0.first_chunk_mut::<ROOM>() else {
+            return false;
+        };
+        let (mut count, mut writable, mut readable_len, mut writable_len) = (0, 0, 0, 0);
+        for place in room {
+            let (address, len, flags) = (descriptor.address, descriptor.len(), descriptor.flags());
+            if flags & !(WRITE | NEXT) != 0 || !view.has(address, len) {
+                return false;
+            }
+            *place = view.segment(address, len);
+            count += 1;
+            if flags & WRITE != 0 {
+                writable += 1;
+                writable_len += u64::from(len);
+            } else if writable != 0 {
+                return false;
+            } else {
+                readable_len += u64::from(len);
+            }
+            if flags & NEXT == 0 {
+                (outline.readable, outline.count) = (count - writable, count);
+                (outline.readable_len, outline.writable_len) = (readable_len as u32, writable_len as u32);
+                // Else they are cut off.
+                return readable_len + writable_len <= u32::MAX.into();
+            }
+            match table.read(descriptor.next()) {
+                Some(next) => descriptor = next,
+                None => return false,
+            }
+        }
+        false
+    }
+
+    /// Walks the chain that starts at `head`. How many descriptors it has read is added to `read`, whatever it comes to.
     #[cold]
-    pub fn walk(&mut self, view: &View, head: u16, indirect_allowed: bool) -> Result<(), ChainError> {
-        self.head = head;
+    pub fn walk(
+        &mut self,
+        outline: &mut Outline,
+        view: &View,
+        head: u16,
+        indirect_allowed: bool,
+        read: &mut u32,
+    ) -> Result<(), ChainError> {
         // What was looked at counts, also if it comes to nothing.
-        (self.readable_len, self.writable_len, self.read) = (0, 0, 0);
+        *outline = Outline {
+            head,
+            ..Outline::default()
+        };
         let mut table = view.descriptors();
         let mut limit = table.len() as u16;
         let mut index = head;
         let mut indirect = false;
         // Where the chain before this one was found.
-        let mut near = view.pin.near(&self.inline[0]);
+        let mut near = view.pin.near(&self.first());
         let (mut readable, mut count) = (0, 0);
         let (mut readable_len, mut writable_len) = (0u64, 0u64);
         loop {
-            self.read += 1;
+            *read += 1;
             let Some(descriptor) = table.read(index)? else {
                 let len = table.len() as u16;
                 return Err(ChainError::DescriptorIndex { index, len });
             };
-            let flags = u32::from(descriptor.flags);
-            if flags & VRING_DESC_F_INDIRECT != 0 {
+            let flags = descriptor.flags();
+            if flags & INDIRECT != 0 {
                 check_indirect(&descriptor, indirect_allowed, indirect)?;
-                table = view.table(&mut Segment::new(descriptor.address, descriptor.len))?;
+                table = view.table(&mut Segment::new(descriptor.address, descriptor.len()))?;
                 (indirect, index) = (true, 0);
                 limit = limit.max(MAX_INDIRECT);
                 continue;
@@ -171,71 +208,63 @@ impl Body {
             if count == limit {
                 return Err(ChainError::TooLong(limit));
             }
-            let access = if flags & VRING_DESC_F_WRITE != 0 {
-                writable_len += u64::from(descriptor.len);
+            let access = if flags & WRITE != 0 {
+                writable_len += u64::from(descriptor.len());
                 Permissions::Write
             } else {
                 if readable != count {
                     return Err(ChainError::ReadableAfterWritable);
                 }
                 readable += 1;
-                readable_len += u64::from(descriptor.len);
+                readable_len += u64::from(descriptor.len());
                 Permissions::Read
             };
-            (self.readable_len, self.writable_len) = (saturated(readable_len), saturated(writable_len));
+            (outline.readable_len, outline.writable_len) = (saturated(readable_len), saturated(writable_len));
             let segment = view
                 .pin
-                .check_near(&mut near, descriptor.address, descriptor.len, access)?;
-            match self.inline.get_mut(usize::from(count)) {
+                .check_near(&mut near, descriptor.address, descriptor.len(), access)?;
+            match self.0.get_mut(usize::from(count)) {
                 Some(place) => *place = segment,
-                None => self.spill(segment, count),
+                None => self.grow(segment),
             }
             count += 1;
-            if flags & VRING_DESC_F_NEXT == 0 {
+            if flags & NEXT == 0 {
                 break;
             }
-            index = descriptor.next;
+            index = descriptor.next();
         }
         if readable_len + writable_len > u32::MAX.into() {
             return Err(ChainError::TooLarge);
         }
-        (self.readable, self.count) = (readable, count);
+        (outline.readable, outline.count) = (readable, count);
         Ok(())
-    }
-
-    /// Its segments, if there are more than it has room for by itself.
-    pub fn spilled(&self) -> u32 {
-        if usize::from(self.count) > INLINE {
-            self.count.into()
-        } else {
-            0
-        }
     }
 
     /// Lets go of more room than most chains need.
     pub fn shrink(&mut self) {
-        if self.spill.capacity() > KEPT {
-            self.spill = Vec::new();
+        if self.0.len() > KEPT {
+            *self = Self::default();
         }
     }
 
+    /// Makes room for as many segments again, of which `next` is the first.
     #[cold]
-    fn spill(&mut self, segment: Segment, count: u16) {
-        if usize::from(count) == INLINE {
-            self.spill.clear();
-            self.spill.extend_from_slice(&self.inline);
-        }
-        self.spill.push(segment);
+    fn grow(&mut self, next: Segment) {
+        let mut segments = mem::take(&mut self.0).into_vec();
+        let full = segments.len();
+        segments.resize(2 * full, Segment::new(0, 0));
+        segments[full] = next;
+        self.0 = segments.into();
     }
 }
 
 /// What an indirect descriptor must be (section 2.7.5.3.1).
 fn check_indirect(descriptor: &Descriptor, allowed: bool, nested: bool) -> Result<(), ChainError> {
-    let len = u64::from(descriptor.len);
+    let len = u64::from(descriptor.len());
     let wrong = match () {
         _ if !allowed => "the feature was not negotiated",
         _ if nested => "a table inside a table",
-        _ if u32::from(descriptor.flags) & VRING_DESC_F_NEXT != 0 => "it has a next descriptor",
+        _ if descriptor.flags() & NEXT != 0 => "it has a next descriptor",
         _ if len == 0 || !len.is_multiple_of(DESCRIPTOR) => "its length is no positive multiple of 16",
         _ if len / DESCRIPTOR > 1 << 16 => "more descriptors than an index can name",
         _ => return Ok(()),

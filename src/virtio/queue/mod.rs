@@ -11,7 +11,7 @@
 //! | `chain` | a chain, walked and checked |
 //! | `split` | the available ring |
 //! | `used` | the used ring and the signal |
-//! | `round` | what a handler sees |
+//! | `round`, `lent`, `owned` | what a handler sees |
 //! | `word`, `inside` | what all threads agree on |
 //!
 //! *What a request costs*: no allocation. A chain that is completed in its round costs no lock and no atomic read-modify-write, a
@@ -50,6 +50,8 @@ mod buffers;
 mod chain;
 mod error;
 mod inside;
+mod lent;
+mod owned;
 mod round;
 mod split;
 mod state;
@@ -62,7 +64,9 @@ use std::{fmt, io, sync::Arc};
 pub use buffers::{Reader, Slices, Writer};
 pub use chain::{MAX_INDIRECT, MAX_SEGMENTS};
 pub use error::{ChainError, Fault, QueueError};
-pub use round::{Chain, OwnedChain, Rest, Round};
+pub use lent::Chain;
+pub use owned::OwnedChain;
+pub use round::{Rest, Round};
 pub use state::{QueueState, QueueStateError};
 pub use used::Silent;
 

@@ -6,14 +6,13 @@ use std::{
 };
 
 use super::{
-    ChainError, Gone, QueueError, QueueIndex, Reader, Writer,
-    area::View,
-    chain::{Body, MAX_SEGMENTS, Pool},
+    Chain, ChainError, Gone, QueueError, QueueIndex,
+    area::{FlatRing, FlatView, View},
+    chain::{MAX_SEGMENTS, Outline, Pool, Segments},
     split::{Available, Look},
     used::{Shared, Used},
 };
 use crate::{
-    memory::{Pin, Segment},
     sync::lock,
     virtio::{Wait, features},
 };
@@ -23,6 +22,9 @@ use crate::{
 const ROUND_BYTES: u64 = 16 << 20;
 /// What a descriptor counts for in these, where a chain is not short: a driver can name the same ones in each of its chains.
 const DESCRIPTOR_BYTES: u64 = 256;
+
+/// For so many chains that are taken a queue has room at least, before it looks for that of those that came back.
+const SPARE: u16 = 16;
 
 /// What is left after a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,22 +38,15 @@ pub enum Rest {
     Left,
 }
 
-/// What was found when the next chain was looked for.
-enum Found {
-    /// One that is new.
-    Fresh,
-    /// One that was in flight when a state was saved, or was given back untouched.
-    Returned,
-    Nothing,
-    /// The ring.
-    Broken,
-}
-
-/// What became of a head.
-enum Walked {
-    Found,
-    Refused,
-    Broken,
+/// What a chain has come to on the short way into the used ring.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Near {
+    /// It is there.
+    Done,
+    /// It is there, and the driver is to be told.
+    Signal,
+    /// It is not: the long way has to be taken.
+    Far,
 }
 
 /// How a round has gone so far.
@@ -69,13 +64,32 @@ enum Looked {
 #[derive(Default)]
 pub(super) struct Hands {
     /// The chain that was looked at last.
-    body: Box<Body>,
+    pub segments: Segments,
     /// How many chains were taken away from their rounds.
     pub order: u64,
     /// Room for chains that are taken.
     spare: Pool,
+    /// How many there is room for, in `spare`, in those that are out, and among those that came back.
+    made: u16,
     /// What the handler waits for since the last round.
     pub waits: Vec<Wait>,
+}
+
+impl Hands {
+    /// Room for another chain, in place of one that is taken. Those that came back are fetched several at a time.
+    #[inline]
+    pub fn spare(&mut self, shared: &Shared) -> Segments {
+        if let Some(segments) = self.spare.pop() {
+            return segments;
+        }
+        if self.made >= SPARE {
+            mem::swap(&mut lock(&shared.used).pool, &mut self.spare);
+        }
+        self.spare.pop().unwrap_or_else(|| {
+            self.made = self.made.saturating_add(1);
+            Segments::default()
+        })
+    }
 }
 
 /// One bounded look at a queue, for a handler.
@@ -88,26 +102,40 @@ pub(super) struct Hands {
 ///
 /// A chain that breaks the rules is not seen here: it is given back with a used length of 0 and counted.
 pub struct Round<'q> {
-    shared: &'q Shared,
+    pub(super) shared: &'q Shared,
     /// The same, for chains that are taken.
-    counted: &'q Arc<Shared>,
+    pub(super) counted: &'q Arc<Shared>,
     available: &'q mut Available,
-    view: &'q View,
-    hands: &'q mut Hands,
-    /// Held from the first chain that is given back on, as long as none is out.
-    used: Option<MutexGuard<'q, Used>>,
-    /// No chain is out.
-    alone: bool,
-    /// Entries of the used ring from this one on are not marked as written yet, while the lock is held.
-    unmarked: u16,
-    budget: u16,
+    pub(super) view: &'q View,
+    /// The same, if it has a short way.
+    flat: Option<FlatView<'q>>,
+    pub(super) hands: &'q mut Hands,
+    /// The chain that was looked at last.
+    pub(super) outline: Outline,
+    /// Held from the first chain that is given back the short way on, as long as the round is alone.
+    ring: Option<Ring<'q>>,
+    /// How many bytes it may still come to before it ends.
     bytes: u64,
+    budget: u16,
+    indirect: bool,
+    /// No other thread has to do with the queue, nor is there anything of it left to do: no chain is out or was given back untouched,
+    /// and no signal is owed.
+    alone: bool,
     looked: Looked,
+    /// The chain that was looked at last was in flight when a state was saved, or was given back untouched.
+    pub(super) returned: bool,
     /// The driver has been shown all that was put.
     ended: bool,
     /// No chain is to be taken any more.
     closed: bool,
-    error: Option<QueueError>,
+}
+
+/// The used side, locked, and its short way.
+struct Ring<'q> {
+    used: MutexGuard<'q, Used>,
+    view: FlatRing<'q>,
+    /// Entries from this one on are not marked as written yet.
+    unmarked: u16,
 }
 
 impl<'q> Round<'q> {
@@ -122,19 +150,21 @@ impl<'q> Round<'q> {
         shared.signal_again();
         Self {
             budget: if closed { 0 } else { shared.layout.size },
+            indirect: shared.features & features::INDIRECT_DESC != 0,
             shared,
             counted: shared,
             available,
             view,
+            flat: view.flat_near(hands.segments.first()),
             hands,
-            unmarked: 0,
-            used: None,
-            alone: shared.word.chains() == 0,
-            bytes: 0,
+            outline: Outline::default(),
+            ring: None,
+            alone: shared.word.chains() == 0 && !shared.returns() && !shared.owes(),
+            bytes: ROUND_BYTES - 1,
             looked: Looked::Left,
+            returned: false,
             ended: false,
             closed,
-            error: None,
         }
     }
 
@@ -159,175 +189,201 @@ impl<'q> Round<'q> {
         reason = "a chain is lent until the next one is looked for"
     )]
     pub fn next(&mut self) -> Result<Option<Chain<'_, 'q>>, QueueError> {
-        if self.find_near() {
-            return Ok(Some(Chain::new(self, false)));
-        }
-        match self.find() {
-            Found::Fresh => Ok(Some(Chain::new(self, false))),
-            Found::Returned => Ok(Some(Chain::new(self, true))),
-            Found::Nothing => Ok(None),
-            Found::Broken => Err(self.broken()),
-        }
+        let found = self.find_near() || self.find()?;
+        Ok(found.then_some(Chain(self)))
     }
 
     /// The short way of [`find`](Self::find), for what nearly all chains are. Whether it has found one; if not, nothing is known.
-    #[inline]
+    ///
+    /// It calls nothing, so that it need not save registers for that.
+    #[inline(never)]
     fn find_near(&mut self) -> bool {
-        let Some(view) = self.view.flat() else { return false };
-        if self.budget == 0 || self.shared.returned.load(Ordering::SeqCst) {
-            return false;
-        }
-        let Some(head) = self.available.look_near(view) else {
+        let Some(view) = &self.flat else { return false };
+        let Some(head) = self.available.look_near(&view.ring) else {
             return false;
         };
-        // While no chain is out, none is in flight but for those that were returned, which there are not.
-        if !self.alone && self.shared.is_in_flight(head) {
+        if self.budget == 0 || !self.alone && (self.shared.returns() || self.shared.is_in_flight(head.index())) {
             return false;
         }
         self.looked = Looked::Left;
-        let indirect = self.shared.features & features::INDIRECT_DESC != 0;
-        self.hands.body.walk_near(view, head, indirect)
+        let segments = &mut self.hands.segments;
+        segments.walk_near(&mut self.outline, view, head, self.indirect)
     }
 
-    /// Looks for the next chain and walks it into the body.
+    /// Looks for the next chain and walks it. Whether there is one.
     #[cold]
-    fn find(&mut self) -> Found {
+    fn find(&mut self) -> Result<bool, QueueError> {
         self.looked = Looked::Left;
         while self.budget != 0 {
-            if self.shared.returned.load(Ordering::SeqCst)
-                && let Some(head) = self.with_used(|_, used| used.resubmit.first().copied())
-            {
-                match self.walk(head, true) {
-                    Walked::Refused => continue,
-                    Walked::Found => return Found::Returned,
-                    Walked::Broken => return Found::Broken,
-                }
-            }
-            let head = match self.available.look(self.view) {
-                Look::Head(head) => head,
-                Look::Nothing => {
-                    self.looked = Looked::Empty;
-                    return Found::Nothing;
-                }
-                Look::Broken(found) => {
-                    self.error = Some(self.available.broken(found));
-                    return Found::Broken;
-                }
-                Look::Gone => return Found::Broken,
+            let returns = !self.alone && self.shared.returns();
+            let returned = returns.then(|| self.with_used(|_, used| used.resubmit.first().copied()));
+            let returned = returned.flatten();
+            self.returned = returned.is_some();
+            let head = match returned {
+                Some(head) => head,
+                None => match self.available.look(self.view) {
+                    Look::Head(head) => head,
+                    Look::Nothing => {
+                        self.looked = Looked::Empty;
+                        return Ok(false);
+                    }
+                    Look::Broken(found) => return Err(self.available.broken(found)),
+                    Look::Gone => return Err(self.shared.gone()),
+                },
             };
-            // While no chain is out, none is in flight but for those that were returned, which there are not.
-            if !self.alone && self.shared.is_in_flight(head) {
-                self.error = Some(QueueError::InFlight(head));
-                return Found::Broken;
+            if !self.returned && !self.alone && self.shared.is_in_flight(head) {
+                return Err(QueueError::InFlight(head));
             }
-            match self.walk(head, false) {
-                Walked::Refused => continue,
-                Walked::Found => return Found::Fresh,
-                Walked::Broken => return Found::Broken,
+            if self.walk(head).map_err(|Gone| self.shared.gone())? {
+                return Ok(true);
             }
         }
-        Found::Nothing
+        Ok(false)
     }
 
-    /// Walks the chain at `head`. One that breaks the rules is given back at once.
-    fn walk(&mut self, head: u16, returned: bool) -> Walked {
-        let indirect = self.shared.features & features::INDIRECT_DESC != 0;
-        let walked = self.hands.body.walk(self.view, head, indirect);
-        self.bytes += u64::from(self.hands.body.read) * DESCRIPTOR_BYTES;
+    /// Walks the chain at `head`. Whether it keeps the rules; one that does not is given back at once.
+    fn walk(&mut self, head: u16) -> Result<bool, Gone> {
+        let (segments, outline, indirect) = (&mut self.hands.segments, &mut self.outline, self.indirect);
+        if let Some(view) = &self.flat
+            && let Some(head) = view.ring.head(head)
+            && segments.walk_near(outline, view, head, indirect)
+        {
+            return Ok(true);
+        }
+        let mut read = 0;
+        let walked = segments.walk(outline, self.view, head, indirect, &mut read);
+        // The next is looked for where this one is.
+        self.flat = self.view.flat_near(segments.first());
+        self.spend_bytes(u64::from(read) * DESCRIPTOR_BYTES, 1);
         let spilled = self.shared.spilled.load(Ordering::SeqCst);
-        if walked.is_ok() && spilled + self.hands.body.spilled() <= MAX_SEGMENTS {
-            return Walked::Found;
+        if walked.is_ok() && spilled + self.outline.spilled() <= MAX_SEGMENTS {
+            return Ok(true);
         }
         self.shared.count_malformed();
-        match self.give_back(0, returned, true) {
-            Ok(()) => Walked::Refused,
-            Err(Gone) => Walked::Broken,
-        }
+        self.give_back::<true>(0)?;
+        Ok(false)
     }
 
-    /// What [`find`](Self::find) has found to be broken: without anything better, that the ring is gone.
-    #[cold]
-    fn broken(&mut self) -> QueueError {
-        self.error.take().unwrap_or_else(|| self.shared.gone())
-    }
-
-    fn with_used<R>(&mut self, f: impl FnOnce(&Shared, &mut Used) -> R) -> R {
-        match &mut self.used {
-            Some(used) => f(self.shared, used),
+    pub(super) fn with_used<R>(&mut self, f: impl FnOnce(&Shared, &mut Used) -> R) -> R {
+        match &mut self.ring {
+            Some(ring) => f(self.shared, &mut ring.used),
             None => f(self.shared, &mut lock(&self.shared.used)),
         }
     }
 
-    /// Puts the chain in the body into the used ring.
+    /// Puts the chain into the used ring.
     #[inline]
-    fn give_back(&mut self, written: u32, returned: bool, publish: bool) -> Result<(), Gone> {
-        match (&mut self.used, self.view.flat()) {
-            (Some(used), Some(view)) if !returned && !self.shared.owes() => {
-                let signal = used
-                    .ring
-                    .use_near(view, self.hands.body.head, written, publish, self.shared);
-                self.consumed(false);
-                if signal {
-                    self.shared.signal();
-                }
-                Ok(())
-            }
-            _ => self.give_back_far(written, returned, publish),
+    pub(super) fn give_back<const PUBLISH: bool>(&mut self, written: u32) -> Result<(), Gone> {
+        match self.give_back_near::<PUBLISH>(written) {
+            Near::Done => Ok(()),
+            near => self.give_back_far(written, PUBLISH, near),
+        }
+    }
+
+    /// The short way. It calls nothing, as [`find_near`](Self::find_near).
+    #[inline(never)]
+    fn give_back_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
+        if self.ring.is_none() {
+            return Near::Far;
+        }
+        self.available.advance();
+        self.spend();
+        let Some(Ring { used, view, .. }) = &mut self.ring else {
+            return Near::Far;
+        };
+        let written = written.min(self.outline.writable_len);
+        let ring = &mut used.ring;
+        match ring.use_near::<PUBLISH>(view, self.outline.head, written, self.shared) {
+            true => Near::Signal,
+            false => Near::Done,
         }
     }
 
     #[cold]
-    fn give_back_far(&mut self, written: u32, returned: bool, publish: bool) -> Result<(), Gone> {
-        if self.alone && self.used.is_none() {
-            let used = lock(&self.shared.used);
-            self.unmarked = used.ring.next;
-            self.used = Some(used);
-            return self.give_back(written, returned, publish);
+    fn give_back_far(&mut self, written: u32, publish: bool, near: Near) -> Result<(), Gone> {
+        if near == Near::Signal {
+            self.signal();
+            return Ok(());
         }
-        let signal = self.give_back_shared(written, returned, publish)?;
-        self.consumed(returned);
+        let Outline { head, writable_len, .. } = self.outline;
+        let written = written.min(writable_len);
+        let (shared, view) = (self.shared, self.view);
+        let mut used = lock(&shared.used);
+        if self.returned {
+            shared.forget_returned(&mut used, head);
+            shared.forget(head);
+        }
+        // Others may do so too, unless the round is alone.
+        used.ring.put(view, head, written)?;
+        let signal = publish && shared.publish(&mut used.ring, view)?;
+        if let Some(view) = self.flat
+            && self.alone
+        {
+            let unmarked = used.ring.next;
+            let view = view.ring;
+            self.ring = Some(Ring { used, view, unmarked });
+        } else {
+            drop(used);
+        }
+        self.consumed();
         if signal {
-            self.shared.signal();
+            self.signal();
         }
         Ok(())
     }
 
-    /// As [`give_back`](Self::give_back), while other threads do so too.
-    fn give_back_shared(&mut self, written: u32, returned: bool, publish: bool) -> Result<bool, Gone> {
-        let (head, view) = (self.hands.body.head, self.view);
-        self.with_used(|shared, used| {
-            if returned {
-                shared.forget_returned(used, head);
-                shared.forget(head);
-            }
-            used.ring.put(view, head, written)?;
-            Ok(publish && shared.publish(&mut used.ring, view)?)
-        })
+    fn signal(&mut self) {
+        self.shared.signal();
+        if self.shared.owes() {
+            // That is to be told by whoever comes next.
+            self.share();
+        }
+    }
+
+    /// The round is not alone any more.
+    #[inline]
+    pub(super) fn share(&mut self) {
+        self.mark_used();
+        (self.ring, self.alone) = (None, false);
     }
 
     /// Marks what the short way has written into the used ring.
     #[inline]
     fn mark_used(&mut self) {
-        if let Some(used) = &self.used
+        if let Some(ring) = &mut self.ring
             && self.view.pin.tracks()
-            && self.unmarked != used.ring.next
+            && ring.unmarked != ring.used.ring.next
         {
-            self.view.mark_used(self.unmarked, used.ring.next);
-            self.unmarked = used.ring.next;
+            self.view.mark_used(ring.unmarked, ring.used.ring.next);
+            ring.unmarked = ring.used.ring.next;
         }
     }
 
-    #[inline]
-    fn consumed(&mut self, returned: bool) {
-        if !returned {
+    /// The chain that was looked at is out of the available ring, or of those that were given back untouched.
+    pub(super) fn consumed(&mut self) {
+        if !self.returned {
             self.available.advance();
         }
+        self.returned = false;
+        self.spend();
+    }
+
+    /// Takes the chain that was looked at from what the round may take.
+    #[inline(always)]
+    fn spend(&mut self) {
         self.budget -= 1;
-        self.bytes += u64::from(self.hands.body.readable_len) + u64::from(self.hands.body.writable_len);
-        if self.bytes >= ROUND_BYTES {
-            self.budget = 0;
-        }
+        self.spend_bytes(self.outline.len(), 0);
         self.looked = Looked::Taken;
+    }
+
+    /// If the round comes to its end with so many bytes, it takes `rest` more chains.
+    #[inline(always)]
+    fn spend_bytes(&mut self, bytes: u64, rest: u16) {
+        let (left, spent) = self.bytes.overflowing_sub(bytes);
+        self.bytes = left;
+        if spent {
+            (self.budget, self.bytes) = (rest, 0);
+        }
     }
 
     /// Shows the driver all chains that were [put](Chain::put), and tells it of them if it wants to hear. The end of the round
@@ -337,13 +393,13 @@ impl<'q> Round<'q> {
     /// The ring is no longer in guest memory.
     #[inline]
     pub fn publish(&mut self) -> Result<(), QueueError> {
-        if self.alone && self.used.is_none() && !self.shared.owes() {
-            // Nothing was put.
+        if self.alone && self.ring.is_none() && self.flat.is_some() {
+            // Nothing was put: the lock would be held.
             return Ok(());
         }
         let view = self.view;
         match self.with_used(|shared, used| shared.publish(&mut used.ring, view)) {
-            Ok(true) => self.shared.signal(),
+            Ok(true) => self.signal(),
             Ok(false) => {}
             Err(Gone) => return Err(self.shared.gone()),
         }
@@ -430,254 +486,5 @@ impl fmt::Debug for Round<'_> {
             .field("shared", self.shared)
             .field("budget", &self.budget)
             .finish_non_exhaustive()
-    }
-}
-
-/// A request of the driver that a round has found: device-readable segments, then device-writable ones, all of them in guest memory.
-///
-/// It is lent: dropped, it stays where it is, and the next look finds it again. [`take`](Self::take) makes it one that is
-/// completed later, elsewhere.
-pub struct Chain<'r, 'q> {
-    round: &'r mut Round<'q>,
-    returned: bool,
-}
-
-impl<'r, 'q> Chain<'r, 'q> {
-    #[inline]
-    fn new(round: &'r mut Round<'q>, returned: bool) -> Self {
-        Self { round, returned }
-    }
-
-    /// Index of the first descriptor, by which the driver knows the chain.
-    pub fn head(&self) -> u16 {
-        self.round.hands.body.head
-    }
-
-    /// What the driver wrote for the device.
-    pub fn readable(&self) -> &[Segment] {
-        self.round.hands.body.readable()
-    }
-
-    /// Where the device may write.
-    pub fn writable(&self) -> &[Segment] {
-        self.round.hands.body.writable()
-    }
-
-    /// Bytes in all readable segments.
-    #[inline]
-    pub fn readable_len(&self) -> u32 {
-        self.round.hands.body.readable_len
-    }
-
-    /// Bytes in all writable segments.
-    #[inline]
-    pub fn writable_len(&self) -> u32 {
-        self.round.hands.body.writable_len
-    }
-
-    /// The readable bytes, from the first on.
-    #[inline]
-    pub fn reader(&self) -> Reader<'_> {
-        Reader::new(&self.round.view.pin, self.readable(), self.readable_len())
-    }
-
-    /// The writable bytes, from the first on.
-    #[inline]
-    pub fn writer(&self) -> Writer<'_> {
-        Writer::new(&self.round.view.pin, self.writable(), self.writable_len())
-    }
-
-    /// The map of guest memory that it was found in.
-    pub fn pin(&self) -> &Pin {
-        &self.round.view.pin
-    }
-
-    /// Gives the chain back: puts it into the used ring with the number of bytes that were written into it, decides whether the
-    /// driver wants to hear of it, and signals it.
-    ///
-    /// A signal that the line refuses is owed: the next call of any kind carries it.
-    ///
-    /// # Errors
-    /// The ring is no longer in guest memory.
-    #[inline]
-    pub fn complete(self, written: u32) -> Result<(), QueueError> {
-        let written = written.min(self.writable_len());
-        self.give_back(written, true)
-    }
-
-    /// [`complete`](Self::complete) for one of several chains: the driver sees it with the next that is completed, or when they
-    /// are [published](Round::publish).
-    ///
-    /// # Errors
-    /// As `complete`.
-    #[inline]
-    pub fn put(self, written: u32) -> Result<(), QueueError> {
-        let written = written.min(self.writable_len());
-        self.give_back(written, false)
-    }
-
-    /// Gives back a request that is not what the device type prescribes, and has no room for a status that says so.
-    ///
-    /// # Errors
-    /// As [`complete`](Self::complete).
-    pub fn refuse(self) -> Result<(), QueueError> {
-        self.round.shared.count_malformed();
-        self.give_back(0, true)
-    }
-
-    #[inline]
-    fn give_back(self, written: u32, publish: bool) -> Result<(), QueueError> {
-        let Self { round, returned } = self;
-        match round.give_back(written, returned, publish) {
-            Ok(()) => Ok(()),
-            Err(Gone) => Err(round.shared.gone()),
-        }
-    }
-
-    /// Takes the chain away from the round, to be completed by any thread at any time. Its map of guest memory is kept alive.
-    pub fn take(self) -> OwnedChain {
-        let Self { round, returned } = self;
-        let shared = Arc::clone(round.counted);
-        let head = round.hands.body.head;
-        shared.word.take();
-        if returned {
-            round.with_used(|shared, used| shared.forget_returned(used, head));
-        }
-        if round.hands.spare.is_empty() {
-            let Round {
-                hands, shared, used, ..
-            } = &mut *round;
-            match used {
-                Some(used) => mem::swap(&mut used.pool, &mut hands.spare),
-                None => mem::swap(&mut lock(&shared.used).pool, &mut hands.spare),
-            }
-        }
-        let fresh = round.hands.spare.pop().unwrap_or_default();
-        if !returned {
-            round.hands.order += 1;
-            // Seen by who completes it, and by the next round.
-            shared.places[usize::from(head)].store(round.hands.order, Ordering::Release);
-        }
-        round.consumed(returned);
-        let body = mem::replace(&mut round.hands.body, fresh);
-        if body.spilled() != 0 {
-            shared.spilled.fetch_add(body.spilled(), Ordering::SeqCst);
-        }
-        // Who completes it needs the lock.
-        round.mark_used();
-        (round.used, round.alone) = (None, false);
-        OwnedChain {
-            held: Some((body, round.view.pin.clone())),
-            shared,
-        }
-    }
-}
-
-impl fmt::Debug for Chain<'_, '_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Chain")
-            .field("head", &self.head())
-            .field("readable", &self.readable())
-            .field("writable", &self.writable())
-            .finish()
-    }
-}
-
-/// A request that was taken from its round, to be completed by any thread, at any time, in any order.
-///
-/// Dropped, it is [given back untouched](Self::give_back).
-#[must_use = "a chain that is dropped is served again"]
-pub struct OwnedChain {
-    /// There until it is given back, with what keeps its segments mapped.
-    held: Option<(Box<Body>, Pin)>,
-    shared: Arc<Shared>,
-}
-
-impl OwnedChain {
-    fn held(&self) -> &(Box<Body>, Pin) {
-        self.held.as_ref().unwrap_or_else(|| unreachable!("it was given back"))
-    }
-
-    fn body(&self) -> &Body {
-        &self.held().0
-    }
-
-    /// Index of the first descriptor, by which the driver knows the chain.
-    pub fn head(&self) -> u16 {
-        self.body().head
-    }
-
-    /// What the driver wrote for the device.
-    pub fn readable(&self) -> &[Segment] {
-        self.body().readable()
-    }
-
-    /// Where the device may write.
-    pub fn writable(&self) -> &[Segment] {
-        self.body().writable()
-    }
-
-    /// Bytes in all readable segments.
-    pub fn readable_len(&self) -> u32 {
-        self.body().readable_len
-    }
-
-    /// Bytes in all writable segments.
-    pub fn writable_len(&self) -> u32 {
-        self.body().writable_len
-    }
-
-    /// The readable bytes, from the first on.
-    pub fn reader(&self) -> Reader<'_> {
-        Reader::new(self.pin(), self.readable(), self.readable_len())
-    }
-
-    /// The writable bytes, from the first on.
-    pub fn writer(&self) -> Writer<'_> {
-        Writer::new(self.pin(), self.writable(), self.writable_len())
-    }
-
-    /// The map of guest memory that it was found in.
-    pub fn pin(&self) -> &Pin {
-        &self.held().1
-    }
-
-    /// Gives the chain back, as [`Chain::complete`] does. A ring that is no longer in guest memory is told of by the next round.
-    pub fn complete(mut self, written: u32) {
-        self.end(Some(written));
-    }
-
-    /// Gives back a request that is not what the device type prescribes, as [`Chain::refuse`] does.
-    pub fn refuse(mut self) {
-        self.shared.count_malformed();
-        self.end(Some(0));
-    }
-
-    /// Gives the chain back as if it had never been taken: for a request that has had no effect yet when its queue is stopped. It
-    /// is kept, saved, and served again first, in the order in which it was taken, when the queue is next looked at.
-    pub fn give_back(self) {}
-
-    fn end(&mut self, written: Option<u32>) {
-        if let Some((body, pin)) = self.held.take() {
-            // Before the queue can be still: nothing of a map that was replaced is held then.
-            drop(pin);
-            self.shared.give_back(body, written);
-        }
-    }
-}
-
-impl Drop for OwnedChain {
-    fn drop(&mut self) {
-        self.end(None);
-    }
-}
-
-impl fmt::Debug for OwnedChain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OwnedChain")
-            .field("head", &self.head())
-            .field("readable", &self.readable())
-            .field("writable", &self.writable())
-            .finish()
     }
 }

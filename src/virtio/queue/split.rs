@@ -6,7 +6,7 @@ use virtio_bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
 
 use super::{
     Gone, QueueError,
-    area::{FlatView, View},
+    area::{FlatRing, Head, View},
 };
 
 /// What the next entry of the available ring is.
@@ -42,8 +42,9 @@ pub(super) struct Available {
     pub next: u16,
     /// `avail.idx` when it was last read: up to it, entries are there for the taking.
     seen: u16,
-    /// The driver was asked not to kick.
-    quiet: bool,
+    /// How far `avail.idx` may be ahead if nothing is to be done but to take what is there: the size, while the driver is asked not to
+    /// kick.
+    quiet: u16,
     /// Kicks are wanted at all times: there is nobody who looks without one.
     pub kicks_stay: bool,
 }
@@ -55,24 +56,24 @@ impl Available {
             event_idx,
             next,
             seen: next,
-            quiet: false,
+            quiet: 0,
             kicks_stay: false,
         }
     }
 
     /// The short way of [`look`](Self::look): the head of the next chain, if nothing is to be done but to find it.
     #[inline(always)]
-    pub fn look_near(&mut self, view: FlatView<'_>) -> Option<u16> {
-        if self.next == self.seen {
-            let idx = view.avail_idx();
-            let ahead = idx.wrapping_sub(self.next);
-            if !self.quiet || ahead == 0 || ahead > self.size {
+    pub fn look_near(&mut self, ring: &FlatRing<'_>) -> Option<Head> {
+        let next = self.next;
+        if next == self.seen {
+            let idx = ring.avail_idx();
+            // None, too many, or kicks have to be suppressed.
+            if idx.wrapping_sub(next).wrapping_sub(1) >= self.quiet {
                 return None;
             }
             self.seen = idx;
         }
-        let head = view.avail_entry(self.next);
-        (head <= view.mask()).then_some(head)
+        ring.head(ring.avail_entry(next))
     }
 
     /// The head of the next chain, which is not taken by this.
@@ -122,7 +123,7 @@ impl Available {
             if self.event_idx {
                 view.set_avail_event(idx)?;
             }
-        } else if !self.quiet {
+        } else if self.quiet == 0 {
             self.suppress_kicks(view)?;
         }
         Ok(true)
@@ -137,7 +138,7 @@ impl Available {
     /// Asks the driver not to kick, as far as it can be asked (section 2.7.10).
     #[inline]
     fn suppress_kicks(&mut self, view: &View) -> Result<(), Gone> {
-        self.quiet = true;
+        self.quiet = self.size;
         if !self.event_idx {
             // With the event index, it does not kick until its index has passed what was said last.
             view.set_used_flags(VRING_USED_F_NO_NOTIFY as u16)?;
@@ -159,7 +160,7 @@ impl Available {
 
     #[inline]
     fn expect_kicks_at(&mut self, view: &View, idx: u16) -> Result<bool, Gone> {
-        self.quiet = false;
+        self.quiet = 0;
         if self.event_idx {
             view.set_avail_event(idx)?;
         } else {

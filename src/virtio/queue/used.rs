@@ -12,8 +12,8 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 
 use super::{
     Gone, QueueCounters, QueueError, QueueIndex, QueueLayout, VirtioInterrupt,
-    area::{FlatView, View},
-    chain::{Body, Pool},
+    area::{FlatRing, View},
+    chain::{Outline, Pool, Segments},
     inside::Inside,
     word::Word,
 };
@@ -98,13 +98,19 @@ impl UsedRing {
         Ok(())
     }
 
-    /// The short way to put a chain and, if `publish`, to show it: whether the driver is to be told.
+    /// The short way to put a chain and, if `PUBLISH`, to show it: whether the driver is to be told.
     #[inline(always)]
-    pub fn use_near(&mut self, view: FlatView<'_>, head: u16, written: u32, publish: bool, shared: &Shared) -> bool {
+    pub fn use_near<const PUBLISH: bool>(
+        &mut self,
+        view: &FlatRing<'_>,
+        head: u16,
+        written: u32,
+        shared: &Shared,
+    ) -> bool {
         let new = self.next.wrapping_add(1);
         view.set_used_entry(self.next, head.into(), written);
         self.next = new;
-        if !publish {
+        if !PUBLISH {
             return false;
         }
         let added = new.wrapping_sub(self.published);
@@ -254,29 +260,30 @@ impl Shared {
     }
 
     /// A chain that was taken comes back, with the number of bytes that were written into it; or untouched.
-    pub fn give_back(&self, mut body: Box<Body>, written: Option<u32>) {
+    #[inline(always)]
+    pub fn give_back(&self, outline: &Outline, mut segments: Segments, written: Option<u32>) {
         let _done = Done(&self.word);
         let mut used = lock(&self.used);
         let signal = match written {
             _ if self.closed.load(Ordering::SeqCst) => false,
             Some(written) => {
-                let used = self.use_elsewhere(&mut used, body.head, written.min(body.writable_len));
+                let used = self.use_elsewhere(&mut used, outline.head, written.min(outline.writable_len));
                 used.unwrap_or_else(|Gone| {
                     self.stranded.store(true, Ordering::SeqCst);
                     false
                 })
             }
             None => {
-                self.return_untouched(&mut used, body.head);
+                self.return_untouched(&mut used, outline.head);
                 false
             }
         };
-        if body.spilled() != 0 {
-            self.spilled.fetch_sub(body.spilled(), Ordering::SeqCst);
-            body.shrink();
+        if outline.spilled() != 0 {
+            self.spilled.fetch_sub(outline.spilled(), Ordering::SeqCst);
+            segments.shrink();
         }
         // As many as were in flight at a time, which is bounded by the queue.
-        used.pool.push(body);
+        used.pool.push(segments);
         drop(used);
         if signal {
             self.signal();
@@ -285,28 +292,41 @@ impl Shared {
 
     /// Puts a chain into the used ring and shows it. Whether the driver is to be told. If the ring is no longer in guest memory, the
     /// chain stays in flight: the next round, which has somebody to tell, finds that.
-    fn use_elsewhere(&self, used: &mut Used, head: u16, written: u32) -> Result<bool, Gone> {
-        let Used { view, ring, .. } = used;
+    #[inline(always)]
+    fn use_elsewhere(&self, Used { view, ring, .. }: &mut Used, head: u16, written: u32) -> Result<bool, Gone> {
+        let near = view.as_ref().and_then(|view| Some((view.flat()?, view)));
+        let Some((flat, view)) = near.filter(|_| !self.owes()) else {
+            return self.use_far(view, ring, head, written);
+        };
+        // Before the driver sees that it may have it again.
+        self.forget(head);
+        let from = ring.next;
+        let wanted = ring.use_near::<true>(&flat, head, written, self);
+        if view.pin.tracks() {
+            view.mark_used(from, ring.next);
+        }
+        Ok(wanted)
+    }
+
+    #[cold]
+    fn use_far(&self, view: &mut Option<View>, ring: &mut UsedRing, head: u16, written: u32) -> Result<bool, Gone> {
         let view = match view {
             Some(view) => view,
             view => view.insert(self.look_up().map_err(|_| Gone)?),
         };
-        if let Some(flat) = view.flat().filter(|_| !self.owes()) {
-            // Before the driver sees that it may have it again.
-            self.forget(head);
-            let from = ring.next;
-            let wanted = ring.use_near(flat, head, written, true, self);
-            if view.pin.tracks() {
-                view.mark_used(from, ring.next);
-            }
-            return Ok(wanted);
-        }
         ring.put(view, head, written)?;
         // As above.
         self.forget(head);
         self.publish(ring, view)
     }
 
+    /// Whether a chain is to be served again.
+    #[inline]
+    pub fn returns(&self) -> bool {
+        self.returned.load(Ordering::SeqCst)
+    }
+
+    #[inline]
     pub fn is_in_flight(&self, head: u16) -> bool {
         self.places[usize::from(head)].load(Ordering::SeqCst) != 0
     }

@@ -296,7 +296,9 @@ impl Word {
     #[inline]
     pub fn give_back(&self) {
         let before = self.bits.fetch_sub(CHAIN, Ordering::SeqCst);
-        self.noticed(before, before - CHAIN);
+        if before & STOPS != 0 {
+            self.noticed(before, before - CHAIN);
+        }
     }
 }
 
