@@ -1180,7 +1180,7 @@ fn a_malformed_request_costs_that_request_and_is_counted() {
     assert_eq!(get(&memory, STATUS, 1), [OK]);
     assert_eq!((mmio.status(), mmio.fault()), (working, None));
     let counters = mmio.queue_counters(QueueIndex(0)).unwrap();
-    assert_eq!((counters.completed, counters.malformed), (2, 1));
+    assert_eq!((counters.requests, counters.malformed), (2, 1));
 }
 
 #[test]

@@ -201,8 +201,8 @@ impl Setup {
             assert_eq!(self.ring.used(), expected, "{what}");
             let after = self.queue.counters();
             assert_eq!(
-                (after.completed, after.malformed),
-                (before.completed + 2, before.malformed + 1),
+                (after.requests, after.malformed),
+                (before.requests + 2, before.malformed + 1),
                 "{what}"
             );
             assert!(self.signals() > signals, "{what}: the driver waits for it");
@@ -394,7 +394,7 @@ fn chains_that_are_put_are_seen_at_once_and_signalled_once() {
         assert_eq!(round.end().unwrap(), Rest::Drained);
         assert_eq!(s.ring.used(), [(0, 1), (1, 1), (2, 1)]);
         assert_eq!(s.signals(), 1);
-        assert_eq!(s.queue.counters().completed, 3);
+        assert_eq!(s.queue.counters().requests, 3);
     }
 }
 
@@ -512,7 +512,7 @@ fn chains_that_were_taken_are_completed_on_other_threads_while_the_queue_is_serv
     });
     seen.sort_unstable();
     assert!(seen.into_iter().eq(0..next), "each request is answered once");
-    assert_eq!(s.queue.counters().completed, u64::from(next));
+    assert_eq!(s.queue.counters().requests, u64::from(next));
 }
 
 #[test]
@@ -570,10 +570,12 @@ fn the_no_interrupt_flag_is_honoured_without_event_idx() {
     assert_eq!(
         s.queue.counters(),
         QueueCounters {
-            completed: 2,
+            requests: 2,
+            bytes: 2,
             malformed: 0,
-            signalled: 1,
+            wanted: 1,
             suppressed: 1,
+            delivered: 1,
             failed: 0
         }
     );
@@ -1209,7 +1211,7 @@ fn a_request_that_is_refused_comes_back_empty_and_is_counted() {
     );
     assert_eq!(s.ring.used(), [(0, 0), (1, 0)]);
     let counters = s.queue.counters();
-    assert_eq!((counters.completed, counters.malformed, s.signals()), (2, 2, 2));
+    assert_eq!((counters.requests, counters.malformed, s.signals()), (2, 2, 2));
 }
 
 #[test]
@@ -1433,7 +1435,7 @@ proptest! {
         };
         drop(round);
         taken.into_iter().for_each(|chain| chain.complete(0));
-        prop_assert!(broken || s.queue.counters().completed <= u64::from(SIZE));
+        prop_assert!(broken || s.queue.counters().requests <= u64::from(SIZE));
     }
 
     /// A chain is found exactly if each of its buffers is in memory, in order and not too long in all.

@@ -224,18 +224,22 @@ fn with_guest<D: VirtioDevice + 'static>(
 /// Whether the numbers of a guest that is content agree with each other.
 fn check(row: &Row, queue: &QueueCounters, refused: u64) -> Result<(), RowError> {
     let &QueueCounters {
-        completed,
-        signalled,
-        suppressed,
-        failed,
+        requests,
+        bytes,
         malformed,
+        wanted,
+        suppressed,
+        delivered,
+        failed,
     } = queue;
-    let complaint = if completed != row.requests {
-        format!("{} requests, but {completed} completions", row.requests)
+    let complaint = if requests != row.requests {
+        format!("{} requests, of which {requests} were answered", row.requests)
+    } else if bytes == 0 {
+        "requests of no bytes".into()
     } else if malformed != 0 {
         format!("{malformed} requests were malformed")
-    } else if signalled + suppressed != completed {
-        format!("{signalled} completions were signalled and {suppressed} were not, of {completed}")
+    } else if wanted + suppressed != requests || delivered != wanted {
+        format!("{delivered} interrupts for {wanted} completions, and none for {suppressed}, of {requests}")
     } else if failed + refused != 0 {
         format!("the line refused {refused} calls")
     } else if row.raised == 0 || row.taken == 0 || row.latency.is_zero() {

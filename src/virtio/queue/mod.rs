@@ -130,19 +130,46 @@ pub struct QueueLayout {
     pub device_area: u64,
 }
 
-/// What a queue has done since it was set up.
+/// What a queue has done since it was set up: the same for every device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueCounters {
     /// Chains that were given back.
-    pub completed: u64,
-    /// Of those, chains that broke the rules, or held a request that did.
+    pub requests: u64,
+    /// Bytes in the buffers of the chains that were taken up, as of the end of the last round. A chain that is given back untouched is
+    /// taken up again.
+    pub bytes: u64,
+    /// Of the requests, chains that broke the rules, or held a request that did.
     pub malformed: u64,
-    /// Signals that were delivered.
-    pub signalled: u64,
-    /// Completions for which the driver did not want to be signalled.
+    /// Of the requests, those of which the driver wanted to hear. Several may share an interrupt.
+    pub wanted: u64,
+    /// The others.
     pub suppressed: u64,
-    /// Signals that the line refused. None of them is lost.
+    /// Interrupts that were delivered.
+    pub delivered: u64,
+    /// Interrupts that the line refused. None of them is lost.
     pub failed: u64,
+}
+
+impl std::ops::AddAssign for QueueCounters {
+    /// Of several queues together.
+    fn add_assign(&mut self, other: Self) {
+        let Self {
+            requests,
+            bytes,
+            malformed,
+            wanted,
+            suppressed,
+            delivered,
+            failed,
+        } = other;
+        self.requests += requests;
+        self.bytes += bytes;
+        self.malformed += malformed;
+        self.wanted += wanted;
+        self.suppressed += suppressed;
+        self.delivered += delivered;
+        self.failed += failed;
+    }
 }
 
 /// One virtqueue in use: a frozen copy of what the driver programmed, and the device's progress in it.

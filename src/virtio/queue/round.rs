@@ -114,8 +114,10 @@ pub struct Round<'q> {
     pub(super) outline: Outline,
     /// Held from the first chain that is given back the short way on, as long as the round is alone.
     ring: Option<Ring<'q>>,
-    /// How many bytes it may still come to before it ends.
+    /// How many bytes it may still come to before it ends. Wraps when it does.
     bytes: u64,
+    /// How many of those that it came to are for descriptors that were read.
+    reading: u64,
     budget: u16,
     indirect: bool,
     /// No other thread has to do with the queue, nor is there anything of it left to do: no chain is out or was given back untouched,
@@ -161,6 +163,7 @@ impl<'q> Round<'q> {
             ring: None,
             alone: shared.word.chains() == 0 && !shared.returns() && !shared.owes(),
             bytes: ROUND_BYTES - 1,
+            reading: 0,
             looked: Looked::Left,
             returned: false,
             ended: false,
@@ -254,7 +257,9 @@ impl<'q> Round<'q> {
         let walked = segments.walk(outline, self.view, head, indirect, &mut read);
         // The next is looked for where this one is.
         self.flat = self.view.flat_near(segments.first());
-        self.spend_bytes(u64::from(read) * DESCRIPTOR_BYTES, 1);
+        let reading = u64::from(read) * DESCRIPTOR_BYTES;
+        self.reading += reading;
+        self.spend_bytes(reading, 1);
         let spilled = self.shared.spilled.load(Ordering::SeqCst);
         if walked.is_ok() && spilled + self.outline.spilled() <= MAX_SEGMENTS {
             return Ok(true);
@@ -382,7 +387,7 @@ impl<'q> Round<'q> {
         let (left, spent) = self.bytes.overflowing_sub(bytes);
         self.bytes = left;
         if spent {
-            (self.budget, self.bytes) = (rest, 0);
+            self.budget = rest;
         }
     }
 
@@ -477,6 +482,8 @@ impl Drop for Round<'_> {
             }
         }
         self.mark_used();
+        let all = (ROUND_BYTES - 1).wrapping_sub(self.bytes);
+        self.shared.count_bytes(all.wrapping_sub(self.reading));
     }
 }
 

@@ -56,11 +56,12 @@ pub(super) struct Shared {
 /// Written by one thread at a time, read by any.
 #[derive(Default)]
 struct Counters {
-    completed: AtomicU64,
+    requests: AtomicU64,
+    bytes: AtomicU64,
     /// Of those, chains that the driver wanted to hear of.
     wanted: AtomicU64,
     malformed: AtomicU64,
-    signalled: AtomicU64,
+    delivered: AtomicU64,
     failed: AtomicU64,
 }
 
@@ -123,7 +124,7 @@ impl UsedRing {
         } else {
             u32::from(view.avail_flags()) & VRING_AVAIL_F_NO_INTERRUPT == 0
         };
-        add(&shared.counters.completed, added.into());
+        add(&shared.counters.requests, added.into());
         if wanted {
             add(&shared.counters.wanted, added.into());
         }
@@ -146,7 +147,7 @@ impl UsedRing {
         };
         self.published = new;
         let added = new.wrapping_sub(old).into();
-        add(&counters.completed, added);
+        add(&counters.requests, added);
         if wanted {
             add(&counters.wanted, added);
         }
@@ -194,22 +195,30 @@ impl Shared {
 
     pub fn counters(&self) -> QueueCounters {
         let Counters {
-            completed,
+            requests,
+            bytes,
             wanted,
             malformed,
-            signalled,
+            delivered,
             failed,
         } = &self.counters;
         // Those of them that were wanted first: the sum is written before.
-        let [wanted, completed, malformed, signalled, failed] =
-            [wanted, completed, malformed, signalled, failed].map(|counter| counter.load(Ordering::Relaxed));
+        let [wanted, requests, bytes, malformed, delivered, failed] =
+            [wanted, requests, bytes, malformed, delivered, failed].map(|counter| counter.load(Ordering::Relaxed));
         QueueCounters {
-            completed,
-            suppressed: completed.saturating_sub(wanted),
+            requests,
+            bytes,
             malformed,
-            signalled,
+            wanted,
+            suppressed: requests.saturating_sub(wanted),
+            delivered,
             failed,
         }
+    }
+
+    /// A round has taken up chains of so many bytes.
+    pub fn count_bytes(&self, bytes: u64) {
+        add(&self.counters.bytes, bytes);
     }
 
     pub fn count_malformed(&self) {
@@ -234,7 +243,7 @@ impl Shared {
         match self.interrupt.used(&[self.index]) {
             Ok(()) => {
                 std::mem::forget(owing);
-                self.counters.signalled.fetch_add(1, Ordering::Relaxed);
+                self.counters.delivered.fetch_add(1, Ordering::Relaxed);
             }
             Err(_) => {
                 drop(owing);

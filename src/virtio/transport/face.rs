@@ -61,6 +61,9 @@ pub trait VirtioTransport: Send + Sync {
     /// What a running queue has done since it was set up.
     fn queue_counters(&self, queue: QueueIndex) -> Option<QueueCounters>;
 
+    /// What all running queues have done since they were set up, together.
+    fn counters(&self) -> QueueCounters;
+
     /// Works on every queue that was kicked, a round of each in turn, until none is left: what a worker calls when the doorbell has
     /// rung. Several threads may do so at once. A queue that another thread serves is left to that one.
     fn run(&self);
@@ -132,3 +135,83 @@ pub trait VirtioTransport: Send + Sync {
     /// The guest memory of the device.
     fn memory(&self) -> &Memory;
 }
+
+/// What a transport leaves to its `core` of a [`VirtioTransport`], wherever its registers are.
+macro_rules! forward_to_core {
+    () => {
+        fn status(&self) -> u32 {
+            self.core.status()
+        }
+
+        fn fault(&self) -> Option<$crate::virtio::Fault> {
+            self.core.fault()
+        }
+
+        fn queue_counters(&self, queue: $crate::virtio::QueueIndex) -> Option<$crate::virtio::queue::QueueCounters> {
+            self.core.queue_counters(queue)
+        }
+
+        fn counters(&self) -> $crate::virtio::queue::QueueCounters {
+            self.core.counters()
+        }
+
+        fn run(&self) {
+            self.core.run();
+        }
+
+        fn process(&self, queue: $crate::virtio::QueueIndex) {
+            self.core.process(queue);
+        }
+
+        fn serve(&self, queue: $crate::virtio::QueueIndex) -> bool {
+            self.core.serve_once(queue)
+        }
+
+        fn waits(&self, queue: $crate::virtio::QueueIndex) -> Vec<$crate::virtio::Wait> {
+            self.core.waits(queue)
+        }
+
+        fn pause(&self) {
+            self.core.pause();
+        }
+
+        fn is_still(&self) -> bool {
+            self.core.is_still()
+        }
+
+        fn waiting(&self) -> Vec<($crate::virtio::QueueIndex, u64)> {
+            self.core.waiting()
+        }
+
+        fn waiting_for(&self) -> Option<std::time::Duration> {
+            self.core.waiting_for()
+        }
+
+        fn cancel(&self) {
+            self.core.cancel_all();
+        }
+
+        fn when_still(&self, told: Box<dyn Fn() + Send + Sync>) {
+            self.core.when_still(told);
+        }
+
+        fn wait_until_still(&self, limit: Option<std::time::Duration>) -> bool {
+            // One that is beyond all time is none.
+            self.core
+                .wait_until_still(limit.and_then(|limit| std::time::Instant::now().checked_add(limit)))
+        }
+
+        fn resume(&self) {
+            self.core.resume();
+        }
+
+        fn memory_changed(&self) {
+            self.core.memory_changed();
+        }
+
+        fn memory(&self) -> &$crate::memory::Memory {
+            self.core.memory()
+        }
+    };
+}
+pub(super) use forward_to_core;

@@ -405,6 +405,14 @@ impl<D: VirtioDevice> Core<D> {
         self.lanes.get(index.0.into())?.counters()
     }
 
+    pub fn counters(&self) -> QueueCounters {
+        let running = self.lanes.iter().filter_map(|(_, lane)| lane.counters());
+        running.fold(QueueCounters::default(), |mut sum, counters| {
+            sum += counters;
+            sum
+        })
+    }
+
     pub fn memory(&self) -> &crate::memory::Memory {
         &self.memory
     }

@@ -9,22 +9,18 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
 };
 
 use vm_memory::GuestAddressSpace;
 
 use super::{
     Core, Doorbell, NotStill, RestoreError, SavedDevice, SavedTransport, TransportError, TransportState,
-    VirtioTransport, replace_high, replace_low, status::DRIVER_OK,
+    VirtioTransport, face::forward_to_core, replace_high, replace_low, status::DRIVER_OK,
 };
 use crate::{
     bus::{BusDevice, read_le, write_le},
     memory::Memory,
-    virtio::{
-        Fault, QueueIndex, VirtioDevice, Wait,
-        queue::{QueueCounters, VirtioInterrupt},
-    },
+    virtio::{QueueIndex, VirtioDevice, queue::VirtioInterrupt},
 };
 
 use interrupt::MmioInterrupt;
@@ -191,67 +187,7 @@ impl<D: VirtioDevice> VirtioMmio<D> {
 }
 
 impl<D: VirtioDevice> VirtioTransport for VirtioMmio<D> {
-    fn status(&self) -> u32 {
-        self.core.status()
-    }
-
-    fn fault(&self) -> Option<Fault> {
-        self.core.fault()
-    }
-
-    fn queue_counters(&self, queue: QueueIndex) -> Option<QueueCounters> {
-        self.core.queue_counters(queue)
-    }
-
-    fn run(&self) {
-        self.core.run();
-    }
-
-    fn process(&self, queue: QueueIndex) {
-        self.core.process(queue);
-    }
-
-    fn serve(&self, queue: QueueIndex) -> bool {
-        self.core.serve_once(queue)
-    }
-
-    fn waits(&self, queue: QueueIndex) -> Vec<Wait> {
-        self.core.waits(queue)
-    }
-
-    fn pause(&self) {
-        self.core.pause();
-    }
-
-    fn is_still(&self) -> bool {
-        self.core.is_still()
-    }
-
-    fn waiting(&self) -> Vec<(QueueIndex, u64)> {
-        self.core.waiting()
-    }
-
-    fn waiting_for(&self) -> Option<Duration> {
-        self.core.waiting_for()
-    }
-
-    fn cancel(&self) {
-        self.core.cancel_all();
-    }
-
-    fn when_still(&self, told: Box<dyn Fn() + Send + Sync>) {
-        self.core.when_still(told);
-    }
-
-    fn wait_until_still(&self, limit: Option<Duration>) -> bool {
-        // One that is beyond all time is none.
-        self.core
-            .wait_until_still(limit.and_then(|limit| Instant::now().checked_add(limit)))
-    }
-
-    fn resume(&self) {
-        self.core.resume();
-    }
+    forward_to_core!();
 
     /// Returns when the device has come to rest, however long that takes: Linux does not read back the status that it has written.
     fn reset(&self) {
@@ -285,14 +221,6 @@ impl<D: VirtioDevice> VirtioTransport for VirtioMmio<D> {
         self.interrupt.restore(interrupt);
         self.shm_sel.store(*shm_sel, Ordering::SeqCst);
         Ok(())
-    }
-
-    fn memory_changed(&self) {
-        self.core.memory_changed();
-    }
-
-    fn memory(&self) -> &Memory {
-        self.core.memory()
     }
 }
 

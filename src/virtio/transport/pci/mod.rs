@@ -25,16 +25,15 @@ use std::{
 
 use vm_memory::GuestAddressSpace;
 
-use super::{Core, Doorbell, NotStill, RestoreError, SavedDevice, TransportError, VirtioTransport};
+use super::{
+    Core, Doorbell, NotStill, RestoreError, SavedDevice, TransportError, VirtioTransport, face::forward_to_core,
+};
 use crate::{
     bus::{Doorbells, read_le, write_le},
     memory::Memory,
     pci::{BarIndex, ConfigError, Endpoint, Function, Pin, Slot},
     sync::lock,
-    virtio::{
-        Fault, QueueIndex, VirtioDevice, Wait, features,
-        queue::{QueueCounters, VirtioInterrupt},
-    },
+    virtio::{VirtioDevice, features, queue::VirtioInterrupt},
 };
 
 use interrupt::PciInterrupt;
@@ -246,67 +245,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
 }
 
 impl<D: VirtioDevice> VirtioTransport for VirtioPci<D> {
-    fn status(&self) -> u32 {
-        self.core.status()
-    }
-
-    fn fault(&self) -> Option<Fault> {
-        self.core.fault()
-    }
-
-    fn queue_counters(&self, queue: QueueIndex) -> Option<QueueCounters> {
-        self.core.queue_counters(queue)
-    }
-
-    fn run(&self) {
-        self.core.run();
-    }
-
-    fn process(&self, queue: QueueIndex) {
-        self.core.process(queue);
-    }
-
-    fn serve(&self, queue: QueueIndex) -> bool {
-        self.core.serve_once(queue)
-    }
-
-    fn waits(&self, queue: QueueIndex) -> Vec<Wait> {
-        self.core.waits(queue)
-    }
-
-    fn pause(&self) {
-        self.core.pause();
-    }
-
-    fn is_still(&self) -> bool {
-        self.core.is_still()
-    }
-
-    fn waiting(&self) -> Vec<(QueueIndex, u64)> {
-        self.core.waiting()
-    }
-
-    fn waiting_for(&self) -> Option<Duration> {
-        self.core.waiting_for()
-    }
-
-    fn cancel(&self) {
-        self.core.cancel_all();
-    }
-
-    fn when_still(&self, told: Box<dyn Fn() + Send + Sync>) {
-        self.core.when_still(told);
-    }
-
-    fn wait_until_still(&self, limit: Option<Duration>) -> bool {
-        // One that is beyond all time is none.
-        self.core
-            .wait_until_still(limit.and_then(|limit| Instant::now().checked_add(limit)))
-    }
-
-    fn resume(&self) {
-        self.core.resume();
-    }
+    forward_to_core!();
 
     /// A reset by the bus, as when the machine is reset: the device as by its driver, and the function with it. Use this
     /// and not [`Endpoint::reset`], which knows nothing of the device.
@@ -323,14 +262,6 @@ impl<D: VirtioDevice> VirtioTransport for VirtioPci<D> {
     /// BARs decode, INTx is what the state says, vectors that are not masked have live routes, doorbells are caught.
     fn restore(&self, state: &SavedDevice) -> Result<(), RestoreError> {
         self.restore_all(state)
-    }
-
-    fn memory_changed(&self) {
-        self.core.memory_changed();
-    }
-
-    fn memory(&self) -> &Memory {
-        self.core.memory()
     }
 }
 
