@@ -13,8 +13,15 @@ mod configuration;
 mod control;
 mod filtering;
 mod guest;
+mod limit;
 mod multiqueue;
 mod options;
+mod pcap;
 mod receive;
+#[cfg(unix)]
+mod sockets;
 mod state;
+mod switch;
+#[cfg(target_os = "linux")]
+mod tap;
 mod transmit;

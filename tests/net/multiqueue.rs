@@ -22,6 +22,7 @@ const PAIRS: u16 = 4;
 const FEATURES: u64 = CTRL_VQ | MQ | RSS;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const NOWHERE: [usize; 0] = [];
 
 fn several() -> NetOptions {
     NetOptions {
@@ -87,7 +88,7 @@ fn a_device_begins_with_one_pair() {
     assert_eq!(goes_to(&mut guest, &wires[0], &packet(TCP, 1, 2)), [0]);
     assert_eq!(
         goes_to(&mut guest, &wires[2], &packet(TCP, 1, 2)),
-        [],
+        NOWHERE,
         "one that is not in use"
     );
 }
@@ -157,7 +158,7 @@ fn frames_for_a_pair_that_is_no_longer_in_use_go_to_the_first() {
     guest.transmit_on(3, Header::default(), &sent);
     guest.buffer(0, 1526);
     // There is no buffer at the fourth.
-    assert_eq!(goes_to(&mut guest, &wires[0], &sent), []);
+    assert_eq!(goes_to(&mut guest, &wires[0], &sent), NOWHERE);
     assert_eq!(set_pairs(&mut guest, 1), OK);
     guest.buffer(3, 1526);
     guest.nic.run();
@@ -254,7 +255,7 @@ fn rss_drops_what_is_for_a_queue_that_is_being_reset() {
     fill(&mut guest);
     guest.command(4, 1, &rss(2, 0, &[3], &key()));
     guest.stop_queue(6);
-    assert_eq!(goes_to(&mut guest, &wires[0], &packet(TCP, 1, 2)), []);
+    assert_eq!(goes_to(&mut guest, &wires[0], &packet(TCP, 1, 2)), NOWHERE);
     assert_eq!(guest.nic.with_device(|nic| nic.counters().dropped), 1);
 }
 
@@ -269,7 +270,7 @@ fn what_waits_for_a_queue_is_bounded() {
     guest.buffer(0, 1526);
     guest.command(4, 1, &rss(2, 0, &[3], &key()));
     for _ in 0..10 {
-        assert_eq!(goes_to(&mut guest, &wire, &packet(TCP, 1, 2)), []);
+        assert_eq!(goes_to(&mut guest, &wire, &packet(TCP, 1, 2)), NOWHERE);
     }
     assert_eq!(guest.nic.with_device(|nic| nic.counters().dropped), 7);
     (0..5).for_each(|_| _ = guest.buffer(3, 1526));
@@ -361,18 +362,19 @@ fn a_command_is_done_when_no_queue_works_by_what_was_before_it() {
     let mut guest = Guest::over([Arc::clone(&slow)], options(), CTRL_VQ | CTRL_RX | MAC);
     guest.command(0, 0, &[1]);
     guest.buffer_quietly(0, 1526);
+    // Promiscuous mode ends, while a frame for somebody else is being received.
+    use crate::ring::{Ring, readable, writable};
+    guest.put(0x1000, &[0, 0, 0]);
+    let rings = Ring::new(&guest.memory, 0x8000, 4);
+    let mut ring = std::mem::replace(&mut guest.rings[2], rings);
+    ring.used();
+    ring.request(&[readable(0x1000, 3), writable(0x2000, 1)]);
     let (nic, slow) = (&guest.nic, &slow);
     thread::scope(|scope| {
         scope.spawn(|| nic.process(QueueIndex(0)));
         while !slow.inside.load(SeqCst) {
             thread::sleep(Duration::from_millis(1));
         }
-        // Promiscuous mode ends, while a frame for somebody else is being received.
-        use crate::ring::{readable, writable};
-        guest.put(0x1000, &[0, 0, 0]);
-        let mut ring = std::mem::replace(&mut guest.rings[2], crate::ring::Ring::new(&guest.memory, 0x8000, 4));
-        ring.used();
-        ring.request(&[readable(0x1000, 3), writable(0x2000, 1)]);
         nic.process(QueueIndex(2));
         assert!(ring.used().is_empty(), "the command has to wait");
         assert!(

@@ -5,13 +5,22 @@ mod control;
 mod filter;
 mod hash;
 mod header;
+mod limit;
 mod options;
+mod pcap;
 mod port;
 mod receive;
 mod registers;
 mod settings;
+#[cfg(unix)]
+mod socket;
 mod state;
+mod switch;
+#[cfg(target_os = "linux")]
+mod tap;
 mod transmit;
+#[cfg(unix)]
+mod vectored;
 mod wire;
 
 use std::{
@@ -32,10 +41,17 @@ use transmit::Transmitter;
 pub use filter::{MAC_TABLE, MacTable, RxModes};
 pub use hash::{MAX_KEY, MAX_TABLE, toeplitz};
 pub use header::{BadHeader, Header, MAX_FRAME, MIN_FRAME, Offloads};
+pub use limit::{Limited, RateLimit};
 pub use options::{MAX_PAIRS, Mac, NetError, NetOptions, Speed};
+pub use pcap::Pcap;
 pub use port::{Port, PortOffloads, Progress, Received, Waker};
 pub use settings::{Coalescing, NetCounters, NetFrame, Steering};
+#[cfg(unix)]
+pub use socket::{DatagramSocket, StreamSocket};
 pub use state::{HashState, NetState};
+pub use switch::{Switch, SwitchCounters, SwitchOptions, SwitchPort};
+#[cfg(target_os = "linux")]
+pub use tap::{Tap, TapError};
 pub use wire::Wire;
 
 /// A network interface.
