@@ -8,15 +8,18 @@ use std::{
     },
 };
 
+use vm_memory::VolatileSlice;
+
 use super::{
     Header, Progress, Received, checksum, filter,
     hash::{LOOK, Packet},
+    header::MIN_FRAME,
     port::{copy_from, length},
     registers::{
         feature,
         header::{DATA_VALID, LEN_WITH_HASH},
     },
-    settings::{NetFrame, Settings, Shared, frame_buffer},
+    settings::{NetFrame, Seen, Settings, Shared, frame_buffer},
 };
 use crate::{
     sync::lock,
@@ -34,8 +37,7 @@ pub(super) struct Receiver {
     shared: Arc<Shared>,
     pair: usize,
     handle: Arc<OnceLock<Handle>>,
-    generation: u64,
-    settings: Arc<Settings>,
+    seen: Seen,
     room: Slices,
     /// What a frame has beyond the first buffer.
     overflow: Box<[u8]>,
@@ -80,13 +82,11 @@ enum Delivery {
 impl Receiver {
     pub fn new(shared: Arc<Shared>, pair: usize, handle: Arc<OnceLock<Handle>>) -> Self {
         shared.pairs[pair].receives.store(true, SeqCst);
-        let generation = shared.generation();
         Self {
-            settings: shared.settings(),
+            seen: Seen::new(&shared),
             shared,
             pair,
             handle,
-            generation,
             room: Slices::default(),
             overflow: frame_buffer(),
             held: Vec::new(),
@@ -96,8 +96,7 @@ impl Receiver {
     fn receive(&mut self, round: &mut Round<'_>) -> Result<(), QueueError> {
         let mut others = 0;
         loop {
-            let active = usize::from(self.settings.active_pairs(&self.shared.options));
-            if self.pair >= active {
+            if self.pair >= self.seen.active {
                 self.hand_over();
                 return Ok(());
             }
@@ -117,7 +116,7 @@ impl Receiver {
             let Some(chain) = round.next()? else {
                 return Ok(());
             };
-            if !is_buffer(&chain, self.settings.header_len()) {
+            if !is_buffer(&chain, self.seen.header_len) {
                 chain.refuse()?;
                 continue;
             }
@@ -157,12 +156,12 @@ impl Receiver {
         let Self {
             shared,
             pair,
-            settings,
+            seen,
             room,
             overflow,
             ..
         } = self;
-        let (_, body) = chain.writer().split_at(settings.header_len() as u32)?;
+        let (_, body) = chain.writer().split_at(seen.header_len as u32)?;
         let mine = &shared.pairs[*pair];
         body.with_slices(room, |room| {
             let Received { header, len } = match mine.port.receive(room, overflow) {
@@ -174,13 +173,8 @@ impl Receiver {
             if len > here + overflow.len() {
                 return Taken::Lost(Verdict::Dropped);
             }
-            let mut start = [0; LOOK];
-            let seen = looked_at(shared, settings).min(len);
-            let mut known = copy_from(room, &mut start[..seen]);
-            if known < seen {
-                start[known..seen].copy_from_slice(&overflow[..seen - known]);
-                known = seen;
-            }
+            let mut start = Start::default();
+            let start = start.of(room, overflow, seen.look.min(len));
             let copied = |to: usize, change: &dyn Fn(&mut NetFrame)| {
                 let mut data = lock(&shared.pairs[to].backlog).room();
                 data.resize(len, 0);
@@ -190,10 +184,10 @@ impl Receiver {
                 change(&mut frame);
                 Taken::Copied(to, frame)
             };
-            match judge(shared, settings, *pair, &header, &start[..known], len) {
+            match judge(shared, seen, *pair, &header, start, len) {
                 Verdict::Here(header, hash) if len <= here => Taken::InPlace(header, hash, len),
                 // Spread over several buffers.
-                Verdict::Here(..) if settings.has(feature::MRG_RXBUF) => copied(*pair, &|_| {}),
+                Verdict::Here(..) if seen.settings.has(feature::MRG_RXBUF) => copied(*pair, &|_| {}),
                 Verdict::Here(..) => Taken::Lost(Verdict::Dropped),
                 Verdict::To(other) => copied(other, &|_| {}),
                 Verdict::Checksum => copied(*pair, &|frame| checksum::complete(&mut frame.header, &mut frame.data)),
@@ -207,18 +201,18 @@ impl Receiver {
         let Some(mut frame) = self.pop() else {
             return Ok(Delivery::Done);
         };
-        let header_len = self.settings.header_len();
-        let mergeable = self.settings.has(feature::MRG_RXBUF);
+        let header_len = self.seen.header_len;
+        let mergeable = self.seen.settings.has(feature::MRG_RXBUF);
         // What was negotiated or set may have changed while it waited.
         let start = &frame.data[..frame.data.len().min(LOOK)];
-        let verdict = judge_here(&self.shared, &self.settings, &frame.header, start, frame.data.len());
+        let verdict = judge_here(&self.seen, &frame.header, start, frame.data.len());
         let (header, hash) = match verdict {
             Verdict::Here(header, hash) => (header, hash),
             Verdict::Checksum => {
                 checksum::complete(&mut frame.header, &mut frame.data);
                 (
                     Header::default(),
-                    report(&self.settings, Packet::parse(start_of(&frame.data)).as_ref()),
+                    report(&self.seen.settings, Packet::parse(start_of(&frame.data)).as_ref()),
                 )
             }
             lost => {
@@ -279,7 +273,7 @@ impl Receiver {
             let mut written = 0;
             if number == 0 {
                 let bytes = header_bytes(header, hash, mem::take(&mut buffers));
-                let header_len = self.settings.header_len();
+                let header_len = self.seen.header_len;
                 written += header_len;
                 // Memory that is taken away takes the frame with it.
                 let _ = room.write(&bytes[..header_len]);
@@ -301,7 +295,7 @@ impl Receiver {
         hash: Option<Hash>,
         buffers: u16,
     ) -> Result<u32, ChainError> {
-        let len = self.settings.header_len();
+        let len = self.seen.header_len;
         chain.writer().write(&header_bytes(header, hash, buffers)[..len])?;
         Ok(len as u32)
     }
@@ -358,7 +352,7 @@ impl Receiver {
         let counters = &self.shared.counters;
         let counter = match verdict {
             Verdict::Filtered => &counters.filtered,
-            _ if !self.settings.link_up => &counters.link_down,
+            _ if !self.seen.settings.link_up => &counters.link_down,
             _ => &counters.dropped,
         };
         counter.fetch_add(1, Relaxed);
@@ -375,61 +369,78 @@ fn start_of(data: &[u8]) -> &[u8] {
     &data[..data.len().min(LOOK)]
 }
 
-/// How much of a frame is looked at before it is known where it goes.
-fn looked_at(shared: &Shared, settings: &Settings) -> usize {
-    let hashes = settings.hash.is_some();
-    let steers = settings.active_pairs(&shared.options) > 1 && !shared.ports_steer;
-    let filters = !settings.filter.is_open(settings.in_force()) || settings.has(feature::MTU);
-    match () {
-        _ if hashes || steers => LOOK,
-        _ if filters => filter::LOOK,
-        _ => 0,
+/// The beginning of a frame.
+enum Start {
+    Nothing,
+    Addresses([u8; filter::LOOK]),
+    Headers([u8; LOOK]),
+}
+
+impl Default for Start {
+    fn default() -> Self {
+        Self::Nothing
+    }
+}
+
+impl Start {
+    /// The first `len` bytes of a frame that was received.
+    fn of(&mut self, room: &[VolatileSlice<'_>], overflow: &[u8], len: usize) -> &[u8] {
+        *self = match len {
+            0 => return &[],
+            ..=filter::LOOK => Self::Addresses([0; filter::LOOK]),
+            _ => Self::Headers([0; LOOK]),
+        };
+        let start = &mut self.bytes()[..len];
+        let from_room = copy_from(room, start);
+        start[from_room..].copy_from_slice(&overflow[..len - from_room]);
+        start
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Self::Nothing => &mut [],
+            Self::Addresses(bytes) => bytes,
+            Self::Headers(bytes) => bytes,
+        }
     }
 }
 
 /// What is to become of a frame of `len` bytes that begins with `start`.
-fn judge(shared: &Shared, settings: &Settings, pair: usize, header: &Header, start: &[u8], len: usize) -> Verdict {
-    let in_force = settings.in_force();
-    let open = settings.filter.is_open(in_force);
-    if !open
-        && !settings
-            .filter
-            .lets_through(start, settings.own_mac(&shared.options), in_force)
-    {
+fn judge(shared: &Shared, seen: &Seen, pair: usize, header: &Header, start: &[u8], len: usize) -> Verdict {
+    if !seen.open && !seen.settings.filter.lets_through(start, seen.own_mac, seen.in_force) {
         return Verdict::Filtered;
     }
-    match steer(shared, settings, pair, start) {
-        Some(to) if to == pair => judge_here(shared, settings, header, start, len),
+    match steer(shared, seen, pair, start) {
+        Some(to) if to == pair => judge_here(seen, header, start, len),
         Some(to) => Verdict::To(to),
         None => Verdict::Dropped,
     }
 }
 
 /// As [`judge`], of a frame that is for this queue.
-fn judge_here(shared: &Shared, settings: &Settings, header: &Header, start: &[u8], len: usize) -> Verdict {
-    if !settings.link_up || len < super::header::MIN_FRAME {
+fn judge_here(seen: &Seen, header: &Header, start: &[u8], len: usize) -> Verdict {
+    if !seen.settings.link_up || len < MIN_FRAME {
         return Verdict::Dropped;
     }
-    if let Some(mtu) = shared.options.mtu.filter(|_| settings.has(feature::MTU))
+    if let Some(mtu) = seen.mtu
         && !header.is_large()
     {
         let tag = if start.get(12..14) == Some(&[0x81, 0x00]) { 4 } else { 0 };
-        if len > usize::from(mtu) + super::header::MIN_FRAME + tag {
+        if len > mtu + MIN_FRAME + tag {
             return Verdict::Dropped;
         }
     }
-    let takes = settings.guest_offloads();
-    if header.needs_checksum() && !takes.checksum && !header.is_large() {
+    if header.needs_checksum() && !seen.guest.checksum && !header.is_large() {
         return Verdict::Checksum;
     }
-    let Ok(mut checked) = header.checked(len, takes) else {
+    let Ok(mut checked) = header.checked(len, seen.guest) else {
         return Verdict::Dropped;
     };
-    if takes.checksum {
+    if seen.guest.checksum {
         checked.flags |= header.flags & DATA_VALID;
     }
-    let hash = match settings.has(feature::HASH_REPORT) {
-        true => report(settings, Packet::parse(start).as_ref()),
+    let hash = match seen.settings.hash.is_some() {
+        true => report(&seen.settings, Packet::parse(start).as_ref()),
         false => None,
     };
     Verdict::Here(checked, hash)
@@ -444,8 +455,8 @@ fn report(settings: &Settings, packet: Option<&Packet<'_>>) -> Option<Hash> {
 }
 
 /// For which queue pair a frame is (sections 5.1.6.5.6 and 5.1.6.5.7); `None` if for one that is not there.
-fn steer(shared: &Shared, settings: &Settings, pair: usize, start: &[u8]) -> Option<usize> {
-    if let Some(hashing) = settings.hash.as_deref()
+fn steer(shared: &Shared, seen: &Seen, pair: usize, start: &[u8]) -> Option<usize> {
+    if let Some(hashing) = seen.settings.hash.as_deref()
         && let Some(steering) = &hashing.steering
     {
         let packet = Packet::parse(start);
@@ -456,13 +467,12 @@ fn steer(shared: &Shared, settings: &Settings, pair: usize, start: &[u8]) -> Opt
         let there = shared.pairs.get(usize::from(to))?.receives.load(SeqCst);
         return there.then_some(to.into());
     }
-    let active = usize::from(settings.active_pairs(&shared.options));
-    if active < 2 || shared.ports_steer {
+    if !seen.steers {
         return Some(pair);
     }
     let flow = Packet::parse(start).and_then(|packet| shared.flow(&packet));
     let to = flow.map_or(pair, usize::from);
-    let there = to < active && shared.pairs[to].receives.load(SeqCst);
+    let there = to < seen.active && shared.pairs[to].receives.load(SeqCst);
     Some(if there { to } else { pair })
 }
 
@@ -485,9 +495,7 @@ impl QueueHandler for Receiver {
     fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
         let shared = Arc::clone(&self.shared);
         let entered = shared.enter(self.pair);
-        if self.generation != entered.generation {
-            (self.generation, self.settings) = (entered.generation, shared.settings());
-        }
+        self.seen.refresh(&shared, entered.generation);
         let received = self.receive(round);
         // Before those who wait for this round believe that it is over.
         let published = round.publish();

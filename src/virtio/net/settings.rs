@@ -155,6 +155,67 @@ impl Settings {
     }
 }
 
+/// Settings as a queue works by them, with what follows from them.
+pub(super) struct Seen {
+    generation: u64,
+    pub settings: Arc<Settings>,
+    pub header_len: usize,
+    /// How many receive queues may be used.
+    pub active: usize,
+    /// What the guest may leave to the device.
+    pub host: Offloads,
+    /// What the guest takes.
+    pub guest: Offloads,
+    pub in_force: InForce,
+    /// The filter lets everything through.
+    pub open: bool,
+    pub own_mac: Option<Mac>,
+    /// The MTU, where received frames must not exceed it.
+    pub mtu: Option<usize>,
+    /// The device steers by flow.
+    pub steers: bool,
+    /// How much of a received frame is looked at before it is known where it goes.
+    pub look: usize,
+}
+
+impl Seen {
+    pub fn new(shared: &Shared) -> Self {
+        // Before the settings, which may be newer then.
+        let generation = shared.generation();
+        let (settings, options) = (shared.settings(), &shared.options);
+        let active = usize::from(settings.active_pairs(options));
+        let in_force = settings.in_force();
+        let open = settings.filter.is_open(in_force);
+        let mtu = options.mtu.filter(|_| settings.has(feature::MTU));
+        let steers = active > 1 && !shared.ports_steer;
+        Self {
+            generation,
+            header_len: settings.header_len(),
+            active,
+            host: settings.host_offloads(),
+            guest: settings.guest_offloads(),
+            in_force,
+            open,
+            own_mac: settings.own_mac(options),
+            mtu: mtu.map(usize::from),
+            steers,
+            look: match () {
+                _ if settings.hash.is_some() || steers => super::hash::LOOK,
+                _ if !open || mtu.is_some() => super::filter::LOOK,
+                _ => 0,
+            },
+            settings,
+        }
+    }
+
+    /// Looks again, if they have changed since.
+    pub fn refresh(&mut self, shared: &Shared, generation: u64) {
+        if self.generation != generation {
+            *self = Self::new(shared);
+        }
+    }
+}
+
 /// A frame that waits in the device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetFrame {

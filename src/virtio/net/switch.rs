@@ -199,10 +199,10 @@ impl Inner {
 }
 
 impl Shared {
-    /// Has a frame wait for the guest.
-    fn deliver(&self, options: &SwitchOptions, header: &Header, frame: &[VolatileSlice<'_>], len: usize) {
+    /// Has a frame wait for the guest. Whether that is to be woken.
+    fn deliver(&self, options: &SwitchOptions, header: &Header, frame: &[VolatileSlice<'_>], len: usize) -> bool {
         if !self.active.load(Relaxed) {
-            return;
+            return false;
         }
         if header.is_large()
             && header
@@ -210,27 +210,28 @@ impl Shared {
                 .is_err()
         {
             self.untaken.fetch_add(1, Relaxed);
-            return;
+            return false;
         }
-        let was_empty = {
-            let mut waiting = lock(&self.waiting);
-            if waiting.frames.len() >= options.frames || waiting.bytes >= options.bytes {
-                drop(waiting);
-                self.full.fetch_add(1, Relaxed);
-                return;
-            }
-            let mut data = waiting.spare.pop().unwrap_or_default();
-            if data.len() < len {
-                data.resize(len.max(KEPT), 0);
-            }
-            // At most as long as it was: the guest that sends it cannot make it longer.
-            let len = copy_from(frame, &mut data[..len]);
-            let header = *header;
-            waiting.bytes += len;
-            waiting.frames.push_back(Stored { header, len, data });
-            waiting.frames.len() == 1
-        };
-        if was_empty && let Some(waker) = self.waker.get() {
+        let mut waiting = lock(&self.waiting);
+        if waiting.frames.len() >= options.frames || waiting.bytes >= options.bytes {
+            drop(waiting);
+            self.full.fetch_add(1, Relaxed);
+            return false;
+        }
+        let mut data = waiting.spare.pop().unwrap_or_default();
+        if data.len() < len {
+            data.resize(len.max(KEPT), 0);
+        }
+        // At most as long as it was: the guest that sends it cannot make it longer.
+        let len = copy_from(frame, &mut data[..len]);
+        let header = *header;
+        waiting.bytes += len;
+        waiting.frames.push_back(Stored { header, len, data });
+        waiting.frames.len() == 1
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
             waker.receive();
         }
     }
@@ -290,16 +291,24 @@ impl Port for SwitchPort {
         if from.is_station() {
             switch.learn(from, shared.number);
         }
-        let ports = switch.ports();
         let known = if to.is_group() { None } else { switch.find(to) };
-        let deliver = |port: &Arc<Shared>| {
-            if port.number != shared.number {
-                port.deliver(&switch.options, header, frame, len);
+        let deliver =
+            |port: &Arc<Shared>| port.number != shared.number && port.deliver(&switch.options, header, frame, len);
+        if let Some(number) = known {
+            let ports = switch.ports.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(Some(port)) = ports.get(usize::from(number)) {
+                let woken = deliver(port).then(|| Arc::clone(port));
+                // With nothing locked.
+                drop(ports);
+                woken.inspect(|port| port.wake());
+                return Ok(Progress::Done(()));
             }
-        };
-        match known.and_then(|port| ports.get(usize::from(port))?.as_ref()) {
-            Some(port) => deliver(port),
-            None => ports.iter().flatten().for_each(deliver),
+        }
+        let ports = switch.ports();
+        for port in ports.iter().flatten() {
+            if deliver(port) {
+                port.wake();
+            }
         }
         Ok(Progress::Done(()))
     }

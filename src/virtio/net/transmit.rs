@@ -10,7 +10,7 @@ use super::{
     header::{MAX_FRAME, MIN_FRAME},
     port::copy_from,
     registers::header::LEN,
-    settings::{Settings, Shared, frame_buffer},
+    settings::{Seen, Shared, frame_buffer},
 };
 use crate::virtio::{
     Fault, QueueHandler, Round,
@@ -21,8 +21,7 @@ use crate::virtio::{
 pub(super) struct Transmitter {
     shared: Arc<Shared>,
     pair: u16,
-    generation: u64,
-    settings: Arc<Settings>,
+    seen: Seen,
     room: Slices,
     /// For frames whose checksum the device completes.
     bounce: Option<Box<[u8]>>,
@@ -39,21 +38,12 @@ enum Sent {
 
 impl Transmitter {
     pub fn new(shared: Arc<Shared>, pair: u16) -> Self {
-        let generation = shared.generation();
         Self {
-            settings: shared.settings(),
+            seen: Seen::new(&shared),
             shared,
             pair,
-            generation,
             room: Slices::default(),
             bounce: None,
-        }
-    }
-
-    fn refresh(&mut self) {
-        let generation = self.shared.generation();
-        if self.generation != generation {
-            (self.generation, self.settings) = (generation, self.shared.settings());
         }
     }
 
@@ -61,12 +51,12 @@ impl Transmitter {
         let Self {
             shared,
             pair,
-            settings,
+            seen,
             room,
             bounce,
             ..
         } = self;
-        let header_len = settings.header_len();
+        let header_len = seen.header_len;
         let len = (chain.readable_len() as usize).checked_sub(header_len);
         let Some(len) = len.filter(|len| (MIN_FRAME..=MAX_FRAME).contains(len)) else {
             return Ok(Sent::Refused);
@@ -75,21 +65,20 @@ impl Transmitter {
         let (mut head, frame) = chain.reader().split_at(header_len as u32)?;
         // Once: the driver can change it.
         head.read(&mut bytes)?;
-        let Ok(mut header) = Header::from_bytes(&bytes).checked(len, settings.host_offloads()) else {
+        let Ok(mut header) = Header::from_bytes(&bytes).checked(len, seen.host) else {
             return Ok(Sent::Refused);
         };
-        if !settings.link_up {
+        if !seen.settings.link_up {
             shared
                 .counters
                 .link_down
                 .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             return Ok(Sent::Gone);
         }
-        let notes = !shared.ports_steer && settings.active_pairs(&shared.options) > 1;
         let port = &*shared.pairs[usize::from(*pair)].port;
         let completes = header.needs_checksum() && !shared.port_offloads.send.checksum;
         let sent = frame.with_slices(room, |frame| {
-            if notes {
+            if seen.steers {
                 let mut start = [0; LOOK];
                 let len = copy_from(frame, &mut start);
                 shared.note_flow(&start[..len], *pair);
@@ -134,7 +123,8 @@ impl Transmitter {
 
 impl QueueHandler for Transmitter {
     fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
-        self.refresh();
+        let generation = self.shared.generation();
+        self.seen.refresh(&self.shared, generation);
         if !self.flush(round) {
             return Ok(());
         }

@@ -13,7 +13,7 @@ use super::{
 const IOV_MAX: usize = 1024;
 
 /// As many buffers need no allocation.
-const INLINE: usize = 24;
+const INLINE: usize = 8;
 
 fn vector(base: *mut u8, len: usize) -> libc::iovec {
     libc::iovec {
@@ -33,14 +33,18 @@ fn with<R>(
     tail: Option<libc::iovec>,
     f: impl FnOnce(&mut [libc::iovec]) -> R,
 ) -> R {
-    let all = [head].into_iter().chain(slices.iter().map(of)).chain(tail);
     if slices.len() + 2 > INLINE {
+        let all = [head].into_iter().chain(slices.iter().map(of)).chain(tail);
         return f(&mut all.collect::<Vec<_>>());
     }
     let mut vectors = [vector(std::ptr::null_mut(), 0); INLINE];
-    let mut count = 0;
-    for (place, vector) in vectors.iter_mut().zip(all) {
-        *place = vector;
+    vectors[0] = head;
+    for (place, slice) in vectors[1..].iter_mut().zip(slices) {
+        *place = of(slice);
+    }
+    let mut count = 1 + slices.len();
+    if let Some(tail) = tail {
+        vectors[count] = tail;
         count += 1;
     }
     f(&mut vectors[..count])
