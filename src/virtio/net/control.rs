@@ -274,8 +274,8 @@ impl Control {
         let [max_packets, max_usecs] = [read(command)?, read(command)?].map(u32::from_le_bytes);
         ended(command)?;
         let is_meant = |at: usize| match number {
-            control::NOTF_COAL_TX_SET => at % 2 == 1,
-            control::NOTF_COAL_RX_SET => at % 2 == 0,
+            control::NOTF_COAL_TX_SET => at & 1 == 1,
+            control::NOTF_COAL_RX_SET => at & 1 == 0,
             _ => queue == Some(at),
         };
         if number > control::NOTF_COAL_VQ_SET {

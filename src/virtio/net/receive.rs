@@ -65,11 +65,25 @@ type Hash = (u32, u32);
 enum Taken {
     /// It is in the buffer.
     InPlace(Header, Option<Hash>, usize),
+    /// Its beginning fills the buffer, and the rest is beyond.
+    Begun(Begun),
     /// It was copied, for this queue or another.
     Copied(usize, NetFrame),
     Lost(Verdict),
     Nothing(Option<crate::virtio::Wait>),
     Failed(std::io::Error),
+}
+
+/// A frame that is longer than the buffer that it was received into.
+struct Begun {
+    /// As it came.
+    header: Header,
+    /// As the guest is told.
+    told: Header,
+    hash: Option<Hash>,
+    /// How much of it is in the buffer.
+    here: usize,
+    len: usize,
 }
 
 /// Whether a frame that waited was delivered.
@@ -129,8 +143,11 @@ impl Receiver {
                     Ok(header_len) => chain.put(header_len + len as u32)?,
                     Err(_) => chain.refuse()?,
                 },
+                Taken::Begun(begun) => {
+                    self.held.push(chain.take());
+                    self.go_on(round, begun)?;
+                }
                 Taken::Copied(pair, frame) => {
-                    drop(chain);
                     self.keep(pair, frame);
                     others += 1;
                 }
@@ -139,7 +156,6 @@ impl Receiver {
                     others += 1;
                 }
                 Taken::Nothing(wait) => {
-                    drop(chain);
                     wait.into_iter().for_each(|wait| round.wait(wait));
                     return Ok(());
                 }
@@ -173,8 +189,20 @@ impl Receiver {
             if len > here + overflow.len() {
                 return Taken::Lost(Verdict::Dropped);
             }
-            let mut start = Start::default();
-            let start = start.of(room, overflow, seen.look.min(len));
+            // What is not looked at is not cleared.
+            let (mut addresses, mut headers);
+            let look = seen.look.min(len);
+            let start = match look {
+                0 => &[],
+                1..=filter::LOOK => {
+                    addresses = [0; filter::LOOK];
+                    copy_start(room, overflow, &mut addresses[..look])
+                }
+                _ => {
+                    headers = [0; LOOK];
+                    copy_start(room, overflow, &mut headers[..look])
+                }
+            };
             let copied = |to: usize, change: &dyn Fn(&mut NetFrame)| {
                 let mut data = lock(&shared.pairs[to].backlog).room();
                 data.resize(len, 0);
@@ -187,7 +215,13 @@ impl Receiver {
             match judge(shared, seen, *pair, &header, start, len) {
                 Verdict::Here(header, hash) if len <= here => Taken::InPlace(header, hash, len),
                 // Spread over several buffers.
-                Verdict::Here(..) if seen.settings.has(feature::MRG_RXBUF) => copied(*pair, &|_| {}),
+                Verdict::Here(told, hash) if seen.settings.has(feature::MRG_RXBUF) => Taken::Begun(Begun {
+                    header,
+                    told,
+                    hash,
+                    here,
+                    len,
+                }),
                 Verdict::Here(..) => Taken::Lost(Verdict::Dropped),
                 Verdict::To(other) => copied(other, &|_| {}),
                 Verdict::Checksum => copied(*pair, &|frame| checksum::complete(&mut frame.header, &mut frame.data)),
@@ -235,7 +269,6 @@ impl Receiver {
             }
             if self.held.is_empty() && (len >= needed || !mergeable) {
                 if len < needed {
-                    drop(chain);
                     self.count(Verdict::Dropped);
                 } else {
                     let written = self.write_header(&chain, header, hash, 1).and_then(|header_len| {
@@ -253,37 +286,85 @@ impl Receiver {
             room += len;
             self.held.push(chain.take());
         }
-        self.spread(round, &frame.data, header, hash)?;
+        self.spread(round, 0, &frame.data, header, hash)?;
         self.recycle(frame);
         Ok(Delivery::Done)
     }
 
-    /// Spreads a frame over the buffers that are held, all but the last of which it fills (section 5.1.6.4.1).
+    /// A frame fills its first buffer, which is held, and the rest of it is beyond: gathers buffers for that, or has all of it wait.
+    fn go_on(&mut self, round: &mut Round<'_>, begun: Begun) -> Result<(), QueueError> {
+        let Begun {
+            header,
+            told,
+            hash,
+            here,
+            len,
+        } = begun;
+        let header_len = self.seen.header_len;
+        let mut room = header_len + here;
+        while room < header_len + len {
+            let Some(chain) = round.next()? else {
+                let data = self.begun(here, len);
+                self.put_back(NetFrame { header, data });
+                self.shared.pairs[self.pair].waits.store(true, SeqCst);
+                return Ok(());
+            };
+            if !is_buffer(&chain, header_len) {
+                chain.refuse()?;
+                continue;
+            }
+            room += chain.writable_len() as usize;
+            self.held.push(chain.take());
+        }
+        let overflow = mem::take(&mut self.overflow);
+        let spread = self.spread(round, here, &overflow[..len - here], told, hash);
+        self.overflow = overflow;
+        spread
+    }
+
+    /// All of a frame whose beginning is in the first buffer that is held.
+    fn begun(&mut self, here: usize, len: usize) -> Vec<u8> {
+        let mut data = lock(&self.shared.pairs[self.pair].backlog).room();
+        data.resize(len, 0);
+        if let Some(first) = self.held.first() {
+            let body = first.writer().split_at(self.seen.header_len as u32);
+            // Memory that is taken away takes the frame with it.
+            let _ =
+                body.and_then(|(_, body)| body.with_slices(&mut self.room, |room| copy_from(room, &mut data[..here])));
+        }
+        data[here..].copy_from_slice(&self.overflow[..len - here]);
+        data
+    }
+
+    /// Spreads a frame over the buffers that are held, all but the last of which it fills (section 5.1.6.4.1). Its first `done` bytes
+    /// are in place.
     fn spread(
         &mut self,
         round: &mut Round<'_>,
+        done: usize,
         mut data: &[u8],
         header: Header,
         hash: Option<Hash>,
     ) -> Result<(), QueueError> {
-        let held = mem::take(&mut self.held);
-        let mut buffers = held.len() as u16;
-        for (number, chain) in held.into_iter().enumerate() {
+        let mut held = mem::take(&mut self.held);
+        let buffers = held.len() as u16;
+        for (number, chain) in held.drain(..).enumerate() {
             let mut room = chain.writer();
             let mut written = 0;
             if number == 0 {
-                let bytes = header_bytes(header, hash, mem::take(&mut buffers));
-                let header_len = self.seen.header_len;
-                written += header_len;
+                let bytes = header_bytes(header, hash, buffers);
                 // Memory that is taken away takes the frame with it.
-                let _ = room.write(&bytes[..header_len]);
+                let _ = room.write(&bytes[..self.seen.header_len]);
+                written = self.seen.header_len + done;
             }
-            let (here, rest) = data.split_at(data.len().min(room.remaining() as usize));
+            let free = chain.writable_len() as usize - written;
+            let (here, rest) = data.split_at(data.len().min(free));
             let _ = room.write(here);
             written += here.len();
             data = rest;
             round.put(chain, written as u32)?;
         }
+        self.held = held;
         // All at once.
         round.publish()
     }
@@ -369,40 +450,12 @@ fn start_of(data: &[u8]) -> &[u8] {
     &data[..data.len().min(LOOK)]
 }
 
-/// The beginning of a frame.
-enum Start {
-    Nothing,
-    Addresses([u8; filter::LOOK]),
-    Headers([u8; LOOK]),
-}
-
-impl Default for Start {
-    fn default() -> Self {
-        Self::Nothing
-    }
-}
-
-impl Start {
-    /// The first `len` bytes of a frame that was received.
-    fn of(&mut self, room: &[VolatileSlice<'_>], overflow: &[u8], len: usize) -> &[u8] {
-        *self = match len {
-            0 => return &[],
-            ..=filter::LOOK => Self::Addresses([0; filter::LOOK]),
-            _ => Self::Headers([0; LOOK]),
-        };
-        let start = &mut self.bytes()[..len];
-        let from_room = copy_from(room, start);
-        start[from_room..].copy_from_slice(&overflow[..len - from_room]);
-        start
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        match self {
-            Self::Nothing => &mut [],
-            Self::Addresses(bytes) => bytes,
-            Self::Headers(bytes) => bytes,
-        }
-    }
+/// The first bytes of a frame that was received, as many as `start` has room for.
+fn copy_start<'a>(room: &[VolatileSlice<'_>], overflow: &[u8], start: &'a mut [u8]) -> &'a [u8] {
+    let from_room = copy_from(room, start);
+    let rest = start.len() - from_room;
+    start[from_room..].copy_from_slice(&overflow[..rest]);
+    start
 }
 
 /// What is to become of a frame of `len` bytes that begins with `start`.

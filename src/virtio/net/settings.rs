@@ -230,7 +230,7 @@ pub struct NetFrame {
 pub(super) struct Backlog {
     pub frames: VecDeque<NetFrame>,
     bytes: usize,
-    /// Room for others.
+    /// Room for others, with what was in it.
     spare: Vec<Vec<u8>>,
 }
 
@@ -264,14 +264,13 @@ impl Backlog {
         Some(frame)
     }
 
-    /// Room for a frame, empty.
+    /// Room for a frame, with anything in it.
     pub fn room(&mut self) -> Vec<u8> {
         self.spare.pop().unwrap_or_default()
     }
 
-    pub fn recycle(&mut self, mut data: Vec<u8>) {
+    pub fn recycle(&mut self, data: Vec<u8>) {
         if self.spare.len() < SPARE && data.capacity() <= 2048 {
-            data.clear();
             self.spare.push(data);
         }
     }

@@ -152,7 +152,7 @@ pub(super) fn restored(made: &Shared, ports: &[Arc<dyn Port>], state: &NetState)
     }
     let table = |table: &MacTable, group| {
         table.addresses.len() <= MAC_TABLE
-            && !(table.overflown && !table.addresses.is_empty())
+            && (!table.overflown || table.addresses.is_empty())
             && table.addresses.iter().all(|mac| mac.is_group() == group)
     };
     if !table(unicast, false) || !table(multicast, true) {
