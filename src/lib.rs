@@ -9,6 +9,7 @@
 //! | [`interrupt`] | the trait, level lines, shared lines, MSI: what devices and backends meet at |
 //! | [`bus`] | address decoding |
 //! | [`time`] | the injected clock |
+//! | [`rate`] | a token bucket, for devices that let through so much and no more |
 //! | [`memory`] | guest memory as devices use it: found once, pinned, marked when it is written |
 //! | [`virtio`] | queues, who runs them, transports, and one folder a device; [`virtio::guide`] tells how to write one |
 //! | [`pci`] | configuration space, INTx, MSI-X, a root bus |
@@ -70,6 +71,7 @@
 //! | a platform with lines and messages of its own | [`interrupt`], [`interrupt::level_from_fn`], [`interrupt::MsiSink`] |
 //! | a device of your own | [`virtio::guide`], and [`virtio::VirtioTransport`] for what an embedder does with all of them |
 //! | a disk | [`virtio::block`] behind [`virtio::VirtioMmio`] or [`virtio::VirtioPci`], this on a [`pci::RootBus`] |
+//! | a network interface | [`virtio::net`], and what stands behind it: a TAP interface, a socket, a switch in memory |
 //! | timers | [`time::Clock`] and [`time::Alarm`] |
 //!
 //! # Saving a machine
@@ -105,6 +107,7 @@ pub mod interrupt;
 pub mod memory;
 pub mod pci;
 pub mod platform;
+pub mod rate;
 pub mod time;
 pub mod virtio;
 

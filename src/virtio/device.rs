@@ -12,6 +12,8 @@ use super::{
 pub struct DeviceId(pub u32);
 
 impl DeviceId {
+    /// Network device (section 5.1).
+    pub const NET: Self = Self(1);
     /// Block device (section 5.2).
     pub const BLOCK: Self = Self(2);
     /// Entropy device (section 5.4).

@@ -15,6 +15,7 @@ pub mod entropy;
 mod failures;
 pub mod features;
 pub mod guide;
+pub mod net;
 pub mod queue;
 mod run;
 mod state;

@@ -1,6 +1,6 @@
 //! What devices keep for their guests, as plain data.
 
-use super::{block::BlockState, entropy::EntropyState};
+use super::{block::BlockState, entropy::EntropyState, net::NetState};
 
 /// The state of a device without its transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub enum DeviceState {
     Block(BlockState),
     /// An [entropy device](super::entropy::Entropy).
     Entropy(EntropyState),
+    /// A [network device](super::net::Net).
+    Net(NetState),
     /// A device of somebody else.
     Other {
         /// Of the format of `data`: the device knows it.
@@ -27,6 +29,7 @@ impl DeviceState {
             Self::None => "none",
             Self::Block(_) => "a block device's",
             Self::Entropy(_) => "an entropy device's",
+            Self::Net(_) => "a network device's",
             Self::Other { .. } => "one of a foreign format",
         }
     }

@@ -411,6 +411,28 @@ impl<'q> Round<'q> {
         Ok(())
     }
 
+    /// [`Chain::put`] for a chain that was taken from this queue, in this round or before: for what is spread over several chains, of
+    /// which the driver must see all or none. Show them by [`publish`](Self::publish); the end of the round does so too.
+    ///
+    /// # Errors
+    /// As [`Chain::complete`].
+    pub fn put(&mut self, mut chain: OwnedChain, written: u32) -> Result<(), QueueError> {
+        if !Arc::ptr_eq(&chain.shared, self.counted) {
+            // Of another queue, which shows it at once.
+            chain.complete(written);
+            return Ok(());
+        }
+        let Some((body, pin)) = chain.held.take() else {
+            return Ok(());
+        };
+        drop(pin);
+        let view = self.view;
+        match self.with_used(|shared, used| shared.put_taken(used, view, body, written)) {
+            Ok(()) => Ok(()),
+            Err(Gone) => Err(self.shared.gone()),
+        }
+    }
+
     /// The handler leaves something undone, and is to look again once this is there: whoever runs the device sees to that. In a
     /// round without chains it counts as well, for what ends the requests under way.
     pub fn wait(&mut self, wait: Wait) {

@@ -299,6 +299,19 @@ impl Shared {
         }
     }
 
+    /// Puts a chain that was taken into the used ring, by who serves the queue: the driver does not see it yet.
+    pub fn put_taken(&self, used: &mut Used, view: &View, mut body: Box<Body>, written: u32) -> Result<(), Gone> {
+        let _done = Done(&self.word);
+        used.ring.put(view, body.head, written.min(body.writable_len))?;
+        self.forget(body.head);
+        if body.spilled() != 0 {
+            self.spilled.fetch_sub(body.spilled(), Ordering::SeqCst);
+            body.shrink();
+        }
+        used.pool.push(body);
+        Ok(())
+    }
+
     /// Puts a chain into the used ring and shows it. Whether the driver is to be told. If the ring is no longer in guest memory, the
     /// chain stays in flight: the next round, which has somebody to tell, finds that.
     #[inline(always)]

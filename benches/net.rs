@@ -1,0 +1,378 @@
+//! What a frame costs in the network device, a batch of frames at a time: read the ratios, all of one run.
+//!
+//! - From guest to guest over the switch, beside bare work on the two rings with one copy from guest to guest, and with the two
+//!   copies that a switch makes which does not keep the sender's buffer.
+//! - To and from a TAP interface, beside a bare loop of the same system calls with the same buffers (as root; in a network namespace
+//!   of its own).
+//! - Large packets: 64 KiB, into one buffer and spread over buffers of 4 KiB.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use devisor::{
+    memory::Memory,
+    virtio::{
+        QueueHandler, QueueIndex, VirtioDevice, features,
+        net::{Net, NetOptions, Offloads, Port, Switch, SwitchOptions},
+        queue::{Queue, QueueLayout, Silent, Slices},
+    },
+};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+
+const SIZE: u16 = 256;
+const BATCH: u16 = 64;
+const HEADER: u32 = 12;
+const MRG_RXBUF: u64 = 1 << 15;
+
+/// A queue of a guest, whose ring is full of chains of one buffer once and for all: a batch more is one store.
+struct Side {
+    queue: Queue,
+    handler: Option<Box<dyn QueueHandler>>,
+    avail: *mut u16,
+    idx: u16,
+}
+
+impl Side {
+    /// Buffers of `len` bytes, each at a place of its own, which the device writes if `writable`.
+    fn new(memory: &Arc<GuestMemoryMmap>, base: u64, index: u16, len: u32, writable: bool, features: u64) -> Self {
+        let layout = QueueLayout {
+            size: SIZE,
+            descriptor_area: base,
+            driver_area: base + 0x2000,
+            device_area: base + 0x4000,
+        };
+        let stride = u64::from(len).next_multiple_of(64);
+        for n in 0..u64::from(SIZE) {
+            let flags: u64 = if writable { 2 } else { 0 };
+            let descriptor = [base + 0x8000 + n * stride, u64::from(len) | flags << 32];
+            let at = GuestAddress(base + 16 * n);
+            memory.write_obj(descriptor, at).expect("in memory");
+            let slot = GuestAddress(base + 0x2004 + 2 * n);
+            memory.write_obj(n as u16, slot).expect("in memory");
+        }
+        let space = Memory::new(Arc::clone(memory));
+        let queue = Queue::new(QueueIndex(index), SIZE, layout, features, &space, Arc::new(Silent));
+        let avail = memory.get_host_address(GuestAddress(base + 0x2000)).expect("in memory");
+        // No signal is wanted.
+        memory.write_obj(1_u16, GuestAddress(base + 0x2000)).expect("in memory");
+        Self {
+            queue: queue.expect("a queue"),
+            handler: None,
+            avail: avail.cast(),
+            idx: 0,
+        }
+    }
+
+    fn offer(&mut self, n: u16) {
+        self.idx = self.idx.wrapping_add(n);
+        // SAFETY: the driver area is inside the mapping, which outlives the queue; nobody else accesses it now.
+        unsafe { self.avail.add(1).write_volatile(self.idx) };
+    }
+
+    fn serve(&mut self) {
+        let handler = self.handler.as_mut().expect("a handler");
+        let mut round = self.queue.round().expect("a ring");
+        handler.serve(&mut round).expect("a ring that keeps the rules");
+        let _ = round.end().expect("a ring");
+    }
+
+    fn completed(&self) -> u64 {
+        self.queue.counters().completed
+    }
+}
+
+/// Two guests, and what carries frames from the first to the second.
+struct Guests {
+    from: Side,
+    to: Side,
+    /// Buffers that a frame takes.
+    spread: u16,
+    _nics: Vec<Net>,
+}
+
+fn memory() -> Arc<GuestMemoryMmap> {
+    let ranges = [(GuestAddress(0), 128 << 20)];
+    Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory"))
+}
+
+const TO: u64 = 64 << 20;
+
+impl Guests {
+    /// Frames of `len` bytes into buffers of `room` bytes.
+    fn new(len: u32, room: u32, ports: Option<[Box<dyn Port>; 2]>, wanted: u64) -> Self {
+        let memory = memory();
+        let wanted = wanted | features::VERSION_1;
+        let mut from = Side::new(&memory, 0x1_0000, 1, HEADER + len, false, wanted);
+        let mut to = Side::new(&memory, TO, 0, room, true, wanted);
+        let mut nics = Vec::new();
+        for (port, side, queue) in ports
+            .into_iter()
+            .flatten()
+            .zip([&mut from, &mut to])
+            .zip([1, 0])
+            .map(|((port, side), queue)| (port, side, queue))
+        {
+            let mut nic = Net::new([port], NetOptions::default()).expect("a device");
+            nic.negotiated(wanted);
+            side.handler = Some(nic.start(QueueIndex(queue)));
+            nics.push(nic);
+        }
+        let stride = u64::from(HEADER + len).next_multiple_of(64);
+        for n in 0..u64::from(SIZE) {
+            let at = 0x1_8000 + n * stride + u64::from(HEADER);
+            let ends = [0x52, 0x54, 0, 0, 0, 2, 0x52, 0x54, 0, 0, 0, 1, 0x88, 0xb5];
+            memory.write_slice(&ends, GuestAddress(at)).expect("in memory");
+        }
+        let spread = (HEADER + len).div_ceil(room) as u16;
+        let _nics = nics;
+        Self {
+            from,
+            to,
+            spread,
+            _nics,
+        }
+    }
+
+    fn over_switch(len: u32, room: u32) -> Self {
+        let options = SwitchOptions {
+            bytes: 16 << 20,
+            offloads: Offloads::ALL,
+            ..SwitchOptions::default()
+        };
+        let switch = Switch::new(options);
+        let ports = [switch.port(), switch.port()];
+        Self::new(len, room, Some(ports.map(|port| Box::new(port) as _)), MRG_RXBUF)
+    }
+
+    /// A batch by the device.
+    fn batch(&mut self, frames: u16) {
+        self.from.offer(frames);
+        self.to.offer(frames * self.spread);
+        self.from.serve();
+        self.to.serve();
+    }
+}
+
+/// A batch by hand: each frame with its header from ring to ring, by `copy`.
+fn bare(
+    guests: &mut Guests,
+    frames: u16,
+    room: &mut [Slices; 2],
+    copy: &mut dyn FnMut(&VolatileSlice<'_>, &VolatileSlice<'_>),
+) {
+    let Guests { from, to, .. } = guests;
+    from.offer(frames);
+    to.offer(frames);
+    let (mut from, mut to) = (from.queue.round().expect("a ring"), to.queue.round().expect("a ring"));
+    let [of_from, of_to] = room;
+    while let Some(source) = from.next().expect("a ring") {
+        let target = to.next().expect("a ring").expect("a buffer");
+        let (reader, writer) = (source.reader(), target.writer());
+        let copied = reader.with_slices(of_from, |source| {
+            writer
+                .with_slices(of_to, |target| copy(&source[0], &target[0]))
+                .expect("memory");
+        });
+        copied.expect("memory");
+        let len = source.readable_len();
+        source.put(0).expect("a ring");
+        target.put(len).expect("a ring");
+    }
+    let _ = (from.end().expect("a ring"), to.end().expect("a ring"));
+}
+
+fn direct(from: &VolatileSlice<'_>, to: &VolatileSlice<'_>) {
+    from.copy_to_volatile_slice(to.subslice(0, from.len()).expect("room"));
+}
+
+/// Medians of two things that are done in turn, and the ratio of the first to the second.
+fn ratio(name: &str, frames: u64, mut ours: impl FnMut() -> Duration, mut theirs: impl FnMut() -> Duration) {
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..2000 {
+        times[0].push(ours());
+        times[1].push(theirs());
+    }
+    let [ours, theirs] = times.map(|mut times| {
+        times.sort_unstable();
+        times[times.len() / 2].as_nanos() as f64 / frames as f64
+    });
+    println!(
+        "{name}: {ours:.0} ns beside {theirs:.0} ns a frame, ratio {:.2}",
+        ours / theirs
+    );
+}
+
+fn timed(f: impl FnOnce()) -> Duration {
+    let begun = Instant::now();
+    f();
+    begun.elapsed()
+}
+
+fn switch(criterion: &mut Criterion) {
+    for len in [64, 1500] {
+        let frames = BATCH;
+        let mut ours = Guests::over_switch(len, 2048);
+        let mut by_hand = Guests::new(len, 2048, None, 0);
+        let mut rooms = Default::default();
+        let name = format!("switch, frames of {len} bytes");
+        ratio(
+            &format!("{name}, beside rings and one copy"),
+            frames.into(),
+            || timed(|| ours.batch(frames)),
+            || timed(|| bare(&mut by_hand, frames, &mut rooms, &mut direct)),
+        );
+        let mut bounce = vec![0_u8; 4096];
+        let mut twice = |from: &VolatileSlice<'_>, to: &VolatileSlice<'_>| {
+            let len = from.copy_to(&mut bounce[..]);
+            to.copy_from(&bounce[..len]);
+        };
+        ratio(
+            &format!("{name}, beside rings and two copies"),
+            frames.into(),
+            || timed(|| ours.batch(frames)),
+            || timed(|| bare(&mut by_hand, frames, &mut rooms, &mut twice)),
+        );
+        let sent = ours.from.completed();
+        assert_eq!((sent, ours.to.completed()), (sent, sent), "all of them arrived");
+        let mut group = criterion.benchmark_group(name);
+        group.bench_function("devisor", |bencher| bencher.iter(|| ours.batch(frames)));
+        group.bench_function("rings and a copy", |bencher| {
+            bencher.iter(|| bare(&mut by_hand, frames, &mut rooms, &mut direct));
+        });
+        group.finish();
+    }
+
+    const LARGE: u32 = 65_000;
+    let frames = 8;
+    for room in [66_000, 4096] {
+        let mut ours = Guests::over_switch(LARGE, room);
+        let mut by_hand = Guests::new(LARGE, 66_000, None, 0);
+        let mut rooms = Default::default();
+        ratio(
+            &format!("switch, packets of {LARGE} bytes into buffers of {room}, beside rings and one copy into one"),
+            frames.into(),
+            || timed(|| ours.batch(frames)),
+            || timed(|| bare(&mut by_hand, frames, &mut rooms, &mut direct)),
+        );
+        let sent = ours.from.completed();
+        assert_eq!(
+            ours.to.completed(),
+            sent * u64::from(ours.spread),
+            "all of them arrived"
+        );
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod tap {
+    use std::{net::UdpSocket, os::fd::AsRawFd, process::Command};
+
+    use devisor::virtio::net::Tap;
+
+    use super::*;
+
+    /// A TAP interface in a namespace of this thread's own, if that can be.
+    fn open() -> Result<Arc<Tap>, String> {
+        // SAFETY: moves this thread alone to a new network namespace.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            return Err(std::io::Error::last_os_error().to_string());
+        }
+        let tap = Tap::open("tap0").map_err(|error| error.to_string())?;
+        let commands = [
+            "link set dev tap0 address 52:54:00:00:00:02 txqueuelen 1000",
+            "addr add 10.0.0.1/24 dev tap0",
+            "link set dev tap0 up",
+            "neigh add 10.0.0.2 lladdr 52:54:00:00:00:01 dev tap0",
+        ];
+        // Or it sends frames of its own.
+        let _ = std::fs::write("/proc/sys/net/ipv6/conf/tap0/disable_ipv6", "1");
+        for command in commands {
+            let status = Command::new("ip").args(command.split(' ')).status();
+            if !status.is_ok_and(|status| status.success()) {
+                return Err(format!("ip {command}"));
+            }
+        }
+        Ok(Arc::new(tap))
+    }
+
+    fn vectors(header: &mut [u8; 12], frame: &mut [u8]) -> [libc::iovec; 2] {
+        let of = |bytes: &mut [u8]| libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        };
+        [of(header), of(frame)]
+    }
+
+    pub fn run() {
+        let tap = match open() {
+            Ok(tap) => tap,
+            Err(error) => return println!("skipped: a TAP interface: {error}"),
+        };
+        for len in [64, 1500] {
+            let frames = BATCH;
+            let ports: [Box<dyn Port>; 2] = [Box::new(Arc::clone(&tap)), Box::new(Arc::clone(&tap))];
+            let mut guests = Guests::new(len, 2048, Some(ports), 0);
+            let (mut header, mut frame) = ([0; 12], vec![0; len as usize]);
+            frame[..14].copy_from_slice(&[0x52, 0x54, 0, 0, 0, 2, 0x52, 0x54, 0, 0, 0, 1, 0x88, 0xb5]);
+            let fd = tap.as_raw_fd();
+            ratio(
+                &format!("TAP, {len} bytes to it, beside writev"),
+                frames.into(),
+                || {
+                    timed(|| {
+                        guests.from.offer(frames);
+                        guests.from.serve();
+                    })
+                },
+                || {
+                    timed(|| {
+                        for _ in 0..frames {
+                            let vectors = vectors(&mut header, &mut frame);
+                            // SAFETY: the vectors are buffers that outlive the call.
+                            let sent = unsafe { libc::writev(fd, vectors.as_ptr(), 2) };
+                            assert_eq!(sent as usize, 12 + len as usize);
+                        }
+                    })
+                },
+            );
+            let host = UdpSocket::bind("10.0.0.1:0").expect("an address");
+            let payload = vec![0; len as usize - 42];
+            let send = || (0..frames).for_each(|_| _ = host.send_to(&payload, "10.0.0.2:9").expect("a route"));
+            let mut room = vec![0; 2036];
+            ratio(
+                &format!("TAP, {len} bytes from it, beside readv"),
+                frames.into(),
+                || {
+                    send();
+                    guests.to.offer(frames);
+                    timed(|| guests.to.serve())
+                },
+                || {
+                    send();
+                    timed(|| {
+                        // Until there are none, as a device does.
+                        loop {
+                            let vectors = vectors(&mut header, &mut room);
+                            // SAFETY: the vectors are buffers that outlive the call.
+                            if unsafe { libc::readv(fd, vectors.as_ptr(), 2) } <= 0 {
+                                break;
+                            }
+                        }
+                    })
+                },
+            );
+        }
+    }
+}
+
+fn net(criterion: &mut Criterion) {
+    switch(criterion);
+    #[cfg(target_os = "linux")]
+    std::thread::scope(|scope| _ = scope.spawn(tap::run));
+}
+
+criterion_group!(benches, net);
+criterion_main!(benches);

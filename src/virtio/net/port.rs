@@ -1,0 +1,224 @@
+//! What stands behind a queue pair.
+
+use std::{fmt, io, sync::Arc};
+
+use vm_memory::VolatileSlice;
+
+use super::{Header, Offloads};
+use crate::virtio::{Handle, QueueIndex, Wait};
+
+/// How far something got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress<T> {
+    /// It is done.
+    Done(T),
+    /// Not now. To be tried again when this is there; or, if it is `None`, when the [`Waker`] is called.
+    Later(Option<Wait>),
+}
+
+/// A frame was received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// What is left to do for it.
+    pub header: Header,
+    /// Its length in bytes.
+    pub len: usize,
+}
+
+/// What a port leaves to others, and lets others leave to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortOffloads {
+    /// What the guest may leave to it, in frames that are sent. Partial checksums that it does not take are completed by the device.
+    pub send: Offloads,
+    /// What it can leave to the guest, in frames that are received. It does so as far as it was [told](Port::set_offloads).
+    pub receive: Offloads,
+}
+
+/// The network, as one queue pair of a device sees it: frames with their headers, straight from and to guest memory.
+///
+/// *For who implements it*: everything is `&self`, and [`send`](Self::send) is called on one thread while
+/// [`receive`](Self::receive) is on another; several queue pairs may send by the same port. No call may block. The guest can change the
+/// memory of a slice at any time. A frame begins with its Ethernet header, and has no frame check sequence.
+///
+/// *For who calls it* (a device): an `Err` is a failure of the host, and is counted; the frame is lost, as on a wire. After an `Err`
+/// of `receive` nothing is received until somebody looks again: the driver kicks, or the [`Waker`] is called.
+///
+/// ```
+/// use devisor::virtio::net::{Header, Net, NetOptions, Port, Progress, Received};
+/// use std::io;
+/// use vm_memory::VolatileSlice;
+///
+/// /// A cable that leads nowhere.
+/// struct Nowhere;
+///
+/// impl Port for Nowhere {
+///     fn send(&self, _: &Header, _: &[VolatileSlice<'_>]) -> io::Result<Progress<()>> {
+///         Ok(Progress::Done(()))
+///     }
+///
+///     fn receive(&self, _: &[VolatileSlice<'_>], _: &mut [u8]) -> io::Result<Progress<Received>> {
+///         Ok(Progress::Later(None))
+///     }
+/// }
+///
+/// let nic = Net::new([Nowhere], NetOptions::default())?;
+/// # let _ = nic;
+/// # Ok::<(), devisor::virtio::net::NetError>(())
+/// ```
+pub trait Port: Send + Sync {
+    /// What it leaves to others and others to it. Asked once.
+    fn offloads(&self) -> PortOffloads {
+        PortOffloads::default()
+    }
+
+    /// The device is behind a transport now: whom to call when a frame has come, or there is room again.
+    fn attach(&self, waker: Waker) {
+        let _ = waker;
+    }
+
+    /// Whether what is behind several ports gives each the frames of the flows that were sent by it. If not, the device does so.
+    fn steers(&self) -> bool {
+        false
+    }
+
+    /// Whether its queue pair is in use: frames for one that is not go to another, if that can be.
+    ///
+    /// # Errors
+    /// It is as it was.
+    fn set_active(&self, active: bool) -> io::Result<()> {
+        let _ = active;
+        Ok(())
+    }
+
+    /// What the guest takes from here on in frames that are received: never more than [`offloads`](Self::offloads) says.
+    ///
+    /// # Errors
+    /// It is as it was.
+    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+        let _ = offloads;
+        Ok(())
+    }
+
+    /// Sends a frame. The header has been checked against it: it asks for nothing but what [`offloads`](Self::offloads) says, the
+    /// checksum is within the frame, and `num_buffers` is zero.
+    ///
+    /// # Errors
+    /// The host failed. The frame is lost.
+    fn send(&self, header: &Header, frame: &[VolatileSlice<'_>]) -> io::Result<Progress<()>>;
+
+    /// Goes on with a frame that was sent in part. Called before other frames are sent, and when what it waits for is there.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    fn flush(&self) -> io::Result<Progress<()>> {
+        Ok(Progress::Done(()))
+    }
+
+    /// Receives a frame into `room`, in order, and what has no place there into `overflow`, which has room for a frame of
+    /// [`MAX_FRAME`](super::MAX_FRAME) bytes.
+    ///
+    /// # Errors
+    /// The host failed.
+    fn receive(&self, room: &[VolatileSlice<'_>], overflow: &mut [u8]) -> io::Result<Progress<Received>>;
+}
+
+/// A port's way to the queues of its device: for one whose frames come from this process. None of its calls waits.
+#[derive(Clone)]
+pub struct Waker {
+    pub(super) handle: Handle,
+    pub(super) receive: QueueIndex,
+    pub(super) transmit: QueueIndex,
+}
+
+impl Waker {
+    /// A frame has come, where there was none.
+    pub fn receive(&self) {
+        self.handle.look(self.receive);
+    }
+
+    /// There is room to send, where there was none.
+    pub fn send(&self) {
+        self.handle.look(self.transmit);
+    }
+}
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waker")
+            .field("receive", &self.receive)
+            .field("transmit", &self.transmit)
+            .finish_non_exhaustive()
+    }
+}
+
+macro_rules! forward {
+    ($($pointer:ty),*) => {$(
+        impl<P: Port + ?Sized> Port for $pointer {
+            fn offloads(&self) -> PortOffloads {
+                (**self).offloads()
+            }
+
+            fn attach(&self, waker: Waker) {
+                (**self).attach(waker)
+            }
+
+            fn steers(&self) -> bool {
+                (**self).steers()
+            }
+
+            fn set_active(&self, active: bool) -> io::Result<()> {
+                (**self).set_active(active)
+            }
+
+            fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
+                (**self).set_offloads(offloads)
+            }
+
+            fn send(&self, header: &Header, frame: &[VolatileSlice<'_>]) -> io::Result<Progress<()>> {
+                (**self).send(header, frame)
+            }
+
+            fn flush(&self) -> io::Result<Progress<()>> {
+                (**self).flush()
+            }
+
+            fn receive(&self, room: &[VolatileSlice<'_>], overflow: &mut [u8]) -> io::Result<Progress<Received>> {
+                (**self).receive(room, overflow)
+            }
+        }
+    )*};
+}
+
+forward!(Box<P>, Arc<P>);
+
+/// Bytes of all slices.
+pub(super) fn length(frame: &[VolatileSlice<'_>]) -> usize {
+    frame.iter().map(VolatileSlice::len).sum()
+}
+
+/// Copies from the front of `frame` as much as there is and `data` has room for. How much that was.
+pub(super) fn copy_from(frame: &[VolatileSlice<'_>], data: &mut [u8]) -> usize {
+    let mut done = 0;
+    for slice in frame {
+        if done == data.len() {
+            break;
+        }
+        done += slice.copy_to(&mut data[done..]);
+    }
+    done
+}
+
+/// Copies `data` into `room`, and the rest of it into `overflow`. What fits into neither is cut off.
+pub(super) fn copy_to(data: &[u8], room: &[VolatileSlice<'_>], overflow: &mut [u8]) {
+    let mut rest = data;
+    for slice in room {
+        if rest.is_empty() {
+            return;
+        }
+        let (here, after) = rest.split_at(slice.len().min(rest.len()));
+        slice.copy_from(here);
+        rest = after;
+    }
+    let len = rest.len().min(overflow.len());
+    overflow[..len].copy_from_slice(&rest[..len]);
+}

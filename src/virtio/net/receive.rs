@@ -1,0 +1,570 @@
+//! A receive queue (virtio 1.2, sections 5.1.6.3 and 5.1.6.4).
+
+use std::{
+    mem,
+    sync::{
+        Arc, OnceLock,
+        atomic::Ordering::{Relaxed, SeqCst},
+    },
+};
+
+use vm_memory::VolatileSlice;
+
+use super::{
+    Header, Progress, Received, checksum, filter,
+    hash::{LOOK, Packet},
+    header::MIN_FRAME,
+    port::{copy_from, length},
+    registers::{
+        feature,
+        header::{DATA_VALID, LEN_WITH_HASH},
+    },
+    settings::{NetFrame, Seen, Settings, Shared, frame_buffer},
+};
+use crate::{
+    sync::lock,
+    virtio::{
+        Fault, Handle, QueueHandler, QueueIndex, Round,
+        queue::{Chain, ChainError, OwnedChain, QueueError, Slices},
+    },
+};
+
+/// As many frames that are not for this queue end a round, which nothing else does.
+const OTHERS: u32 = 256;
+
+/// Serves `receiveqN`.
+pub(super) struct Receiver {
+    shared: Arc<Shared>,
+    pair: usize,
+    handle: Arc<OnceLock<Handle>>,
+    seen: Seen,
+    room: Slices,
+    /// What a frame has beyond the first buffer.
+    overflow: Box<[u8]>,
+    /// Buffers that were gathered for the frame that waits first, and are not enough.
+    held: Vec<OwnedChain>,
+}
+
+/// What is to become of a received frame.
+#[derive(Clone, Copy)]
+enum Verdict {
+    /// It is for this queue, with this header.
+    Here(Header, Option<Hash>),
+    /// It is for another one.
+    To(usize),
+    /// Its checksum is to be completed before.
+    Checksum,
+    Filtered,
+    Dropped,
+}
+
+/// The value of a hash, and of which type it is.
+type Hash = (u32, u32);
+
+/// What was done with a received frame while its buffer was at hand.
+enum Taken {
+    /// It is in the buffer.
+    InPlace(Header, Option<Hash>, usize),
+    /// Its beginning fills the buffer, and the rest is beyond.
+    Begun(Begun),
+    /// It was copied, for this queue or another.
+    Copied(usize, NetFrame),
+    Lost(Verdict),
+    Nothing(Option<crate::virtio::Wait>),
+    Failed(std::io::Error),
+}
+
+/// A frame that is longer than the buffer that it was received into.
+struct Begun {
+    /// As it came.
+    header: Header,
+    /// As the guest is told.
+    told: Header,
+    hash: Option<Hash>,
+    /// How much of it is in the buffer.
+    here: usize,
+    len: usize,
+}
+
+/// Whether a frame that waited was delivered.
+enum Delivery {
+    Done,
+    /// There are not enough buffers.
+    NoRoom,
+}
+
+impl Receiver {
+    pub fn new(shared: Arc<Shared>, pair: usize, handle: Arc<OnceLock<Handle>>) -> Self {
+        shared.pairs[pair].receives.store(true, SeqCst);
+        Self {
+            seen: Seen::new(&shared),
+            shared,
+            pair,
+            handle,
+            room: Slices::default(),
+            overflow: frame_buffer(),
+            held: Vec::new(),
+        }
+    }
+
+    fn receive(&mut self, round: &mut Round<'_>) -> Result<(), QueueError> {
+        let mut others = 0;
+        loop {
+            if self.pair >= self.seen.active {
+                self.hand_over();
+                return Ok(());
+            }
+            if self.shared.pairs[self.pair].waits.load(SeqCst) {
+                match self.deliver(round)? {
+                    Delivery::Done => continue,
+                    Delivery::NoRoom => return Ok(()),
+                }
+            }
+            if !self.shared.pairs[self.pair].reads {
+                return Ok(());
+            }
+            if others == OTHERS {
+                self.look(self.pair);
+                return Ok(());
+            }
+            let Some(chain) = round.next()? else {
+                return Ok(());
+            };
+            if !is_buffer(&chain, self.seen.header_len) {
+                chain.refuse()?;
+                continue;
+            }
+            let Ok(taken) = self.take_frame(&chain) else {
+                chain.refuse()?;
+                continue;
+            };
+            match taken {
+                Taken::InPlace(header, hash, len) => match self.write_header(&chain, header, hash, 1) {
+                    Ok(header_len) => chain.put(header_len + len as u32)?,
+                    Err(_) => chain.refuse()?,
+                },
+                Taken::Begun(begun) => {
+                    self.held.push(chain.take());
+                    self.go_on(round, begun)?;
+                }
+                Taken::Copied(pair, frame) => {
+                    self.keep(pair, frame);
+                    others += 1;
+                }
+                Taken::Lost(verdict) => {
+                    self.count(verdict);
+                    others += 1;
+                }
+                Taken::Nothing(wait) => {
+                    wait.into_iter().for_each(|wait| round.wait(wait));
+                    return Ok(());
+                }
+                Taken::Failed(error) => {
+                    self.shared.failures.record(error);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Receives a frame into `chain`, and decides what it is.
+    fn take_frame(&mut self, chain: &Chain<'_, '_>) -> Result<Taken, ChainError> {
+        let Self {
+            shared,
+            pair,
+            seen,
+            room,
+            overflow,
+            ..
+        } = self;
+        let (_, body) = chain.writer().split_at(seen.header_len as u32)?;
+        let mine = &shared.pairs[*pair];
+        body.with_slices(room, |room| {
+            let Received { header, len } = match mine.port.receive(room, overflow) {
+                Ok(Progress::Done(received)) => received,
+                Ok(Progress::Later(wait)) => return Taken::Nothing(wait),
+                Err(error) => return Taken::Failed(error),
+            };
+            let here = length(room);
+            if len > here + overflow.len() {
+                return Taken::Lost(Verdict::Dropped);
+            }
+            // What is not looked at is not cleared.
+            let (mut addresses, mut headers);
+            let look = seen.look.min(len);
+            let start = match look {
+                0 => &[],
+                1..=filter::LOOK => {
+                    addresses = [0; filter::LOOK];
+                    copy_start(room, overflow, &mut addresses[..look])
+                }
+                _ => {
+                    headers = [0; LOOK];
+                    copy_start(room, overflow, &mut headers[..look])
+                }
+            };
+            let copied = |to: usize, change: &dyn Fn(&mut NetFrame)| {
+                let mut data = lock(&shared.pairs[to].backlog).room();
+                data.resize(len, 0);
+                let from_room = copy_from(room, &mut data);
+                data[from_room..].copy_from_slice(&overflow[..len - from_room]);
+                let mut frame = NetFrame { header, data };
+                change(&mut frame);
+                Taken::Copied(to, frame)
+            };
+            match judge(shared, seen, *pair, &header, start, len) {
+                Verdict::Here(header, hash) if len <= here => Taken::InPlace(header, hash, len),
+                // Spread over several buffers.
+                Verdict::Here(told, hash) if seen.settings.has(feature::MRG_RXBUF) => Taken::Begun(Begun {
+                    header,
+                    told,
+                    hash,
+                    here,
+                    len,
+                }),
+                Verdict::Here(..) => Taken::Lost(Verdict::Dropped),
+                Verdict::To(other) => copied(other, &|_| {}),
+                Verdict::Checksum => copied(*pair, &|frame| checksum::complete(&mut frame.header, &mut frame.data)),
+                lost => Taken::Lost(lost),
+            }
+        })
+    }
+
+    /// Delivers the frame that waits first.
+    fn deliver(&mut self, round: &mut Round<'_>) -> Result<Delivery, QueueError> {
+        let Some(mut frame) = self.pop() else {
+            return Ok(Delivery::Done);
+        };
+        let header_len = self.seen.header_len;
+        let mergeable = self.seen.settings.has(feature::MRG_RXBUF);
+        // What was negotiated or set may have changed while it waited.
+        let start = &frame.data[..frame.data.len().min(LOOK)];
+        let verdict = judge_here(&self.seen, &frame.header, start, frame.data.len());
+        let (header, hash) = match verdict {
+            Verdict::Here(header, hash) => (header, hash),
+            Verdict::Checksum => {
+                checksum::complete(&mut frame.header, &mut frame.data);
+                (
+                    Header::default(),
+                    report(&self.seen.settings, Packet::parse(start_of(&frame.data)).as_ref()),
+                )
+            }
+            lost => {
+                self.count(lost);
+                self.recycle(frame);
+                return Ok(Delivery::Done);
+            }
+        };
+        let needed = header_len + frame.data.len();
+        let mut room: usize = self.held.iter().map(|chain| chain.writable_len() as usize).sum();
+        while room < needed {
+            let Some(chain) = round.next()? else {
+                self.put_back(frame);
+                return Ok(Delivery::NoRoom);
+            };
+            let len = chain.writable_len() as usize;
+            if !is_buffer(&chain, header_len) {
+                chain.refuse()?;
+                continue;
+            }
+            if self.held.is_empty() && (len >= needed || !mergeable) {
+                if len < needed {
+                    self.count(Verdict::Dropped);
+                } else {
+                    let written = self.write_header(&chain, header, hash, 1).and_then(|header_len| {
+                        let (_, mut body) = chain.writer().split_at(header_len)?;
+                        body.write(&frame.data)
+                    });
+                    match written {
+                        Ok(()) => chain.put(needed as u32)?,
+                        Err(_) => chain.refuse()?,
+                    }
+                }
+                self.recycle(frame);
+                return Ok(Delivery::Done);
+            }
+            room += len;
+            self.held.push(chain.take());
+        }
+        self.spread(round, 0, &frame.data, header, hash)?;
+        self.recycle(frame);
+        Ok(Delivery::Done)
+    }
+
+    /// A frame fills its first buffer, which is held, and the rest of it is beyond: gathers buffers for that, or has all of it wait.
+    fn go_on(&mut self, round: &mut Round<'_>, begun: Begun) -> Result<(), QueueError> {
+        let Begun {
+            header,
+            told,
+            hash,
+            here,
+            len,
+        } = begun;
+        let header_len = self.seen.header_len;
+        let mut room = header_len + here;
+        while room < header_len + len {
+            let Some(chain) = round.next()? else {
+                let data = self.begun(here, len);
+                self.put_back(NetFrame { header, data });
+                self.shared.pairs[self.pair].waits.store(true, SeqCst);
+                return Ok(());
+            };
+            if !is_buffer(&chain, header_len) {
+                chain.refuse()?;
+                continue;
+            }
+            room += chain.writable_len() as usize;
+            self.held.push(chain.take());
+        }
+        let overflow = mem::take(&mut self.overflow);
+        let spread = self.spread(round, here, &overflow[..len - here], told, hash);
+        self.overflow = overflow;
+        spread
+    }
+
+    /// All of a frame whose beginning is in the first buffer that is held.
+    fn begun(&mut self, here: usize, len: usize) -> Vec<u8> {
+        let mut data = lock(&self.shared.pairs[self.pair].backlog).room();
+        data.resize(len, 0);
+        if let Some(first) = self.held.first() {
+            let body = first.writer().split_at(self.seen.header_len as u32);
+            // Memory that is taken away takes the frame with it.
+            let _ =
+                body.and_then(|(_, body)| body.with_slices(&mut self.room, |room| copy_from(room, &mut data[..here])));
+        }
+        data[here..].copy_from_slice(&self.overflow[..len - here]);
+        data
+    }
+
+    /// Spreads a frame over the buffers that are held, all but the last of which it fills (section 5.1.6.4.1). Its first `done` bytes
+    /// are in place.
+    fn spread(
+        &mut self,
+        round: &mut Round<'_>,
+        done: usize,
+        mut data: &[u8],
+        header: Header,
+        hash: Option<Hash>,
+    ) -> Result<(), QueueError> {
+        let mut held = mem::take(&mut self.held);
+        let buffers = held.len() as u16;
+        for (number, chain) in held.drain(..).enumerate() {
+            let mut room = chain.writer();
+            let mut written = 0;
+            if number == 0 {
+                let bytes = header_bytes(header, hash, buffers);
+                // Memory that is taken away takes the frame with it.
+                let _ = room.write(&bytes[..self.seen.header_len]);
+                written = self.seen.header_len + done;
+            }
+            let free = chain.writable_len() as usize - written;
+            let (here, rest) = data.split_at(data.len().min(free));
+            let _ = room.write(here);
+            written += here.len();
+            data = rest;
+            round.put(chain, written as u32)?;
+        }
+        self.held = held;
+        // All at once.
+        round.publish()
+    }
+
+    fn write_header(
+        &self,
+        chain: &Chain<'_, '_>,
+        header: Header,
+        hash: Option<Hash>,
+        buffers: u16,
+    ) -> Result<u32, ChainError> {
+        let len = self.seen.header_len;
+        chain.writer().write(&header_bytes(header, hash, buffers)[..len])?;
+        Ok(len as u32)
+    }
+
+    fn pop(&self) -> Option<NetFrame> {
+        let pair = &self.shared.pairs[self.pair];
+        let mut backlog = lock(&pair.backlog);
+        let frame = backlog.pop();
+        if frame.is_none() {
+            pair.waits.store(false, SeqCst);
+        }
+        frame
+    }
+
+    fn put_back(&self, frame: NetFrame) {
+        lock(&self.shared.pairs[self.pair].backlog).put_back(frame);
+    }
+
+    fn recycle(&self, frame: NetFrame) {
+        lock(&self.shared.pairs[self.pair].backlog).recycle(frame.data);
+    }
+
+    /// Has a frame wait for a queue.
+    fn keep(&self, pair: usize, frame: NetFrame) {
+        let to = &self.shared.pairs[pair];
+        if pair == self.pair {
+            // The next of this round.
+            lock(&to.backlog).put_back(frame);
+            to.waits.store(true, SeqCst);
+        } else if to.receives.load(SeqCst) && lock(&to.backlog).push(frame, self.shared.options.backlog) {
+            if !to.waits.swap(true, SeqCst) {
+                self.look(pair);
+            }
+        } else {
+            self.count(Verdict::Dropped);
+        }
+    }
+
+    /// This queue is not in use any more: what waits for it is for the first.
+    fn hand_over(&mut self) {
+        self.held.clear();
+        while let Some(frame) = self.pop() {
+            self.keep(0, frame);
+        }
+    }
+
+    fn look(&self, pair: usize) {
+        if let Some(handle) = self.handle.get() {
+            handle.look(QueueIndex(pair as u16 * 2));
+        }
+    }
+
+    fn count(&self, verdict: Verdict) {
+        let counters = &self.shared.counters;
+        let counter = match verdict {
+            Verdict::Filtered => &counters.filtered,
+            _ if !self.seen.settings.link_up => &counters.link_down,
+            _ => &counters.dropped,
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+}
+
+/// Whether a chain can be one of the buffers of a frame: all of it is for the device to write, and "each buffer MUST be at least the
+/// size of the struct virtio_net_hdr" (section 5.1.6.3.1).
+fn is_buffer(chain: &Chain<'_, '_>, header_len: usize) -> bool {
+    chain.readable().is_empty() && chain.writable_len() as usize >= header_len
+}
+
+fn start_of(data: &[u8]) -> &[u8] {
+    &data[..data.len().min(LOOK)]
+}
+
+/// The first bytes of a frame that was received, as many as `start` has room for.
+fn copy_start<'a>(room: &[VolatileSlice<'_>], overflow: &[u8], start: &'a mut [u8]) -> &'a [u8] {
+    let from_room = copy_from(room, start);
+    let rest = start.len() - from_room;
+    start[from_room..].copy_from_slice(&overflow[..rest]);
+    start
+}
+
+/// What is to become of a frame of `len` bytes that begins with `start`.
+fn judge(shared: &Shared, seen: &Seen, pair: usize, header: &Header, start: &[u8], len: usize) -> Verdict {
+    if !seen.open && !seen.settings.filter.lets_through(start, seen.own_mac, seen.in_force) {
+        return Verdict::Filtered;
+    }
+    match steer(shared, seen, pair, start) {
+        Some(to) if to == pair => judge_here(seen, header, start, len),
+        Some(to) => Verdict::To(to),
+        None => Verdict::Dropped,
+    }
+}
+
+/// As [`judge`], of a frame that is for this queue.
+fn judge_here(seen: &Seen, header: &Header, start: &[u8], len: usize) -> Verdict {
+    if !seen.settings.link_up || len < MIN_FRAME {
+        return Verdict::Dropped;
+    }
+    if let Some(mtu) = seen.mtu
+        && !header.is_large()
+    {
+        let tag = if start.get(12..14) == Some(&[0x81, 0x00]) { 4 } else { 0 };
+        if len > mtu + MIN_FRAME + tag {
+            return Verdict::Dropped;
+        }
+    }
+    if header.needs_checksum() && !seen.guest.checksum && !header.is_large() {
+        return Verdict::Checksum;
+    }
+    let Ok(mut checked) = header.checked(len, seen.guest) else {
+        return Verdict::Dropped;
+    };
+    if seen.guest.checksum {
+        checked.flags |= header.flags & DATA_VALID;
+    }
+    let hash = match seen.settings.hash.is_some() {
+        true => report(&seen.settings, Packet::parse(start).as_ref()),
+        false => None,
+    };
+    Verdict::Here(checked, hash)
+}
+
+fn report(settings: &Settings, packet: Option<&Packet<'_>>) -> Option<Hash> {
+    let hashing = settings
+        .hash
+        .as_deref()
+        .filter(|_| settings.has(feature::HASH_REPORT))?;
+    packet?.hash(hashing.types, &hashing.toeplitz)
+}
+
+/// For which queue pair a frame is (sections 5.1.6.5.6 and 5.1.6.5.7); `None` if for one that is not there.
+fn steer(shared: &Shared, seen: &Seen, pair: usize, start: &[u8]) -> Option<usize> {
+    if let Some(hashing) = seen.settings.hash.as_deref()
+        && let Some(steering) = &hashing.steering
+    {
+        let packet = Packet::parse(start);
+        let to = match packet.and_then(|packet| packet.hash(hashing.types, &hashing.toeplitz)) {
+            Some((hash, _)) => steering.table[hash as usize & (steering.table.len() - 1)],
+            None => steering.unclassified,
+        };
+        let there = shared.pairs.get(usize::from(to))?.receives.load(SeqCst);
+        return there.then_some(to.into());
+    }
+    if !seen.steers {
+        return Some(pair);
+    }
+    let flow = Packet::parse(start).and_then(|packet| shared.flow(&packet));
+    let to = flow.map_or(pair, usize::from);
+    let there = to < seen.active && shared.pairs[to].receives.load(SeqCst);
+    Some(if there { to } else { pair })
+}
+
+fn header_bytes(header: Header, hash: Option<Hash>, buffers: u16) -> [u8; LEN_WITH_HASH] {
+    let header = Header {
+        num_buffers: buffers,
+        ..header
+    };
+    let mut bytes = [0; LEN_WITH_HASH];
+    bytes[..12].copy_from_slice(&header.to_bytes());
+    if let Some((value, kind)) = hash {
+        bytes[12..16].copy_from_slice(&value.to_le_bytes());
+        // The type `1 << n` is reported as `n + 1` (section 5.1.6.4.4).
+        bytes[16..18].copy_from_slice(&(kind.trailing_zeros() as u16 + 1).to_le_bytes());
+    }
+    bytes
+}
+
+impl QueueHandler for Receiver {
+    fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
+        let shared = Arc::clone(&self.shared);
+        let entered = shared.enter(self.pair);
+        self.seen.refresh(&shared, entered.generation);
+        let received = self.receive(round);
+        // Before those who wait for this round believe that it is over.
+        let published = round.publish();
+        drop(entered);
+        received?;
+        Ok(published?)
+    }
+
+    /// The frame that they were for is in the backlog.
+    fn pause(&mut self) {
+        self.held.clear();
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.shared.pairs[self.pair].receives.store(false, SeqCst);
+    }
+}
