@@ -27,7 +27,7 @@ pub(super) struct Held {
 impl Held {
     /// Gives it back, with the number of bytes that were written into it; or untouched.
     #[inline(always)]
-    fn end(self, written: Option<u32>) {
+    pub fn end(self, written: Option<u32>) {
         let Self {
             outline,
             segments,
@@ -43,6 +43,14 @@ impl Held {
 impl OwnedChain {
     pub(super) fn new(held: Held) -> Self {
         Self(Some(held))
+    }
+
+    #[inline]
+    pub(super) fn into_held(mut self) -> Option<Held> {
+        let held = self.0.take();
+        // Nothing is left to drop.
+        mem::forget(self);
+        held
     }
 
     fn held(&self) -> &Held {
@@ -91,11 +99,8 @@ impl OwnedChain {
 
     /// Gives the chain back, as [`Chain::complete`](super::Chain::complete) does. A ring that is no longer in guest memory is told of
     /// by the next round.
-    pub fn complete(mut self, written: u32) {
-        let held = self.0.take();
-        // Nothing is left to drop.
-        mem::forget(self);
-        if let Some(held) = held {
+    pub fn complete(self, written: u32) {
+        if let Some(held) = self.into_held() {
             held.end(Some(written));
         }
     }

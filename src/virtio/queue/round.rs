@@ -6,9 +6,10 @@ use std::{
 };
 
 use super::{
-    Chain, ChainError, Gone, QueueError, QueueIndex,
+    Chain, ChainError, Gone, OwnedChain, QueueError, QueueIndex,
     area::{FlatRing, FlatView, View},
     chain::{MAX_SEGMENTS, Outline, Pool, Segments},
+    owned::Held,
     split::{Available, Look},
     used::{Shared, Used},
 };
@@ -416,21 +417,25 @@ impl<'q> Round<'q> {
     ///
     /// # Errors
     /// As [`Chain::complete`].
-    pub fn put(&mut self, mut chain: OwnedChain, written: u32) -> Result<(), QueueError> {
-        if !Arc::ptr_eq(&chain.shared, self.counted) {
+    pub fn put(&mut self, chain: OwnedChain, written: u32) -> Result<(), QueueError> {
+        let held = match chain.into_held() {
+            Some(held) if Arc::ptr_eq(&held.shared, self.counted) => held,
             // Of another queue, which shows it at once.
-            chain.complete(written);
-            return Ok(());
-        }
-        let Some((body, pin)) = chain.held.take() else {
-            return Ok(());
+            held => {
+                held.into_iter().for_each(|held| held.end(Some(written)));
+                return Ok(());
+            }
         };
+        let Held {
+            outline,
+            segments,
+            pin,
+            shared: _,
+        } = held;
         drop(pin);
         let view = self.view;
-        match self.with_used(|shared, used| shared.put_taken(used, view, body, written)) {
-            Ok(()) => Ok(()),
-            Err(Gone) => Err(self.shared.gone()),
-        }
+        let put = self.with_used(|shared, used| shared.put_taken(used, view, &outline, segments, written));
+        put.map_err(|Gone| self.shared.gone())
     }
 
     /// The handler leaves something undone, and is to look again once this is there: whoever runs the device sees to that. In a

@@ -270,7 +270,7 @@ impl Shared {
 
     /// A chain that was taken comes back, with the number of bytes that were written into it; or untouched.
     #[inline(always)]
-    pub fn give_back(&self, outline: &Outline, mut segments: Segments, written: Option<u32>) {
+    pub fn give_back(&self, outline: &Outline, segments: Segments, written: Option<u32>) {
         let _done = Done(&self.word);
         let mut used = lock(&self.used);
         let signal = match written {
@@ -287,12 +287,7 @@ impl Shared {
                 false
             }
         };
-        if outline.spilled() != 0 {
-            self.spilled.fetch_sub(outline.spilled(), Ordering::SeqCst);
-            segments.shrink();
-        }
-        // As many as were in flight at a time, which is bounded by the queue.
-        used.pool.push(segments);
+        self.is_back(&mut used, outline, segments);
         drop(used);
         if signal {
             self.signal();
@@ -300,16 +295,30 @@ impl Shared {
     }
 
     /// Puts a chain that was taken into the used ring, by who serves the queue: the driver does not see it yet.
-    pub fn put_taken(&self, used: &mut Used, view: &View, mut body: Box<Body>, written: u32) -> Result<(), Gone> {
+    pub fn put_taken(
+        &self,
+        used: &mut Used,
+        view: &View,
+        outline: &Outline,
+        segments: Segments,
+        written: u32,
+    ) -> Result<(), Gone> {
         let _done = Done(&self.word);
-        used.ring.put(view, body.head, written.min(body.writable_len))?;
-        self.forget(body.head);
-        if body.spilled() != 0 {
-            self.spilled.fetch_sub(body.spilled(), Ordering::SeqCst);
-            body.shrink();
-        }
-        used.pool.push(body);
+        used.ring.put(view, outline.head, written.min(outline.writable_len))?;
+        self.forget(outline.head);
+        self.is_back(used, outline, segments);
         Ok(())
+    }
+
+    /// Keeps the room of a chain that came back for another.
+    #[inline]
+    fn is_back(&self, used: &mut Used, outline: &Outline, mut segments: Segments) {
+        if outline.spilled() != 0 {
+            self.spilled.fetch_sub(outline.spilled(), Ordering::SeqCst);
+            segments.shrink();
+        }
+        // As many as were in flight at a time, which is bounded by the queue.
+        used.pool.push(segments);
     }
 
     /// Puts a chain into the used ring and shows it. Whether the driver is to be told. If the ring is no longer in guest memory, the
