@@ -10,11 +10,14 @@
 //! [`guide`] tells how to write a device.
 
 pub mod block;
+pub mod console;
 pub mod device;
 pub mod entropy;
 mod failures;
 pub mod features;
 pub mod guide;
+#[cfg(unix)]
+mod host_io;
 pub mod queue;
 mod run;
 mod state;

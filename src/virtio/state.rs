@@ -1,6 +1,6 @@
 //! What devices keep for their guests, as plain data.
 
-use super::{block::BlockState, entropy::EntropyState};
+use super::{block::BlockState, console::ConsoleState, entropy::EntropyState};
 
 /// The state of a device without its transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,6 +10,8 @@ pub enum DeviceState {
     None,
     /// A [block device](super::block::Block).
     Block(BlockState),
+    /// A [console device](super::console::Console).
+    Console(ConsoleState),
     /// An [entropy device](super::entropy::Entropy).
     Entropy(EntropyState),
     /// A device of somebody else.
@@ -26,6 +28,7 @@ impl DeviceState {
         match self {
             Self::None => "none",
             Self::Block(_) => "a block device's",
+            Self::Console(_) => "a console device's",
             Self::Entropy(_) => "an entropy device's",
             Self::Other { .. } => "one of a foreign format",
         }
