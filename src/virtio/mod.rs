@@ -22,6 +22,7 @@ pub mod queue;
 mod run;
 mod state;
 pub mod transport;
+pub mod vsock;
 mod wait;
 
 pub use device::{DeviceId, Handle, QueueHandler, SharedMemoryRegion, VirtioDevice};

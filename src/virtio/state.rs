@@ -1,6 +1,6 @@
 //! What devices keep for their guests, as plain data.
 
-use super::{block::BlockState, console::ConsoleState, entropy::EntropyState};
+use super::{block::BlockState, console::ConsoleState, entropy::EntropyState, vsock::VsockState};
 
 /// The state of a device without its transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub enum DeviceState {
     Console(ConsoleState),
     /// An [entropy device](super::entropy::Entropy).
     Entropy(EntropyState),
+    /// A [socket device](super::vsock::Vsock).
+    Vsock(VsockState),
     /// A device of somebody else.
     Other {
         /// Of the format of `data`: the device knows it.
@@ -30,6 +32,7 @@ impl DeviceState {
             Self::Block(_) => "a block device's",
             Self::Console(_) => "a console device's",
             Self::Entropy(_) => "an entropy device's",
+            Self::Vsock(_) => "a socket device's",
             Self::Other { .. } => "one of a foreign format",
         }
     }
