@@ -7,4 +7,9 @@ mod ring;
 
 mod support;
 
+mod credit;
+mod refusals;
+mod seqpackets;
+mod shutdown;
+mod state;
 mod streams;

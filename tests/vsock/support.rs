@@ -21,6 +21,9 @@ pub const RW: u16 = 5;
 pub const CREDIT_UPDATE: u16 = 6;
 pub const CREDIT_REQUEST: u16 = 7;
 
+/// No packet.
+pub const NONE: [u16; 0] = [];
+
 pub const STREAM: u16 = 1;
 pub const SEQPACKET: u16 = 2;
 pub const NO_MORE_RECEIVE: u32 = 1;
@@ -183,7 +186,13 @@ impl World {
         let mut packets = Vec::new();
         loop {
             self.guest.run();
-            packets.extend(self.guest.received(RX).iter().map(|bytes| Packet::decode(bytes)));
+            let used = self.guest.received(RX);
+            // What was no buffer comes back empty.
+            packets.extend(
+                used.iter()
+                    .filter(|bytes| !bytes.is_empty())
+                    .map(|bytes| Packet::decode(bytes)),
+            );
             let ring = &self.guest.rings[usize::from(RX)];
             if ring.avail_idx().wrapping_sub(ring.used_idx()) >= 2 {
                 return packets;
