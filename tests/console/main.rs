@@ -7,4 +7,8 @@ mod ring;
 
 mod support;
 
+mod multiport;
+#[cfg(unix)]
+mod peers;
 mod single_port;
+mod state;

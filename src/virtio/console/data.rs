@@ -46,7 +46,7 @@ impl QueueHandler for Receive {
         let Some(View {
             peer,
             open,
-            known: true,
+            in_use: true,
             guest_open,
             ..
         }) = shared.observe(*port)
@@ -198,7 +198,7 @@ impl QueueHandler for Transmit {
         let Some(View {
             peer,
             open,
-            known: true,
+            in_use: true,
             unheard,
             ..
         }) = self.shared.observe(self.port)

@@ -71,6 +71,8 @@ pub(super) struct Plugged {
     port: Port,
     /// Somebody was at the other end when this was last asked.
     open: bool,
+    /// That was asked.
+    asked: bool,
     /// Somebody has come, whose size was not asked yet.
     unasked: bool,
 }
@@ -99,8 +101,8 @@ pub(super) enum Message {
 pub(super) struct View {
     pub peer: Arc<dyn Peer>,
     pub open: bool,
-    /// The driver knows the port as what is plugged in, or there is but one.
-    pub known: bool,
+    /// The driver uses what is plugged in: it has set the port up as that, or there is but one.
+    pub in_use: bool,
     pub guest_open: bool,
     pub unheard: Unheard,
 }
@@ -122,7 +124,7 @@ impl Slot {
         }
     }
 
-    /// Whether the driver was told of what is plugged in.
+    /// Whether what is plugged in is what the driver was told of.
     fn is_known(&self) -> bool {
         let told = self.told.as_ref().map(|told| told.generation);
         told.is_some() && told == self.plugged.as_ref().map(|plugged| plugged.generation)
@@ -142,6 +144,7 @@ impl Slot {
             return false;
         };
         let open = plugged.port.peer.is_open();
+        plugged.asked = true;
         if open == plugged.open {
             return false;
         }
@@ -189,7 +192,7 @@ impl Slot {
     }
 
     /// What the driver is to be told next.
-    fn message(&self, device_ready: bool) -> Option<Message> {
+    fn message(&mut self, device_ready: bool) -> Option<Message> {
         let generation = self.plugged.as_ref().map(|plugged| plugged.generation);
         if !device_ready {
             return None;
@@ -198,6 +201,9 @@ impl Slot {
             && Some(told.generation) != generation
         {
             return Some(Message::Remove);
+        }
+        if self.plugged.as_ref().is_some_and(|plugged| !plugged.asked) {
+            self.observe();
         }
         let Plugged { port, open, .. } = self.plugged.as_ref()?;
         if self.told.is_none() {
@@ -345,13 +351,14 @@ impl Shared {
         let mut slot = self.slot(port)?;
         let changed = slot.observe();
         let multiport = self.is_multiport();
-        let (known, guest_open) = (!multiport || slot.is_known(), !multiport || slot.guest_open);
+        let in_use = !multiport || slot.ready && slot.is_known();
+        let guest_open = !multiport || slot.guest_open;
         let plugged = slot.plugged.as_mut()?;
         let unasked = std::mem::take(&mut plugged.unasked);
         let view = View {
             peer: Arc::clone(&plugged.port.peer),
             open: plugged.open,
-            known,
+            in_use,
             guest_open,
             unheard: plugged.port.unheard,
         };
@@ -438,6 +445,7 @@ impl Shared {
             generation: self.generation.fetch_add(1, Ordering::SeqCst) + 1,
             port,
             open: false,
+            asked: false,
             unasked: false,
         });
         drop(slot);
