@@ -2,6 +2,9 @@
 
 #[path = "../support/machine.rs"]
 mod machine;
+#[cfg(unix)]
+#[path = "../support/poll.rs"]
+mod poll;
 #[path = "../support/ring.rs"]
 mod ring;
 

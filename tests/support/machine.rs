@@ -248,29 +248,9 @@ impl<D: VirtioDevice + 'static> Machine<D> {
         self.transport().waits(QueueIndex(queue))
     }
 
-    /// As an event loop does: looks at each queue that waits for a descriptor that is ready, or for a time that has come, until none
-    /// does. Whether there was any.
-    #[cfg(unix)]
-    pub fn poll(&self, now: Duration) -> bool {
-        let mut any = false;
-        for _ in 0..1000 {
-            self.run();
-            let all = self.bell.0.lock().unwrap().clone();
-            let mut due = Vec::new();
-            for (queue, waits) in all {
-                if waits.iter().any(|wait| is_over(*wait, now)) {
-                    due.push(queue);
-                }
-            }
-            if due.is_empty() {
-                return any;
-            }
-            any = true;
-            for queue in due {
-                self.transport().process(queue);
-            }
-        }
-        panic!("it never comes to rest");
+    /// What all queues wait for, as the doorbell was told.
+    pub fn all_waits(&self) -> Vec<(QueueIndex, Vec<Wait>)> {
+        self.bell.0.lock().unwrap().clone()
     }
 
     // Buffers.
@@ -295,6 +275,12 @@ impl<D: VirtioDevice + 'static> Machine<D> {
         let at = self.next[queue];
         self.next[queue] += len as u64;
         at
+    }
+
+    /// How many descriptors of a queue are not in use, if no chain has more than three.
+    pub fn free(&self, queue: u16) -> u16 {
+        let ring = &self.rings[usize::from(queue)];
+        SIZE.saturating_sub(3 * ring.avail_idx().wrapping_sub(ring.used_idx()))
     }
 
     /// Makes a chain available and kicks.
@@ -366,28 +352,18 @@ impl<D: VirtioDevice + 'static> Machine<D> {
     }
 
     /// The same with this state.
-    pub fn try_move(self, device: D, state: &SavedDevice) -> Result<Self, RestoreError> {
+    pub fn try_move(mut self, device: D, state: &SavedDevice) -> Result<Self, RestoreError> {
         let mut other = Self::in_memory(self.bus, device, Arc::clone(&self.memory));
         other.transport().restore(state)?;
-        other.rings = self.rings;
-        other.next = self.next;
+        other.take_driver(&mut self);
         other.transport().resume();
         other.run();
         Ok(other)
     }
-}
 
-#[cfg(unix)]
-fn is_over(wait: Wait, now: Duration) -> bool {
-    let poll = |fd, events| {
-        let mut polled = libc::pollfd { fd, events, revents: 0 };
-        // SAFETY: one structure, which is there for the call; it does not wait.
-        unsafe { libc::poll(&mut polled, 1, 0) == 1 }
-    };
-    match wait {
-        Wait::Readable(fd) => poll(fd, libc::POLLIN),
-        Wait::Writable(fd) => poll(fd, libc::POLLOUT),
-        Wait::Until(time) => time <= now,
-        _ => false,
+    /// The driver of `other` is this one's.
+    pub fn take_driver(&mut self, other: &mut Self) {
+        self.rings = std::mem::take(&mut other.rings);
+        self.next = std::mem::take(&mut other.next);
     }
 }

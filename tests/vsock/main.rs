@@ -2,6 +2,9 @@
 
 #[path = "../support/machine.rs"]
 mod machine;
+#[cfg(unix)]
+#[path = "../support/poll.rs"]
+mod poll;
 #[path = "../support/ring.rs"]
 mod ring;
 
@@ -13,3 +16,5 @@ mod seqpackets;
 mod shutdown;
 mod state;
 mod streams;
+#[cfg(target_os = "linux")]
+mod unix;

@@ -346,7 +346,9 @@ impl Flow {
     pub fn ready(&mut self, ready: Ready) {
         self.readable |= ready.readable;
         self.writable |= ready.writable;
-        if self.read_ended && !self.write_ended && self.stream.as_ref().is_some_and(|stream| stream.is_gone()) {
+        // Of one that the guest sends nothing more to, it does not matter.
+        let matters = self.read_ended && !self.write_ended && self.guest_shut & SHUTDOWN_SEND == 0;
+        if matters && self.stream.as_ref().is_some_and(|stream| stream.is_gone()) {
             self.write_ended = true;
             let lost = self.outbound.clear();
             self.forwarded(lost);

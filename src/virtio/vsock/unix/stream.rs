@@ -113,27 +113,22 @@ impl UnixEnd {
     }
 }
 
-/// Calls `f` with the first `len` bytes of `slices`, or fewer.
+/// Calls `f` with the first `len` bytes of `slices`, which are some, or with fewer, but some.
 fn with_first<R>(slices: &[VolatileSlice<'_>], len: usize, f: impl FnOnce(&[VolatileSlice<'_>]) -> R) -> R {
-    let mut left = len;
-    let whole = slices
-        .iter()
-        .take_while(|slice| {
-            let fits = slice.len() <= left;
-            left -= if fits { slice.len() } else { 0 };
-            fits
-        })
-        .count();
-    if whole != 0 || left == 0 {
-        return f(&slices[..whole]);
+    let mut sum = 0;
+    let whole = slices.iter().take_while(|slice| {
+        sum += slice.len();
+        sum <= len
+    });
+    let whole = &slices[..whole.count()];
+    if whole.iter().any(|slice| !slice.is_empty()) {
+        return f(whole);
     }
-    // All of it is in the first one that has any.
-    let first: Vec<_> = slices
-        .iter()
-        .take(1)
-        .filter_map(|slice| slice.subslice(0, left).ok())
-        .collect();
-    f(&first)
+    // All of it is in the next.
+    match slices.get(whole.len()).and_then(|slice| slice.subslice(0, len).ok()) {
+        Some(part) => f(&[part]),
+        None => f(whole),
+    }
 }
 
 impl Stream for UnixEnd {
