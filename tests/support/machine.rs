@@ -48,12 +48,16 @@ enum Registers<D> {
 }
 
 /// Nobody hears messages.
-struct NoMessages;
+pub struct NoMessages;
 
 impl MsiSink for NoMessages {
     fn send(&self, _: RequesterId, _: MsiMessage) -> io::Result<()> {
         Ok(())
     }
+}
+
+pub fn no_messages() -> SinkVectors<NoMessages> {
+    SinkVectors::new(Arc::new(NoMessages))
 }
 
 /// Keeps what queues wait for.
@@ -100,7 +104,7 @@ impl<D: VirtioDevice + 'static> Machine<D> {
                 Registers::Mmio(Arc::new(device.with_doorbell(bell.clone())))
             }
             Bus::Pci => {
-                let vectors = Arc::new(SinkVectors::new(Arc::new(NoMessages)));
+                let vectors = Arc::new(no_messages());
                 let slot = Slot::new(DeviceFunction::new(3, 0).unwrap(), Box::new(NoInterrupt), vectors);
                 let device = VirtioPci::new(device, Arc::clone(&memory), slot).unwrap();
                 let device = Arc::new(device.with_doorbell(bell.clone()));
