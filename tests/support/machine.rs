@@ -138,6 +138,14 @@ impl<D: VirtioDevice + 'static> Machine<D> {
         }
     }
 
+    /// The same, for other threads.
+    pub fn shared(&self) -> Arc<dyn VirtioTransport> {
+        match &self.registers {
+            Registers::Mmio(device) => Arc::clone(device) as _,
+            Registers::Pci(device) => Arc::clone(device) as _,
+        }
+    }
+
     pub fn with_device<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
         match &self.registers {
             Registers::Mmio(device) => device.with_device(f),

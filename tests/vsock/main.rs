@@ -33,6 +33,7 @@ mod seqpackets;
 mod shutdown;
 mod state;
 mod streams;
+mod threads;
 #[cfg(target_os = "linux")]
 mod unix;
 #[cfg(feature = "recorder")]

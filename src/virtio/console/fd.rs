@@ -260,3 +260,39 @@ pub(super) fn set_raw(fd: RawFd, mut modes: libc::termios) -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Pty, *};
+
+    #[test]
+    fn a_terminal_is_raw_for_as_long_as_it_is_used() {
+        let Ok(pty) = Pty::open() else {
+            eprintln!("skipped: there are no pseudo-terminals");
+            return;
+        };
+        let terminal = std::fs::File::options().read(true).write(true).open(pty.path());
+        let terminal = OwnedFd::from(terminal.unwrap());
+        let modes = |fd: &OwnedFd| {
+            // SAFETY: a structure of plain numbers, which the call fills.
+            unsafe {
+                let mut modes: libc::termios = std::mem::zeroed();
+                assert_eq!(libc::tcgetattr(fd.as_raw_fd(), &mut modes), 0);
+                modes
+            }
+        };
+        let mut cooked = modes(&terminal);
+        cooked.c_lflag |= libc::ECHO | libc::ICANON;
+        // SAFETY: the structure is there for the call.
+        assert_eq!(
+            unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &cooked) },
+            0
+        );
+        let raw = Raw::new(terminal.try_clone().unwrap()).unwrap();
+        assert_eq!(modes(&terminal).c_lflag & (libc::ECHO | libc::ICANON), 0);
+        drop(raw);
+        assert_ne!(modes(&terminal).c_lflag & libc::ECHO, 0);
+        let (pipe, _end) = io::pipe().unwrap();
+        assert!(Raw::new(OwnedFd::from(pipe)).unwrap().is_none());
+    }
+}

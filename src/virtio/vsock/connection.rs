@@ -97,6 +97,14 @@ pub(super) struct Flow {
     pub deadline_noted: Option<Duration>,
 }
 
+/// What the tx queue keeps from one packet to the next.
+#[derive(Default)]
+pub(super) struct Room {
+    slices: Slices,
+    /// Data on its way to be held.
+    bytes: Vec<u8>,
+}
+
 /// What came of an attempt to make a packet.
 pub(super) enum Produced {
     /// Nothing is to be said.
@@ -209,7 +217,7 @@ impl Flow {
         &mut self,
         header: &Header,
         chain: &Chain<'_, '_>,
-        room: &mut Slices,
+        room: &mut Room,
         options: &VsockOptions,
         failures: &FailureLog,
     ) -> Result<(), ChainError> {
@@ -244,7 +252,8 @@ impl Flow {
             && let Err(error) = stream.established(port)
         {
             failures.record(error);
-            (self.read_ended, self.write_ended) = (true, true);
+            // What it has sent before it went is still there.
+            self.write_ended = true;
         }
     }
 
@@ -252,7 +261,7 @@ impl Flow {
         &mut self,
         header: &Header,
         chain: &Chain<'_, '_>,
-        room: &mut Slices,
+        room: &mut Room,
         options: &VsockOptions,
         failures: &FailureLog,
     ) -> Result<(), ChainError> {
@@ -288,7 +297,7 @@ impl Flow {
         if !done && self.writable && self.outbound.is_empty() {
             let data = chain.reader().split_at(HEADER as u32)?.1.split_at(len)?.0;
             let Some(stream) = &self.stream else { return Ok(()) };
-            match data.with_slices(room, |slices| stream.write(slices, boundary))? {
+            match data.with_slices(&mut room.slices, |slices| stream.write(slices, boundary))? {
                 Ok(written) => {
                     taken = len.min(u32::try_from(written).unwrap_or(len));
                     done = taken == len;
@@ -307,10 +316,14 @@ impl Flow {
             (_, true) => self.forwarded(len - taken),
             (true, false) => {}
             (false, false) => {
-                let mut rest = vec![0; (len - taken) as usize];
-                chain.reader().split_at(HEADER as u32 + taken)?.1.read(&mut rest)?;
+                room.bytes.resize((len - taken) as usize, 0);
+                chain
+                    .reader()
+                    .split_at(HEADER as u32 + taken)?
+                    .1
+                    .read(&mut room.bytes)?;
                 self.outbound
-                    .push(&rest, (self.kind == SocketKind::Seqpacket).then_some(boundary));
+                    .push(&room.bytes, (self.kind == SocketKind::Seqpacket).then_some(boundary));
             }
         }
         self.tell_credit(options);

@@ -3,22 +3,19 @@
 use std::{io, sync::Arc};
 
 use super::{
-    connection::{Key, Phase},
+    connection::{Key, Phase, Room},
     registers::{HEADER, HOST_CID, Header, TX, op},
     table::Shared,
 };
 use crate::{
     sync::lock,
-    virtio::{
-        Fault, QueueHandler, Round,
-        queue::{Chain, Slices},
-    },
+    virtio::{Fault, QueueHandler, Round, queue::Chain},
 };
 
 /// Serves `tx`. A packet never waits for room in the rx queue, but for one more refusal than can be kept.
 pub(super) struct Transmit {
     shared: Arc<Shared>,
-    room: Slices,
+    room: Room,
 }
 
 /// What became of a packet.
@@ -32,7 +29,7 @@ enum Taken {
 
 impl Transmit {
     pub fn new(shared: Arc<Shared>) -> Self {
-        let room = Slices::default();
+        let room = Room::default();
         Self { shared, room }
     }
 
