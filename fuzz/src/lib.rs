@@ -5,6 +5,10 @@
 //! nothing is lost, that outputs follow from the state, that a state which was saved is taken back and is then the same.
 //! A panic anywhere is a finding. Run with `fuzz/run SECONDS [TARGET...]`.
 
+#[path = "../../tests/support/machine.rs"]
+pub mod machine;
+#[path = "../../tests/support/ring.rs"]
+pub mod ring;
 pub mod virtio;
 
 use std::{

@@ -16,8 +16,12 @@ impl DeviceId {
     pub const NET: Self = Self(1);
     /// Block device (section 5.2).
     pub const BLOCK: Self = Self(2);
+    /// Console device (section 5.3).
+    pub const CONSOLE: Self = Self(3);
     /// Entropy device (section 5.4).
     pub const ENTROPY: Self = Self(4);
+    /// Socket device (section 5.10).
+    pub const SOCKET: Self = Self(19);
 }
 
 /// A shared memory region of a device (virtio 1.2, section 2.10), as the driver is told of it.

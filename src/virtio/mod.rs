@@ -10,16 +10,20 @@
 //! [`guide`] tells how to write a device.
 
 pub mod block;
+pub mod console;
 pub mod device;
 pub mod entropy;
 mod failures;
 pub mod features;
 pub mod guide;
+#[cfg(unix)]
+mod host_io;
 pub mod net;
 pub mod queue;
 mod run;
 mod state;
 pub mod transport;
+pub mod vsock;
 mod wait;
 
 pub use device::{DeviceId, Handle, QueueHandler, SharedMemoryRegion, VirtioDevice};

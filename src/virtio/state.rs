@@ -1,6 +1,6 @@
 //! What devices keep for their guests, as plain data.
 
-use super::{block::BlockState, entropy::EntropyState, net::NetState};
+use super::{block::BlockState, console::ConsoleState, entropy::EntropyState, net::NetState, vsock::VsockState};
 
 /// The state of a device without its transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,10 +10,14 @@ pub enum DeviceState {
     None,
     /// A [block device](super::block::Block).
     Block(BlockState),
+    /// A [console device](super::console::Console).
+    Console(ConsoleState),
     /// An [entropy device](super::entropy::Entropy).
     Entropy(EntropyState),
     /// A [network device](super::net::Net).
     Net(NetState),
+    /// A [socket device](super::vsock::Vsock).
+    Vsock(VsockState),
     /// A device of somebody else.
     Other {
         /// Of the format of `data`: the device knows it.
@@ -28,8 +32,10 @@ impl DeviceState {
         match self {
             Self::None => "none",
             Self::Block(_) => "a block device's",
+            Self::Console(_) => "a console device's",
             Self::Entropy(_) => "an entropy device's",
             Self::Net(_) => "a network device's",
+            Self::Vsock(_) => "a socket device's",
             Self::Other { .. } => "one of a foreign format",
         }
     }
