@@ -16,6 +16,12 @@ impl DeviceId {
     pub const BLOCK: Self = Self(2);
     /// Entropy device (section 5.4).
     pub const ENTROPY: Self = Self(4);
+    /// Traditional memory balloon device (section 5.5).
+    pub const BALLOON: Self = Self(5);
+    /// Memory device (section 5.15).
+    pub const MEMORY: Self = Self(24);
+    /// PMEM device (section 5.19).
+    pub const PMEM: Self = Self(27);
 }
 
 /// A shared memory region of a device (virtio 1.2, section 2.10), as the driver is told of it.

@@ -9,13 +9,17 @@
 //! used buffer, deciding whether the driver wants to hear of it and signalling it are one call, [`queue::Chain::complete`].
 //! [`guide`] tells how to write a device.
 
+pub mod balloon;
 pub mod block;
 pub mod device;
 pub mod entropy;
 mod failures;
 pub mod features;
 pub mod guide;
+pub mod mem;
+pub mod pmem;
 pub mod queue;
+pub mod reclaim;
 mod run;
 mod state;
 pub mod transport;

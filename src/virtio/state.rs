@@ -1,6 +1,6 @@
 //! What devices keep for their guests, as plain data.
 
-use super::{block::BlockState, entropy::EntropyState};
+use super::{balloon::BalloonState, block::BlockState, entropy::EntropyState, mem::MemoryDeviceState, pmem::PmemState};
 
 /// The state of a device without its transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -8,10 +8,16 @@ use super::{block::BlockState, entropy::EntropyState};
 pub enum DeviceState {
     /// It keeps nothing.
     None,
+    /// A [memory balloon](super::balloon::Balloon).
+    Balloon(BalloonState),
     /// A [block device](super::block::Block).
     Block(BlockState),
     /// An [entropy device](super::entropy::Entropy).
     Entropy(EntropyState),
+    /// A [memory device](super::mem::MemoryDevice).
+    Memory(MemoryDeviceState),
+    /// A [PMEM device](super::pmem::Pmem).
+    Pmem(PmemState),
     /// A device of somebody else.
     Other {
         /// Of the format of `data`: the device knows it.
@@ -25,8 +31,11 @@ impl DeviceState {
     fn name(&self) -> &'static str {
         match self {
             Self::None => "none",
+            Self::Balloon(_) => "a balloon's",
             Self::Block(_) => "a block device's",
             Self::Entropy(_) => "an entropy device's",
+            Self::Memory(_) => "a memory device's",
+            Self::Pmem(_) => "a PMEM device's",
             Self::Other { .. } => "one of a foreign format",
         }
     }
