@@ -1,6 +1,6 @@
 //! `req_vq` (section 5.19.6): flushes.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     Shared,
@@ -16,7 +16,7 @@ use crate::virtio::{
 pub(super) struct Flushes {
     pub shared: Arc<Shared>,
     /// Of one round, in the order in which they came. No longer than the queue.
-    pub together: VecDeque<OwnedChain>,
+    pub together: Vec<OwnedChain>,
 }
 
 /// What a request is.
@@ -40,6 +40,21 @@ fn kind(chain: &Chain<'_, '_>) -> Result<Kind, ChainError> {
 }
 
 impl Flushes {
+    /// Takes all flushes that there are, and answers the rest.
+    fn find(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
+        while let Some(chain) = round.next()? {
+            match kind(&chain) {
+                Ok(Kind::Flush) => self.together.push(chain.take()),
+                Ok(Kind::Unknown) => match chain.writer().write(&FAILURE.to_le_bytes()) {
+                    Ok(()) => chain.complete(RESPONSE)?,
+                    Err(_) => chain.refuse()?,
+                },
+                Err(_) => chain.refuse()?,
+            }
+        }
+        Ok(())
+    }
+
     /// Flushes once, and answers all.
     fn flush(&mut self) {
         if self.together.is_empty() {
@@ -64,22 +79,9 @@ impl Flushes {
 
 impl QueueHandler for Flushes {
     fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
-        let result = loop {
-            match round.next() {
-                Ok(None) => break Ok(()),
-                // The ring is broken; what was found before that is not.
-                Err(error) => break Err(error.into()),
-                Ok(Some(chain)) => match kind(&chain) {
-                    Ok(Kind::Flush) => self.together.push_back(chain.take()),
-                    Ok(Kind::Unknown) => match chain.writer().write(&FAILURE.to_le_bytes()) {
-                        Ok(()) => chain.complete(RESPONSE)?,
-                        Err(_) => chain.refuse()?,
-                    },
-                    Err(_) => chain.refuse()?,
-                },
-            }
-        };
+        let found = self.find(round);
+        // Also if the ring turned out to be broken: what was found before that is not.
         self.flush();
-        result
+        found
     }
 }

@@ -7,7 +7,6 @@ mod persist;
 mod registers;
 
 use std::{
-    collections::VecDeque,
     fmt, io,
     ops::Range,
     sync::{
@@ -213,7 +212,7 @@ impl VirtioDevice for Pmem {
     fn start(&mut self, _queue: QueueIndex) -> Box<dyn QueueHandler> {
         Box::new(Flushes {
             shared: Arc::clone(&self.shared),
-            together: VecDeque::new(),
+            together: Vec::new(),
         })
     }
 
