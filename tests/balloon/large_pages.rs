@@ -116,6 +116,23 @@ fn a_reset_forgets_the_parts() {
     }
 }
 
+#[test]
+fn a_request_to_deflate_that_is_refused_has_all_parts_forgotten() {
+    for kind in BOTH {
+        let options = BalloonOptions {
+            max_pages: 4,
+            ..BalloonOptions::default()
+        };
+        let mut w = world(kind, options);
+        w.pages(INFLATE, &[0x44, 0x45, 0x46]);
+        // The driver does not see that it was too long, and uses the page.
+        w.pages(DEFLATE, &[0x45, 0x50, 0x51, 0x52, 0x53]);
+        assert_eq!(w.guest.counters(DEFLATE).malformed, 1);
+        w.pages(INFLATE, &[0x47]);
+        assert!(gone(&w).is_empty());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]

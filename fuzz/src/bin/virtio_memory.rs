@@ -147,7 +147,7 @@ struct Machine {
     descriptor: [u16; QUEUES as usize],
     /// Pages of 4096 bytes that are in the balloon, as a driver counts them that has told; all, once it has done otherwise.
     given: Option<BTreeSet<u32>>,
-    must_tell: bool,
+    takes_hints: bool,
 }
 
 fn ring(queue: u16) -> [u64; 3] {
@@ -169,7 +169,7 @@ impl Machine {
             available: [0; QUEUES as usize],
             descriptor: [0; QUEUES as usize],
             given: Some(BTreeSet::new()),
-            must_tell: false,
+            takes_hints: false,
         };
         machine.device = machine.make();
         machine
@@ -257,7 +257,7 @@ impl Machine {
         (self.available, self.descriptor) = Default::default();
         // The balloon is empty to a driver that begins.
         self.given = Some(BTreeSet::new());
-        self.must_tell = features & 1 != 0;
+        self.takes_hints = features & 8 != 0;
     }
 
     fn offer(&mut self, queue: u16, buffers: &[(u64, u32, bool)], kick: bool) {
@@ -324,6 +324,10 @@ impl Machine {
                 self.offer(2, &[(REQUEST, len, false)], true);
             }
             Step::Hint { id, page } => {
+                if !self.takes_hints {
+                    // The queue is one for reports then, if it is any.
+                    self.given = None;
+                }
                 let len = self.put(&u32::from(id.unwrap_or(0)).to_le_bytes());
                 let mut buffers: Vec<_> = id.map(|_| (REQUEST, len, false)).into_iter().collect();
                 buffers.extend(page.map(|(page, len)| (PAGES + (u64::from(page) << 12), len.into(), true)));
@@ -485,6 +489,7 @@ impl Machine {
         }
         let fresh = self.make();
         let old = std::mem::replace(&mut self.device, fresh);
+        self.transport().pause();
         let before = self.transport().save().unwrap();
         match self.transport().restore(&state) {
             Ok(()) => {

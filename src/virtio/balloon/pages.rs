@@ -3,7 +3,10 @@
 use std::{ops::Range, sync::Arc};
 
 use super::{registers::PAGE, shared::Shared};
-use crate::virtio::{ChainError, Fault, QueueHandler, Round, queue::Chain};
+use crate::{
+    sync::lock,
+    virtio::{ChainError, Fault, QueueHandler, Round, queue::Chain},
+};
 
 /// Serves either of them.
 pub(super) struct PageQueue {
@@ -63,7 +66,13 @@ fn runs(numbers: &mut Vec<u32>) -> impl Iterator<Item = Range<u64>> {
 impl QueueHandler for PageQueue {
     fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
         round.each(|chain| {
-            self.read(chain)?;
+            if let Err(error) = self.read(chain) {
+                // The driver is not told so, and may use what it has named: nothing counts on it being in the balloon.
+                if self.deflate {
+                    lock(&self.shared.partial).clear();
+                }
+                return Err(error);
+            }
             for Range { start, end } in runs(&mut self.numbers) {
                 match self.deflate {
                     false => self.shared.inflate(start, end - start),

@@ -141,7 +141,6 @@ impl QueueHandler for StatisticsQueue {
                 chain.complete(0)?;
                 continue;
             }
-            drop(chain);
             if let Some(deadline) = deadline {
                 round.wait(Wait::Until(deadline));
             }
