@@ -70,6 +70,8 @@
 //! | a platform with lines and messages of its own | [`interrupt`], [`interrupt::level_from_fn`], [`interrupt::MsiSink`] |
 //! | a device of your own | [`virtio::guide`], and [`virtio::VirtioTransport`] for what an embedder does with all of them |
 //! | a disk | [`virtio::block`] behind [`virtio::VirtioMmio`] or [`virtio::VirtioPci`], this on a [`pci::RootBus`] |
+//! | memory that goes back to the host, or that comes later | [`virtio::balloon`] and [`virtio::mem`], over [`virtio::reclaim`] |
+//! | a file as memory of the guest's | [`virtio::pmem`] |
 //! | timers | [`time::Clock`] and [`time::Alarm`] |
 //!
 //! # Saving a machine

@@ -16,7 +16,7 @@
 //! | `board.rs` | make the devices and wire them up |
 //! | `virtio.rs` | plug the same devices in as virtio-mmio or as PCI functions |
 //! | `../shared/completion.rs` | make of the disk one that completes late, out of order, or on another thread (`--completion`) |
-//! | `devices.rs` | more devices, each with what the guest does with it (`--devices all`) |
+//! | `devices/` | more devices, each with what the guest does with it (`--devices all`) |
 //! | `disk.rs` | put something of its own in front of the disk image |
 //! | `devicetree.rs` | tell the guest of the devices |
 //! | `machine.rs` | adapt the hypervisor, which is rsemu |

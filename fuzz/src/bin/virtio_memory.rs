@@ -257,7 +257,7 @@ impl Machine {
         (self.available, self.descriptor) = Default::default();
         // The balloon is empty to a driver that begins.
         self.given = Some(BTreeSet::new());
-        self.takes_hints = features & 8 != 0;
+        self.takes_hints = features & 10 == 10;
     }
 
     fn offer(&mut self, queue: u16, buffers: &[(u64, u32, bool)], kick: bool) {
@@ -325,7 +325,7 @@ impl Machine {
             }
             Step::Hint { id, page } => {
                 if !self.takes_hints {
-                    // The queue is one for reports then, if it is any.
+                    // With a queue less before it, this one may be for reports.
                     self.given = None;
                 }
                 let len = self.put(&u32::from(id.unwrap_or(0)).to_le_bytes());

@@ -39,7 +39,9 @@ pub struct Madvise<A> {
     space: A,
     /// If not all regions may be given back.
     within: Option<Vec<Range<u64>>>,
-    /// Of the kernel, or larger.
+    /// Bytes of a page of the kernel's.
+    kernel_page: u64,
+    /// The same, or larger.
     page_size: u64,
     /// Memory that comes again is to be there before it is touched.
     eager: bool,
@@ -49,11 +51,13 @@ impl<A: GuestAddressSpace> Madvise<A> {
     /// All regions of `space`.
     pub fn new(space: A) -> Self {
         // SAFETY: asks for a number.
-        let page_size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        let kernel_page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        let kernel_page = u64::try_from(kernel_page).unwrap_or(4096);
         Self {
             space,
             within: None,
-            page_size: u64::try_from(page_size).unwrap_or(4096),
+            kernel_page,
+            page_size: kernel_page,
             eager: false,
         }
     }
@@ -92,11 +96,7 @@ impl<A: GuestAddressSpace> Madvise<A> {
         for region in memory.iter() {
             let start = region.start_addr().0;
             let there = start..start.saturating_add(region.len());
-            // What has no address of its own in this process is not ours to give.
-            let (Some(here), Ok(host)) = (
-                overlap(&wanted, &there),
-                region.get_host_address(MemoryRegionAddress(0)),
-            ) else {
+            let Some((here, host)) = overlap(&wanted, &there).zip(host_address(region)) else {
                 continue;
             };
             let page_size = self.page_size_of(region);
@@ -108,7 +108,7 @@ impl<A: GuestAddressSpace> Madvise<A> {
                 };
                 found += piece.end - piece.start;
                 // Within the mapping of the region.
-                let host = |address| host as u64 + (address - start);
+                let host = |address| host + (address - start);
                 each(Piece {
                     host: host(piece.start)..host(piece.end),
                     page_size,
@@ -124,6 +124,16 @@ impl<A: GuestAddressSpace> Madvise<A> {
         let file = region.file_offset().and_then(|file| huge_page_size(file.file()));
         self.page_size.max(file.unwrap_or(0))
     }
+}
+
+/// Where all of a region is in this process. What has no address of its own is not ours to give; and what a type says of its addresses is
+/// no reason to let go of them: what a slice of it spans is.
+fn host_address(region: &impl GuestMemoryRegion) -> Option<u64> {
+    let host = region.get_host_address(MemoryRegionAddress(0)).ok()?;
+    let len = usize::try_from(region.len()).ok()?;
+    let slice = region.get_slice(MemoryRegionAddress(0), len).ok()?;
+    let all = slice.len() == len && ptr::eq(slice.ptr_guard().as_ptr(), host);
+    all.then_some(host as u64)
 }
 
 /// A part of the guest's memory, where this process has it.
@@ -164,7 +174,7 @@ impl<A: GuestAddressSpace + Send + Sync> Reclaim for Madvise<A> {
             return Ok(());
         }
         let each = |piece: Piece| {
-            let start = piece.host.start / piece.page_size * piece.page_size;
+            let start = piece.host.start / self.kernel_page * self.kernel_page;
             // SAFETY: within the mapping, which begins with a whole page. What is in it stays.
             unsafe { advise(&(start..piece.host.end), libc::MADV_POPULATE_WRITE) }
         };
