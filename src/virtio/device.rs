@@ -243,6 +243,7 @@ pub struct Handle(Weak<dyn Attached>);
 pub(crate) trait Attached: Send + Sync {
     fn look(&self, queue: QueueIndex);
     fn change_config(&self, change: &mut dyn FnMut());
+    fn note_config_change(&self);
     fn fail(&self, fault: Fault);
 }
 
@@ -269,6 +270,15 @@ impl Handle {
                     change();
                 }
             });
+        }
+    }
+
+    /// What the configuration space shows has changed by what the driver has asked for itself: it reads another configuration
+    /// generation next, and no interrupt tells it. Call this together with the change, under a lock that
+    /// [`read_config`](VirtioDevice::read_config) takes too, so that no driver reads half of it without noticing.
+    pub fn note_config_change(&self) {
+        if let Some(transport) = self.0.upgrade() {
+            transport.note_config_change();
         }
     }
 
