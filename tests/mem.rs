@@ -223,6 +223,27 @@ fn blocks_are_plugged_and_unplugged_and_the_host_hears_of_them() {
 }
 
 #[test]
+fn what_changes_by_a_request_moves_the_generation_and_is_not_told() {
+    for kind in BOTH {
+        let mut w = World::new(kind);
+        w.guest.was_told();
+        for (request, changes) in [
+            (PLUG, true),
+            (STATE, false),
+            (PLUG, false),
+            (UNPLUG, true),
+            (UNPLUG_ALL, true),
+        ] {
+            let before = w.guest.generation();
+            assert_eq!(w.guest.generation(), before);
+            w.ask(request, block(2), 3);
+            assert_eq!(w.guest.generation() != before, changes, "{request}");
+            assert!(!w.guest.was_told());
+        }
+    }
+}
+
+#[test]
 fn the_same_range_is_plugged_and_unplugged_again_and_again() {
     for kind in BOTH {
         let mut w = World::new(kind);

@@ -8,13 +8,13 @@ mod requests;
 use std::{
     fmt, io,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
 };
 
 use super::{
-    DeviceId, DeviceState, DeviceStateError, FailureLog, HostFailures, QueueHandler, QueueIndex, VirtioDevice,
+    DeviceId, DeviceState, DeviceStateError, FailureLog, Handle, HostFailures, QueueHandler, QueueIndex, VirtioDevice,
     device::read_config_bytes, reclaim::Reclaim,
 };
 use crate::sync::lock;
@@ -75,6 +75,7 @@ struct Region {
     // Plugged in.
     reclaim: Box<dyn Reclaim>,
     failures: FailureLog,
+    handle: OnceLock<Handle>,
     /// The embedder wants no block to change.
     busy: AtomicBool,
     // What the guest can change.
@@ -121,6 +122,7 @@ impl MemoryDevice {
                 options,
                 reclaim: Box::new(reclaim),
                 failures: FailureLog::default(),
+                handle: OnceLock::new(),
                 busy: AtomicBool::new(false),
                 alone: Mutex::default(),
                 now: Mutex::new(now),
@@ -254,6 +256,10 @@ impl VirtioDevice for MemoryDevice {
         &self.queue_sizes
     }
 
+    fn attach(&mut self, handle: Handle) {
+        let _ = self.region.handle.set(handle);
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         read_config_bytes(&self.config(), offset, data);
     }
@@ -272,6 +278,7 @@ impl VirtioDevice for MemoryDevice {
             options,
             reclaim: _,
             failures: _,
+            handle: _,
             // The embedder's.
             busy: _,
             alone: _,

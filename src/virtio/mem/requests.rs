@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Region,
+    Now, Region,
     registers::{BlockState, RESPONSE, Response, request},
 };
 use crate::{
@@ -113,7 +113,7 @@ impl Region {
             self.failures.record(error);
             return Response::Busy;
         }
-        lock(&self.now).blocks.set(blocks, true);
+        self.change(|now| now.blocks.set(blocks, true));
         Response::Ack
     }
 
@@ -128,7 +128,7 @@ impl Region {
         }
         match self.give_back(&blocks) {
             Ok(()) => {
-                lock(&self.now).blocks.set(blocks, false);
+                self.change(|now| now.blocks.set(blocks, false));
                 Response::Ack
             }
             // They stay plugged, and the driver asks again. It does not count on what was in them.
@@ -161,11 +161,20 @@ impl Region {
         while let Some(blocks) = { lock(&self.now).blocks.next_run(from) } {
             self.give_back(&blocks)?;
             from = blocks.end;
-            lock(&self.now).blocks.set(blocks, false);
+            self.change(|now| now.blocks.set(blocks, false));
         }
-        let mut now = lock(&self.now);
-        now.usable = self.options.usable(now.requested);
+        self.change(|now| now.usable = self.options.usable(now.requested));
         Ok(())
+    }
+
+    /// Changes what the configuration space shows, because the driver has asked for it: it is not told, and a read of a half of it does not
+    /// pass for one of all.
+    fn change(&self, change: impl FnOnce(&mut Now)) {
+        let mut now = lock(&self.now);
+        change(&mut now);
+        if let Some(handle) = self.handle.get() {
+            handle.note_config_change();
+        }
     }
 
     fn give_back(&self, blocks: &Range<u64>) -> io::Result<()> {
