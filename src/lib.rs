@@ -72,6 +72,8 @@
 //! | a device of your own | [`virtio::guide`], and [`virtio::VirtioTransport`] for what an embedder does with all of them |
 //! | a disk | [`virtio::block`] behind [`virtio::VirtioMmio`] or [`virtio::VirtioPci`], this on a [`pci::RootBus`] |
 //! | a network interface | [`virtio::net`], and what stands behind it: a TAP interface, a socket, a switch in memory |
+//! | memory that goes back to the host, or that comes later | [`virtio::balloon`] and [`virtio::mem`], over [`virtio::reclaim`] |
+//! | a file as memory of the guest's | [`virtio::pmem`] |
 //! | timers | [`time::Clock`] and [`time::Alarm`] |
 //!
 //! # Saving a machine

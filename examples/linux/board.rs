@@ -3,6 +3,7 @@
 
 use std::{
     error::Error,
+    fs::File,
     io,
     path::Path,
     sync::{
@@ -38,8 +39,10 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::{
     completion::{Completion, Gate, completed},
+    devices::{Around, Devices, More},
     disk::NotedReads,
     machine::{InterruptPins, Machine},
+    verdict::Check,
     virtio::{Place, Slots, Transport},
     watch::{Console, Watch, WatchedCpuInterface, WatchedSource},
 };
@@ -68,6 +71,9 @@ pub const PCI_CONFIG: Window = window(0x3f00_0000, 0x10_0000);
 pub const DEVICES: Window = window(0, 0x4000_0000);
 
 pub const RAM: Window = window(0x4000_0000, 256 << 20);
+/// What the guest may plug: a memory block of Linux's on arm64. And persistent memory.
+pub const PLUGGABLE: Window = window(0x8000_0000, 128 << 20);
+pub const PERSISTENT: Window = window(0xa000_0000, 16 << 20);
 /// An arm64 `Image` wants to be at a multiple of 2 MiB (plus its `text_offset`, which is 0 in each recent kernel).
 pub const KERNEL: u64 = 0x4020_0000;
 /// At most 2 MiB, and it must not cross a multiple of 2 MiB.
@@ -101,8 +107,20 @@ const ENTROPY: Place = Place {
     mmio: (window(0x0a00_0200, 0x200), Spi(17)),
     pci: (2, "virtio1"),
 };
-/// The virtio devices. Each is at the one place or at the other.
+/// The virtio devices of every board. Each is at the one place or at the other.
 pub const VIRTIO: [Place; 2] = [BLOCK, ENTROPY];
+
+/// The place of the device with this number, after those.
+pub const fn place(number: u8, name: &'static str, guest_name: &'static str) -> Place {
+    Place {
+        name,
+        mmio: (
+            window(0x0a00_0000 + 0x200 * number as u64, 0x200),
+            Spi(16 + number as u32),
+        ),
+        pci: (1 + number, guest_name),
+    }
+}
 
 pub const TIMER: &str = "virtual timer";
 pub const UART_LINE: &str = "uart";
@@ -117,7 +135,9 @@ pub struct Board {
     wire: Arc<AtomicUsize>,
     clock: Arc<ManualClock>,
     rtc: Arc<Pl031<RecordedLine, Arc<ManualClock>, ()>>,
-    virtio: [Arc<dyn VirtioTransport>; 2],
+    virtio: Vec<Arc<dyn VirtioTransport>>,
+    /// What is not on every board.
+    more: Vec<More>,
     /// What runs the virtio devices.
     events: EventLoop,
     /// Held while the core runs.
@@ -130,10 +150,10 @@ impl Board {
     #[allow(clippy::too_many_arguments, reason = "an embedder plugs in many things")]
     pub fn new(
         machine: &Machine,
-        (transport, completion): (Transport, Completion),
+        (transport, completion, devices): (Transport, Completion, Devices),
         pins: InterruptPins,
         memory: GuestMemoryMmap,
-        disk: &Path,
+        (disk, persistent): (&Path, Option<File>),
         clock: Arc<ManualClock>,
         watch: &Arc<Watch>,
         recorder: &Recorder,
@@ -170,16 +190,29 @@ impl Board {
         };
         let memory = Arc::new(memory);
         let mut bus = Bus::new();
-        let slots = Slots::new(transport, &gic, recorder, &mut bus)?;
+        let slots = Slots::new(transport, &gic, recorder, &mut bus, &devices.places())?;
         let disk_was_read = Arc::new(AtomicBool::new(false));
         let storage = Arc::new(NotedReads::new(FileStorage::open(disk)?, Arc::clone(&disk_was_read)));
         let block = Block::new(Arc::clone(&storage), BlockOptions::default())?;
         let block = completed(block, storage, completion, &completing, Arc::clone(&core_runs));
         let entropy = Entropy::new(WatchedSource::new(OsRandom, Arc::clone(watch)));
-        let virtio = [
-            slots.plug(&BLOCK, block, &memory, &events, &mut bus)?,
-            slots.plug(&ENTROPY, entropy, &memory, &events, &mut bus)?,
+        let mut virtio = vec![
+            slots.plug(&BLOCK, block, &memory, &events, &mut bus)?.transport(),
+            slots.plug(&ENTROPY, entropy, &memory, &events, &mut bus)?.transport(),
         ];
+        let mut more = Vec::new();
+        for (place, plug) in devices.more() {
+            let (device, added) = plug(Around {
+                place,
+                slots: &slots,
+                memory: &memory,
+                events: &events,
+                bus: &mut bus,
+                persistent: persistent.as_ref(),
+            })?;
+            virtio.push(device);
+            more.push(added);
+        }
 
         let gic_cpu_interface = WatchedCpuInterface::new(gic.cpu_interface(CPU)?, Arc::clone(watch));
         let devices: [(Window, Arc<dyn BusDevice>); 4] = [
@@ -200,10 +233,21 @@ impl Board {
             clock,
             rtc,
             virtio,
+            more,
             events,
             core_runs,
             disk_was_read,
         })
+    }
+
+    /// The guest has printed a line.
+    pub fn hear(&self, line: &str) -> Result<(), Box<dyn Error>> {
+        self.more.iter().try_for_each(|more| more.hear(line))
+    }
+
+    /// What has come of what is not on every board.
+    pub fn more(&self, console: &str) -> Vec<(&'static str, Check)> {
+        self.more.iter().flat_map(|more| more.check(console)).collect()
     }
 
     /// Lets the wire behind the UART take some characters. Returns whether there are more.

@@ -13,7 +13,7 @@ use devisor::{
 use crate::{
     board,
     verdict::Check,
-    virtio::{MESSAGE_LINE, Transport},
+    virtio::{MESSAGE_LINE, Place, Transport},
     watch::{Seen, Watch},
 };
 
@@ -30,14 +30,14 @@ enum By {
     Messages(RequesterId, &'static str),
 }
 
-fn sources(transport: Transport) -> Vec<Source> {
+fn sources(transport: Transport, places: &[Place]) -> Vec<Source> {
     let line = |name, id| Source { name, by: By::Line(id) };
     let mut sources = vec![
         line(board::TIMER, board::VIRTUAL_TIMER_PPI.into()),
         line(board::UART_LINE, board::UART_SPI.into()),
         line(board::RTC_LINE, board::RTC_SPI.into()),
     ];
-    sources.extend(board::VIRTIO.iter().map(|place| match transport {
+    sources.extend(places.iter().map(|place| match transport {
         Transport::Pci => Source {
             name: place.name,
             by: By::Messages(place.requester(), place.pci.1),
@@ -62,7 +62,7 @@ struct Counts {
 /// What the guest has acknowledged is what it has counted, so its count is between ours from before it looked and ours
 /// from the end. Our lines count how often they rose, which may differ: a line that stays up interrupts again, and one
 /// that falls in time does not interrupt.
-pub fn interrupts(console: &str, seen: &Seen, recorder: &Recorder, transport: Transport) -> Check {
+pub fn interrupts(console: &str, seen: &Seen, recorder: &Recorder, transport: Transport, places: &[Place]) -> Check {
     let Seen {
         acknowledged,
         acknowledged_before,
@@ -77,7 +77,7 @@ pub fn interrupts(console: &str, seen: &Seen, recorder: &Recorder, transport: Tr
     );
     let mut wrong = Vec::new();
     let mut total = 0;
-    let sources = sources(transport);
+    let sources = sources(transport, places);
     for Source { name, by } in &sources {
         let Counts {
             ids,
@@ -206,7 +206,7 @@ mod tests {
             By::Line(id) => (source.name, id),
             By::Messages(..) => unreachable!("virtio-mmio has lines"),
         };
-        sources(MMIO).into_iter().map(line).collect()
+        sources(MMIO, &board::VIRTIO).into_iter().map(line).collect()
     }
 
     /// What a guest prints that has counted `count` interrupts of each line.
@@ -253,7 +253,8 @@ mod tests {
             seen.acknowledged.insert(IntId(id), counts);
             seen.acknowledged_before.as_mut().unwrap().insert(IntId(id), counts);
         }
-        let compare = |console: &str, recorder: &Recorder| interrupts(console, &seen, recorder, Transport::Pci);
+        let compare =
+            |console: &str, recorder: &Recorder| interrupts(console, &seen, recorder, Transport::Pci, &board::VIRTIO);
         let (console, recorder) = (table_of_messages(1, 2), recorder_of_messages());
         assert_eq!(compare(&console, &recorder).unwrap(), "5 of 5 kinds");
         assert!(
@@ -292,7 +293,7 @@ mod tests {
     #[test]
     fn counts_agree_when_the_guest_counted_between_our_two_looks() {
         for (guest, agree) in [(3, false), (4, true), (6, true), (7, false)] {
-            let result = interrupts(&table(guest), &seen(4, 6), &recorder(None), MMIO);
+            let result = interrupts(&table(guest), &seen(4, 6), &recorder(None), MMIO, &board::VIRTIO);
             assert_eq!(result.is_ok(), agree, "{guest}: {result:?}");
         }
     }
@@ -300,15 +301,15 @@ mod tests {
     #[test]
     fn a_line_that_never_rose_or_never_interrupted_fails_the_run() {
         for (name, _) in lines() {
-            let error = interrupts(&table(1), &seen(1, 1), &recorder(Some(name)), MMIO).unwrap_err();
+            let error = interrupts(&table(1), &seen(1, 1), &recorder(Some(name)), MMIO, &board::VIRTIO).unwrap_err();
             assert!(error.starts_with(name), "{error}");
         }
-        assert!(interrupts(&table(0), &seen(0, 0), &recorder(None), MMIO).is_err());
+        assert!(interrupts(&table(0), &seen(0, 0), &recorder(None), MMIO, &board::VIRTIO).is_err());
     }
 
     #[test]
     fn a_guest_that_did_not_print_its_counts_fails_the_run() {
-        assert!(interrupts("", &seen(1, 1), &recorder(None), MMIO).is_err());
-        assert!(interrupts("", &Seen::default(), &recorder(None), MMIO).is_err());
+        assert!(interrupts("", &seen(1, 1), &recorder(None), MMIO, &board::VIRTIO).is_err());
+        assert!(interrupts("", &Seen::default(), &recorder(None), MMIO, &board::VIRTIO).is_err());
     }
 }

@@ -8,7 +8,7 @@ use vm_fdt::{Error, FdtWriter};
 
 use crate::{
     board::{self, Window},
-    virtio::Transport,
+    virtio::{Place, Transport},
 };
 
 const GIC: u32 = 1;
@@ -23,7 +23,7 @@ const LEVEL: u32 = 4;
 const ON_CPU_0: u32 = 1 << 8;
 
 /// The device tree of the [`board`], for a kernel with this command line and this initial RAM disk.
-pub fn build(command_line: &str, initrd: Range<u64>, transport: Transport) -> Result<Vec<u8>, Error> {
+pub fn build(command_line: &str, initrd: Range<u64>, transport: Transport, places: &[Place]) -> Result<Vec<u8>, Error> {
     let mut tree = FdtWriter::new()?;
     let root = tree.begin_node("")?;
     tree.property_string("compatible", "linux,dummy-virt")?;
@@ -104,7 +104,7 @@ pub fn build(command_line: &str, initrd: Range<u64>, transport: Transport) -> Re
     if transport.is_pci() {
         pci(&mut tree)?;
     } else {
-        for (window, spi) in board::VIRTIO.map(|place| place.mmio) {
+        for (window, spi) in places.iter().map(|place| place.mmio) {
             device(&mut tree, "virtio_mmio", window, spi, |tree| {
                 tree.property_string("compatible", "virtio,mmio")?;
                 tree.property_null("dma-coherent")

@@ -4,6 +4,9 @@
 //! interrupt lines are up.
 
 use std::{
+    fs::File,
+    io,
+    os::fd::AsRawFd,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -28,6 +31,8 @@ use rsemu::{
 };
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
+use crate::board::Window;
+
 /// One tick of the core is one memory access, and one count of its generic timer.
 pub const TICKS_PER_SECOND: u64 = 62_500_000;
 
@@ -39,16 +44,31 @@ const QUANTUM: u64 = 10_000;
 #[error("the guest waits for an interrupt that nothing can raise any more")]
 pub struct Stuck;
 
-/// The RAM of the machine, seen from the core and from the devices.
+/// The memory of the machine, seen from the core and from the devices.
 pub struct Ram {
-    store: Arc<RamStore>,
-    base: u64,
+    stores: Vec<(u64, Arc<RamStore>)>,
     memory: GuestMemoryMmap,
 }
 
 impl Ram {
-    /// `size` zeroed bytes at guest address `base`.
-    pub fn new(base: u64, size: u64) -> Result<Self, Box<dyn std::error::Error>> {
+    /// Zeroed bytes at these places; at the beginning of the last of them a file, if there is one, mapped shared.
+    pub fn new(windows: &[Window], file: Option<&File>) -> Result<Self, Box<dyn std::error::Error>> {
+        let mut stores = Vec::new();
+        let mut regions = Vec::new();
+        for window in windows {
+            let (store, region) = Self::region(*window)?;
+            stores.push((window.base, store));
+            regions.push(region);
+        }
+        if let (Some(file), Some((_, store))) = (file, stores.last()) {
+            place(file, store)?;
+        }
+        let memory = GuestMemoryMmap::from_regions(regions)?;
+        Ok(Self { stores, memory })
+    }
+
+    fn region(window: Window) -> Result<(Arc<RamStore>, GuestRegionMmap), Box<dyn std::error::Error>> {
+        let Window { base, len: size } = window;
         let store = Arc::new(RamStore::new(size));
         // Devices may hold clones of the memory for as long as they like, and those do not know the store.
         std::mem::forget(Arc::clone(&store));
@@ -62,13 +82,25 @@ impl Ram {
             )?
         };
         let region = GuestRegionMmap::new(mapping, GuestAddress(base)).ok_or("the RAM ends past the address space")?;
-        let memory = GuestMemoryMmap::from_regions(vec![region])?;
-        Ok(Self { store, base, memory })
+        Ok((store, region))
     }
 
     /// The same bytes, as devices want them.
     pub fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
+    }
+}
+
+/// Maps a file in the place of a store's first bytes: the emulator has only memory of its own.
+fn place(file: &File, store: &RamStore) -> io::Result<()> {
+    let len = file.metadata()?.len().min(store.len()) as usize;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+    // SAFETY: these bytes are the store's alone, begin with a page of the host, and are never freed.
+    let mapped = unsafe { libc::mmap(store.host_addr() as *mut _, len, protection, flags, file.as_raw_fd(), 0) };
+    match std::ptr::eq(mapped, libc::MAP_FAILED) {
+        true => Err(io::Error::last_os_error()),
+        false => Ok(()),
     }
 }
 
@@ -126,8 +158,10 @@ impl Machine {
             .find(0)
             .expect("the core has joined its cluster under affinity 0");
         let space = Arc::new(AddressSpace::new("memory", 64));
-        let region = Region::ram("ram", Arc::clone(&ram.store));
-        space.topology().map(region, ram.base)?;
+        for (base, store) in &ram.stores {
+            let region = Region::ram("ram", Arc::clone(store));
+            space.topology().map(region, *base)?;
+        }
         cpu.attach_space(Arc::clone(&space));
         cpu.set_pc(entry);
         cpu.set_x(0, x0);

@@ -16,6 +16,7 @@
 //! | `board.rs` | make the devices and wire them up |
 //! | `virtio.rs` | plug the same devices in as virtio-mmio or as PCI functions |
 //! | `../shared/completion.rs` | make of the disk one that completes late, out of order, or on another thread (`--completion`) |
+//! | `devices/` | more devices, each with what the guest does with it (`--devices all`) |
 //! | `disk.rs` | put something of its own in front of the disk image |
 //! | `devicetree.rs` | tell the guest of the devices |
 //! | `machine.rs` | adapt the hypervisor, which is rsemu |
@@ -25,6 +26,7 @@ mod board;
 #[path = "../shared/completion.rs"]
 mod completion;
 mod counts;
+mod devices;
 mod devicetree;
 mod disk;
 mod machine;
@@ -44,6 +46,7 @@ use std::{
 
 use board::Board;
 use completion::Completion;
+use devices::Devices;
 use devisor::{backends::recorder::Recorder, time::ManualClock};
 use machine::{Machine, PowerRequest, Ram};
 use virtio::Transport;
@@ -58,6 +61,7 @@ usage: cargo run --release --example linux -- [OPTION VALUE]...
   --transport NAME   mmio; pci, with messages; or pci-intx, with wires          [mmio]
   --completion NAME  when the disk completes its requests: in their round; late; shuffled; or
                      by another thread: round, late, shuffled, thread [round]
+  --devices NAME     few: the disk and the entropy device; or all that there are [few]
   --engine NAME      rsemu's jit-host, jit or interp                  [jit-host]
   --timeout SECONDS  give the guest up after this much of our time    [600]
   --vcd FILE         write the interrupt lines as a waveform
@@ -69,6 +73,7 @@ struct Options {
     disk: PathBuf,
     transport: Transport,
     completion: Completion,
+    devices: Devices,
     engine: String,
     timeout: Duration,
     vcd: Option<PathBuf>,
@@ -84,6 +89,7 @@ impl Options {
             disk: build.join("root.ext4"),
             transport: Transport::Mmio,
             completion: Completion::Round,
+            devices: Devices::Few,
             engine: "jit-host".into(),
             timeout: Duration::from_secs(600),
             vcd: None,
@@ -104,6 +110,10 @@ impl Options {
                 "--completion" => {
                     let mut names = Completion::NAMES.into_iter();
                     options.completion = names.find(|(name, _)| *name == value).ok_or(USAGE)?.1;
+                }
+                "--devices" => {
+                    let mut names = Devices::NAMES.into_iter();
+                    options.devices = names.find(|(name, _)| *name == value).ok_or(USAGE)?.1;
                 }
                 "--engine" => options.engine = value,
                 "--timeout" => options.timeout = Duration::from_secs(value.parse().map_err(|_| USAGE)?),
@@ -149,7 +159,11 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let disk = PathBuf::from(disk);
     fs::copy(&options.disk, &disk)?;
 
-    let ram = Ram::new(board::RAM.base, board::RAM.len)?;
+    let persistent = match options.devices {
+        Devices::Few => None,
+        Devices::All => Some(devices::persistent_file(&options.disk)?),
+    };
+    let ram = Ram::new(options.devices.memory(), persistent.as_ref())?;
     load(options, &ram)?;
     let (machine, pins) = Machine::new(&options.engine, &ram, board::KERNEL, board::DEVICE_TREE)?;
 
@@ -161,10 +175,10 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let transport = options.transport;
     let board = Board::new(
         &machine,
-        (transport, options.completion),
+        (transport, options.completion, options.devices),
         pins,
         memory,
-        &disk,
+        (&disk, persistent),
         clock,
         &watch,
         &recorder,
@@ -178,13 +192,22 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
         recorder.write_vcd(&mut std::io::BufWriter::new(fs::File::create(vcd)?))?;
     }
     end?;
-    Ok(verdict::check(&verdict::Evidence {
+    let seen = watch.seen();
+    let console = String::from_utf8_lossy(&seen.console).replace('\r', "");
+    let places = match transport {
+        // Its wires are shared.
+        Transport::PciIntx => board::VIRTIO.to_vec(),
+        _ => options.devices.places(),
+    };
+    Ok(verdict::check(verdict::Evidence {
         transport,
         word: &word,
         disk: &disk,
-        seen: watch.seen(),
+        seen,
         recorder: &recorder,
         guest_time: guest,
+        places: &places,
+        more: board.more(&console),
     }))
 }
 
@@ -197,11 +220,20 @@ fn load(options: &Options, ram: &Ram) -> Result<(), Box<dyn Error>> {
     let initrd = fs::read(&options.initrd)?;
     // The kernel's self-tests of its ciphers take as long as all the rest of its boot, and test nothing of ours.
     let mut command_line = "console=ttyAMA0 panic=1 cryptomgr.notests".to_owned();
+    if options.devices == Devices::All {
+        // What is plugged is used at once, for what can be moved away again.
+        command_line += " memhp_default_state=online_movable";
+    }
     if options.transport == Transport::PciIntx {
         command_line += " pci=nomsi";
     }
     let initrd_range = board::INITRD..board::INITRD + initrd.len() as u64;
-    let tree = devicetree::build(&command_line, initrd_range, options.transport)?;
+    let tree = devicetree::build(
+        &command_line,
+        initrd_range,
+        options.transport,
+        &options.devices.places(),
+    )?;
     for (data, address, what) in [
         (&kernel, board::KERNEL, "kernel"),
         (&tree, board::DEVICE_TREE, "device tree"),
@@ -224,6 +256,7 @@ fn run_until_off(
 ) -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let mut typed = format!("{word}\n").into_bytes();
+    let mut heard = 0;
     loop {
         board.with_core(|| machine.forget_translations(), || machine.run());
         match machine.power_request() {
@@ -234,6 +267,9 @@ fn run_until_off(
             None => {}
         }
         let under_way = board.run_virtio_devices()?;
+        for line in watch.lines(&mut heard) {
+            board.hear(&line)?;
+        }
         if watch.is_asked() {
             let taken = board.type_in(&typed);
             typed.drain(..taken);
@@ -279,6 +315,7 @@ mod tests {
             &["--timeout", "soon"],
             &["--transport", "usb"],
             &["--completion", "never"],
+            &["--devices", "some"],
         ] {
             let arguments = arguments.iter().map(|argument| argument.to_string());
             assert_eq!(Options::parse(arguments).err().as_deref(), Some(USAGE));

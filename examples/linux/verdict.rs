@@ -10,7 +10,12 @@ use std::{
 
 use devisor::backends::recorder::Recorder;
 
-use crate::{board, counts::interrupts, virtio::Transport, watch::Seen};
+use crate::{
+    board,
+    counts::interrupts,
+    virtio::{Place, Transport},
+    watch::Seen,
+};
 
 /// What a run leaves behind.
 pub struct Evidence<'a> {
@@ -21,12 +26,16 @@ pub struct Evidence<'a> {
     pub recorder: &'a Recorder,
     /// How long the guest ran, in its own time.
     pub guest_time: Duration,
+    /// The virtio devices whose interrupts are counted.
+    pub places: &'a [Place],
+    /// What came of the devices that are not on every board.
+    pub more: Vec<(&'static str, Check)>,
 }
 
 /// Prints what is true and what is not. Returns whether all of it is.
-pub fn check(evidence: &Evidence<'_>) -> bool {
+pub fn check(evidence: Evidence<'_>) -> bool {
     let console = String::from_utf8_lossy(&evidence.seen.console).replace('\r', "");
-    let checks = [
+    let mut checks = vec![
         ("the root file system is on our disk", root_is_ours(&console)),
         (
             "the disk is where we put it",
@@ -45,9 +54,16 @@ pub fn check(evidence: &Evidence<'_>) -> bool {
         ),
         (
             "both sides count the same interrupts",
-            interrupts(&console, &evidence.seen, evidence.recorder, evidence.transport),
+            interrupts(
+                &console,
+                &evidence.seen,
+                evidence.recorder,
+                evidence.transport,
+                evidence.places,
+            ),
         ),
     ];
+    checks.extend(evidence.more);
     println!();
     for (what, result) in &checks {
         match result {
@@ -62,7 +78,7 @@ pub fn check(evidence: &Evidence<'_>) -> bool {
 pub type Check = Result<String, String>;
 
 /// The rest of the line that begins with `guest:` and `beginning`.
-fn line<'a>(console: &'a str, beginning: &str) -> Result<&'a str, String> {
+pub fn line<'a>(console: &'a str, beginning: &str) -> Result<&'a str, String> {
     console
         .lines()
         .find_map(|line| line.strip_prefix("guest: ")?.strip_prefix(beginning))
@@ -146,7 +162,7 @@ fn file_in_image(disk: &Path, word: &str) -> Check {
 }
 
 /// Runs a program that users other than root may not have in their PATH.
-fn e2fsprogs(program: &str, arguments: &[&str], disk: &Path) -> io::Result<Output> {
+pub fn e2fsprogs(program: &str, arguments: &[&str], disk: &Path) -> io::Result<Output> {
     let run = |program: &str| Command::new(program).args(arguments).arg(disk).output();
     match run(program) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => run(&format!("/usr/sbin/{program}")),

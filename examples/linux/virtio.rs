@@ -86,6 +86,7 @@ impl<'a> Slots<'a> {
         gic: &'a GicV2,
         recorder: &'a Recorder,
         bus: &mut Bus,
+        places: &[Place],
     ) -> Result<Self, Box<dyn Error>> {
         if !transport.is_pci() {
             return Ok(Self::Mmio { gic, recorder });
@@ -95,8 +96,13 @@ impl<'a> Slots<'a> {
         bus.insert(GIC_MESSAGES.base, GIC_MESSAGES.len, Arc::clone(&frame) as _)?;
 
         let mut wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>);
-        for place in board::VIRTIO {
+        let mut named = [false; 4];
+        for place in places {
             let wire = place.address().wire(Pin::A);
+            // Who shares a wire is counted with whoever had it first.
+            if std::mem::replace(&mut named[wire], true) {
+                continue;
+            }
             wires[wire] = Arc::new(recorder.wrap_level(place.name, gic.level_line(board::PCI_WIRES[wire])?));
         }
         let sink = Arc::new(recorder.wrap_sink(MESSAGE_LINE, frame));
@@ -112,7 +118,7 @@ impl<'a> Slots<'a> {
         Ok(Self::Pci(root))
     }
 
-    /// Plugs in a device, to be run by `events`.
+    /// Plugs in a device, to be run by `events`. What changes it is for whoever has something to do with it.
     pub fn plug<D: VirtioDevice + 'static>(
         &self,
         place: &Place,
@@ -120,26 +126,57 @@ impl<'a> Slots<'a> {
         memory: &Memory,
         events: &EventLoop,
         bus: &mut Bus,
-    ) -> Result<Arc<dyn VirtioTransport>, Box<dyn Error>> {
+    ) -> Result<Plugged<D>, Box<dyn Error>> {
         let memory = Arc::clone(memory);
         let seat = events.seat();
-        let device: Arc<dyn VirtioTransport> = match self {
+        let device = match self {
             Self::Mmio { gic, recorder } => {
                 let (window, spi) = place.mmio;
                 let line = Arc::new(recorder.wrap_level(place.name, gic.level_line(spi)?));
                 let device = VirtioMmio::new(device, memory, Line::Level(line))?.with_doorbell(seat.clone());
                 let device = Arc::new(device);
                 bus.insert(window.base, window.len, Arc::clone(&device) as _)?;
-                device
+                Plugged::Mmio(device)
             }
             Self::Pci(root) => {
                 let slot = root.slot(place.address())?;
                 let device = Arc::new(VirtioPci::new(device, memory, slot)?.with_doorbell(seat.clone()));
                 root.insert(Arc::clone(&device) as _)?;
-                device
+                Plugged::Pci(device)
             }
         };
-        seat.take(&device);
+        seat.take(&device.transport());
         Ok(device)
+    }
+}
+
+/// A device that is plugged in.
+pub enum Plugged<D> {
+    Mmio(Arc<VirtioMmio<D>>),
+    Pci(Arc<VirtioPci<D>>),
+}
+
+impl<D: VirtioDevice + 'static> Plugged<D> {
+    pub fn transport(&self) -> Arc<dyn VirtioTransport> {
+        match self {
+            Self::Mmio(device) => Arc::clone(device) as _,
+            Self::Pci(device) => Arc::clone(device) as _,
+        }
+    }
+
+    /// Looks at the device, or has it do something that the guest does not read.
+    pub fn with<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
+        match self {
+            Self::Mmio(device) => device.with_device(f),
+            Self::Pci(device) => device.with_device(f),
+        }
+    }
+
+    /// Changes what the guest reads, and tells it.
+    pub fn change_config<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
+        match self {
+            Self::Mmio(device) => device.change_config(f),
+            Self::Pci(device) => device.change_config(f),
+        }
     }
 }

@@ -97,6 +97,17 @@ impl Watch {
     /// What it prints when it wants to be answered.
     const QUESTION: &str = "guest: say a word";
 
+    /// The lines that the guest has ended since `from`, which moves on.
+    pub fn lines(&self, from: &mut usize) -> Vec<String> {
+        self.with(|seen| {
+            let new = &seen.console[*from..];
+            let ended = new.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+            *from += ended;
+            let text = String::from_utf8_lossy(&new[..ended]).replace('\r', "");
+            text.lines().map(str::to_owned).collect()
+        })
+    }
+
     /// Whether the guest has asked its question.
     pub fn is_asked(&self) -> bool {
         self.asked.load(Ordering::SeqCst)

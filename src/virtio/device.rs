@@ -20,8 +20,14 @@ impl DeviceId {
     pub const CONSOLE: Self = Self(3);
     /// Entropy device (section 5.4).
     pub const ENTROPY: Self = Self(4);
+    /// Traditional memory balloon device (section 5.5).
+    pub const BALLOON: Self = Self(5);
     /// Socket device (section 5.10).
     pub const SOCKET: Self = Self(19);
+    /// Memory device (section 5.15).
+    pub const MEMORY: Self = Self(24);
+    /// PMEM device (section 5.19).
+    pub const PMEM: Self = Self(27);
 }
 
 /// A shared memory region of a device (virtio 1.2, section 2.10), as the driver is told of it.
@@ -243,6 +249,7 @@ pub struct Handle(Weak<dyn Attached>);
 pub(crate) trait Attached: Send + Sync {
     fn look(&self, queue: QueueIndex);
     fn change_config(&self, change: &mut dyn FnMut());
+    fn note_config_change(&self);
     fn fail(&self, fault: Fault);
 }
 
@@ -269,6 +276,15 @@ impl Handle {
                     change();
                 }
             });
+        }
+    }
+
+    /// What the configuration space shows has changed by what the driver has asked for itself: it reads another configuration
+    /// generation next, and no interrupt tells it. Call this together with the change, under a lock that
+    /// [`read_config`](VirtioDevice::read_config) takes too, so that no driver reads half of it without noticing.
+    pub fn note_config_change(&self) {
+        if let Some(transport) = self.0.upgrade() {
+            transport.note_config_change();
         }
     }
 

@@ -9,6 +9,7 @@
 //! used buffer, deciding whether the driver wants to hear of it and signalling it are one call, [`queue::Chain::complete`].
 //! [`guide`] tells how to write a device.
 
+pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod device;
@@ -18,8 +19,11 @@ pub mod features;
 pub mod guide;
 #[cfg(unix)]
 mod host_io;
+pub mod mem;
 pub mod net;
+pub mod pmem;
 pub mod queue;
+pub mod reclaim;
 mod run;
 mod state;
 pub mod transport;

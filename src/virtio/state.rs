@@ -1,6 +1,9 @@
 //! What devices keep for their guests, as plain data.
 
-use super::{block::BlockState, console::ConsoleState, entropy::EntropyState, net::NetState, vsock::VsockState};
+use super::{
+    balloon::BalloonState, block::BlockState, console::ConsoleState, entropy::EntropyState, mem::MemoryDeviceState,
+    net::NetState, pmem::PmemState, vsock::VsockState,
+};
 
 /// The state of a device without its transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -8,14 +11,20 @@ use super::{block::BlockState, console::ConsoleState, entropy::EntropyState, net
 pub enum DeviceState {
     /// It keeps nothing.
     None,
+    /// A [memory balloon](super::balloon::Balloon).
+    Balloon(BalloonState),
     /// A [block device](super::block::Block).
     Block(BlockState),
     /// A [console device](super::console::Console).
     Console(ConsoleState),
     /// An [entropy device](super::entropy::Entropy).
     Entropy(EntropyState),
+    /// A [memory device](super::mem::MemoryDevice).
+    Memory(MemoryDeviceState),
     /// A [network device](super::net::Net).
     Net(NetState),
+    /// A [PMEM device](super::pmem::Pmem).
+    Pmem(PmemState),
     /// A [socket device](super::vsock::Vsock).
     Vsock(VsockState),
     /// A device of somebody else.
@@ -31,10 +40,13 @@ impl DeviceState {
     fn name(&self) -> &'static str {
         match self {
             Self::None => "none",
+            Self::Balloon(_) => "a balloon's",
             Self::Block(_) => "a block device's",
             Self::Console(_) => "a console device's",
             Self::Entropy(_) => "an entropy device's",
+            Self::Memory(_) => "a memory device's",
             Self::Net(_) => "a network device's",
+            Self::Pmem(_) => "a PMEM device's",
             Self::Vsock(_) => "a socket device's",
             Self::Other { .. } => "one of a foreign format",
         }

@@ -79,7 +79,8 @@ mkdir -p initrd/bin initrd/modules root/bin root/sbin
 : >initrd/modules/order
 for module in virtio_ring virtio virtio_mmio \
     virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk rng-core virtio-rng \
-    libcrc32c crc32c_generic crc16 mbcache jbd2 ext4 rtc-pl031; do
+    libcrc32c crc32c_generic crc16 mbcache jbd2 ext4 rtc-pl031 \
+    virtio_balloon virtio_mem libnvdimm dax nd_btt nd_pmem nd_virtio virtio_pmem; do
     found=$(find unpacked/lib/modules unpacked/usr/lib/modules -name "$module.ko*" 2>/dev/null | head -n 1)
     case $found in
     '') continue ;;

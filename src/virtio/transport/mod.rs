@@ -549,6 +549,10 @@ impl<D: VirtioDevice> Attached for Core<D> {
         self.change_device(true, |_| change());
     }
 
+    fn note_config_change(&self) {
+        Core::note_config_change(self);
+    }
+
     fn fail(&self, fault: Fault) {
         if self.inside.load(Ordering::Relaxed) == this_thread() {
             lock(&self.failing).get_or_insert(fault);

@@ -1,0 +1,126 @@
+//! `free_page_vq` (section 5.5.6.3): hints which pages need not be copied to another host.
+
+use std::sync::{Arc, atomic::Ordering::SeqCst};
+
+use super::{registers::command, shared::Shared};
+use crate::{
+    sync::lock,
+    virtio::{ChainError, Fault, QueueHandler, Round, queue::Chain},
+};
+
+/// Where hints of free pages go: to whoever copies the guest's memory.
+///
+/// A hint holds for what is in the page when the [command](super::Balloon::start_hinting) is given: if the guest has written the page
+/// since, its content counts. So it takes somebody who knows which pages were written since then, and marks these as not to be copied that
+/// were not; to discard what is hinted would lose data.
+///
+/// Calls come from the thread that serves the queue.
+pub trait FreePageHints: Send + Sync {
+    /// The guest's range is free, as it says in answer to `command`.
+    fn hinted(&self, command: u32, address: u64, len: u64);
+
+    /// The guest has no more to hint in answer to the last command.
+    fn ended(&self) {}
+}
+
+impl<F: Fn(u32, u64, u64) + Send + Sync> FreePageHints for F {
+    fn hinted(&self, command: u32, address: u64, len: u64) {
+        self(command, address, len);
+    }
+}
+
+/// Where the two sides are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hinting {
+    /// `free_page_hint_cmd_id`, as the driver reads it.
+    pub command: u32,
+    /// The last command ID that was given, or a reserved one.
+    pub given: u32,
+    /// The command that the driver answers, if it does.
+    pub answered: Option<u32>,
+}
+
+impl Default for Hinting {
+    fn default() -> Self {
+        Self {
+            command: command::STOP,
+            given: command::DONE,
+            answered: None,
+        }
+    }
+}
+
+impl Hinting {
+    /// The next command: none "until it has received an output buffer containing VIRTIO_BALLOON_CMD_ID_STOP" is the same, which takes
+    /// 2^32 of them.
+    pub(super) fn start(&mut self) -> u32 {
+        self.given = self.given.wrapping_add(1).max(command::FIRST);
+        self.command = self.given;
+        self.given
+    }
+
+    /// Whether a driver and an embedder can have come to this.
+    pub(super) fn is_possible(&self) -> bool {
+        let Self {
+            command,
+            given,
+            answered,
+        } = *self;
+        let reserved = command < command::FIRST;
+        given >= command::DONE && (reserved || command == given) && answered.is_none_or(|id| id >= command::FIRST)
+    }
+}
+
+pub(super) struct HintQueue(pub Arc<Shared>);
+
+impl HintQueue {
+    fn answer(&self, chain: &Chain<'_, '_>) -> Result<u32, ChainError> {
+        let shared = &self.0;
+        let Some(hints) = &shared.hints else {
+            return Err(ChainError::Request("nobody takes hints"));
+        };
+        match chain.readable_len() {
+            0 => {}
+            4 => {
+                let mut id = [0; 4];
+                chain.reader().read(&mut id)?;
+                let id = u32::from_le_bytes(id);
+                let mut hinting = lock(&shared.hinting);
+                let answered = hinting.answered.take();
+                match id {
+                    command::STOP => {
+                        drop(hinting);
+                        if answered.is_some() {
+                            hints.ended();
+                        }
+                    }
+                    // Of an old one nothing counts any more.
+                    _ if id == hinting.command && id >= command::FIRST => hinting.answered = Some(id),
+                    _ => {}
+                }
+            }
+            _ => return Err(ChainError::Request("not a command ID")),
+        }
+        // "MUST ignore pages that are provided with a command ID that does not match the current value".
+        let current = {
+            let hinting = lock(&shared.hinting);
+            hinting.answered.filter(|&id| id == hinting.command)
+        };
+        if let Some(id) = current {
+            for page in chain.writable().iter().filter(|page| page.len != 0) {
+                shared.counters.hinted.fetch_add(page.len.into(), SeqCst);
+                hints.hinted(id, page.address, page.len.into());
+            }
+        }
+        if chain.readable_len() == 0 && chain.writable_len() == 0 {
+            return Err(ChainError::Request("neither a command ID nor a page"));
+        }
+        Ok(0)
+    }
+}
+
+impl QueueHandler for HintQueue {
+    fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
+        Ok(round.each(|chain| self.answer(chain))?)
+    }
+}
