@@ -99,6 +99,7 @@
 //! not here.
 
 pub mod bus;
+pub mod description;
 #[cfg(all(feature = "event-loop", not(loom)))]
 pub mod event_loop;
 pub mod interrupt;
