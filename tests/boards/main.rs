@@ -7,6 +7,8 @@ mod skip;
 
 mod acpi;
 mod fdt;
+#[cfg(unix)]
+mod linux;
 mod parts;
 mod refused;
 mod tools;
