@@ -1,8 +1,8 @@
 //! What a board is made of, as its guest is told: device trees and ACPI tables from one list of parts.
 //!
 //! Each device, controller and bus has a `describe` beside its code, which says where it is, which interrupts it has, and what its node of
-//! a device tree and its ACPI device look like. An embedder lists the [`Part`]s, and renders the list: [`fdt::build`] with the feature
-//! `fdt`, [`acpi::build`] with `acpi`. Either [checks](check) first that the parts fit together. A part that one of the two has no
+//! a device tree and its ACPI device look like. An embedder lists the [`Part`]s, and renders the list: `fdt::build` with the feature
+//! `fdt`, `acpi::build` with `acpi`. Either [checks](check) first that the parts fit together. A part that one of the two has no
 //! word for is left out there: there is no generic event device in a device tree, and no flash in a DSDT.
 //!
 //! | type | what it is |
