@@ -83,8 +83,8 @@ pub enum BoardError {
 
 /// The parts that others refer to.
 #[cfg_attr(
-    not(any(feature = "fdt", feature = "acpi")),
-    expect(dead_code, reason = "renderers read them")
+    not(all(feature = "fdt", feature = "acpi")),
+    allow(dead_code, reason = "renderers read them")
 )]
 pub(super) struct Checked<'a> {
     pub controller: Option<(&'a Part, Inputs)>,
@@ -142,16 +142,7 @@ fn regions(parts: &[Part]) -> Result<(), BoardError> {
             .flat_map(|part| part.regions.iter().map(move |region| (part, region)))
     };
     for (part, region) in all() {
-        let end = match region.space {
-            Space::Memory => u64::MAX,
-            Space::Ports => 0xffff,
-        };
-        if region.last().is_none_or(|last| last > end) {
-            return Err(BoardError::Bounds {
-                part: part.to_string(),
-                region: *region,
-            });
-        }
+        region.end(part)?;
     }
     for (at, (second, region)) in all().enumerate() {
         for (first, taken) in all().take(at) {
@@ -198,6 +189,21 @@ fn wires(parts: &[Part], controller: Option<(&Part, Inputs)>) -> Result<(), Boar
         }
     }
     Ok(())
+}
+
+impl Region {
+    /// The last address, if there is one.
+    pub(super) fn end(&self, part: &Part) -> Result<u64, BoardError> {
+        let end = match self.space {
+            Space::Memory => u64::MAX,
+            Space::Ports => 0xffff,
+        };
+        let last = self.last().filter(|last| *last <= end);
+        last.ok_or_else(|| BoardError::Bounds {
+            part: part.to_string(),
+            region: *self,
+        })
+    }
 }
 
 impl Inputs {

@@ -46,6 +46,7 @@ pub struct Register {
 
 /// A UART as the SPCR has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Serial {
     /// A 16550, with registers a byte apart.
     Uart16550,
@@ -55,6 +56,7 @@ pub enum Serial {
 
 /// A CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Processor {
     /// By its MPIDR_EL1.
     Arm(u64),

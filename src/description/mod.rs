@@ -48,6 +48,7 @@ pub use node::{Cell, Node, Value};
 
 /// An input of the board's interrupt controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Input {
     /// A global system interrupt of ACPI on x86: a pin of an IOAPIC.
     Gsi(u32),
@@ -182,6 +183,7 @@ impl fmt::Display for Region {
 
 /// Which inputs an interrupt controller has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Inputs {
     /// A GIC: SPIs 0 to `spis` - 1, and PPIs 0 to 15.
     Gic {

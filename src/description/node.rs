@@ -4,6 +4,7 @@ use super::Wire;
 
 /// A 32-bit cell of a property, or several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Cell {
     /// A number.
     U32(u32),
@@ -21,6 +22,7 @@ pub enum Cell {
 
 /// What a property is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Value {
     /// Nothing: its presence tells.
     Empty,

@@ -187,13 +187,14 @@ fn the_madt_of_a_pc_has_its_cpus_its_ioapic_and_what_differs_from_isa() {
         (0xfee0_0000, 1),
         "local APICs, and PCAT_COMPAT"
     );
-    let expected: [&[u8]; 8] = [
+    let expected: [&[u8]; 9] = [
         &[0, 8, 0, 0, 1, 0, 0, 0],
         &[0, 8, 1, 1, 1, 0, 0, 0],
         &[0, 8, 2, 4, 1, 0, 0, 0],
         &[9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0], // APIC ID 0x100: as x2APIC
         &[4, 6, 0xff, 0, 0, 1],                             // LINT1 of all
-        &[2, 10, 0, 9, 9, 0, 0, 0, 0xd, 0],                 // SCI: level, high
+        &[0xa, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0],
+        &[2, 10, 0, 9, 9, 0, 0, 0, 0xd, 0], // SCI: level, high
         &[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0],
         &[2, 10, 0, 0, 2, 0, 0, 0, 5, 0], // IRQ 0 is GSI 2: edge, high
     ];

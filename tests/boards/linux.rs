@@ -1,8 +1,8 @@
-//! Linux reads the tables, on QEMU's machines: it is told of them instead of QEMU's own, finds its devices by them, hears of the power button
-//! where that is the event device's, and powers off.
+//! Linux reads what it is told, on QEMU's machines: tables or tree are ours instead of QEMU's own. It finds its devices by them, hears of the power
+//! button where that is the event device's, and powers off.
 //!
-//! The kernel is that of the x86_64 guest of `tests/guest/fetch.sh`, and the first process one of ours, in an archive behind that of the guest, whose
-//! busybox and modules it has. QEMU interprets the processor, which takes half a minute.
+//! The kernels are those of `tests/guest/fetch.sh`, and the first process one of ours, in an archive behind that of the guest, whose busybox and
+//! modules it has. QEMU interprets the processor, which takes half a minute.
 
 use std::{
     fs,
@@ -21,6 +21,8 @@ use devisor::{
     description::{
         Part, PciHost, PortWindow, Wire,
         acpi::{Oem, build},
+        arm,
+        fdt::{self, Boot},
         memory,
     },
     pci,
@@ -36,8 +38,9 @@ use crate::{
     tools::Scratch,
 };
 
-const KERNEL: &str = "tests/guest/build/x86_64/kernel";
-const INITRD: &str = "tests/guest/build/x86_64/initrd.cpio";
+/// Where the guests' `kernel` and `initrd.cpio` are.
+const X86_64: &str = "tests/guest/build/x86_64";
+const ARM64: &str = "tests/guest/build";
 
 /// Where the tables are, in memory that Linux is told to leave alone.
 const TABLES: u64 = 0x800_0000;
@@ -98,51 +101,51 @@ impl Drop for Machine {
     }
 }
 
-/// What Linux says on this machine with these tables, until it has powered off. `None` if that cannot be tried here.
-fn boot(parts: &[Part], machine: &[&str], more: &str) -> Option<String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (Ok(_), Ok(mut initrd)) = (fs::metadata(root.join(KERNEL)), fs::read(root.join(INITRD))) else {
+/// What Linux of x86_64 says on this machine with the tables of these parts.
+fn boot_pc(parts: &[Part], machine: &[&str], more: &str) -> Option<String> {
+    let scratch = Scratch::new();
+    let tables = build(parts, TABLES, &Oem::default()).expect("a board").bytes();
+    let tables = scratch.file("tables", &tables);
+    let loader = format!("loader,file={},addr={TABLES:#x},force-raw=on", tables.display());
+    // QEMU's time-stamp counter counts nanoseconds, and there may be no timer to find that out with.
+    let command_line =
+        format!("console=ttyS0 panic=-1 tsc_early_khz=1000000 acpi_rsdp={TABLES:#x} memmap=64K${TABLES:#x} {more}");
+    let machine = [machine, &["-cpu", "max", "-smp", "2", "-device", &loader]].concat();
+    boot(&scratch, X86_64, "qemu-system-x86_64", &machine, &command_line)
+}
+
+/// What Linux says on this machine until it has powered off. `None` if that cannot be tried here.
+fn boot(scratch: &Scratch, guest: &str, program: &str, machine: &[&str], command_line: &str) -> Option<String> {
+    let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join(guest);
+    let kernel = guest.join("kernel");
+    let (Ok(_), Ok(mut initrd)) = (fs::metadata(&kernel), fs::read(guest.join("initrd.cpio"))) else {
         skipped(format_args!(
-            "no {KERNEL} with its initrd.cpio: tests/guest/fetch.sh gets them"
+            "no {} with its initrd.cpio: tests/guest/fetch.sh gets them",
+            kernel.display()
         ));
         return None;
     };
-    let tables = build(parts, TABLES, &Oem::default()).expect("a board").bytes();
-    let scratch = Scratch::new();
-    let tables = scratch.file("tables", &tables);
     initrd.resize(initrd.len().next_multiple_of(512), 0);
     initrd.extend(archive("init", INIT.as_bytes()));
     let initrd = scratch.file("initrd", &initrd);
     let monitor = scratch.path().join("monitor");
-
-    // QEMU's time-stamp counter counts nanoseconds, and there may be no timer to find that out with.
-    let command_line =
-        format!("console=ttyS0 panic=-1 tsc_early_khz=1000000 acpi_rsdp={TABLES:#x} memmap=64K${TABLES:#x} {more}");
-    let child = Command::new("qemu-system-x86_64")
+    let child = Command::new(program)
         .args(machine)
         .args([
             "-accel",
             "tcg",
-            "-cpu",
-            "max",
             "-m",
             "256",
-            "-smp",
-            "2",
             "-nodefaults",
             "-no-user-config",
             "-display",
             "none",
         ])
-        .args(["-no-reboot", "-serial", "stdio", "-append", &command_line])
+        .args(["-no-reboot", "-serial", "stdio", "-append", command_line])
         .arg("-kernel")
-        .arg(root.join(KERNEL))
+        .arg(&kernel)
         .arg("-initrd")
         .arg(&initrd)
-        .args([
-            "-device",
-            &format!("loader,file={},addr={TABLES:#x},force-raw=on", tables.display()),
-        ])
         .args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -151,7 +154,7 @@ fn boot(parts: &[Part], machine: &[&str], more: &str) -> Option<String> {
     let mut machine = match child {
         Ok(child) => Machine(child),
         Err(_) => {
-            skipped("qemu-system-x86_64 is not installed");
+            skipped(format_args!("{program} is not installed"));
             return None;
         }
     };
@@ -209,7 +212,7 @@ fn linux_boots_on_the_tables_of_a_microvm() {
         "-device",
         "virtio-rng-device",
     ];
-    let Some(said) = boot(&parts::microvm(), &machine, "") else {
+    let Some(said) = boot_pc(&parts::microvm(), &machine, "") else {
         return;
     };
     assert_said(
@@ -283,7 +286,7 @@ fn linux_boots_on_the_tables_of_a_pc() {
         "pvpanic",
     ];
     // Its wires, and no messages.
-    let Some(said) = boot(&q35(), &machine, "pci=nomsi") else {
+    let Some(said) = boot_pc(&q35(), &machine, "pci=nomsi") else {
         return;
     };
     assert_said(
@@ -317,4 +320,61 @@ fn linux_boots_on_the_tables_of_a_pc() {
         .lines()
         .find(|line| line.contains("guest: irq") && line.contains("virtio0"));
     assert!(rng.is_some_and(|line| line.contains("23-fasteoi")), "{rng:?}\n{said}");
+}
+
+#[test]
+fn linux_boots_on_the_device_tree_of_an_arm64_board() {
+    let scratch = Scratch::new();
+    // QEMU adds RAM, command line and initial RAM disk to a tree that it is given.
+    let boot = Boot {
+        compatible: vec!["linux,dummy-virt".into()],
+        model: "devisor".into(),
+        ..Boot::default()
+    };
+    let mut parts = parts::virt_with_ecam(0x40_1000_0000);
+    // As far as QEMU's board is not like ours.
+    parts.retain(|part| !["cpus", "serial@9100000"].contains(&&*part.to_string()));
+    parts.push(arm::cpus("arm,cortex-a53", &[0, 1, 2]));
+    let tree = fdt::build(&parts, &boot).expect("a board");
+    let tree = scratch.file("board.dtb", &tree).display().to_string();
+    let machine = [
+        "-M",
+        "virt,gic-version=3,its=on",
+        "-cpu",
+        "cortex-a53",
+        "-smp",
+        "3",
+        "-dtb",
+        &tree,
+        "-device",
+        "virtio-rng-pci,addr=3",
+        "-global",
+        "virtio-mmio.force-legacy=false",
+        "-device",
+        "virtio-rng-device,bus=virtio-mmio-bus.1",
+    ];
+    let command_line = "console=ttyAMA0 panic=-1 cryptomgr.notests";
+    let Some(said) = self::boot(&scratch, ARM64, "qemu-system-aarch64", &machine, command_line) else {
+        return;
+    };
+    assert_said(
+        &said,
+        &[
+            "Machine model: devisor",
+            "psci: PSCIv1.1 detected in firmware.",
+            "GICv3: CPU2: found redistributor 2 region 0:0x00000000080e0000",
+            "ITS [mem 0x08080000-0x0809ffff]",
+            "smp: Brought up 1 node, 3 CPUs",
+            "pci-host-generic 4010000000.pcie: ECAM at [mem 0x4010000000-0x40100fffff] for [bus 00]",
+            "9000000.serial: ttyAMA0 at MMIO 0x9000000",
+            "rtc-pl031 9010000.rtc: registered as rtc0",
+            "guest: rng works",
+        ],
+    );
+    for (what, kind) in [("virtio0", "GICv3"), ("virtio1", "ITS-MSI")] {
+        let line = said
+            .lines()
+            .find(|line| line.contains("guest: irq") && line.contains(what));
+        assert!(line.is_some_and(|line| line.contains(kind)), "{line:?}\n{said}");
+    }
 }

@@ -75,6 +75,11 @@ pub fn pc() -> Vec<Part> {
 
 /// With a GICv3, an ITS, PCI and buttons of both kinds.
 pub fn virt() -> Vec<Part> {
+    virt_with_ecam(0x3f00_0000)
+}
+
+/// The same, with the configuration space of PCI elsewhere.
+pub fn virt_with_ecam(ecam: u64) -> Vec<Part> {
     let spi = |spi| Wire::level(Spi(spi));
     vec![
         memory(0x4000_0000, 0x1_0000_0000),
@@ -94,7 +99,7 @@ pub fn virt() -> Vec<Part> {
         mmio::describe(0x0a00_0000, spi(16)),
         mmio::describe(0x0a00_0200, spi(17)),
         pci::describe(PciHost {
-            ecam: Some(0x3f00_0000),
+            ecam: Some(ecam),
             config_ports: false,
             buses: 0..=0,
             memory: vec![(0x1000_0000, 0x2eff_0000), (0x80_0000_0000, 0x80_0000_0000)],

@@ -50,17 +50,17 @@ impl Raw {
 
     /// A region as a device's own.
     pub fn region(&mut self, part: &Part, region: &Region) -> Result<(), BoardError> {
-        match (region.space, u32::try_from(region.base), u32::try_from(region.len)) {
-            (Space::Memory, Ok(base), Ok(len)) if base.checked_add(len - 1).is_some() => {
-                self.push(&Memory32Fixed::new(true, base, len));
+        let last = region.end(part)?;
+        match (region.space, u32::try_from(region.base), u32::try_from(last)) {
+            (Space::Memory, Ok(base), Ok(last)) if last - base != u32::MAX => {
+                self.push(&Memory32Fixed::new(true, base, last - base + 1));
             }
-            (Space::Memory, _, _) => {
-                let last = region.base + (region.len - 1);
+            (Space::Memory, ..) => {
                 self.0.extend(address(Kind::Memory, 8, CONSUMER, region.base, last, 0));
             }
-            (Space::Ports, _, _) => {
+            (Space::Ports, ..) => {
+                let base = super::narrow(part, "a port", region.base)?;
                 let len = super::narrow(part, "the number of ports", region.len)?;
-                let base = region.base as u16; // It was checked.
                 self.push(&IO::new(base, base, 1, len));
             }
         }

@@ -1,5 +1,7 @@
 //! Interrupt controllers, timers and message routing: MADT (5.2.12), GTDT (5.2.25) and IORT (*IO Remapping Table*, DEN 0049).
 
+use std::collections::BTreeSet;
+
 use acpi_tables::sdt::Sdt;
 
 use super::{Board, narrow};
@@ -45,9 +47,14 @@ impl Board<'_> {
             Acpi::Processor(processor) => Some((part, *processor)),
             _ => None,
         });
+        let mut x2apic = false;
         for (uid, (part, processor)) in (0_u32..).zip(processors) {
             body.extend(match (processor, gic) {
-                (Processor::Apic(id), _) => local_apic(uid, id),
+                (Processor::Apic(id), _) => {
+                    let entry = local_apic(uid, id);
+                    x2apic |= entry[0] == X2APIC;
+                    entry
+                }
                 (Processor::Arm(mpidr), Some((_, gic))) => gicc(uid, mpidr, gic),
                 (Processor::Arm(_), None) => {
                     return Err(BoardError::NoController { part: part.to_string() });
@@ -55,10 +62,14 @@ impl Board<'_> {
             });
         }
         if apics.is_some() {
-            // LINT1 of all local APICs is NMI.
+            // LINT1 of all local APICs is NMI: of those told of by 8 bits, and of those by 32.
             body.extend(entry(4, &[&[0xff, 0, 0, 1]]));
+            if x2apic {
+                body.extend(entry(0xa, &[&[0; 2], &[0xff; 4], &[1, 0, 0, 0]]));
+            }
         }
         let mut ids = 0_u8..;
+        let mut overridden = BTreeSet::new();
         for (part, it) in self.entries() {
             match it {
                 Acpi::IoApic { address, first } => {
@@ -86,7 +97,10 @@ impl Board<'_> {
             // What ends at a GSI of the ISA bus and is not as that has it: edge-triggered, active high.
             if apics.is_some() && !matches!(it, Acpi::IsaIrq { .. }) {
                 for wire in isa_wires(it) {
-                    body.extend(source_override(wire.input.gsi() as u8, &wire));
+                    let irq = wire.input.gsi() as u8;
+                    if overridden.insert(irq) {
+                        body.extend(source_override(irq, &wire));
+                    }
                 }
             }
         }
@@ -163,13 +177,15 @@ fn iort_node(kind: u8, len: u16, revision: u8, mappings: u32, mappings_at: u32) 
     node
 }
 
+/// The type of a processor that has x2APIC alone to be told of.
+const X2APIC: u8 = 9;
+
 fn local_apic(uid: u32, id: u32) -> Vec<u8> {
     const ENABLED: u32 = 1;
     let flags = ENABLED.to_le_bytes();
     match (u8::try_from(uid), u8::try_from(id)) {
         (Ok(uid @ 0..=0xfe), Ok(id @ 0..=0xfe)) => entry(0, &[&[uid, id], &flags]),
-        // As x2APIC.
-        _ => entry(9, &[&[0; 2], &id.to_le_bytes(), &flags, &uid.to_le_bytes()]),
+        _ => entry(X2APIC, &[&[0; 2], &id.to_le_bytes(), &flags, &uid.to_le_bytes()]),
     }
 }
 

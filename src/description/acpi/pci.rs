@@ -36,6 +36,16 @@ impl Board<'_> {
 }
 
 pub(super) fn host(scope: &mut Raw, part: &Part, host: &PciHost) -> Result<(), BoardError> {
+    let before = u64::from(*host.buses.start()) * BUS;
+    if host.buses.is_empty() || host.ecam.is_some_and(|ecam| ecam < before) {
+        return Err(BoardError::Unfit {
+            part: part.to_string(),
+            what: format!(
+                "buses {:?} with configuration space at {:#x?}: there is at least one, and room for those before the first",
+                host.buses, host.ecam
+            ),
+        });
+    }
     // A wire of PCI is by default active low, and a GIC's is not: a link says what it is.
     for (number, (link, wire)) in (0_u8..).zip(LINKS.iter().zip(&host.wires)) {
         let mut device = Raw::default();
@@ -93,10 +103,13 @@ fn windows(part: &Part, host: &PciHost) -> Result<Raw, BoardError> {
         )?;
     }
     for window in &host.ports {
-        let (base, last) = (
-            u64::from(window.base),
-            u64::from(window.base) + u64::from(window.len) - 1,
-        );
+        let base = u64::from(window.base);
+        let region = Region {
+            space: Space::Ports,
+            base,
+            len: window.len.into(),
+        };
+        let last = region.end(part)?;
         windows.0.extend(match window.memory {
             // The length has to fit, too.
             None if window.len < 0x1_0000 => address(Kind::Ports, 2, PRODUCER, base, last, 0),
@@ -105,8 +118,10 @@ fn windows(part: &Part, host: &PciHost) -> Result<Raw, BoardError> {
         });
     }
     for &(base, len) in &host.memory {
-        let last = base + (len - 1);
-        let width = if last <= u32::MAX.into() { 4 } else { 8 };
+        let space = Space::Memory;
+        let last = Region { space, base, len }.end(part)?;
+        // So has the length here, and it does unless it is all of them.
+        let width = if last < u32::MAX.into() { 4 } else { 8 };
         windows.0.extend(address(Kind::Memory, width, PRODUCER, base, last, 0));
     }
     Ok(windows)
