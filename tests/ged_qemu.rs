@@ -1,8 +1,10 @@
-//! The generic event device beside QEMU's: the same seeded sequence of accesses and of presses of the power button to both, every read compared.
+//! The generic event device beside QEMU's: the same seeded sequence of accesses and of presses of the power button to both,
+//! every read compared.
 //!
-//! QEMU's `microvm` has the selector and the sleep and reset registers, its arm64 `virt` the selector alone. What differs, and stays as it is:
-//! QEMU pulses its line where ours is up until the events are read, so what is compared is that it rose; its registers read as zero where
-//! ours read SLP_TYP and WAK_STS as the specification has them (4.8.3.7); and it has no sleep button.
+//! QEMU's `microvm` has the selector and the sleep and reset registers, its arm64 `virt` the selector alone. What differs,
+//! and stays as it is: QEMU pulses its line where ours is up until the events are read, so what is compared is that it rose;
+//! its registers read as zero where ours read SLP_TYP and WAK_STS as the specification has them (4.8.3.7); and it has no
+//! sleep button.
 
 #![cfg(unix)]
 

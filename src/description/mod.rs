@@ -1,9 +1,10 @@
 //! What a board is made of, as its guest is told: device trees and ACPI tables from one list of parts.
 //!
-//! Each device, controller and bus has a `describe` beside its code, which says where it is, which interrupts it has, and what its node of
-//! a device tree and its ACPI device look like. An embedder lists the [`Part`]s, and renders the list: `fdt::build` with the feature
-//! `fdt`, `acpi::build` with `acpi`. Either [checks](check) first that the parts fit together. A part that one of the two has no
-//! word for is left out there: there is no generic event device in a device tree, and no flash in a DSDT.
+//! Each device, controller and bus has a `describe` beside its code, which says where it is, which interrupts it has, and
+//! what its node of a device tree and its ACPI device look like. An embedder lists the [`Part`]s, and renders the list:
+//! `fdt::build` with the feature `fdt`, `acpi::build` with `acpi`. Either [checks](check) first that the parts fit together.
+//! A part that one of the two has no word for is left out there: there is no generic event device in a device tree, and no
+//! flash in a DSDT.
 //!
 //! | type | what it is |
 //! |---|---|
@@ -97,8 +98,8 @@ pub enum Polarity {
     Low,
 }
 
-/// A wire from a part to the interrupt controller. One that is exclusive is the only one of its input; those that share an input agree
-/// in everything.
+/// A wire from a part to the interrupt controller. One that is exclusive is the only one of its input; those that share an
+/// input agree in everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Wire {
     /// Where it ends.
@@ -224,8 +225,8 @@ pub struct Part {
 }
 
 impl Part {
-    /// A part without anything. The name is that of its node, generic as the Devicetree Specification recommends (2.2.2), and the one that
-    /// errors call it.
+    /// A part without anything. The name is that of its node, generic as the Devicetree Specification recommends (2.2.2), and
+    /// the one that errors call it.
     pub fn new(name: &'static str) -> Self {
         Self {
             name,

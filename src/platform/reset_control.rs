@@ -18,8 +18,8 @@ const RST_CPU: u8 = 1 << 2;
 const FULL_RST: u8 = 1 << 3;
 const WRITABLE: u8 = SYS_RST | RST_CPU | FULL_RST;
 
-/// The register at port 0xcf9 as its guest is told of it: RESET_REG of the FADT. It has no region of its own, as it lies among the ports of
-/// PCI's CONFIG_ADDRESS.
+/// The register at port 0xcf9 as its guest is told of it: RESET_REG of the FADT. It has no region of its own, as it lies
+/// among the ports of PCI's CONFIG_ADDRESS.
 pub fn describe() -> Part {
     let register = Register {
         space: Space::Ports,

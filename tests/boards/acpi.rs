@@ -2,9 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use devisor::description::{
-    Part,
-    acpi::{Oem, Tables, build},
+use devisor::{
+    backends::irqchip::{
+        Spi,
+        gicv2::{CpuOutputs, GicV2, GicV2Config},
+        gicv2m::{self, GicV2mFrame},
+        ioapic::{self, IoApicConfig},
+        pc::Gsi,
+    },
+    description::{
+        Part, Wire,
+        acpi::{Oem, Tables, build},
+    },
+    interrupt::NoInterrupt,
+    platform::acpi_pm::{AcpiPm, AcpiPmConfig, AcpiPmPlace, TimerWidth},
+    time::ManualClock,
 };
 
 use crate::{
@@ -277,6 +289,48 @@ fn the_fadt_says_what_fixed_hardware_there_is() {
     assert_eq!(fadt[129], 0b11, "PSCI, by HVC");
     let tables = self::tables(&parts::virt_gicv2());
     assert_eq!(tables.get(b"FACP").unwrap().bytes[129], 0b01, "PSCI, by SMC");
+}
+
+#[test]
+fn a_pm_that_is_not_in_acpi_mode_tells_of_its_smi_port() {
+    let config = AcpiPmConfig {
+        timer: TimerWidth::Bits24,
+        gpes: 0,
+        acpi_mode: false,
+    };
+    let pm = AcpiPm::new(config, NoInterrupt, |_| (), ManualClock::default(), ()).unwrap();
+    let place = AcpiPmPlace {
+        s5: 5,
+        ..AcpiPmPlace::from_base(0x600)
+    };
+    let ioapic = ioapic::describe(&IoApicConfig::default(), 0xfec0_0000, 0);
+    let part = pm.describe(place, Wire::level(Gsi(20)));
+    assert_eq!(part.regions().len(), 4, "three blocks, and the port");
+    let tables = tables(&[ioapic, part]);
+    let fadt = &tables.get(b"FACP").unwrap().bytes;
+    assert_eq!(
+        (word(fadt, 48), fadt[52], fadt[53]),
+        (0xb2, 2, 3),
+        "SMI_CMD, ACPI_ENABLE, ACPI_DISABLE"
+    );
+    assert_eq!((word(fadt, 80), fadt[92]), (0, 0), "no GPE0");
+    assert_eq!(word(fadt, 112) & 1 << 8, 0, "24 bits of timer");
+    let madt = &tables.get(b"APIC").unwrap().bytes;
+    assert_eq!(structures(madt).len(), 1, "GSI 20 is none of ISA's");
+    let dsdt = &tables.get(b"DSDT").unwrap().bytes;
+    let s5 = [b"_S5_".as_slice(), &[0x12, 8, 4, 0x0a, 5, 0x0a, 5, 0, 0]].concat();
+    assert!(dsdt.windows(s5.len()).any(|bytes| bytes == s5));
+}
+
+#[test]
+fn a_frame_describes_itself_with_its_own_spis() {
+    let output = || CpuOutputs {
+        irq: Box::new(NoInterrupt),
+        fiq: Box::new(NoInterrupt),
+    };
+    let gic = GicV2::new(GicV2Config::default(), vec![output()]).unwrap();
+    let frame = GicV2mFrame::new(&gic, 0x0802_0000, Spi(48), 32).unwrap();
+    assert_eq!(frame.describe(), gicv2m::describe(0x0802_0000, Spi(48), 32));
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! Linux reads what it is told, on QEMU's machines: tables or tree are ours instead of QEMU's own. It finds its devices by them, hears of the power
-//! button where that is the event device's, and powers off.
+//! Linux reads what it is told, on QEMU's machines: tables or tree are ours instead of QEMU's own. It finds its devices by
+//! them, hears of the power button where that is the event device's, and powers off.
 //!
-//! The kernels are those of `tests/guest/fetch.sh`, and the first process one of ours, in an archive behind that of the guest, whose busybox and
-//! modules it has. QEMU interprets the processor, which takes half a minute.
+//! The kernels are those of `tests/guest/fetch.sh`, and the first process one of ours, in an archive behind that of the
+//! guest, whose busybox and modules it has. QEMU interprets the processor, which takes half a minute.
 
 use std::{
     fs,

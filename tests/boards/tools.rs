@@ -38,7 +38,8 @@ impl Drop for Scratch {
     }
 }
 
-/// What `program` of the Debian package says, on both outputs, and whether it was content. `None`, told loudly, where it is missing.
+/// What `program` of the Debian package says, on both outputs, and whether it was content. `None`, told loudly, where it is
+/// missing.
 pub fn run(scratch: &Scratch, program: &str, package: &str, arguments: &[&str]) -> Option<(bool, String)> {
     let output = Command::new(program)
         .args(arguments)

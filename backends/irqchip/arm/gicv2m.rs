@@ -127,7 +127,8 @@ impl GicV2mFrame {
     }
 }
 
-/// A frame at `base`, for `count` SPIs from `first` on, as its guest is told of it (`arm,gic-v2m-frame`; a GIC MSI frame of the MADT).
+/// A frame at `base`, for `count` SPIs from `first` on, as its guest is told of it (`arm,gic-v2m-frame`; a GIC MSI frame of
+/// the MADT).
 pub fn describe(base: u64, first: Spi, count: u32) -> Part {
     let part = Part::new("v2m")
         .memory(base, GicV2mFrame::SIZE)

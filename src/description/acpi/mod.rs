@@ -1,4 +1,5 @@
-//! ACPI tables (*Advanced Configuration and Power Interface Specification 6.5*, chapter 5), one after the other in guest memory.
+//! ACPI tables (*Advanced Configuration and Power Interface Specification 6.5*, chapter 5), one after the other in guest
+//! memory.
 
 mod aml;
 mod dsdt;
@@ -104,11 +105,11 @@ impl Tables {
     }
 }
 
-/// The tables of a board, for guest memory from `base` on: RSDP, DSDT, FADT, MADT, XSDT; FACS unless the board is hardware-reduced;
-/// GTDT, IORT, MCFG and SPCR where there is something to say in them.
+/// The tables of a board, for guest memory from `base` on: RSDP, DSDT, FADT, MADT, XSDT; FACS unless the board is
+/// hardware-reduced; GTDT, IORT, MCFG and SPCR where there is something to say in them.
 ///
-/// A guest is told where the RSDP is: by the boot protocol (`acpi_rsdp_addr` of Linux), by UEFI, or as it lies in the ROM of a PC, at a multiple
-/// of 16 between 0xe0000 and 0xfffff. A board without PM registers is hardware-reduced.
+/// A guest is told where the RSDP is: by the boot protocol (`acpi_rsdp_addr` of Linux), by UEFI, or as it lies in the ROM of
+/// a PC, at a multiple of 16 between 0xe0000 and 0xfffff. A board without PM registers is hardware-reduced.
 ///
 /// # Errors
 /// [`BoardError`] if the parts do not fit together or into a table, or `base` is no multiple of 64.

@@ -1,5 +1,5 @@
-//! A PCI host bridge in the DSDT, with where its wires end and what the operating system may take over; and the MCFG (*PCI Firmware
-//! Specification 3.3*, sections 4.1 and 4.5).
+//! A PCI host bridge in the DSDT, with where its wires end and what the operating system may take over; and the MCFG (*PCI
+//! Firmware Specification 3.3*, sections 4.1 and 4.5).
 
 use acpi_tables::{
     Aml,

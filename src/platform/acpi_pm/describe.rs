@@ -21,8 +21,8 @@ pub struct AcpiPmPlace {
 }
 
 impl AcpiPmPlace {
-    /// From `base` on as PIIX4 and ICH9 have it: events at 0, control at 4, the timer at 8, and GPE0 at 0x20, where there is room for 128 events. SMI_CMD is 0xb2
-    /// with 2 and 3, and S5 is 0.
+    /// From `base` on as PIIX4 and ICH9 have it: events at 0, control at 4, the timer at 8, and GPE0 at 0x20, where there is
+    /// room for 128 events. SMI_CMD is 0xb2 with 2 and 3, and S5 is 0.
     pub fn from_base(base: u16) -> Self {
         let at = |offset: u16| base.saturating_add(offset);
         Self {

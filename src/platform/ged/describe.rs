@@ -3,9 +3,9 @@
 use super::registers::{REGISTERS_SIZE, RESET, RESET_VALUE, S5, SELECTOR_SIZE, SLEEP_CONTROL, SLEEP_STATUS, event};
 use crate::description::{Acpi, EventBits, EventRegisters, Part, Wire};
 
-/// A device (ACPI0013) whose event selector is at `selector`, with its power button (PNP0C0C) and its sleep button (PNP0C0E). `registers`
-/// are the sleep and reset registers, if they are on the bus: where there is PSCI, that powers off and resets. The wire is
-/// level-triggered.
+/// A device (ACPI0013) whose event selector is at `selector`, with its power button (PNP0C0C) and its sleep button (PNP0C0E).
+/// `registers` are the sleep and reset registers, if they are on the bus: where there is PSCI, that powers off and resets.
+/// The wire is level-triggered.
 ///
 /// A device tree has no such device: there is a [key at a PL061](crate::platform::pl061::describe) instead.
 pub fn describe(selector: u64, registers: Option<u64>, interrupt: Wire) -> Part {

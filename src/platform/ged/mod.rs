@@ -1,5 +1,6 @@
-//! The generic event device of hardware-reduced ACPI, with buttons, sleep and reset: *Advanced Configuration and Power Interface
-//! Specification 6.5*, sections 5.6.9 and 4.8.3.7. Its registers are laid out as QEMU has them, which is what `describe` tells the guest.
+//! The generic event device of hardware-reduced ACPI, with buttons, sleep and reset: *Advanced Configuration and Power
+//! Interface Specification 6.5*, sections 5.6.9 and 4.8.3.7. Its registers are laid out as QEMU has them, which is what
+//! `describe` tells the guest.
 //!
 //! What the model leaves out are the events of things that this crate does not plug: memory, CPUs, NVDIMMs.
 
@@ -61,8 +62,8 @@ pub enum GedStateError {
 /// The hook hears what the guest asks for, on the thread of that access, which goes on when it returns.
 ///
 /// # Threads
-/// Every method may be called from any thread, also from within the line and the hook: neither is called while the registers are
-/// locked.
+/// Every method may be called from any thread, also from within the line and the hook: neither is called while the registers
+/// are locked.
 ///
 /// ```
 /// use devisor::{bus::BusDevice, interrupt::NoInterrupt, platform::ged::Ged};
@@ -195,7 +196,8 @@ impl<L: LevelInterrupt> BusDevice for GedSelector<L> {
     fn write(&self, _offset: u64, _data: &[u8]) {}
 }
 
-/// The sleep and reset registers: see [`Ged::registers`], [`REGISTERS_SIZE`] bytes. Each is a byte; wider accesses read as zero and write nothing.
+/// The sleep and reset registers: see [`Ged::registers`], [`REGISTERS_SIZE`] bytes. Each is a byte; wider accesses read as
+/// zero and write nothing.
 pub struct GedRegisters<L> {
     ged: Arc<Shared<L>>,
 }

@@ -1,5 +1,5 @@
-//! Registers of the generic event device: its event selector, as QEMU's has it, and those of hardware-reduced ACPI (*Advanced Configuration
-//! and Power Interface Specification 6.5*, section 4.8.3.7).
+//! Registers of the generic event device: its event selector, as QEMU's has it, and those of hardware-reduced ACPI (*Advanced
+//! Configuration and Power Interface Specification 6.5*, section 4.8.3.7).
 
 /// Bytes of the event selector: which events have happened. A read clears it.
 pub const SELECTOR_SIZE: u64 = 4;

@@ -6,8 +6,8 @@ use crate::description::{Cell, Node, Part, Wire};
 /// `KEY_POWER` of Linux's input events.
 const KEY_POWER: u32 = 116;
 
-/// A PL061 at `base` (`arm,pl061`, ARMH0061). `power_key` is the pin that goes up while the power button is pressed (`gpio-keys`): a
-/// device tree tells of it, and ACPI has the [generic event device](crate::platform::ged) for that.
+/// A PL061 at `base` (`arm,pl061`, ARMH0061). `power_key` is the pin that goes up while the power button is pressed
+/// (`gpio-keys`): a device tree tells of it, and ACPI has the [generic event device](crate::platform::ged) for that.
 pub fn describe(base: u64, interrupt: Wire, power_key: Option<u8>) -> Part {
     let part = Part::new("gpio")
         .memory(base, REGION_SIZE)

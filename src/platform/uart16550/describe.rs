@@ -15,8 +15,8 @@ pub fn describe(base: u16, interrupt: Wire) -> Part {
         .acpi(Acpi::Serial(Serial::Uart16550))
 }
 
-/// A 16550 in memory, with registers 2 to the power of `register_shift` bytes apart (`ns16550a`; PNP0501 if they are a byte apart, which is
-/// all that ACPI has words for).
+/// A 16550 in memory, with registers 2 to the power of `register_shift` bytes apart (`ns16550a`; PNP0501 if they are a byte
+/// apart, which is all that ACPI has words for).
 pub fn describe_in_memory(base: u64, register_shift: u32, interrupt: Wire) -> Part {
     let shift = register_shift.min(8);
     let part = Part::new("serial")

@@ -3,7 +3,7 @@
 use super::{CounterPorts, PortB};
 use crate::description::{Acpi, Part, Wire};
 
-/// The 8254 at the ports of a PC, with IRQ 0 of ISA. Where that ends at another GSI than 0, the MADT says so.
+/// The 8254 at the ports of a PC, with IRQ 0 of ISA: the MADT says at which GSI that ends.
 pub fn describe(irq_0: Wire) -> Part {
     Part::new("pit")
         .ports(0x40, CounterPorts::SIZE)
