@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`interrupt`] | the trait, level lines, shared lines, MSI: what devices and backends meet at |
 //! | [`bus`] | address decoding |
+//! | [`description`] | what parts say of themselves, and device trees and ACPI tables from a list of them; [`boards`] has three lists |
 //! | [`time`] | the injected clock |
 //! | [`rate`] | a token bucket, for devices that let through so much and no more |
 //! | [`memory`] | guest memory as devices use it: found once, pinned, marked when it is written |
@@ -25,6 +26,8 @@
 //! | `irqchip` | `backends::irqchip` | an interrupt controller in this process: GICv2 with GICv2m, GICv3 with ITS; IOAPIC, 8259, 8254, local APICs, and the wiring of a PC |
 //! | `kvm` | `backends::kvm` | irqfd with or without resample, `KVM_IRQ_LINE`, GSI routes, `KVM_SIGNAL_MSI` |
 //! | `hvf` | `backends::hvf` | Hypervisor.framework's calls, as a trait; with a mock and without bindings |
+//!
+//! Two more features are no backends: `fdt` and `acpi` render a device tree and ACPI tables from [`description`]s of parts.
 //!
 //! All are on by default, to try; a VMM names its own: `default-features = false, features = ["kvm"]`. Without a feature
 //! nothing of a hypervisor is in the dependency tree, and only `kvm` brings it.
@@ -70,6 +73,7 @@
 //! | a controller in KVM, and devices that are to interrupt through it | `backends::kvm` |
 //! | a platform with lines and messages of its own | [`interrupt`], [`interrupt::level_from_fn`], [`interrupt::MsiSink`] |
 //! | a device of your own | [`virtio::guide`], and [`virtio::VirtioTransport`] for what an embedder does with all of them |
+//! | devices, and a guest to tell of them | [`boards`] |
 //! | a disk | [`virtio::block`] behind [`virtio::VirtioMmio`] or [`virtio::VirtioPci`], this on a [`pci::RootBus`] |
 //! | a network interface | [`virtio::net`], and what stands behind it: a TAP interface, a socket, a switch in memory |
 //! | memory that goes back to the host, or that comes later | [`virtio::balloon`] and [`virtio::mem`], over [`virtio::reclaim`] |
@@ -103,6 +107,7 @@
 //! not here.
 
 pub mod bus;
+pub mod description;
 #[cfg(all(feature = "event-loop", not(loom)))]
 pub mod event_loop;
 pub mod interrupt;
@@ -120,6 +125,12 @@ pub mod backends;
 #[cfg(doc)]
 pub mod flaws {
     #![doc = include_str!("flaws.md")]
+}
+
+/// Which parts make a PC, an arm64 board and a microvm. A page of the documentation, without code.
+#[cfg(any(doc, doctest))]
+pub mod boards {
+    #![doc = include_str!("boards.md")]
 }
 
 /// Guest memory, as it stands in this crate's signatures.

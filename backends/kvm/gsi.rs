@@ -16,6 +16,13 @@ use crate::sync::lock;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gsi(pub u32);
 
+/// As a description names it.
+impl From<Gsi> for crate::description::Input {
+    fn from(Gsi(number): Gsi) -> Self {
+        Self::Gsi(number)
+    }
+}
+
 impl fmt::Display for Gsi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "GSI {}", self.0)

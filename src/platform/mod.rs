@@ -4,6 +4,7 @@ pub mod acpi_pm;
 pub mod cfi_flash;
 pub mod debugcon;
 pub mod fw_cfg;
+pub mod ged;
 pub mod i8042;
 pub mod mc146818;
 pub mod pl011;

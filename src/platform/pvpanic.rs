@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::{
     bus::BusDevice,
+    description::{Acpi, Object, Part},
     pci::{Bar, BarIndex, Endpoint, EndpointConfig, Function, Identity, Slot},
 };
 
@@ -73,6 +74,17 @@ impl Pvpanic {
         let hook = Box::new(hook);
         Self { supported, hook }
     }
+}
+
+/// A device at port `base` as its guest is told of it (QEMU0001). The one on PCI is found there.
+pub fn describe(base: u16) -> Part {
+    let part = Part::new("pvpanic").ports(base, PORTS);
+    let object = Object {
+        regions: part.regions().to_vec(),
+        hidden: true,
+        ..Object::new("PV", "QEMU0001")
+    };
+    part.acpi(Acpi::Device(object))
 }
 
 /// A wider access is one of the first byte.

@@ -2,7 +2,11 @@
 
 use std::{fmt, sync::Mutex};
 
-use crate::{bus::BusDevice, sync::lock};
+use crate::{
+    bus::BusDevice,
+    description::{Acpi, Part, Register, Space},
+    sync::lock,
+};
 
 /// How many ports its face has: those of CONFIG_ADDRESS, 0xcf8 to 0xcfb, of which the register is the second.
 pub const PORTS: u64 = 4;
@@ -13,6 +17,16 @@ const SYS_RST: u8 = 1 << 1;
 const RST_CPU: u8 = 1 << 2;
 const FULL_RST: u8 = 1 << 3;
 const WRITABLE: u8 = SYS_RST | RST_CPU | FULL_RST;
+
+/// The register at port 0xcf9 as its guest is told of it: RESET_REG of the FADT. It has no region of its own, as it lies
+/// among the ports of PCI's CONFIG_ADDRESS.
+pub fn describe() -> Part {
+    let register = Register {
+        space: Space::Ports,
+        address: 0xcf8 + RST_CNT,
+    };
+    Part::new("reset-control").acpi(Acpi::Reset(register, SYS_RST | RST_CPU))
+}
 
 /// How a guest wants to be reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -14,6 +14,8 @@ pub struct Qtest {
     answers: BufReader<ChildStdout>,
     /// What the intercepted lines were last told.
     levels: BTreeMap<u32, bool>,
+    /// How often they were told to rise.
+    rises: BTreeMap<u32, u64>,
 }
 
 impl Qtest {
@@ -50,6 +52,7 @@ impl Qtest {
             commands,
             answers,
             levels: BTreeMap::new(),
+            rises: BTreeMap::new(),
         })
     }
 
@@ -61,6 +64,11 @@ impl Qtest {
     /// The level of an intercepted line.
     pub fn level(&self, line: u32) -> bool {
         self.levels.get(&line).copied().unwrap_or(false)
+    }
+
+    /// How often an intercepted line has risen: some are no more than pulsed.
+    pub fn rises(&self, line: u32) -> u64 {
+        self.rises.get(&line).copied().unwrap_or(0)
     }
 
     /// Drives an unnamed input of the device at `path`.
@@ -142,6 +150,7 @@ impl Qtest {
                 (Some("IRQ"), Some(edge), Some(number)) => {
                     let number = number.parse().expect("the number of a line");
                     self.levels.insert(number, edge == "raise");
+                    *self.rises.entry(number).or_default() += u64::from(edge == "raise");
                 }
                 _ => panic!("QEMU answered {line:?} to {command:?}"),
             }

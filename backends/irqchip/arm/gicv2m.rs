@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     bus::{BusDevice, read_le, write_le},
+    description::{Acpi, Messages, Part, Wire},
     interrupt::{Interrupt, MsiMessage, MsiSink, RequesterId},
 };
 
@@ -98,6 +99,15 @@ impl GicV2mFrame {
         })
     }
 
+    /// This frame as its guest is told of it: see [`describe`].
+    pub fn describe(&self) -> Part {
+        describe(
+            self.base,
+            Spi(self.first.0 - IntId::from(Spi(0)).0),
+            self.lines.len() as u32,
+        )
+    }
+
     /// The address that messages go to: that of MSI_SETSPI_NS.
     pub fn doorbell(&self) -> u64 {
         self.base + MSI_SETSPI_NS
@@ -115,6 +125,25 @@ impl GicV2mFrame {
         let index = (value & INTID).checked_sub(self.first.0)?;
         self.lines.get(index as usize)
     }
+}
+
+/// A frame at `base`, for `count` SPIs from `first` on, as its guest is told of it (`arm,gic-v2m-frame`; a GIC MSI frame of
+/// the MADT).
+pub fn describe(base: u64, first: Spi, count: u32) -> Part {
+    let part = Part::new("v2m")
+        .memory(base, GicV2mFrame::SIZE)
+        .takes_messages(Messages::Any)
+        .node(&["arm,gic-v2m-frame"], |node| {
+            node.flag("msi-controller").referred().in_controller()
+        })
+        .acpi(Acpi::MessageFrame {
+            base,
+            first: u16::try_from(IntId::from(first).0).unwrap_or(u16::MAX),
+            count: u16::try_from(count).unwrap_or(u16::MAX),
+        });
+    // Nobody else has them.
+    let spis = first.0..first.0.saturating_add(count.min(1024));
+    spis.fold(part, |part, spi| part.wire(Wire::edge(Spi(spi))))
 }
 
 impl BusDevice for GicV2mFrame {

@@ -3,6 +3,7 @@
 //!
 //! There is no bus master status, no PM2 block and no second PM1 block. Where each block is, the FADT says.
 
+mod describe;
 mod faces;
 mod model;
 mod registers;
@@ -22,6 +23,7 @@ use crate::{
 use model::{Model, ticks_of};
 use registers::{MAX_GPES, pm1};
 
+pub use describe::{AcpiPmPlace, describe};
 pub use faces::{ControlBlock, EventBlock, GpeBlock, GpeLine, SmiCommand, TimerBlock};
 pub use state::{AcpiPmState, AcpiPmStateError};
 

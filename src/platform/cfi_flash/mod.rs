@@ -4,6 +4,7 @@
 //! What the model leaves out: the time that programming and erasing take, suspending them, and locks of single blocks, which can be set
 //! and cleared and change nothing.
 
+mod describe;
 mod model;
 mod query;
 mod registers;
@@ -14,6 +15,7 @@ use crate::{bus::BusDevice, sync::lock};
 use model::Model;
 use registers::status;
 
+pub use describe::describe;
 pub use model::{Expects, ReadMode};
 
 /// What a [`CfiFlash`] is like.

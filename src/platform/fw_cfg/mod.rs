@@ -1,6 +1,7 @@
 //! QEMU's firmware configuration device, from which firmware and kernels read what the machine is like: *QEMU Firmware
 //! Configuration (fw_cfg) Device*.
 
+mod describe;
 mod dma;
 mod items;
 mod registers;
@@ -21,6 +22,7 @@ use dma::Memory;
 use items::{Item, Items};
 use registers::*;
 
+pub use describe::{describe, describe_in_memory};
 pub use items::{FwCfgError, Key};
 pub use state::{FwCfgState, FwCfgStateError};
 

@@ -4,6 +4,7 @@
 //! and repetition of keys that are held, which the host has already.
 
 mod controller;
+mod describe;
 mod keyboard;
 mod mouse;
 mod registers;
@@ -23,6 +24,7 @@ use crate::{
 use controller::Controller;
 
 pub use controller::Source;
+pub use describe::describe;
 pub use keyboard::{Key, KeyboardState};
 pub use mouse::{Motion, MouseState};
 pub use state::{I8042State, I8042StateError};

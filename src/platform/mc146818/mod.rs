@@ -5,6 +5,7 @@
 //! the chip knows have long been repealed.
 
 mod calendar;
+mod describe;
 mod registers;
 mod rtc;
 mod state;
@@ -20,6 +21,7 @@ use crate::{
 use registers::{CENTURY, COUNT, MEMORY, NMI_MASK};
 use rtc::{Rtc, ticks_of};
 
+pub use describe::describe;
 pub use state::{Mc146818State, Mc146818StateError};
 
 /// How many ports: 0x70, the index, and 0x71, the register, on a PC.

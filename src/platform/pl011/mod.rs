@@ -11,6 +11,7 @@
 //! UARTTXINTR is cleared by the first acknowledgement after the guest has read of it, or by the second. So a driver that
 //! acknowledges and neither reads nor masks is interrupted again at once, not after 32 bit times.
 
+mod describe;
 mod input;
 mod registers;
 mod state;
@@ -18,6 +19,7 @@ mod uart;
 
 use std::{fmt, io};
 
+pub use describe::describe;
 pub use input::{InputPump, Pumped};
 pub use state::{Pl011State, Pl011StateError};
 

@@ -1,5 +1,6 @@
 //! The PL031 real-time clock, as in *PrimeCell Real Time Clock (PL031) Technical Reference Manual*, ARM DDI 0224C.
 
+mod describe;
 mod registers;
 mod rtc;
 
@@ -13,6 +14,8 @@ use crate::{
     time::{Alarm, AlarmOutput, Clock},
 };
 use rtc::Rtc;
+
+pub use describe::describe;
 
 /// Bytes of the device's register region.
 pub const REGION_SIZE: u64 = primecell::REGION_SIZE;

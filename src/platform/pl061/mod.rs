@@ -2,6 +2,7 @@
 //!
 //! What the model leaves out: hardware control of pins (GPIOAFSEL reads back and changes nothing), and pins that nobody drives.
 
+mod describe;
 mod gpio;
 mod registers;
 
@@ -14,6 +15,8 @@ use crate::{
     sync::lock,
 };
 use gpio::Gpio;
+
+pub use describe::describe;
 
 /// Bytes of the device's register region.
 pub const REGION_SIZE: u64 = primecell::REGION_SIZE;

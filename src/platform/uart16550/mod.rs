@@ -3,6 +3,7 @@
 //! What the model leaves out is time on the wire: a character leaves as soon as the output lets it. Baud rate, word length
 //! and parity read back and change nothing, and there are no DMA pins.
 
+mod describe;
 mod registers;
 mod state;
 mod uart;
@@ -10,6 +11,7 @@ mod uart;
 use std::{fmt, io, ops::Range};
 
 pub use super::pl011::{Frame, ModemInputs, ModemOutputs};
+pub use describe::{describe, describe_in_memory};
 pub use state::{Uart16550State, Uart16550StateError};
 
 use super::serial::Serial;

@@ -49,6 +49,7 @@
 //! ```
 
 mod cpu_interface;
+mod describe;
 mod distributor;
 mod faces;
 mod handling;
@@ -78,6 +79,7 @@ pub use crate::backends::irqchip::{
     finished::FinishedHook,
     lines::{EdgeLine, LevelLine},
 };
+pub use describe::describe;
 pub use faces::{CpuInterface, Distributor};
 pub use snapshot::{CpuState, GicV2State, GicV2StateError, SpiState};
 

@@ -77,6 +77,7 @@
 mod config;
 mod cpu;
 mod cpu_interface;
+mod describe;
 mod distributor;
 mod faces;
 mod handling;
@@ -119,6 +120,7 @@ pub use crate::backends::irqchip::{
     lines::{EdgeLine, LevelLine},
 };
 pub use config::{Affinity, GicV3Config, GicV3Error, LpiSupport};
+pub use describe::describe;
 pub use faces::{CpuInterface, Distributor, Redistributor, RedistributorRegion};
 pub use messages::SpiMessages;
 pub use snapshot::{CpuState, GicV3State, GicV3StateError, SpiState};

@@ -89,6 +89,7 @@
 //! ```
 
 mod commands;
+mod describe;
 mod execute;
 mod faces;
 mod messages;
@@ -114,6 +115,7 @@ use super::{
 };
 use crate::sync::lock;
 
+pub use describe::describe;
 pub use faces::{ControlFrame, TranslationFrame};
 pub use messages::RootComplex;
 pub use snapshot::{ItsState, ItsStateError};

@@ -43,6 +43,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod describe;
 mod faces;
 mod lines;
 mod model;
@@ -69,6 +70,7 @@ pub use crate::backends::irqchip::{
     finished::FinishedHook,
     lines::{EdgeLine, LevelLine},
 };
+pub use describe::describe;
 pub use snapshot::{IoApicState, IoApicStateError, PinState};
 
 /// A pin of an IOAPIC, counted from 0. Which global system interrupt it is, is the platform's matter.

@@ -135,6 +135,7 @@
 
 mod access;
 mod cpu;
+mod describe;
 mod inbox;
 mod lines;
 mod logical;
@@ -169,6 +170,7 @@ use crate::{
 
 pub use super::Vector;
 pub use cpu::{LocalApic, Pending};
+pub use describe::describe;
 pub use lines::{Lint, LintLine, LocalApicHook, LocalLine, LocalSource};
 pub use route::NoSuchDoorbell;
 pub use snapshot::{LocalApicState, LocalApicStateError};

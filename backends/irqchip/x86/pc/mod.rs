@@ -49,6 +49,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod describe;
 mod lines;
 
 use std::{fmt, sync::Arc};
@@ -67,6 +68,7 @@ use crate::{
     time::{Alarm, Clock},
 };
 
+pub use describe::describe;
 pub use lines::{EdgeLine, LevelLine, LintOfAll};
 
 /// A global system interrupt as ACPI counts them: a pin of the IOAPIC, and what else is soldered to it.

@@ -36,6 +36,7 @@
 //! ```
 
 mod chip;
+mod describe;
 mod faces;
 mod lines;
 mod model;
@@ -56,6 +57,7 @@ use crate::{
 
 pub use crate::backends::irqchip::lines::{EdgeLine, LevelLine};
 pub use chip::InitStep;
+pub use describe::describe;
 pub use faces::{ChipPorts, ElcrPorts};
 pub use snapshot::{ChipState, PicState, PicStateError};
 

@@ -38,6 +38,7 @@
 //! ```
 
 mod counter;
+mod describe;
 mod faces;
 mod model;
 mod registers;
@@ -57,6 +58,7 @@ use crate::{
 };
 
 pub use counter::CounterState;
+pub use describe::describe;
 pub use faces::{CounterPorts, PortB};
 pub use snapshot::{PitState, PitStateError};
 

@@ -1,5 +1,6 @@
 //! Virtio over MMIO, version 2 (virtio 1.2, section 4.2).
 
+mod describe;
 mod interrupt;
 mod registers;
 
@@ -23,6 +24,7 @@ use crate::{
     virtio::{QueueIndex, VirtioDevice, queue::VirtioInterrupt},
 };
 
+pub use describe::describe;
 use interrupt::MmioInterrupt;
 pub use interrupt::{Line, MmioInterruptState};
 
