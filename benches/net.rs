@@ -80,7 +80,7 @@ impl Side {
     }
 
     fn completed(&self) -> u64 {
-        self.queue.counters().completed
+        self.queue.counters().requests
     }
 }
 

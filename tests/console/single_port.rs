@@ -237,8 +237,8 @@ fn a_chain_with_the_wrong_direction_costs_itself_alone() {
         guest.offer(RX, &[writable(at + 32, 16)]);
         guest.run();
         assert_eq!(peer.output(), b"out");
-        assert_eq!((guest.counters(TX).completed, guest.counters(TX).malformed), (3, 2));
-        assert_eq!((guest.counters(RX).completed, guest.counters(RX).malformed), (4, 3));
+        assert_eq!((guest.counters(TX).requests, guest.counters(TX).malformed), (3, 2));
+        assert_eq!((guest.counters(RX).requests, guest.counters(RX).malformed), (4, 3));
         assert_eq!(guest.bytes(at + 32, 2), b"in");
         assert_eq!(guest.transport().status(), 0xf);
     }

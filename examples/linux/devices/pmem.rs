@@ -46,7 +46,7 @@ pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<
         if line.starts_with("pmem has ") {
             // When the guest powers off it resets the device.
             let counters = heard.queue_counters(QueueIndex(0));
-            notes.note("flushes", counters.map_or(0, |counters| counters.completed));
+            notes.note("flushes", counters.map_or(0, |counters| counters.requests));
         }
         Ok(())
     };
