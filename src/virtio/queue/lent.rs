@@ -104,16 +104,17 @@ impl Chain<'_, '_> {
         shared.word.take();
         // Who completes it needs the lock.
         round.share();
-        let place = &shared.places[usize::from(outline.head)];
-        round.hands.order += 1;
-        // Seen by who completes it, and by the next round. One that was given back keeps its place.
-        match round.returned {
-            true => round.with_used(|shared, used| shared.forget_returned(used, outline.head)),
-            false => place.store(round.hands.order, Ordering::Release),
+        // One that was given back keeps its place.
+        if !round.returned {
+            round.hands.order += 1;
+            // Seen by who completes it, and by the next round.
+            shared.places[usize::from(outline.head)].store(round.hands.order, Ordering::Release);
+        } else {
+            round.with_used(|shared, used| shared.forget_returned(used, outline.head));
         }
+        round.consumed();
         let fresh = round.hands.spare(&shared);
         let segments = mem::replace(&mut round.hands.segments, fresh);
-        round.consumed();
         if outline.spilled() != 0 {
             shared.spilled.fetch_add(outline.spilled(), Ordering::SeqCst);
         }

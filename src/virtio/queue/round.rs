@@ -206,7 +206,8 @@ impl<'q> Round<'q> {
         let Some(head) = self.available.look_near(&view.ring) else {
             return false;
         };
-        if self.budget == 0 || !self.alone && (self.shared.returns() || self.shared.is_in_flight(head.index())) {
+        let shared = self.shared;
+        if self.budget == 0 || !self.alone && (shared.returns() || shared.is_in_flight(head.index())) {
             return false;
         }
         self.looked = Looked::Left;
@@ -366,11 +367,12 @@ impl<'q> Round<'q> {
     }
 
     /// The chain that was looked at is out of the available ring, or of those that were given back untouched.
+    #[inline(always)]
     pub(super) fn consumed(&mut self) {
-        if !self.returned {
-            self.available.advance();
+        match self.returned {
+            false => self.available.advance(),
+            true => self.returned = false,
         }
-        self.returned = false;
         self.spend();
     }
 
