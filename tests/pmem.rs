@@ -147,7 +147,8 @@ fn pci_maps_the_region_where_the_guest_places_it() {
             Ok(())
         }
     }
-    let maps: Arc<Mutex<Vec<(u8, Option<u64>)>>> = Arc::default();
+    type Mapped = (u8, Option<u64>);
+    let maps: Arc<Mutex<Vec<Mapped>>> = Arc::default();
     let log = Arc::clone(&maps);
     let options = PmemOptions {
         shared_memory: true,
@@ -440,8 +441,11 @@ fn a_state_of_another_device_or_of_other_memory_is_refused() {
 #[test]
 fn options_out_of_range_are_refused_with_what_would_do() {
     let refused = |options| Pmem::new(Volatile::default(), options).map(|_| ()).unwrap_err();
-    for region in [0..0, 4096..0, 1..4096, 0..4097, 512..4096 + 512] {
-        assert!(matches!(refused(PmemOptions::new(region)), PmemError::Region { .. }));
+    for (start, end) in [(0, 0), (4096, 0), (1, 4096), (0, 4097), (512, 4096 + 512)] {
+        assert!(matches!(
+            refused(PmemOptions::new(start..end)),
+            PmemError::Region { .. }
+        ));
     }
     for queue_size in [0, 3] {
         let options = PmemOptions {

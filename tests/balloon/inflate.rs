@@ -83,7 +83,7 @@ fn page_numbers_outside_of_memory_cost_a_counter() {
                 0..0x1000,
                 0x10_0000..0x10_1000,
                 0x4000_0000..0x4000_1000,
-                0xffff_ffff_000..0x1000_0000_0000
+                0x0fff_ffff_f000..0x1000_0000_0000
             ]
         );
         assert_eq!(w.pages(DEFLATE, &[u32::MAX, 0x100]), 0);

@@ -1,4 +1,5 @@
 //! The traditional memory balloon device (virtio 1.2, section 5.5), on both transports.
+#![allow(clippy::single_range_in_vec_init, reason = "they are lists of what went back")]
 
 #[path = "../support/both.rs"]
 mod both;

@@ -220,7 +220,10 @@ fn parts_of_pages_and_what_is_outside_are_kept() {
     assert_eq!(discard(u64::MAX, u64::MAX), (0, u64::MAX));
     assert_eq!(discard(0x12_0000, 0), (0, 0));
 
-    let some = Madvise::new(Arc::clone(&memory)).within([0x18_0000..0x18_2800, 0..0x1000, 0x19_0000..0x1a_0000]);
+    let some = Madvise::new(Arc::clone(&memory))
+        .within(0x18_0000..0x18_2800)
+        .within(0..0x1000)
+        .within(0x19_0000..0x1a_0000);
     let Discarded { bytes, outside } = some.discard(0x17_f000, 0x1_2000).unwrap();
     assert_eq!((bytes, outside), (0x2000 + 0x1000, 0x1_2000 - 0x2800 - 0x1000));
     assert_eq!((byte(&memory, 0x18_2000), byte(&memory, 0x18_f000)), (0x5a, 0x5a));

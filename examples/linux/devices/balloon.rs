@@ -15,7 +15,7 @@ const SQUEEZE: u64 = 64 * MIB;
 
 pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<dyn Error>> {
     let memory = Arc::clone(around.memory);
-    let reclaim = Madvise::new(Arc::clone(&memory)).within([RAM.base..RAM.base + RAM.len]);
+    let reclaim = Madvise::new(Arc::clone(&memory)).within(RAM.base..RAM.base + RAM.len);
     // Where free pages are reported they go back by themselves, and the balloon has less to give. So one transport has it without.
     let reporting = matches!(around.slots, Slots::Pci(_));
     let options = BalloonOptions {

@@ -16,7 +16,7 @@ const PLUG: u64 = 64 * MIB;
 pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<dyn Error>> {
     let memory = Arc::clone(around.memory);
     let region = PLUGGABLE.base..PLUGGABLE.base + PLUGGABLE.len;
-    let reclaim = Madvise::new(Arc::clone(&memory)).within([region.clone()]);
+    let reclaim = Madvise::new(Arc::clone(&memory)).within(region.clone());
     // The emulator has touched all of it.
     reclaim.discard(PLUGGABLE.base, PLUGGABLE.len)?;
     let device = around.plug(MemoryDevice::new(reclaim, MemoryDeviceOptions::new(region))?)?;

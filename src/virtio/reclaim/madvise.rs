@@ -62,12 +62,11 @@ impl<A: GuestAddressSpace> Madvise<A> {
         }
     }
 
-    /// Only what is in these guest physical ranges may be given back; the rest is as if it were not there.
-    pub fn within(self, ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
-        Self {
-            within: Some(ranges.into_iter().collect()),
-            ..self
-        }
+    /// Only what is in this guest physical range may be given back, and in those that were named before; the rest is as if it were not
+    /// there.
+    pub fn within(mut self, range: Range<u64>) -> Self {
+        self.within.get_or_insert_default().push(range);
+        self
     }
 
     /// Pages are at least so large: a power of two. For huge pages that no file tells of.
