@@ -27,6 +27,9 @@ const ALL: u64 = CTRL_VQ
     | RSS
     | HASH_REPORT;
 
+/// What is changed in a state, and how.
+type Change = (&'static str, fn(&mut NetState));
+
 fn several() -> NetOptions {
     NetOptions { pairs: 2, ..options() }
 }
@@ -192,7 +195,7 @@ fn states_that_contradict_themselves_or_the_device_are_refused() {
         result
     };
     assert_eq!(restore(&good, wire(), several()), Ok(()));
-    let changes: [(&str, fn(&mut NetState)); 26] = [
+    let changes: [Change; 26] = [
         ("the address of a group", |state| state.mac = Some(Mac(MULTICAST))),
         ("no pairs", |state| state.pairs = 0),
         ("too many pairs", |state| state.pairs = 3),
@@ -243,7 +246,7 @@ fn states_that_contradict_themselves_or_the_device_are_refused() {
         );
     }
     // Halves that do not agree.
-    let halves: [(&str, fn(&mut NetState)); 2] = [
+    let halves: [Change; 2] = [
         ("offloads that were not negotiated", |state| {
             state.offloads = Some(Offloads::ALL)
         }),
@@ -274,7 +277,7 @@ fn a_state_of_settings_that_its_driver_has_no_features_for_is_refused() {
     let mut plain = Guest::over([wire()], several(), CTRL_VQ | MQ);
     plain.command(4, 0, &[1, 0]);
     let good = plain.save();
-    let changes: [(&str, fn(&mut NetState)); 8] = [
+    let changes: [Change; 8] = [
         ("announce", |state| state.announce = true),
         ("an address", |state| state.mac = Some(Mac(OTHER))),
         ("a mode", |state| state.modes.promiscuous = true),

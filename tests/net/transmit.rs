@@ -327,3 +327,29 @@ fn a_cable_that_is_pulled_swallows_frames() {
     guest.transmit(Header::default(), &frame(OTHER, 60));
     assert!(wire.take().is_some());
 }
+
+#[test]
+fn a_chain_of_megabytes_and_buffers_that_are_one_cost_nothing_but_themselves() {
+    let (wire, mut guest) = guest(0);
+    guest.rings[1].request(&[readable(0, 0x18_0000)]);
+    guest.rings[1].request(&[readable(0x1000, 0x10_0000), readable(0x1000, 0x10_0000)]);
+    guest.kick(1);
+    assert_eq!((guest.used(1), guest.malformed(1)), (vec![0, 0], 2));
+    // A header and a frame at the same place.
+    guest.put(0x1000, &[0; 60]);
+    guest.rings[1].request(&[readable(0x1000, 12), readable(0x1000, 60)]);
+    guest.kick(1);
+    assert_eq!(guest.used(1), [0]);
+    assert_eq!(wire.take().unwrap().data, [0; 60]);
+}
+
+#[test]
+fn frames_are_sent_while_the_control_queue_is_used_and_after_a_reset() {
+    let (wire, mut guest) = guest(CTRL_VQ | CTRL_RX);
+    for _ in 0..3 {
+        assert_eq!(guest.command(0, 0, &[1]), OK);
+        guest.transmit(Header::default(), &frame(BROADCAST, 1514));
+        assert_eq!(wire.take().unwrap().data, frame(BROADCAST, 1514));
+        assert!(guest.start(CTRL_VQ | CTRL_RX));
+    }
+}

@@ -102,7 +102,12 @@ enum Data {
     Any(Vec<u8>),
     Number(u16),
     Table(u8, u8),
-    Rss { types: u16, mask: u8, pairs: [u8; 4], key: u8 },
+    Rss {
+        types: u16,
+        mask: u8,
+        pairs: [u8; 4],
+        key: u8,
+    },
 }
 
 impl Data {
@@ -118,7 +123,12 @@ impl Data {
                 };
                 [table(2, unicast), table(3, multicast)].concat()
             }
-            Self::Rss { types, mask, pairs, key } => {
+            Self::Rss {
+                types,
+                mask,
+                pairs,
+                key,
+            } => {
                 let mut bytes = u32::from(types).to_le_bytes().to_vec();
                 bytes.extend(u16::from(mask).to_le_bytes());
                 let pair = |n: usize| u16::from(pairs[n % 4] % 3).to_le_bytes();
@@ -269,7 +279,11 @@ impl Machine {
 
     fn state(&self) -> SavedDevice {
         self.nic.pause();
-        assert!(self.nic.is_still(), "nothing is under way between calls: {:?}", self.nic.waiting());
+        assert!(
+            self.nic.is_still(),
+            "nothing is under way between calls: {:?}",
+            self.nic.waiting()
+        );
         self.nic.save().unwrap()
     }
 
@@ -338,7 +352,9 @@ fuzz_target!(|steps: Vec<Step>| {
                 // Anywhere but where the guard is.
                 let place = |address: u16| 0x1000 + u64::from(address);
                 let chain = descriptors.iter().take(9);
-                let chain: Vec<_> = chain.map(|&(address, len, writable, _)| (place(address), len.into(), writable % 2 == 0)).collect();
+                let chain: Vec<_> = chain
+                    .map(|&(address, len, writable, _)| (place(address), len.into(), writable % 2 == 0))
+                    .collect();
                 if !chain.is_empty() {
                     machine.offer(queue, &chain);
                 }
@@ -362,7 +378,10 @@ fuzz_target!(|steps: Vec<Step>| {
                     let end = usize::from(header.csum_start) + usize::from(header.csum_offset) + 2;
                     assert!(header.flags & !1 == 0 && header.num_buffers == 0);
                     assert!(header.flags == 0 || end <= data.len(), "{header:?}");
-                    assert!(header.gso_type == 0 || header.flags == 1 && header.gso_size != 0, "{header:?}");
+                    assert!(
+                        header.gso_type == 0 || header.flags == 1 && header.gso_size != 0,
+                        "{header:?}"
+                    );
                     assert!(data.len() >= 14);
                 }
             }

@@ -7,7 +7,8 @@ use super::{
     filter::MAC_TABLE,
     hash::{MAX_KEY, MAX_TABLE},
     registers::{control, feature},
-    settings::{Hashing, Settings, Shared},
+    settings::{Hashing, Settings},
+    shared::Shared,
 };
 use crate::virtio::{
     ChainError, Fault, Handle, QueueHandler, Round,

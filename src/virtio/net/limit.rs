@@ -73,6 +73,15 @@ impl Buckets {
             bucket.owe(now, 1);
         }
     }
+
+    fn give_back(&mut self, bytes: usize) {
+        if let Some(bucket) = &mut self.bytes {
+            bucket.give_back(bytes as u64);
+        }
+        if let Some(bucket) = &mut self.packets {
+            bucket.give_back(1);
+        }
+    }
 }
 
 impl<P: Port, C: Clock> Limited<P, C> {
@@ -129,14 +138,17 @@ impl<P: Port, C: Clock> Port for Limited<P, C> {
 
     fn send(&self, header: &Header, frame: &[VolatileSlice<'_>]) -> io::Result<Progress<()>> {
         let (now, len) = (self.clock.now(), length(frame));
-        // Held, so that of several queues that send by this port only one has the tokens.
-        let mut buckets = lock(&self.send);
-        if let Some(wait) = buckets.ready(now, len) {
-            return Ok(Progress::Later(Some(wait)));
+        {
+            // Paid for before it is sent: of several queues that send by this port only one has the tokens.
+            let mut buckets = lock(&self.send);
+            if let Some(wait) = buckets.ready(now, len) {
+                return Ok(Progress::Later(Some(wait)));
+            }
+            buckets.pay(now, len);
         }
         let sent = self.port.send(header, frame);
-        if let Ok(Progress::Done(())) = sent {
-            buckets.pay(now, len);
+        if !matches!(sent, Ok(Progress::Done(()))) {
+            lock(&self.send).give_back(len);
         }
         sent
     }
@@ -147,13 +159,12 @@ impl<P: Port, C: Clock> Port for Limited<P, C> {
 
     fn receive(&self, room: &[VolatileSlice<'_>], overflow: &mut [u8]) -> io::Result<Progress<Received>> {
         let now = self.clock.now();
-        let mut buckets = lock(&self.receive);
-        if let Some(wait) = buckets.ready(now, 1) {
+        if let Some(wait) = lock(&self.receive).ready(now, 1) {
             return Ok(Progress::Later(Some(wait)));
         }
         let received = self.port.receive(room, overflow);
         if let Ok(Progress::Done(Received { len, .. })) = received {
-            buckets.pay(now, len);
+            lock(&self.receive).pay(now, len);
         }
         received
     }

@@ -1,5 +1,6 @@
 //! The network device (virtio 1.2, section 5.1).
 
+mod backlog;
 mod checksum;
 mod control;
 mod filter;
@@ -12,6 +13,7 @@ mod port;
 mod receive;
 mod registers;
 mod settings;
+mod shared;
 #[cfg(unix)]
 mod socket;
 mod state;
@@ -21,6 +23,7 @@ mod tap;
 mod transmit;
 #[cfg(unix)]
 mod vectored;
+mod verdict;
 mod wire;
 
 use std::{
@@ -35,9 +38,11 @@ use super::{
 use control::{Control, Nobody};
 use receive::Receiver;
 use registers::{config, feature, status};
-use settings::{Settings, Shared};
+use settings::Settings;
+use shared::Shared;
 use transmit::Transmitter;
 
+pub use backlog::NetFrame;
 pub use filter::{MAC_TABLE, MacTable, RxModes};
 pub use hash::{MAX_KEY, MAX_TABLE, toeplitz};
 pub use header::{BadHeader, Header, MAX_FRAME, MIN_FRAME, Offloads};
@@ -45,7 +50,8 @@ pub use limit::{Limited, RateLimit};
 pub use options::{MAX_PAIRS, Mac, NetError, NetOptions, Speed};
 pub use pcap::Pcap;
 pub use port::{Port, PortOffloads, Progress, Received, Waker};
-pub use settings::{Coalescing, NetCounters, NetFrame, Steering};
+pub use settings::{Coalescing, Steering};
+pub use shared::NetCounters;
 #[cfg(unix)]
 pub use socket::{DatagramSocket, StreamSocket};
 pub use state::{HashState, NetState};

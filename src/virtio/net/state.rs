@@ -4,13 +4,15 @@ use std::sync::{Arc, atomic::Ordering::SeqCst};
 
 use super::{
     Coalescing, FailureLog, Mac, MacTable, NetFrame, NetOptions, Offloads, Port, RxModes, Steering,
+    backlog::Backlog,
     filter::MAC_TABLE,
     fresh,
     hash::{MAX_KEY, MAX_TABLE},
     header::{MAX_FRAME, MIN_FRAME},
     offered, ports_offloads,
     registers::feature,
-    settings::{Backlog, Hashing, Settings, Shared},
+    settings::{Hashing, Settings},
+    shared::Shared,
 };
 use crate::{sync::lock, virtio::DeviceStateError};
 

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 use super::{
-    Header, Port, Progress, checksum,
+    Header, Port, Progress,
+    backlog::frame_buffer,
+    checksum,
     hash::LOOK,
     header::{MAX_FRAME, MIN_FRAME},
     port::copy_from,
     registers::header::LEN,
-    settings::{Seen, Shared, frame_buffer},
+    shared::{Seen, Shared},
 };
 use crate::virtio::{
     Fault, QueueHandler, Round,
