@@ -171,6 +171,7 @@ impl Host for MemoryHost {
                 Ready {
                     readable: true,
                     writable: true,
+                    ended: false,
                 },
             );
         }
