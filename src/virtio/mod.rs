@@ -10,6 +10,7 @@
 //! [`guide`] tells how to write a device.
 
 pub mod block;
+mod bytes;
 pub mod console;
 pub mod device;
 pub mod entropy;

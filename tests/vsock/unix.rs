@@ -467,7 +467,10 @@ fn what_a_socket_takes_a_part_of_is_not_left_lying() {
         let mut idle = 0;
         while got.len() < data.len() {
             match stream.read(&mut part) {
-                Ok(len) => (got.extend(&part[..len]), idle = 0).0,
+                Ok(len) => {
+                    got.extend(&part[..len]);
+                    idle = 0;
+                }
                 Err(_) => {
                     wire.poll();
                     idle += 1;
