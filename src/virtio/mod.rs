@@ -11,6 +11,7 @@
 
 pub mod balloon;
 pub mod block;
+mod bytes;
 pub mod console;
 pub mod device;
 pub mod entropy;

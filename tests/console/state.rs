@@ -292,7 +292,7 @@ fn states_that_contradict_themselves_or_the_device_are_refused() {
         let error = refuse(&*change);
         assert!(error.contains(why), "{error}: {why}");
     }
-    let (mut single, _) = (Console::single(Port::console(MemoryPeer::new(8))).unwrap(), ());
+    let mut single = Console::single(Port::console(MemoryPeer::new(8))).unwrap();
     let DeviceState::Console(mut state) = single.save() else {
         panic!("it is a console")
     };

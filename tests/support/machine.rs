@@ -62,7 +62,10 @@ pub fn no_messages() -> SinkVectors<NoMessages> {
 
 /// Keeps what queues wait for.
 #[derive(Clone, Default)]
-struct Bell(Arc<Mutex<Vec<(QueueIndex, Vec<Wait>)>>>);
+struct Bell(Arc<Mutex<Waiting>>);
+
+/// What each queue waits for that waits for anything.
+pub type Waiting = Vec<(QueueIndex, Vec<Wait>)>;
 
 impl Doorbell for Bell {
     fn ring(&self, _: QueueIndex) -> io::Result<()> {
@@ -243,7 +246,7 @@ impl<D: VirtioDevice + 'static> Machine<D> {
     pub fn write_config(&self, offset: u64, data: &[u8]) {
         match &self.registers {
             Registers::Mmio(device) => device.write(0x100 + offset, data),
-            Registers::Pci(device) => _ = device.write_bar(BarIndex::Bar0, 0x2000 + offset, data),
+            Registers::Pci(device) => device.write_bar(BarIndex::Bar0, 0x2000 + offset, data),
         }
     }
 
@@ -261,7 +264,7 @@ impl<D: VirtioDevice + 'static> Machine<D> {
     }
 
     /// What all queues wait for, as the doorbell was told.
-    pub fn all_waits(&self) -> Vec<(QueueIndex, Vec<Wait>)> {
+    pub fn all_waits(&self) -> Waiting {
         self.bell.0.lock().unwrap().clone()
     }
 

@@ -447,3 +447,37 @@ fn a_listener_that_takes_nobody_holds_nobody_up() {
         assert_eq!(ops.len(), 300);
     }
 }
+
+#[test]
+fn what_a_socket_takes_a_part_of_is_not_left_lying() {
+    for bus in BUSES {
+        let options = VsockOptions {
+            buf_alloc: 4 << 20,
+            ..VsockOptions::default()
+        };
+        let mut wire = Wire::with(bus, "part", options);
+        let listener = wire.listen("_80");
+        let mut stream = wire.open(A, &listener);
+        let data: Vec<u8> = (0..40 * 50_000_u32).map(|byte| (byte / 9) as u8).collect();
+        for part in data.chunks(50_000) {
+            wire.send(&A.data(part));
+        }
+        stream.set_nonblocking(true).unwrap();
+        let (mut got, mut part) = (Vec::<u8>::new(), vec![0; 100_000]);
+        let mut idle = 0;
+        while got.len() < data.len() {
+            match stream.read(&mut part) {
+                Ok(len) => {
+                    got.extend(&part[..len]);
+                    idle = 0;
+                }
+                Err(_) => {
+                    wire.poll();
+                    idle += 1;
+                    assert!(idle < 10, "{} bytes have come", got.len());
+                }
+            }
+        }
+        assert!(got == data);
+    }
+}

@@ -68,7 +68,18 @@ impl QueueHandler for Receive {
             }
             match chain.writer().with_slices(room, |slices| peer.read(slices)) {
                 Err(_) => chain.refuse()?,
-                Ok(Ok(len @ 1..)) => chain.complete(u32::try_from(len).unwrap_or(u32::MAX))?,
+                Ok(Ok(len @ 1..)) => {
+                    let len = u32::try_from(len).unwrap_or(u32::MAX);
+                    let short = len < chain.writable_len();
+                    chain.complete(len)?;
+                    // All that there was, most likely; if not, the wait is over at once.
+                    if short && let Some(wait) = peer.wait(Interest::Read) {
+                        round.wait(wait);
+                        // Whatever room is left stays where it is.
+                        let _ = round.next()?;
+                        return Ok(());
+                    }
+                }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                     wait(round, &*peer, Interest::Read);
                     return Ok(());

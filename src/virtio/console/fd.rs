@@ -284,10 +284,8 @@ mod tests {
         let mut cooked = modes(&terminal);
         cooked.c_lflag |= libc::ECHO | libc::ICANON;
         // SAFETY: the structure is there for the call.
-        assert_eq!(
-            unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &cooked) },
-            0
-        );
+        let set = unsafe { libc::tcsetattr(terminal.as_raw_fd(), libc::TCSANOW, &cooked) };
+        assert_eq!(set, 0);
         let raw = Raw::new(terminal.try_clone().unwrap()).unwrap();
         assert_eq!(modes(&terminal).c_lflag & (libc::ECHO | libc::ICANON), 0);
         drop(raw);

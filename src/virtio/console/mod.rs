@@ -29,7 +29,6 @@ use registers::{Role, config, feature};
 pub use fd::{FdPair, Stdio};
 pub use options::{ConsoleError, ConsoleOptions, MAX_NAME, MAX_PORTS, Port, PortKind, ResizeOrder, Size, Unheard};
 pub use peer::{Interest, MemoryPeer, News, Peer};
-pub(super) use peer::{put_back, take_front};
 pub use ports::Ports;
 #[cfg(unix)]
 pub use pty::Pty;

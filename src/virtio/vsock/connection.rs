@@ -71,6 +71,10 @@ pub(super) struct Flow {
     /// The guest was asked for credit since it gave some.
     credit_asked: bool,
     readable: bool,
+    /// The end of what the host side sends is near.
+    ending: bool,
+    /// A stream that has less than there is room for has no more.
+    tells_of_more: bool,
     /// The host side sends nothing more.
     read_ended: bool,
     /// Bytes of the current message.
@@ -117,7 +121,8 @@ pub(super) enum Produced {
 
 impl Flow {
     /// A connection over `stream`: one that the guest has asked for, or (`deadline`) one that it has so long to answer.
-    pub fn new(kind: SocketKind, stream: Box<dyn Stream>, deadline: Option<Duration>) -> Self {
+    /// `tells_of_more` is [that](super::Host::tells_of_more) of its host.
+    pub fn new(kind: SocketKind, stream: Box<dyn Stream>, deadline: Option<Duration>, tells_of_more: bool) -> Self {
         let requested = deadline.is_some();
         Self {
             kind,
@@ -133,6 +138,8 @@ impl Flow {
             tx_cnt: 0,
             credit_asked: false,
             readable: true,
+            ending: false,
+            tells_of_more: tells_of_more && kind == SocketKind::Stream,
             read_ended: false,
             message_sent: 0,
             rx_cnt: 0,
@@ -359,6 +366,7 @@ impl Flow {
     pub fn ready(&mut self, ready: Ready) {
         self.readable |= ready.readable;
         self.writable |= ready.writable;
+        self.ending |= ready.ended;
         // Of one that the guest sends nothing more to, it does not matter.
         let matters = self.read_ended && !self.write_ended && self.guest_shut & SHUTDOWN_SEND == 0;
         if matters && self.stream.as_ref().is_some_and(|stream| stream.is_gone()) {
@@ -546,6 +554,7 @@ impl Flow {
             self.readable = false;
             return Ok(None);
         }
+        self.readable = !self.tells_of_more || self.ending || len == limit;
         self.tx_cnt = self.tx_cnt.wrapping_add(len);
         let mut head = head;
         if head.write(&header.encode()).is_err() {

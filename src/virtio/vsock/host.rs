@@ -57,6 +57,8 @@ pub struct Ready {
     pub readable: bool,
     /// To write, or to hear that nobody takes it.
     pub writable: bool,
+    /// The other end sends nothing more than what is there now.
+    pub ended: bool,
 }
 
 /// A direction of a connection, from where the guest is.
@@ -99,6 +101,12 @@ pub trait Host: Send + Sync {
     /// Tells for which connections something has become possible since they said [`io::ErrorKind::WouldBlock`]; too much is no harm. It
     /// is `now` on the device's clock, for those who have to say within a time whom they ask for.
     fn poll(&self, now: Duration, tell: &mut dyn FnMut(Token, Ready));
+
+    /// Whether a stream that fills less than the room it was given has nothing more, and [`poll`](Self::poll) tells of what comes, and
+    /// of the end if it is near.
+    fn tells_of_more(&self) -> bool {
+        false
+    }
 
     /// What to wait for before it is asked again. `full` says that no connection would be accepted.
     fn waits(&self, full: bool, wait: &mut dyn FnMut(Wait));

@@ -14,7 +14,7 @@ use crate::{
     sync::lock,
     virtio::{
         Wait,
-        console::{put_back, take_front},
+        bytes::{put_back, take_front},
     },
 };
 
@@ -171,6 +171,7 @@ impl Host for MemoryHost {
                 Ready {
                     readable: true,
                     writable: true,
+                    ended: false,
                 },
             );
         }

@@ -26,6 +26,7 @@ impl Receive {
 
     fn packets(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
         let Self { shared, room } = self;
+        let mut any = false;
         while let Some(work) = shared.work() {
             let Some(chain) = round.next()? else {
                 shared.put_back(work);
@@ -36,6 +37,7 @@ impl Receive {
                 shared.put_back(work);
                 continue;
             }
+            any = true;
             match work {
                 Work::Reset(header) => match chain.writer().write(&header.encode()) {
                     Ok(()) => {
@@ -59,6 +61,10 @@ impl Receive {
                     }
                 }
             }
+        }
+        if any {
+            // Whatever room is left stays where it is: who has something for it looks again.
+            let _ = round.next()?;
         }
         Ok(())
     }

@@ -164,7 +164,7 @@ impl Shared {
 
     /// The guest's connection to the host side. Its answer is owed.
     pub fn connected(&self, key: Key, token: Token, kind: SocketKind, stream: Box<dyn Stream>, request: &Header) {
-        let mut flow = Flow::new(kind, stream, None);
+        let mut flow = Flow::new(kind, stream, None, self.host.tells_of_more());
         flow.credit(request);
         let connection = self.table().insert(key, token, kind, flow);
         self.settle(&connection, lock(&connection.flow), TX);
@@ -185,7 +185,7 @@ impl Shared {
                 continue;
             }
             let deadline = self.now().saturating_add(self.options.connect_timeout);
-            let flow = Flow::new(kind, stream, Some(deadline));
+            let flow = Flow::new(kind, stream, Some(deadline), self.host.tells_of_more());
             let connection = {
                 let mut table = self.table();
                 let key = table.port(port);

@@ -107,9 +107,11 @@ impl QueueHandler for Transmit {
             match self.take(&chain) {
                 Taken::Done => chain.complete(0)?,
                 Taken::Malformed => chain.refuse()?,
-                Taken::Waits => return Ok(()),
+                Taken::Waits => break,
             }
         }
+        // Until they say that they have no room, nobody tells of any.
+        self.shared.flush();
         Ok(())
     }
 }

@@ -64,6 +64,8 @@ pub struct UnixHost {
 
 #[derive(Default)]
 struct State {
+    /// There may be somebody at the listener.
+    knocked: bool,
     /// Those who have not said whom they want, by their number.
     handshakes: HashMap<u64, Handshake>,
     last: u64,
@@ -72,6 +74,8 @@ struct State {
 
 /// Numbers of handshakes at the poller have this bit, tokens have not.
 const HANDSHAKE: u64 = 1 << 63;
+/// The listener's.
+const LISTENER: u64 = HANDSHAKE;
 
 impl UnixHost {
     /// Listens at `path`, which must not be there, and is removed when this is dropped.
@@ -89,6 +93,7 @@ impl UnixHost {
         let events = Arc::new(unsafe { OwnedFd::from_raw_fd(events) });
         let listener = UnixListener::bind(&path)?;
         listener.set_nonblocking(true)?;
+        watch(&events, listener.as_raw_fd(), LISTENER, libc::EPOLL_CTL_ADD, false)?;
         Ok(Self {
             path,
             listener,
@@ -124,6 +129,7 @@ impl UnixHost {
                     stream.as_raw_fd(),
                     HANDSHAKE | number,
                     libc::EPOLL_CTL_ADD,
+                    false,
                 )
                 .is_ok()
             {
@@ -150,10 +156,11 @@ impl UnixHost {
     }
 }
 
-/// Has the poller tell of what becomes possible at `fd`.
-fn watch(events: &OwnedFd, fd: RawFd, number: u64, operation: libc::c_int) -> io::Result<()> {
+/// Has the poller tell of what becomes possible at `fd`: of room to write as well, if it is `blocked`.
+fn watch(events: &OwnedFd, fd: RawFd, number: u64, operation: libc::c_int, blocked: bool) -> io::Result<()> {
+    let writable = if blocked { libc::EPOLLOUT } else { 0 };
     let mut event = libc::epoll_event {
-        events: (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET) as u32,
+        events: (libc::EPOLLIN | writable | libc::EPOLLRDHUP | libc::EPOLLET) as u32,
         u64: number,
     };
     // SAFETY: the structure is there for the call.
@@ -200,20 +207,24 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
 impl Host for UnixHost {
     fn connect(&self, port: u32, _guest_port: u32, kind: SocketKind, token: Token) -> io::Result<Box<dyn Stream>> {
         let stream = connect(&self.path_of(port, kind))?;
-        watch(&self.events, stream.as_raw_fd(), token.0, libc::EPOLL_CTL_ADD)?;
-        Ok(Box::new(UnixEnd::new(stream, kind)))
+        watch(&self.events, stream.as_raw_fd(), token.0, libc::EPOLL_CTL_ADD, false)?;
+        Ok(Box::new(UnixEnd::new(stream, kind, &self.events, token)))
     }
 
     fn accept(&self, token: Token) -> Option<Incoming> {
         loop {
             let (asked, stream) = lock(&self.state).asked.pop_front()?;
             // What has come meanwhile is told of again, under the new number.
-            if watch(&self.events, stream.as_raw_fd(), token.0, libc::EPOLL_CTL_MOD).is_ok() {
+            if watch(&self.events, stream.as_raw_fd(), token.0, libc::EPOLL_CTL_MOD, false).is_ok() {
                 let Asked { port, kind } = asked;
-                let stream = Box::new(UnixEnd::new(stream, kind));
+                let stream = Box::new(UnixEnd::new(stream, kind, &self.events, token));
                 return Some(Incoming { port, kind, stream });
             }
         }
+    }
+
+    fn tells_of_more(&self) -> bool {
+        true
     }
 
     fn poll(&self, now: Duration, tell: &mut dyn FnMut(Token, Ready)) {
@@ -225,6 +236,11 @@ impl Host for UnixHost {
             let count = usize::try_from(count).unwrap_or(0);
             for event in &events[..count] {
                 let (number, bits) = (event.u64, event.events as i32);
+                if number == LISTENER {
+                    lock(&self.state).knocked = true;
+                    self.greet(now);
+                    continue;
+                }
                 if number & HANDSHAKE != 0 {
                     self.hear(number & !HANDSHAKE);
                     continue;
@@ -233,6 +249,7 @@ impl Host for UnixHost {
                 let ready = Ready {
                     readable: bits & (libc::EPOLLIN | libc::EPOLLRDHUP | ended) != 0,
                     writable: bits & (libc::EPOLLOUT | ended) != 0,
+                    ended: bits & (libc::EPOLLRDHUP | ended) != 0,
                 };
                 tell(Token(number), ready);
             }
@@ -245,7 +262,7 @@ impl Host for UnixHost {
     fn waits(&self, full: bool, wait: &mut dyn FnMut(Wait)) {
         wait(Wait::Readable(self.events.as_raw_fd()));
         let state = lock(&self.state);
-        if !full && state.handshakes.len() + state.asked.len() < HANDSHAKES {
+        if state.knocked && !full && state.handshakes.len() + state.asked.len() < HANDSHAKES {
             wait(Wait::Readable(self.listener.as_raw_fd()));
         }
         if let Some(deadline) = state.handshakes.values().map(|handshake| handshake.deadline).min() {

@@ -3,13 +3,19 @@
 use std::{
     io::{self, Write},
     net::Shutdown,
-    os::{fd::AsRawFd, unix::net::UnixStream},
-    sync::Mutex,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use vm_memory::VolatileSlice;
 
-use super::super::{Boundary, Direction, Received, SocketKind, Stream};
+use super::super::{Boundary, Direction, Received, SocketKind, Stream, Token};
 use crate::{sync::lock, virtio::host_io};
 
 /// Fields of the header of a fragment.
@@ -21,6 +27,10 @@ const HEADER: usize = 4;
 
 pub(super) struct UnixEnd {
     stream: UnixStream,
+    events: Arc<OwnedFd>,
+    token: Token,
+    /// The poller is to tell of room to write.
+    blocked: AtomicBool,
     /// Where both directions are, of a seqpacket connection.
     framing: Option<Mutex<Framing>>,
 }
@@ -41,17 +51,30 @@ struct Framing {
 }
 
 impl UnixEnd {
-    pub fn new(stream: UnixStream, kind: SocketKind) -> Self {
-        let framing = (kind == SocketKind::Seqpacket).then(Mutex::default);
-        Self { stream, framing }
+    pub fn new(stream: UnixStream, kind: SocketKind, events: &Arc<OwnedFd>, token: Token) -> Self {
+        Self {
+            stream,
+            events: Arc::clone(events),
+            token,
+            blocked: AtomicBool::new(false),
+            framing: (kind == SocketKind::Seqpacket).then(Mutex::default),
+        }
     }
 
     fn receive(&self, room: &[VolatileSlice<'_>]) -> io::Result<usize> {
         host_io::read(self.stream.as_raw_fd(), room)
     }
 
+    /// Room is told of only while it is waited for: each read of the other end would be an event.
     fn send(&self, data: &[VolatileSlice<'_>]) -> io::Result<usize> {
-        host_io::send(self.stream.as_raw_fd(), data)
+        let sent = host_io::send(self.stream.as_raw_fd(), data);
+        let blocked = matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        if blocked || self.blocked.load(Ordering::Relaxed) {
+            self.blocked.store(blocked, Ordering::Relaxed);
+            let fd = self.stream.as_raw_fd();
+            super::watch(&self.events, fd, self.token.0, libc::EPOLL_CTL_MOD, blocked)?;
+        }
+        sent
     }
 
     fn read_framed(&self, framing: &mut Framing, room: &[VolatileSlice<'_>]) -> io::Result<Received> {
