@@ -1,4 +1,4 @@
-//! A tour of the backends: the same two devices, driven by guest drivers that we did not write and woken by interrupts alone,
+//! A tour of the backends: the same five devices, driven by guest drivers that we did not write and woken by interrupts alone,
 //! on every backend that this machine has.
 //!
 //! ```text
@@ -8,6 +8,7 @@
 mod board;
 #[path = "../shared/completion.rs"]
 mod completion;
+mod devices;
 mod guest;
 #[path = "../../tests/support/guest_cpu.rs"]
 mod guest_cpu;
@@ -42,29 +43,32 @@ use std::{
     io::{BufWriter, Write},
     path::PathBuf,
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use devisor::{backends::recorder::Recorder, time::HostClock};
 
 use board::{PlugError, Wiring};
-use completion::Completion;
-use row::{Device, RunsOn};
+use devices::DEVICES;
+use row::{RunsOn, Setting};
 
 const HELP: &str = "\
-Drives a disk and a source of entropy through every backend, with guest drivers that sleep until they are interrupted.
+Drives a disk, a source of entropy, a network, a console and sockets through every backend, with guest drivers that sleep until
+they are interrupted.
 
 Usage: cargo run --release --example tour [-- OPTIONS]
 
   --backend NAME   this backend alone, and fail if it cannot run; may be repeated (recorder, irqchip, kvm, hvf)
   --vcd FILE       write the waveform of all lines, for a viewer such as GTKWave or Surfer
+  --pcap FILE      write the frames of the first row that has some, for tcpdump or Wireshark
   --help           this text
 
 The columns: the device's thread, or when else than in their round a worker completes the requests, requests that the guest made, bytes that it compared, how often the line was raised,
 completions that the guest did not want to hear of, interrupts that the guest took, and the median of the time from raise
 to taken. A guest takes a level again that is not lowered when it ends the interrupt. A guest on whose thread the device
-runs is interrupted while it kicks, and takes the interrupt when it has put in its other requests.
+runs is interrupted while it kicks, and takes the interrupt when it has put in its other requests. A row of the network has two
+guests, each with a board of its own: numbers of both together, and the longer of their times.
 
 The exit status is 0 if every row is good; a backend that this machine does not have is not a failure.
 ";
@@ -104,6 +108,7 @@ struct Arguments {
     help: bool,
     backends: Vec<String>,
     vcd: Option<PathBuf>,
+    pcap: Option<PathBuf>,
 }
 
 impl Arguments {
@@ -120,6 +125,7 @@ impl Arguments {
                     arguments.backends.push(name);
                 }
                 "--vcd" => arguments.vcd = Some(words.next().ok_or("--vcd needs a file")?.into()),
+                "--pcap" => arguments.pcap = Some(words.next().ok_or("--pcap needs a file")?.into()),
                 _ => return Err(format!("unknown argument `{word}`: try --help")),
             }
         }
@@ -168,6 +174,9 @@ fn tour(wirings: &[Wiring], arguments: &Arguments) -> Result<bool, Box<dyn Error
     };
     let vcd = arguments.vcd.as_ref().map(create).transpose()?;
     let waveform = vcd.is_some().then_some(&recorder);
+    let pcap = arguments.pcap.as_ref().map(create).transpose()?;
+    let (pcap, capture) = pcap.unzip();
+    let capture = Mutex::new(capture);
     let mut bad = 0;
     let mut good = 0;
     let mut absent: Option<&str> = None;
@@ -176,30 +185,35 @@ fn tour(wirings: &[Wiring], arguments: &Arguments) -> Result<bool, Box<dyn Error
         if !arguments.backends.is_empty() && !arguments.named(wiring.backend) {
             continue;
         }
-        // Each device runs on either thread, in turns; and then the disk once more, as one that completes later.
-        let at_once = |other| [RunsOn::Worker(Completion::Round), RunsOn::Kick][(number + other) % 2];
-        let later = [Completion::Late, Completion::Shuffled, Completion::Thread][number % 3];
-        for (device, runs_on) in [
-            (Device::Block, at_once(0)),
-            (Device::Block, RunsOn::Worker(later)),
-            (Device::Entropy, at_once(1)),
-        ] {
-            if absent == Some(wiring.backend) {
-                continue;
-            }
-            match row::run(wiring, device, runs_on, clock.clone(), waveform) {
-                Ok(row) => {
-                    good += 1;
-                    table::print_row(wiring, device, runs_on, &row);
+        for (turn, device) in DEVICES.iter().enumerate() {
+            // It runs on either thread, in turns; and then once more, as one that completes later.
+            let at_once = device.at_once[(number + turn) % device.at_once.len()];
+            let later = device.later.iter().cycle().nth(number).copied().map(RunsOn::Worker);
+            for runs_on in [Some(at_once), later].into_iter().flatten() {
+                if absent == Some(wiring.backend) {
+                    continue;
                 }
-                Err(row::RowError::Plug(PlugError::Unavailable(why))) => {
-                    absent = Some(wiring.backend);
-                    bad += u32::from(arguments.named(wiring.backend));
-                    table::print_absent(wiring, &why);
-                }
-                Err(error) => {
-                    bad += 1;
-                    table::print_failure(wiring, device, runs_on, &error);
+                let setting = Setting {
+                    wiring,
+                    runs_on,
+                    clock: clock.clone(),
+                    waveform,
+                    capture: &capture,
+                };
+                match (device.run)(&setting) {
+                    Ok(row) => {
+                        good += 1;
+                        table::print_row(wiring, device, runs_on, &row);
+                    }
+                    Err(row::RowError::Plug(PlugError::Unavailable(why))) => {
+                        absent = Some(wiring.backend);
+                        bad += u32::from(arguments.named(wiring.backend));
+                        table::print_absent(wiring, &why);
+                    }
+                    Err(error) => {
+                        bad += 1;
+                        table::print_failure(wiring, device, runs_on, &error);
+                    }
                 }
             }
         }
@@ -210,6 +224,9 @@ fn tour(wirings: &[Wiring], arguments: &Arguments) -> Result<bool, Box<dyn Error
         writer.flush()?;
         println!("\nThe waveform is in {}.", path.display());
     }
+    if let Some(path) = pcap {
+        println!("\nThe frames are in {}.", path.display());
+    }
     println!("\n{good} rows are good, {bad} are not.");
     Ok(bad == 0)
 }
@@ -217,6 +234,7 @@ fn tour(wirings: &[Wiring], arguments: &Arguments) -> Result<bool, Box<dyn Error
 #[cfg(test)]
 mod tests {
     use super::*;
+    use devices::Device;
     use devisor::interrupt::{Interrupt, from_fn};
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -227,9 +245,11 @@ mod tests {
 
     #[test]
     fn arguments_are_taken_as_the_help_says() {
-        let arguments = parse(&["--backend", "kvm", "--vcd", "lines.vcd", "--backend", "recorder"]).unwrap();
+        let words = "--backend kvm --vcd lines.vcd --pcap frames.pcap --backend recorder";
+        let arguments = parse(&words.split(' ').collect::<Vec<_>>()).unwrap();
         assert_eq!(arguments.backends, ["kvm", "recorder"]);
         assert_eq!(arguments.vcd, Some("lines.vcd".into()));
+        assert_eq!(arguments.pcap, Some("frames.pcap".into()));
         assert!(!arguments.help);
         assert!(parse(&["--help"]).unwrap().help);
     }
@@ -244,11 +264,17 @@ mod tests {
         );
         assert_eq!(refused(&["--backend"]), "--backend needs a name");
         assert_eq!(refused(&["--vcd"]), "--vcd needs a file");
+        assert_eq!(refused(&["--pcap"]), "--pcap needs a file");
     }
 
-    fn run(wiring: &Wiring, device: Device, runs_on: RunsOn) -> Result<row::Row, row::RowError> {
-        let clock = Arc::new(HostClock::starting_at(Duration::ZERO));
-        row::run(wiring, device, runs_on, clock, None)
+    fn run(wiring: &Wiring, device: &Device, runs_on: RunsOn) -> Result<row::Row, row::RowError> {
+        (device.run)(&Setting {
+            wiring,
+            runs_on,
+            clock: Arc::new(HostClock::starting_at(Duration::ZERO)),
+            waveform: None,
+            capture: &Mutex::default(),
+        })
     }
 
     /// A GIC behind a line that swallows every interrupt from the fifth on, and says that it was delivered. One alone
@@ -282,9 +308,9 @@ mod tests {
         };
         // Each waits for an interrupt in vain: all at once.
         std::thread::scope(|scope| {
-            for device in [Device::Block, Device::Entropy] {
-                for runs_on in [RunsOn::Kick, RunsOn::Worker(Completion::Round)] {
-                    scope.spawn(move || lose(device, runs_on));
+            for device in &DEVICES {
+                for runs_on in device.at_once {
+                    scope.spawn(move || lose(device, *runs_on));
                 }
             }
         });
@@ -293,14 +319,10 @@ mod tests {
     #[test]
     fn each_kind_of_line_makes_a_good_row() {
         for wiring in wirings() {
-            for device in [Device::Block, Device::Entropy] {
-                let completions = match device {
-                    Device::Block => &Completion::NAMES[..],
-                    Device::Entropy => &Completion::NAMES[..1],
-                };
-                let workers = completions.iter().map(|(_, completion)| RunsOn::Worker(*completion));
-                for runs_on in workers.chain([RunsOn::Kick]) {
-                    let row = format!("{} {} {device:?} {runs_on:?}", wiring.backend, wiring.line);
+            for device in &DEVICES {
+                let later = device.later.iter().copied().map(RunsOn::Worker);
+                for runs_on in device.at_once.iter().copied().chain(later) {
+                    let row = format!("{} {} {} {runs_on:?}", wiring.backend, wiring.line, device.name);
                     match run(&wiring, device, runs_on) {
                         Ok(_) => {}
                         Err(row::RowError::Plug(PlugError::Unavailable(why))) => skip::skipped(format!("{row}: {why}")),

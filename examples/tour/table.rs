@@ -5,7 +5,8 @@ use std::fmt::Display;
 use crate::{
     board::Wiring,
     completion::Completion,
-    row::{Device, Row, RowError, RunsOn},
+    devices::Device,
+    row::{Row, RowError, RunsOn},
 };
 
 /// Prints the columns' names.
@@ -17,7 +18,7 @@ pub fn print_header() {
 }
 
 /// Prints a row that is good.
-pub fn print_row(wiring: &Wiring, device: Device, runs_on: RunsOn, row: &Row) {
+pub fn print_row(wiring: &Wiring, device: &Device, runs_on: RunsOn, row: &Row) {
     let &Row {
         requests,
         bytes,
@@ -34,7 +35,7 @@ pub fn print_row(wiring: &Wiring, device: Device, runs_on: RunsOn, row: &Row) {
 }
 
 /// Prints why a row is not good.
-pub fn print_failure(wiring: &Wiring, device: Device, runs_on: RunsOn, error: &RowError) {
+pub fn print_failure(wiring: &Wiring, device: &Device, runs_on: RunsOn, error: &RowError) {
     print_words(names(wiring, device, runs_on));
     println!("  FAILED: {error}");
 }
@@ -45,11 +46,7 @@ pub fn print_absent(wiring: &Wiring, why: &str) {
     println!("  cannot run here: {why}");
 }
 
-fn names(wiring: &Wiring, device: Device, runs_on: RunsOn) -> [&'static str; 4] {
-    let device = match device {
-        Device::Block => "block",
-        Device::Entropy => "entropy",
-    };
+fn names(wiring: &Wiring, device: &Device, runs_on: RunsOn) -> [&'static str; 4] {
     let runs_on = match runs_on {
         RunsOn::Kick => "guest",
         RunsOn::Worker(Completion::Round) => "worker",
@@ -60,7 +57,7 @@ fn names(wiring: &Wiring, device: Device, runs_on: RunsOn) -> [&'static str; 4] 
                 .map_or("", |(name, _)| name)
         }
     };
-    [wiring.backend, wiring.line, device, runs_on]
+    [wiring.backend, wiring.line, device.name, runs_on]
 }
 
 fn print_words([backend, line, device, runs_on]: [&str; 4]) {
