@@ -1,11 +1,21 @@
 //! Several ports, and the control messages that tell of them (section 5.3.6.2).
 
-use devisor::virtio::console::{
-    Console, ConsoleError, ConsoleOptions, MAX_NAME, MemoryPeer, Port, PortKind, ResizeOrder, Size,
+use std::{
+    io,
+    sync::{Arc, OnceLock, Weak},
 };
 
+use devisor::{
+    interrupt::Interrupt,
+    virtio::{
+        QueueIndex, VirtioTransport,
+        console::{Console, ConsoleError, ConsoleOptions, MAX_NAME, MemoryPeer, Port, PortKind, ResizeOrder, Size},
+    },
+};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
 use crate::{
-    machine::{BUSES, Machine},
+    machine::{BUSES, Bus, Machine},
     ring::{readable, writable},
     support::*,
 };
@@ -430,4 +440,45 @@ fn what_an_embedder_asks_for_and_cannot_have_is_said() {
     assert_eq!(ports.plug(0, Port::generic(long, peer())), Err(ConsoleError::Name(257)));
     assert!(ports.resize(512, Size::default()).is_err() && ports.refresh_size(512).is_err());
     assert_eq!(ports.unplug(511).unwrap().kind, PortKind::Generic);
+}
+
+/// A processor of the guest's, whose driver answers at once.
+#[derive(Default)]
+struct Quick(OnceLock<Weak<dyn VirtioTransport>>);
+
+impl Interrupt for Quick {
+    fn trigger(&self) -> io::Result<()> {
+        if let Some(device) = self.0.get().and_then(Weak::upgrade) {
+            device.process(QueueIndex(CONTROL_TX));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_driver_may_answer_as_soon_as_it_sees_a_message() {
+    let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap());
+    let console = Console::new(ConsoleOptions {
+        max_ports: Some(1),
+        ..ConsoleOptions::default()
+    })
+    .unwrap();
+    console.ports().plug(0, Port::console(peer())).unwrap();
+    let quick = Arc::new(Quick::default());
+    let mut guest = Machine::with_interrupt(Bus::Mmio, console, memory, Arc::clone(&quick) as _);
+    guest.start(F_MULTIPORT);
+    // VIRTQ_AVAIL_F_NO_INTERRUPT: the only interrupt is that of the message.
+    let flags = guest.rings[usize::from(CONTROL_TX)].layout.driver_area;
+    guest.fill(flags, &[1, 0]);
+    guest.say(0, DEVICE_READY, 1);
+    // PORT_READY is there, and the device is told when DEVICE_ADD is.
+    let at = guest.place(CONTROL_TX, 8);
+    guest.fill(at, &message(0, PORT_READY, 1));
+    guest.rings[usize::from(CONTROL_TX)].request(&[readable(at, 8)]);
+    let device: Weak<dyn VirtioTransport> = Arc::downgrade(&guest.shared());
+    quick.0.set(device).ok().unwrap();
+    assert_eq!(
+        guest.hear()[..2],
+        [(0, DEVICE_ADD, 0, none()), (0, CONSOLE_PORT, 1, none())]
+    );
 }

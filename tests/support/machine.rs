@@ -9,7 +9,7 @@ use std::{
 
 use devisor::{
     bus::BusDevice,
-    interrupt::{MsiMessage, MsiSink, NoInterrupt, RequesterId, SinkVectors},
+    interrupt::{Interrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId, SinkVectors},
     pci::{BarIndex, DeviceFunction, Function, Slot},
     virtio::{
         DeviceState, QueueIndex, VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport, Wait,
@@ -99,10 +99,15 @@ impl<D: VirtioDevice + 'static> Machine<D> {
     }
 
     pub fn in_memory(bus: Bus, device: D, memory: Arc<GuestMemoryMmap>) -> Self {
+        Self::with_interrupt(bus, device, memory, Arc::new(NoInterrupt))
+    }
+
+    /// The same, where somebody hears interrupts. Behind PCI nobody does.
+    pub fn with_interrupt(bus: Bus, device: D, memory: Arc<GuestMemoryMmap>, interrupt: Arc<dyn Interrupt>) -> Self {
         let bell = Bell::default();
         let registers = match bus {
             Bus::Mmio => {
-                let line = Line::Edge(Arc::new(NoInterrupt));
+                let line = Line::Edge(interrupt);
                 let device = VirtioMmio::new(device, Arc::clone(&memory), line).unwrap();
                 Registers::Mmio(Arc::new(device.with_doorbell(bell.clone())))
             }

@@ -36,8 +36,9 @@ impl QueueHandler for ControlReceive {
                 chain.refuse()?;
                 continue;
             }
-            chain.complete(bytes.len() as u32)?;
+            // Before the driver sees it: it may answer at once, by the other queue.
             self.shared.has_told(self.port, &message);
+            chain.complete(bytes.len() as u32)?;
         }
         Ok(())
     }
