@@ -251,6 +251,8 @@ impl Receiver {
             }
             lost => {
                 self.count(lost);
+                // They go back, and are found again first: the next frame may need fewer, or may be received elsewhere.
+                self.held.clear();
                 self.recycle(frame);
                 return Ok(Delivery::Done);
             }
