@@ -164,6 +164,23 @@ fn frames_that_were_steered_are_saved() {
 }
 
 #[test]
+fn a_port_serves_the_device_that_has_it_now() {
+    let wire = Arc::new(Wire::new(1));
+    let guest = Guest::new(&wire, options(), 0);
+    let mut guest = guest.moved([Arc::clone(&wire)], options());
+    guest.buffer(0, 1526);
+    assert!(wire.put(plain(OWN, 60)));
+    guest.nic.run();
+    assert_eq!(guest.received(0).len(), 1);
+    for len in [60, 61] {
+        guest.transmit(Header::default(), &frame(OTHER, len));
+    }
+    assert!(wire.take().is_some());
+    guest.nic.run();
+    assert!(wire.take().is_some(), "there is room again");
+}
+
+#[test]
 fn a_paused_device_receives_nothing_and_loses_nothing() {
     let wire = wire();
     let mut guest = Guest::new(&wire, options(), MRG_RXBUF);

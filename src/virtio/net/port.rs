@@ -1,11 +1,17 @@
 //! What stands behind a queue pair.
 
-use std::{fmt, io, sync::Arc};
+use std::{
+    fmt, io,
+    sync::{Arc, Mutex},
+};
 
 use vm_memory::VolatileSlice;
 
 use super::{Header, Offloads};
-use crate::virtio::{Handle, QueueIndex, Wait};
+use crate::{
+    sync::lock,
+    virtio::{Handle, QueueIndex, Wait},
+};
 
 /// How far something got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +77,8 @@ pub trait Port: Send + Sync {
         PortOffloads::default()
     }
 
-    /// The device is behind a transport now: whom to call when a frame has come, or there is room again.
+    /// The device is behind a transport now: whom to call when a frame has come, or there is room again. A port that outlives its device
+    /// may be given to another one: the last that was attached is called.
     fn attach(&self, waker: Waker) {
         let _ = waker;
     }
@@ -148,6 +155,33 @@ impl fmt::Debug for Waker {
             .field("receive", &self.receive)
             .field("transmit", &self.transmit)
             .finish_non_exhaustive()
+    }
+}
+
+/// Whom a port calls.
+#[derive(Default)]
+pub(super) struct Attached(Mutex<Option<Waker>>);
+
+impl Attached {
+    pub fn set(&self, waker: Waker) {
+        *lock(&self.0) = Some(waker);
+    }
+
+    /// As [`Waker::receive`]; so the next. With nothing locked.
+    pub fn receive(&self) {
+        if let Some(waker) = self.get() {
+            waker.receive();
+        }
+    }
+
+    pub fn send(&self) {
+        if let Some(waker) = self.get() {
+            waker.send();
+        }
+    }
+
+    fn get(&self) -> Option<Waker> {
+        lock(&self.0).clone()
     }
 }
 
