@@ -129,6 +129,22 @@ fn each_pair_sends_and_receives_by_its_own_port() {
 }
 
 #[test]
+fn a_frame_that_waits_for_a_port_of_several_pairs_goes_when_there_is_room() {
+    let wire = Arc::new(Wire::new(1));
+    let mut guest = Guest::over([Arc::clone(&wire)], several(), FEATURES);
+    for pair in [3, 2, 1, 0] {
+        guest.transmit_on(pair, Header::default(), &frame(OTHER, 60 + pair));
+    }
+    let mut lens = Vec::new();
+    while let Some(frame) = wire.take() {
+        lens.push(frame.data.len());
+        guest.nic.run();
+    }
+    lens.sort_unstable();
+    assert_eq!(lens, [60, 61, 62, 63]);
+}
+
+#[test]
 fn a_flow_comes_back_to_the_pair_that_has_sent_it() {
     for ports in [1, 4] {
         let (wires, mut guest) = guest(ports, FEATURES);

@@ -135,6 +135,9 @@ pub struct Waker {
     pub(super) handle: Handle,
     pub(super) receive: QueueIndex,
     pub(super) transmit: QueueIndex,
+    /// Further ones that send by the port are at this distance from each other, up to the last of the device.
+    pub(super) distance: u16,
+    pub(super) last: QueueIndex,
 }
 
 impl Waker {
@@ -145,7 +148,9 @@ impl Waker {
 
     /// There is room to send, where there was none.
     pub fn send(&self) {
-        self.handle.look(self.transmit);
+        for queue in (self.transmit.0..=self.last.0).step_by(self.distance.into()) {
+            self.handle.look(QueueIndex(queue));
+        }
     }
 }
 
