@@ -13,7 +13,7 @@ use vm_memory::VolatileSlice;
 use super::{
     Header, Progress, Received, checksum, filter,
     hash::{LOOK, Packet},
-    header::MIN_FRAME,
+    header::{MAX_FRAME, MIN_FRAME},
     port::{copy_from, length},
     registers::{
         feature,
@@ -186,7 +186,8 @@ impl Receiver {
                 Err(error) => return Taken::Failed(error),
             };
             let here = length(room);
-            if len > here + overflow.len() {
+            // Neither is kept, for another queue or a state.
+            if len > here + overflow.len() || !(MIN_FRAME..=MAX_FRAME).contains(&len) {
                 return Taken::Lost(Verdict::Dropped);
             }
             // What is not looked at is not cleared.
