@@ -47,7 +47,8 @@ pub struct PortOffloads {
 /// memory of a slice at any time. A frame begins with its Ethernet header, and has no frame check sequence.
 ///
 /// *For who calls it* (a device): an `Err` is a failure of the host, and is counted; the frame is lost, as on a wire. After an `Err`
-/// of `receive` nothing is received until somebody looks again: the driver kicks, or the [`Waker`] is called.
+/// of `receive` nothing is received until somebody looks again: the driver kicks, or the [`Waker`] is called; but for one that says that
+/// what was sent before has found nobody (connection refused, host or network unreachable).
 ///
 /// ```
 /// use devisor::virtio::net::{Header, Net, NetOptions, Port, Progress, Received};

@@ -160,8 +160,14 @@ impl Receiver {
                     return Ok(());
                 }
                 Taken::Failed(error) => {
+                    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+                    let of_what_was_sent =
+                        matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable);
                     self.shared.failures.record(error);
-                    return Ok(());
+                    if !of_what_was_sent {
+                        return Ok(());
+                    }
+                    others += 1;
                 }
             }
         }
