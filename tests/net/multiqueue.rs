@@ -129,6 +129,48 @@ fn each_pair_sends_and_receives_by_its_own_port() {
 }
 
 #[test]
+#[cfg(unix)]
+fn a_pair_that_is_enabled_receives_without_a_kick() {
+    let (ours, theirs): (Vec<_>, Vec<_>) = (0..2)
+        .map(|_| std::os::unix::net::UnixDatagram::pair().unwrap())
+        .unzip();
+    let ports = ours
+        .into_iter()
+        .map(|socket| devisor::virtio::net::DatagramSocket::new(socket).unwrap());
+    let two = NetOptions { pairs: 2, ..options() };
+    let mut guest = Guest::over(ports, two, FEATURES);
+    let by_rss = |guest: &mut Guest, _| {
+        let data = [2, 0, 0, 0, 0, 0, 1, 0, 1, 0, 2, 0, 0];
+        guest.command(4, 1, &data)
+    };
+    for enable in [set_pairs, by_rss] {
+        set_pairs(&mut guest, 1);
+        guest.buffer(1, 1526);
+        theirs[1].send(&frame(OWN, 60)).unwrap();
+        guest.nic.run();
+        assert_eq!(guest.received(1), []);
+        assert_eq!(enable(&mut guest, 2), OK);
+        assert_eq!(guest.received(1).len(), 1);
+    }
+}
+
+#[test]
+fn a_frame_that_waits_for_a_port_of_several_pairs_goes_when_there_is_room() {
+    let wire = Arc::new(Wire::new(1));
+    let mut guest = Guest::over([Arc::clone(&wire)], several(), FEATURES);
+    for pair in [3, 2, 1, 0] {
+        guest.transmit_on(pair, Header::default(), &frame(OTHER, 60 + pair));
+    }
+    let mut lens = Vec::new();
+    while let Some(frame) = wire.take() {
+        lens.push(frame.data.len());
+        guest.nic.run();
+    }
+    lens.sort_unstable();
+    assert_eq!(lens, [60, 61, 62, 63]);
+}
+
+#[test]
 fn a_flow_comes_back_to_the_pair_that_has_sent_it() {
     for ports in [1, 4] {
         let (wires, mut guest) = guest(ports, FEATURES);

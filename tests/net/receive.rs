@@ -206,6 +206,43 @@ fn a_queue_that_is_reset_under_a_frame_that_waits_receives_it_afterwards() {
 }
 
 #[test]
+fn buffers_that_were_gathered_for_a_frame_that_is_lost_are_for_the_next() {
+    let (wire, mut guest) = guest(MRG_RXBUF);
+    let first = guest.buffer(0, 100);
+    put(&wire, &guest, plain(OWN, 150));
+    // It is lost when it is looked at again.
+    guest.nic.change_config(|nic| nic.set_link(false));
+    let second = guest.buffer(0, 400);
+    guest.nic.change_config(|nic| nic.set_link(true));
+    put(&wire, &guest, plain(OWN, 450));
+    assert_eq!(
+        merged(&mut guest, &[first, second]),
+        (2, frame(OWN, 450), vec![100, 362])
+    );
+}
+
+#[test]
+fn a_frame_after_one_that_is_lost_takes_no_more_buffers_than_it_needs() {
+    let (wire, mut guest) = guest(MRG_RXBUF | GUEST_CSUM | GUEST_TSO4 | CTRL_VQ | CTRL_GUEST_OFFLOADS);
+    let places = [100, 100].map(|len| guest.buffer(0, len));
+    let large = Header {
+        flags: 1,
+        gso_type: 1,
+        gso_size: 1000,
+        hdr_len: 54,
+        csum_start: 34,
+        csum_offset: 16,
+        num_buffers: 0,
+    };
+    let data = frame(OWN, 3000);
+    put(&wire, &guest, NetFrame { header: large, data });
+    put(&wire, &guest, plain(OWN, 60));
+    assert_eq!(guest.command(5, 0, &GUEST_CSUM.to_le_bytes()), OK);
+    guest.buffer(0, 100);
+    assert_eq!(merged(&mut guest, &places), (1, frame(OWN, 60), vec![72]));
+}
+
+#[test]
 fn a_guest_that_takes_no_checksum_gets_it_complete() {
     let (wire, mut guest) = guest(0);
     guest.buffer(0, 1526);

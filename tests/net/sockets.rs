@@ -2,6 +2,7 @@
 
 use std::{
     io::{Read, Write},
+    net::UdpSocket,
     os::unix::net::{UnixDatagram, UnixStream},
     sync::Arc,
     time::Duration,
@@ -253,6 +254,26 @@ fn a_peer_that_goes_is_a_failure_for_each_frame() {
         guest.transmit(Header::default(), &frame(OTHER, 60));
     }
     assert_eq!((guest.used(1), failures(&guest)), (vec![0; 3], 3));
+}
+
+#[test]
+fn a_peer_that_is_not_there_yet_is_heard_when_it_is() {
+    let ours = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let theirs = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (here, there) = (ours.local_addr().unwrap(), theirs.local_addr().unwrap());
+    drop(theirs);
+    ours.connect(there).unwrap();
+    let mut guest = Guest::over([DatagramSocket::new(ours).unwrap()], options(), 0);
+    guest.buffer(0, 2048);
+    // The host of the peer says that nobody is there, to whoever asks next.
+    guest.transmit(Header::default(), &frame(OTHER, 60));
+    guest.nic.process(QueueIndex(0));
+    assert!(matches!(guest.nic.waits(QueueIndex(0))[..], [Wait::Readable(_)]));
+    let theirs = UdpSocket::bind(there).unwrap();
+    theirs.send_to(&frame(OWN, 60), here).unwrap();
+    guest.nic.process(QueueIndex(0));
+    assert_eq!(guest.received(0).len(), 1);
+    assert_eq!(failures(&guest), 1, "and the frame that was sent is lost");
 }
 
 #[test]

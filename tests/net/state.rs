@@ -8,7 +8,7 @@ use devisor::virtio::{
     transport::{RestoreError, SavedDevice},
 };
 
-use crate::guest::*;
+use crate::{guest::*, ring::writable};
 
 const ALL: u64 = CTRL_VQ
     | CTRL_RX
@@ -164,6 +164,43 @@ fn frames_that_were_steered_are_saved() {
         guest.buffer(1, 1534);
         assert_eq!(guest.received(1)[0].1, packet(6, source, 9));
     }
+}
+
+#[test]
+fn what_the_network_sends_is_no_reason_to_refuse_the_state() {
+    let wire = wire();
+    let mut guest = Guest::over([Arc::clone(&wire)], several(), CTRL_VQ | MQ | RSS);
+    // All of it is for the second pair, which has no buffer.
+    let rss = [2, 0, 0, 0, 0, 0, 1, 0, 1, 0, 2, 0, 0];
+    assert_eq!(guest.command(4, 1, &rss), OK);
+    guest.buffers(0, &[writable(0x1000, 0x10000), writable(0x1000, 0x10000)]);
+    for len in [60, 13, 6, 0, 70_000] {
+        let mut frame = plain(OWN, 60);
+        frame.data.resize(len, 0);
+        assert!(wire.put(frame));
+    }
+    guest.nic.run();
+    assert_eq!(wire.waiting(), 0);
+    let mut guest = guest.moved([Arc::new(Wire::new(8))], several());
+    (0..2).for_each(|_| _ = guest.buffer(1, 1526));
+    assert_eq!(guest.received(1).len(), 1);
+}
+
+#[test]
+fn a_port_serves_the_device_that_has_it_now() {
+    let wire = Arc::new(Wire::new(1));
+    let guest = Guest::new(&wire, options(), 0);
+    let mut guest = guest.moved([Arc::clone(&wire)], options());
+    guest.buffer(0, 1526);
+    assert!(wire.put(plain(OWN, 60)));
+    guest.nic.run();
+    assert_eq!(guest.received(0).len(), 1);
+    for len in [60, 61] {
+        guest.transmit(Header::default(), &frame(OTHER, len));
+    }
+    assert!(wire.take().is_some());
+    guest.nic.run();
+    assert!(wire.take().is_some(), "there is room again");
 }
 
 #[test]

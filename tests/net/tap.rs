@@ -201,6 +201,22 @@ fn large_packets_are_cut_by_the_host_and_come_whole_from_it() {
 }
 
 #[test]
+fn a_guest_that_takes_large_datagrams_of_one_kind_is_left_the_rest() {
+    with_tap(1, |taps| {
+        let wanted = CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_USO4;
+        let guest = Guest::off(taps, options()).unwrap();
+        if guest.offered() & wanted != wanted {
+            return skipped("a kernel that cuts UDP in a TAP interface");
+        }
+        let mut guest = guest;
+        assert!(guest.start(wanted));
+        assert_eq!(guest.nic.with_device(|nic| nic.host_failures().count), 0);
+        host().send_to(b"hello", "10.0.0.2:5000").unwrap();
+        assert_eq!(receive(&mut guest, 0, 2048).0.flags, 1, "a partial checksum");
+    });
+}
+
+#[test]
 fn a_header_that_the_host_refuses_costs_its_frame() {
     with_tap(1, |taps| {
         let mut guest = Guest::over(taps, options(), CSUM | HOST_TSO4);

@@ -11,7 +11,7 @@ use super::{
     shared::Shared,
 };
 use crate::virtio::{
-    ChainError, Fault, Handle, QueueHandler, Round,
+    ChainError, Fault, Handle, QueueHandler, QueueIndex, Round,
     queue::{Chain, Reader},
 };
 
@@ -219,6 +219,10 @@ impl Control {
             _ => return Err(Refused),
         }
         self.shared.tell_ports();
+        // One that is in use from here on has its buffers already, and one that is not any more hands over what waits for it.
+        if let Some(handle) = self.handle.get() {
+            (0..known).for_each(|pair| handle.look(QueueIndex(pair * 2)));
+        }
         Ok(())
     }
 

@@ -308,6 +308,9 @@ impl VirtioDevice for Net {
                 handle: handle.clone(),
                 receive: QueueIndex(index * 2),
                 transmit: QueueIndex(index * 2 + 1),
+                // Pairs beyond the ports have one of these, in turn.
+                distance: self.ports.len() as u16 * 2,
+                last: QueueIndex(self.shared.options.pairs * 2 - 1),
             });
         }
         let _ = self.handle.set(handle);

@@ -1,11 +1,17 @@
 //! What stands behind a queue pair.
 
-use std::{fmt, io, sync::Arc};
+use std::{
+    fmt, io,
+    sync::{Arc, Mutex},
+};
 
 use vm_memory::VolatileSlice;
 
 use super::{Header, Offloads};
-use crate::virtio::{Handle, QueueIndex, Wait};
+use crate::{
+    sync::lock,
+    virtio::{Handle, QueueIndex, Wait},
+};
 
 /// How far something got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +47,8 @@ pub struct PortOffloads {
 /// memory of a slice at any time. A frame begins with its Ethernet header, and has no frame check sequence.
 ///
 /// *For who calls it* (a device): an `Err` is a failure of the host, and is counted; the frame is lost, as on a wire. After an `Err`
-/// of `receive` nothing is received until somebody looks again: the driver kicks, or the [`Waker`] is called.
+/// of `receive` nothing is received until somebody looks again: the driver kicks, or the [`Waker`] is called; but for one that says that
+/// what was sent before has found nobody (connection refused, host or network unreachable).
 ///
 /// ```
 /// use devisor::virtio::net::{Header, Net, NetOptions, Port, Progress, Received};
@@ -71,7 +78,8 @@ pub trait Port: Send + Sync {
         PortOffloads::default()
     }
 
-    /// The device is behind a transport now: whom to call when a frame has come, or there is room again.
+    /// The device is behind a transport now: whom to call when a frame has come, or there is room again. A port that outlives its device
+    /// may be given to another one: the last that was attached is called.
     fn attach(&self, waker: Waker) {
         let _ = waker;
     }
@@ -128,6 +136,9 @@ pub struct Waker {
     pub(super) handle: Handle,
     pub(super) receive: QueueIndex,
     pub(super) transmit: QueueIndex,
+    /// Further ones that send by the port are at this distance from each other, up to the last of the device.
+    pub(super) distance: u16,
+    pub(super) last: QueueIndex,
 }
 
 impl Waker {
@@ -138,7 +149,9 @@ impl Waker {
 
     /// There is room to send, where there was none.
     pub fn send(&self) {
-        self.handle.look(self.transmit);
+        for queue in (self.transmit.0..=self.last.0).step_by(self.distance.into()) {
+            self.handle.look(QueueIndex(queue));
+        }
     }
 }
 
@@ -148,6 +161,33 @@ impl fmt::Debug for Waker {
             .field("receive", &self.receive)
             .field("transmit", &self.transmit)
             .finish_non_exhaustive()
+    }
+}
+
+/// Whom a port calls.
+#[derive(Default)]
+pub(super) struct Attached(Mutex<Option<Waker>>);
+
+impl Attached {
+    pub fn set(&self, waker: Waker) {
+        *lock(&self.0) = Some(waker);
+    }
+
+    /// As [`Waker::receive`]; so the next. With nothing locked.
+    pub fn receive(&self) {
+        if let Some(waker) = self.get() {
+            waker.receive();
+        }
+    }
+
+    pub fn send(&self) {
+        if let Some(waker) = self.get() {
+            waker.send();
+        }
+    }
+
+    fn get(&self) -> Option<Waker> {
+        lock(&self.0).clone()
     }
 }
 

@@ -15,6 +15,7 @@ use super::{
     backlog::{NetFrame, frame_buffer},
     checksum, filter,
     hash::{LOOK, Packet},
+    header::{MAX_FRAME, MIN_FRAME},
     port::{copy_from, length},
     registers::feature,
     shared::{Seen, Shared},
@@ -143,8 +144,14 @@ impl Receiver {
                     return Ok(());
                 }
                 Taken::Failed(error) => {
+                    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+                    let of_what_was_sent =
+                        matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable);
                     self.shared.failures.record(error);
-                    return Ok(());
+                    if !of_what_was_sent {
+                        return Ok(());
+                    }
+                    others += 1;
                 }
             }
         }
@@ -169,7 +176,8 @@ impl Receiver {
                 Err(error) => return Taken::Failed(error),
             };
             let here = length(room);
-            if len > here + overflow.len() {
+            // Neither is kept, for another queue or a state.
+            if len > here + overflow.len() || !(MIN_FRAME..=MAX_FRAME).contains(&len) {
                 return Taken::Lost(Verdict::Dropped);
             }
             // What is not looked at is not cleared.
@@ -234,6 +242,8 @@ impl Receiver {
             }
             lost => {
                 self.count(lost);
+                // They go back, and are found again first: the next frame may need fewer, or may be received elsewhere.
+                self.held.clear();
                 self.recycle(frame);
                 return Ok(Delivery::Done);
             }

@@ -3,14 +3,14 @@
 use std::{
     fmt, io, mem,
     os::fd::{AsRawFd, OwnedFd, RawFd},
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex},
 };
 
 use vm_memory::VolatileSlice;
 
 use super::{
     Header, MAX_FRAME, Port, Progress, Received, Waker,
-    port::{copy_from, copy_to, length},
+    port::{Attached, copy_from, copy_to, length},
     vectored::{gather, scatter, uninterrupted},
 };
 use crate::{sync::lock, virtio::Wait};
@@ -50,7 +50,7 @@ pub struct StreamSocket {
     socket: Mutex<Option<Arc<OwnedFd>>>,
     sending: Mutex<Sending>,
     receiving: Mutex<Receiving>,
-    waker: OnceLock<Waker>,
+    waker: Attached,
 }
 
 /// What is left of a frame that was sent in part.
@@ -88,7 +88,7 @@ impl StreamSocket {
                 start: 0,
                 end: 0,
             }),
-            waker: OnceLock::new(),
+            waker: Attached::default(),
         }
     }
 
@@ -105,10 +105,8 @@ impl StreamSocket {
             (receiving.start, receiving.end) = (0, 0);
             *lock(&self.socket) = Some(Arc::new(socket));
         }
-        if let Some(waker) = self.waker.get() {
-            waker.receive();
-            waker.send();
-        }
+        self.waker.receive();
+        self.waker.send();
         Ok(())
     }
 
@@ -161,7 +159,7 @@ impl StreamSocket {
 
 impl Port for StreamSocket {
     fn attach(&self, waker: Waker) {
-        let _ = self.waker.set(waker);
+        self.waker.set(waker);
     }
 
     fn send(&self, _: &Header, frame: &[VolatileSlice<'_>]) -> io::Result<Progress<()>> {

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     fmt, io,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -13,7 +13,7 @@ use vm_memory::VolatileSlice;
 
 use super::{
     Header, MAX_FRAME, Mac, Offloads, Port, PortOffloads, Progress, Received, Waker,
-    port::{copy_from, copy_to, length},
+    port::{Attached, copy_from, copy_to, length},
 };
 use crate::sync::lock;
 
@@ -92,7 +92,7 @@ struct Shared {
     active: AtomicBool,
     /// What its guest takes: features.
     takes: AtomicU64,
-    waker: OnceLock<Waker>,
+    waker: Attached,
     full: AtomicU64,
     untaken: AtomicU64,
 }
@@ -142,7 +142,7 @@ impl Switch {
             waiting: Mutex::default(),
             active: AtomicBool::new(false),
             takes: AtomicU64::new(0),
-            waker: OnceLock::new(),
+            waker: Attached::default(),
             full: AtomicU64::new(0),
             untaken: AtomicU64::new(0),
         });
@@ -231,9 +231,7 @@ impl Shared {
     }
 
     fn wake(&self) {
-        if let Some(waker) = self.waker.get() {
-            waker.receive();
-        }
+        self.waker.receive();
     }
 }
 
@@ -262,7 +260,7 @@ impl Port for SwitchPort {
     }
 
     fn attach(&self, waker: Waker) {
-        let _ = self.shared.waker.set(waker);
+        self.shared.waker.set(waker);
     }
 
     /// A port that is not in use has nothing wait for it.

@@ -214,8 +214,8 @@ fn set_offload(file: &File, offloads: Offloads) -> io::Result<()> {
         (tso6, libc::TUN_F_TSO6),
         (ecn, libc::TUN_F_TSO_ECN),
         (ufo, libc::TUN_F_UFO),
-        (uso4, libc::TUN_F_USO4),
-        (uso6, libc::TUN_F_USO6),
+        // Linux refuses all if one of them is without the other.
+        (uso4 && uso6, libc::TUN_F_USO4 | libc::TUN_F_USO6),
     ];
     let bits = bits.iter().fold(0, |all, &(on, bit)| if on { all | bit } else { all });
     // SAFETY: the request has a number as its argument, and no pointer.

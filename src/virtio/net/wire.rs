@@ -1,16 +1,12 @@
 //! A cable in memory, whose other end is the embedder's: for tests, and for what makes its frames itself.
 
-use std::{
-    collections::VecDeque,
-    fmt, io,
-    sync::{Mutex, OnceLock},
-};
+use std::{collections::VecDeque, fmt, io, sync::Mutex};
 
 use vm_memory::VolatileSlice;
 
 use super::{
     Header, NetFrame, Offloads, Port, PortOffloads, Progress, Received, Waker,
-    port::{copy_from, copy_to, length},
+    port::{Attached, copy_from, copy_to, length},
 };
 use crate::sync::lock;
 
@@ -35,7 +31,7 @@ pub struct Wire {
     offloads: PortOffloads,
     looped: bool,
     ways: Mutex<Ways>,
-    waker: OnceLock<Waker>,
+    waker: Attached,
 }
 
 #[derive(Default)]
@@ -56,7 +52,7 @@ impl Wire {
             offloads: PortOffloads::default(),
             looped: false,
             ways: Mutex::default(),
-            waker: OnceLock::new(),
+            waker: Attached::default(),
         }
     }
 
@@ -81,7 +77,7 @@ impl Wire {
             (frame, std::mem::take(&mut ways.blocked))
         };
         if wakes {
-            self.waker.get().inspect(|waker| waker.send());
+            self.waker.send();
         }
         Some(frame)
     }
@@ -96,7 +92,7 @@ impl Wire {
             }
             ways.to_guest.push_back(frame);
         }
-        self.waker.get().inspect(|waker| waker.receive());
+        self.waker.receive();
         true
     }
 
@@ -122,7 +118,7 @@ impl Port for Wire {
     }
 
     fn attach(&self, waker: Waker) {
-        let _ = self.waker.set(waker);
+        self.waker.set(waker);
     }
 
     fn set_active(&self, active: bool) -> io::Result<()> {
@@ -152,7 +148,7 @@ impl Port for Wire {
             way.push_back(NetFrame { header: *header, data });
         }
         if self.looped {
-            self.waker.get().inspect(|waker| waker.receive());
+            self.waker.receive();
         }
         Ok(Progress::Done(()))
     }
@@ -166,7 +162,7 @@ impl Port for Wire {
             (frame, self.looped && std::mem::take(&mut ways.blocked))
         };
         if wakes {
-            self.waker.get().inspect(|waker| waker.send());
+            self.waker.send();
         }
         copy_to(&frame.data, room, overflow);
         let (header, len) = (frame.header, frame.data.len());
