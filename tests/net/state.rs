@@ -168,8 +168,8 @@ fn frames_that_were_steered_are_saved() {
 
 #[test]
 fn what_the_network_sends_is_no_reason_to_refuse_the_state() {
-    let wire = wire();
-    let mut guest = Guest::over([Arc::clone(&wire)], several(), CTRL_VQ | MQ | RSS);
+    let old = wire();
+    let mut guest = Guest::over([Arc::clone(&old)], several(), CTRL_VQ | MQ | RSS);
     // All of it is for the second pair, which has no buffer.
     let rss = [2, 0, 0, 0, 0, 0, 1, 0, 1, 0, 2, 0, 0];
     assert_eq!(guest.command(4, 1, &rss), OK);
@@ -177,11 +177,11 @@ fn what_the_network_sends_is_no_reason_to_refuse_the_state() {
     for len in [60, 13, 6, 0, 70_000] {
         let mut frame = plain(OWN, 60);
         frame.data.resize(len, 0);
-        assert!(wire.put(frame));
+        assert!(old.put(frame));
     }
     guest.nic.run();
-    assert_eq!(wire.waiting(), 0);
-    let mut guest = guest.moved([Arc::new(Wire::new(8))], several());
+    assert_eq!(old.waiting(), 0);
+    let mut guest = guest.moved([wire()], several());
     (0..2).for_each(|_| _ = guest.buffer(1, 1526));
     assert_eq!(guest.received(1).len(), 1);
 }
