@@ -388,6 +388,13 @@ impl Shared {
         }
     }
 
+    /// What is kept of the output of `port` is for nobody.
+    pub fn forget_backlog(&self, port: u16) {
+        if let Some(mut slot) = self.slot(port) {
+            slot.backlog = VecDeque::new();
+        }
+    }
+
     /// A character is written to `emerg_wr` (section 5.3.5), whatever the state of the device.
     pub fn emergency_write(&self, byte: u8) {
         let (mut left, mut changed) = (false, false);
