@@ -1,9 +1,21 @@
 //! One port without control messages (sections 5.3.4 to 5.3.6).
 
-use devisor::virtio::console::{Console, ConsoleOptions, MemoryPeer, Port, Size, Unheard};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
+
+use devisor::virtio::{
+    QueueIndex, Wait,
+    console::{Console, ConsoleOptions, Interest, MemoryPeer, Peer, Port, Size, Unheard},
+};
+use vm_memory::VolatileSlice;
 
 use crate::{
-    machine::{BUSES, Machine},
+    machine::{BUSES, Bus, Machine},
     ring::{readable, writable},
     support::*,
 };
@@ -211,7 +223,7 @@ fn emergency_writes_that_the_peer_has_no_room_for_are_kept() {
             guest.write_config(8, &[*byte]);
         }
         let mut output = peer.output();
-        for _ in 0..3 {
+        for _ in 0..8 {
             guest.run();
             output.extend(peer.output());
         }
@@ -313,5 +325,67 @@ fn output_goes_on_after_a_reset() {
         guest.send(TX, &[b"two"]);
         guest.run();
         assert_eq!(peer.output(), b"onetwo");
+    }
+}
+
+/// A file on a full disk: it stays open, and takes nothing until there is room.
+struct Full(MemoryPeer, Arc<AtomicBool>);
+
+impl Peer for Full {
+    fn read(&self, _: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn write(&self, data: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        match self.1.load(SeqCst) {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => self.0.write(data),
+        }
+    }
+
+    fn wait(&self, _: Interest) -> Option<Wait> {
+        None
+    }
+}
+
+fn full(bus: Bus) -> (Guest, MemoryPeer, Arc<AtomicBool>) {
+    let (peer, is_full) = (MemoryPeer::new(64), Arc::new(AtomicBool::new(true)));
+    let port = Port::console(Full(peer.clone(), Arc::clone(&is_full)));
+    let guest = Machine::new(bus, Console::single(port).unwrap(), F_EMERG_WRITE);
+    (guest, peer, is_full)
+}
+
+#[test]
+fn a_peer_that_fails_and_stays_holds_no_request() {
+    for bus in BUSES {
+        let (mut guest, peer, is_full) = full(bus);
+        // One look for all of them.
+        let ring = usize::from(TX);
+        for _ in 0..8 {
+            let at = guest.place(TX, 4);
+            guest.rings[ring].request(&[readable(at, 4)]);
+        }
+        guest.transport().process(QueueIndex(TX));
+        assert_eq!(guest.used(TX), 8);
+        assert_eq!(guest.with_device(|console| console.host_failures().count), 8);
+        is_full.store(false, SeqCst);
+        guest.send(TX, &[b"back"]);
+        guest.run();
+        assert_eq!(peer.output(), b"back");
+    }
+}
+
+#[test]
+fn what_a_peer_that_stays_has_refused_of_an_emergency_does_not_hold_the_console() {
+    for bus in BUSES {
+        let (mut guest, peer, is_full) = full(bus);
+        guest.write_config(8, &[b'!', 0, 0, 0]);
+        guest.send(TX, &[b"lost"]);
+        guest.run();
+        assert_eq!(guest.used(TX), 1);
+        is_full.store(false, SeqCst);
+        guest.send(TX, &[b"back"]);
+        guest.run();
+        assert_eq!(peer.output(), b"back");
     }
 }

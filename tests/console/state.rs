@@ -303,3 +303,22 @@ fn states_that_contradict_themselves_or_the_device_are_refused() {
     assert!(single.restore(&DeviceState::Console(state)).is_err());
     assert!(single.restore(&DeviceState::None).is_err());
 }
+
+#[test]
+fn the_peer_there_hears_that_the_guest_has_its_end_open() {
+    for bus in BUSES {
+        let (here, there, other) = (MemoryPeer::new(64), MemoryPeer::new(64), MemoryPeer::new(64));
+        let guest = running(bus, &here);
+        let state = guest.save();
+        let (device, ports) = four();
+        ports.plug(0, Port::console(MemoryPeer::new(64))).unwrap();
+        ports.plug(1, Port::generic("agent", there.clone())).unwrap();
+        let guest = guest.try_move(device, &state).unwrap();
+        assert!(there.is_guest_open());
+        // What the guest knows nothing of, it has not opened.
+        let (device, ports) = four();
+        ports.plug(1, Port::generic("other", other.clone())).unwrap();
+        let _guest = guest.try_move(device, &state).unwrap();
+        assert!(!other.is_guest_open());
+    }
+}

@@ -258,3 +258,26 @@ fn a_flood_of_connections_leaves_nothing_behind() {
         assert_eq!(world.ops(), NONE);
     }
 }
+
+#[test]
+fn connections_that_no_program_accepts_do_not_pile_up() {
+    for bus in BUSES {
+        let mut world = World::new(bus);
+        world.host.listen(A.host, devisor::virtio::vsock::SocketKind::Stream);
+        let mut answers = [0; 2];
+        for guest in 0..200 {
+            let ports = Ports { guest, ..A };
+            world.send(&ports.packet(REQUEST));
+            for packet in world.hear() {
+                answers[usize::from(packet.op == RST)] += 1;
+            }
+            world.send(&ports.packet(RST));
+        }
+        assert_eq!(answers, [128, 72]);
+        assert_eq!(world.connections(), 0);
+        let kind = devisor::virtio::vsock::SocketKind::Stream;
+        assert_eq!(std::iter::from_fn(|| world.host.accept(A.host, kind)).count(), 128);
+        // Nobody listens and has no time: that is no failure of the host.
+        assert_eq!(world.guest.with_device(|vsock| vsock.host_failures().count), 0);
+    }
+}

@@ -171,3 +171,42 @@ fn empty_messages_without_end_cost_the_connection_and_not_memory() {
         assert!(socket.is_closed());
     }
 }
+
+#[test]
+fn empty_messages_that_nobody_reads_do_not_pile_up() {
+    for bus in BUSES {
+        let options = VsockOptions {
+            buf_alloc: 4096,
+            ..VsockOptions::default()
+        };
+        let mut world = World::negotiated(bus, options, 8, F_SEQPACKET);
+        let socket = world.open(B);
+        // What the host side holds, and the device.
+        for _ in 0..8 + 4096 {
+            world.send(&piece(b"", EOM));
+        }
+        assert!(socket.is_open());
+        world.send(&piece(b"", EOM));
+        world.send(&piece(b"", EOM));
+        assert_eq!(world.ops().last(), Some(&RST));
+        let mut held = 0;
+        while let Some(message) = socket.read_message() {
+            assert_eq!(message, (vec![], Boundary::Message));
+            held += 1;
+        }
+        assert_eq!(held, 8);
+    }
+}
+
+#[test]
+fn a_program_that_reads_bytes_may_go_on_with_messages() {
+    for bus in BUSES {
+        let mut world = World::new(bus);
+        let socket = world.open(B);
+        world.send(&piece(b"one", EOM));
+        assert_eq!(socket.read(), b"one");
+        assert_eq!(socket.read_message(), None);
+        world.send(&piece(b"two", EOM));
+        assert_eq!(socket.read_message(), Some((b"two".to_vec(), Boundary::Message)));
+    }
+}

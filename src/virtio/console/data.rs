@@ -232,9 +232,12 @@ impl QueueHandler for Transmit {
             }
             Flushed::Failed => {
                 // Is it still there? If not, this queue is looked at again.
-                self.shared.observe(self.port);
-                wait(round, &*peer, Interest::Open);
-                return Ok(());
+                if !self.shared.observe(self.port).is_some_and(|view| view.open) {
+                    wait(round, &*peer, Interest::Open);
+                    return Ok(());
+                }
+                // It stays, and does not take this.
+                self.shared.forget_backlog(self.port);
             }
         }
         let mut pieces = PIECES;
@@ -256,13 +259,12 @@ impl QueueHandler for Transmit {
                     return Ok(());
                 }
                 Ok(Sent::Failed) => {
-                    if self.shared.observe(self.port).is_some_and(|view| view.open) {
-                        // It stays, and does not take this.
-                        chain.complete(0)?;
-                        self.note(0);
+                    if !self.shared.observe(self.port).is_some_and(|view| view.open) {
+                        wait(round, &*peer, Interest::Open);
+                        return Ok(());
                     }
-                    wait(round, &*peer, Interest::Open);
-                    return Ok(());
+                    // It stays, and does not take this.
+                    chain.complete(0)?;
                 }
             }
             self.note(0);

@@ -68,7 +68,7 @@ pub(super) struct Slot {
 
 pub(super) struct Plugged {
     generation: u64,
-    port: Port,
+    pub port: Port,
     /// Somebody was at the other end when this was last asked.
     open: bool,
     /// That was asked.
@@ -125,7 +125,7 @@ impl Slot {
     }
 
     /// Whether what is plugged in is what the driver was told of.
-    fn is_known(&self) -> bool {
+    pub fn is_known(&self) -> bool {
         let told = self.told.as_ref().map(|told| told.generation);
         told.is_some() && told == self.plugged.as_ref().map(|plugged| plugged.generation)
     }
@@ -385,6 +385,13 @@ impl Shared {
     pub fn keep(&self, port: u16, bytes: &[u8], bound: usize) {
         if let Some(mut slot) = self.slot(port) {
             slot.keep(bytes, bound);
+        }
+    }
+
+    /// What is kept of the output of `port` is for nobody.
+    pub fn forget_backlog(&self, port: u16) {
+        if let Some(mut slot) = self.slot(port) {
+            slot.backlog = VecDeque::new();
         }
     }
 

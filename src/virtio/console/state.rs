@@ -192,6 +192,12 @@ impl Shared {
                     kind,
                     name,
                 });
+                let known = guest_open && slot.is_known();
+                if known != slot.guest_open
+                    && let Some(plugged) = &slot.plugged
+                {
+                    plugged.port.peer.guest_opened(known);
+                }
                 (slot.ready, slot.guest_open) = (ready, guest_open);
                 (slot.console_told, slot.name_told) = (console_told, name_told);
                 (slot.open_told, slot.was_closed) = (open_told, was_closed);

@@ -160,7 +160,7 @@ impl<A: GuestAddressSpace + Send + Sync> Reclaim for Madvise<A> {
                 return Ok(());
             };
             // SAFETY: these are whole pages of the guest's memory, which the guard in `each` keeps mapped.
-            unsafe { give_back(&pages, piece.is_file) }?;
+            unsafe { give_back(&pages, piece.page_size, piece.is_file) }?;
             bytes += pages.end - pages.start;
             Ok(())
         })?;
@@ -184,8 +184,8 @@ impl<A: GuestAddressSpace + Send + Sync> Reclaim for Madvise<A> {
 /// Gives whole pages back, as their mapping needs it: they read as zeros then.
 ///
 /// # Safety
-/// All of `pages` is mapped, belongs to guest memory, and begins and ends with a page of the mapping.
-unsafe fn give_back(pages: &Range<u64>, is_file: bool) -> io::Result<()> {
+/// All of `pages` is mapped, belongs to guest memory, and begins and ends with a page of the mapping, of `page_size` bytes.
+unsafe fn give_back(pages: &Range<u64>, page_size: u64, is_file: bool) -> io::Result<()> {
     // The kernel knows what is mapped, and `vm-memory`'s traits do not: it is asked for what holds for shared mappings first, which it
     // refuses for others without having done anything.
     // SAFETY: the caller's. No address becomes invalid, and what is lost is the guest's, which is never referred to.
@@ -197,6 +197,15 @@ unsafe fn give_back(pages: &Range<u64>, is_file: bool) -> io::Result<()> {
         // Private, and of a file.
         // SAFETY: the caller's.
         Some(libc::EACCES) if is_file => unsafe { replace(pages) },
+        // Some of it is of none any more, for it was given back before, and the rest may be: each is found by itself.
+        Some(libc::EINVAL) if is_file && pages.end - pages.start > page_size => {
+            let middle = pages.start + (pages.end - pages.start) / page_size / 2 * page_size;
+            // SAFETY: the caller's: both parts are whole pages.
+            unsafe {
+                give_back(&(pages.start..middle), page_size, is_file)?;
+                give_back(&(middle..pages.end), page_size, is_file)
+            }
+        }
         // Private, and of none; or of the one that huge pages are in, which nobody else sees.
         // SAFETY: as above.
         Some(libc::EINVAL | libc::EACCES) => unsafe { advise(pages, libc::MADV_DONTNEED) },

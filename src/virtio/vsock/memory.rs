@@ -18,9 +18,13 @@ use crate::{
     },
 };
 
+/// Connections of the guest that wait for a program to accept them, a port: further ones are refused.
+const BACKLOG: usize = 128;
+
 /// A [`Host`] whose sockets are objects of this process. Clones are the same.
 ///
-/// Each direction of a connection holds so many bytes at most.
+/// Each direction of a connection holds so many bytes at most, and as many messages. Of the guest's connections to a port, 128 wait to
+/// be accepted.
 ///
 /// ```
 /// use devisor::virtio::vsock::{MemoryHost, SocketKind};
@@ -145,10 +149,14 @@ impl Host for MemoryHost {
         if !state.listening.contains(&(port, kind)) {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
+        let waiting = state.accepted.entry((port, kind)).or_default();
+        if waiting.len() >= BACKLOG {
+            // Those that have ended are kept as well: for what the guest has sent.
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
         let pair = self.pair(kind, Some(token));
         lock(&pair.ends).port = Some(port);
         lock(&pair.ends).established = true;
-        let waiting = state.accepted.entry((port, kind)).or_default();
         waiting.push_back(MemorySocket(Arc::clone(&pair)));
         Ok(Box::new(End(pair)))
     }
@@ -262,6 +270,11 @@ impl Stream for End {
         if pipe.refused {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
+        // Empty messages need no bytes.
+        let full = pipe.pieces.len() >= self.0.bound.max(1);
+        if full && pipe.pieces.back().is_some_and(|(_, last)| *last != Boundary::None) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let total: usize = data.iter().map(VolatileSlice::len).sum();
         let written = match total {
             0 => 0,
@@ -356,7 +369,11 @@ impl MemorySocket {
 
     /// All bytes that the guest has sent, and this has not read yet.
     pub fn read(&self) -> Vec<u8> {
-        let bytes = self.ends().to_host.bytes.drain(..).collect();
+        let bytes = {
+            let mut ends = self.ends();
+            ends.to_host.pieces.clear();
+            ends.to_host.bytes.drain(..).collect()
+        };
         self.0.news();
         bytes
     }
