@@ -26,8 +26,10 @@ const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 /// Segments that every chain has room for.
 const ROOM: usize = 6;
 
-/// Segments for which a chain keeps room from one use to the next.
-const KEPT: usize = 256;
+/// Segments for which a chain of a queue of `size` keeps room from one use to the next: all together no more than what may be held.
+fn kept(size: u16) -> usize {
+    (MAX_SEGMENTS / u32::from(size)).min(256) as usize
+}
 
 /// What a chain is but for its segments.
 #[derive(Clone, Copy, Default)]
@@ -240,9 +242,9 @@ impl Segments {
         Ok(())
     }
 
-    /// Lets go of more room than most chains need.
-    pub fn shrink(&mut self) {
-        if self.0.len() > KEPT {
+    /// Lets go of more room than most chains of a queue of `size` need.
+    pub fn shrink(&mut self, size: u16) {
+        if self.0.len() > kept(size) {
             *self = Self::default();
         }
     }

@@ -315,7 +315,7 @@ impl Shared {
     fn is_back(&self, used: &mut Used, outline: &Outline, mut segments: Segments) {
         if outline.spilled() != 0 {
             self.spilled.fetch_sub(outline.spilled(), Ordering::SeqCst);
-            segments.shrink();
+            segments.shrink(self.layout.size);
         }
         // As many as were in flight at a time, which is bounded by the queue.
         used.pool.push(segments);
