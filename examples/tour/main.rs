@@ -18,6 +18,9 @@ mod guest_drivers;
 #[allow(dead_code, reason = "shared with tests, which need other parts of it")]
 #[path = "../../tests/support/guest_pci.rs"]
 mod guest_pci;
+#[cfg(test)]
+#[path = "../../tests/support/host_file.rs"]
+mod host_file;
 mod hvf;
 mod hvf_own_gic;
 mod irqchip;
@@ -64,9 +67,9 @@ Usage: cargo run --release --example tour [-- OPTIONS]
   --pcap FILE      write the frames of the first row that has some, for tcpdump or Wireshark
   --help           this text
 
-The columns: the device's thread, or when else than in their round a worker completes the requests, requests that the guest made, bytes that it compared, how often the line was raised,
-completions that the guest did not want to hear of, interrupts that the guest took, and the median of the time from raise
-to taken. A guest takes a level again that is not lowered when it ends the interrupt. A guest on whose thread the device
+The columns: the device's thread, or when else than in their round a worker completes the requests, requests that the guest made,
+bytes that it compared, how often the line was raised, completions that the guest did not want to hear of, interrupts that the guest
+took, and the median of the time from raise to taken. A guest takes a level again that is not lowered when it ends the interrupt. A guest on whose thread the device
 runs is interrupted while it kicks, and takes the interrupt when it has put in its other requests. A row of the network has two
 guests, each with a board of its own: numbers of both together, and the longer of their times.
 
@@ -268,12 +271,21 @@ mod tests {
     }
 
     fn run(wiring: &Wiring, device: &Device, runs_on: RunsOn) -> Result<row::Row, row::RowError> {
+        run_captured(wiring, device, runs_on, None)
+    }
+
+    fn run_captured(
+        wiring: &Wiring,
+        device: &Device,
+        runs_on: RunsOn,
+        capture: Option<File>,
+    ) -> Result<row::Row, row::RowError> {
         (device.run)(&Setting {
             wiring,
             runs_on,
             clock: Arc::new(HostClock::starting_at(Duration::ZERO)),
             waveform: None,
-            capture: &Mutex::default(),
+            capture: &Mutex::new(capture),
         })
     }
 
@@ -331,5 +343,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_capture_has_the_frames_of_both_guests() {
+        let file = host_file::Temporary::new(&[]);
+        let capture = File::create(&file).unwrap();
+        let net = DEVICES.iter().find(|device| device.name == "net").unwrap();
+        let row = run_captured(&recorder::WIRINGS[0], net, net.at_once[0], Some(capture));
+        let row = row.unwrap_or_else(|error| panic!("{error}"));
+        // Each frame was sent and received, and has a header of its own besides that of the file.
+        let expected = 24 + 16 * row.requests / 2 + row.bytes;
+        assert_eq!(file.contents().len() as u64, expected);
     }
 }
