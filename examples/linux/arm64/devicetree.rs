@@ -6,10 +6,8 @@ use std::ops::Range;
 use devisor::backends::irqchip::Spi;
 use vm_fdt::{Error, FdtWriter};
 
-use crate::{
-    board::{self, Window},
-    virtio::Transport,
-};
+use super::board;
+use crate::virtio::{Transport, Window};
 
 const GIC: u32 = 1;
 const CLOCK: u32 = 2;
@@ -104,7 +102,7 @@ pub fn build(command_line: &str, initrd: Range<u64>, transport: Transport) -> Re
     if transport.is_pci() {
         pci(&mut tree)?;
     } else {
-        for (window, spi) in board::VIRTIO.map(|place| place.mmio) {
+        for (window, spi) in board::VIRTIO.map(|place| (place.mmio, board::mmio_spi(&place))) {
             device(&mut tree, "virtio_mmio", window, spi, |tree| {
                 tree.property_string("compatible", "virtio,mmio")?;
                 tree.property_null("dma-coherent")

@@ -1,4 +1,4 @@
-//! What rsemu brings: an AArch64 core, RAM, and an address space for both. Everything that knows rsemu is here.
+//! What rsemu brings: an AArch64 core, and an address space for it and its RAM.
 //!
 //! It is to this example what `/dev/kvm` is to a VMM: run a little, be called for each access to a device, be told which
 //! interrupt lines are up.
@@ -18,7 +18,7 @@ use rsemu::{
         error::BusError,
         hosts::HostObjects,
         props::Props,
-        space::{AddressSpace, MemAttrs, MemOps, MemResult, RamStore, Region},
+        space::{AddressSpace, MemAttrs, MemOps, MemResult, Region},
         wire::{Level, Wire, WireId, WireIdAllocator, WireSink, WireSource},
     },
     cpu::arm::a64::{
@@ -26,51 +26,17 @@ use rsemu::{
         psci::{Cluster, DEFAULT_CLUSTER},
     },
 };
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+use crate::{
+    ram::Ram,
+    wing::{PowerRequest, Stuck},
+};
 
 /// One tick of the core is one memory access, and one count of its generic timer.
 pub const TICKS_PER_SECOND: u64 = 62_500_000;
 
 /// How long the core runs before it looks up: 160 microseconds of the guest's time.
 const QUANTUM: u64 = 10_000;
-
-/// The core sleeps and nothing is left that could wake it.
-#[derive(Debug, thiserror::Error)]
-#[error("the guest waits for an interrupt that nothing can raise any more")]
-pub struct Stuck;
-
-/// The RAM of the machine, seen from the core and from the devices.
-pub struct Ram {
-    store: Arc<RamStore>,
-    base: u64,
-    memory: GuestMemoryMmap,
-}
-
-impl Ram {
-    /// `size` zeroed bytes at guest address `base`.
-    pub fn new(base: u64, size: u64) -> Result<Self, Box<dyn std::error::Error>> {
-        let store = Arc::new(RamStore::new(size));
-        // Devices may hold clones of the memory for as long as they like, and those do not know the store.
-        std::mem::forget(Arc::clone(&store));
-        // SAFETY: the store owns `size` bytes at its host address, neither moves nor resizes them, and is never freed.
-        let mapping = unsafe {
-            MmapRegion::build_raw(
-                store.host_addr() as *mut u8,
-                usize::try_from(size)?,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            )?
-        };
-        let region = GuestRegionMmap::new(mapping, GuestAddress(base)).ok_or("the RAM ends past the address space")?;
-        let memory = GuestMemoryMmap::from_regions(vec![region])?;
-        Ok(Self { store, base, memory })
-    }
-
-    /// The same bytes, as devices want them.
-    pub fn memory(&self) -> &GuestMemoryMmap {
-        &self.memory
-    }
-}
 
 /// The interrupt inputs of the core. Taken before there is a [`Machine`], for the interrupt controller to drive.
 pub struct InterruptPins(Arc<Lines>);
@@ -93,13 +59,6 @@ impl InterruptPins {
             Ok(())
         })
     }
-}
-
-/// What the guest asked its firmware for (PSCI, DEN 0022).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PowerRequest {
-    Off,
-    Reset,
 }
 
 /// One core with its RAM and its devices.
@@ -126,8 +85,7 @@ impl Machine {
             .find(0)
             .expect("the core has joined its cluster under affinity 0");
         let space = Arc::new(AddressSpace::new("memory", 64));
-        let region = Region::ram("ram", Arc::clone(&ram.store));
-        space.topology().map(region, ram.base)?;
+        space.topology().map(ram.region(), ram.base())?;
         cpu.attach_space(Arc::clone(&space));
         cpu.set_pc(entry);
         cpu.set_x(0, x0);
@@ -171,7 +129,7 @@ impl Machine {
         self.cpu.run_budget(QUANTUM);
     }
 
-    /// What the guest has asked its firmware for, if anything.
+    /// What the guest has asked its firmware for (PSCI, DEN 0022), if anything.
     pub fn power_request(&self) -> Option<PowerRequest> {
         self.power.get().copied()
     }
