@@ -31,8 +31,10 @@ use super::{
 };
 use crate::{ram::Ram, virtio::Window, wing::Stuck};
 
-/// How long the cores run before they look up: 20 microseconds of the guest's time.
-const QUANTUM: u64 = 20_000;
+/// How long a core runs before it looks up: 100 microseconds of the guest's time. Where there are others that it may wait for, and
+/// that wait for their turn meanwhile, it is less.
+const QUANTUM: u64 = 100_000;
+const SHARED_QUANTUM: u64 = 20_000;
 
 /// Cores that nothing is connected to yet.
 pub struct Cores {
@@ -161,7 +163,8 @@ impl Machine {
     /// Runs each core a little, and not past `deadline`. Devices are called on this thread.
     pub fn run(&self, deadline: Option<Duration>) {
         let begin = self.clock.cores.iter().map(|core| core.ticks()).min().unwrap_or(0);
-        let until = begin.saturating_add(QUANTUM);
+        let quantum = if self.cores.len() == 1 { QUANTUM } else { SHARED_QUANTUM };
+        let until = begin.saturating_add(quantum);
         let until = deadline.map_or(until, |deadline| until.min(ticks(deadline)).max(begin + 1));
         for (number, (core, position)) in self.cores.iter().zip(&self.clock.cores).enumerate() {
             self.clock.turn(number);
