@@ -1,21 +1,21 @@
 //! Gives a vCPU its CPUID and the registers that it begins with.
 
 use devisor::backends::irqchip::lapic::ApicId;
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_dtable, kvm_regs, kvm_segment};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_dtable, kvm_regs, kvm_segment};
 use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::{
     load::{Entry, GDT},
-    options::Error,
+    options::{Error, Feature, Register},
 };
 
 /// Selectors as the Linux boot protocol wants them.
 const CODE: u16 = 0x10;
 const DATA: u16 = 0x18;
 
-/// What KVM can do, as CPU `id` of `cpus` sees it.
-pub fn cpuid(kvm: &Kvm, id: ApicId, cpus: u32) -> Result<CpuId, Error> {
+/// What KVM can do but for what is `hidden`, as CPU `id` of `cpus` sees it.
+pub fn cpuid(kvm: &Kvm, id: ApicId, cpus: u32, hidden: &[Feature]) -> Result<CpuId, Error> {
     const X2APIC: u32 = 1 << 21;
     const TSC_DEADLINE: u32 = 1 << 24;
     const HYPERVISOR: u32 = 1 << 31;
@@ -34,10 +34,25 @@ pub fn cpuid(kvm: &Kvm, id: ApicId, cpus: u32) -> Result<CpuId, Error> {
                 entry.ecx |= X2APIC | TSC_DEADLINE | HYPERVISOR;
             }
             0xb | 0x1f => entry.edx = id.0,
+            // What XSAVE saves: nothing.
+            0xd if hidden.contains(&Feature::XSAVE) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
             _ => (),
+        }
+        for feature in hidden {
+            if (feature.leaf, feature.subleaf) == (entry.function, entry.index) {
+                *register(entry, feature.register) &= !(1 << feature.bit);
+            }
         }
     }
     CpuId::from_entries(&entries).map_err(|_| "KVM has too much CPUID".into())
+}
+
+fn register(entry: &mut kvm_cpuid_entry2, register: Register) -> &mut u32 {
+    match register {
+        Register::Ebx => &mut entry.ebx,
+        Register::Ecx => &mut entry.ecx,
+        Register::Edx => &mut entry.edx,
+    }
 }
 
 /// The first CPU begins at `entry`. The others wait for a start-up message.
