@@ -45,7 +45,7 @@ pub const DISK_IRQ: Irq = Irq(5);
 
 /// Where firmware finds it: on a PCI bus, whose BARs it places here, and whose wires are at the IOAPIC's pins from there on.
 const DISK_FUNCTION: u8 = 1;
-const PCI_MEMORY_END: u64 = DISK_ADDRESS;
+const PCI_MEMORY_END: u64 = 0xfec0_0000;
 /// SeaBIOS asks fw_cfg for memory and files where it sees this bridge with these subsystem IDs.
 const I440FX: Identity = Identity {
     vendor: 0x8086,

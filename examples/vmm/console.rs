@@ -101,6 +101,8 @@ pub struct Keyboard {
 struct Plugged {
     receive: Option<Receive>,
     ending: Option<Ending>,
+    /// The user has ended it, maybe before it was there.
+    quit: bool,
 }
 
 impl Keyboard {
@@ -113,7 +115,9 @@ impl Keyboard {
         let (machine, quits) = (Arc::clone(&keyboard.machine), Arc::clone(&keyboard.machine));
         let receive = move |typed: &[u8]| lock(&machine).receive.as_ref().map_or(0, |receive| receive(typed));
         let quit = move || {
-            if let Some(ending) = &lock(&quits).ending {
+            let mut machine = lock(&quits);
+            machine.quit = true;
+            if let Some(ending) = &machine.ending {
                 ending.end(End::Quit);
             }
         };
@@ -134,7 +138,11 @@ impl Keyboard {
 
     /// It is this machine that the user ends from now on.
     pub fn quits(&self, ending: &Ending) {
-        lock(&self.machine).ending = Some(ending.clone());
+        let mut machine = lock(&self.machine);
+        machine.ending = Some(ending.clone());
+        if machine.quit {
+            ending.end(End::Quit);
+        }
     }
 }
 
