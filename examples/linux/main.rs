@@ -31,6 +31,7 @@
 //! | `board.rs` | make the devices and wire them up |
 //! | `devicetree.rs`, `acpi.rs` | tell the guest of the devices |
 //! | `machine.rs`; `controller.rs`, `clock.rs` | adapt the hypervisor, which is rsemu |
+//! | `peer.rs` | not needed: run the same kernel on rsemu's own devices (`--measure yes`) |
 //! | `gic.rs`, `vectors.rs` | not needed: see what the guest acknowledges |
 
 mod arm64;
@@ -112,6 +113,18 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
         wing.recorder().write_vcd(&mut file)?;
     }
     end?;
+    if let (true, Some(ours)) = (options.measure, watch.begun()) {
+        let ours = ours - cpu_started;
+        println!("\naccesses by device:");
+        for (name, count) in wing.accesses() {
+            println!("{name:<20}{count:>12}");
+        }
+        let theirs = x86_64::cpu_time_on_others(options)?;
+        println!(
+            "to its first process: {ours:.2?} of our CPU's, {theirs:.2?} on rsemu's own devices: {:.2} of it",
+            ours.as_secs_f64() / theirs.as_secs_f64()
+        );
+    }
     let verdict = verdict::check(&verdict::Evidence {
         facts: &wing.facts(options),
         word: &word,

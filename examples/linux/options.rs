@@ -16,6 +16,8 @@ usage: cargo run --release --example linux -- [OPTION VALUE]...
                      by another thread: round, late, shuffled, thread [round]
   --cpus NUMBER      x86_64 alone: 1 to 4        [1]
   --chips NAME       x86_64 alone: apic, local APICs and IOAPIC; or pic, 8259s and 8254 [apic]
+  --measure yes      x86_64 alone: how much of the CPU it takes to the guest's first process, beside the same kernel
+                     on rsemu's own devices; and accesses by device
   --engine NAME      rsemu's jit-host, jit or interp                  [jit-host]
   --timeout SECONDS  give the guest up after this much of our time    [600]
   --vcd FILE         write the interrupt lines as a waveform
@@ -47,6 +49,7 @@ pub struct Options {
     pub completion: Completion,
     pub cpus: u32,
     pub chips: Chips,
+    pub measure: bool,
     pub engine: String,
     pub timeout: Duration,
     pub vcd: Option<PathBuf>,
@@ -65,6 +68,7 @@ impl Options {
         let (mut kernel, mut initrd, mut disk, mut vcd) = (None, None, None, None);
         let (mut transport, mut completion) = (None, Completion::Round);
         let (mut engine, mut timeout) = ("jit-host".to_owned(), Duration::from_secs(600));
+        let mut measure = false;
         let mut of_x86 = None;
         while let Some(option) = arguments.next() {
             if option == "--help" || option == "-h" {
@@ -80,12 +84,13 @@ impl Options {
                 "--completion" => completion = named(&Completion::NAMES, &value)?,
                 "--cpus" => cpus = value.parse().ok().filter(|cpus| (1..=4).contains(cpus)).ok_or(USAGE)?,
                 "--chips" => chips = named(&[("apic", Chips::Apic), ("pic", Chips::Pic)], &value)?,
+                "--measure" => measure = named(&[("yes", true), ("no", false)], &value)?,
                 "--engine" => engine = value,
                 "--timeout" => timeout = Duration::from_secs(value.parse().map_err(|_| USAGE)?),
                 "--vcd" => vcd = Some(value.into()),
                 _ => return Err(USAGE.into()),
             }
-            if matches!(option.as_str(), "--cpus" | "--chips") {
+            if matches!(option.as_str(), "--cpus" | "--chips" | "--measure") {
                 of_x86 = Some(option);
             }
         }
@@ -120,6 +125,7 @@ impl Options {
             completion,
             cpus,
             chips,
+            measure,
             engine,
             timeout,
             vcd,

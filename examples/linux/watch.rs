@@ -5,14 +5,15 @@ use std::{
     collections::BTreeMap,
     io::{self, Write},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use devisor::virtio::entropy::Source;
 
-use crate::counts::Id;
+use crate::{counts::Id, cpu_time};
 
 /// How often the guest has acknowledged each interrupt.
 pub type Acknowledged = BTreeMap<Id, u64>;
@@ -42,6 +43,8 @@ impl<S: Source> Source for WatchedSource<S> {
 pub struct Watch {
     seen: Mutex<Seen>,
     asked: AtomicBool,
+    /// What the CPU had spent when the guest's first process began.
+    begun: OnceLock<Duration>,
 }
 
 #[derive(Clone, Default)]
@@ -60,8 +63,16 @@ impl Watch {
     pub const HEADING: &str = "guest: interrupts";
     pub const END: &str = "guest: end of interrupts";
 
+    /// What its kernel says when the first process begins.
+    pub const INIT: &str = "Run /init as init process";
+
     /// What it prints when it wants to be answered.
     const QUESTION: &str = "guest: say a word";
+
+    /// What the CPU had spent when the guest's first process began, if it has.
+    pub fn begun(&self) -> Option<Duration> {
+        self.begun.get().copied()
+    }
 
     /// Whether the guest has asked its question.
     pub fn is_asked(&self) -> bool {
@@ -85,7 +96,9 @@ impl Watch {
                     continue;
                 }
                 let line = last_line(&seen.console);
-                if line == Self::QUESTION.as_bytes() {
+                if line.ends_with(Self::INIT.as_bytes()) {
+                    self.begun.get_or_init(cpu_time);
+                } else if line == Self::QUESTION.as_bytes() {
                     self.asked.store(true, Ordering::SeqCst);
                 } else if line == Self::HEADING.as_bytes() {
                     seen.acknowledged_before = Some(seen.acknowledged.clone());

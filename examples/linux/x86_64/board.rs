@@ -66,6 +66,26 @@ pub const PM_TIMER: u64 = 0x608;
 pub const GPES: u64 = 0x620;
 pub const PCI_PORTS: u64 = 0xcf8;
 
+/// Where each device's part of an address space begins, ports and memory together: what is below the next one is its own.
+pub const REGIONS: [(u64, &str); 16] = [
+    (0, "other ports"),
+    (0x20, "8259"),
+    (0x40, "8254"),
+    (KEYBOARD_DATA, "8042, port B"),
+    (RTC, "clock"),
+    (0x80, "other ports above"),
+    (0xa0, "8259, second"),
+    (0xa2, "further ports"),
+    (COM1, "uart"),
+    (0x400, "8259, ELCR"),
+    (PM_EVENTS, "ACPI PM"),
+    (PCI_PORTS, "PCI, ports"),
+    (PCI_MEMORY.base, "virtio-pci"),
+    (PCI_MEMORY.base + PCI_MEMORY.len, "virtio-mmio"),
+    (PCI_CONFIG.base, "PCI, ECAM"),
+    (IOAPIC.base, "IOAPIC"),
+];
+
 pub const KEYBOARD_IRQ: Irq = Irq(1);
 pub const COM1_IRQ: Irq = Irq(4);
 pub const RTC_IRQ: Irq = Irq(8);

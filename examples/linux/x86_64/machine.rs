@@ -5,7 +5,10 @@
 use std::{
     error::Error,
     fmt,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,6 +28,7 @@ use rsemu::{
 };
 
 use super::{
+    board::REGIONS,
     clock::GuestClock,
     controller::{Attention, Controller, Inputs},
     vectors::Acknowledged,
@@ -76,6 +80,22 @@ pub struct Machine {
     cores: Vec<Core>,
     clock: Arc<GuestClock>,
     space: Arc<AddressSpace>,
+    accesses: Arc<Accesses>,
+}
+
+/// How often each of [`REGIONS`] was accessed, and last, the local APICs.
+#[derive(Default)]
+struct Accesses([AtomicU64; REGIONS.len() + 1]);
+
+impl Accesses {
+    fn note(&self, address: u64) {
+        let region = REGIONS.partition_point(|(start, _)| *start <= address) - 1;
+        self.0[region].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn note_apic(&self) {
+        self.0[REGIONS.len()].fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 struct Core {
@@ -125,7 +145,9 @@ impl Machine {
         let space = Arc::new(AddressSpace::new("memory", 64));
         space.topology().map(ram.region(), ram.base())?;
         let Window { base, len } = around.window;
+        let accesses = Arc::<Accesses>::default();
         let memory = Exits {
+            accesses: Arc::clone(&accesses),
             bus: around.memory,
             base,
             apics: true,
@@ -136,6 +158,7 @@ impl Machine {
             .map(Region::io("devices", len, Arc::new(memory)), base)?;
         let ports = Arc::new(AddressSpace::new("ports", 16));
         let exits = Exits {
+            accesses: Arc::clone(&accesses),
             bus: around.ports,
             base: 0,
             apics: false,
@@ -152,7 +175,13 @@ impl Machine {
             cores: connected,
             clock,
             space,
+            accesses,
         })
+    }
+
+    /// How often each of [`REGIONS`] was accessed, and last, the local APICs.
+    pub fn accesses(&self) -> impl Iterator<Item = u64> {
+        self.accesses.0.iter().map(|count| count.load(Ordering::Relaxed))
     }
 
     /// The address space of memory.
@@ -226,6 +255,7 @@ fn ticks(time: Duration) -> u64 {
 
 /// rsemu calls us for an access: what an exit is to a VMM. Each core sees its own local APIC.
 struct Exits {
+    accesses: Arc<Accesses>,
     bus: Bus,
     base: u64,
     /// Whether local APICs are here.
@@ -247,8 +277,12 @@ impl MemOps for Exits {
     fn read(&self, offset: u64, data: &mut [u8], attributes: MemAttrs) -> MemResult {
         let (controller, address) = self.access(offset, attributes)?;
         match controller.page_offset(address).filter(|_| self.apics) {
-            Some(offset) => controller.read(offset, data),
+            Some(offset) => {
+                self.accesses.note_apic();
+                controller.read(offset, data);
+            }
             None => {
+                self.accesses.note(address);
                 // Where nothing is, a PC reads ones.
                 let _ = self.bus.read(address, data);
                 controller.attend_if_wanted();
@@ -260,8 +294,12 @@ impl MemOps for Exits {
     fn write(&self, offset: u64, data: &[u8], attributes: MemAttrs) -> MemResult {
         let (controller, address) = self.access(offset, attributes)?;
         match controller.page_offset(address).filter(|_| self.apics) {
-            Some(offset) => controller.write(offset, data),
+            Some(offset) => {
+                self.accesses.note_apic();
+                controller.write(offset, data);
+            }
             None => {
+                self.accesses.note(address);
                 let _ = self.bus.write(address, data);
                 controller.attend_if_wanted();
             }

@@ -6,7 +6,10 @@ mod board;
 mod clock;
 mod controller;
 mod machine;
+mod peer;
 mod vectors;
+
+pub use peer::cpu_time_to_init as cpu_time_on_others;
 
 use std::{error::Error, fs, path::Path, sync::Arc, time::Duration};
 
@@ -90,6 +93,11 @@ impl Wing for X86_64 {
 
     fn recorder(&self) -> &Recorder {
         &self.recorder
+    }
+
+    fn accesses(&self) -> Vec<(&'static str, u64)> {
+        let names = board::REGIONS.iter().map(|(_, name)| *name).chain(["local APICs"]);
+        names.zip(self.machine.accesses()).collect()
     }
 
     fn facts(&self, options: &Options) -> Facts {
