@@ -234,7 +234,7 @@ fn tsc_hz(kvm: &Kvm) -> Result<u64, Error> {
 /// Runs a vCPU until the machine ends.
 fn vcpu_thread(id: usize, mut vcpu: X86Vcpu, buses: &Buses, ending: &Ending) {
     while !ending.is_there() {
-        let (end, what): (fn(String) -> End, _) = match vcpu.run() {
+        let (end, what): Wrong = match vcpu.run() {
             Ok(None) => continue,
             Ok(Some(exit)) => match serve(exit, buses) {
                 None => continue,
@@ -248,8 +248,11 @@ fn vcpu_thread(id: usize, mut vcpu: X86Vcpu, buses: &Buses, ending: &Ending) {
     }
 }
 
-/// Returns what is wrong, if the vCPU cannot go on, and which end that is. What no device claims reads as ones, and writes to it go nowhere.
-fn serve(exit: Exit<'_>, buses: &Buses) -> Option<(fn(String) -> End, String)> {
+/// Which end it is, and of what.
+type Wrong = (fn(String) -> End, String);
+
+/// Returns what is wrong, if the vCPU cannot go on. What no device claims reads as ones, and writes to it go nowhere.
+fn serve(exit: Exit<'_>, buses: &Buses) -> Option<Wrong> {
     match exit {
         Exit::PortIn { port, width, data } => {
             for access in data.chunks_mut(width) {
