@@ -42,8 +42,8 @@ pub struct Room {
     pub ram: Window,
     pub pluggable: Window,
     pub persistent: Window,
-    /// The place of the device with this number, of those that are on every board the first is 0; the name of its line; and the
-    /// guest's name for it.
+    /// The place of the device with this number, of which the two on every board have 0 and 1; whose line has this name, and for
+    /// which the guest has that one.
     pub place: fn(u8, &'static str, &'static str) -> Place,
 }
 
