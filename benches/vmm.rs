@@ -141,7 +141,7 @@ mod modes {
 
             let waker = VcpuWaker::new()?;
             let timers = Timers::new();
-            let irqchip = Irqchip::new(mode, &vm, std::slice::from_ref(&waker), &timers, 1_000_000_000)?;
+            let irqchip = Irqchip::new(mode, &vm, std::slice::from_ref(&waker), &timers, 1_000_000_000, true)?;
             let fd = vm.create_vcpu(0)?;
             let mut sregs = fd.get_sregs()?;
             let flat = |selector, type_| kvm_segment {
@@ -163,7 +163,7 @@ mod modes {
             let mut regs = fd.get_regs()?;
             (regs.rip, regs.rbx, regs.rflags) = (CODE, halts.into(), 2);
             fd.set_regs(&regs)?;
-            let vcpu = irqchip.vcpu(0, fd, waker.clone())?;
+            let vcpu = irqchip.vcpu(0, fd, waker.clone(), false)?;
             let line = irqchip.edge_line(LINE)?;
             let (mut mmio, mut ports) = (Bus::new(), Bus::new());
             irqchip.plug(&mut mmio, &mut ports)?;

@@ -1,60 +1,96 @@
-//! The interrupts of a run, as the guest has counted them and as our lines, messages and interrupt controller have.
+//! The interrupts of a run, as the guest has counted them and as our lines, messages and interrupt controllers have.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use devisor::{
     backends::{
-        irqchip::{IntId, Spi},
+        irqchip::{IntId, lapic::Vector, pc::Gsi},
         recorder::{Action, Outcome, Recorder},
     },
-    interrupt::RequesterId,
+    interrupt::{MsiMessage, RequesterId},
 };
 
 use crate::{
-    board,
     verdict::Check,
     virtio::{MESSAGE_LINE, Place, Transport},
     watch::{Seen, Watch},
 };
 
+/// What a core has acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Id {
+    /// Of a GIC.
+    IntId(IntId),
+    /// Of a PC, behind whichever vector.
+    Gsi(Gsi),
+    /// Of a PC, sent by that function.
+    Message(RequesterId),
+    /// Of a PC, from a local APIC: its timer, or another core.
+    Vector(Vector),
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::IntId(id) => write!(f, "{}", id.0),
+            Self::Gsi(gsi) => write!(f, "{}", gsi.0),
+            Self::Message(RequesterId(function)) => write!(f, "{:02x}.{}", function >> 3, function & 7),
+            Self::Vector(vector) => write!(f, "{:#x}", vector.0),
+        }
+    }
+}
+
 /// What interrupts the guest.
-struct Source {
-    name: &'static str,
-    by: By,
+pub struct Source {
+    pub name: &'static str,
+    pub by: By,
+    pub rows: Rows,
 }
 
-enum By {
-    /// A line, recorded under that name.
-    Line(IntId),
-    /// Messages of a PCI function, which the guest calls `virtio0` or so.
-    Messages(RequesterId, &'static str),
+/// How it does.
+pub enum By {
+    /// A line, recorded under its name.
+    Line(Id),
+    /// Messages of a PCI function.
+    Messages(RequesterId, IdOf),
+    /// What cores do to themselves and to each other, of which nothing is recorded.
+    Cores(Vec<Id>),
 }
 
-fn sources(transport: Transport, places: &[Place]) -> Vec<Source> {
-    let line = |name, id| Source { name, by: By::Line(id) };
-    let mut sources = vec![
-        line(board::TIMER, board::VIRTUAL_TIMER_PPI.into()),
-        line(board::UART_LINE, board::UART_SPI.into()),
-        line(board::RTC_LINE, board::RTC_SPI.into()),
-    ];
-    sources.extend(places.iter().map(|place| match transport {
-        Transport::Pci => Source {
-            name: place.name,
-            by: By::Messages(place.requester(), place.pci.1),
-        },
-        Transport::Mmio | Transport::PciIntx => line(place.name, place.spi(transport).into()),
-    }));
-    sources
+/// As what that message of that function is acknowledged.
+pub type IdOf = fn(RequesterId, MsiMessage) -> Result<Id, String>;
+
+/// Which rows of `/proc/interrupts` are about it.
+pub enum Rows {
+    /// The input of that number of a controller whose name begins so.
+    Input(&'static str, u32),
+    /// The device of that name at a controller whose name begins so.
+    Device(&'static str, &'static str),
+    /// Each vector of the device of that name.
+    Vectors(&'static str),
+    /// Those with these labels.
+    Labels(&'static [&'static str]),
 }
 
-/// What one side or the other has counted.
+impl Source {
+    /// A virtio device whose line is `line` and is in `rows`, or whose messages are acknowledged as `id_of` says.
+    pub fn virtio(place: &Place, transport: Transport, line: Id, rows: Rows, id_of: IdOf) -> Self {
+        let (by, rows) = match transport {
+            Transport::Pci => (By::Messages(place.requester(), id_of), Rows::Vectors(place.guest_name)),
+            Transport::Mmio | Transport::PciIntx => (By::Line(line), rows),
+        };
+        let name = place.name;
+        Self { name, by, rows }
+    }
+}
+
+/// What our side has counted.
 struct Counts {
-    /// The INTIDs that were acknowledged for it.
-    ids: Vec<IntId>,
+    /// As what it was acknowledged.
+    ids: Vec<Id>,
     /// Of our lines or messages: how many rose or were sent, and how many were refused.
-    raised: u64,
+    raised: Option<u64>,
     failed: u64,
-    guest: u64,
 }
 
 /// Prints the guest's counts next to ours, and compares them.
@@ -62,51 +98,51 @@ struct Counts {
 /// What the guest has acknowledged is what it has counted, so its count is between ours from before it looked and ours
 /// from the end. Our lines count how often they rose, which may differ: a line that stays up interrupts again, and one
 /// that falls in time does not interrupt.
-pub fn interrupts(console: &str, seen: &Seen, recorder: &Recorder, transport: Transport, places: &[Place]) -> Check {
+pub fn interrupts(console: &str, seen: &Seen, recorder: &Recorder, sources: &[Source]) -> Check {
     let Seen {
         acknowledged,
         acknowledged_before,
         ..
     } = seen;
     let before = acknowledged_before.as_ref().ok_or("the guest did not come so far")?;
-    let sum = |counts: &BTreeMap<IntId, u64>, ids: &[IntId]| ids.iter().filter_map(|id| counts.get(id)).sum::<u64>();
+    let sum = |counts: &BTreeMap<Id, u64>, ids: &[Id]| ids.iter().filter_map(|id| counts.get(id)).sum::<u64>();
 
     println!(
-        "\n{:<16}{:>10}{:>10}{:>14}{:>18}",
-        "interrupt", "INTID", "rose", "acknowledged", "/proc/interrupts"
+        "\n{:<20}{:>16}{:>10}{:>14}{:>18}",
+        "interrupt", "number", "rose", "acknowledged", "/proc/interrupts"
     );
+    let table = Table::of(console);
     let mut wrong = Vec::new();
     let mut total = 0;
-    let sources = sources(transport, places);
-    for Source { name, by } in &sources {
-        let Counts {
-            ids,
-            raised,
-            failed,
-            guest,
-        } = match by {
-            By::Line(id) => of_line(console, recorder, name, *id)?,
-            By::Messages(requester, device) => of_messages(console, recorder, *requester, device)?,
+    for Source { name, by, rows } in sources {
+        let Counts { ids, raised, failed } = match by {
+            By::Line(id) => of_line(recorder, name, *id)?,
+            By::Messages(requester, id_of) => of_messages(recorder, *requester, *id_of)?,
+            By::Cores(ids) => Counts {
+                ids: ids.clone(),
+                raised: None,
+                failed: 0,
+            },
         };
+        let guest = table.count(rows)?;
         let (first, last) = (sum(before, &ids), sum(acknowledged, &ids));
-        let numbers: Vec<_> = ids.iter().map(|id| id.0.to_string()).collect();
-        println!("{name:<16}{:>10}{raised:>10}{last:>14}{guest:>18}", numbers.join(" "));
-        if raised == 0 || guest == 0 || failed != 0 || !(first..=last).contains(&guest) {
+        let numbers: Vec<_> = ids.iter().map(Id::to_string).collect();
+        let rose = raised.map_or("-".into(), |raised| raised.to_string());
+        println!("{name:<20}{:>16}{rose:>10}{last:>14}{guest:>18}", numbers.join(" "));
+        if raised == Some(0) || guest == 0 || failed != 0 || !(first..=last).contains(&guest) {
             wrong.push(format!(
-                "{name} rose {raised} times and failed {failed} times, the guest acknowledged {first} to {last} and \
+                "{name} rose {rose} times and failed {failed} times, the guest acknowledged {first} to {last} and \
                  counted {guest}"
             ));
         }
-        total += guest;
-    }
-    if transport == Transport::Pci {
-        // A function that sends messages has let go of its wire.
-        for place in board::VIRTIO {
-            let wire = recorder.line(place.name).ok_or("a wire was not recorded")?.counts();
+        if let By::Messages(..) = by {
+            // A function that sends messages has let go of its wire.
+            let wire = recorder.line(name).ok_or("a wire was not recorded")?.counts();
             if wire.raised != 0 {
-                wrong.push(format!("the wire of {} rose {} times", place.name, wire.raised));
+                wrong.push(format!("the wire of {name} rose {} times", wire.raised));
             }
         }
+        total += guest;
     }
     if wrong.is_empty() {
         Ok(format!("{total} of {} kinds", sources.len()))
@@ -115,18 +151,16 @@ pub fn interrupts(console: &str, seen: &Seen, recorder: &Recorder, transport: Tr
     }
 }
 
-fn of_line(console: &str, recorder: &Recorder, name: &str, id: IntId) -> Result<Counts, String> {
+fn of_line(recorder: &Recorder, name: &str, id: Id) -> Result<Counts, String> {
     let line = recorder.line(name).ok_or("a line was not recorded")?.counts();
-    let rows = rows(console).filter(|row| row.chip.starts_with("GIC") && row.hwirq == id.0.to_string());
     Ok(Counts {
         ids: vec![id],
-        raised: line.raised,
+        raised: Some(line.raised),
         failed: line.failed,
-        guest: rows.map(|row| row.count).sum(),
     })
 }
 
-fn of_messages(console: &str, recorder: &Recorder, requester: RequesterId, device: &str) -> Result<Counts, String> {
+fn of_messages(recorder: &Recorder, requester: RequesterId, id_of: IdOf) -> Result<Counts, String> {
     let line = recorder.line(MESSAGE_LINE).ok_or("messages were not recorded")?;
     let mut ids = Vec::new();
     let mut raised = 0;
@@ -134,7 +168,7 @@ fn of_messages(console: &str, recorder: &Recorder, requester: RequesterId, devic
         if let (Action::Send { requester: by, message }, Outcome::Delivered) = (event.action, event.outcome)
             && by == requester
         {
-            let id = IntId(message.data);
+            let id = id_of(requester, message)?;
             if !ids.contains(&id) {
                 ids.push(id);
             }
@@ -142,71 +176,94 @@ fn of_messages(console: &str, recorder: &Recorder, requester: RequesterId, devic
         }
     }
     ids.sort_unstable();
-    let (Spi(first), count) = board::MESSAGES;
-    let frame = IntId::from(Spi(first)).0..IntId::from(Spi(first + count)).0;
-    if let Some(id) = ids.iter().find(|id| !frame.contains(&id.0)) {
-        return Err(format!("a message for INTID {}, which is not the frame's", id.0));
-    }
-    // Each vector has a row: one for the configuration, one for the queue.
-    let rows: Vec<_> = rows(console)
-        .filter(|row| row.chip.contains("MSI") && row.name.starts_with(&format!("{device}-")))
-        .collect();
-    if rows.len() < 2 {
-        return Err(format!(
-            "{} vectors of {device} in /proc/interrupts: two are needed",
-            rows.len()
-        ));
-    }
     Ok(Counts {
         ids,
-        raised,
+        raised: Some(raised),
         failed: line.counts().failed,
-        guest: rows.iter().map(|row| row.count).sum(),
     })
 }
 
-/// A line of the guest's `/proc/interrupts`, such as
-/// ` 14:         87     GICv2  48 Level     virtio0` or
-/// ` 15:        340       MSI 16385 Edge      virtio0-req.0`.
+/// The guest's `/proc/interrupts`.
+struct Table<'a>(Vec<Row<'a>>);
+
+/// A line of it, such as
+/// ` 14:         87          0     GICv2  48 Level     virtio0`,
+/// ` 24:          0        340   PCI-MSI 16385-edge      virtio0-req.0` or
+/// `LOC:       1200       1100   Local timer interrupts`.
 struct Row<'a> {
+    label: &'a str,
+    /// On all CPUs together.
     count: u64,
-    chip: &'a str,
-    hwirq: &'a str,
-    name: &'a str,
+    rest: Vec<&'a str>,
 }
 
-fn rows(console: &str) -> impl Iterator<Item = Row<'_>> {
-    let table = console
-        .lines()
-        .skip_while(|line| *line != Watch::HEADING)
-        .take_while(|line| *line != Watch::END);
-    table.filter_map(|line| {
-        let words: Vec<_> = line.split_whitespace().skip(1).collect();
-        let (&[count, chip, hwirq, ..], Some(&name)) = (&words[..], words.last()) else {
-            return None;
-        };
-        Some(Row {
-            count: count.parse().ok()?,
-            chip,
-            hwirq,
-            name,
-        })
-    })
+impl<'a> Table<'a> {
+    fn of(console: &'a str) -> Self {
+        let mut lines = console
+            .lines()
+            .skip_while(|line| *line != Watch::HEADING)
+            .take_while(|line| *line != Watch::END)
+            .skip(1);
+        let cpus = lines.next().map_or(0, |line| line.split_whitespace().count());
+        let rows = lines.filter_map(|line| {
+            let (label, rest) = line.split_once(':')?;
+            let words: Vec<_> = rest.split_whitespace().collect();
+            let (counts, rest) = words.split_at_checked(cpus)?;
+            let counts: Vec<u64> = counts.iter().map(|count| count.parse().ok()).collect::<Option<_>>()?;
+            Some(Row {
+                label: label.trim(),
+                count: counts.iter().sum(),
+                rest: rest.to_vec(),
+            })
+        });
+        Self(rows.collect())
+    }
+
+    fn count(&self, which: &Rows) -> Result<u64, String> {
+        let rows: Vec<_> = self.0.iter().filter(|row| which.has(row)).collect();
+        if let Rows::Vectors(device) = which
+            && rows.len() < 2
+        {
+            // One for the configuration, one for the queue.
+            let count = rows.len();
+            return Err(format!(
+                "{count} vectors of {device} in /proc/interrupts: two are needed"
+            ));
+        }
+        Ok(rows.iter().map(|row| row.count).sum())
+    }
+}
+
+impl Rows {
+    fn has(&self, row: &Row<'_>) -> bool {
+        let chip = |name: &str| row.rest.first().is_some_and(|chip| chip.starts_with(name));
+        match self {
+            Self::Input(of, input) => chip(of) && row.rest.get(1) == Some(&input.to_string().as_str()),
+            Self::Device(of, device) => chip(of) && row.rest.last() == Some(device),
+            Self::Vectors(device) => {
+                row.rest.first().is_some_and(|chip| chip.contains("MSI"))
+                    && row
+                        .rest
+                        .last()
+                        .is_some_and(|name| name.starts_with(&format!("{device}-")))
+            }
+            Self::Labels(labels) => labels.contains(&row.label),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use devisor::interrupt::{Interrupt, MsiMessage, MsiSink};
-
-    const MMIO: Transport = Transport::Mmio;
+    use crate::arm64::board::{GIC_MESSAGES, VIRTIO, sources};
+    use devisor::interrupt::{Interrupt, MsiSink};
 
     fn lines() -> Vec<(&'static str, IntId)> {
         let line = |source: Source| match source.by {
-            By::Line(id) => (source.name, id),
-            By::Messages(..) => unreachable!("virtio-mmio has lines"),
+            By::Line(Id::IntId(id)) => (source.name, id),
+            _ => unreachable!("virtio-mmio has lines"),
         };
-        sources(MMIO, &board::VIRTIO).into_iter().map(line).collect()
+        sources(Transport::Mmio, &VIRTIO).into_iter().map(line).collect()
     }
 
     /// What a guest prints that has counted `count` interrupts of each line.
@@ -221,9 +278,9 @@ mod tests {
     /// The same of messages: two vectors for each device, of which the second interrupts.
     fn table_of_messages(count: u64, vectors: usize) -> String {
         let mut console = table(count).replace(Watch::END, "");
-        for place in board::VIRTIO {
+        for place in VIRTIO {
             for (vector, count) in [("config", 0), ("req.0", count)].iter().rev().take(vectors) {
-                console += &format!(" 21: {count:>10} MSI 16385 Edge      {}-{vector}\n", place.pci.1);
+                console += &format!(" 21: {count:>10} MSI 16385 Edge      {}-{vector}\n", place.guest_name);
             }
         }
         console + Watch::END + "\n"
@@ -234,13 +291,13 @@ mod tests {
         let recorder = Recorder::new();
         for (name, _) in lines() {
             let line = recorder.level(name);
-            if !board::VIRTIO.iter().any(|place| place.name == name) {
+            if !VIRTIO.iter().any(|place| place.name == name) {
                 line.trigger().unwrap();
             }
         }
         let sink = recorder.sink(MESSAGE_LINE);
-        for (data, place) in (80..).zip(board::VIRTIO) {
-            let address = board::GIC_MESSAGES.base + 0x40;
+        for (data, place) in (80..).zip(VIRTIO) {
+            let address = GIC_MESSAGES.base + 0x40;
             sink.send(place.requester(), MsiMessage { address, data }).unwrap();
         }
         recorder
@@ -250,11 +307,15 @@ mod tests {
     fn messages_are_compared_by_function() {
         let mut seen = seen(1, 1);
         for (id, counts) in [(80, 1), (81, 1)] {
-            seen.acknowledged.insert(IntId(id), counts);
-            seen.acknowledged_before.as_mut().unwrap().insert(IntId(id), counts);
+            seen.acknowledged.insert(Id::IntId(IntId(id)), counts);
+            seen.acknowledged_before
+                .as_mut()
+                .unwrap()
+                .insert(Id::IntId(IntId(id)), counts);
         }
-        let compare =
-            |console: &str, recorder: &Recorder| interrupts(console, &seen, recorder, Transport::Pci, &board::VIRTIO);
+        let compare = |console: &str, recorder: &Recorder| {
+            interrupts(console, &seen, recorder, &sources(Transport::Pci, &VIRTIO))
+        };
         let (console, recorder) = (table_of_messages(1, 2), recorder_of_messages());
         assert_eq!(compare(&console, &recorder).unwrap(), "5 of 5 kinds");
         assert!(
@@ -270,7 +331,7 @@ mod tests {
 
     /// What the host has seen of a guest that has acknowledged `before` and then `last` interrupts of each line.
     fn seen(before: u64, last: u64) -> Seen {
-        let counts = |count| lines().into_iter().map(|(_, id)| (id, count)).collect();
+        let counts = |count| lines().into_iter().map(|(_, id)| (Id::IntId(id), count)).collect();
         Seen {
             acknowledged: counts(last),
             acknowledged_before: Some(counts(before)),
@@ -293,7 +354,12 @@ mod tests {
     #[test]
     fn counts_agree_when_the_guest_counted_between_our_two_looks() {
         for (guest, agree) in [(3, false), (4, true), (6, true), (7, false)] {
-            let result = interrupts(&table(guest), &seen(4, 6), &recorder(None), MMIO, &board::VIRTIO);
+            let result = interrupts(
+                &table(guest),
+                &seen(4, 6),
+                &recorder(None),
+                &sources(Transport::Mmio, &VIRTIO),
+            );
             assert_eq!(result.is_ok(), agree, "{guest}: {result:?}");
         }
     }
@@ -301,15 +367,54 @@ mod tests {
     #[test]
     fn a_line_that_never_rose_or_never_interrupted_fails_the_run() {
         for (name, _) in lines() {
-            let error = interrupts(&table(1), &seen(1, 1), &recorder(Some(name)), MMIO, &board::VIRTIO).unwrap_err();
+            let error = interrupts(
+                &table(1),
+                &seen(1, 1),
+                &recorder(Some(name)),
+                &sources(Transport::Mmio, &VIRTIO),
+            )
+            .unwrap_err();
             assert!(error.starts_with(name), "{error}");
         }
-        assert!(interrupts(&table(0), &seen(0, 0), &recorder(None), MMIO, &board::VIRTIO).is_err());
+        assert!(
+            interrupts(
+                &table(0),
+                &seen(0, 0),
+                &recorder(None),
+                &sources(Transport::Mmio, &VIRTIO)
+            )
+            .is_err()
+        );
     }
 
     #[test]
     fn a_guest_that_did_not_print_its_counts_fails_the_run() {
-        assert!(interrupts("", &seen(1, 1), &recorder(None), MMIO, &board::VIRTIO).is_err());
-        assert!(interrupts("", &Seen::default(), &recorder(None), MMIO, &board::VIRTIO).is_err());
+        assert!(interrupts("", &seen(1, 1), &recorder(None), &sources(Transport::Mmio, &VIRTIO)).is_err());
+        assert!(
+            interrupts(
+                "",
+                &Seen::default(),
+                &recorder(None),
+                &sources(Transport::Mmio, &VIRTIO)
+            )
+            .is_err()
+        );
+    }
+
+    #[test]
+    fn a_count_is_that_of_all_cpus_and_of_the_right_rows() {
+        let console = format!(
+            "{}\n           CPU0       CPU1\n  4:  1  2  IO-APIC   4-edge      ttyS0\n 24: 3 4 PCI-MSI 16384-edge      \
+             virtio0-config\n 25: 5 6 PCI-MSI 16385-edge virtio0-req.0\nLOC: 7 8 Local timer interrupts\nERR: \
+             9\n{}\nLOC: 10 10 Local timer interrupts\n",
+            Watch::HEADING,
+            Watch::END
+        );
+        let table = Table::of(&console);
+        assert_eq!(table.count(&Rows::Device("IO-APIC", "ttyS0")), Ok(3));
+        assert_eq!(table.count(&Rows::Device("XT-PIC", "ttyS0")), Ok(0));
+        assert_eq!(table.count(&Rows::Vectors("virtio0")), Ok(18));
+        assert!(table.count(&Rows::Vectors("virtio1")).is_err());
+        assert_eq!(table.count(&Rows::Labels(&["LOC", "RES"])), Ok(15));
     }
 }

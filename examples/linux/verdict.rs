@@ -10,24 +10,17 @@ use std::{
 
 use devisor::backends::recorder::Recorder;
 
-use crate::{
-    board,
-    counts::interrupts,
-    virtio::{Place, Transport},
-    watch::Seen,
-};
+use crate::{counts::interrupts, watch::Seen, wing::Facts};
 
 /// What a run leaves behind.
 pub struct Evidence<'a> {
-    pub transport: Transport,
+    pub facts: &'a Facts,
     pub word: &'a str,
     pub disk: &'a Path,
     pub seen: Seen,
     pub recorder: &'a Recorder,
     /// How long the guest ran, in its own time.
     pub guest_time: Duration,
-    /// The virtio devices whose interrupts are counted.
-    pub places: &'a [Place],
     /// What came of the devices that are not on every board.
     pub more: Vec<(&'static str, Check)>,
 }
@@ -39,13 +32,16 @@ pub fn check(evidence: Evidence<'_>) -> bool {
         ("the root file system is on our disk", root_is_ours(&console)),
         (
             "the disk is where we put it",
-            disk_is_there(&console, evidence.transport),
+            disk_is_there(&console, &evidence.facts.disk_parent),
         ),
         (
             "random numbers come from our entropy device",
             random_numbers(&console, &evidence.seen.random),
         ),
-        ("the clock is ours", clock(&console, evidence.guest_time)),
+        (
+            "the clock is ours",
+            clock(&console, evidence.facts, evidence.guest_time),
+        ),
         ("its alarm went off", said(&console, "alarm went off")),
         ("the guest read back what it wrote", said(&console, "file reads back")),
         (
@@ -54,13 +50,7 @@ pub fn check(evidence: Evidence<'_>) -> bool {
         ),
         (
             "both sides count the same interrupts",
-            interrupts(
-                &console,
-                &evidence.seen,
-                evidence.recorder,
-                evidence.transport,
-                evidence.places,
-            ),
+            interrupts(&console, &evidence.seen, evidence.recorder, &evidence.facts.sources),
         ),
     ];
     checks.extend(evidence.more);
@@ -96,14 +86,9 @@ fn root_is_ours(console: &str) -> Check {
     expected.then(|| mount.into()).ok_or_else(|| format!("it is {mount}"))
 }
 
-fn disk_is_there(console: &str, transport: Transport) -> Check {
+fn disk_is_there(console: &str, parent: &str) -> Check {
     let path = line(console, "disk is ")?;
-    let block = board::VIRTIO[0];
-    let parent = match transport {
-        Transport::Mmio => format!("/{:x}.virtio_mmio/", block.mmio.0.base),
-        Transport::Pci | Transport::PciIntx => format!("/pci0000:00/0000:00:{}/", block.address()),
-    };
-    let there = path.contains(&parent);
+    let there = path.contains(parent);
     there
         .then(|| path.into())
         .ok_or_else(|| format!("it is {path}, not below {parent}"))
@@ -123,14 +108,19 @@ fn random_numbers(console: &str, handed_out: &[u8]) -> Check {
     }
 }
 
-fn clock(console: &str, guest_time: Duration) -> Check {
+fn clock(console: &str, facts: &Facts, guest_time: Duration) -> Check {
+    let (name, epoch) = (facts.clock, facts.epoch);
     let clock = line(console, "clock is ")?;
-    let seconds = clock.split(' ').find_map(|word| word.parse().ok()).unwrap_or(0);
-    let ran = board::EPOCH.as_secs()..=(board::EPOCH + guest_time).as_secs();
-    if clock.starts_with("rtc-pl031") && ran.contains(&seconds) {
+    let seconds = clock
+        .split(' ')
+        .filter_map(|word| word.parse().ok())
+        .next()
+        .unwrap_or(0);
+    let ran = epoch.as_secs()..=(epoch + guest_time).as_secs();
+    if clock.starts_with(name) && ran.contains(&seconds) {
         Ok(clock.into())
     } else {
-        Err(format!("{clock}, expected rtc-pl031 and a time in {ran:?}"))
+        Err(format!("{clock}, expected {name} and a time in {ran:?}"))
     }
 }
 
@@ -189,18 +179,16 @@ fn blocks_in_image(disk: &Path, expected: &[u8]) -> Check {
 mod tests {
     use super::*;
 
-    const MMIO: Transport = Transport::Mmio;
-
     #[test]
     fn a_disk_elsewhere_fails_the_run() {
         let console = |path: &str| format!("guest: disk is /sys/devices/platform/{path}/virtio0/block/vda\n");
         let pci = console("3f000000.pcie/pci0000:00/0000:00:01.0");
         let mmio = console("a000000.virtio_mmio");
-        assert!(disk_is_there(&pci, Transport::Pci).is_ok());
-        assert!(disk_is_there(&pci, Transport::PciIntx).is_ok());
-        assert!(disk_is_there(&pci, MMIO).is_err());
-        assert!(disk_is_there(&mmio, MMIO).is_ok());
-        assert!(disk_is_there(&mmio, Transport::Pci).is_err());
+        let (on_bus, in_memory) = ("/pci0000:00/0000:00:01.0/", "/a000000.virtio_mmio/");
+        assert!(disk_is_there(&pci, on_bus).is_ok());
+        assert!(disk_is_there(&pci, in_memory).is_err());
+        assert!(disk_is_there(&mmio, in_memory).is_ok());
+        assert!(disk_is_there(&mmio, on_bus).is_err());
     }
 
     #[test]
@@ -237,9 +225,17 @@ mod tests {
     #[test]
     fn a_time_outside_of_the_run_fails_it() {
         let console = |seconds: u64| format!("guest: clock is rtc-pl031 9010000.rtc {seconds} 2030-01-01 00:00:07\n");
+        let facts = |clock| Facts {
+            epoch: Duration::from_secs(1_893_456_000),
+            clock,
+            disk_parent: String::new(),
+            sources: Vec::new(),
+        };
         let ran = Duration::from_secs(10);
-        assert!(clock(&console(1_893_456_007), ran).is_ok());
-        assert!(clock(&console(1_893_456_011), ran).is_err());
-        assert!(clock(&console(7), ran).is_err());
+        let ours = facts("rtc-pl031");
+        assert!(clock(&console(1_893_456_007), &ours, ran).is_ok());
+        assert!(clock(&console(1_893_456_011), &ours, ran).is_err());
+        assert!(clock(&console(7), &ours, ran).is_err());
+        assert!(clock(&console(1_893_456_007), &facts("rtc_cmos"), ran).is_err());
     }
 }

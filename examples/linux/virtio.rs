@@ -3,19 +3,25 @@
 use std::{error::Error, sync::Arc};
 
 use devisor::{
-    backends::{
-        irqchip::{Spi, gicv2::GicV2, gicv2m::GicV2mFrame},
-        recorder::Recorder,
-    },
+    backends::recorder::Recorder,
     bus::Bus,
     event_loop::EventLoop,
-    interrupt::{LevelInterrupt, NoInterrupt, RequesterId, SinkVectors},
+    interrupt::{LevelInterrupt, MsiSink, RequesterId, SinkVectors},
     pci::{DeviceFunction, HostBridge, Pin, RootBus},
     virtio::{VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport, transport::mmio::Line},
 };
 use vm_memory::GuestMemoryMmap;
 
-use crate::board::{self, GIC_MESSAGES, MESSAGES, PCI_CONFIG, PCI_MEMORY, Window};
+/// A region of the guest's address space.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    pub base: u64,
+    pub len: u64,
+}
+
+pub const fn window(base: u64, len: u64) -> Window {
+    Window { base, len }
+}
 
 /// What is between the guest's drivers and our devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,20 +44,22 @@ impl Transport {
     }
 }
 
-/// One of the devices, as the board and the device tree know it.
+/// One of the devices, as the board and the guest's tables know it.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     /// The name under which its line is recorded.
     pub name: &'static str,
-    /// Its registers, and its line.
-    pub mmio: (Window, Spi),
-    /// Its number on the PCI bus, and the guest's number for it as a virtio device.
-    pub pci: (u8, &'static str),
+    /// Its registers as a virtio-mmio device.
+    pub mmio: Window,
+    /// Its number on the PCI bus.
+    pub pci: u8,
+    /// The guest's number for it as a virtio device.
+    pub guest_name: &'static str,
 }
 
 impl Place {
     pub fn address(&self) -> DeviceFunction {
-        DeviceFunction::new(self.pci.0, 0).expect("less than 32")
+        DeviceFunction::new(self.pci, 0).expect("less than 32")
     }
 
     /// Who sends its messages.
@@ -59,65 +67,57 @@ impl Place {
         self.address().requester()
     }
 
-    /// Where its line, or its wire, ends.
-    pub fn spi(&self, transport: Transport) -> Spi {
-        match transport {
-            Transport::Mmio => self.mmio.1,
-            Transport::Pci | Transport::PciIntx => board::PCI_WIRES[self.address().wire(Pin::A)],
-        }
+    /// What is in its path below `/sys` where there is a PCI bus.
+    pub fn pci_parent(&self) -> String {
+        format!("/pci0000:00/0000:00:{}/", self.address())
     }
-}
 
-type Memory = Arc<GuestMemoryMmap>;
-
-/// Where the devices are plugged in.
-pub enum Slots<'a> {
-    Mmio { gic: &'a GicV2, recorder: &'a Recorder },
-    Pci(RootBus),
+    /// Which of the four wires of the PCI bus its INTA is.
+    pub fn wire(&self) -> usize {
+        self.address().wire(Pin::A)
+    }
 }
 
 /// The name under which messages are recorded.
-pub const MESSAGE_LINE: &str = "GICv2m";
+pub const MESSAGE_LINE: &str = "messages";
 
-impl<'a> Slots<'a> {
-    /// Puts on `bus` what the transport needs besides devices.
-    pub fn new(
-        transport: Transport,
-        gic: &'a GicV2,
-        recorder: &'a Recorder,
-        bus: &mut Bus,
-        places: &[Place],
-    ) -> Result<Self, Box<dyn Error>> {
-        if !transport.is_pci() {
-            return Ok(Self::Mmio { gic, recorder });
-        }
-        let (first, count) = MESSAGES;
-        let frame = Arc::new(GicV2mFrame::new(gic, GIC_MESSAGES.base, first, count)?);
-        bus.insert(GIC_MESSAGES.base, GIC_MESSAGES.len, Arc::clone(&frame) as _)?;
+type Memory = Arc<GuestMemoryMmap>;
 
-        let mut wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>);
-        let mut named = [false; 4];
-        for place in places {
-            let wire = place.address().wire(Pin::A);
-            // Who shares a wire is counted with whoever had it first.
-            if std::mem::replace(&mut named[wire], true) {
-                continue;
-            }
-            wires[wire] = Arc::new(recorder.wrap_level(place.name, gic.level_line(board::PCI_WIRES[wire])?));
-        }
-        let sink = Arc::new(recorder.wrap_sink(MESSAGE_LINE, frame));
-        let root = RootBus::new(wires, Arc::new(SinkVectors::new(sink)));
-        let bridge = DeviceFunction::new(0, 0).expect("there is a device 0");
-        root.insert(Arc::new(HostBridge::new(root.slot(bridge)?)))?;
-        bus.insert(PCI_CONFIG.base, PCI_CONFIG.len, Arc::new(root.ecam()))?;
-        bus.insert(
-            PCI_MEMORY.base,
-            PCI_MEMORY.len,
-            Arc::new(root.memory_window(PCI_MEMORY.base)),
-        )?;
-        Ok(Self::Pci(root))
+/// The line of a virtio-mmio device.
+pub type LineOf<'a> = Box<dyn Fn(&Place) -> Result<Arc<dyn LevelInterrupt>, Box<dyn Error>> + 'a>;
+
+/// Where the devices are plugged in.
+pub enum Slots<'a> {
+    /// On the bus of all the others, each with the line that this makes for it.
+    Mmio(LineOf<'a>),
+    Pci(RootBus),
+}
+
+/// A PCI bus with a host bridge. `wires` are INTA to INTD, `messages` takes what functions send.
+pub fn pci_bus(
+    wires: [Arc<dyn LevelInterrupt>; 4],
+    messages: impl MsiSink + 'static,
+) -> Result<RootBus, Box<dyn Error>> {
+    let root = RootBus::new(wires, Arc::new(SinkVectors::new(Arc::new(messages))));
+    let bridge = DeviceFunction::new(0, 0).expect("there is a device 0");
+    root.insert(Arc::new(HostBridge::new(root.slot(bridge)?)))?;
+    Ok(root)
+}
+
+/// Records the wires of that bus, each under the names of all that are on it.
+pub fn recorded(
+    mut wires: [Arc<dyn LevelInterrupt>; 4],
+    places: &[Place],
+    recorder: &Recorder,
+) -> [Arc<dyn LevelInterrupt>; 4] {
+    for place in places {
+        let wire = &mut wires[place.wire()];
+        *wire = Arc::new(recorder.wrap_level(place.name, Arc::clone(wire)));
     }
+    wires
+}
 
+impl Slots<'_> {
     /// Plugs in a device, to be run by `events`. What changes it is for whoever has something to do with it.
     pub fn plug<D: VirtioDevice + 'static>(
         &self,
@@ -130,12 +130,10 @@ impl<'a> Slots<'a> {
         let memory = Arc::clone(memory);
         let seat = events.seat();
         let device = match self {
-            Self::Mmio { gic, recorder } => {
-                let (window, spi) = place.mmio;
-                let line = Arc::new(recorder.wrap_level(place.name, gic.level_line(spi)?));
-                let device = VirtioMmio::new(device, memory, Line::Level(line))?.with_doorbell(seat.clone());
-                let device = Arc::new(device);
-                bus.insert(window.base, window.len, Arc::clone(&device) as _)?;
+            Self::Mmio(line_of) => {
+                let device = VirtioMmio::new(device, memory, Line::Level(line_of(place)?))?;
+                let device = Arc::new(device.with_doorbell(seat.clone()));
+                bus.insert(place.mmio.base, place.mmio.len, Arc::clone(&device) as _)?;
                 Plugged::Mmio(device)
             }
             Self::Pci(root) => {

@@ -5,51 +5,18 @@ use std::{
     collections::BTreeMap,
     io::{self, Write},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
-use devisor::{
-    backends::irqchip::IntId,
-    bus::{BusDevice, read_le},
-    virtio::entropy::Source,
-};
+use devisor::virtio::entropy::Source;
+
+use crate::{counts::Id, cpu_time};
 
 /// How often the guest has acknowledged each interrupt.
-pub type Acknowledged = BTreeMap<IntId, u64>;
-
-/// A GIC's CPU interface that counts what the guest acknowledges: reads of GICC_IAR (IHI 0048B, 4.4.4).
-pub struct WatchedCpuInterface<D> {
-    inner: D,
-    watch: Arc<Watch>,
-}
-
-const GICC_IAR: u64 = 0x00c;
-const INTERRUPT_ID: u64 = 0x3ff;
-/// 1020 to 1023 mean that there was nothing to acknowledge.
-const FIRST_SPECIAL_ID: u32 = 1020;
-
-impl<D: BusDevice> WatchedCpuInterface<D> {
-    pub fn new(inner: D, watch: Arc<Watch>) -> Self {
-        Self { inner, watch }
-    }
-}
-
-impl<D: BusDevice> BusDevice for WatchedCpuInterface<D> {
-    fn read(&self, offset: u64, data: &mut [u8]) {
-        self.inner.read(offset, data);
-        let id = (read_le(data) & INTERRUPT_ID) as u32;
-        if offset == GICC_IAR && id < FIRST_SPECIAL_ID {
-            self.watch
-                .with(|seen| *seen.acknowledged.entry(IntId(id)).or_default() += 1);
-        }
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        self.inner.write(offset, data);
-    }
-}
+pub type Acknowledged = BTreeMap<Id, u64>;
 
 /// A source of random bytes that keeps a copy of them.
 pub struct WatchedSource<S> {
@@ -76,6 +43,8 @@ impl<S: Source> Source for WatchedSource<S> {
 pub struct Watch {
     seen: Mutex<Seen>,
     asked: AtomicBool,
+    /// What the CPU had spent when the guest's first process began.
+    begun: OnceLock<Duration>,
 }
 
 #[derive(Clone, Default)]
@@ -94,8 +63,16 @@ impl Watch {
     pub const HEADING: &str = "guest: interrupts";
     pub const END: &str = "guest: end of interrupts";
 
+    /// What its kernel says when the first process begins.
+    pub const INIT: &str = "Run /init as init process";
+
     /// What it prints when it wants to be answered.
     const QUESTION: &str = "guest: say a word";
+
+    /// What the CPU had spent when the guest's first process began, if it has.
+    pub fn begun(&self) -> Option<Duration> {
+        self.begun.get().copied()
+    }
 
     /// The lines that the guest has ended since `from`, which moves on.
     pub fn lines(&self, from: &mut usize) -> Vec<String> {
@@ -117,6 +94,11 @@ impl Watch {
         self.with(|seen| seen.clone())
     }
 
+    /// A core has taken this interrupt.
+    pub fn acknowledged(&self, id: Id) {
+        self.with(|seen| *seen.acknowledged.entry(id).or_default() += 1);
+    }
+
     fn console(&self, bytes: &[u8]) {
         self.with(|seen| {
             for &byte in bytes {
@@ -125,7 +107,9 @@ impl Watch {
                     continue;
                 }
                 let line = last_line(&seen.console);
-                if line == Self::QUESTION.as_bytes() {
+                if line.ends_with(Self::INIT.as_bytes()) {
+                    self.begun.get_or_init(cpu_time);
+                } else if line == Self::QUESTION.as_bytes() {
                     self.asked.store(true, Ordering::SeqCst);
                 } else if line == Self::HEADING.as_bytes() {
                     seen.acknowledged_before = Some(seen.acknowledged.clone());
@@ -143,18 +127,31 @@ impl Watch {
 /// transmit FIFO fills up, and the guest has to wait for its interrupt.
 pub struct Console {
     pub watch: Arc<Watch>,
-    /// How many characters the wire takes now.
-    pub room: Arc<AtomicUsize>,
+    pub wire: Arc<Wire>,
+}
+
+/// The wire behind a UART.
+#[derive(Default)]
+pub struct Wire {
+    /// How many characters it takes now.
+    room: AtomicUsize,
+}
+
+impl Wire {
+    /// It takes `characters` from now on.
+    pub fn make_room(&self, characters: usize) {
+        self.room.store(characters, Ordering::SeqCst);
+    }
 }
 
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = self.room.load(Ordering::SeqCst);
+        let room = self.wire.room.load(Ordering::SeqCst);
         let taken = &bytes[..bytes.len().min(room)];
         if taken.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        self.room.store(room - taken.len(), Ordering::SeqCst);
+        self.wire.room.store(room - taken.len(), Ordering::SeqCst);
         self.watch.console(taken);
         io::stdout().write_all(taken)?;
         Ok(taken.len())

@@ -4,8 +4,13 @@ use std::{
     io::{self, IsTerminal, Read},
     mem::MaybeUninit,
     os::fd::AsRawFd,
-    sync::{Arc, OnceLock, mpsc},
+    sync::{Arc, Mutex, OnceLock, mpsc},
     thread,
+};
+
+use crate::{
+    machine::{End, Ending},
+    timers::lock,
 };
 
 /// The terminal's settings before they were changed.
@@ -83,9 +88,67 @@ impl Room {
     }
 }
 
+/// What takes some of what is typed, and says how much.
+type Receive = Box<dyn Fn(&[u8]) -> usize + Send>;
+
+/// stdin, plugged into the machine that is there.
+pub struct Keyboard {
+    room: Room,
+    machine: Arc<Mutex<Plugged>>,
+}
+
+#[derive(Default)]
+struct Plugged {
+    receive: Option<Receive>,
+    ending: Option<Ending>,
+    /// The user has ended it, maybe before it was there.
+    quit: bool,
+}
+
+impl Keyboard {
+    /// Brings what is typed, until the end of the input. With `is_terminal`, Ctrl-A x ends the machine.
+    pub fn new(is_terminal: bool) -> io::Result<Self> {
+        let keyboard = Self {
+            room: Room::default(),
+            machine: Arc::default(),
+        };
+        let (machine, quits) = (Arc::clone(&keyboard.machine), Arc::clone(&keyboard.machine));
+        let receive = move |typed: &[u8]| lock(&machine).receive.as_ref().map_or(0, |receive| receive(typed));
+        let quit = move || {
+            let mut machine = lock(&quits);
+            machine.quit = true;
+            if let Some(ending) = &machine.ending {
+                ending.end(End::Quit);
+            }
+        };
+        start(is_terminal, keyboard.room(), receive, quit)?;
+        Ok(keyboard)
+    }
+
+    /// To be told when there is room for more.
+    pub fn room(&self) -> Room {
+        self.room.clone()
+    }
+
+    /// `receive` takes what is typed from now on.
+    pub fn plug(&self, receive: impl Fn(&[u8]) -> usize + Send + 'static) {
+        lock(&self.machine).receive = Some(Box::new(receive));
+        self.room.notify();
+    }
+
+    /// It is this machine that the user ends from now on.
+    pub fn quits(&self, ending: &Ending) {
+        let mut machine = lock(&self.machine);
+        machine.ending = Some(ending.clone());
+        if machine.quit {
+            ending.end(End::Quit);
+        }
+    }
+}
+
 /// Brings the guest what is typed, until the end of the input. `receive` takes some of it and says how much; `quit` is
 /// called for Ctrl-A x if `is_terminal`.
-pub fn start(
+fn start(
     is_terminal: bool,
     room: Room,
     receive: impl Fn(&[u8]) -> usize + Send + 'static,

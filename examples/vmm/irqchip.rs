@@ -67,8 +67,15 @@ pub enum Irqchip {
 }
 
 impl Irqchip {
-    /// Makes the controllers of `vm`, before it has vCPUs, one for each of `wakers`.
-    pub fn new(mode: Mode, vm: &Arc<VmFd>, wakers: &[VcpuWaker], timers: &Timers, tsc_hz: u64) -> Result<Self, Error> {
+    /// Makes the controllers of `vm`, before it has vCPUs, one for each of `wakers`. `x2apic` is whether those of devisor have that mode.
+    pub fn new(
+        mode: Mode,
+        vm: &Arc<VmFd>,
+        wakers: &[VcpuWaker],
+        timers: &Timers,
+        tsc_hz: u64,
+        x2apic: bool,
+    ) -> Result<Self, Error> {
         match mode {
             Mode::Kernel => {
                 vm.create_irq_chip()?;
@@ -96,6 +103,7 @@ impl Irqchip {
                 prepare_software(vm)?;
                 let config = LocalApicsConfig {
                     tsc_hz,
+                    x2apic,
                     ..Default::default()
                 };
                 // The timers' slots in the order of `expiries`: the board's first.
@@ -164,15 +172,15 @@ impl Irqchip {
         })
     }
 
-    /// The vCPU with number `cpu` behind the controllers. Its local APIC is as firmware leaves it: LINT0 of the first CPU lets
-    /// the 8259's requests through.
-    pub fn vcpu(&self, cpu: u32, fd: VcpuFd, waker: VcpuWaker) -> Result<X86Vcpu, Error> {
+    /// The vCPU with number `cpu` behind the controllers. Where there is no firmware, its local APIC is as that leaves it: LINT0 of the
+    /// first CPU lets the 8259's requests through.
+    pub fn vcpu(&self, cpu: u32, fd: VcpuFd, waker: VcpuWaker, has_firmware: bool) -> Result<X86Vcpu, Error> {
         const SVR: usize = 0xf0;
         const LVT0: usize = 0x350;
         const LVT1: usize = 0x360;
         const VIRTUAL_WIRE: [(usize, u32); 3] = [(SVR, 0x1ff), (LVT0, 0x700), (LVT1, 0x400)];
         match self {
-            Self::Kernel { .. } | Self::Split { .. } if cpu == 0 => {
+            Self::Kernel { .. } | Self::Split { .. } if cpu == 0 && !has_firmware => {
                 let mut apic = fd.get_lapic()?;
                 for (register, value) in VIRTUAL_WIRE {
                     for (byte, value) in apic.regs[register..].iter_mut().zip(value.to_le_bytes()) {
@@ -181,7 +189,7 @@ impl Irqchip {
                 }
                 fd.set_lapic(&apic)?;
             }
-            Self::Software { apics, .. } if cpu == 0 => {
+            Self::Software { apics, .. } if cpu == 0 && !has_firmware => {
                 let apic = apics.cpu(CpuId(cpu))?;
                 for (register, value) in VIRTUAL_WIRE {
                     apic.write(register as u64, &value.to_le_bytes());

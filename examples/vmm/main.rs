@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo run --release --example vmm -- --irqchip software --cpus 2 KERNEL
+//! cargo run --release --example vmm -- --irqchip split --firmware /usr/share/seabios/bios-256k.bin --disk IMAGE
 //! ```
 //!
 //! One binary, three modes, the same devices: `kernel` leaves 8259, IOAPIC, 8254 and local APICs to KVM, `split` the local APICs
@@ -13,11 +14,14 @@
 //! | 16550 on stdin and stdout | ports 0x3f8, IRQ 4 |
 //! | exit: the process ends with status (v << 1) \| 1 | port 0xf4 |
 //! | line tester: a byte sets the level of pin n | port 0x2000 + n; IRQ 0 is at pin 2 |
-//! | fw_cfg: signature, RAM size, CPUs | ports 0x510, 0x511 |
-//! | clock and CMOS memory | ports 0x70, 0x71 |
-//! | reset: the process ends with status 0 | ports 0x64 (0xfe), 0x92, 0xcf9 |
+//! | fw_cfg: RAM size, CPUs | ports 0x510 to 0x51b |
+//! | debug console | port 0x402 |
+//! | clock and CMOS memory | ports 0x70, 0x71, IRQ 8 |
+//! | keyboard controller | ports 0x60, 0x64, IRQ 1 and 12 |
+//! | reset: the process ends with status 0, or the guest begins again (`--reboot`) | ports 0x64 (0xfe), 0x92, 0xcf9 |
+//! | PCI, whose bus has the disk if there is firmware | ports 0xcf8 to 0xcff |
 //! | 8254 and port B; 8259 pair; IOAPIC; local APICs | where each PC has them |
-//! | the disk of `--disk`: virtio-mmio | 0xfeb00000, IRQ 5; told on the command line |
+//! | the disk of `--disk`: virtio-mmio | 0xfeb00000, IRQ 5; told on the command line; with firmware: virtio-pci, device 1 |
 //!
 //! On a terminal, Ctrl-A x ends it. Whatever is wrong is one line on stderr, and status 2.
 //!
@@ -26,10 +30,13 @@
 //! | `options.rs` | the command line |
 //! | `load.rs`, `cpu.rs` | put a kernel into memory, and a CPU to where it begins |
 //! | `irqchip.rs` | the three modes: lines for devices, vCPUs that take them |
-//! | `machine.rs` | memory, devices, threads; what ends the guest |
-//! | `devices.rs` | a PC's odds and ends |
+//! | `machine.rs` | memory and threads; what ends the guest, and what begins it again |
+//! | `board.rs` | the devices, and where they are |
+//! | `devices.rs` | what test kernels expect beside them |
 //! | `timers.rs`, `console.rs` | a thread for alarms, a thread for stdin |
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod board;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod console;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

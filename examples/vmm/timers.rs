@@ -1,9 +1,12 @@
 //! One thread for the alarms of all timers.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use devisor::time::{Alarm, Clock, HostClock};
@@ -22,6 +25,8 @@ type Expiry = Box<dyn Fn() + Send>;
 #[derive(Clone)]
 pub struct Timers {
     clock: HostClock,
+    /// The date when it was at zero, counted from the Unix epoch.
+    epoch: Duration,
     shared: Arc<Shared>,
 }
 
@@ -29,6 +34,7 @@ pub struct Timers {
 struct Shared {
     deadlines: Mutex<Vec<Option<Duration>>>,
     changed: Condvar,
+    stopped: AtomicBool,
 }
 
 /// Where one timer says when it wants to be called.
@@ -39,8 +45,10 @@ pub struct Slot {
 
 impl Timers {
     pub fn new() -> Self {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Self {
             clock: HostClock::starting_at(Duration::ZERO),
+            epoch: since_epoch.unwrap_or_default(),
             shared: Arc::default(),
         }
     }
@@ -59,22 +67,38 @@ impl Timers {
         Slot { shared, number }
     }
 
-    /// Calls each timer when its deadline has passed, from now until the process ends.
-    pub fn start(self, expiries: Vec<Expiry>) -> std::io::Result<()> {
-        let run = move || {
-            loop {
-                for number in self.wait() {
-                    expiries[number]();
-                }
-            }
-        };
-        thread::Builder::new().name("timers".into()).spawn(run).map(drop)
+    /// The same clock as one that shows the date.
+    pub fn calendar(&self) -> Calendar {
+        Calendar {
+            clock: self.clock,
+            epoch: self.epoch,
+        }
     }
 
-    /// Waits until there is something due, and takes it.
-    fn wait(&self) -> Vec<usize> {
+    /// A slot for a timer that goes by that clock.
+    pub fn calendar_slot(&self) -> CalendarSlot {
+        CalendarSlot {
+            slot: self.slot(),
+            epoch: self.epoch,
+        }
+    }
+
+    /// Calls each timer when its deadline has passed, from now until it is stopped or the process ends.
+    pub fn start(self, expiries: Vec<Expiry>) -> std::io::Result<Stop> {
+        let stop = Stop(Arc::clone(&self.shared));
+        let run = move || {
+            while let Some(due) = self.wait() {
+                due.into_iter().for_each(|number| expiries[number]());
+            }
+        };
+        thread::Builder::new().name("timers".into()).spawn(run)?;
+        Ok(stop)
+    }
+
+    /// Waits until there is something due, and takes it. `None` when it is stopped.
+    fn wait(&self) -> Option<Vec<usize>> {
         let mut deadlines = lock(&self.shared.deadlines);
-        loop {
+        while !self.shared.stopped.load(Ordering::SeqCst) {
             let now = self.clock.now();
             let mut due = Vec::new();
             for (number, deadline) in deadlines.iter_mut().enumerate() {
@@ -84,13 +108,50 @@ impl Timers {
                 }
             }
             if !due.is_empty() {
-                return due;
+                return Some(due);
             }
             let next = deadlines.iter().flatten().min();
             let patience = next.map_or(Duration::from_secs(3600), |next| *next - now);
             let woken = self.shared.changed.wait_timeout(deadlines, patience);
             deadlines = woken.expect(NOT_POISONED).0;
         }
+        None
+    }
+}
+
+/// Ends the thread of the timers.
+pub struct Stop(Arc<Shared>);
+
+impl Stop {
+    pub fn stop(self) {
+        let _deadlines = lock(&self.0.deadlines);
+        self.0.stopped.store(true, Ordering::SeqCst);
+        self.0.changed.notify_one();
+    }
+}
+
+/// The date.
+pub struct Calendar {
+    clock: HostClock,
+    epoch: Duration,
+}
+
+impl Clock for Calendar {
+    fn now(&self) -> Duration {
+        self.epoch + self.clock.now()
+    }
+}
+
+/// A slot for a timer that goes by the date.
+pub struct CalendarSlot {
+    slot: Slot,
+    epoch: Duration,
+}
+
+impl Alarm for CalendarSlot {
+    fn set(&self, deadline: Option<Duration>) {
+        self.slot
+            .set(deadline.map(|deadline| deadline.saturating_sub(self.epoch)));
     }
 }
 

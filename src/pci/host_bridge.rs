@@ -2,7 +2,7 @@
 
 use super::{
     bar::BarIndex,
-    config::{EndpointConfig, Identity},
+    config::{ConfigError, EndpointConfig, Identity},
     endpoint::Endpoint,
     function::Function,
     slot::Slot,
@@ -37,9 +37,37 @@ const GENERIC: Identity = Identity {
 impl HostBridge {
     /// The bridge's function, in `slot`.
     pub fn new(slot: Slot) -> Self {
-        let config = EndpointConfig::new(GENERIC).expect("its vendor is one");
+        Self::with_identity(slot, GENERIC).expect("its vendor is one")
+    }
+
+    /// A bridge that is taken for another one: firmware may know a board by it. Whoever looks for registers behind the identity finds
+    /// zeros, and writes nothing.
+    ///
+    /// # Errors
+    /// As [`EndpointConfig::new`].
+    ///
+    /// ```
+    /// use devisor::{interrupt::NoInterrupt, pci::*};
+    ///
+    /// let slot = Slot::new(DeviceFunction::new(0, 0).unwrap(), Box::new(NoInterrupt), std::sync::Arc::new(NoMessages));
+    /// // SeaBIOS asks the firmware configuration device for memory and files if it sees this one, by these subsystem IDs.
+    /// let i440fx = Identity {
+    ///     vendor: 0x8086,
+    ///     device: 0x1237,
+    ///     revision: 2,
+    ///     class: [0x06, 0x00, 0x00],
+    ///     subsystem_vendor: 0x1af4,
+    ///     subsystem: 0x1100,
+    /// };
+    /// let mut ids = [0; 4];
+    /// HostBridge::with_identity(slot, i440fx)?.read_config(0, &mut ids);
+    /// assert_eq!(u32::from_le_bytes(ids), 0x1237_8086);
+    /// # Ok::<(), ConfigError>(())
+    /// ```
+    pub fn with_identity(slot: Slot, identity: Identity) -> Result<Self, ConfigError> {
+        let config = EndpointConfig::new(identity)?;
         let endpoint = Endpoint::new(config, slot);
-        Self { endpoint }
+        Ok(Self { endpoint })
     }
 }
 

@@ -12,6 +12,7 @@ pub mod pl031;
 pub mod pl061;
 pub mod pvpanic;
 pub mod reset_control;
+pub mod system_control;
 pub mod uart16550;
 
 mod primecell;

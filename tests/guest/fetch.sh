@@ -1,16 +1,29 @@
 #!/bin/sh
-# Gets what plays the guest: Debian's arm64 kernel with its modules and a static busybox, unmodified, and makes of
-# them, in tests/guest/build/:
+# Gets what plays the guest: Debian's kernels with their modules and a static busybox, unmodified, and makes of them, in
+# tests/guest/build/ for arm64 and in tests/guest/build/x86_64/ for x86_64:
 #
-#   kernel       an arm64 boot Image
+#   kernel       an arm64 boot Image, or a bzImage
 #   initrd.cpio  loads the virtio modules and hands over to the disk (initramfs-init)
 #   root.ext4    the root file system that the guest mounts from our disk (root-init)
 #
-# Needs Debian with cpio, xz-utils and e2fsprogs, and says what is missing. Root is needed only where apt does not know
-# arm64 packages yet. KERNEL names another kernel meta package, such as linux-image-arm64.
+# usage: tests/guest/fetch.sh [arm64|x86_64]...
+#
+# Without a name it is both. What is there already, of these packages and these scripts, is left as it is.
+#
+# Needs Debian with cpio, xz-utils and e2fsprogs, and says what is missing. Root is needed only where apt does not know the
+# guest's packages yet. KERNEL names another kernel meta package for arm64, such as linux-image-arm64, and KERNEL_X86_64 for
+# x86_64.
 set -eu
 
-kernel=${KERNEL:-linux-image-cloud-arm64}
+for guest in "$@"; do
+    case $guest in
+    arm64 | x86_64) ;;
+    *)
+        echo "fetch.sh: no guest is called $guest: there are arm64 and x86_64" >&2
+        exit 1
+        ;;
+    esac
+done
 
 # All that is missing at once, with the packages that have it.
 missing=
@@ -44,70 +57,104 @@ PATH=$PATH:/usr/sbin:/sbin
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 build=$here/build
-
-if ! apt-cache show "$kernel:arm64" >/dev/null 2>&1; then
-    dpkg --add-architecture arm64
-    apt-get update
-fi
-
 mkdir -p "$build"
 work=$(mktemp -d "$build/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
 # The meta package depends on whichever kernel is current: a version written down here would vanish from the mirrors.
-download() {
-    image=$(apt-cache show --no-all-versions "$kernel:arm64" |
+name_image() {
+    image=$(apt-cache show --no-all-versions "$kernel:$arch" |
         sed -n 's/^Depends:.*\(linux-image-[0-9][^ ,]*\).*/\1/p')
     [ -n "$image" ] || {
         echo "fetch.sh: $kernel names no versioned kernel among its dependencies" >&2
         exit 1
     }
-    apt-get -o APT::Sandbox::User=root download "$image:arm64" busybox-static:arm64
 }
-cd "$work"
-# What apt knows may be older than what the mirror still has.
-download || {
-    apt-get update
-    download
-}
-for package in ./*.deb; do
-    dpkg -x "$package" unpacked
-done
 
-# In the order in which the guest inserts them. What a kernel has built in has no file and is left out.
-mkdir -p initrd/bin initrd/modules root/bin root/sbin
-: >initrd/modules/order
-for module in virtio_ring virtio virtio_mmio \
-    virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk rng-core virtio-rng \
-    libcrc32c crc32c_generic crc16 mbcache jbd2 ext4 rtc-pl031 \
-    virtio_balloon virtio_mem libnvdimm dax nd_btt nd_pmem nd_virtio virtio_pmem; do
-    found=$(find unpacked/lib/modules unpacked/usr/lib/modules -name "$module.ko*" 2>/dev/null | head -n 1)
-    case $found in
-    '') continue ;;
-    *.xz) xz -dc "$found" >"initrd/modules/$module.ko" ;;
-    *.ko) cp "$found" initrd/modules/ ;;
-    *)
-        echo "fetch.sh: $found is compressed in a way that is not handled here" >&2
-        exit 1
-        ;;
+download() {
+    name_image
+    apt-get -o APT::Sandbox::User=root download "$image:$arch" "busybox-static:$arch"
+}
+
+# What a guest is made of: when this is the same, so is the guest.
+recipe() {
+    apt-cache show --no-all-versions "$image:$arch" "busybox-static:$arch" | grep -E '^(Package|Version):'
+    cksum <"$here/fetch.sh"
+    cksum <"$here/initramfs-init"
+    cksum <"$here/root-init"
+}
+
+# guest NAME ARCHITECTURE KERNEL DIRECTORY
+guest() {
+    name=$1 arch=$2 kernel=$3 directory=$4
+    if ! apt-cache show "$kernel:$arch" >/dev/null 2>&1; then
+        [ "$arch" = "$(dpkg --print-architecture)" ] || dpkg --add-architecture "$arch"
+        apt-get update
+    fi
+    name_image
+    if recipe | cmp -s - "$directory/recipe" && [ -s "$directory/kernel" ] && [ -s "$directory/initrd.cpio" ] &&
+        [ -s "$directory/root.ext4" ]; then
+        echo "fetch.sh: $image and busybox are in $directory already"
+        return
+    fi
+    mkdir -p "$directory" "$work/$name"
+    cd "$work/$name"
+    # What apt knows may be older than what the mirror still has.
+    download || {
+        apt-get update
+        download
+    }
+    for package in ./*.deb; do
+        dpkg -x "$package" unpacked
+    done
+
+    # In the order in which the guest inserts them. What a kernel has built in has no file and is left out.
+    mkdir -p initrd/bin initrd/modules root/bin root/sbin
+    : >initrd/modules/order
+    for module in virtio_ring virtio virtio_mmio \
+        virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk rng-core virtio-rng \
+        libcrc32c crc32c_generic crc16 mbcache jbd2 ext4 rtc-pl031 \
+        virtio_balloon virtio_mem libnvdimm dax nd_btt nd_pmem nd_virtio virtio_pmem; do
+        found=$(find unpacked/lib/modules unpacked/usr/lib/modules -name "$module.ko*" 2>/dev/null | head -n 1)
+        case $found in
+        '') continue ;;
+        *.xz) xz -dc "$found" >"initrd/modules/$module.ko" ;;
+        *.ko) cp "$found" initrd/modules/ ;;
+        *)
+            echo "fetch.sh: $found is compressed in a way that is not handled here" >&2
+            exit 1
+            ;;
+        esac
+        echo "$module.ko" >>initrd/modules/order
+    done
+
+    busybox=$(find unpacked/bin unpacked/usr/bin -type f -name busybox 2>/dev/null | head -n 1)
+    install -m 755 "$busybox" initrd/bin/busybox
+    install -m 755 "$here/initramfs-init" initrd/init
+    install -m 755 "$busybox" root/bin/busybox
+    install -m 755 "$here/root-init" root/sbin/init
+    for mount in dev proc sys run; do
+        mkdir "initrd/$mount" "root/$mount"
+    done
+    mkdir initrd/root
+
+    (cd initrd && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >initrd.cpio
+    truncate -s 64M root.ext4
+    mkfs.ext4 -q -F -L devisor -E root_owner=0:0 -d root root.ext4
+
+    cp unpacked/boot/vmlinuz-* kernel
+    recipe >recipe
+    rm -f "$directory/recipe"
+    mv kernel initrd.cpio root.ext4 "$directory/"
+    mv recipe "$directory/"
+    cd "$here"
+    echo "fetch.sh: $image and busybox are in $directory"
+}
+
+[ $# -ne 0 ] || set -- arm64 x86_64
+for name in "$@"; do
+    case $name in
+    arm64) guest arm64 arm64 "${KERNEL:-linux-image-cloud-arm64}" "$build" ;;
+    x86_64) guest x86_64 amd64 "${KERNEL_X86_64:-linux-image-cloud-amd64}" "$build/x86_64" ;;
     esac
-    echo "$module.ko" >>initrd/modules/order
 done
-
-busybox=$(find unpacked/bin unpacked/usr/bin -type f -name busybox 2>/dev/null | head -n 1)
-install -m 755 "$busybox" initrd/bin/busybox
-install -m 755 "$here/initramfs-init" initrd/init
-install -m 755 "$busybox" root/bin/busybox
-install -m 755 "$here/root-init" root/sbin/init
-for directory in dev proc sys run; do
-    mkdir "initrd/$directory" "root/$directory"
-done
-mkdir initrd/root
-
-(cd initrd && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >initrd.cpio
-truncate -s 64M root.ext4
-mkfs.ext4 -q -F -L devisor -E root_owner=0:0 -d root root.ext4
-
-cp unpacked/boot/vmlinuz-* kernel
-mv kernel initrd.cpio root.ext4 "$build/"
-echo "fetch.sh: $image and busybox are in $build"

@@ -109,6 +109,88 @@ guest!(reset_code: devisor_reset, devisor_reset_end;
     "1:  jmp 1b",
 );
 
+// Counts in the memory of the clock how often it has begun, says so, and resets the machine in another way each time: by port A, by the
+// keyboard controller, by the reset control, and, in protected mode without a descriptor table, by a triple fault. Then it ends with 7.
+guest!(reboot_code: devisor_reboot, devisor_reboot_end;
+    ".code16",
+    "    cli",
+    "    mov al, 0x40",
+    "    out 0x70, al",
+    "    in al, 0x71",
+    "    mov bl, al",
+    "    inc al",
+    "    out 0x71, al",
+    "    mov al, bl",
+    "    add al, '0'",
+    "    mov dx, 0x3f8",
+    "    out dx, al",
+    "    cmp bl, 0",
+    "    jne 1f",
+    "    mov al, 1",
+    "    out 0x92, al",
+    "9:  jmp 9b",
+    "1:  cmp bl, 1",
+    "    jne 2f",
+    "    mov al, 0xfe",
+    "    out 0x64, al",
+    "9:  jmp 9b",
+    "2:  cmp bl, 2",
+    "    jne 3f",
+    "    mov dx, 0xcf9",
+    "    mov al, 2",
+    "    out dx, al",
+    "    mov al, 6",
+    "    out dx, al",
+    "9:  jmp 9b",
+    "3:  cmp bl, 3",
+    "    jne 4f",
+    // A table of no descriptors, at 0x7000, where there are zeros.
+    "    xor ax, ax",
+    "    mov ds, ax",
+    "    mov bx, 0x7000",
+    "    lidt [bx]",
+    "    mov eax, cr0",
+    "    or al, 1",
+    "    mov cr0, eax",
+    "    xor cx, cx",
+    "    div cx",
+    "9:  jmp 9b",
+    "4:  mov al, 7",
+    "    out 0xf4, al",
+    "9:  jmp 9b",
+);
+
+// Says in one letter each which of x2APIC, CX16, XSAVE, and SSE3 there are, a capital for one that is.
+guest!(features_code: devisor_features, devisor_features_end;
+    ".code16",
+    "    mov eax, 1",
+    "    cpuid",
+    "    mov dx, 0x3f8",
+    "    mov al, 'x'",
+    "    bt ecx, 21",
+    "    jnc 1f",
+    "    mov al, 'X'",
+    "1:  out dx, al",
+    "    mov al, 'c'",
+    "    bt ecx, 13",
+    "    jnc 1f",
+    "    mov al, 'C'",
+    "1:  out dx, al",
+    "    mov al, 's'",
+    "    bt ecx, 26",
+    "    jnc 1f",
+    "    mov al, 'S'",
+    "1:  out dx, al",
+    "    mov al, 'e'",
+    "    bt ecx, 0",
+    "    jnc 1f",
+    "    mov al, 'E'",
+    "1:  out dx, al",
+    "    xor al, al",
+    "    out 0xf4, al",
+    "9:  jmp 9b",
+);
+
 // Reads and writes each port in all three widths, but for those that end it, with different values.
 guest!(ports_code: devisor_ports, devisor_ports_end;
     ".code16",
@@ -366,6 +448,14 @@ pub fn hello() -> PathBuf {
     boot_sector("hello", hello_code())
 }
 
+/// The same, on a disk.
+pub fn bootable_disk() -> PathBuf {
+    let path = boot_sector("bootable-disk", hello_code());
+    let disk = fs::File::options().write(true).open(&path).unwrap();
+    disk.set_len(1 << 20).unwrap();
+    path
+}
+
 pub fn echo() -> PathBuf {
     boot_sector("echo", echo_code())
 }
@@ -384,6 +474,14 @@ pub fn flood() -> PathBuf {
 
 pub fn reset() -> PathBuf {
     boot_sector("reset", reset_code())
+}
+
+pub fn reboot() -> PathBuf {
+    boot_sector("reboot", reboot_code())
+}
+
+pub fn features() -> PathBuf {
+    boot_sector("features", features_code())
 }
 
 pub fn ports() -> PathBuf {

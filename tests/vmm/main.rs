@@ -14,7 +14,9 @@ use std::{
     io::{self, Read, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::OnceLock,
+    sync::{OnceLock, mpsc},
+    thread,
+    time::{Duration, Instant},
 };
 
 use guests::status;
@@ -225,6 +227,102 @@ fn a_reset_by_the_keyboard_controller_ends_well() {
 }
 
 #[test]
+fn a_guest_that_resets_the_machine_in_any_way_begins_again_and_the_clock_keeps_its_memory() {
+    expect(&["--reboot"], &guests::reboot(), "01234", status(7));
+    expect(&["--reboot", "--cpus", "3"], &guests::reboot(), "01234", status(7));
+}
+
+#[test]
+fn without_reboot_the_first_reset_is_the_end() {
+    expect(&[], &guests::reboot(), "0", 0);
+}
+
+#[test]
+fn features_of_the_cpu_are_hidden_and_those_alone() {
+    if !has_kvm() {
+        return;
+    }
+    for mode in MODES {
+        let features = |hidden: &[&str]| {
+            let ended = run(&[&["--irqchip", mode], hidden].concat(), &guests::features());
+            assert_eq!(ended.status, Some(status(0)), "{mode}: {ended:?}");
+            ended.stdout
+        };
+        let all = features(&[]);
+        assert!(all.starts_with('X'), "{mode}: {all}");
+        assert_eq!(features(&["--cpu", "-x2apic"]), all.replace('X', "x"), "{mode}");
+        let three = features(&["--cpu", "-x2apic,-cx16,-xsave"]);
+        assert!(three.starts_with("xc"), "{mode}: {three}");
+        assert_eq!(three[3..], all[3..], "{mode}");
+        if three[2..3] != *"s" {
+            skipped(format_args!("{mode}: this KVM shows XSAVE whatever it is told"));
+        }
+    }
+}
+
+#[test]
+fn firmware_finds_no_disk_that_it_could_boot_from() {
+    for (mode, said, status) in under_firmware(&[]) {
+        assert!(said.contains(NOTHING_TO_BOOT), "{mode}: {said:?} {status:?}");
+    }
+}
+
+#[test]
+fn firmware_finds_the_disk_on_the_pci_bus_and_starts_what_is_on_it() {
+    let disk = guests::bootable_disk();
+    for (mode, said, ended) in under_firmware(&["--disk", disk.to_str().unwrap()]) {
+        assert_eq!(ended, Some(status(3)), "{mode}: {said:?}");
+    }
+}
+
+/// What SeaBIOS says at the end of its attempts.
+const NOTHING_TO_BOOT: &str = "No bootable device";
+
+/// In each mode, with Debian's SeaBIOS: what is on the serial console, until there is nothing to boot or the guest ends, and the status with
+/// which it has ended by itself.
+fn under_firmware(arguments: &[&str]) -> Vec<(&'static str, String, Option<i32>)> {
+    const FIRMWARE: &str = "/usr/share/seabios/bios-256k.bin";
+    /// KVM may have to emulate it instruction by instruction.
+    const PATIENCE: Duration = Duration::from_secs(120);
+    if !has_kvm() {
+        return Vec::new();
+    }
+    if !Path::new(FIRMWARE).exists() {
+        skipped(format_args!("{FIRMWARE} is missing: apt-get install seabios"));
+        return Vec::new();
+    }
+    let run = |mode| {
+        let mut vmm = vmm();
+        vmm.args(["--irqchip", mode, "--firmware", FIRMWARE]).args(arguments);
+        let mut child = vmm.stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = child.stdout.take().unwrap();
+        let (sender, printed) = mpsc::channel();
+        thread::spawn(move || {
+            let mut buffer = [0; 256];
+            while let Ok(len @ 1..) = stdout.read(&mut buffer) {
+                let _ = sender.send(buffer[..len].to_vec());
+            }
+        });
+        let started = Instant::now();
+        let mut said = Vec::new();
+        let mut text = String::new();
+        while !text.contains(NOTHING_TO_BOOT) {
+            match printed.recv_timeout(PATIENCE.saturating_sub(started.elapsed())) {
+                Ok(more) => said.extend(more),
+                // It has ended.
+                Err(mpsc::RecvTimeoutError::Disconnected) => return (mode, text, child.wait().unwrap().code()),
+                Err(mpsc::RecvTimeoutError::Timeout) => break,
+            }
+            text = String::from_utf8_lossy(&said).into_owned();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        (mode, text, None)
+    };
+    MODES.into_iter().map(run).collect()
+}
+
+#[test]
 fn a_triple_fault_is_one_line_and_a_failure() {
     if !has_kvm() {
         return;
@@ -336,6 +434,9 @@ fn a_command_line_that_is_wrong_is_one_line_and_a_failure() {
         (&["--memory", "99999999999999999999"], "1 to 3072"),
         (&["--turbo"], "--turbo"),
         (&["another-kernel"], "already"),
+        (&["--cpu", "-x2apic,-warp"], "--cpu -warp"),
+        (&["--cpu", "x2apic"], "--cpu x2apic"),
+        (&["--firmware", "/nonexistent"], "it is one of them"),
     ] {
         expect_refusal(arguments, &kernel, what);
     }
@@ -364,6 +465,14 @@ fn files_that_are_wrong_are_one_line_and_a_failure() {
     expect_refusal(&[], &guests::large(), "not fit");
     expect_refusal(&["--memory", "1"], &guests::elf_32(), "not fit");
     expect_refusal(&[], &guests::in_the_way(), "boot information");
+    let firmware = |file: &Path, what: &str| {
+        let ended = vmm().arg("--firmware").arg(file).output().unwrap();
+        let stderr = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(FAILED), "{stderr}");
+        assert!(stderr.contains(what) && stderr.lines().count() == 1, "{stderr}");
+    };
+    firmware(Path::new("/nonexistent"), "cannot be read");
+    firmware(&guests::reset(), "512 bytes");
 }
 
 #[test]

@@ -9,16 +9,16 @@ use devisor::virtio::{
 };
 
 use super::{Around, MIB, Measured, More, kib, resident};
-use crate::{board::PLUGGABLE, verdict::Check};
+use crate::verdict::Check;
 
 const PLUG: u64 = 64 * MIB;
 
 pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<dyn Error>> {
-    let memory = Arc::clone(around.memory);
-    let region = PLUGGABLE.base..PLUGGABLE.base + PLUGGABLE.len;
+    let (memory, pluggable) = (Arc::clone(around.memory), around.room.pluggable);
+    let region = pluggable.base..pluggable.base + pluggable.len;
     let reclaim = Madvise::new(Arc::clone(&memory)).within(region.clone());
     // The emulator has touched all of it.
-    reclaim.discard(PLUGGABLE.base, PLUGGABLE.len)?;
+    reclaim.discard(pluggable.base, pluggable.len)?;
     let device = around.plug(MemoryDevice::new(reclaim, MemoryDeviceOptions::new(region))?)?;
     let (transport, measured) = (device.transport(), Measured::default());
 
@@ -30,11 +30,11 @@ pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<
         } else if line.starts_with("plugged ") {
             notes.note("plugged", plugged());
         } else if line == "unplug me" {
-            notes.note("used", resident(&memory, PLUGGABLE)?);
+            notes.note("used", resident(&memory, pluggable)?);
             heard.change_config(|device| device.set_requested_size(0))?;
         } else if line.starts_with("unplugged ") {
             notes.note("unplugged", plugged());
-            notes.note("left", resident(&memory, PLUGGABLE)?);
+            notes.note("left", resident(&memory, pluggable)?);
         }
         Ok(())
     };

@@ -9,13 +9,13 @@ use devisor::virtio::{
 };
 
 use super::{Around, CheckOf, MIB, Measured, More, kib, resident};
-use crate::{board::RAM, verdict::Check, virtio::Slots};
+use crate::{verdict::Check, virtio::Slots};
 
 const SQUEEZE: u64 = 64 * MIB;
 
 pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<dyn Error>> {
-    let memory = Arc::clone(around.memory);
-    let reclaim = Madvise::new(Arc::clone(&memory)).within(RAM.base..RAM.base + RAM.len);
+    let (memory, ram) = (Arc::clone(around.memory), around.room.ram);
+    let reclaim = Madvise::new(Arc::clone(&memory)).within(ram.base..ram.base + ram.len);
     // Where free pages are reported they go back by themselves, and the balloon has less to give. So one transport has it without.
     let reporting = matches!(around.slots, Slots::Pci(_));
     let options = BalloonOptions {
@@ -28,10 +28,10 @@ pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<
     let (heard, notes) = (Arc::clone(&balloon), measured.clone());
     let hear = move |line: &str| {
         if line == "squeeze me" {
-            notes.note("before", resident(&memory, RAM)?);
+            notes.note("before", resident(&memory, ram)?);
             heard.change_config(|balloon| balloon.set_target((SQUEEZE / 4096) as u32));
         } else if line.starts_with("balloon took ") {
-            notes.note("after", resident(&memory, RAM)?);
+            notes.note("after", resident(&memory, ram)?);
             notes.note("actual", u64::from(heard.with(|balloon| balloon.actual())) * 4096);
             heard.with(|balloon| balloon.request_statistics())?;
             heard.change_config(|balloon| balloon.set_target(0));
@@ -57,7 +57,7 @@ pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<
                 console,
                 &measured,
                 &balloon.with(|balloon| format!("{balloon:?}")),
-                reporting,
+                reporting.then_some(ram.len),
             )
         }
     };
@@ -97,7 +97,7 @@ pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<
     Ok((device, More { hear, checks }))
 }
 
-fn inflated(console: &str, measured: &Measured, balloon: &str, reporting: bool) -> Check {
+fn inflated(console: &str, measured: &Measured, balloon: &str, reported_of: Option<u64>) -> Check {
     let took = kib(console, "balloon took ")?;
     let (before, after, actual) = (measured.get("before")?, measured.get("after")?, measured.get("actual")?);
     let fell = before.saturating_sub(after);
@@ -108,9 +108,9 @@ fn inflated(console: &str, measured: &Measured, balloon: &str, reporting: bool) 
         before / MIB
     );
     // What was reported free had gone already.
-    let gone = match reporting {
-        true => RAM.len - after >= SQUEEZE,
-        false => fell.abs_diff(SQUEEZE) < 2 * MIB,
+    let gone = match reported_of {
+        Some(all) => all - after >= SQUEEZE,
+        None => fell.abs_diff(SQUEEZE) < 2 * MIB,
     };
     let right = took.abs_diff(SQUEEZE) < MIB && gone && actual == SQUEEZE;
     right

@@ -1,7 +1,7 @@
 //! Devices that are not on every board, each with what it is asked while the guest runs and what has come of that. What the guest does
 //! with them is in tests/guest/root-init: it prints a line, and the host acts on it.
 //!
-//! To add one: a file with a function that plugs it in, an entry in [`Devices::more`], and a part of root-init.
+//! To add one: a file with a function that plugs it in, an entry in [`TABLE`], and a part of root-init.
 
 mod balloon;
 mod memory;
@@ -11,6 +11,7 @@ use std::{
     error::Error,
     fs::File,
     io,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -22,52 +23,76 @@ use devisor::{
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::{
-    board::{self, PERSISTENT, PLUGGABLE, RAM, Window},
+    ram::Ram,
     verdict::{Check, line},
-    virtio::{Place, Plugged, Slots},
+    virtio::{Place, Plugged, Slots, Window},
 };
-
-pub use pmem::persistent_file;
 
 /// Which devices there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Devices {
+pub enum DeviceSet {
     /// The disk and the entropy device.
     Few,
     All,
 }
 
+/// What a board has for them.
+pub struct Room {
+    /// The guest's memory, and what it may have besides.
+    pub ram: Window,
+    pub pluggable: Window,
+    pub persistent: Window,
+    /// The place of the device with this number, of which the two on every board have 0 and 1; whose line has this name, and for
+    /// which the guest has that one.
+    pub place: fn(u8, &'static str, &'static str) -> Place,
+}
+
 /// Plugs a device in. What it is to the board, and to whoever wants to know what came of it.
 pub type Plug = fn(Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<dyn Error>>;
 
-impl Devices {
+/// The number of each, its names, and what plugs it in.
+const TABLE: [(u8, &str, &str, Plug); 3] = [
+    (2, "virtio-balloon", "virtio2", balloon::plug),
+    (3, "virtio-mem", "virtio3", memory::plug),
+    (4, "virtio-pmem", "virtio4", pmem::plug),
+];
+
+impl DeviceSet {
     /// By the names that the command line has for them.
     pub const NAMES: [(&str, Self); 2] = [("few", Self::Few), ("all", Self::All)];
 
-    /// The table: where each is, and what plugs it in.
-    pub fn more(self) -> Vec<(Place, Plug)> {
-        let all: [(Place, Plug); 3] = [
-            (board::place(2, "virtio-balloon", "virtio2"), balloon::plug),
-            (board::place(3, "virtio-mem", "virtio3"), memory::plug),
-            (board::place(4, "virtio-pmem", "virtio4"), pmem::plug),
-        ];
+    /// Where each that is not on every board is, and what plugs it in.
+    pub fn more(self, room: &Room) -> Vec<(Place, Plug)> {
+        let all = TABLE.map(|(number, name, guest_name, plug)| ((room.place)(number, name, guest_name), plug));
         match self {
             Self::Few => Vec::new(),
             Self::All => all.into(),
         }
     }
 
-    /// Where all virtio devices are.
-    pub fn places(self) -> Vec<Place> {
-        let more = self.more().into_iter().map(|(place, _)| place);
-        board::VIRTIO.into_iter().chain(more).collect()
+    /// Where all virtio devices are, with those that are on every board.
+    pub fn places(self, always: [Place; 2], room: &Room) -> Vec<Place> {
+        let more = self.more(room).into_iter().map(|(place, _)| place);
+        always.into_iter().chain(more).collect()
     }
 
-    /// What memory the machine has.
-    pub fn memory(self) -> &'static [Window] {
+    /// The memory of a machine whose disk is this: what is persistent of it is a file.
+    pub fn memory(self, room: &Room, disk: &Path) -> Result<Ram, Box<dyn Error>> {
         match self {
-            Self::Few => &[RAM],
-            Self::All => &[RAM, PLUGGABLE, PERSISTENT],
+            Self::Few => Ram::new(&[room.ram], None),
+            Self::All => {
+                let file = pmem::persistent_file(disk, room.persistent.len)?;
+                Ram::new(&[room.ram, room.pluggable, room.persistent], Some(file))
+            }
+        }
+    }
+
+    /// What the guest's kernel has to be told.
+    pub fn command_line(self) -> &'static str {
+        match self {
+            Self::Few => "",
+            // What is plugged is used at once, for what can be moved away again.
+            Self::All => " memhp_default_state=online_movable",
         }
     }
 }
@@ -75,6 +100,7 @@ impl Devices {
 /// What a device is plugged into.
 pub struct Around<'a> {
     pub place: Place,
+    pub room: &'a Room,
     pub slots: &'a Slots<'a>,
     pub memory: &'a Arc<GuestMemoryMmap>,
     pub events: &'a EventLoop,

@@ -1,12 +1,9 @@
-//! What rsemu brings: an AArch64 core, RAM, and an address space for both. Everything that knows rsemu is here.
+//! What rsemu brings: an AArch64 core, and an address space for it and its RAM.
 //!
 //! It is to this example what `/dev/kvm` is to a VMM: run a little, be called for each access to a device, be told which
 //! interrupt lines are up.
 
 use std::{
-    fs::File,
-    io,
-    os::fd::AsRawFd,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -21,7 +18,7 @@ use rsemu::{
         error::BusError,
         hosts::HostObjects,
         props::Props,
-        space::{AddressSpace, MemAttrs, MemOps, MemResult, RamStore, Region},
+        space::{AddressSpace, MemAttrs, MemOps, MemResult, Region},
         wire::{Level, Wire, WireId, WireIdAllocator, WireSink, WireSource},
     },
     cpu::arm::a64::{
@@ -29,80 +26,17 @@ use rsemu::{
         psci::{Cluster, DEFAULT_CLUSTER},
     },
 };
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
-use crate::board::Window;
+use crate::{
+    ram::Ram,
+    wing::{PowerRequest, Stuck},
+};
 
 /// One tick of the core is one memory access, and one count of its generic timer.
 pub const TICKS_PER_SECOND: u64 = 62_500_000;
 
 /// How long the core runs before it looks up: 160 microseconds of the guest's time.
 const QUANTUM: u64 = 10_000;
-
-/// The core sleeps and nothing is left that could wake it.
-#[derive(Debug, thiserror::Error)]
-#[error("the guest waits for an interrupt that nothing can raise any more")]
-pub struct Stuck;
-
-/// The memory of the machine, seen from the core and from the devices.
-pub struct Ram {
-    stores: Vec<(u64, Arc<RamStore>)>,
-    memory: GuestMemoryMmap,
-}
-
-impl Ram {
-    /// Zeroed bytes at these places; at the beginning of the last of them a file, if there is one, mapped shared.
-    pub fn new(windows: &[Window], file: Option<&File>) -> Result<Self, Box<dyn std::error::Error>> {
-        let mut stores = Vec::new();
-        let mut regions = Vec::new();
-        for window in windows {
-            let (store, region) = Self::region(*window)?;
-            stores.push((window.base, store));
-            regions.push(region);
-        }
-        if let (Some(file), Some((_, store))) = (file, stores.last()) {
-            place(file, store)?;
-        }
-        let memory = GuestMemoryMmap::from_regions(regions)?;
-        Ok(Self { stores, memory })
-    }
-
-    fn region(window: Window) -> Result<(Arc<RamStore>, GuestRegionMmap), Box<dyn std::error::Error>> {
-        let Window { base, len: size } = window;
-        let store = Arc::new(RamStore::new(size));
-        // Devices may hold clones of the memory for as long as they like, and those do not know the store.
-        std::mem::forget(Arc::clone(&store));
-        // SAFETY: the store owns `size` bytes at its host address, neither moves nor resizes them, and is never freed.
-        let mapping = unsafe {
-            MmapRegion::build_raw(
-                store.host_addr() as *mut u8,
-                usize::try_from(size)?,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            )?
-        };
-        let region = GuestRegionMmap::new(mapping, GuestAddress(base)).ok_or("the RAM ends past the address space")?;
-        Ok((store, region))
-    }
-
-    /// The same bytes, as devices want them.
-    pub fn memory(&self) -> &GuestMemoryMmap {
-        &self.memory
-    }
-}
-
-/// Maps a file in the place of a store's first bytes: the emulator has only memory of its own.
-fn place(file: &File, store: &RamStore) -> io::Result<()> {
-    let len = file.metadata()?.len().min(store.len()) as usize;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-    // SAFETY: these bytes are the store's alone, begin with a page of the host, and are never freed.
-    let mapped = unsafe { libc::mmap(store.host_addr() as *mut _, len, protection, flags, file.as_raw_fd(), 0) };
-    match std::ptr::eq(mapped, libc::MAP_FAILED) {
-        true => Err(io::Error::last_os_error()),
-        false => Ok(()),
-    }
-}
 
 /// The interrupt inputs of the core. Taken before there is a [`Machine`], for the interrupt controller to drive.
 pub struct InterruptPins(Arc<Lines>);
@@ -125,13 +59,6 @@ impl InterruptPins {
             Ok(())
         })
     }
-}
-
-/// What the guest asked its firmware for (PSCI, DEN 0022).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PowerRequest {
-    Off,
-    Reset,
 }
 
 /// One core with its RAM and its devices.
@@ -158,9 +85,8 @@ impl Machine {
             .find(0)
             .expect("the core has joined its cluster under affinity 0");
         let space = Arc::new(AddressSpace::new("memory", 64));
-        for (base, store) in &ram.stores {
-            let region = Region::ram("ram", Arc::clone(store));
-            space.topology().map(region, *base)?;
+        for (base, region) in ram.regions() {
+            space.topology().map(region, base)?;
         }
         cpu.attach_space(Arc::clone(&space));
         cpu.set_pc(entry);
@@ -205,7 +131,7 @@ impl Machine {
         self.cpu.run_budget(QUANTUM);
     }
 
-    /// What the guest has asked its firmware for, if anything.
+    /// What the guest has asked its firmware for (PSCI, DEN 0022), if anything.
     pub fn power_request(&self) -> Option<PowerRequest> {
         self.power.get().copied()
     }

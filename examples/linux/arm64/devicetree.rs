@@ -18,10 +18,8 @@ use devisor::{
     virtio::transport::mmio,
 };
 
-use crate::{
-    board,
-    virtio::{Place, Transport},
-};
+use super::board;
+use crate::virtio::{Place, Transport};
 
 /// The device tree of the [`board`], for a kernel with this command line and this initial RAM disk.
 pub fn build(
@@ -60,8 +58,8 @@ pub fn build(
             wires: board::PCI_WIRES.map(Wire::level),
         }));
     } else {
-        for (window, spi) in places.iter().map(|place| place.mmio) {
-            parts.push(mmio::describe(window.base, Wire::level(spi)));
+        for place in places {
+            parts.push(mmio::describe(place.mmio.base, Wire::level(board::mmio_spi(place))));
         }
     }
     let boot = Boot {

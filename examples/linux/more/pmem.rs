@@ -15,17 +15,14 @@ use devisor::virtio::{
 };
 
 use super::{Around, Measured, More};
-use crate::{
-    board::PERSISTENT,
-    verdict::{Check, e2fsprogs, line},
-};
+use crate::verdict::{Check, e2fsprogs, line};
 
 /// A new file next to the disk, with an empty ext4 in it.
-pub fn persistent_file(disk: &Path) -> Result<File, Box<dyn Error>> {
+pub fn persistent_file(disk: &Path, len: u64) -> Result<File, Box<dyn Error>> {
     let path = disk.with_extension("pmem");
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(true).open(&path)?;
-    file.set_len(PERSISTENT.len)?;
+    file.set_len(len)?;
     let made = e2fsprogs("mkfs.ext4", &["-q", "-F"], &path).map_err(|error| format!("mkfs.ext4: {error}"))?;
     if !made.status.success() {
         return Err(format!("mkfs.ext4: {}", String::from_utf8_lossy(&made.stderr)).into());
@@ -37,7 +34,8 @@ pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<
     let file = around.persistent.ok_or("there is no persistent memory")?;
     // Kept, to look at what is in it.
     let kept = file.try_clone()?;
-    let region = PERSISTENT.base..PERSISTENT.base + PERSISTENT.len;
+    let window = around.room.persistent;
+    let region = window.base..window.base + window.len;
     let pmem = around.plug(Pmem::new(file.try_clone()?, PmemOptions::new(region))?)?;
     let (device, measured) = (pmem.transport(), Measured::default());
 

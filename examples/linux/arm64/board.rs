@@ -1,0 +1,259 @@
+//! The board: its devices, where they are, and which interrupts they have. The addresses are those of QEMU's `virt`,
+//! which nothing asks for: the guest reads them from the device tree.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use devisor::{
+    backends::{
+        irqchip::{
+            CpuId, IntId, Ppi, Spi,
+            gicv2::{CpuOutputs, GicV2, GicV2Config, LevelLine},
+            gicv2m::GicV2mFrame,
+        },
+        recorder::{RecordedLevel, Recorder},
+    },
+    bus::{Bus, BusDevice},
+    interrupt::{LevelInterrupt, MsiMessage, NoInterrupt, RequesterId},
+    platform::{
+        pl011::{Pl011, Pl011Config},
+        pl031::Pl031,
+    },
+    time::ManualClock,
+};
+
+use super::{
+    gic::WatchedCpuInterface,
+    machine::{InterruptPins, Machine},
+};
+use crate::{
+    counts::{By, Id, Rows, Source},
+    devices::Devices,
+    more::Room,
+    options::Options,
+    ram::Ram,
+    virtio::{MESSAGE_LINE, Place, Slots, Transport, Window, pci_bus, recorded, window},
+    watch::Console,
+    wing::{Facts, Plan},
+};
+
+pub const GIC_DISTRIBUTOR: Window = window(0x0800_0000, 0x1000);
+pub const GIC_CPU_INTERFACE: Window = window(0x0801_0000, 0x2000);
+/// The frame that turns messages into SPIs.
+pub const GIC_MESSAGES: Window = window(0x0802_0000, 0x1000);
+pub const UART: Window = window(0x0900_0000, 0x1000);
+pub const RTC: Window = window(0x0901_0000, 0x1000);
+/// Where the guest may place BARs, and the configuration space of the one bus.
+pub const PCI_MEMORY: Window = window(0x1000_0000, 0x2eff_0000);
+pub const PCI_CONFIG: Window = window(0x3f00_0000, 0x10_0000);
+/// All of the above, and nothing else.
+pub const DEVICES: Window = window(0, 0x4000_0000);
+
+pub const RAM: Window = window(0x4000_0000, 256 << 20);
+/// What the guest may plug: a memory block of Linux's on arm64. And persistent memory.
+const PLUGGABLE: Window = window(0x8000_0000, 128 << 20);
+const PERSISTENT: Window = window(0xa000_0000, 16 << 20);
+/// An arm64 `Image` wants to be at a multiple of 2 MiB (plus its `text_offset`, which is 0 in each recent kernel).
+pub const KERNEL: u64 = 0x4020_0000;
+/// At most 2 MiB, and it must not cross a multiple of 2 MiB.
+pub const DEVICE_TREE: u64 = 0x47e0_0000;
+pub const INITRD: u64 = 0x4800_0000;
+
+pub const UART_SPI: Spi = Spi(1);
+pub const RTC_SPI: Spi = Spi(2);
+/// Where INTA to INTD of the PCI bus end.
+pub const PCI_WIRES: [Spi; 4] = [Spi(3), Spi(4), Spi(5), Spi(6)];
+/// The first of the SPIs that are for messages, and how many they are.
+pub const MESSAGES: (Spi, u32) = (Spi(48), 32);
+pub const VIRTUAL_TIMER_PPI: Ppi = Ppi(11);
+pub const PHYSICAL_TIMER_PPI: Ppi = Ppi(14);
+
+/// When the guest's time begins: 1 January 2030, counted from the Unix epoch.
+pub const EPOCH: Duration = Duration::from_secs(1_893_456_000);
+
+const CPU: CpuId = CpuId(0);
+
+/// The virtio devices of every board: the disk and the entropy device.
+pub const VIRTIO: [Place; 2] = [place(0, "virtio-blk", "virtio0"), place(1, "virtio-rng", "virtio1")];
+
+/// What there is for more.
+pub const ROOM: Room = Room {
+    ram: RAM,
+    pluggable: PLUGGABLE,
+    persistent: PERSISTENT,
+    place,
+};
+
+/// The place of the virtio device with this number: it is at the one of the two or at the other.
+const fn place(number: u8, name: &'static str, guest_name: &'static str) -> Place {
+    Place {
+        name,
+        mmio: window(0x0a00_0000 + 0x200 * number as u64, 0x200),
+        pci: 1 + number,
+        guest_name,
+    }
+}
+
+/// Where all virtio devices are.
+pub fn places(options: &Options) -> Vec<Place> {
+    options.devices.places(VIRTIO, &ROOM)
+}
+
+/// Where the line of a virtio-mmio device ends.
+pub fn mmio_spi(place: &Place) -> Spi {
+    Spi(15 + u32::from(place.pci))
+}
+
+/// Where its line, or its wire, ends.
+fn spi(place: &Place, transport: Transport) -> Spi {
+    match transport {
+        Transport::Mmio => mmio_spi(place),
+        Transport::Pci | Transport::PciIntx => PCI_WIRES[place.wire()],
+    }
+}
+
+pub const TIMER: &str = "virtual timer";
+pub const UART_LINE: &str = "uart";
+pub const RTC_LINE: &str = "rtc";
+
+type RecordedLine = RecordedLevel<LevelLine>;
+
+/// What interrupts the guest.
+pub fn sources(transport: Transport, places: &[Place]) -> Vec<Source> {
+    let rows = |id: IntId| Rows::Input("GIC", id.0);
+    let line = |name, id| Source {
+        name,
+        by: By::Line(Id::IntId(id)),
+        rows: rows(id),
+    };
+    let mut sources = vec![
+        line(TIMER, VIRTUAL_TIMER_PPI.into()),
+        line(UART_LINE, UART_SPI.into()),
+        line(RTC_LINE, RTC_SPI.into()),
+    ];
+    sources.extend(places.iter().map(|place| {
+        let id = spi(place, transport).into();
+        Source::virtio(place, transport, Id::IntId(id), rows(id), id_of_message)
+    }));
+    sources
+}
+
+/// A message for the GICv2m names the INTID.
+fn id_of_message(_: RequesterId, message: MsiMessage) -> Result<Id, String> {
+    let (Spi(first), count) = MESSAGES;
+    let frame = IntId::from(Spi(first)).0..IntId::from(Spi(first + count)).0;
+    match frame.contains(&message.data) {
+        true => Ok(Id::IntId(IntId(message.data))),
+        false => Err(format!(
+            "a message for INTID {}, which is not the frame's",
+            message.data
+        )),
+    }
+}
+
+/// What the guest has to see of it.
+pub fn facts(options: &Options) -> Facts {
+    let (transport, [disk, _]) = (options.transport, &VIRTIO);
+    Facts {
+        epoch: EPOCH,
+        clock: "rtc-pl031",
+        disk_parent: match transport {
+            Transport::Mmio => format!("/{:x}.virtio_mmio/", disk.mmio.base),
+            Transport::Pci | Transport::PciIntx => disk.pci_parent(),
+        },
+        sources: sources(transport, &places(options)),
+    }
+}
+
+/// The devices that are to be called between two runs of the core.
+pub struct Board {
+    pub uart: Arc<Pl011<RecordedLine, Console>>,
+    pub devices: Devices,
+    clock: Arc<ManualClock>,
+    rtc: Arc<Pl031<RecordedLine, Arc<ManualClock>, ()>>,
+}
+
+impl Board {
+    /// Makes the devices and wires them to each other and to the core.
+    pub fn new(
+        plan: &Plan<'_>,
+        machine: &Machine,
+        pins: InterruptPins,
+        ram: &Ram,
+        clock: Arc<ManualClock>,
+        recorder: &Recorder,
+    ) -> Result<Self, Box<dyn Error>> {
+        let outputs = CpuOutputs {
+            irq: Box::new(pins.irq()),
+            fiq: Box::new(pins.fiq()),
+        };
+        let gic = GicV2::new(GicV2Config::default(), vec![outputs])?;
+        let line = |name, spi| gic.level_line(spi).map(|line| recorder.wrap_level(name, line));
+        let timer = |name, ppi| gic.ppi_line(CPU, ppi).map(|line| recorder.wrap_level(name, line));
+
+        let console = Console {
+            watch: Arc::clone(plan.watch),
+            wire: Arc::clone(plan.wire),
+        };
+        let uart = Arc::new(Pl011::new(Pl011Config::default(), line(UART_LINE, UART_SPI)?, console));
+        let rtc = Arc::new(Pl031::new(line(RTC_LINE, RTC_SPI)?, Arc::clone(&clock), ()));
+
+        let mut bus = Bus::new();
+        let slots = match plan.options.transport {
+            Transport::Mmio => Slots::Mmio(Box::new(|place| Ok(Arc::new(line(place.name, mmio_spi(place))?) as _))),
+            Transport::Pci | Transport::PciIntx => pci(&gic, &places(plan.options), recorder, &mut bus)?,
+        };
+        let devices = Devices::new(plan, &VIRTIO, &ROOM, &slots, &mut bus, ram)?;
+
+        let gic_cpu_interface = WatchedCpuInterface::new(gic.cpu_interface(CPU)?, Arc::clone(plan.watch));
+        let platform: [(Window, Arc<dyn BusDevice>); 4] = [
+            (GIC_DISTRIBUTOR, Arc::new(gic.distributor(CPU)?)),
+            (GIC_CPU_INTERFACE, Arc::new(gic_cpu_interface)),
+            (UART, Arc::clone(&uart) as _),
+            (RTC, Arc::clone(&rtc) as _),
+        ];
+        for (window, device) in platform {
+            bus.insert(window.base, window.len, device)?;
+        }
+        machine.plug(bus, DEVICES.len)?;
+        machine.connect("cntv", timer(TIMER, VIRTUAL_TIMER_PPI)?)?;
+        machine.connect("cntp", timer("physical timer", PHYSICAL_TIMER_PPI)?)?;
+        Ok(Self {
+            uart,
+            devices,
+            clock,
+            rtc,
+        })
+    }
+
+    /// Sets the time, as the guest has been running for `uptime`.
+    pub fn let_time_pass(&self, uptime: Duration) {
+        let now = EPOCH + uptime;
+        self.clock.advance_to(now);
+        if self.rtc.deadline().is_some_and(|deadline| deadline <= now) {
+            self.rtc.expire();
+        }
+    }
+
+    /// The uptime at which the clock's alarm is to go off.
+    pub fn alarm(&self) -> Option<Duration> {
+        Some(self.rtc.deadline()?.saturating_sub(EPOCH))
+    }
+}
+
+/// Puts a PCI bus with a frame for its messages on `bus`.
+fn pci(gic: &GicV2, places: &[Place], recorder: &Recorder, bus: &mut Bus) -> Result<Slots<'static>, Box<dyn Error>> {
+    let (first, count) = MESSAGES;
+    let frame = Arc::new(GicV2mFrame::new(gic, GIC_MESSAGES.base, first, count)?);
+    bus.insert(GIC_MESSAGES.base, GIC_MESSAGES.len, Arc::clone(&frame) as _)?;
+
+    let mut wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>);
+    for (wire, spi) in wires.iter_mut().zip(PCI_WIRES) {
+        *wire = Arc::new(gic.level_line(spi)?);
+    }
+    let wires = recorded(wires, places, recorder);
+    let root = pci_bus(wires, recorder.wrap_sink(MESSAGE_LINE, frame))?;
+    bus.insert(PCI_CONFIG.base, PCI_CONFIG.len, Arc::new(root.ecam()))?;
+    let window = root.memory_window(PCI_MEMORY.base);
+    bus.insert(PCI_MEMORY.base, PCI_MEMORY.len, Arc::new(window))?;
+    Ok(Slots::Pci(root))
+}

@@ -1,0 +1,114 @@
+//! Debian's kernel for arm64: one core, a GICv2, a PL011 and a PL031.
+
+pub mod board;
+mod devicetree;
+mod gic;
+mod machine;
+
+use std::{error::Error, fs, sync::Arc, time::Duration};
+
+use devisor::{backends::recorder::Recorder, time::ManualClock};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::{
+    devices::Devices,
+    options::Options,
+    ram::Ram,
+    virtio::Transport,
+    wing::{Facts, Plan, PowerRequest, Stuck, Uart, Wing},
+};
+use board::Board;
+use machine::Machine;
+
+pub struct Arm64 {
+    machine: Machine,
+    board: Board,
+    recorder: Recorder,
+}
+
+impl Arm64 {
+    pub fn new(plan: &Plan<'_>) -> Result<Self, Box<dyn Error>> {
+        let ram = plan.options.devices.memory(&board::ROOM, &plan.options.disk)?;
+        load(plan.options, &ram)?;
+        let (machine, pins) = Machine::new(&plan.options.engine, &ram, board::KERNEL, board::DEVICE_TREE)?;
+        // The guest's time is all the time there is: the clock stands still while the guest does.
+        let clock = Arc::new(ManualClock::new(board::EPOCH));
+        let recorder = Recorder::builder().clock(clock.clone()).capacity(1 << 20).build();
+        let board = Board::new(plan, &machine, pins, &ram, clock, &recorder)?;
+        Ok(Self {
+            machine,
+            board,
+            recorder,
+        })
+    }
+}
+
+impl Wing for Arm64 {
+    fn run(&self) {
+        self.machine.run();
+    }
+
+    fn time(&self) -> Duration {
+        self.machine.time()
+    }
+
+    fn let_time_pass(&self) {
+        self.board.let_time_pass(self.machine.time());
+    }
+
+    fn skip_idle_time(&self) -> Result<(), Stuck> {
+        self.machine.skip_idle_time(self.board.alarm())
+    }
+
+    fn forget_translations(&self) {
+        self.machine.forget_translations();
+    }
+
+    fn power_request(&self) -> Option<PowerRequest> {
+        self.machine.power_request()
+    }
+
+    fn devices(&self) -> &Devices {
+        &self.board.devices
+    }
+
+    fn uart(&self) -> &dyn Uart {
+        &*self.board.uart
+    }
+
+    fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    fn facts(&self, options: &Options) -> Facts {
+        board::facts(options)
+    }
+}
+
+/// Puts kernel, initial RAM disk and device tree into RAM.
+fn load(options: &Options, ram: &Ram) -> Result<(), Box<dyn Error>> {
+    let kernel = fs::read(&options.kernel)?;
+    if kernel.get(0x38..0x3c) != Some(b"ARM\x64") {
+        return Err(format!("{} is not an arm64 boot Image", options.kernel.display()).into());
+    }
+    let initrd = fs::read(&options.initrd)?;
+    // The kernel's self-tests of its ciphers take as long as all the rest of its boot, and test nothing of ours.
+    let mut command_line = "console=ttyAMA0 panic=1 cryptomgr.notests".to_owned();
+    command_line += options.devices.command_line();
+    if options.transport == Transport::PciIntx {
+        command_line += " pci=nomsi";
+    }
+    let initrd_range = board::INITRD..board::INITRD + initrd.len() as u64;
+    let places = board::places(options);
+    let tree = devicetree::build(&command_line, initrd_range, options.transport, &places)?;
+    for (data, address, what) in [
+        (&kernel, board::KERNEL, "kernel"),
+        (&tree, board::DEVICE_TREE, "device tree"),
+        (&initrd, board::INITRD, "initial RAM disk"),
+    ] {
+        ram.memory()
+            .write_slice(data, GuestAddress(address))
+            .map_err(|error| format!("the {what} does not fit into RAM: {error}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! The virtio devices: on every board a disk and a source of random numbers, with `--devices all` those of `more/`; and what runs
+//! them.
+
+use std::{
+    error::Error,
+    io,
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use devisor::{
+    bus::Bus,
+    event_loop::EventLoop,
+    virtio::{
+        VirtioTransport,
+        block::{Block, BlockOptions, FileStorage},
+        entropy::{Entropy, OsRandom},
+    },
+};
+
+use crate::{
+    completion::{Completion, Gate, completed},
+    disk::NotedReads,
+    more::{Around, More, Room},
+    ram::Ram,
+    verdict::Check,
+    virtio::{Place, Slots},
+    watch::WatchedSource,
+    wing::Plan,
+};
+
+/// All virtio devices of a board. They do not run within the guest's kick but after it, by an event loop on the thread of all
+/// the rest.
+pub struct Devices {
+    virtio: Vec<Arc<dyn VirtioTransport>>,
+    /// What is not on every board.
+    more: Vec<More>,
+    events: EventLoop,
+    /// Held while the cores run.
+    cores_run: Gate,
+    disk_was_read: Arc<AtomicBool>,
+}
+
+impl Devices {
+    /// Plugs them into `slots`, in which the places of the two that are always there are `disk_at` and `entropy_at`. `bus` is that
+    /// of registers in memory.
+    pub fn new(
+        plan: &Plan<'_>,
+        [disk_at, entropy_at]: &[Place; 2],
+        room: &Room,
+        slots: &Slots<'_>,
+        bus: &mut Bus,
+        ram: &Ram,
+    ) -> Result<Self, Box<dyn Error>> {
+        let (completion, memory) = (plan.options.completion, ram.memory());
+        let events = EventLoop::new()?;
+        let cores_run = Gate::default();
+        // Where another thread is to complete requests, it runs a loop of its own.
+        let completing = match completion {
+            Completion::Thread => {
+                let elsewhere = EventLoop::new()?;
+                let run = elsewhere.clone();
+                // It ends with the process.
+                thread::Builder::new().name("disk".into()).spawn(move || run.run())?;
+                elsewhere
+            }
+            _ => events.clone(),
+        };
+        let disk_was_read = Arc::new(AtomicBool::new(false));
+        let storage = Arc::new(NotedReads::new(
+            FileStorage::open(plan.disk)?,
+            Arc::clone(&disk_was_read),
+        ));
+        let block = Block::new(Arc::clone(&storage), BlockOptions::default())?;
+        let block = completed(block, storage, completion, &completing, Arc::clone(&cores_run));
+        let entropy = Entropy::new(WatchedSource::new(OsRandom, Arc::clone(plan.watch)));
+        let mut virtio = vec![
+            slots.plug(disk_at, block, memory, &events, bus)?.transport(),
+            slots.plug(entropy_at, entropy, memory, &events, bus)?.transport(),
+        ];
+        let mut more = Vec::new();
+        for (place, plug) in plan.options.devices.more(room) {
+            let (device, added) = plug(Around {
+                place,
+                room,
+                slots,
+                memory,
+                events: &events,
+                bus,
+                persistent: ram.file(),
+            })?;
+            virtio.push(device);
+            more.push(added);
+        }
+        Ok(Self {
+            virtio,
+            more,
+            events,
+            cores_run,
+            disk_was_read,
+        })
+    }
+
+    /// Runs the cores by `run`, during which no request of the disk ends. `forget` is called before if something of the disk has
+    /// got into RAM.
+    pub fn with_cores(&self, forget: impl FnOnce(), run: impl FnOnce()) {
+        let _runs = self.cores_run.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.disk_was_read.swap(false, Ordering::SeqCst) {
+            forget();
+        }
+        run();
+    }
+
+    /// The guest has printed a line.
+    pub fn hear(&self, line: &str) -> Result<(), Box<dyn Error>> {
+        self.more.iter().try_for_each(|more| more.hear(line))
+    }
+
+    /// What has come of what is not on every board.
+    pub fn check(&self, console: &str) -> Vec<(&'static str, Check)> {
+        self.more.iter().flat_map(|more| more.check(console)).collect()
+    }
+
+    /// Runs the devices that the guest has kicked. Returns whether requests are under way.
+    pub fn run(&self) -> io::Result<bool> {
+        while self.events.run_once(Duration::ZERO)? {}
+        Ok(self.virtio.iter().any(|device| !device.waiting().is_empty()))
+    }
+}

@@ -1,0 +1,202 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use crate::{completion::Completion, more::DeviceSet, virtio::Transport};
+
+pub const USAGE: &str = "\
+usage: cargo run --release --example linux -- [OPTION VALUE]...
+  --arch NAME        arm64 or x86_64             [arm64]
+  --kernel FILE      a boot Image of arm64, or a bzImage  [tests/guest/build/kernel, or build/x86_64/kernel]
+  --initrd FILE      an initial RAM disk         [initrd.cpio beside it]
+  --disk FILE        an ext4 image; the guest gets a copy, FILE.run   [root.ext4 beside it]
+  --transport NAME   mmio; pci, with messages; or pci-intx, with wires
+                                                 [arm64: mmio; x86_64: pci, with the chips pic: pci-intx]
+  --completion NAME  when the disk completes its requests: in their round; late; shuffled; or
+                     by another thread: round, late, shuffled, thread [round]
+  --devices NAME     few: the disk and the entropy device; or all that there are, which takes mmio or pci [few]
+  --cpus NUMBER      x86_64 alone: 1 to 4        [1]
+  --chips NAME       x86_64 alone: apic, local APICs and IOAPIC; or pic, 8259s and 8254 [apic]
+  --measure yes      x86_64 alone: how much of the CPU it takes to the guest's first process, beside the same kernel
+                     on rsemu's own devices; and accesses by device
+  --engine NAME      rsemu's jit-host, jit or interp                  [jit-host]
+  --timeout SECONDS  give the guest up after this much of our time    [600]
+  --vcd FILE         write the interrupt lines as a waveform
+  --help             this text";
+
+/// Whose kernel it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    Arm64,
+    X86_64,
+}
+
+/// What interrupts a PC's cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chips {
+    /// Local APICs and an IOAPIC.
+    Apic,
+    /// The 8259 pair and the 8254: the kernel is told to leave local APICs alone.
+    Pic,
+}
+
+#[derive(Debug)]
+pub struct Options {
+    pub arch: Arch,
+    pub kernel: PathBuf,
+    pub initrd: PathBuf,
+    pub disk: PathBuf,
+    pub transport: Transport,
+    pub completion: Completion,
+    pub devices: DeviceSet,
+    pub cpus: u32,
+    pub chips: Chips,
+    pub measure: bool,
+    pub engine: String,
+    pub timeout: Duration,
+    pub vcd: Option<PathBuf>,
+}
+
+/// The value that has that name.
+fn named<T: Copy>(names: &[(&str, T)], name: &str) -> Result<T, &'static str> {
+    let mut names = names.iter();
+    Ok(names.find(|(of, _)| *of == name).ok_or(USAGE)?.1)
+}
+
+impl Options {
+    /// `None` is for help.
+    pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
+        let (mut arch, mut chips, mut cpus) = (Arch::Arm64, Chips::Apic, 1);
+        let (mut kernel, mut initrd, mut disk, mut vcd) = (None, None, None, None);
+        let (mut transport, mut completion) = (None, Completion::Round);
+        let (mut engine, mut timeout) = ("jit-host".to_owned(), Duration::from_secs(600));
+        let (mut devices, mut measure) = (DeviceSet::Few, false);
+        let mut of_x86 = None;
+        while let Some(option) = arguments.next() {
+            if option == "--help" || option == "-h" {
+                return Ok(None);
+            }
+            let value = arguments.next().ok_or(USAGE)?;
+            match option.as_str() {
+                "--arch" => arch = named(&[("arm64", Arch::Arm64), ("x86_64", Arch::X86_64)], &value)?,
+                "--kernel" => kernel = Some(PathBuf::from(value)),
+                "--initrd" => initrd = Some(value.into()),
+                "--disk" => disk = Some(value.into()),
+                "--transport" => transport = Some(named(&Transport::NAMES, &value)?),
+                "--completion" => completion = named(&Completion::NAMES, &value)?,
+                "--devices" => devices = named(&DeviceSet::NAMES, &value)?,
+                "--cpus" => cpus = value.parse().ok().filter(|cpus| (1..=4).contains(cpus)).ok_or(USAGE)?,
+                "--chips" => chips = named(&[("apic", Chips::Apic), ("pic", Chips::Pic)], &value)?,
+                "--measure" => measure = named(&[("yes", true), ("no", false)], &value)?,
+                "--engine" => engine = value,
+                "--timeout" => timeout = Duration::from_secs(value.parse().map_err(|_| USAGE)?),
+                "--vcd" => vcd = Some(value.into()),
+                _ => return Err(USAGE.into()),
+            }
+            if matches!(option.as_str(), "--cpus" | "--chips" | "--measure") {
+                of_x86 = Some(option);
+            }
+        }
+        if let (Arch::Arm64, Some(option)) = (arch, of_x86) {
+            return Err(format!(
+                "{option} is for --arch x86_64: the other board has one core and a GIC"
+            ));
+        }
+        let transport = transport.unwrap_or(match (arch, chips) {
+            (Arch::Arm64, _) => Transport::Mmio,
+            (Arch::X86_64, Chips::Apic) => Transport::Pci,
+            (Arch::X86_64, Chips::Pic) => Transport::PciIntx,
+        });
+        if chips == Chips::Pic && (cpus != 1 || transport == Transport::Pci) {
+            return Err(
+                "--chips pic: 8259s interrupt one CPU and take no messages: --cpus 1, and --transport \
+                        pci-intx or mmio"
+                    .into(),
+            );
+        }
+        if devices == DeviceSet::All && (chips == Chips::Pic || transport == Transport::PciIntx) {
+            return Err(
+                "--devices all: each device has an interrupt of its own: --transport mmio or pci, without \
+                        --chips pic"
+                    .into(),
+            );
+        }
+        let build = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/build"));
+        let build = match arch {
+            Arch::Arm64 => build,
+            Arch::X86_64 => build.join("x86_64"),
+        };
+        let options = Self {
+            arch,
+            kernel: kernel.unwrap_or_else(|| build.join("kernel")),
+            initrd: initrd.unwrap_or_else(|| build.join("initrd.cpio")),
+            disk: disk.unwrap_or_else(|| build.join("root.ext4")),
+            transport,
+            completion,
+            devices,
+            cpus,
+            chips,
+            measure,
+            engine,
+            timeout,
+            vcd,
+        };
+        for file in [&options.kernel, &options.initrd, &options.disk] {
+            if !file.exists() {
+                return Err(format!("{} is missing: run tests/guest/fetch.sh", file.display()));
+            }
+        }
+        Ok(Some(options))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Option<Options>, String> {
+        Options::parse(arguments.iter().map(|argument| argument.to_string()))
+    }
+
+    #[test]
+    fn without_a_guest_one_line_says_what_to_run() {
+        let message = parse(&["--kernel", "/nonexistent"]).unwrap_err();
+        assert_eq!(message, "/nonexistent is missing: run tests/guest/fetch.sh");
+    }
+
+    #[test]
+    fn help_is_no_mistake_wherever_it_stands() {
+        for arguments in [&["--help"][..], &["-h"], &["--engine", "jit", "--help"]] {
+            assert!(parse(arguments).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn an_option_without_a_value_or_without_a_meaning_is_refused() {
+        for arguments in [
+            &["--kernel"][..],
+            &["--timeout", "soon"],
+            &["--transport", "usb"],
+            &["--completion", "never"],
+            &["--devices", "some"],
+            &["--arch", "m68k"],
+            &["--arch", "x86_64", "--cpus", "5"],
+        ] {
+            assert_eq!(parse(arguments).err().as_deref(), Some(USAGE));
+        }
+    }
+
+    #[test]
+    fn what_the_chips_cannot_do_is_refused() {
+        let arguments = ["--arch", "x86_64", "--chips", "pic"];
+        for more in [["--cpus", "2"], ["--transport", "pci"]] {
+            let message = parse(&[&arguments[..], &more].concat()).unwrap_err();
+            assert!(message.starts_with("--chips pic: "), "{message}");
+        }
+        for more in [&["--transport", "pci-intx"][..], &arguments] {
+            let message = parse(&[&["--devices", "all"], more].concat()).unwrap_err();
+            assert!(message.starts_with("--devices all: "), "{message}");
+        }
+        assert!(parse(&["--cpus", "2"]).unwrap_err().contains("--arch x86_64"));
+    }
+}

@@ -1,0 +1,133 @@
+//! What one architecture has to bring: cores of rsemu's with a board of devisor's around them. `arm64` and `x86_64` are the two
+//! that do.
+
+use std::{io, path::Path, sync::Arc, time::Duration};
+
+use devisor::{
+    backends::recorder::Recorder,
+    bus::BusDevice,
+    interrupt::LevelInterrupt,
+    platform::{pl011::Pl011, uart16550::Uart16550},
+};
+
+use crate::{
+    counts::Source,
+    devices::Devices,
+    options::Options,
+    watch::{Console, Watch, Wire},
+};
+
+/// What a board is made of and with.
+pub struct Plan<'a> {
+    pub options: &'a Options,
+    /// The image that the guest may write to.
+    pub disk: &'a Path,
+    pub watch: &'a Arc<Watch>,
+    /// What the UART sends over.
+    pub wire: &'a Arc<Wire>,
+}
+
+/// A machine whose kernel is loaded, with all its devices.
+pub trait Wing {
+    /// Runs the cores a little. Devices are called on this thread.
+    fn run(&self);
+
+    /// How long the guest has been running, in its own time.
+    fn time(&self) -> Duration;
+
+    /// Lets the devices see what time it is: expires what is due.
+    fn let_time_pass(&self);
+
+    /// If the guest sleeps, lets its time pass at once until the next of its timers.
+    ///
+    /// # Errors
+    /// [`Stuck`] if there is none.
+    fn skip_idle_time(&self) -> Result<(), Stuck>;
+
+    /// To be called when a device may have written code to RAM: the translating engines cannot see that, and would go on
+    /// running what they made of the code that was there before.
+    fn forget_translations(&self);
+
+    /// What the guest has asked its firmware or its board for, if anything.
+    fn power_request(&self) -> Option<PowerRequest>;
+
+    fn devices(&self) -> &Devices;
+
+    fn uart(&self) -> &dyn Uart;
+
+    /// What recorded the lines.
+    fn recorder(&self) -> &Recorder;
+
+    /// How often the guest has accessed each device, if that is counted.
+    fn accesses(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
+    /// What the guest is to find, for the verdict.
+    fn facts(&self, options: &Options) -> Facts;
+}
+
+/// What the guest has to see of a board.
+pub struct Facts {
+    /// When the guest's time begins, counted from the Unix epoch.
+    pub epoch: Duration,
+    /// What its kernel calls the clock.
+    pub clock: &'static str,
+    /// What has to be in the disk's path below `/sys`.
+    pub disk_parent: String,
+    /// What interrupts it.
+    pub sources: Vec<Source>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerRequest {
+    Off,
+    Reset,
+}
+
+/// The cores sleep and nothing is left that could wake them.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest waits for an interrupt that nothing can raise any more")]
+pub struct Stuck;
+
+/// What either UART can do.
+pub trait Uart {
+    /// Takes what was typed at the guest. Returns for how much there was room.
+    fn type_in(&self, characters: &[u8]) -> usize;
+
+    /// Tries again to send what the wire has not taken. Returns whether there is more.
+    fn send(&self) -> io::Result<bool>;
+}
+
+impl<L: LevelInterrupt> Uart for Pl011<L, Console>
+where
+    Self: BusDevice,
+{
+    fn type_in(&self, characters: &[u8]) -> usize {
+        self.receive(characters)
+    }
+
+    fn send(&self) -> io::Result<bool> {
+        sent(self.flush(), self.unsent())
+    }
+}
+
+impl<L: LevelInterrupt> Uart for Uart16550<L, Console>
+where
+    Self: BusDevice,
+{
+    fn type_in(&self, characters: &[u8]) -> usize {
+        self.receive(characters)
+    }
+
+    fn send(&self) -> io::Result<bool> {
+        sent(self.flush(), self.unsent())
+    }
+}
+
+fn sent(flushed: io::Result<()>, left: usize) -> io::Result<bool> {
+    match flushed {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(left != 0),
+    }
+}

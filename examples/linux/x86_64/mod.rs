@@ -1,0 +1,150 @@
+//! Debian's kernel for x86_64: one to four cores, local APICs, an IOAPIC, 8259s, an 8254, a 16550, a CMOS clock, a keyboard
+//! controller, and ACPI's power management.
+
+mod acpi;
+mod board;
+mod clock;
+mod controller;
+mod machine;
+mod peer;
+mod vectors;
+
+pub use peer::cpu_time_to_init as cpu_time_on_others;
+
+use std::{error::Error, fs, path::Path, sync::Arc, time::Duration};
+
+use devisor::backends::recorder::Recorder;
+use rsemu::{
+    core::{
+        device::Device,
+        props::{Media, Props, Value},
+        space::RequesterId,
+    },
+    dev::linuxboot::LinuxBoot,
+};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::{
+    devices::Devices,
+    options::{Chips, Options},
+    ram::Ram,
+    virtio::Transport,
+    wing::{Facts, Plan, PowerRequest, Stuck, Uart, Wing},
+};
+use board::Board;
+use machine::{Cores, Machine};
+
+pub struct X86_64 {
+    machine: Machine,
+    board: Board,
+    recorder: Recorder,
+}
+
+impl X86_64 {
+    pub fn new(plan: &Plan<'_>) -> Result<Self, Box<dyn Error>> {
+        let ram = plan.options.devices.memory(&board::ROOM, &plan.options.disk)?;
+        let cores = Cores::new(&plan.options.engine, plan.options.cpus)?;
+        let clock = Arc::clone(cores.clock());
+        let recorder = Recorder::builder().clock(clock.clone()).capacity(1 << 20).build();
+        let (board, around) = Board::new(plan, &ram, &clock, cores.attention(), &recorder)?;
+        let machine = Machine::new(cores, &ram, around)?;
+        load(plan.options, &ram, &machine)?;
+        Ok(Self {
+            machine,
+            board,
+            recorder,
+        })
+    }
+}
+
+impl Wing for X86_64 {
+    fn run(&self) {
+        self.machine.run(self.board.deadline());
+    }
+
+    fn time(&self) -> Duration {
+        self.machine.time()
+    }
+
+    fn let_time_pass(&self) {
+        self.board.let_time_pass(self.machine.time());
+    }
+
+    fn skip_idle_time(&self) -> Result<(), Stuck> {
+        // Only now: what was set while the cores ran counts too.
+        self.machine.skip_idle_time(self.board.deadline())
+    }
+
+    fn forget_translations(&self) {
+        self.machine.forget_translations();
+    }
+
+    fn power_request(&self) -> Option<PowerRequest> {
+        self.board.power_request()
+    }
+
+    fn devices(&self) -> &Devices {
+        &self.board.devices
+    }
+
+    fn uart(&self) -> &dyn Uart {
+        &*self.board.uart
+    }
+
+    fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    fn accesses(&self) -> Vec<(&'static str, u64)> {
+        let names = board::REGIONS.iter().map(|(_, name)| *name).chain(["local APICs"]);
+        names.zip(self.machine.accesses()).collect()
+    }
+
+    fn facts(&self, options: &Options) -> Facts {
+        board::facts(options)
+    }
+}
+
+/// Puts kernel, initial RAM disk and tables into RAM, and what makes the first core begin with the kernel where it comes out of its
+/// reset.
+fn load(options: &Options, ram: &Ram, machine: &Machine) -> Result<(), Box<dyn Error>> {
+    const CONVENTIONAL: u64 = 640 << 10;
+    const HIGH: u64 = 1 << 20;
+    const RESET: u64 = 0xffff_fff0;
+    let tables = acpi::build(board::TABLES.base, options);
+    if tables.len() as u64 > board::TABLES.len {
+        return Err(format!("{} bytes of tables do not fit below 1 MiB", tables.len()).into());
+    }
+    ram.memory().write_slice(&tables, GuestAddress(board::TABLES.base))?;
+
+    let read = |file: &Path| fs::read(file).map_err(|error| format!("{}: {error}", file.display()));
+    let mut what = Props::new();
+    what.insert("kernel", Media::new("kernel", read(&options.kernel)?));
+    what.insert("initrd", Media::new("initrd", read(&options.initrd)?));
+    what.insert("cmdline", command_line(options).as_str());
+    what.insert("basemem", Value::Size(CONVENTIONAL));
+    what.insert("extmem", Value::Size(board::RAM.len - HIGH));
+    let loader = LinuxBoot::new(&what)?;
+    loader.load_into(machine.space(), RequesterId::ANONYMOUS)?;
+    let reset = loader.region("reset").ok_or("rsemu's loader has no reset vector")?;
+    machine.space().topology().map(reset, RESET)?;
+    Ok(())
+}
+
+fn command_line(options: &Options) -> String {
+    // The kernel's self-tests of its ciphers take as long as all the rest of its boot, and test nothing of ours; nor is there
+    // anything to mitigate.
+    let mut line = "console=ttyS0 panic=1 nokaslr cryptomgr.notests mitigations=off".to_owned();
+    line += options.devices.command_line();
+    if options.cpus > 1 {
+        // Cores take turns, so that their counters are up to a quantum apart.
+        line += " tsc=reliable";
+    }
+    if options.chips == Chips::Pic {
+        line += " nolapic";
+    }
+    if options.transport == Transport::PciIntx {
+        line += " pci=nomsi";
+    }
+    line
+}
