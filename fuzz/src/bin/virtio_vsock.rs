@@ -289,7 +289,14 @@ impl World {
             } => {
                 let waker = {
                     let mut script = self.host.0.lock().unwrap();
-                    script.ready.push((Token(token.into()), Ready { readable, writable, ended: readable && writable }));
+                    script.ready.push((
+                        Token(token.into()),
+                        Ready {
+                            readable,
+                            writable,
+                            ended: readable && writable,
+                        },
+                    ));
                     script.waker.clone()
                 };
                 waker.iter().for_each(Waker::wake);
