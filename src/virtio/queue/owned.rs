@@ -45,7 +45,7 @@ impl OwnedChain {
         Self(Some(held))
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn into_held(mut self) -> Option<Held> {
         let held = self.0.take();
         // Nothing is left to drop.

@@ -350,8 +350,10 @@ impl<'q> Round<'q> {
     /// The round is not alone any more.
     #[inline]
     pub(super) fn share(&mut self) {
-        self.mark_used();
-        (self.ring, self.alone) = (None, false);
+        if self.alone {
+            self.mark_used();
+            (self.ring, self.alone) = (None, false);
+        }
     }
 
     /// Marks what the short way has written into the used ring.

@@ -311,7 +311,7 @@ impl Shared {
     }
 
     /// Keeps the room of a chain that came back for another.
-    #[inline]
+    #[inline(always)]
     fn is_back(&self, used: &mut Used, outline: &Outline, mut segments: Segments) {
         if outline.spilled() != 0 {
             self.spilled.fetch_sub(outline.spilled(), Ordering::SeqCst);
