@@ -130,7 +130,7 @@ pub mod flaws {
 /// Which parts make a PC, an arm64 board and a microvm. A page of the documentation, without code.
 #[cfg(any(doc, doctest))]
 pub mod boards {
-    #![doc = include_str!("boards.md")]
+    #![doc = include_str!("../backends/boards.md")]
 }
 
 /// Guest memory, as it stands in this crate's signatures.

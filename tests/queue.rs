@@ -554,6 +554,24 @@ fn a_head_that_was_given_back_untouched_is_still_in_flight() {
     drop((round, again));
 }
 
+#[test]
+fn chains_that_were_taken_and_are_put_are_shown_together() {
+    for features in [ALL, NO_EVENT_IDX] {
+        let mut s = setup(features);
+        s.ring.request(&[writable(0x8000, 4)]);
+        s.ring.request(&[writable(0x9000, 4)]);
+        let [first, second] = [(); 2].map(|()| s.take());
+        let mut round = s.queue.round().unwrap();
+        round.put(second, 2).unwrap();
+        round.put(first, 9).unwrap();
+        assert_eq!(s.ring.used(), [], "the driver sees neither of them");
+        round.publish().unwrap();
+        assert_eq!(s.ring.used(), [(1, 2), (0, 4)]);
+        assert_eq!(round.end(), Ok(Rest::Left), "nothing was looked for");
+        assert_eq!((s.queue.counters().requests, s.signals()), (2, 1));
+    }
+}
+
 // Signals and their suppression (sections 2.7.7 and 2.7.10).
 
 #[test]

@@ -15,8 +15,10 @@
 //! | `word`, `inside` | what all threads agree on |
 //!
 //! *What a request costs*: no allocation. A chain that is completed in its round costs no lock and no atomic read-modify-write, a
-//! fence (which the specification asks for); a chain that is taken and completed elsewhere costs two locks of the used side, and
-//! counts of what is in flight and of the map that is kept alive.
+//! fence (which the specification asks for). A chain that is taken and completed elsewhere costs nine: the used side locked and unlocked,
+//! the fence, and two each for the count of what is in flight, for the queue and for the map of memory, which are kept alive; and for
+//! every sixteenth or so another lock of the used side, to fetch the room of those that came back. A queue allocates that room for its
+//! first sixteen chains, and for as many as are in flight at a time.
 //!
 //! A queue runs without a transport too:
 //!
