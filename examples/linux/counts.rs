@@ -23,7 +23,7 @@ pub enum Id {
     IntId(IntId),
     /// Of a PC, behind whichever vector.
     Gsi(Gsi),
-    /// Of a PC, sent by that function.
+    /// Sent by that function, and turned into whatever an interrupt controller has for it.
     Message(RequesterId),
     /// Of a PC, from a local APIC: its timer, or another core.
     Vector(Vector),
@@ -255,7 +255,10 @@ impl Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arm64::board::{GIC_MESSAGES, VIRTIO, sources};
+    use crate::{
+        arm64::board::{GIC_MESSAGES, VIRTIO, sources},
+        options::Gic,
+    };
     use devisor::interrupt::{Interrupt, MsiSink};
 
     fn lines() -> Vec<(&'static str, IntId)> {
@@ -263,7 +266,10 @@ mod tests {
             By::Line(Id::IntId(id)) => (source.name, id),
             _ => unreachable!("virtio-mmio has lines"),
         };
-        sources(Transport::Mmio, &VIRTIO).into_iter().map(line).collect()
+        sources(Gic::V2, Transport::Mmio, &VIRTIO)
+            .into_iter()
+            .map(line)
+            .collect()
     }
 
     /// What a guest prints that has counted `count` interrupts of each line.
@@ -314,7 +320,7 @@ mod tests {
                 .insert(Id::IntId(IntId(id)), counts);
         }
         let compare = |console: &str, recorder: &Recorder| {
-            interrupts(console, &seen, recorder, &sources(Transport::Pci, &VIRTIO))
+            interrupts(console, &seen, recorder, &sources(Gic::V2, Transport::Pci, &VIRTIO))
         };
         let (console, recorder) = (table_of_messages(1, 2), recorder_of_messages());
         assert_eq!(compare(&console, &recorder).unwrap(), "5 of 5 kinds");
@@ -358,7 +364,7 @@ mod tests {
                 &table(guest),
                 &seen(4, 6),
                 &recorder(None),
-                &sources(Transport::Mmio, &VIRTIO),
+                &sources(Gic::V2, Transport::Mmio, &VIRTIO),
             );
             assert_eq!(result.is_ok(), agree, "{guest}: {result:?}");
         }
@@ -371,7 +377,7 @@ mod tests {
                 &table(1),
                 &seen(1, 1),
                 &recorder(Some(name)),
-                &sources(Transport::Mmio, &VIRTIO),
+                &sources(Gic::V2, Transport::Mmio, &VIRTIO),
             )
             .unwrap_err();
             assert!(error.starts_with(name), "{error}");
@@ -381,7 +387,7 @@ mod tests {
                 &table(0),
                 &seen(0, 0),
                 &recorder(None),
-                &sources(Transport::Mmio, &VIRTIO)
+                &sources(Gic::V2, Transport::Mmio, &VIRTIO)
             )
             .is_err()
         );
@@ -389,13 +395,21 @@ mod tests {
 
     #[test]
     fn a_guest_that_did_not_print_its_counts_fails_the_run() {
-        assert!(interrupts("", &seen(1, 1), &recorder(None), &sources(Transport::Mmio, &VIRTIO)).is_err());
+        assert!(
+            interrupts(
+                "",
+                &seen(1, 1),
+                &recorder(None),
+                &sources(Gic::V2, Transport::Mmio, &VIRTIO)
+            )
+            .is_err()
+        );
         assert!(
             interrupts(
                 "",
                 &Seen::default(),
                 &recorder(None),
-                &sources(Transport::Mmio, &VIRTIO)
+                &sources(Gic::V2, Transport::Mmio, &VIRTIO)
             )
             .is_err()
         );

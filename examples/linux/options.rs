@@ -15,6 +15,7 @@ usage: cargo run --release --example linux -- [OPTION VALUE]...
   --completion NAME  when the disk completes its requests: in their round; late; shuffled; or
                      by another thread: round, late, shuffled, thread [round]
   --devices NAME     few: the disk and the entropy device; or all that there are, for arm64 with mmio or pci [few]
+  --gic NUMBER       arm64 alone: 2, with a frame for messages; or 3, with an ITS [2]
   --cpus NUMBER      x86_64 alone: 1 to 4        [1]
   --chips NAME       x86_64 alone: apic, local APICs and IOAPIC; or pic, 8259s and 8254 [apic]
   --measure yes      x86_64 alone: how much of the CPU it takes to the guest's first process, beside the same kernel
@@ -40,6 +41,15 @@ pub enum Chips {
     Pic,
 }
 
+/// What interrupts an arm64 core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gic {
+    /// Its messages are SPIs, by a GICv2m.
+    V2,
+    /// Its messages are LPIs, by an ITS.
+    V3,
+}
+
 #[derive(Debug)]
 pub struct Options {
     pub arch: Arch,
@@ -51,6 +61,7 @@ pub struct Options {
     pub devices: DeviceSet,
     pub cpus: u32,
     pub chips: Chips,
+    pub gic: Gic,
     pub measure: bool,
     pub engine: String,
     pub timeout: Duration,
@@ -71,7 +82,7 @@ impl Options {
         let (mut transport, mut completion) = (None, Completion::Round);
         let (mut engine, mut timeout) = ("jit-host".to_owned(), Duration::from_secs(600));
         let (mut devices, mut measure) = (DeviceSet::Few, false);
-        let mut of_x86 = None;
+        let (mut gic, mut of_arm, mut of_x86) = (Gic::V2, None, None);
         while let Some(option) = arguments.next() {
             if option == "--help" || option == "-h" {
                 return Ok(None);
@@ -87,19 +98,27 @@ impl Options {
                 "--devices" => devices = named(&DeviceSet::NAMES, &value)?,
                 "--cpus" => cpus = value.parse().ok().filter(|cpus| (1..=4).contains(cpus)).ok_or(USAGE)?,
                 "--chips" => chips = named(&[("apic", Chips::Apic), ("pic", Chips::Pic)], &value)?,
+                "--gic" => gic = named(&[("2", Gic::V2), ("3", Gic::V3)], &value)?,
                 "--measure" => measure = named(&[("yes", true), ("no", false)], &value)?,
                 "--engine" => engine = value,
                 "--timeout" => timeout = Duration::from_secs(value.parse().map_err(|_| USAGE)?),
                 "--vcd" => vcd = Some(value.into()),
                 _ => return Err(USAGE.into()),
             }
-            if matches!(option.as_str(), "--cpus" | "--chips" | "--measure") {
-                of_x86 = Some(option);
+            match option.as_str() {
+                "--cpus" | "--chips" | "--measure" => of_x86 = Some(option),
+                "--gic" => of_arm = Some(option),
+                _ => {}
             }
         }
         if let (Arch::Arm64, Some(option)) = (arch, of_x86) {
             return Err(format!(
                 "{option} is for --arch x86_64: the other board has one core and a GIC"
+            ));
+        }
+        if let (Arch::X86_64, Some(option)) = (arch, of_arm) {
+            return Err(format!(
+                "{option} is for --arch arm64: a PC has other chips, see --chips"
             ));
         }
         let transport = transport.unwrap_or(match (arch, chips) {
@@ -136,6 +155,7 @@ impl Options {
             devices,
             cpus,
             chips,
+            gic,
             measure,
             engine,
             timeout,
@@ -198,5 +218,7 @@ mod tests {
             assert!(message.starts_with("--devices all is for --arch arm64"), "{message}");
         }
         assert!(parse(&["--cpus", "2"]).unwrap_err().contains("--arch x86_64"));
+        let message = parse(&["--arch", "x86_64", "--gic", "3"]).unwrap_err();
+        assert!(message.contains("--arch arm64"), "{message}");
     }
 }

@@ -5,15 +5,11 @@ use std::{error::Error, sync::Arc, time::Duration};
 
 use devisor::{
     backends::{
-        irqchip::{
-            CpuId, IntId, Ppi, Spi,
-            gicv2::{CpuOutputs, GicV2, GicV2Config, LevelLine},
-            gicv2m::GicV2mFrame,
-        },
+        irqchip::{CpuId, IntId, Ppi, Spi, gicv2::LevelLine},
         recorder::{RecordedLevel, Recorder},
     },
     bus::{Bus, BusDevice},
-    interrupt::{LevelInterrupt, MsiMessage, NoInterrupt, RequesterId},
+    interrupt::{LevelInterrupt, NoInterrupt},
     platform::{
         pl011::{Pl011, Pl011Config},
         pl031::Pl031,
@@ -22,24 +18,28 @@ use devisor::{
 };
 
 use super::{
-    gic::WatchedCpuInterface,
+    gic::{Gic, id_of_lpi, id_of_spi},
     machine::{InterruptPins, Machine},
 };
 use crate::{
     counts::{By, Id, Rows, Source},
     devices::Devices,
     more::Room,
-    options::Options,
+    options::{Gic as GicVersion, Options},
     ram::Ram,
     virtio::{MESSAGE_LINE, Place, Slots, Transport, Window, pci_bus, recorded, window},
     watch::Console,
     wing::{Facts, Plan},
 };
 
-pub const GIC_DISTRIBUTOR: Window = window(0x0800_0000, 0x1000);
+/// Of a GICv2 the first 0x1000 bytes.
+pub const GIC_DISTRIBUTOR: Window = window(0x0800_0000, 0x1_0000);
 pub const GIC_CPU_INTERFACE: Window = window(0x0801_0000, 0x2000);
 /// The frame that turns messages into SPIs.
 pub const GIC_MESSAGES: Window = window(0x0802_0000, 0x1000);
+/// In place of these a GICv3 has its one redistributor, and an ITS.
+pub const GIC_ITS: Window = window(0x0808_0000, 0x2_0000);
+pub const GIC_REDISTRIBUTOR: Window = window(0x080a_0000, 0x2_0000);
 pub const UART: Window = window(0x0900_0000, 0x1000);
 pub const RTC: Window = window(0x0901_0000, 0x1000);
 /// Where the guest may place BARs, and the configuration space of the one bus.
@@ -70,7 +70,7 @@ pub const PHYSICAL_TIMER_PPI: Ppi = Ppi(14);
 /// When the guest's time begins: 1 January 2030, counted from the Unix epoch.
 pub const EPOCH: Duration = Duration::from_secs(1_893_456_000);
 
-const CPU: CpuId = CpuId(0);
+pub const CPU: CpuId = CpuId(0);
 
 /// The virtio devices of every board: the disk and the entropy device.
 pub const VIRTIO: [Place; 2] = [place(0, "virtio-blk", "virtio0"), place(1, "virtio-rng", "virtio1")];
@@ -118,7 +118,7 @@ pub const RTC_LINE: &str = "rtc";
 type RecordedLine = RecordedLevel<LevelLine>;
 
 /// What interrupts the guest.
-pub fn sources(transport: Transport, places: &[Place]) -> Vec<Source> {
+pub fn sources(gic: GicVersion, transport: Transport, places: &[Place]) -> Vec<Source> {
     let rows = |id: IntId| Rows::Input("GIC", id.0);
     let line = |name, id| Source {
         name,
@@ -132,22 +132,13 @@ pub fn sources(transport: Transport, places: &[Place]) -> Vec<Source> {
     ];
     sources.extend(places.iter().map(|place| {
         let id = spi(place, transport).into();
+        let id_of_message = match gic {
+            GicVersion::V2 => id_of_spi,
+            GicVersion::V3 => id_of_lpi,
+        };
         Source::virtio(place, transport, Id::IntId(id), rows(id), id_of_message)
     }));
     sources
-}
-
-/// A message for the GICv2m names the INTID.
-fn id_of_message(_: RequesterId, message: MsiMessage) -> Result<Id, String> {
-    let (Spi(first), count) = MESSAGES;
-    let frame = IntId::from(Spi(first)).0..IntId::from(Spi(first + count)).0;
-    match frame.contains(&message.data) {
-        true => Ok(Id::IntId(IntId(message.data))),
-        false => Err(format!(
-            "a message for INTID {}, which is not the frame's",
-            message.data
-        )),
-    }
 }
 
 /// What the guest has to see of it.
@@ -160,7 +151,7 @@ pub fn facts(options: &Options) -> Facts {
             Transport::Mmio => format!("/{:x}.virtio_mmio/", disk.mmio.base),
             Transport::Pci | Transport::PciIntx => disk.pci_parent(),
         },
-        sources: sources(transport, &places(options)),
+        sources: sources(options.gic, transport, &places(options)),
     }
 }
 
@@ -182,13 +173,9 @@ impl Board {
         clock: Arc<ManualClock>,
         recorder: &Recorder,
     ) -> Result<Self, Box<dyn Error>> {
-        let outputs = CpuOutputs {
-            irq: Box::new(pins.irq()),
-            fiq: Box::new(pins.fiq()),
-        };
-        let gic = GicV2::new(GicV2Config::default(), vec![outputs])?;
+        let gic = Gic::new(plan.options.gic, pins, ram)?;
         let line = |name, spi| gic.level_line(spi).map(|line| recorder.wrap_level(name, line));
-        let timer = |name, ppi| gic.ppi_line(CPU, ppi).map(|line| recorder.wrap_level(name, line));
+        let timer = |name, ppi| gic.timer_line(ppi).map(|line| recorder.wrap_level(name, line));
 
         let console = Console {
             watch: Arc::clone(plan.watch),
@@ -204,13 +191,11 @@ impl Board {
         };
         let devices = Devices::new(plan, &VIRTIO, &ROOM, &slots, &mut bus, ram)?;
 
-        let gic_cpu_interface = WatchedCpuInterface::new(gic.cpu_interface(CPU)?, Arc::clone(plan.watch));
-        let platform: [(Window, Arc<dyn BusDevice>); 4] = [
-            (GIC_DISTRIBUTOR, Arc::new(gic.distributor(CPU)?)),
-            (GIC_CPU_INTERFACE, Arc::new(gic_cpu_interface)),
-            (UART, Arc::clone(&uart) as _),
-            (RTC, Arc::clone(&rtc) as _),
-        ];
+        if let Some(registers) = gic.plug(&mut bus, plan.watch)? {
+            machine.add_registers(registers);
+        }
+        let platform: [(Window, Arc<dyn BusDevice>); 2] =
+            [(UART, Arc::clone(&uart) as _), (RTC, Arc::clone(&rtc) as _)];
         for (window, device) in platform {
             bus.insert(window.base, window.len, device)?;
         }
@@ -240,18 +225,15 @@ impl Board {
     }
 }
 
-/// Puts a PCI bus with a frame for its messages on `bus`.
-fn pci(gic: &GicV2, places: &[Place], recorder: &Recorder, bus: &mut Bus) -> Result<Slots<'static>, Box<dyn Error>> {
-    let (first, count) = MESSAGES;
-    let frame = Arc::new(GicV2mFrame::new(gic, GIC_MESSAGES.base, first, count)?);
-    bus.insert(GIC_MESSAGES.base, GIC_MESSAGES.len, Arc::clone(&frame) as _)?;
-
+/// Puts a PCI bus on `bus`, with what takes its messages.
+fn pci(gic: &Gic, places: &[Place], recorder: &Recorder, bus: &mut Bus) -> Result<Slots<'static>, Box<dyn Error>> {
+    let messages = gic.messages(bus)?;
     let mut wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>);
     for (wire, spi) in wires.iter_mut().zip(PCI_WIRES) {
         *wire = Arc::new(gic.level_line(spi)?);
     }
     let wires = recorded(wires, places, recorder);
-    let root = pci_bus(wires, recorder.wrap_sink(MESSAGE_LINE, frame))?;
+    let root = pci_bus(wires, recorder.wrap_sink(MESSAGE_LINE, messages))?;
     bus.insert(PCI_CONFIG.base, PCI_CONFIG.len, Arc::new(root.ecam()))?;
     let window = root.memory_window(PCI_MEMORY.base);
     bus.insert(PCI_MEMORY.base, PCI_MEMORY.len, Arc::new(window))?;

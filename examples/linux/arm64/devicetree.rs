@@ -3,10 +3,6 @@
 use std::ops::Range;
 
 use devisor::{
-    backends::irqchip::{
-        gicv2::{self, GicV2Config},
-        gicv2m,
-    },
     description::{
         BoardError, PciHost, Wire,
         arm::{self, Conduit, TimerPpis},
@@ -18,13 +14,17 @@ use devisor::{
     virtio::transport::mmio,
 };
 
-use super::board;
-use crate::virtio::{Place, Transport};
+use super::{board, gic};
+use crate::{
+    options::Gic,
+    virtio::{Place, Transport},
+};
 
 /// The device tree of the [`board`], for a kernel with this command line and this initial RAM disk.
 pub fn build(
     command_line: &str,
     initrd: Range<u64>,
+    version: Gic,
     transport: Transport,
     places: &[Place],
 ) -> Result<Vec<u8>, BoardError> {
@@ -38,17 +38,12 @@ pub fn build(
         arm::cpus("arm,cortex-a53", &[0]),
         arm::psci(Conduit::Smc),
         arm::timer(timer),
-        gicv2::describe(
-            &GicV2Config::default(),
-            board::GIC_DISTRIBUTOR.base,
-            board::GIC_CPU_INTERFACE.base,
-        ),
+        gic::describe(version),
         pl011::describe(board::UART.base, Wire::level(board::UART_SPI)).console(),
         pl031::describe(board::RTC.base, Wire::level(board::RTC_SPI)),
     ];
     if transport.is_pci() {
-        let (first, count) = board::MESSAGES;
-        parts.push(gicv2m::describe(board::GIC_MESSAGES.base, first, count));
+        parts.push(gic::describe_messages(version));
         parts.push(pci::describe(PciHost {
             ecam: Some(board::PCI_CONFIG.base),
             config_ports: false,

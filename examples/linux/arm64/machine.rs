@@ -9,6 +9,7 @@ use std::{
 };
 
 use devisor::{
+    backends::irqchip::gicv3::SysReg,
     bus::Bus,
     interrupt::{LevelInterrupt, level_from_fn},
 };
@@ -16,6 +17,7 @@ use rsemu::{
     core::{
         device::Device,
         error::BusError,
+        exec::{Exit, ExitMask, ExitReason, ExitingCore},
         hosts::HostObjects,
         props::Props,
         space::{AddressSpace, MemAttrs, MemOps, MemResult, Region},
@@ -24,8 +26,10 @@ use rsemu::{
     cpu::arm::a64::{
         Cpu, Lines,
         psci::{Cluster, DEFAULT_CLUSTER},
+        sysreg::El,
     },
 };
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::{
     ram::Ram,
@@ -61,13 +65,21 @@ impl InterruptPins {
     }
 }
 
+/// System registers that the core does not have itself. `None`: there is no such register either.
+pub trait SystemRegisters {
+    fn read(&self, register: SysReg) -> Option<u64>;
+    fn write(&self, register: SysReg, value: u64) -> Option<()>;
+}
+
 /// One core with its RAM and its devices.
 pub struct Machine {
     cpu: Cpu,
     lines: Arc<Lines>,
     space: Arc<AddressSpace>,
+    memory: Arc<GuestMemoryMmap>,
     power: Arc<OnceLock<PowerRequest>>,
     wires: WireIdAllocator,
+    registers: OnceLock<Box<dyn SystemRegisters>>,
 }
 
 impl Machine {
@@ -96,8 +108,10 @@ impl Machine {
             cpu,
             lines: Arc::clone(&lines),
             space,
+            memory: Arc::clone(ram.memory()),
             power: Arc::default(),
             wires: WireIdAllocator::new(),
+            registers: OnceLock::new(),
         };
         for (output, request) in [("poweroff", PowerRequest::Off), ("reboot", PowerRequest::Reset)] {
             let power = Arc::clone(&machine.power);
@@ -126,9 +140,71 @@ impl Machine {
         self.cpu.connect(output, WireSource::new(wire.build_shared(), id))
     }
 
+    /// From now on the core has these registers too.
+    pub fn add_registers(&self, registers: Box<dyn SystemRegisters>) {
+        let _ = self.registers.set(registers);
+        self.cpu.set_exit_mask(FAULTS);
+    }
+
     /// Runs a little. Devices are called on this thread.
     pub fn run(&self) {
-        self.cpu.run_budget(QUANTUM);
+        let Some(registers) = self.registers.get() else {
+            self.cpu.run_budget(QUANTUM);
+            return;
+        };
+        let mut left = QUANTUM;
+        while left != 0 {
+            let run = self.cpu.run_to_exit_ticks(left);
+            left = left.saturating_sub(run.consumed.ticks.max(1));
+            let Some(exit) = run.exit else { return };
+            if self.access(&exit, &**registers).is_none() {
+                self.take_exception();
+            }
+        }
+    }
+
+    /// What the core has stopped at is the guest's own: it comes again, and stays in the core. A store-exclusive faults the second time
+    /// only if the load before it is made again too.
+    fn take_exception(&self) {
+        const LOOP: u32 = 64;
+        const VECTORS: u64 = 0x800; // D1.3.1.5
+        self.cpu.set_exit_mask(ExitMask::NONE);
+        for _ in 0..LOOP {
+            self.cpu.step();
+            let vectors = self.cpu.sysregs().vbar_el1;
+            if (vectors..vectors + VECTORS).contains(&self.cpu.pc()) {
+                break;
+            }
+        }
+        self.cpu.set_exit_mask(FAULTS);
+    }
+
+    /// If the core has stopped at an access to one of the registers that it does not have, makes it.
+    fn access(&self, exit: &Exit, registers: &dyn SystemRegisters) -> Option<()> {
+        const UNKNOWN: u64 = 0; // ESR_EL1.EC
+        if exit.detail >> 26 != UNKNOWN || self.cpu.el() != El::El1 {
+            return None;
+        }
+        let mut word = [0; 4];
+        let address = self.cpu.translate_debug(exit.pc)?;
+        self.memory.read_slice(&mut word, GuestAddress(address)).ok()?;
+        let Access {
+            register,
+            general,
+            reads,
+        } = Access::of(u32::from_le_bytes(word))?;
+        let is_zero = general == 31;
+        if reads {
+            let value = registers.read(register)?;
+            if !is_zero {
+                self.cpu.set_x(general, value);
+            }
+        } else {
+            let value = if is_zero { 0 } else { self.cpu.x(general) };
+            registers.write(register, value)?;
+        }
+        self.cpu.set_pc(exit.pc.wrapping_add(4));
+        Some(())
     }
 
     /// What the guest has asked its firmware for (PSCI, DEN 0022), if anything.
@@ -172,6 +248,33 @@ impl Machine {
     /// running what they made of the code that was there before.
     pub fn forget_translations(&self) {
         self.space.topology().rebuild();
+    }
+}
+
+/// What the guest does that the core cannot: an access to a register that it does not know is among that.
+const FAULTS: ExitMask = ExitMask::NONE.with(ExitReason::FAULT);
+
+/// An `MRS` or `MSR` (DDI 0487, C6.2.228 and C6.2.230).
+struct Access {
+    register: SysReg,
+    /// The number of the general register; 31 is always zero.
+    general: u32,
+    reads: bool,
+}
+
+impl Access {
+    fn of(instruction: u32) -> Option<Self> {
+        let reads = match instruction >> 20 {
+            0xd53 => true,
+            0xd51 => false,
+            _ => return None,
+        };
+        let field = |shift: u32, bits: u32| (instruction >> shift & ((1 << bits) - 1)) as u8;
+        Some(Self {
+            register: SysReg::new(2 + field(19, 1), field(16, 3), field(12, 4), field(8, 4), field(5, 3)),
+            general: instruction & 0x1f,
+            reads,
+        })
     }
 }
 

@@ -100,7 +100,7 @@ fn load(options: &Options, ram: &Ram) -> Result<(), Box<dyn Error>> {
     }
     let initrd_range = board::INITRD..board::INITRD + initrd.len() as u64;
     let places = board::places(options);
-    let tree = devicetree::build(&command_line, initrd_range, options.transport, &places)?;
+    let tree = devicetree::build(&command_line, initrd_range, options.gic, options.transport, &places)?;
     for (data, address, what) in [
         (&kernel, board::KERNEL, "kernel"),
         (&tree, board::DEVICE_TREE, "device tree"),

@@ -7,6 +7,7 @@ use std::{
 
 use super::{DeviceId, EventId, Its, Shared, registers::TRANSLATER};
 use crate::{
+    backends::irqchip::{CpuId, IntId},
     interrupt::{MsiMessage, MsiSink, RequesterId},
     sync::lock,
 };
@@ -38,6 +39,13 @@ impl Its {
     /// nothing.
     pub fn signal(&self, device: DeviceId, event: EventId) {
         self.shared.signal(device, event);
+    }
+
+    /// Where an event goes now: the redistributor and the INTID of the LPI that the guest has mapped to it, if it has. For who
+    /// traces messages or debugs a guest; walks the tables in guest memory.
+    pub fn target(&self, device: DeviceId, event: EventId) -> Option<(CpuId, IntId)> {
+        let target = lock(&self.shared.model).translate_message(device.0, event.0)?;
+        Some((target.cpu, IntId(target.lpi)))
     }
 
     /// How many messages were dropped because the guest has mapped no LPI to them, or had the ITS disabled.
