@@ -12,6 +12,7 @@ use std::{sync::Arc, thread};
 use command::*;
 use devisor::{
     backends::irqchip::{
+        CpuId, IntId,
         gicv3::{GicV3, GicV3Config, LpiSupport},
         its::{DeviceId, EventId, Its, ItsConfig, ItsError},
     },
@@ -54,6 +55,20 @@ fn movi_and_movall_take_what_is_pending_to_another_cpu() {
     assert_eq!(guest.irqs(), [false, false]);
     guest.message(1);
     assert_eq!(guest.irqs(), [true, false], "its event is where it was");
+}
+
+#[test]
+fn where_an_event_goes_is_what_the_guest_mapped_last() {
+    let guest = Guest::mapped();
+    let target = || guest.its.target(DeviceId(DEVICE), EventId(3));
+    assert_eq!(target(), None);
+    guest.run(&[mapti(DEVICE, 3, LPI + 5, 1)]);
+    assert_eq!(target(), Some((CpuId(1), IntId(LPI + 5))));
+    guest.run(&[movi(DEVICE, 3, 0)]);
+    assert_eq!(target(), Some((CpuId(0), IntId(LPI + 5))));
+    guest.run(&[discard(DEVICE, 3)]);
+    assert_eq!(target(), None);
+    assert_eq!(guest.its.dropped_messages(), 0, "asking sends nothing");
 }
 
 #[test]
