@@ -108,6 +108,14 @@ impl<D: VirtioDevice + 'static> Guest<D> {
         }
     }
 
+    /// The function, behind virtio-pci.
+    pub fn pci(&self) -> Option<&VirtioPci<D>> {
+        match &self.face {
+            Face::Mmio(_) => None,
+            Face::Pci(pci) => Some(pci),
+        }
+    }
+
     pub fn with<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
         match &self.face {
             Face::Mmio(mmio) => mmio.with_device(f),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    both::BOTH,
+    both::Transport,
     named,
     world::{Driver, Kind, Way, World},
 };
@@ -78,33 +78,28 @@ pub enum Seen {
 pub struct Table {
     pub letter: &'static str,
     pub kind: Kind,
+    /// Over which transports its cases are played.
+    pub transports: &'static [Transport],
     /// How many cases the suite has under this letter.
     pub cases: usize,
-    pub rows: &'static [&'static [Row]],
-}
-
-impl Table {
-    fn rows(&self) -> impl Iterator<Item = &'static Row> {
-        self.rows.iter().copied().flatten()
-    }
+    pub rows: &'static [Row],
 }
 
 /// Plays the rows of a table, and prints how many were.
 pub fn run(table: &Table) {
     let mut wrong = Vec::new();
     let [mut played, mut elsewhere, mut not_here, mut known] = [0; 4];
-    let numbers: BTreeSet<_> = table.rows().map(|row| row.0).collect();
-    let letters = table.letter.split(' ').collect::<Vec<_>>();
-    for row in table.rows() {
+    let numbers: BTreeSet<_> = table.rows.iter().map(|row| row.0).collect();
+    for row in table.rows {
         let Row(id, what, case) = row;
         let letter = id.trim_end_matches(|digit: char| digit.is_ascii_digit());
-        if !letters.contains(&letter) || id.len() != letter.len() + 4 || what.is_empty() {
+        if letter != table.letter || id.len() != letter.len() + 4 || what.is_empty() {
             wrong.push(format!("{id} is no number of this table, or says nothing"));
         }
         match case {
             Case::Plays(kind, bare, full, play) => {
                 played += 1;
-                for way in ways() {
+                for way in ways(table) {
                     let expected = match way.driver {
                         Driver::Bare => *bare,
                         Driver::Full => *full,
@@ -134,17 +129,17 @@ pub fn run(table: &Table) {
         "{}: {} cases; {played} played, each in {} ways; {elsewhere} elsewhere; {not_here} not here; {known} known to be wrong",
         table.letter,
         numbers.len(),
-        ways().count(),
+        ways(table).count(),
     );
-    if numbers.len() != table.cases || numbers.len() != table.rows().count() {
-        wrong.push(format!("{} cases in {} rows", numbers.len(), table.rows().count()));
+    if numbers.len() != table.cases || numbers.len() != table.rows.len() {
+        wrong.push(format!("{} cases in {} rows", numbers.len(), table.rows.len()));
     }
     assert!(wrong.is_empty(), "\n{}\n{} in all", wrong.join("\n"), wrong.len());
 }
 
-fn ways() -> impl Iterator<Item = Way> {
-    BOTH.into_iter()
-        .flat_map(|transport| [Driver::Bare, Driver::Full].map(|driver| Way { transport, driver }))
+fn ways(table: &Table) -> impl Iterator<Item = Way> {
+    let transports = table.transports.iter().copied();
+    transports.flat_map(|transport| [Driver::Bare, Driver::Full].map(|driver| Way { transport, driver }))
 }
 
 fn play_one(kind: Kind, way: Way, expected: Seen, play: fn(&mut World) -> Seen) -> Result<(), String> {

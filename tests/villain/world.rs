@@ -279,6 +279,11 @@ impl World {
         counters.unwrap_or_default()
     }
 
+    /// How many chains of a queue were malformed.
+    pub fn malformed(&self, queue: u16) -> u64 {
+        self.counters(queue).malformed
+    }
+
     /// Kicks for what `offer` makes available, and says what came of it.
     pub fn watch(&mut self, queue: u16, offer: impl FnOnce(&mut ring::Ring)) -> Seen {
         self.watch_lens(queue, offer).0

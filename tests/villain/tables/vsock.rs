@@ -60,9 +60,9 @@ fn shut_down(w: &mut World, flags: u32, ops: &[u16]) -> crate::driver::Seen {
 fn bad_room(w: &mut World, damage: Damage) -> crate::driver::Seen {
     assert_eq!(hurt_first(w, RX, damage), Kept, "nobody has looked at it");
     assert_eq!(w.send(&data(b"x")), Served);
-    let refused = w.watch(RX, |_| ());
+    assert_eq!((w.guest.used(RX), w.malformed(RX)), (vec![0], 1));
     assert_eq!(w.ops(), [RST], "it is in the next one");
-    refused
+    Refused
 }
 
 #[rustfmt::skip]
