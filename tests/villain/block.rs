@@ -20,11 +20,6 @@ pub const OK: u32 = 0;
 pub const IOERR: u32 = 1;
 pub const UNSUPP: u32 = 2;
 
-pub const F_FLUSH: u64 = 1 << 9;
-pub const F_MQ: u64 = 1 << 12;
-pub const F_DISCARD: u64 = 1 << 13;
-pub const F_WRITE_ZEROES: u64 = 1 << 14;
-
 /// Where the data of a request is, and its status.
 pub const DATA: u64 = 0xb_0000;
 pub const STATUS: u64 = ANSWER;

@@ -111,7 +111,10 @@ pub fn run(table: &Table) {
             }
             Case::Elsewhere(test) => {
                 elsewhere += 1;
-                if !test.split_once("::").is_some_and(|(file, name)| named::is_there(file, name)) {
+                if !test
+                    .split_once("::")
+                    .is_some_and(|(file, name)| named::is_there(file, name))
+                {
                     wrong.push(format!("{id}: there is no test {test}"));
                 }
             }
@@ -158,7 +161,8 @@ fn play_one(kind: Kind, way: Way, expected: Seen, play: fn(&mut World) -> Seen) 
     outcome.unwrap_or_else(|panic| Err(message(&*panic)))
 }
 
-fn message(panic: &(dyn Any + Send)) -> String {
+/// What a panic says.
+pub fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
         .unwrap_or_else(|| "a panic".to_owned())

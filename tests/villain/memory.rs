@@ -15,7 +15,6 @@ pub const STATE: u16 = 3;
 
 pub const ACK: u32 = 0;
 pub const NACK: u32 = 1;
-pub const BUSY: u32 = 2;
 pub const ERROR: u32 = 3;
 
 pub const PLUGGED: u16 = 0;

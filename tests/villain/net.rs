@@ -1,9 +1,6 @@
 //! A driver of a network device.
 
-use devisor::virtio::{
-    features::INDIRECT_DESC,
-    net::{Header, NetFrame},
-};
+use devisor::virtio::net::{Header, NetFrame};
 
 use crate::{
     both::{ANSWER, REQUEST},
@@ -51,7 +48,6 @@ pub const COALESCING: u8 = 6;
 pub const TX_SET: u8 = 0;
 pub const RX_SET: u8 = 1;
 pub const VQ_SET: u8 = 2;
-pub const VQ_GET: u8 = 3;
 pub const STATISTICS: u8 = 8;
 
 /// Longer data than a request's.
@@ -112,7 +108,7 @@ pub fn of_queue(queue: u16, packets: u32, usecs: u32) -> Vec<u8> {
 impl World {
     /// The control queue, or the one that would be it.
     pub fn control(&self) -> u16 {
-        if self.has(F_MQ | F_RSS) { 4 } else { 2 }
+        if self.has(F_MQ | F_RSS) { 6 } else { 2 }
     }
 
     pub fn header_len(&self) -> usize {
@@ -188,10 +184,5 @@ impl World {
 
     pub fn net_config(&self, offset: u64, len: usize) -> u64 {
         self.guest.config(offset, len)
-    }
-
-    /// Whether tables of descriptors were agreed on.
-    pub fn has_tables(&self) -> bool {
-        self.has(INDIRECT_DESC)
     }
 }

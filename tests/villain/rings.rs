@@ -153,7 +153,9 @@ pub fn tabled(world: &mut World, queue: u16, table: Table) -> Seen {
 /// A good request whose longest buffer is cut, so that the chain has `count` descriptors.
 fn one_byte_each(world: &mut World, queue: u16, count: u16) -> Vec<Buffer> {
     let good = world.good(queue);
-    let longest = (0..good.len()).max_by_key(|&number| good[number].len).expect("a buffer");
+    let longest = (0..good.len())
+        .max_by_key(|&number| good[number].len)
+        .expect("a buffer");
     let pieces = u32::from(count) - (good.len() as u32 - 1);
     let mut buffers = Vec::new();
     for (number, buffer) in good.into_iter().enumerate() {

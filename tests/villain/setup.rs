@@ -2,11 +2,7 @@
 
 use devisor::{pci::Function, virtio::queue::QueueLayout};
 
-use crate::{
-    driver::Seen,
-    ring::Ring,
-    world::World,
-};
+use crate::{driver::Seen, ring::Ring, world::World};
 
 /// A register of both transports: where virtio-mmio has it, where the common configuration of virtio-pci has it, and how wide.
 #[derive(Clone, Copy)]
@@ -17,7 +13,6 @@ pub const DEVICE_FEATURES: Register = Register(0x10, 0x04, 4);
 pub const DRIVER_FEATURES_SEL: Register = Register(0x24, 0x08, 4);
 pub const DRIVER_FEATURES: Register = Register(0x20, 0x0c, 4);
 pub const STATUS: Register = Register(0x70, 0x14, 1);
-pub const GENERATION: Register = Register(0xfc, 0x15, 1);
 pub const QUEUE_SEL: Register = Register(0x30, 0x16, 2);
 /// As it is written.
 pub const QUEUE_SIZE: Register = Register(0x38, 0x18, 2);
@@ -48,7 +43,8 @@ impl World {
     }
 
     pub fn set(&self, register: Register, value: u64) {
-        self.guest.write(register.0, register.1, self.guest.width(register.2), value);
+        self.guest
+            .write(register.0, register.1, self.guest.width(register.2), value);
     }
 
     /// What the other half of an address is.
@@ -138,6 +134,7 @@ pub fn with_layout(w: &mut World, change: impl FnOnce(&mut QueueLayout)) -> Seen
     change(&mut layout);
     w.set_up(0, layout);
     w.go();
+    w.guest.kick(0);
     match w.needs_reset() {
         true => Seen::NeedsReset,
         false => {

@@ -113,7 +113,7 @@ fn device(kind: Kind, host: &mut Host) -> Box<dyn VirtioDevice> {
                 .get_or_insert_with(|| Arc::new(Wire::new(256).with_offloads(Offloads::ALL, Offloads::ALL)));
             let options = NetOptions {
                 mac: Some(Mac(MAC)),
-                pairs: 2,
+                pairs: 3,
                 queue_size: 64,
                 mtu: Some(1500),
                 speed: Some(Speed {
@@ -265,7 +265,9 @@ impl World {
 
     pub fn kick(&self, queue: u16) {
         if self.is_pci() && self.has(features::NOTIFICATION_DATA) {
-            let next = self.guest.rings[usize::from(queue)].as_ref().map_or(0, |ring| ring.avail_idx());
+            let next = self.guest.rings[usize::from(queue)]
+                .as_ref()
+                .map_or(0, |ring| ring.avail_idx());
             let data = u64::from(queue) | u64::from(next) << 16;
             self.guest.write(0, 0x3000 + 4 * u64::from(queue), 4, data);
         } else {
@@ -324,9 +326,9 @@ impl World {
     pub fn good(&mut self, queue: u16) -> Vec<Buffer> {
         let (request, room): (Vec<u8>, Vec<u32>) = match self.kind {
             Kind::Net if queue == self.control() => (vec![0, 0, 1], vec![1]),
-            Kind::Net if queue % 2 == 0 => (vec![], vec![2048]),
+            Kind::Net if queue.is_multiple_of(2) => (vec![], vec![2048]),
             Kind::Net => (self.packet(&[], 60), vec![]),
-            Kind::Console | Kind::Multiport if queue % 2 == 0 => (vec![], vec![256]),
+            Kind::Console | Kind::Multiport if queue.is_multiple_of(2) => (vec![], vec![256]),
             Kind::Multiport if queue == 3 => (crate::console::message(0, 3, 1).to_vec(), vec![]),
             Kind::Console | Kind::Multiport => (b"hello".to_vec(), vec![]),
             Kind::Vsock if queue == 1 => (crate::vsock::packet(crate::vsock::RST).bytes(), vec![]),
@@ -437,7 +439,11 @@ impl World {
     /// Another device of the same make over the same host, in the state of this one.
     pub fn moved(&mut self) {
         let state = crate::rest::at_rest(self.guest.transport());
-        let mut moved = Guest::new(self.way.transport, device(self.kind, &mut self.host), &self.guest.memory);
+        let mut moved = Guest::new(
+            self.way.transport,
+            device(self.kind, &mut self.host),
+            &self.guest.memory,
+        );
         moved.transport().restore(&state).expect("it was saved so");
         moved.transport().resume();
         moved.rings = std::mem::take(&mut self.guest.rings);

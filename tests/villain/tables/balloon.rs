@@ -96,7 +96,9 @@ pub const ROWS: &[Row] = &[
     Row("L0020", "statistics that end within an entry", elsewhere("tests/balloon/statistics.rs::a_buffer_is_taken_as_far_as_it_goes")),
     Row("L0021", "the ring goes into the balloon", elsewhere("tests/balloon/inflate.rs::the_ring_itself_in_the_balloon_is_contained")),
     Row("L0022", "a report by who did not ask to make any", differs(Refused, Served, |w| w.offer(REPORTING, &[writable(0xc_0000, 4096)]))),
-    Row("L0023", "a page is reported free", differs(Refused, Served, |w| {
+    Row("L0023", "a page is reported free, in the direction of the specification and in the other", differs(Refused, Served, |w| {
+        assert_eq!(w.offer(REPORTING, &[readable(0xc_0000, 4096)]), Refused);
+        assert!(w.discarded().is_empty());
         let seen = w.offer(REPORTING, &[writable(0xc_0000, 4096)]);
         assert_eq!(w.discarded().len(), usize::from(w.is_full()));
         seen
@@ -125,7 +127,8 @@ pub const ROWS: &[Row] = &[
     })),
     Row("L0034", "a page comes out because memory ran out", plays(Served, |w| pages(w, DEFLATE, &[0xc0]))),
     Row("L0035", "a page is hinted that nobody asked for", differs(Refused, Served, |w| {
-        let seen = w.offer(HINTS, &[writable(0xc_0000, 4096)]);
+        w.guest.put(REQUEST, &2_u32.to_le_bytes());
+        let seen = w.offer(HINTS, &[readable(REQUEST, 4), writable(0xc_0000, 4096)]);
         assert!(w.host.hints.lock().unwrap().is_empty());
         seen
     })),

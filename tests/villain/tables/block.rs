@@ -71,10 +71,13 @@ fn framed(w: &mut World, pieces: &[u32]) -> Seen {
     let bytes = text(len as usize, 3);
     w.guest.put(DATA, &bytes);
     let mut at = DATA;
-    let cut: Vec<_> = pieces.iter().map(|piece| {
-        at += u64::from(*piece);
-        (at - u64::from(*piece), *piece)
-    }).collect();
+    let cut: Vec<_> = pieces
+        .iter()
+        .map(|piece| {
+            at += u64::from(*piece);
+            (at - u64::from(*piece), *piece)
+        })
+        .collect();
     let from: Vec<_> = cut.iter().map(|(at, len)| readable(*at, *len)).collect();
     assert_eq!(w.disk_asks(0, OUT, 2, &from), YES);
     w.guest.put(DATA, &vec![0; len as usize]);

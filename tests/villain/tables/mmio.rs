@@ -24,11 +24,19 @@ pub const ROWS: &[Row] = &[
         }
         several(w, 0, 1)
     })),
-    Row("M0004", "a driver that selects no queue", plays(Served, |w| {
+    Row("M0004", "a driver that selects no queue, and then some that there are not", plays(Served, |w| {
         w.agree();
-        let layout = w.layout();
-        w.set_up(0, layout);
-        assert_eq!(w.get(QUEUE_READY), 1, "the first one is selected");
+        for queue in [None, Some(0xffff), Some(0x7fff_ffff)] {
+            if let Some(queue) = queue {
+                w.set(QUEUE_SEL, queue);
+            }
+            w.get(QUEUE_MAX);
+            w.set(QUEUE_SIZE, 16);
+            w.set(QUEUE_DESC, 0x1000);
+            w.set_high(QUEUE_DESC, 0);
+            w.set(QUEUE_READY, 1);
+        }
+        w.guest.kick(0xffff);
         w.restart();
         several(w, 0, 1)
     })),
@@ -36,7 +44,13 @@ pub const ROWS: &[Row] = &[
         assert_eq!(status_after(w, WORKING | 0x30), WORKING);
         several(w, 0, 1)
     })),
-    Row("M0006", "a driver that does not look who is there", plays(Served, |w| {
+    Row("M0006", "a driver that looks neither who is there nor whether features were taken", plays(Served, |w| {
+        w.guest.set_status(0);
+        for step in [ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK] {
+            w.guest.set_status(w.guest.status() | step);
+        }
+        w.guest.kick(0);
+        assert_eq!(w.guest.status(), ACKNOWLEDGE | DRIVER);
         w.restart();
         several(w, 0, 1)
     })),
@@ -126,7 +140,7 @@ pub const ROWS: &[Row] = &[
         w.restart();
         Holds
     })),
-    Row("M0030", "descriptors at the last address", plays(NeedsReset, |w| with_layout(w, |layout| layout.descriptor_area = u64::MAX & !15))),
+    Row("M0030", "descriptors at the last address", plays(NeedsReset, |w| with_layout(w, |layout| layout.descriptor_area = !15))),
     Row("M0031", "kicks that say how far the driver is", plays(Holds, |w| {
         assert_eq!(w.guest.offered() & NOTIFICATION_DATA, 0, "not offered over virtio-mmio");
         Holds

@@ -14,6 +14,8 @@ use crate::{
     world::{REGION, World},
 };
 
+use super::{HOTPLUG, LATER_TEXT};
+
 const OK: u32 = 0;
 const FAILED: u32 = u32::MAX;
 
@@ -84,7 +86,7 @@ pub const ROWS: &[Row] = &[
     })),
     Row("E0025", "a flush in a table of its own", differs(Refused, Served, |w| tabled(w, 0, Whole))),
     Row("E0026", "room for a response in the registers of a device", plays(Refused, |w| hurt_last(w, 0, IN_REGISTERS))),
-    Row("E0027", "memory of which a part can be discarded", not_here("a feature that no text has but that of the suite")),
+    Row("E0027", "memory of which a part can be discarded", not_here(LATER_TEXT)),
     Row("E0028", "the memory as a region of shared memory", elsewhere("tests/pmem.rs::the_region_is_in_the_registers_of_virtio_mmio_and_in_a_capability_of_virtio_pci")),
     Row("E0029", "a flush after a reset", plays(Says(OK), |w| {
         w.restart();
@@ -102,7 +104,7 @@ pub const ROWS: &[Row] = &[
         Holds
     })),
     Row("E0033", "room for a response that passes the last address", plays(Refused, |w| hurt_last(w, 0, Wraps))),
-    Row("E0200", "a device that is plugged in while the machine runs", elsewhere("tests/pci/bus.rs::a_slot_is_given_once_and_a_foreign_function_is_refused")),
+    Row("E0200", "a device that is plugged in while the machine runs", elsewhere(HOTPLUG)),
     Row("E0201", "a state is saved while a flush waits", plays(Holds, |w| {
         w.guest.transport().pause();
         let good = w.good(0);
