@@ -19,7 +19,7 @@ pub struct Row(pub &'static str, pub &'static str, pub Case);
 pub enum Case {
     /// It is played here, before a device of this kind. What a driver that takes VERSION_1 alone sees, and one that takes everything.
     Plays(Option<Kind>, Seen, Seen, fn(&mut World) -> Seen),
-    /// A test tries it: `file::name`.
+    /// Tests try it: `file::name; another_file::another_name`.
     Elsewhere(&'static str),
     /// It does not apply, for this reason.
     NotHere(&'static str),
@@ -48,8 +48,8 @@ pub const fn differs(bare: Seen, full: Seen, play: fn(&mut World) -> Seen) -> Ca
     Case::Plays(None, bare, full, play)
 }
 
-pub const fn elsewhere(test: &'static str) -> Case {
-    Case::Elsewhere(test)
+pub const fn elsewhere(tests: &'static str) -> Case {
+    Case::Elsewhere(tests)
 }
 
 pub const fn not_here(why: &'static str) -> Case {
@@ -109,13 +109,13 @@ pub fn run(table: &Table) {
                     }
                 }
             }
-            Case::Elsewhere(test) => {
+            Case::Elsewhere(tests) => {
                 elsewhere += 1;
-                if !test
-                    .split_once("::")
-                    .is_some_and(|(file, name)| named::is_there(file, name))
-                {
-                    wrong.push(format!("{id}: there is no test {test}"));
+                for test in tests.split("; ") {
+                    let place = test.split_once("::");
+                    if !place.is_some_and(|(file, name)| named::is_there(file, name)) {
+                        wrong.push(format!("{id}: there is no test {test}"));
+                    }
                 }
             }
             Case::NotHere(why) => {

@@ -34,7 +34,7 @@ use crate::{
 pub enum Driver {
     /// VERSION_1 alone.
     Bare,
-    /// All that is offered.
+    /// All that is offered, and that goes with split rings.
     Full,
 }
 
@@ -64,6 +64,8 @@ pub enum Kind {
 
 pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 pub const OTHER: [u8; 6] = [0x52, 0x54, 0, 0, 0, 2];
+/// VIRTIO_F_RING_PACKED (section 6).
+pub const RING_PACKED: u64 = 1 << 34;
 /// Guest memory ends here.
 pub const TOP: u64 = 1 << 20;
 /// Where no memory is.
@@ -212,7 +214,8 @@ impl World {
     pub fn wanted(&self) -> u64 {
         match self.way.driver {
             Driver::Bare => features::VERSION_1,
-            Driver::Full => self.guest.offered(),
+            // Rings of the other format have a table of their own.
+            Driver::Full => self.guest.offered() & !RING_PACKED,
         }
     }
 
@@ -264,12 +267,12 @@ impl World {
     // Requests.
 
     pub fn kick(&self, queue: u16) {
-        if self.is_pci() && self.has(features::NOTIFICATION_DATA) {
+        if self.has(features::NOTIFICATION_DATA) {
             let next = self.guest.rings[usize::from(queue)]
                 .as_ref()
                 .map_or(0, |ring| ring.avail_idx());
             let data = u64::from(queue) | u64::from(next) << 16;
-            self.guest.write(0, 0x3000 + 4 * u64::from(queue), 4, data);
+            self.guest.write(0x50, 0x3000 + 4 * u64::from(queue), 4, data);
         } else {
             self.guest.kick(queue);
         }

@@ -321,7 +321,7 @@ pub const ROWS: &[Row] = &[
         assert_eq!(w.guest.config(0, 8), SECTORS);
         Holds
     })),
-    Row("B0136", "a configuration that changes while it is read", elsewhere("tests/virtio_pci/common.rs::a_torn_read_of_the_configuration_is_detectable")),
+    Row("B0136", "a configuration that changes while it is read", elsewhere("tests/virtio_pci/common.rs::a_torn_read_of_the_configuration_is_detectable; tests/virtio_mmio/registers.rs::a_torn_read_of_the_configuration_is_detectable")),
     Row("B0137", "not known to us", not_here(UNREAD)),
     Row("B0138", "zeros up to the last sector", differs(NO, YES, |w| zeroes(w, SECTORS - 2, 2, 0))),
     Row("B0139", "not known to us", not_here(UNREAD)),

@@ -93,7 +93,7 @@ pub const ROWS: &[Row] = &[
         assert_eq!(w.guest.config(0, 8), SECTORS);
         Holds
     })),
-    Row("S0007", "a configuration that changes while it is read", elsewhere("tests/virtio_pci/common.rs::a_torn_read_of_the_configuration_is_detectable")),
+    Row("S0007", "a configuration that changes while it is read", elsewhere("tests/virtio_pci/common.rs::a_torn_read_of_the_configuration_is_detectable; tests/virtio_mmio/registers.rs::a_torn_read_of_the_configuration_is_detectable")),
     Row("S0008", "a queue that is drained by a reset", elsewhere("tests/virtio_mmio/flight.rs::a_device_that_was_reset_changes_no_memory_whatever_other_threads_do")),
     Row("S0009", "kicks while the status changes", plays(Served, |w| {
         w.guest.reset();
@@ -112,7 +112,7 @@ pub const ROWS: &[Row] = &[
         (0..20).for_each(|_| w.guest.reset());
         revived(w)
     })),
-    Row("S0013", "a queue that is set up after the driver was ready", elsewhere("tests/virtio_mmio/queues.rs::a_queue_that_was_not_enabled_at_driver_ok_reads_as_not_ready_for_good")),
+    Row("S0013", "a queue that is set up after the driver was ready", elsewhere("tests/virtio_mmio/queues.rs::a_queue_that_was_not_enabled_at_driver_ok_reads_as_not_ready_for_good; tests/virtio_pci/common.rs::queue_registers_written_after_driver_ok_change_nothing")),
     Row("S0014", "a queue of another size after a reset", plays(Served, |w| {
         assert_eq!(several(w, 0, 1), Served);
         w.agree();
@@ -170,7 +170,7 @@ pub const ROWS: &[Row] = &[
         Holds
     })),
     Row("S0028", "VERSION_1 alone", plays(Served, reduced)),
-    Row("S0029", "a reset with requests under way", elsewhere("tests/virtio_mmio/flight.rs::a_reset_returns_when_requests_have_ended_and_nothing_is_used_after_it")),
+    Row("S0029", "a reset with requests under way", elsewhere("tests/virtio_mmio/flight.rs::a_reset_returns_when_requests_have_ended_and_nothing_is_used_after_it; tests/virtio_pci/flight.rs::a_reset_that_takes_longer_than_its_patience_reads_as_not_reset_until_requests_have_ended")),
     Row("S0030", "features in the upper word that were not offered", plays(Holds, |w| refused(w, w.wanted() | 1 << 63))),
     Row("S0031", "a device that needs a reset lives after it", plays(NeedsReset, |w| w.watch(0, |ring| ring.offer(u16::MAX)))),
     Row("S0032", "a reset disables queues", plays(Holds, |w| {
@@ -224,7 +224,7 @@ pub const ROWS: &[Row] = &[
         assert!((0..1000).all(|_| w.guest.generation() == first));
         Holds
     })),
-    Row("S0043", "a change of the configuration is shown", elsewhere("tests/virtio_mmio/status.rs::needs_reset_is_cleared_by_reset_alone_and_comes_with_a_configuration_interrupt")),
+    Row("S0043", "a change of the configuration is shown", elsewhere("tests/virtio_mmio/status.rs::needs_reset_is_cleared_by_reset_alone_and_comes_with_a_configuration_interrupt; tests/virtio_pci/interrupts.rs::a_device_that_needs_a_reset_says_so_in_isr_with_msix_on")),
     Row("S0044", "all bits of the status at once, in the order that they have", plays(Holds, |w| {
         w.guest.reset();
         w.guest.set_status(0xff);
@@ -296,8 +296,8 @@ pub const ROWS: &[Row] = &[
         reset_queue(w, 0);
         several(w, 0, 2)
     })),
-    Row("S0062", "one queue is reset with requests under way", elsewhere("tests/virtio_mmio/flight.rs::a_queue_that_is_stopped_or_reset_is_so_when_its_requests_have_ended")),
-    Row("S0063", "one queue is reset by who did not ask for it", elsewhere("tests/virtio_mmio/queues.rs::a_queue_reset_that_was_not_negotiated_does_nothing")),
+    Row("S0062", "one queue is reset with requests under way", elsewhere("tests/virtio_mmio/flight.rs::a_queue_that_is_stopped_or_reset_is_so_when_its_requests_have_ended; tests/virtio_pci/flight.rs::a_queue_that_is_reset_reads_so_until_its_own_requests_have_ended")),
+    Row("S0063", "one queue is reset by who did not ask for it", elsewhere("tests/virtio_mmio/queues.rs::a_queue_reset_that_was_not_negotiated_does_nothing; tests/virtio_pci/common.rs::a_queue_is_not_reset_by_itself_if_that_was_not_negotiated")),
     Row("S0064", "one queue is reset twice", plays(Served, |w| {
         reset_queue(w, 0);
         reset_queue(w, 0)
@@ -307,7 +307,7 @@ pub const ROWS: &[Row] = &[
         reset_queue(w, 0);
         several(w, 1, 2)
     })),
-    Row("S0066", "one queue is reset and has another size", elsewhere("tests/virtio_mmio/queues.rs::a_queue_can_be_reset_by_itself_and_set_up_elsewhere")),
+    Row("S0066", "one queue is reset and has another size", elsewhere("tests/virtio_mmio/queues.rs::a_queue_can_be_reset_by_itself_and_set_up_elsewhere; tests/virtio_pci/common.rs::a_queue_is_reset_by_itself_and_set_up_again")),
     Row("S0067", "a device is suspended", not_here(LATER_TEXT)),
     Row("S0068", "a device is suspended and goes on", not_here(LATER_TEXT)),
     Row("S0069", "a device is suspended before its driver is ready", not_here(LATER_TEXT)),
@@ -363,7 +363,7 @@ pub const ROWS: &[Row] = &[
     })),
     Row("S0093", "the bits of the status that nobody has", plays(Served, |w| stays(w, 0x30 | WORKING))),
     Row("S0094", "nothing is taken before the driver is ready", plays(Served, before_the_driver_is_ready)),
-    Row("S0095", "a queue that works is set up anew", elsewhere("tests/virtio_pci/common.rs::queue_registers_written_after_driver_ok_change_nothing")),
+    Row("S0095", "a queue that works is set up anew", elsewhere("tests/virtio_pci/common.rs::queue_registers_written_after_driver_ok_change_nothing; tests/virtio_mmio/queues.rs::queue_registers_written_after_driver_ok_change_nothing")),
 ];
 
 /// Resets a queue by itself, where that was agreed on, enables it again and has it serve.
