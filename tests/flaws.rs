@@ -1,6 +1,11 @@
 //! The page `flaws` of the documentation: each test that it names is there, and each report that it names has a link.
 
-use std::{collections::BTreeSet, fs, path::Path};
+#[path = "support/named.rs"]
+mod named;
+
+use std::collections::BTreeSet;
+
+use named::{has_test, is_there};
 
 const PAGE: &str = include_str!("../src/flaws.md");
 
@@ -37,19 +42,6 @@ fn tests(cell: &str) -> Vec<(&str, &str)> {
     tests
 }
 
-/// Whether `source` has a test of that name.
-fn has_test(source: &str, name: &str) -> bool {
-    let lines: Vec<_> = source.lines().map(str::trim_start).collect();
-    let heading = format!("fn {name}(");
-    lines.iter().enumerate().any(|(number, line)| {
-        let above = lines[..number].iter().rev();
-        line.starts_with(&heading)
-            && above
-                .take_while(|line| line.starts_with("#[") || line.starts_with("//"))
-                .any(|line| *line == "#[test]")
-    })
-}
-
 #[test]
 fn every_test_that_the_page_names_is_in_the_file_that_it_names() {
     let rows = rows();
@@ -60,8 +52,7 @@ fn every_test_that_the_page_names_is_in_the_file_that_it_names() {
             panic!("{row:?} is no row of four cells")
         };
         for (file, name) in tests(shown) {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-            if !fs::read_to_string(path).is_ok_and(|source| has_test(&source, name)) {
+            if !is_there(file, name) {
                 missing.push(format!("{report}: {file} has no test {name}"));
             }
         }

@@ -108,6 +108,14 @@ impl<D: VirtioDevice + 'static> Guest<D> {
         }
     }
 
+    /// The function, behind virtio-pci.
+    pub fn pci(&self) -> Option<&VirtioPci<D>> {
+        match &self.face {
+            Face::Mmio(_) => None,
+            Face::Pci(pci) => Some(pci),
+        }
+    }
+
     pub fn with<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
         match &self.face {
             Face::Mmio(mmio) => mmio.with_device(f),
@@ -124,7 +132,8 @@ impl<D: VirtioDevice + 'static> Guest<D> {
 
     // Registers.
 
-    fn read(&self, mmio: u64, pci: u64, len: usize) -> u64 {
+    /// What is at the register of either transport.
+    pub fn read(&self, mmio: u64, pci: u64, len: usize) -> u64 {
         let mut data = [0; 8];
         match &self.face {
             Face::Mmio(face) => face.read(mmio, &mut data[..len]),
@@ -133,7 +142,7 @@ impl<D: VirtioDevice + 'static> Guest<D> {
         read_le(&data[..len])
     }
 
-    fn write(&self, mmio: u64, pci: u64, len: usize, value: u64) {
+    pub fn write(&self, mmio: u64, pci: u64, len: usize, value: u64) {
         let mut data = [0; 8];
         write_le(&mut data[..len], value);
         match &self.face {
@@ -142,7 +151,8 @@ impl<D: VirtioDevice + 'static> Guest<D> {
         }
     }
 
-    fn width(&self, pci: usize) -> usize {
+    /// How wide a register is that virtio-pci has so wide.
+    pub fn width(&self, pci: usize) -> usize {
         match self.kind {
             Transport::Mmio => 4,
             Transport::Pci => pci,
@@ -208,9 +218,10 @@ impl<D: VirtioDevice + 'static> Guest<D> {
     }
 
     pub fn enable(&mut self, queue: u16) {
-        let ring = Ring::new(&self.memory, RINGS + RING * u64::from(queue), SIZE);
         self.write(0x30, 0x16, self.width(2), queue.into());
-        self.write(0x38, 0x18, self.width(2), SIZE.into());
+        let size = SIZE.min(self.read(0x34, 0x18, self.width(2)) as u16);
+        let ring = Ring::new(&self.memory, RINGS + RING * u64::from(queue), size);
+        self.write(0x38, 0x18, self.width(2), size.into());
         for (mmio, pci, address) in [
             (0x80, 0x20, ring.layout.descriptor_area),
             (0x90, 0x28, ring.layout.driver_area),
