@@ -107,7 +107,9 @@ fn main() -> ExitCode {
         println!("skipped: instructions are not counted without valgrind");
         return ExitCode::SUCCESS;
     };
-    println!("the driver's part, taken away below: {one:.1} a chain, {batched:.1} of several at once, {byte:.1} a byte");
+    println!(
+        "the driver's part, taken away below: {one:.1} a chain, {batched:.1} of several at once, {byte:.1} a byte"
+    );
     let mut worst = ExitCode::SUCCESS;
     for (number, (name, most, part)) in WORK.into_iter().enumerate() {
         let Some(all) = each(number) else {

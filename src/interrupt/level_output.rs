@@ -131,10 +131,20 @@ impl<L: LevelInterrupt> LevelOutput<L> {
     ///
     /// # Errors
     /// What the line answered. The causes stand, and the next `settle` tells it again.
+    #[inline]
     pub fn settle(&self) -> io::Result<()> {
-        let mut state = self.state.load(Ordering::SeqCst);
+        let state = self.state.load(Ordering::SeqCst);
+        match Self::agrees(state) {
+            true => Ok(()),
+            false => self.settle_from(state),
+        }
+    }
+
+    /// [`settle`](Self::settle), from what the word was.
+    #[cold]
+    fn settle_from(&self, mut state: u64) -> io::Result<()> {
         loop {
-            if self.agrees(state) {
+            if Self::agrees(state) {
                 return Ok(());
             }
             let (mark, new) = match state & BUSY {
@@ -193,7 +203,8 @@ impl<L: LevelInterrupt> LevelOutput<L> {
         self.settle()
     }
 
-    fn agrees(&self, state: u64) -> bool {
+    #[inline]
+    fn agrees(state: u64) -> bool {
         let told = match state & Self::CAUSES {
             0 => 0,
             _ => TOLD,

@@ -184,6 +184,11 @@ impl Endpoint {
         msix.is_some()
     }
 
+    /// Whether accesses to `bar` are answered here.
+    pub(super) fn has_bar(&self, bar: BarIndex) -> bool {
+        self.msix_at(bar).is_some()
+    }
+
     fn msix_at(&self, bar: BarIndex) -> Option<&MsiX> {
         self.msix.as_ref().filter(|msix| msix.bar() == bar)
     }

@@ -75,6 +75,7 @@ impl Intx {
     ///
     /// # Errors
     /// What the wire answered. The causes stand, and the next `settle` tells it again.
+    #[inline]
     pub fn settle(&self) -> io::Result<()> {
         self.output.settle()
     }

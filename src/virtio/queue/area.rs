@@ -382,6 +382,15 @@ impl<'a> FlatRing<'a> {
         place.store(idx.to_le(), Ordering::Release);
     }
 
+    /// As [`View::set_avail_event`], but for the mark.
+    #[inline]
+    pub fn set_avail_event(&self, idx: u16) {
+        let offset = RING_HEADER + USED_ENTRY * (u64::from(self.flat.mask) + 1);
+        // SAFETY: the tail of the area, aligned, mapped while the view's pin lives.
+        let place = unsafe { AtomicU16::from_ptr(self.flat.device.add(offset as usize).as_ptr().cast()) };
+        place.store(idx.to_le(), Ordering::Release);
+    }
+
     /// The ring's own descriptor table.
     #[inline]
     pub fn descriptors(&self) -> FlatTable<'a> {

@@ -22,6 +22,14 @@ pub(super) enum Look {
     Gone,
 }
 
+/// The same, as far as the short way comes.
+pub(super) enum LookNear {
+    Head(Head),
+    Nothing,
+    /// The long way has to be taken.
+    Far,
+}
+
 /// Why `avail.idx` was not taken.
 enum Refused {
     Idx(u16),
@@ -42,11 +50,16 @@ pub(super) struct Available {
     pub next: u16,
     /// `avail.idx` when it was last read: up to it, entries are there for the taking.
     seen: u16,
-    /// How far `avail.idx` may be ahead if nothing is to be done but to take what is there: the size, while the driver is asked not to
-    /// kick.
+    /// How far `avail.idx` may be ahead if nothing is to be done but to take what is there: the size, unless the driver is to be asked not
+    /// to kick.
     quiet: u16,
+    /// Kicks stay, and the driver has to be told so for each index that is seen.
+    announces: bool,
+    /// Kicks stay, and the driver has found that they are wanted for whatever comes after `seen`: a full fence is between what asks for
+    /// them and the next look.
+    asked: bool,
     /// Kicks are wanted at all times: there is nobody who looks without one.
-    pub kicks_stay: bool,
+    kicks_stay: bool,
 }
 
 impl Available {
@@ -57,23 +70,58 @@ impl Available {
             next,
             seen: next,
             quiet: 0,
+            announces: false,
+            asked: false,
             kicks_stay: false,
         }
     }
 
-    /// The short way of [`look`](Self::look): the head of the next chain, if nothing is to be done but to find it.
+    /// Whether kicks are wanted at all times.
+    pub fn keep_kicks(&mut self, stay: bool) {
+        self.kicks_stay = stay;
+        self.announces = stay && self.event_idx;
+        self.quiet = if stay { self.size } else { 0 };
+    }
+
+    #[inline]
+    pub fn kicks_stay(&self) -> bool {
+        self.kicks_stay
+    }
+
+    /// Whether the driver kicks for whatever it adds to what was seen, if nothing was left of that when it was last looked.
+    #[inline]
+    pub fn is_asked(&self) -> bool {
+        self.kicks_stay && self.asked
+    }
+
+    /// There was a full fence, after which the ring is looked at again.
     #[inline(always)]
-    pub fn look_near(&mut self, ring: &FlatRing<'_>) -> Option<Head> {
+    pub fn fenced(&mut self) {
+        self.asked |= self.announces;
+    }
+
+    /// The short way of [`look`](Self::look): the head of the next chain, if nothing is to be done but to find it. `marks`: what is
+    /// written is to be marked.
+    #[inline(always)]
+    pub fn look_near(&mut self, ring: &FlatRing<'_>, marks: impl FnOnce() -> bool) -> LookNear {
         let next = self.next;
         if next == self.seen {
             let idx = ring.avail_idx();
-            // None, too many, or kicks have to be suppressed.
-            if idx.wrapping_sub(next).wrapping_sub(1) >= self.quiet {
-                return None;
+            let ahead = idx.wrapping_sub(next);
+            if ahead == 0 {
+                return LookNear::Nothing;
+            }
+            // Too many, or kicks have to be suppressed.
+            if ahead > self.quiet || self.announces && marks() {
+                return LookNear::Far;
+            }
+            if self.announces {
+                ring.set_avail_event(idx);
+                self.asked = false;
             }
             self.seen = idx;
         }
-        ring.head(ring.avail_entry(next))
+        ring.head(ring.avail_entry(next)).map_or(LookNear::Far, LookNear::Head)
     }
 
     /// The head of the next chain, which is not taken by this.
@@ -120,8 +168,9 @@ impl Available {
         }
         self.seen = idx;
         if self.kicks_stay {
-            if self.event_idx {
+            if self.announces {
                 view.set_avail_event(idx)?;
+                self.asked = false;
             }
         } else if self.quiet == 0 {
             self.suppress_kicks(view)?;
@@ -160,7 +209,9 @@ impl Available {
 
     #[inline]
     fn expect_kicks_at(&mut self, view: &View, idx: u16) -> Result<bool, Gone> {
-        self.quiet = 0;
+        if !self.kicks_stay {
+            self.quiet = 0;
+        }
         if self.event_idx {
             view.set_avail_event(idx)?;
         } else {
@@ -168,6 +219,7 @@ impl Available {
         }
         // Pairs with the driver's barrier between its index and its look at ours.
         fence(Ordering::SeqCst);
+        self.asked = true;
         Ok(view.avail_idx()? != idx)
     }
 }

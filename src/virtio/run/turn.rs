@@ -10,6 +10,7 @@ pub(super) struct Turn<'a> {
 }
 
 impl<'a> Turn<'a> {
+    #[inline]
     pub fn new(word: &'a Word) -> Self {
         Self {
             word: Some(word),
@@ -39,6 +40,7 @@ impl<'a> Turn<'a> {
 }
 
 impl Drop for Turn<'_> {
+    #[inline]
     fn drop(&mut self) {
         if let Some(word) = self.word {
             word.abandon();
