@@ -78,6 +78,7 @@ impl<L: LevelInterrupt> LevelOutput<L> {
     }
 
     /// The causes and notes as they are now.
+    #[inline]
     pub fn bits(&self) -> u64 {
         self.state.load(Ordering::SeqCst) & (Self::CAUSES | Self::NOTES)
     }
@@ -131,18 +132,8 @@ impl<L: LevelInterrupt> LevelOutput<L> {
     ///
     /// # Errors
     /// What the line answered. The causes stand, and the next `settle` tells it again.
-    #[inline]
     pub fn settle(&self) -> io::Result<()> {
-        let state = self.state.load(Ordering::SeqCst);
-        match Self::agrees(state) {
-            true => Ok(()),
-            false => self.settle_from(state),
-        }
-    }
-
-    /// [`settle`](Self::settle), from what the word was.
-    #[cold]
-    fn settle_from(&self, mut state: u64) -> io::Result<()> {
+        let mut state = self.state.load(Ordering::SeqCst);
         loop {
             if Self::agrees(state) {
                 return Ok(());
@@ -162,6 +153,12 @@ impl<L: LevelInterrupt> LevelOutput<L> {
             }
         }
         self.tell(state)
+    }
+
+    /// Whether the line was told what the causes say, so that there is nothing to [`settle`](Self::settle).
+    #[inline]
+    pub fn is_settled(&self) -> bool {
+        Self::agrees(self.state.load(Ordering::SeqCst))
     }
 
     /// Tells the line until it and the causes agree, beginning with what `state` says. `BUSY` is ours.

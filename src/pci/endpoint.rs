@@ -111,11 +111,13 @@ impl Endpoint {
     }
 
     /// The legacy interrupt. Of a function without a [`pin`](EndpointConfig::pin) it has causes, and reaches nobody.
+    #[inline]
     pub fn intx(&self) -> &Intx {
         &self.intx
     }
 
     /// MSI-X, if the function has it.
+    #[inline]
     pub fn msix(&self) -> Option<&MsiX> {
         self.msix.as_ref()
     }

@@ -105,13 +105,17 @@ struct BarFace {
 
 impl BusDevice for BarFace {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        if !self.of_endpoint || !self.function.endpoint().read_bar(self.bar, offset, data) {
+        if self.of_endpoint {
+            self.function.endpoint().read_bar(self.bar, offset, data);
+        } else {
             self.function.read_bar(self.bar, offset, data);
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if !self.of_endpoint || !self.function.endpoint().write_bar(self.bar, offset, data) {
+        if self.of_endpoint {
+            self.function.endpoint().write_bar(self.bar, offset, data);
+        } else {
             self.function.write_bar(self.bar, offset, data);
         }
     }

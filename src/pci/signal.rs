@@ -48,6 +48,8 @@ const RELEASED: u64 = 1 << 11;
 
 /// A signal can go out at once, and nothing else is to be done.
 const READY: u64 = ON | OPEN | ALLOCATED | PROGRAMMED;
+/// Whatever these say about such a vector.
+const ANY: u64 = EXPORTED | RESERVED;
 
 /// Whether a signal may go out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +126,11 @@ impl Signal {
                 && self.shown().is_some_and(|vector| vector.is_signalled())
     }
 
+    /// Whether the capability is enabled.
+    pub fn is_on(&self) -> bool {
+        self.state.load(Ordering::SeqCst) & ON != 0
+    }
+
     fn shown(&self) -> Option<Arc<dyn MsiVector>> {
         lock(&self.shown).clone()
     }
@@ -168,7 +175,7 @@ impl Signal {
     #[inline]
     pub fn trigger(&self, source: &impl Source) -> io::Result<Signalled> {
         let state = self.state.load(Ordering::SeqCst);
-        if state & !EXPORTED == READY
+        if state & !ANY == READY
             && self
                 .state
                 .compare_exchange(state, state | BUSY, Ordering::SeqCst, Ordering::SeqCst)

@@ -266,18 +266,21 @@ impl Queue {
         if shared.stranded.load(std::sync::atomic::Ordering::SeqCst) {
             return Err(shared.gone());
         }
-        if view.as_ref().is_some_and(|view| !shared.memory.is_current(&view.pin)) {
-            *view = None;
+        let is_current = |view: &View| shared.memory.is_current(&view.pin);
+        if !view.as_ref().is_some_and(is_current) {
+            Self::look_up(view, shared)?;
         }
-        let view = match view {
-            Some(view) => view,
-            view => {
-                let found = shared.look_up()?;
-                shared.used.lock().view = Some(found.clone());
-                view.insert(found)
-            }
-        };
+        let Some(view) = view else { return Err(shared.gone()) };
         Ok(Round::new(shared, available, view, hands, closed))
+    }
+
+    #[cold]
+    fn look_up(view: &mut Option<View>, shared: &Shared) -> Result<(), QueueError> {
+        *view = None;
+        let found = shared.look_up()?;
+        shared.used.lock().view = Some(found.clone());
+        *view = Some(found);
+        Ok(())
     }
 
     /// What was [waited](Round::wait) for in the last round.

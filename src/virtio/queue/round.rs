@@ -50,15 +50,6 @@ enum Near {
     Far,
 }
 
-/// What a look for the next chain has come to on the short way.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Found {
-    Chain,
-    Nothing,
-    /// The long way has to be taken.
-    Far,
-}
-
 /// How a round has gone so far.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Looked {
@@ -221,41 +212,35 @@ impl<'q> Round<'q> {
         reason = "a chain is lent until the next one is looked for"
     )]
     pub fn next(&mut self) -> Result<Option<Chain<'_, 'q>>, QueueError> {
-        let found = match self.find_near() {
-            Found::Chain => true,
-            Found::Nothing => false,
-            Found::Far => self.find()?,
-        };
+        let found = self.find_near() || self.looked != Looked::Empty && self.find()?;
         Ok(found.then_some(Chain(self)))
     }
 
-    /// The short way of [`find`](Self::find), for what nearly all chains are.
+    /// The short way of [`find`](Self::find), for what nearly all chains are. Whether it has found one; if not, it may know that there is
+    /// none, and otherwise nothing.
     ///
     /// It calls nothing, so that it need not save registers for that.
     #[inline(never)]
-    fn find_near(&mut self) -> Found {
-        let Some(view) = &self.flat else { return Found::Far };
+    fn find_near(&mut self) -> bool {
+        self.looked = Looked::Left;
+        let Some(view) = &self.flat else { return false };
         if self.budget == 0 {
-            return Found::Far;
+            return false;
         }
         let head = match self.available.look_near(&view.ring, || self.view.pin.tracks()) {
             LookNear::Head(head) => head,
             LookNear::Nothing if self.alone => {
                 self.looked = Looked::Empty;
-                return Found::Nothing;
+                return false;
             }
-            LookNear::Nothing | LookNear::Far => return Found::Far,
+            LookNear::Nothing | LookNear::Far => return false,
         };
         let shared = self.shared;
         if !self.alone && (shared.returns() || shared.is_in_flight(head.index())) {
-            return Found::Far;
+            return false;
         }
-        self.looked = Looked::Left;
         let segments = &mut self.hands.segments;
-        match segments.walk_near(&mut self.outline, view, head, self.indirect) {
-            true => Found::Chain,
-            false => Found::Far,
-        }
+        segments.walk_near(&mut self.outline, view, head, self.indirect)
     }
 
     /// Looks for the next chain and walks it. Whether there is one.
@@ -539,6 +524,15 @@ impl<'q> Round<'q> {
         }
     }
 
+    /// A round that was left by an error or a panic shows what was put all the same; the next call signals it.
+    #[cold]
+    fn leave(&mut self) {
+        let view = self.view;
+        if self.with_used(|shared, used| shared.publish(&mut used.ring, view)) == Ok(true) {
+            self.shared.owe(true);
+        }
+    }
+
     /// Asks for kicks: there is `rest`, or there is more.
     #[inline]
     fn rest(
@@ -555,13 +549,10 @@ impl<'q> Round<'q> {
 }
 
 impl Drop for Round<'_> {
-    /// A round that was left by an error or a panic shows what was put all the same; the next call signals it.
+    #[inline]
     fn drop(&mut self) {
         if !self.ended {
-            let view = self.view;
-            if self.with_used(|shared, used| shared.publish(&mut used.ring, view)) == Ok(true) {
-                self.shared.owe(true);
-            }
+            self.leave();
         }
         self.mark_used();
         let all = (ROUND_BYTES - 1).wrapping_sub(self.bytes);

@@ -55,9 +55,10 @@ pub(super) struct Available {
     quiet: u16,
     /// Kicks stay, and the driver has to be told so for each index that is seen.
     announces: bool,
-    /// Kicks stay, and the driver has found that they are wanted for whatever comes after `seen`: a full fence is between what asks for
-    /// them and the next look.
+    /// A full fence is between what asks for kicks after `seen` and the next look, if they stay.
     asked: bool,
+    /// Kicks were asked for since there is this queue.
+    begun: bool,
     /// Kicks are wanted at all times: there is nobody who looks without one.
     kicks_stay: bool,
 }
@@ -72,6 +73,7 @@ impl Available {
             quiet: 0,
             announces: false,
             asked: false,
+            begun: false,
             kicks_stay: false,
         }
     }
@@ -80,7 +82,7 @@ impl Available {
     pub fn keep_kicks(&mut self, stay: bool) {
         self.kicks_stay = stay;
         self.announces = stay && self.event_idx;
-        self.quiet = if stay { self.size } else { 0 };
+        self.quiet = if stay && !self.announces { self.size } else { 0 };
     }
 
     #[inline]
@@ -91,13 +93,13 @@ impl Available {
     /// Whether the driver kicks for whatever it adds to what was seen, if nothing was left of that when it was last looked.
     #[inline]
     pub fn is_asked(&self) -> bool {
-        self.kicks_stay && self.asked
+        self.kicks_stay && self.begun && self.asked
     }
 
     /// There was a full fence, after which the ring is looked at again.
     #[inline(always)]
     pub fn fenced(&mut self) {
-        self.asked |= self.announces;
+        self.asked = true;
     }
 
     /// The short way of [`look`](Self::look): the head of the next chain, if nothing is to be done but to find it. `marks`: what is
@@ -107,15 +109,14 @@ impl Available {
         let next = self.next;
         if next == self.seen {
             let idx = ring.avail_idx();
-            let ahead = idx.wrapping_sub(next);
-            if ahead == 0 {
-                return LookNear::Nothing;
-            }
-            // Too many, or kicks have to be suppressed.
-            if ahead > self.quiet || self.announces && marks() {
-                return LookNear::Far;
-            }
-            if self.announces {
+            // None, too many, or the driver has to be told something about kicks.
+            if idx.wrapping_sub(next).wrapping_sub(1) >= self.quiet {
+                if idx == next {
+                    return LookNear::Nothing;
+                }
+                if !self.announces || idx.wrapping_sub(next) > self.size || marks() {
+                    return LookNear::Far;
+                }
                 ring.set_avail_event(idx);
                 self.asked = false;
             }
@@ -219,7 +220,7 @@ impl Available {
         }
         // Pairs with the driver's barrier between its index and its look at ours.
         fence(Ordering::SeqCst);
-        self.asked = true;
+        (self.asked, self.begun) = (true, true);
         Ok(view.avail_idx()? != idx)
     }
 }

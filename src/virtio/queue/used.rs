@@ -179,9 +179,8 @@ impl UsedRing {
         }
         let added = new.wrapping_sub(self.published);
         self.published = new;
-        view.set_used_idx(new);
         // As in `publish`.
-        fence(Ordering::SeqCst);
+        view.set_used_idx_and_fence(new);
         let wanted = if self.event_idx {
             new.wrapping_sub(view.used_event()).wrapping_sub(1) < added
         } else {
@@ -280,6 +279,7 @@ impl Shared {
     }
 
     /// A round has taken up chains of so many bytes.
+    #[inline]
     pub fn count_bytes(&self, bytes: u64) {
         add(&self.counters.bytes, bytes);
     }
@@ -330,6 +330,7 @@ impl Shared {
     }
 
     /// Signals again if the last signal was refused.
+    #[inline]
     pub fn signal_again(&self) {
         if self.owes() && self.owed.swap(false, Ordering::SeqCst) {
             self.signal(false);

@@ -88,6 +88,7 @@ impl Word {
         std::ptr::from_ref(&*self.stillness).addr()
     }
 
+    #[inline]
     fn bits(&self) -> u64 {
         self.bits.load(Ordering::SeqCst)
     }
@@ -98,6 +99,7 @@ impl Word {
     }
 
     /// Whether a stopped queue is still.
+    #[inline]
     fn still(bits: u64) -> bool {
         bits & STOPS != 0 && (bits & RUNS == 0 || bits & (SERVED | TOLD) == TOLD && bits & CHAINS == 0)
     }
@@ -110,6 +112,7 @@ impl Word {
         self.bits() & RUNS != 0
     }
 
+    #[inline]
     pub fn is_stopped(&self) -> bool {
         self.bits() & STOPS != 0
     }
@@ -131,6 +134,7 @@ impl Word {
     }
 
     /// Tells who waits for stillness, if a change has brought it.
+    #[inline]
     fn noticed(&self, before: u64, after: u64) {
         if !Self::still(before) && Self::still(after) {
             self.stillness.reached();
