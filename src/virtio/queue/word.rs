@@ -2,7 +2,10 @@
 //!
 //! One thread serves a queue at a time. A kick marks the queue; who finds it served may wait, alone, to relieve the server, or
 //! leaves the mark, and the server leaves only when no mark is left or it was relieved. A stop lets nobody begin; the queue is
-//! *still* once its handler has been told, nobody serves, and no chain that was taken is out.
+//! *still* once its handler has been told, nobody serves, and no chain that was taken is out. Who does not serve a queue may *hold* it, to
+//! look at it: not while it is served, and who begins to serve waits for the moment that this takes.
+//!
+//! So the word is a lock of the handler and the queue, and there is no other.
 
 use std::fmt;
 

@@ -46,7 +46,7 @@ pub(crate) struct Lane {
 pub(crate) trait Around {
     /// The device needs a reset.
     fn failed(&self, fault: Fault);
-    /// The handler waits for this, and for nothing else any more. The lane is locked.
+    /// The handler waits for this, and for nothing else any more. This thread has the lane.
     fn waits(&self, waits: &[Wait]);
 }
 
@@ -129,7 +129,7 @@ impl Lane {
         begun
     }
 
-    #[inline]
+    #[inline(never)]
     fn take_turn(&self, turn: Turn<'_>, first: End, stay: bool, around: &dyn Around) {
         let round = || match self.round(around) {
             Ok(rest) => rest == Rest::More,
@@ -141,7 +141,7 @@ impl Lane {
         turn.take(first, stay, round, || self.tell(around));
     }
 
-    #[inline]
+    #[inline(always)]
     fn round(&self, around: &dyn Around) -> Result<Rest, Fault> {
         let _held = Held::new(self.word.device(), Rank::Lane);
         // SAFETY: this thread serves, as the word says.

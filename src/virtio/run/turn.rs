@@ -20,7 +20,7 @@ impl<'a> Turn<'a> {
 
     /// Does `next`, and then what follows from it, until nothing does. `round` says whether more is left; `stay` is that of
     /// [`Word::end`].
-    #[inline]
+    #[inline(always)]
     pub fn take(mut self, mut next: End, stay: bool, mut round: impl FnMut() -> bool, tell: impl Fn()) {
         let Some(word) = self.word else { return };
         loop {
