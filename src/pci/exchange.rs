@@ -29,6 +29,11 @@ impl<T> Place<T> {
             value: Guarded::new(value),
         })
     }
+
+    /// Whether nobody uses it. Exchanged, not loaded: who comes or goes after that sees what the current place was before it.
+    fn is_free(&self) -> bool {
+        self.users.fetch_add(0, Ordering::SeqCst) == 0
+    }
 }
 
 /// A value that is looked at.
@@ -63,12 +68,12 @@ impl<T> Exchange<T> {
         }
     }
 
-    /// Puts `value` in the place of the one before; that, unless somebody looks at it. Drop it with nothing locked.
-    pub fn replace(&self, value: T) -> Option<T> {
+    /// Puts `value` in the place of the one before. What is left of earlier ones, unless somebody looks at it: drop it with nothing
+    /// locked.
+    pub fn replace(&self, value: T) -> [Option<T>; 2] {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.current.load(Ordering::SeqCst);
-        let free =
-            |place: &&std::sync::Arc<Place<T>>| !ptr::eq(&***place, before) && place.users.load(Ordering::SeqCst) == 0;
+        let free = |place: &&std::sync::Arc<Place<T>>| !ptr::eq(&***place, before) && place.is_free();
         let place = places.iter().find(free).cloned().unwrap_or_else(|| {
             let place = Place::new(None);
             places.push(std::sync::Arc::clone(&place));
@@ -76,16 +81,15 @@ impl<T> Exchange<T> {
         });
         // SAFETY: this thread has the lock; nobody looked at it, nor does before it is the current one.
         let left = unsafe { place.value.open() }.replace(value);
-        debug_assert!(left.is_none());
         self.current
             .store(std::sync::Arc::as_ptr(&place).cast_mut(), Ordering::SeqCst);
         // SAFETY: as in `get`.
-        self.take(unsafe { &*before })
+        [left, self.take(unsafe { &*before })]
     }
 
     /// What is in a place that is not the current one and that nobody looks at. `places` is locked.
     fn take(&self, place: &Place<T>) -> Option<T> {
-        let free = !ptr::eq(self.current.load(Ordering::SeqCst), place) && place.users.load(Ordering::SeqCst) == 0;
+        let free = !ptr::eq(self.current.load(Ordering::SeqCst), place) && place.is_free();
         // SAFETY: this thread has the lock, and who comes now finds that the place is not the current one.
         free.then(|| unsafe { place.value.open() }.take()).flatten()
     }
@@ -137,13 +141,22 @@ mod tests {
         let alive = |n: usize| Arc::strong_count(&values[n]) - 1;
         let exchange = Exchange::new(Arc::clone(&values[0]));
         let seen = exchange.get();
-        assert!(exchange.replace(Arc::clone(&values[1])).is_none(), "it is looked at");
+        let left = |left: [Option<Arc<i32>>; 2]| left.map(|left| left.map(|left| *left));
+        assert_eq!(
+            left(exchange.replace(Arc::clone(&values[1]))),
+            [None, None],
+            "it is looked at"
+        );
         assert_eq!((**seen, alive(0)), (1, 1));
-        assert_eq!(exchange.replace(Arc::clone(&values[2])).as_deref(), Some(&2));
+        assert_eq!(left(exchange.replace(Arc::clone(&values[2]))), [None, Some(2)]);
         drop(seen);
         assert_eq!([0, 1, 2].map(alive), [0, 0, 1]);
         assert_eq!(**exchange.get(), 3);
-        assert_eq!(exchange.places.lock().unwrap().len(), 3 - 1);
+        // Of which one was looked at, one was the current one, and one became it.
+        for _ in 0..9 {
+            drop(exchange.replace(Arc::clone(&values[1])));
+        }
+        assert_eq!((exchange.places.lock().unwrap().len(), alive(1)), (3, 1));
     }
 }
 
@@ -184,6 +197,7 @@ mod loom_tests {
                 last = seen.0;
             }
             guest.join().unwrap();
+            assert!(exchange.places.lock().unwrap().len() <= 3);
             assert_eq!(exchange.get().0, 2);
             assert_eq!(
                 dropped.load(std::sync::atomic::Ordering::SeqCst),

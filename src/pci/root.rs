@@ -105,19 +105,29 @@ struct BarFace {
 
 impl BusDevice for BarFace {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        if self.of_endpoint {
-            self.function.endpoint().read_bar(self.bar, offset, data);
-        } else {
-            self.function.read_bar(self.bar, offset, data);
+        match self.of_endpoint {
+            true => self.read_endpoint(offset, data),
+            false => self.function.read_bar(self.bar, offset, data),
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if self.of_endpoint {
-            self.function.endpoint().write_bar(self.bar, offset, data);
-        } else {
-            self.function.write_bar(self.bar, offset, data);
+        match self.of_endpoint {
+            true => self.write_endpoint(offset, data),
+            false => self.function.write_bar(self.bar, offset, data),
         }
+    }
+}
+
+impl BarFace {
+    #[inline(never)]
+    fn read_endpoint(&self, offset: u64, data: &mut [u8]) {
+        self.function.endpoint().read_bar(self.bar, offset, data);
+    }
+
+    #[inline(never)]
+    fn write_endpoint(&self, offset: u64, data: &[u8]) {
+        self.function.endpoint().write_bar(self.bar, offset, data);
     }
 }
 

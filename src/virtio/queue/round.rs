@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Chain, ChainError, Gone, OwnedChain, QueueError, QueueIndex,
-    area::{FlatRing, FlatView, View},
+    area::{FlatView, View},
     chain::{MAX_SEGMENTS, Outline, Pool, Segments},
     owned::Held,
     split::{Available, Look, LookNear},
@@ -113,7 +113,7 @@ pub struct Round<'q> {
     pub(super) hands: &'q mut Hands,
     /// The chain that was looked at last.
     pub(super) outline: Outline,
-    /// There as long as the round is alone, if it has a short way.
+    /// There as long as the round is alone, from when it has a short way.
     ring: Option<Ring<'q>>,
     /// How many bytes it may still come to before it ends. Wraps when it does.
     bytes: u64,
@@ -133,10 +133,9 @@ pub struct Round<'q> {
     closed: bool,
 }
 
-/// The used side, of a round that is alone, and its short way.
+/// The used side, of a round that is alone.
 struct Ring<'q> {
     used: Opened<'q, Used>,
-    view: FlatRing<'q>,
     /// Entries from this one on are not marked as written yet.
     unmarked: u16,
 }
@@ -145,11 +144,11 @@ impl<'q> Ring<'q> {
     /// # Safety
     /// The queue is the caller's, no chain is out, and none is taken before this is dropped.
     #[inline(always)]
-    unsafe fn alone(shared: &'q Shared, view: FlatRing<'q>) -> Self {
+    unsafe fn alone(shared: &'q Shared) -> Self {
         // SAFETY: as the caller says.
         let used = unsafe { shared.used.alone() };
         let unmarked = used.ring.next;
-        Self { used, view, unmarked }
+        Self { used, unmarked }
     }
 }
 
@@ -166,9 +165,9 @@ impl<'q> Round<'q> {
         shared.signal_again();
         let flat = view.flat_near(hands.segments.first());
         let alone = shared.word.chains() == 0 && !shared.returns() && !shared.owes();
-        let ring = flat.as_ref().filter(|_| alone).map(|flat| {
+        let ring = (alone && flat.is_some()).then(|| {
             // SAFETY: a queue has one round at a time, which takes its chains; it shares this before it takes the first.
-            unsafe { Ring::alone(shared, flat.ring) }
+            unsafe { Ring::alone(shared) }
         });
         Self {
             budget: if closed { 0 } else { shared.layout.size },
@@ -322,23 +321,18 @@ impl<'q> Round<'q> {
     /// The short way. It calls nothing, as [`find_near`](Self::find_near).
     #[inline(never)]
     fn give_back_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
-        if self.ring.is_none() {
-            return Near::Far;
-        }
-        self.available.advance();
-        self.spend();
-        let Some(Ring { used, view, .. }) = &mut self.ring else {
+        let (Some(ring), Some(view)) = (&mut self.ring, &self.flat) else {
             return Near::Far;
         };
         if PUBLISH {
             self.available.fenced();
         }
         let written = written.min(self.outline.writable_len);
-        let ring = &mut used.ring;
-        match ring.use_near::<PUBLISH>(view, self.outline.head, written, self.shared) {
-            true => Near::Signal,
-            false => Near::Done,
-        }
+        let ring = &mut ring.used.ring;
+        let signal = ring.use_near::<PUBLISH>(&view.ring, self.outline.head, written, self.shared);
+        self.available.advance();
+        self.spend();
+        if signal { Near::Signal } else { Near::Done }
     }
 
     #[cold]
@@ -355,9 +349,9 @@ impl<'q> Round<'q> {
             used.ring.put(view, head, written)?;
             Ok(publish && shared.publish(&mut used.ring, view)?)
         })?;
-        if let Some(view) = self.flat.filter(|_| self.alone && self.ring.is_none()) {
+        if self.alone && self.ring.is_none() {
             // SAFETY: as in `new`.
-            self.ring = Some(unsafe { Ring::alone(self.shared, view.ring) });
+            self.ring = Some(unsafe { Ring::alone(self.shared) });
         }
         self.consumed();
         if signal {
@@ -428,14 +422,16 @@ impl<'q> Round<'q> {
     ///
     /// # Errors
     /// The ring is no longer in guest memory.
-    #[inline]
+    #[inline(always)]
     pub fn publish(&mut self) -> Result<(), QueueError> {
-        if let Some(ring) = &self.ring
-            && ring.used.ring.is_shown()
-        {
+        match &self.ring {
             // And nothing is owed, or others had a part in it.
-            return Ok(());
+            Some(ring) if ring.used.ring.is_shown() => Ok(()),
+            _ => self.publish_far(),
         }
+    }
+
+    fn publish_far(&mut self) -> Result<(), QueueError> {
         let view = self.view;
         match self.with_used(|shared, used| shared.publish(&mut used.ring, view)) {
             Ok(true) => self.signal(),
@@ -506,7 +502,7 @@ impl<'q> Round<'q> {
     }
 
     /// [`end`](Self::end), where the round is. Nothing but its drop follows.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn finish(&mut self) -> Result<Rest, QueueError> {
         self.publish()?;
         self.ended = true;

@@ -366,8 +366,13 @@ impl Word {
     pub fn give_back(&self) {
         let before = self.bits.fetch_sub(CHAIN, Ordering::SeqCst);
         if before & STOPS != 0 {
-            self.noticed(before, before - CHAIN);
+            self.given_back_under_stop(before);
         }
+    }
+
+    #[cold]
+    fn given_back_under_stop(&self, before: u64) {
+        self.noticed(before, before - CHAIN);
     }
 }
 

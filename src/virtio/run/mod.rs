@@ -23,7 +23,9 @@ mod turn;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::queue::{QueueIndex, Stillness, Stop, is_inside};
+#[cfg(not(loom))]
+use super::queue::is_inside;
+use super::queue::{QueueIndex, Stillness, Stop};
 
 pub(crate) use lane::{Around, Lane, Running, Untold};
 

@@ -138,7 +138,7 @@ impl PciInterrupt {
     }
 
     /// Sends a message, if that is the way now; `false` says that it is not. NO_VECTOR is silence.
-    #[inline]
+    #[inline(always)]
     fn send(&self, vector: u16) -> io::Result<bool> {
         match self.endpoint.msix() {
             // Checked here too: what is mapped may come from a saved state.
