@@ -321,6 +321,11 @@ impl<'q> Round<'q> {
     /// The short way. It calls nothing, as [`find_near`](Self::find_near).
     #[inline(never)]
     fn give_back_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
+        if self.ring.is_none() || self.flat.is_none() {
+            return Near::Far;
+        }
+        self.available.advance();
+        self.spend();
         let (Some(ring), Some(view)) = (&mut self.ring, &self.flat) else {
             return Near::Far;
         };
@@ -329,10 +334,10 @@ impl<'q> Round<'q> {
         }
         let written = written.min(self.outline.writable_len);
         let ring = &mut ring.used.ring;
-        let signal = ring.use_near::<PUBLISH>(&view.ring, self.outline.head, written, self.shared);
-        self.available.advance();
-        self.spend();
-        if signal { Near::Signal } else { Near::Done }
+        match ring.use_near::<PUBLISH>(&view.ring, self.outline.head, written, self.shared) {
+            true => Near::Signal,
+            false => Near::Done,
+        }
     }
 
     #[cold]
