@@ -1,9 +1,11 @@
-//! How many instructions a request costs in the queue, counted by callgrind, with a bound for each: what a noisy machine cannot hide.
+//! How many instructions a request costs in the queue, and from the driver's kick to the message, counted by callgrind, with a bound for each: what a noisy machine cannot hide.
 //!
 //! `cargo bench --bench instructions` runs this program under `valgrind`, twice for each kind of work and with different numbers of
 //! chains, so that what is not the queue's falls out; what the driver's own part costs is counted by itself, and taken away. Without
 //! valgrind it says that it was skipped.
 
+#[path = "pci/driven.rs"]
+mod driven;
 #[path = "queue/work.rs"]
 mod work;
 
@@ -13,24 +15,41 @@ use std::{
     process::{Command, ExitCode},
 };
 
+use driven::Driven;
 use work::{BATCH, CHAINS, Rig, Shape, Tracked};
 
-/// What is counted, and the most instructions that a chain of it may cost.
-const WORK: [(&str, u64); 7] = [
-    ("chain of 1, lent", 150),
-    ("chain of 3, lent", 230),
-    ("indirect table of 3, lent", 330),
-    ("chain of 3, 32 published at once", 200),
-    ("16 bytes read and 512 written, lent", 600),
-    ("the same, marked", 710),
-    ("chain of 3, owned", 400),
+/// What is counted, the most instructions that a chain of it may cost, and which [part](DRIVER) of it is the driver's.
+const WORK: [(&str, u64, Option<usize>); 10] = [
+    ("chain of 1, lent", 150, Some(0)),
+    ("chain of 3, lent", 230, Some(0)),
+    ("indirect table of 3, lent", 330, Some(0)),
+    ("chain of 3, 32 published at once", 200, Some(1)),
+    ("16 bytes read and 512 written, lent", 600, Some(0)),
+    ("the same, marked", 710, Some(0)),
+    ("chain of 3, owned", 400, Some(0)),
+    ("doorbell on PCI with nothing to do", 580, None),
+    ("doorbell on PCI to a request of a byte, no vector", 1030, Some(2)),
+    ("doorbell on PCI to a request of a byte, message sent", 1130, Some(2)),
 ];
 
-/// The driver's part of it, one chain at a time, and [`BATCH`] at a time.
-const DRIVER: [usize; 2] = [WORK.len(), WORK.len() + 1];
+/// Of the last of [`WORK`], the first that goes by way of PCI.
+const DOORBELL: usize = 7;
+
+/// The driver's part: one chain at a time, [`BATCH`] at a time, and a request of a byte.
+const DRIVER: [usize; 3] = [WORK.len(), WORK.len() + 1, WORK.len() + 2];
 
 /// Does the work so many times.
 fn work(number: usize, times: u32) {
+    if number == DRIVER[2] || (DOORBELL..WORK.len()).contains(&number) {
+        let driven = Driven::new(if number == DOORBELL + 1 { 0xffff } else { 1 });
+        let call = match number {
+            DOORBELL => Driven::kick,
+            _ if number == DRIVER[2] => Driven::offer,
+            _ => Driven::request,
+        };
+        (0..times * u32::from(CHAINS)).for_each(|_| call(&driven));
+        return;
+    }
     let shape = match number {
         0 => Shape::One,
         2 => Shape::Indirect,
@@ -84,18 +103,20 @@ fn main() -> ExitCode {
         let (few, many) = (count(number, 10)?, count(number, 110)?);
         Some((many - few) as f64 / (100 * u32::from(CHAINS)) as f64)
     };
-    let [Some(one), Some(batched)] = DRIVER.map(each) else {
+    let [Some(one), Some(batched), Some(byte)] = DRIVER.map(each) else {
         println!("skipped: instructions are not counted without valgrind");
         return ExitCode::SUCCESS;
     };
-    println!("the driver's part, taken away below: {one:.1} a chain, {batched:.1} of several at once");
+    println!(
+        "the driver's part, taken away below: {one:.1} a chain, {batched:.1} of several at once, {byte:.1} a byte"
+    );
     let mut worst = ExitCode::SUCCESS;
-    for (number, (name, most)) in WORK.into_iter().enumerate() {
+    for (number, (name, most, part)) in WORK.into_iter().enumerate() {
         let Some(all) = each(number) else {
             println!("{name}: valgrind failed");
             return ExitCode::FAILURE;
         };
-        let driver = if number == 3 { batched } else { one };
+        let driver = part.map_or(0.0, |part| [one, batched, byte][part]);
         let each = (all - driver).round() as u64;
         let verdict = if each <= most { "ok" } else { "TOO MANY" };
         println!("{name}: {each} instructions, at most {most}: {verdict}");

@@ -2,16 +2,19 @@
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+    Arc, Mutex as Lock, MutexGuard as Locked,
+    atomic::{AtomicPtr, AtomicU64, Ordering},
 };
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+    Arc, Mutex as Lock, MutexGuard as Locked,
+    atomic::{AtomicPtr, AtomicU64, Ordering},
 };
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    ops::{Deref, DerefMut},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 /// Locks `mutex`, also after a panic elsewhere: every critical section of this crate leaves its data consistent
 /// at each point where an embedder's code could unwind through it.
@@ -60,5 +63,96 @@ impl Gate {
         // Nobody is between the look and the wait.
         drop(mutex.lock().unwrap_or_else(PoisonError::into_inner));
         condition.notify_all();
+    }
+}
+
+/// What some word of the crate says who may have it: one thread at a time. Loom sees whether that holds.
+#[derive(Default)]
+pub(crate) struct Guarded<T> {
+    #[cfg(loom)]
+    value: loom::cell::UnsafeCell<T>,
+    #[cfg(not(loom))]
+    value: std::cell::UnsafeCell<T>,
+}
+
+// SAFETY: as of a `Mutex`: whoever opens it says that nobody else has it open. That a value which is shared can be is for who does so.
+unsafe impl<T: Send> Sync for Guarded<T> {}
+
+/// Lets another thread go on.
+pub(crate) fn yield_now() {
+    #[cfg(loom)]
+    loom::thread::yield_now();
+    #[cfg(not(loom))]
+    std::thread::yield_now();
+}
+
+impl<T> Guarded<T> {
+    pub fn new(value: T) -> Self {
+        Self { value: value.into() }
+    }
+
+    /// # Safety
+    /// Nobody else has it open, nor opens it before this is dropped; and who had it open before has let this thread know.
+    #[inline(always)]
+    pub unsafe fn open(&self) -> Opened<'_, T> {
+        Opened {
+            #[cfg(loom)]
+            value: self.value.get_mut(),
+            // SAFETY: as the caller says.
+            #[cfg(not(loom))]
+            value: unsafe { &mut *self.value.get() },
+            #[cfg(loom)]
+            guarded: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<T> Guarded<T> {
+    /// # Safety
+    /// `T` is `Sync`, or this is its thread. Nobody opens it as long as what this returns is used, and who had it open before has let this thread know.
+    #[inline(always)]
+    pub unsafe fn share(&self) -> &T {
+        #[cfg(loom)]
+        // SAFETY: as the caller says. Loom sees the moment of this alone.
+        return unsafe { self.value.with(|value| &*value) };
+        #[cfg(not(loom))]
+        // SAFETY: as the caller says.
+        unsafe {
+            &*self.value.get()
+        }
+    }
+}
+
+/// A [`Guarded`] value, to one thread.
+pub(crate) struct Opened<'a, T> {
+    #[cfg(loom)]
+    value: loom::cell::MutPtr<T>,
+    #[cfg(not(loom))]
+    value: &'a mut T,
+    #[cfg(loom)]
+    guarded: std::marker::PhantomData<&'a mut T>,
+}
+
+impl<T> Deref for Opened<'_, T> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        #[cfg(loom)]
+        // SAFETY: as who opened it has said.
+        return unsafe { self.value.deref() };
+        #[cfg(not(loom))]
+        self.value
+    }
+}
+
+impl<T> DerefMut for Opened<'_, T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        #[cfg(loom)]
+        // SAFETY: as who opened it has said.
+        return unsafe { self.value.deref() };
+        #[cfg(not(loom))]
+        self.value
     }
 }

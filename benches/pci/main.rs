@@ -3,17 +3,10 @@
 //! Read what stands beside each other in one run; absolute times are the machine's. The last lines compare in turns.
 
 mod doorbell;
+mod driven;
 mod kvm;
 
-use std::{
-    hint::black_box,
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Instant,
-};
+use std::{hint::black_box, sync::Arc, time::Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use devisor::{
@@ -21,6 +14,7 @@ use devisor::{
     interrupt::{MsiMessage, MsiSink, MsiVectors, NoInterrupt, RequesterId, SinkVectors},
     pci::{BarIndex, DeviceFunction, Endpoint, EndpointConfig, Function, Identity, NoMessages, RootBus, Slot},
 };
+use driven::Counter;
 
 criterion_group!(
     benches,
@@ -35,17 +29,6 @@ criterion_main!(benches);
 
 const MSIX: BarIndex = BarIndex::Bar0;
 const COUNTS: [u16; 2] = [1, 2048];
-
-/// A sink that does as little as a sink can.
-#[derive(Default)]
-pub struct Counter(AtomicU64);
-
-impl MsiSink for Counter {
-    fn send(&self, _requester: RequesterId, message: MsiMessage) -> io::Result<()> {
-        self.0.fetch_add(message.data.into(), Ordering::Relaxed);
-        Ok(())
-    }
-}
 
 /// A function with `count` vectors, the last of which is open.
 pub fn function(count: u16, vectors: Arc<dyn MsiVectors>) -> Endpoint {

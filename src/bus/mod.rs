@@ -227,7 +227,8 @@ impl Bus {
         self.regions
             .get(at)
             .filter(|region| *region.range.start() <= address)
-            .filter(|region| (region.range.end() - address) as u128 + 1 >= len as u128)
+            // The last of these bytes; of none, there is room for them anywhere.
+            .filter(|region| (len as u64).saturating_sub(1) <= region.range.end() - address)
             .map(|region| (&*region.device, address - region.range.start()))
             .ok_or(Unclaimed { address, len })
     }

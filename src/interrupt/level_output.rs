@@ -78,6 +78,7 @@ impl<L: LevelInterrupt> LevelOutput<L> {
     }
 
     /// The causes and notes as they are now.
+    #[inline]
     pub fn bits(&self) -> u64 {
         self.state.load(Ordering::SeqCst) & (Self::CAUSES | Self::NOTES)
     }
@@ -134,7 +135,7 @@ impl<L: LevelInterrupt> LevelOutput<L> {
     pub fn settle(&self) -> io::Result<()> {
         let mut state = self.state.load(Ordering::SeqCst);
         loop {
-            if self.agrees(state) {
+            if Self::agrees(state) {
                 return Ok(());
             }
             let (mark, new) = match state & BUSY {
@@ -152,6 +153,12 @@ impl<L: LevelInterrupt> LevelOutput<L> {
             }
         }
         self.tell(state)
+    }
+
+    /// Whether the line was told what the causes say, so that there is nothing to [`settle`](Self::settle).
+    #[inline]
+    pub fn is_settled(&self) -> bool {
+        Self::agrees(self.state.load(Ordering::SeqCst))
     }
 
     /// Tells the line until it and the causes agree, beginning with what `state` says. `BUSY` is ours.
@@ -193,7 +200,8 @@ impl<L: LevelInterrupt> LevelOutput<L> {
         self.settle()
     }
 
-    fn agrees(&self, state: u64) -> bool {
+    #[inline]
+    fn agrees(state: u64) -> bool {
         let told = match state & Self::CAUSES {
             0 => 0,
             _ => TOLD,

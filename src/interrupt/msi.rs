@@ -4,11 +4,11 @@
 use std::os::fd::BorrowedFd;
 use std::{
     fmt, io,
-    sync::{Arc, Mutex},
+    sync::{Arc, PoisonError},
 };
 
 use super::Interrupt;
-use crate::sync::lock;
+use crate::sync::{AtomicU64, Lock, Ordering};
 
 /// What a device writes to interrupt the guest: `data`, to `address` (PCI Local Bus 3.0, section 6.8).
 ///
@@ -241,7 +241,7 @@ impl<S: MsiSink + ?Sized + 'static> MsiVectors for SinkVectors<S> {
         Ok(Box::new(SinkVector {
             sink: Arc::clone(&self.sink),
             requester,
-            message: Mutex::new(None),
+            message: Message::default(),
         }))
     }
 }
@@ -249,14 +249,66 @@ impl<S: MsiSink + ?Sized + 'static> MsiVectors for SinkVectors<S> {
 struct SinkVector<S: ?Sized> {
     sink: Arc<S>,
     requester: RequesterId,
-    message: Mutex<Option<MsiMessage>>,
+    message: Message,
+}
+
+/// A message that was programmed, if one was. It is read far more often than it is written, so who reads it writes nothing: it is read
+/// again if it was another one meanwhile.
+#[derive(Default)]
+struct Message {
+    /// Odd while it is written.
+    version: AtomicU64,
+    address: AtomicU64,
+    /// And above the data, that there is one.
+    data: AtomicU64,
+    /// Locked by who writes.
+    writing: Lock<()>,
+}
+
+/// There is a message.
+const PRESENT: u64 = 1 << 32;
+
+impl Message {
+    #[inline]
+    fn get(&self) -> Option<MsiMessage> {
+        let before = self.version.load(Ordering::Acquire);
+        let found = self.load();
+        if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
+            return found;
+        }
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.load()
+    }
+
+    /// Both words, before anything that is loaded later.
+    #[inline]
+    fn load(&self) -> Option<MsiMessage> {
+        let (address, data) = (self.address.load(Ordering::Acquire), self.data.load(Ordering::Acquire));
+        let message = MsiMessage {
+            address,
+            data: data as u32,
+        };
+        (data & PRESENT != 0).then_some(message)
+    }
+
+    fn set(&self, message: Option<MsiMessage>) {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (address, data) = match message {
+            Some(MsiMessage { address, data }) => (address, u64::from(data) | PRESENT),
+            None => (0, 0),
+        };
+        let version = self.version.load(Ordering::Relaxed);
+        self.version.store(version.wrapping_add(1), Ordering::Relaxed);
+        // Who sees one of these sees that it is being written.
+        self.address.store(address, Ordering::Release);
+        self.data.store(data, Ordering::Release);
+        self.version.store(version.wrapping_add(2), Ordering::Release);
+    }
 }
 
 impl<S: MsiSink + ?Sized> Interrupt for SinkVector<S> {
     fn trigger(&self) -> io::Result<()> {
-        // Copied out: the sink is not called under the lock.
-        let message = *lock(&self.message);
-        match message {
+        match self.message.get() {
             Some(message) => self.sink.send(self.requester, message),
             None => Err(io::Error::new(
                 io::ErrorKind::NotConnected,
@@ -268,7 +320,7 @@ impl<S: MsiSink + ?Sized> Interrupt for SinkVector<S> {
 
 impl<S: MsiSink + ?Sized> MsiVector for SinkVector<S> {
     fn program(&self, message: Option<MsiMessage>) -> io::Result<()> {
-        *lock(&self.message) = message;
+        self.message.set(message);
         Ok(())
     }
 }
@@ -317,5 +369,45 @@ forward!(&T, Box<T>, Arc<T>);
 impl<S: ?Sized> fmt::Debug for SinkVectors<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SinkVectors").finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    //! `RUSTFLAGS="--cfg loom" cargo test --release --lib loom_`
+
+    use loom::{sync::Arc, thread};
+
+    use super::*;
+
+    #[test]
+    fn loom_a_message_is_read_whole_while_it_is_rewritten() {
+        loom::model(|| {
+            let of = |n: u32| MsiMessage {
+                address: n.into(),
+                data: n,
+            };
+            let message = Arc::new(Message::default());
+            message.set(Some(of(1)));
+            let guest = {
+                let message = Arc::clone(&message);
+                thread::spawn(move || {
+                    message.set(Some(of(2)));
+                    message.set(None);
+                })
+            };
+            let seen = [message.get(), message.get()];
+            guest.join().unwrap();
+            for seen in seen {
+                assert!(
+                    seen.is_none_or(|seen| [1, 2].map(of).contains(&seen)),
+                    "{seen:?} was never set"
+                );
+            }
+            // What was seen once stays seen.
+            let at = |seen: Option<MsiMessage>| seen.map_or(3, |seen| seen.data);
+            assert!(at(seen[0]) <= at(seen[1]));
+            assert_eq!(message.get(), None);
+        });
     }
 }

@@ -87,7 +87,11 @@ pub struct Outside {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
-pub struct Memory(Arc<dyn Space>);
+pub struct Memory {
+    space: Arc<dyn Space>,
+    /// It is an `Arc` of one map, which never changes: to ask it would have all devices of a machine count in one place.
+    is_fixed: bool,
+}
 
 /// What [`Memory`] asks of an address space.
 trait Space: Send + Sync {
@@ -105,24 +109,25 @@ impl Memory {
     {
         let is_fixed = TypeId::of::<A>() == TypeId::of::<Arc<A::M>>();
         let maps = Mutex::default();
-        Self(Arc::new(Erased { space, is_fixed, maps }))
+        let space = Arc::new(Erased { space, is_fixed, maps });
+        Self { space, is_fixed }
     }
 
     /// The map as it is now.
     pub fn pin(&self) -> Pin {
-        self.0.pin()
+        self.space.pin()
     }
 
     /// Whether `pin` is of the map as it is now.
     #[inline]
     pub fn is_current(&self, pin: &Pin) -> bool {
-        self.0.is_current(pin)
+        self.is_fixed || self.space.is_current(pin)
     }
 
     /// How many maps are pinned that are not the current one any more: zero says that nothing which was taken out of the guest's
     /// memory is in use by a device.
     pub fn old_maps_held(&self) -> usize {
-        self.0.maps_held()
+        self.space.maps_held()
     }
 }
 
@@ -134,7 +139,7 @@ impl fmt::Debug for Memory {
 
 struct Erased<A> {
     space: A,
-    /// It is an `Arc` of one map, which never changes: to ask it would have all devices of a machine count in one place.
+    /// As of [`Memory`].
     is_fixed: bool,
     /// The maps that are still in use, the newest last.
     maps: Mutex<Vec<Weak<Map>>>,

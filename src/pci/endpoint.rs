@@ -111,11 +111,13 @@ impl Endpoint {
     }
 
     /// The legacy interrupt. Of a function without a [`pin`](EndpointConfig::pin) it has causes, and reaches nobody.
+    #[inline]
     pub fn intx(&self) -> &Intx {
         &self.intx
     }
 
     /// MSI-X, if the function has it.
+    #[inline]
     pub fn msix(&self) -> Option<&MsiX> {
         self.msix.as_ref()
     }
@@ -182,6 +184,11 @@ impl Endpoint {
             msix.write(offset, data);
         }
         msix.is_some()
+    }
+
+    /// Whether accesses to `bar` are answered here.
+    pub(super) fn has_bar(&self, bar: BarIndex) -> bool {
+        self.msix_at(bar).is_some()
     }
 
     fn msix_at(&self, bar: BarIndex) -> Option<&MsiX> {

@@ -67,6 +67,7 @@ impl Intx {
     }
 
     /// The device's note now.
+    #[inline]
     pub(crate) fn is_noted(&self) -> bool {
         self.output.bits() & NOTE != 0
     }
@@ -77,6 +78,12 @@ impl Intx {
     /// What the wire answered. The causes stand, and the next `settle` tells it again.
     pub fn settle(&self) -> io::Result<()> {
         self.output.settle()
+    }
+
+    /// Whether there is nothing to [`settle`](Self::settle).
+    #[inline]
+    pub(crate) fn is_settled(&self) -> bool {
+        self.output.is_settled()
     }
 
     /// The causes now.

@@ -43,6 +43,7 @@ impl Messages {
         }
     }
 
+    #[inline]
     pub fn len(&self) -> u16 {
         self.signals.len() as u16
     }
@@ -66,6 +67,12 @@ impl Messages {
 
     pub fn set_pending(&self, vector: usize, pending: bool) {
         self.signals[vector].set_pending(pending);
+    }
+
+    /// Whether the capability is enabled: what all vectors have been told.
+    #[inline]
+    pub fn are_on(&self) -> bool {
+        self.signals.first().is_some_and(Signal::is_on)
     }
 
     pub fn is_pending(&self, vector: usize) -> bool {

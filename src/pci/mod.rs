@@ -69,6 +69,7 @@ mod config;
 mod describe;
 mod endpoint;
 mod error;
+mod exchange;
 mod function;
 mod host_bridge;
 mod intx;

@@ -187,13 +187,14 @@ impl MsiX {
 
     /// How many vectors there are.
     #[allow(clippy::len_without_is_empty, reason = "there is always at least one")]
+    #[inline]
     pub fn len(&self) -> u16 {
         self.messages.len()
     }
 
     /// Whether the guest has enabled MSI-X, so that the function must not use its INTx.
     pub fn is_enabled(&self) -> bool {
-        lock(&self.table).control.enabled
+        self.messages.are_on()
     }
 
     /// The pending bit of `vector`.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, mem,
+    fmt,
     sync::{Arc, Mutex, Weak},
 };
 
@@ -10,6 +10,7 @@ use super::{
     address::DeviceFunction,
     bar::{Bar, BarIndex, BarKind},
     config::Pin,
+    exchange::Exchange,
     function::Function,
     registers::*,
     slot::{Slot, Slots},
@@ -78,14 +79,14 @@ struct Shared {
     wires: Vec<[Wire; 4]>,
     vectors: Arc<dyn MsiVectors>,
     state: Mutex<State>,
+    /// Where the functions' BARs decode. An access works on the one that it found.
+    decoder: Exchange<Decoder>,
 }
 
 #[derive(Default)]
 struct State {
     /// Slots that are out, with the function once it is inserted.
     slots: BTreeMap<DeviceFunction, Option<Arc<dyn Function>>>,
-    /// Where the functions' BARs decode. Exchanged, never changed: an access works on the one that it found.
-    decoder: Arc<Decoder>,
 }
 
 #[derive(Default)]
@@ -98,19 +99,35 @@ struct Decoder {
 struct BarFace {
     function: Arc<dyn Function>,
     bar: BarIndex,
+    /// The endpoint answers, not the device.
+    of_endpoint: bool,
 }
 
 impl BusDevice for BarFace {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        if !self.function.endpoint().read_bar(self.bar, offset, data) {
-            self.function.read_bar(self.bar, offset, data);
+        match self.of_endpoint {
+            true => self.read_endpoint(offset, data),
+            false => self.function.read_bar(self.bar, offset, data),
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if !self.function.endpoint().write_bar(self.bar, offset, data) {
-            self.function.write_bar(self.bar, offset, data);
+        match self.of_endpoint {
+            true => self.write_endpoint(offset, data),
+            false => self.function.write_bar(self.bar, offset, data),
         }
+    }
+}
+
+impl BarFace {
+    #[inline(never)]
+    fn read_endpoint(&self, offset: u64, data: &mut [u8]) {
+        self.function.endpoint().read_bar(self.bar, offset, data);
+    }
+
+    #[inline(never)]
+    fn write_endpoint(&self, offset: u64, data: &[u8]) {
+        self.function.endpoint().write_bar(self.bar, offset, data);
     }
 }
 
@@ -130,6 +147,7 @@ impl RootBus {
             wires: wires.collect(),
             vectors,
             state: Mutex::default(),
+            decoder: Exchange::new(Decoder::default()),
         };
         Self {
             shared: Arc::new(shared),
@@ -233,17 +251,17 @@ impl RootBus {
     /// The face for accesses to memory that PCI decodes from the address `base` on: place it where the host bridge forwards to
     /// that address.
     pub fn memory_window(&self, base: u64) -> Window {
-        self.window(base, |decoder| &decoder.memory)
+        self.window(base, false)
     }
 
     /// The face for accesses to ports from `base` on.
     pub fn port_window(&self, base: u64) -> Window {
-        self.window(base, |decoder| &decoder.ports)
+        self.window(base, true)
     }
 
-    fn window(&self, base: u64, space: fn(&Decoder) -> &Bus) -> Window {
+    fn window(&self, base: u64, ports: bool) -> Window {
         let shared = Arc::clone(&self.shared);
-        Window { shared, base, space }
+        Window { shared, base, ports }
     }
 }
 
@@ -257,9 +275,8 @@ impl Slots for Shared {
     /// Decodes by what the endpoints say now. Whoever changes that comes here afterwards, so the last one sees it all.
     fn refresh(&self) {
         let before = {
-            let mut state = lock(&self.state);
-            let decoder = Arc::new(Decoder::new(state.slots.values().flatten()));
-            mem::replace(&mut state.decoder, decoder)
+            let state = lock(&self.state);
+            self.decoder.replace(Decoder::new(state.slots.values().flatten()))
         };
         // It may hold the last of a removed function, whose slot wants the lock.
         drop(before);
@@ -283,8 +300,17 @@ impl Decoder {
                     _ => &mut decoder.memory,
                 };
                 let function = Arc::clone(function);
+                let of_endpoint = function.endpoint().has_bar(bar);
                 // One that overlaps is the guest's doing: it is not reached until the guest moves it.
-                let _ = space.insert(base, size, Arc::new(BarFace { function, bar }));
+                let _ = space.insert(
+                    base,
+                    size,
+                    Arc::new(BarFace {
+                        function,
+                        bar,
+                        of_endpoint,
+                    }),
+                );
             }
         }
         decoder
@@ -298,23 +324,26 @@ impl Decoder {
 pub struct Window {
     shared: Arc<Shared>,
     base: u64,
-    space: fn(&Decoder) -> &Bus,
+    ports: bool,
 }
 
-impl Window {
-    fn decoder(&self) -> Arc<Decoder> {
-        Arc::clone(&lock(&self.shared.state).decoder)
+impl Decoder {
+    #[inline]
+    fn space(&self, ports: bool) -> &Bus {
+        if ports { &self.ports } else { &self.memory }
     }
 }
 
 impl BusDevice for Window {
     fn read(&self, offset: u64, data: &mut [u8]) {
         // Nobody there has left ones, and so does an address that wraps.
-        let _ = (self.space)(&self.decoder()).read(self.base.wrapping_add(offset), data);
+        let decoder = self.shared.decoder.get();
+        let _ = decoder.space(self.ports).read(self.base.wrapping_add(offset), data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let _ = (self.space)(&self.decoder()).write(self.base.wrapping_add(offset), data);
+        let decoder = self.shared.decoder.get();
+        let _ = decoder.space(self.ports).write(self.base.wrapping_add(offset), data);
     }
 }
 

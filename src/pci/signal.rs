@@ -18,7 +18,7 @@ use std::{
 
 use crate::{
     interrupt::{MsiMessage, MsiVector},
-    sync::{AtomicU64, Ordering, lock},
+    sync::{AtomicU64, Guarded, Ordering, lock},
 };
 
 /// A signal is owed. The guest sees it as the pending bit.
@@ -45,6 +45,11 @@ const EXPORTED: u64 = 1 << 9;
 const RESERVED: u64 = 1 << 10;
 /// The backend is not to give a vector, whatever the gate, before somebody next signals, asks for it or sets the gate.
 const RELEASED: u64 = 1 << 11;
+
+/// A signal can go out at once, and nothing else is to be done.
+const READY: u64 = ON | OPEN | ALLOCATED | PROGRAMMED;
+/// Whatever these say about such a vector.
+const ANY: u64 = EXPORTED | RESERVED;
 
 /// Whether a signal may go out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,8 +82,8 @@ pub(super) trait Source {
 #[derive(Default)]
 pub(super) struct Signal {
     state: AtomicU64,
-    /// Locked by who is `BUSY` alone: it protects nothing, and nobody waits for it.
-    vector: Mutex<Option<Arc<dyn MsiVector>>>,
+    /// Of who is `BUSY` alone.
+    vector: Guarded<Option<Arc<dyn MsiVector>>>,
     /// The same, for who looks at its descriptor. Locked for no more than a copy.
     shown: Mutex<Option<Arc<dyn MsiVector>>>,
 }
@@ -119,6 +124,11 @@ impl Signal {
         state & PENDING != 0
             || state & (WAITING | PROGRAMMED | FORGET) == WAITING
                 && self.shown().is_some_and(|vector| vector.is_signalled())
+    }
+
+    /// Whether the capability is enabled.
+    pub fn is_on(&self) -> bool {
+        self.state.load(Ordering::SeqCst) & ON != 0
     }
 
     fn shown(&self) -> Option<Arc<dyn MsiVector>> {
@@ -164,6 +174,53 @@ impl Signal {
     /// Signals the guest, or remembers that it is owed.
     #[inline]
     pub fn trigger(&self, source: &impl Source) -> io::Result<Signalled> {
+        let state = self.state.load(Ordering::SeqCst);
+        if state & !ANY == READY
+            && self
+                .state
+                .compare_exchange(state, state | BUSY, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+        {
+            return self.send(state, source).map(|()| Signalled::Sent);
+        }
+        self.trigger_among(source)
+    }
+
+    /// Sends a signal that can go out at once, where the word was `state`. `BUSY` is ours.
+    #[inline]
+    fn send(&self, state: u64, source: &impl Source) -> io::Result<()> {
+        let mut worker = Worker {
+            state: &self.state,
+            owed: true,
+        };
+        let sent = self.signal();
+        worker.owed = false;
+        let busy = state | BUSY;
+        if sent.is_ok()
+            && self
+                .state
+                .compare_exchange(busy, state, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+        {
+            mem::forget(worker);
+            return Ok(());
+        }
+        // It was refused, or others have come.
+        self.go_on(source, worker, Some(sent))
+    }
+
+    /// Has the backend's vector signal. `BUSY` is ours.
+    #[inline]
+    fn signal(&self) -> io::Result<()> {
+        // SAFETY: `BUSY` is ours.
+        match &*unsafe { self.vector.open() } {
+            Some(vector) => vector.trigger(),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Signals when there is something else to do, or others are at it.
+    fn trigger_among(&self, source: &impl Source) -> io::Result<Signalled> {
         let state = self.change(|state| match state & (ON | OPEN | BUSY) {
             on if on & ON == 0 => state,
             open if open & OPEN == 0 => state & !RELEASED | PENDING,
@@ -213,28 +270,44 @@ impl Signal {
 
     /// Goes on until the backend knows what the word says, or refuses and nobody has come meanwhile. `BUSY` is ours.
     fn work(&self, source: &impl Source) -> io::Result<()> {
-        let mut vector = lock(&self.vector);
-        let mut worker = Worker {
+        let worker = Worker {
             state: &self.state,
             owed: false,
         };
+        self.go_on(source, worker, None)
+    }
+
+    /// As [`work`](Self::work), when a signal has come to `signalled` already.
+    fn go_on(
+        &self,
+        source: &impl Source,
+        mut worker: Worker<'_>,
+        mut signalled: Option<io::Result<()>>,
+    ) -> io::Result<()> {
         // What became of the last signal, and of the last change of the backend's vector.
         let (mut sent, mut connected) = (Ok(()), Ok(()));
         loop {
-            let seen = self.change(|state| state & !claim(state));
-            worker.owed = seen & claim(seen) & PENDING != 0;
-            let accepted = if worker.owed {
-                sent = vector
-                    .as_ref()
-                    .map_or(Err(io::ErrorKind::NotConnected.into()), |v| v.trigger());
-                worker.owed = false;
-                if sent.is_err() {
-                    self.change(owe);
+            if signalled.is_none() {
+                let seen = self.change(|state| state & !claim(state));
+                worker.owed = seen & claim(seen) & PENDING != 0;
+                if worker.owed {
+                    signalled = Some(self.signal());
+                    worker.owed = false;
+                } else {
+                    // SAFETY: `BUSY` is ours.
+                    let mut vector = unsafe { self.vector.open() };
+                    connected = self.connect(seen, &mut vector, source);
                 }
-                sent.is_ok()
-            } else {
-                connected = self.connect(seen, &mut vector, source);
-                connected.is_ok()
+            }
+            let accepted = match signalled.take() {
+                Some(result) => {
+                    sent = result;
+                    if sent.is_err() {
+                        self.change(owe);
+                    }
+                    sent.is_ok()
+                }
+                None => connected.is_ok(),
             };
             let left = self.change(|state| if stays(state, accepted) { state } else { state & !BUSY });
             if !stays(left, accepted) {

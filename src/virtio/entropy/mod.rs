@@ -3,8 +3,11 @@
 mod source;
 
 use std::{
-    fmt,
-    sync::{Arc, Mutex},
+    fmt, io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use super::{
@@ -54,14 +57,29 @@ pub struct Entropy {
 
 /// What the control face and the queue share.
 struct Shared {
-    source: Mutex<Plugged>,
+    source: Plugged,
     failures: FailureLog,
 }
 
 /// What is plugged in: the seeded generator is known by name, because its state is saved.
 enum Plugged {
-    Seeded(SeededRandom),
-    Other(Box<dyn Source>),
+    /// All of its state, which only the queue's handler moves on: that needs no lock.
+    Seeded(AtomicU64),
+    Other(Mutex<Box<dyn Source>>),
+}
+
+impl Plugged {
+    fn fill(&self, bytes: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::Seeded(state) => {
+                let mut source = SeededRandom::new(state.load(Ordering::Relaxed));
+                source.fill(bytes)?;
+                state.store(source.state(), Ordering::Relaxed);
+                Ok(())
+            }
+            Self::Other(source) => lock(source).fill(bytes),
+        }
+    }
 }
 
 /// The state of an entropy device as plain data.
@@ -88,17 +106,17 @@ impl Entropy {
     /// assert_eq!(Entropy::seeded(7).save(), DeviceState::Entropy(EntropyState::Seeded(7)));
     /// ```
     pub fn seeded(seed: u64) -> Self {
-        Self::plugged(Plugged::Seeded(SeededRandom::new(seed)))
+        Self::plugged(Plugged::Seeded(AtomicU64::new(seed)))
     }
 
     /// Randomness from `source`.
     pub fn new(source: impl Source + 'static) -> Self {
-        Self::plugged(Plugged::Other(Box::new(source)))
+        Self::plugged(Plugged::Other(Mutex::new(Box::new(source))))
     }
 
     fn plugged(source: Plugged) -> Self {
         let shared = Shared {
-            source: Mutex::new(source),
+            source,
             failures: FailureLog::default(),
         };
         Self {
@@ -116,11 +134,9 @@ impl Shared {
     /// The next bytes of what is wanted, or none.
     fn draw<'a>(&self, chunk: &'a mut [u8; CHUNK], wanted: u32) -> Option<&'a [u8]> {
         let bytes = &mut chunk[..CHUNK.min(wanted as usize)];
-        let filled = match &mut *lock(&self.source) {
-            Plugged::Seeded(source) => source.fill(bytes),
-            Plugged::Other(source) => source.fill(bytes),
-        };
-        match filled {
+        // Nothing of an earlier request is in it, whatever the source does.
+        bytes.fill(0);
+        match self.source.fill(bytes) {
             Ok(()) => Some(bytes),
             Err(error) => {
                 self.failures.record(error);
@@ -130,14 +146,12 @@ impl Shared {
     }
 
     /// Fills a request. Returns how many bytes it got: none, if the source has none.
-    fn answer(&self, chain: &Chain<'_, '_>) -> Result<u32, ChainError> {
+    fn answer(&self, chain: &Chain<'_, '_>, chunk: &mut [u8; CHUNK]) -> Result<u32, ChainError> {
         let mut room = chain.writer();
         let wanted = room.remaining().min(MAX_BYTES_PER_REQUEST);
-        // What the source leaves behind when it fails is thrown away with this.
-        let mut chunk = [0; CHUNK];
         let mut done = 0;
         while done < wanted
-            && let Some(bytes) = self.draw(&mut chunk, wanted - done)
+            && let Some(bytes) = self.draw(chunk, wanted - done)
         {
             room.write(bytes)?;
             done += bytes.len() as u32;
@@ -156,12 +170,15 @@ impl VirtioDevice for Entropy {
     }
 
     fn start(&mut self, _queue: QueueIndex) -> Box<dyn QueueHandler> {
-        Box::new(RequestQueue(Arc::clone(&self.shared)))
+        Box::new(RequestQueue {
+            shared: Arc::clone(&self.shared),
+            chunk: [0; CHUNK],
+        })
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Entropy(match &*lock(&self.shared.source) {
-            Plugged::Seeded(source) => EntropyState::Seeded(source.state()),
+        DeviceState::Entropy(match &self.shared.source {
+            Plugged::Seeded(state) => EntropyState::Seeded(state.load(Ordering::Relaxed)),
             Plugged::Other(_) => EntropyState::External,
         })
     }
@@ -170,8 +187,8 @@ impl VirtioDevice for Entropy {
         let DeviceState::Entropy(state) = *state else {
             return Err(DeviceStateError::kind(state, "an entropy device's"));
         };
-        match (&mut *lock(&self.shared.source), state) {
-            (Plugged::Seeded(source), EntropyState::Seeded(state)) => *source = SeededRandom::new(state),
+        match (&self.shared.source, state) {
+            (Plugged::Seeded(now), EntropyState::Seeded(state)) => now.store(state, Ordering::Relaxed),
             (Plugged::Other(_), EntropyState::External) => {}
             (Plugged::Seeded(_), EntropyState::External) => {
                 return Err(DeviceStateError::Otherwise(
@@ -189,7 +206,11 @@ impl VirtioDevice for Entropy {
 }
 
 /// Serves `requestq`.
-struct RequestQueue(Arc<Shared>);
+struct RequestQueue {
+    shared: Arc<Shared>,
+    /// What the source leaves behind when it fails is in here, and goes nowhere.
+    chunk: [u8; CHUNK],
+}
 
 impl QueueHandler for RequestQueue {
     fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
@@ -199,7 +220,7 @@ impl QueueHandler for RequestQueue {
                 chain.refuse()?;
                 continue;
             }
-            match self.0.answer(&chain) {
+            match self.shared.answer(&chain, &mut self.chunk) {
                 // A request that cannot be answered stays in the ring, where a reset, a save and the next attempt find it.
                 Ok(0) => return Ok(()),
                 Ok(written) => chain.complete(written)?,

@@ -3,7 +3,7 @@
 use std::{
     marker::PhantomData,
     ptr::NonNull,
-    sync::atomic::{AtomicU16, Ordering},
+    sync::atomic::{AtomicU16, Ordering, fence},
 };
 
 use vm_memory::Permissions;
@@ -374,11 +374,26 @@ impl<'a> FlatRing<'a> {
         }
     }
 
-    /// As [`View::set_used_idx`], but for the mark.
+    /// As [`View::set_used_idx`], but for the mark; and a full fence after it.
     #[inline]
-    pub fn set_used_idx(&self, idx: u16) {
+    pub fn set_used_idx_and_fence(&self, idx: u16) {
         // SAFETY: in the header of the area, aligned, mapped while the view's pin lives.
         let place = unsafe { AtomicU16::from_ptr(self.flat.device.add(IDX as usize).as_ptr().cast()) };
+        if cfg!(target_arch = "x86_64") {
+            // An exchange is a full fence there (Intel SDM, volume 3, section 8.2.3.9), and costs half of `mfence`.
+            place.swap(idx.to_le(), Ordering::SeqCst);
+        } else {
+            place.store(idx.to_le(), Ordering::Release);
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// As [`View::set_avail_event`], but for the mark.
+    #[inline]
+    pub fn set_avail_event(&self, idx: u16) {
+        let offset = RING_HEADER + USED_ENTRY * (u64::from(self.flat.mask) + 1);
+        // SAFETY: the tail of the area, aligned, mapped while the view's pin lives.
+        let place = unsafe { AtomicU16::from_ptr(self.flat.device.add(offset as usize).as_ptr().cast()) };
         place.store(idx.to_le(), Ordering::Release);
     }
 

@@ -52,6 +52,26 @@ impl Cursor<'_> {
         if len > self.remaining as usize {
             return Err(ChainError::Short(len - self.remaining as usize));
         }
+        // Nearly always in the first segment.
+        if let [segment, ..] = self.segments
+            && len as u64 <= u64::from(segment.len - self.offset)
+            && len != 0
+        {
+            let mut piece = *segment;
+            piece.address += u64::from(self.offset);
+            piece.len = len as u32;
+            self.offset += len as u32;
+            self.remaining -= len as u32;
+            return Ok(access(self.pin, &mut piece, 0..len)?);
+        }
+        self.each_of_several(len, access)
+    }
+
+    fn each_of_several(
+        &mut self,
+        len: usize,
+        mut access: impl FnMut(&Pin, &mut Segment, Range<usize>) -> Result<(), Outside>,
+    ) -> Result<(), ChainError> {
         let mut done = 0;
         while let Some(mut piece) = self.step(len - done) {
             let end = done + piece.len as usize;

@@ -13,6 +13,7 @@ loom::thread_local! {
 }
 
 /// Whether this thread is: it does not wait for another one then, which could wait for this one.
+#[inline]
 pub(crate) fn is_inside() -> bool {
     INSIDE.with(Cell::get) != 0
 }

@@ -100,27 +100,28 @@ impl Chain<'_, '_> {
     pub fn take(self) -> OwnedChain {
         let Self(round) = self;
         let shared = Arc::clone(round.counted);
-        let outline = round.outline;
         shared.word.take();
         // Who completes it needs the lock.
         round.share();
+        let head = round.outline.head;
         // One that was given back keeps its place.
         if !round.returned {
             round.hands.order += 1;
             // Seen by who completes it, and by the next round.
-            shared.places[usize::from(outline.head)].store(round.hands.order, Ordering::Release);
+            shared.places[usize::from(head)].store(round.hands.order, Ordering::Release);
         } else {
-            round.with_used(|shared, used| shared.forget_returned(used, outline.head));
+            round.with_used(|shared, used| shared.forget_returned(used, head));
         }
         round.consumed();
         let fresh = round.hands.spare(&shared);
         let segments = mem::replace(&mut round.hands.segments, fresh);
-        if outline.spilled() != 0 {
-            shared.spilled.fetch_add(outline.spilled(), Ordering::SeqCst);
+        let spilled = round.outline.spilled();
+        if spilled != 0 {
+            shared.spilled.fetch_add(spilled, Ordering::SeqCst);
         }
         let pin = round.view.pin.clone();
         OwnedChain::new(Held {
-            outline,
+            outline: round.outline,
             segments,
             pin,
             shared,

@@ -202,8 +202,8 @@ impl Queue {
     }
 
     /// `next_avail`: how far the device has come.
-    fn with_shared(mut shared: Shared, next_avail: u16) -> Self {
-        let view = shared.used.get_mut().ok().and_then(|used| used.view.clone());
+    fn with_shared(shared: Shared, next_avail: u16) -> Self {
+        let view = shared.used.lock().view.clone();
         Self {
             available: Available::new(
                 shared.layout.size,
@@ -218,7 +218,7 @@ impl Queue {
 
     /// As [`new`](Self::new), with the word of who runs the queue. `kicks_stay`: nobody looks at it without a kick.
     pub(crate) fn run_by(mut self, word: Arc<Word>, kicks_stay: bool) -> Self {
-        self.available.kicks_stay = kicks_stay;
+        self.available.keep_kicks(kicks_stay);
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             shared.word = word;
         }
@@ -255,7 +255,7 @@ impl Queue {
     }
 
     /// As [`round`](Self::round). `closed`: no chain is to be found.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn begin(&mut self, closed: bool) -> Result<Round<'_>, QueueError> {
         let Self {
             available,
@@ -266,18 +266,21 @@ impl Queue {
         if shared.stranded.load(std::sync::atomic::Ordering::SeqCst) {
             return Err(shared.gone());
         }
-        if view.as_ref().is_some_and(|view| !shared.memory.is_current(&view.pin)) {
-            *view = None;
+        let is_current = |view: &View| shared.memory.is_current(&view.pin);
+        if !view.as_ref().is_some_and(is_current) {
+            Self::look_up(view, shared)?;
         }
-        let view = match view {
-            Some(view) => view,
-            view => {
-                let found = shared.look_up()?;
-                crate::sync::lock(&shared.used).view = Some(found.clone());
-                view.insert(found)
-            }
-        };
+        let Some(view) = view else { return Err(shared.gone()) };
         Ok(Round::new(shared, available, view, hands, closed))
+    }
+
+    #[cold]
+    fn look_up(view: &mut Option<View>, shared: &Shared) -> Result<(), QueueError> {
+        *view = None;
+        let found = shared.look_up()?;
+        shared.used.lock().view = Some(found.clone());
+        *view = Some(found);
+        Ok(())
     }
 
     /// What was [waited](Round::wait) for in the last round.
@@ -292,7 +295,7 @@ impl Queue {
     /// Lets go of guest memory: the next round looks it up again.
     pub(crate) fn let_go(&mut self) {
         self.view = None;
-        crate::sync::lock(&self.shared.used).view = None;
+        self.shared.used.lock().view = None;
     }
 }
 

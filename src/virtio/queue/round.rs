@@ -2,19 +2,19 @@
 
 use std::{
     fmt, mem,
-    sync::{Arc, MutexGuard, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
 };
 
 use super::{
     Chain, ChainError, Gone, OwnedChain, QueueError, QueueIndex,
-    area::{FlatRing, FlatView, View},
+    area::{FlatView, View},
     chain::{MAX_SEGMENTS, Outline, Pool, Segments},
     owned::Held,
-    split::{Available, Look},
+    split::{Available, Look, LookNear},
     used::{Shared, Used},
 };
 use crate::{
-    sync::lock,
+    sync::Opened,
     virtio::{Wait, features},
 };
 
@@ -84,7 +84,7 @@ impl Hands {
             return segments;
         }
         if self.made >= SPARE {
-            mem::swap(&mut lock(&shared.used).pool, &mut self.spare);
+            mem::swap(&mut shared.used.lock().pool, &mut self.spare);
         }
         self.spare.pop().unwrap_or_else(|| {
             self.made = self.made.saturating_add(1);
@@ -113,7 +113,7 @@ pub struct Round<'q> {
     pub(super) hands: &'q mut Hands,
     /// The chain that was looked at last.
     pub(super) outline: Outline,
-    /// Held from the first chain that is given back the short way on, as long as the round is alone.
+    /// There as long as the round is alone, from when it has a short way.
     ring: Option<Ring<'q>>,
     /// How many bytes it may still come to before it ends. Wraps when it does.
     bytes: u64,
@@ -133,15 +133,27 @@ pub struct Round<'q> {
     closed: bool,
 }
 
-/// The used side, locked, and its short way.
+/// The used side, of a round that is alone.
 struct Ring<'q> {
-    used: MutexGuard<'q, Used>,
-    view: FlatRing<'q>,
+    used: Opened<'q, Used>,
     /// Entries from this one on are not marked as written yet.
     unmarked: u16,
 }
 
+impl<'q> Ring<'q> {
+    /// # Safety
+    /// The queue is the caller's, no chain is out, and none is taken before this is dropped.
+    #[inline(always)]
+    unsafe fn alone(shared: &'q Shared) -> Self {
+        // SAFETY: as the caller says.
+        let used = unsafe { shared.used.alone() };
+        let unmarked = used.ring.next;
+        Self { used, unmarked }
+    }
+}
+
 impl<'q> Round<'q> {
+    #[inline(always)]
     pub(super) fn new(
         shared: &'q Arc<Shared>,
         available: &'q mut Available,
@@ -151,6 +163,12 @@ impl<'q> Round<'q> {
     ) -> Self {
         hands.waits.clear();
         shared.signal_again();
+        let flat = view.flat_near(hands.segments.first());
+        let alone = shared.word.chains() == 0 && !shared.returns() && !shared.owes();
+        let ring = (alone && flat.is_some()).then(|| {
+            // SAFETY: a queue has one round at a time, which takes its chains; it shares this before it takes the first.
+            unsafe { Ring::alone(shared) }
+        });
         Self {
             budget: if closed { 0 } else { shared.layout.size },
             indirect: shared.features & features::INDIRECT_DESC != 0,
@@ -158,11 +176,11 @@ impl<'q> Round<'q> {
             counted: shared,
             available,
             view,
-            flat: view.flat_near(hands.segments.first()),
+            flat,
             hands,
             outline: Outline::default(),
-            ring: None,
-            alone: shared.word.chains() == 0 && !shared.returns() && !shared.owes(),
+            ring,
+            alone,
             bytes: ROUND_BYTES - 1,
             reading: 0,
             looked: Looked::Left,
@@ -193,24 +211,33 @@ impl<'q> Round<'q> {
         reason = "a chain is lent until the next one is looked for"
     )]
     pub fn next(&mut self) -> Result<Option<Chain<'_, 'q>>, QueueError> {
-        let found = self.find_near() || self.find()?;
+        let found = self.find_near() || self.looked != Looked::Empty && self.find()?;
         Ok(found.then_some(Chain(self)))
     }
 
-    /// The short way of [`find`](Self::find), for what nearly all chains are. Whether it has found one; if not, nothing is known.
+    /// The short way of [`find`](Self::find), for what nearly all chains are. Whether it has found one; if not, it may know that there is
+    /// none, and otherwise nothing.
     ///
     /// It calls nothing, so that it need not save registers for that.
     #[inline(never)]
     fn find_near(&mut self) -> bool {
+        self.looked = Looked::Left;
         let Some(view) = &self.flat else { return false };
-        let Some(head) = self.available.look_near(&view.ring) else {
-            return false;
-        };
-        let shared = self.shared;
-        if self.budget == 0 || !self.alone && (shared.returns() || shared.is_in_flight(head.index())) {
+        if self.budget == 0 {
             return false;
         }
-        self.looked = Looked::Left;
+        let head = match self.available.look_near(&view.ring, || self.view.pin.tracks()) {
+            LookNear::Head(head) => head,
+            LookNear::Nothing if self.alone => {
+                self.looked = Looked::Empty;
+                return false;
+            }
+            LookNear::Nothing | LookNear::Far => return false,
+        };
+        let shared = self.shared;
+        if !self.alone && (shared.returns() || shared.is_in_flight(head.index())) {
+            return false;
+        }
         let segments = &mut self.hands.segments;
         segments.walk_near(&mut self.outline, view, head, self.indirect)
     }
@@ -274,7 +301,7 @@ impl<'q> Round<'q> {
     pub(super) fn with_used<R>(&mut self, f: impl FnOnce(&Shared, &mut Used) -> R) -> R {
         match &mut self.ring {
             Some(ring) => f(self.shared, &mut ring.used),
-            None => f(self.shared, &mut lock(&self.shared.used)),
+            None => f(self.shared, &mut self.shared.used.lock()),
         }
     }
 
@@ -283,54 +310,53 @@ impl<'q> Round<'q> {
     pub(super) fn give_back<const PUBLISH: bool>(&mut self, written: u32) -> Result<(), Gone> {
         match self.give_back_near::<PUBLISH>(written) {
             Near::Done => Ok(()),
-            near => self.give_back_far(written, PUBLISH, near),
+            Near::Signal => {
+                self.signal();
+                Ok(())
+            }
+            Near::Far => self.give_back_far(written, PUBLISH),
         }
     }
 
     /// The short way. It calls nothing, as [`find_near`](Self::find_near).
     #[inline(never)]
     fn give_back_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
-        if self.ring.is_none() {
+        if self.ring.is_none() || self.flat.is_none() {
             return Near::Far;
         }
         self.available.advance();
         self.spend();
-        let Some(Ring { used, view, .. }) = &mut self.ring else {
+        let (Some(ring), Some(view)) = (&mut self.ring, &self.flat) else {
             return Near::Far;
         };
+        if PUBLISH {
+            self.available.fenced();
+        }
         let written = written.min(self.outline.writable_len);
-        let ring = &mut used.ring;
-        match ring.use_near::<PUBLISH>(view, self.outline.head, written, self.shared) {
+        let ring = &mut ring.used.ring;
+        match ring.use_near::<PUBLISH>(&view.ring, self.outline.head, written, self.shared) {
             true => Near::Signal,
             false => Near::Done,
         }
     }
 
     #[cold]
-    fn give_back_far(&mut self, written: u32, publish: bool, near: Near) -> Result<(), Gone> {
-        if near == Near::Signal {
-            self.signal();
-            return Ok(());
-        }
+    fn give_back_far(&mut self, written: u32, publish: bool) -> Result<(), Gone> {
         let Outline { head, writable_len, .. } = self.outline;
         let written = written.min(writable_len);
-        let (shared, view) = (self.shared, self.view);
-        let mut used = lock(&shared.used);
-        if self.returned {
-            shared.forget_returned(&mut used, head);
-            shared.forget(head);
-        }
-        // Others may do so too, unless the round is alone.
-        used.ring.put(view, head, written)?;
-        let signal = publish && shared.publish(&mut used.ring, view)?;
-        if let Some(view) = self.flat
-            && self.alone
-        {
-            let unmarked = used.ring.next;
-            let view = view.ring;
-            self.ring = Some(Ring { used, view, unmarked });
-        } else {
-            drop(used);
+        let (view, returned) = (self.view, self.returned);
+        let signal = self.with_used(|shared, used| {
+            if returned {
+                shared.forget_returned(used, head);
+                shared.forget(head);
+            }
+            // Others may do so too, unless the round is alone.
+            used.ring.put(view, head, written)?;
+            Ok(publish && shared.publish(&mut used.ring, view)?)
+        })?;
+        if self.alone && self.ring.is_none() {
+            // SAFETY: as in `new`.
+            self.ring = Some(unsafe { Ring::alone(self.shared) });
         }
         self.consumed();
         if signal {
@@ -340,7 +366,7 @@ impl<'q> Round<'q> {
     }
 
     fn signal(&mut self) {
-        self.shared.signal();
+        self.shared.signal(self.alone);
         if self.shared.owes() {
             // That is to be told by whoever comes next.
             self.share();
@@ -401,12 +427,16 @@ impl<'q> Round<'q> {
     ///
     /// # Errors
     /// The ring is no longer in guest memory.
-    #[inline]
+    #[inline(always)]
     pub fn publish(&mut self) -> Result<(), QueueError> {
-        if self.alone && self.ring.is_none() && self.flat.is_some() {
-            // Nothing was put: the lock would be held.
-            return Ok(());
+        match &self.ring {
+            // And nothing is owed, or others had a part in it.
+            Some(ring) if ring.used.ring.is_shown() => Ok(()),
+            _ => self.publish_far(),
         }
+    }
+
+    fn publish_far(&mut self) -> Result<(), QueueError> {
         let view = self.view;
         match self.with_used(|shared, used| shared.publish(&mut used.ring, view)) {
             Ok(true) => self.signal(),
@@ -473,6 +503,12 @@ impl<'q> Round<'q> {
     /// # Errors
     /// The ring is no longer in guest memory.
     pub fn end(mut self) -> Result<Rest, QueueError> {
+        self.finish()
+    }
+
+    /// [`end`](Self::end), where the round is. Nothing but its drop follows.
+    #[inline(always)]
+    pub(crate) fn finish(&mut self) -> Result<Rest, QueueError> {
         self.publish()?;
         self.ended = true;
         if self.closed {
@@ -481,10 +517,20 @@ impl<'q> Round<'q> {
         match self.looked {
             _ if self.budget == 0 => Ok(Rest::More),
             Looked::Taken => Ok(Rest::More),
-            Looked::Left if !self.available.kicks_stay => Ok(Rest::Left),
+            Looked::Left if !self.available.kicks_stay() => Ok(Rest::Left),
+            Looked::Empty if self.available.is_asked() => Ok(Rest::Drained),
             // A kick is all that has the queue looked at again.
             Looked::Left => self.rest(Rest::Left, Available::expect_kicks_for_more),
             Looked::Empty => self.rest(Rest::Drained, Available::expect_kicks),
+        }
+    }
+
+    /// A round that was left by an error or a panic shows what was put all the same; the next call signals it.
+    #[cold]
+    fn leave(&mut self) {
+        let view = self.view;
+        if self.with_used(|shared, used| shared.publish(&mut used.ring, view)) == Ok(true) {
+            self.shared.owe(true);
         }
     }
 
@@ -504,13 +550,10 @@ impl<'q> Round<'q> {
 }
 
 impl Drop for Round<'_> {
-    /// A round that was left by an error or a panic shows what was put all the same; the next call signals it.
+    #[inline]
     fn drop(&mut self) {
         if !self.ended {
-            let view = self.view;
-            if self.with_used(|shared, used| shared.publish(&mut used.ring, view)) == Ok(true) {
-                self.shared.owe(true);
-            }
+            self.leave();
         }
         self.mark_used();
         let all = (ROUND_BYTES - 1).wrapping_sub(self.bytes);

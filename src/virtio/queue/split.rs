@@ -22,6 +22,14 @@ pub(super) enum Look {
     Gone,
 }
 
+/// The same, as far as the short way comes.
+pub(super) enum LookNear {
+    Head(Head),
+    Nothing,
+    /// The long way has to be taken.
+    Far,
+}
+
 /// Why `avail.idx` was not taken.
 enum Refused {
     Idx(u16),
@@ -42,11 +50,17 @@ pub(super) struct Available {
     pub next: u16,
     /// `avail.idx` when it was last read: up to it, entries are there for the taking.
     seen: u16,
-    /// How far `avail.idx` may be ahead if nothing is to be done but to take what is there: the size, while the driver is asked not to
-    /// kick.
+    /// How far `avail.idx` may be ahead if nothing is to be done but to take what is there: the size, unless the driver is to be asked not
+    /// to kick.
     quiet: u16,
+    /// Kicks stay, and the driver has to be told so for each index that is seen.
+    announces: bool,
+    /// A full fence is between what asks for kicks after `seen` and the next look, if they stay.
+    asked: bool,
+    /// Kicks were asked for since there is this queue.
+    begun: bool,
     /// Kicks are wanted at all times: there is nobody who looks without one.
-    pub kicks_stay: bool,
+    kicks_stay: bool,
 }
 
 impl Available {
@@ -57,23 +71,58 @@ impl Available {
             next,
             seen: next,
             quiet: 0,
+            announces: false,
+            asked: false,
+            begun: false,
             kicks_stay: false,
         }
     }
 
-    /// The short way of [`look`](Self::look): the head of the next chain, if nothing is to be done but to find it.
+    /// Whether kicks are wanted at all times.
+    pub fn keep_kicks(&mut self, stay: bool) {
+        self.kicks_stay = stay;
+        self.announces = stay && self.event_idx;
+        self.quiet = if stay && !self.announces { self.size } else { 0 };
+    }
+
+    #[inline]
+    pub fn kicks_stay(&self) -> bool {
+        self.kicks_stay
+    }
+
+    /// Whether the driver kicks for whatever it adds to what was seen, if nothing was left of that when it was last looked.
+    #[inline]
+    pub fn is_asked(&self) -> bool {
+        self.kicks_stay && self.begun && self.asked
+    }
+
+    /// There was a full fence, after which the ring is looked at again.
     #[inline(always)]
-    pub fn look_near(&mut self, ring: &FlatRing<'_>) -> Option<Head> {
+    pub fn fenced(&mut self) {
+        self.asked = true;
+    }
+
+    /// The short way of [`look`](Self::look): the head of the next chain, if nothing is to be done but to find it. `marks`: what is
+    /// written is to be marked.
+    #[inline(always)]
+    pub fn look_near(&mut self, ring: &FlatRing<'_>, marks: impl FnOnce() -> bool) -> LookNear {
         let next = self.next;
         if next == self.seen {
             let idx = ring.avail_idx();
-            // None, too many, or kicks have to be suppressed.
+            // None, too many, or the driver has to be told something about kicks.
             if idx.wrapping_sub(next).wrapping_sub(1) >= self.quiet {
-                return None;
+                if idx == next {
+                    return LookNear::Nothing;
+                }
+                if !self.announces || idx.wrapping_sub(next) > self.size || marks() {
+                    return LookNear::Far;
+                }
+                ring.set_avail_event(idx);
+                self.asked = false;
             }
             self.seen = idx;
         }
-        ring.head(ring.avail_entry(next))
+        ring.head(ring.avail_entry(next)).map_or(LookNear::Far, LookNear::Head)
     }
 
     /// The head of the next chain, which is not taken by this.
@@ -120,8 +169,9 @@ impl Available {
         }
         self.seen = idx;
         if self.kicks_stay {
-            if self.event_idx {
+            if self.announces {
                 view.set_avail_event(idx)?;
+                self.asked = false;
             }
         } else if self.quiet == 0 {
             self.suppress_kicks(view)?;
@@ -160,7 +210,9 @@ impl Available {
 
     #[inline]
     fn expect_kicks_at(&mut self, view: &View, idx: u16) -> Result<bool, Gone> {
-        self.quiet = 0;
+        if !self.kicks_stay {
+            self.quiet = 0;
+        }
         if self.event_idx {
             view.set_avail_event(idx)?;
         } else {
@@ -168,6 +220,7 @@ impl Available {
         }
         // Pairs with the driver's barrier between its index and its look at ours.
         fence(Ordering::SeqCst);
+        (self.asked, self.begun) = (true, true);
         Ok(view.avail_idx()? != idx)
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use super::{Queue, QueueError, QueueIndex, QueueLayout, Shared, VirtioInterrupt, area::View};
-use crate::{memory::Memory, sync::lock};
+use crate::memory::Memory;
 
 /// A queue's state as plain data. Rings themselves are in guest memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Queue {
             layout: *layout,
             features: *features,
             next_avail: self.available.next,
-            next_used: lock(used).ring.next,
+            next_used: used.lock().ring.next,
             in_flight: self.shared.in_flight(),
             signal_owed: self.shared.owes(),
         }
@@ -111,7 +111,7 @@ impl Queue {
             });
         }
         shared.returned.store(distinct != 0, Ordering::SeqCst);
-        lock(&shared.used).resubmit = heads;
+        shared.used.lock().resubmit = heads;
         shared.owe(signal_owed);
         let mut queue = Self::with_shared(shared, next_avail);
         queue.hands.order = distinct as u64;

@@ -2,8 +2,9 @@
 
 use std::{
     fmt, io,
+    ops::{Deref, DerefMut},
     sync::{
-        Mutex,
+        PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
     },
 };
@@ -19,13 +20,12 @@ use super::{
 };
 use crate::{
     memory::{Memory, Outside},
-    sync::lock,
+    sync::{Guarded, Lock, Locked, Opened},
 };
 
 /// What a queue and the chains that were taken from it share.
 ///
-/// Lock order: `used` is the last of all, and no interrupt is triggered under it by who completes elsewhere. A round that has no
-/// chain out holds it all through: nobody else wants it then.
+/// Lock order: `used` is the last of all, and no interrupt is triggered under it by who completes elsewhere.
 #[repr(align(128))]
 pub(super) struct Shared {
     // Configured.
@@ -37,7 +37,7 @@ pub(super) struct Shared {
     pub interrupt: std::sync::Arc<dyn VirtioInterrupt>,
     pub word: std::sync::Arc<Word>,
     // What the guest moves.
-    pub used: Mutex<Used>,
+    pub used: UsedSide,
     /// For each head that is in flight beyond its round, when it was taken; zero for others.
     pub places: Box<[AtomicU64]>,
     /// Segments of chains that are out and need room of their own.
@@ -70,7 +70,64 @@ fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
 }
 
-/// The used side, under its lock.
+/// The used side: under its lock, or without it in a round that nobody else has a part in, which is when no chain is out.
+pub(super) struct UsedSide {
+    lock: Lock<()>,
+    used: Guarded<Used>,
+}
+
+/// The used side, locked.
+pub(super) struct UsedGuard<'a> {
+    used: Opened<'a, Used>,
+    _locked: Locked<'a, ()>,
+}
+
+impl UsedSide {
+    fn new(used: Used) -> Self {
+        Self {
+            lock: Lock::new(()),
+            used: Guarded::new(used),
+        }
+    }
+
+    #[inline(always)]
+    pub fn lock(&self) -> UsedGuard<'_> {
+        // As `sync::lock`.
+        let locked = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        UsedGuard {
+            // SAFETY: locked; and a round that opens it without the lock lets go of it before another thread has a part in it.
+            used: unsafe { self.used.open() },
+            _locked: locked,
+        }
+    }
+
+    /// Without the lock.
+    ///
+    /// # Safety
+    /// The caller has the queue to itself, no chain is out, and none is taken before it has let go of this.
+    #[inline(always)]
+    pub unsafe fn alone(&self) -> Opened<'_, Used> {
+        // SAFETY: as the caller says: who had it before has given its chain back, in the queue's word, or had the queue to itself too.
+        unsafe { self.used.open() }
+    }
+}
+
+impl Deref for UsedGuard<'_> {
+    type Target = Used;
+
+    #[inline(always)]
+    fn deref(&self) -> &Used {
+        &self.used
+    }
+}
+
+impl DerefMut for UsedGuard<'_> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Used {
+        &mut self.used
+    }
+}
+
 pub(super) struct Used {
     /// Not there when memory has changed: looked up again when it is needed.
     pub view: Option<View>,
@@ -91,6 +148,12 @@ pub(super) struct UsedRing {
 }
 
 impl UsedRing {
+    /// Whether the driver has been shown all that was put.
+    #[inline]
+    pub fn is_shown(&self) -> bool {
+        self.published == self.next
+    }
+
     /// Adds an element, which the driver does not see yet.
     #[inline]
     pub fn put(&mut self, view: &View, head: u16, written: u32) -> Result<(), Gone> {
@@ -116,9 +179,8 @@ impl UsedRing {
         }
         let added = new.wrapping_sub(self.published);
         self.published = new;
-        view.set_used_idx(new);
         // As in `publish`.
-        fence(Ordering::SeqCst);
+        view.set_used_idx_and_fence(new);
         let wanted = if self.event_idx {
             new.wrapping_sub(view.used_event()).wrapping_sub(1) < added
         } else {
@@ -173,7 +235,7 @@ impl Shared {
             memory,
             interrupt,
             word,
-            used: Mutex::new(Used {
+            used: UsedSide::new(Used {
                 view: Some(view),
                 ring: UsedRing {
                     event_idx: features & crate::virtio::features::EVENT_IDX != 0,
@@ -217,6 +279,7 @@ impl Shared {
     }
 
     /// A round has taken up chains of so many bytes.
+    #[inline]
     pub fn count_bytes(&self, bytes: u64) {
         add(&self.counters.bytes, bytes);
     }
@@ -229,21 +292,26 @@ impl Shared {
     #[inline]
     pub fn publish(&self, ring: &mut UsedRing, view: &View) -> Result<bool, Gone> {
         let owed = self.owes() && self.owed.swap(false, Ordering::SeqCst);
-        if ring.published == ring.next {
+        if ring.is_shown() {
             return Ok(owed);
         }
         Ok(ring.publish(view, &self.counters)? || owed)
     }
 
-    /// Interrupts the driver. A refusal is owed: the next call of any kind carries it.
-    pub fn signal(&self) {
+    /// Interrupts the driver. A refusal is owed: the next call of any kind carries it. `alone`: no other thread does so now.
+    #[inline]
+    pub fn signal(&self, alone: bool) {
         let _inside = Inside::new();
         // A line that panics has not told the driver.
         let owing = Owing(&self.owed);
         match self.interrupt.used(&[self.index]) {
             Ok(()) => {
                 std::mem::forget(owing);
-                self.counters.delivered.fetch_add(1, Ordering::Relaxed);
+                if alone {
+                    add(&self.counters.delivered, 1);
+                } else {
+                    self.counters.delivered.fetch_add(1, Ordering::Relaxed);
+                }
             }
             Err(_) => {
                 drop(owing);
@@ -262,9 +330,10 @@ impl Shared {
     }
 
     /// Signals again if the last signal was refused.
+    #[inline]
     pub fn signal_again(&self) {
         if self.owes() && self.owed.swap(false, Ordering::SeqCst) {
-            self.signal();
+            self.signal(false);
         }
     }
 
@@ -272,7 +341,7 @@ impl Shared {
     #[inline(always)]
     pub fn give_back(&self, outline: &Outline, segments: Segments, written: Option<u32>) {
         let _done = Done(&self.word);
-        let mut used = lock(&self.used);
+        let mut used = self.used.lock();
         let signal = match written {
             _ if self.closed.load(Ordering::SeqCst) => false,
             Some(written) => {
@@ -290,7 +359,7 @@ impl Shared {
         self.is_back(&mut used, outline, segments);
         drop(used);
         if signal {
-            self.signal();
+            self.signal(false);
         }
     }
 

@@ -2,7 +2,10 @@
 //!
 //! One thread serves a queue at a time. A kick marks the queue; who finds it served may wait, alone, to relieve the server, or
 //! leaves the mark, and the server leaves only when no mark is left or it was relieved. A stop lets nobody begin; the queue is
-//! *still* once its handler has been told, nobody serves, and no chain that was taken is out.
+//! *still* once its handler has been told, nobody serves, and no chain that was taken is out. Who does not serve a queue may *hold* it, to
+//! look at it: not while it is served, and who begins to serve waits for the moment that this takes.
+//!
+//! So the word is a lock of the handler and the queue, and there is no other.
 
 use std::fmt;
 
@@ -19,6 +22,8 @@ const AWAITED: u64 = 1 << 2;
 const RUNS: u64 = 1 << 3;
 /// The handler has been told of the stop.
 const TOLD: u64 = 1 << 4;
+/// A thread that does not serve the queue has it, for a moment: who begins to serve waits for that.
+const HELD: u64 = 1 << 5;
 /// One chain that was taken and is not done with.
 const CHAIN: u64 = 1 << 32;
 /// All chains.
@@ -86,6 +91,7 @@ impl Word {
         std::ptr::from_ref(&*self.stillness).addr()
     }
 
+    #[inline]
     fn bits(&self) -> u64 {
         self.bits.load(Ordering::SeqCst)
     }
@@ -96,6 +102,7 @@ impl Word {
     }
 
     /// Whether a stopped queue is still.
+    #[inline]
     fn still(bits: u64) -> bool {
         bits & STOPS != 0 && (bits & RUNS == 0 || bits & (SERVED | TOLD) == TOLD && bits & CHAINS == 0)
     }
@@ -108,6 +115,7 @@ impl Word {
         self.bits() & RUNS != 0
     }
 
+    #[inline]
     pub fn is_stopped(&self) -> bool {
         self.bits() & STOPS != 0
     }
@@ -129,6 +137,7 @@ impl Word {
     }
 
     /// Tells who waits for stillness, if a change has brought it.
+    #[inline]
     fn noticed(&self, before: u64, after: u64) {
         if !Self::still(before) && Self::still(after) {
             self.stillness.reached();
@@ -172,14 +181,38 @@ impl Word {
         });
         match taken {
             Err(_) => Begin::Leave,
-            Ok(before) if before & SERVED == 0 => Begin::Serve,
+            Ok(before) if before & SERVED == 0 => self.serves(before),
             Ok(_) => self.wait_to_serve(),
         }
     }
 
+    /// This thread serves from here on, once nobody else has the queue.
+    #[inline]
+    fn serves(&self, before: u64) -> Begin {
+        if before & HELD != 0 {
+            self.turn.wait(|| self.bits() & HELD == 0);
+        }
+        Begin::Serve
+    }
+
     /// [`kick`](Self::kick) and [`begin`](Self::begin) in one step.
     #[inline]
-    pub fn kick_and_begin(&self, patient: bool) -> Begin {
+    pub fn kick_and_begin(&self, patient: impl FnOnce() -> bool) -> Begin {
+        let bits = self.bits();
+        if bits & (RUNS | STOPS | SERVED | AWAITED | HELD) == RUNS
+            && self
+                .bits
+                .compare_exchange(bits, bits & !KICKED | SERVED, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+        {
+            return Begin::Serve;
+        }
+        self.kick_and_begin_among(patient())
+    }
+
+    /// The same among others.
+    #[cold]
+    fn kick_and_begin_among(&self, patient: bool) -> Begin {
         let taken = |bits| match bits & (RUNS | STOPS | SERVED | AWAITED) {
             RUNS => bits & !KICKED | SERVED,
             served if served == RUNS | SERVED && patient => bits | KICKED | AWAITED,
@@ -187,7 +220,7 @@ impl Word {
         };
         let before = self.update(|bits| Some(taken(bits))).unwrap_or_else(|bits| bits);
         match taken(before) & !before {
-            new if new & SERVED != 0 => Begin::Serve,
+            new if new & SERVED != 0 => self.serves(before),
             new if new & AWAITED != 0 => self.wait_to_serve(),
             // Marked, for another thread or for later; but a stopped queue whose chains are out is served.
             _ if before & STOPS != 0 => self.begin(false),
@@ -204,7 +237,7 @@ impl Word {
             _ => Some(bits & !AWAITED),
         });
         match taken {
-            Ok(before) if before & (STOPS | SERVED) == 0 => Begin::Serve,
+            Ok(before) if before & (STOPS | SERVED) == 0 => self.serves(before),
             _ => Begin::Leave,
         }
     }
@@ -212,6 +245,21 @@ impl Word {
     /// After a round. `more`: there is something left. `stay`: go on as long as there is and nobody waits.
     #[inline]
     pub fn end(&self, more: bool, stay: bool) -> End {
+        let bits = self.bits();
+        if !more
+            && bits & (STOPS | AWAITED | KICKED) == 0
+            && self
+                .bits
+                .compare_exchange(bits, bits & !SERVED, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
+        {
+            return End::Leave;
+        }
+        self.end_among(more, stay)
+    }
+
+    /// The same with something to do, or among others.
+    fn end_among(&self, more: bool, stay: bool) -> End {
         let kicked = if more { KICKED } else { 0 };
         let ended = self.update(|bits| {
             let bits = bits | kicked;
@@ -253,6 +301,24 @@ impl Word {
         }
     }
 
+    // What is done by who does not serve.
+
+    /// Has the queue to itself, if no thread serves it nor has it: then [`let_go`](Self::let_go) follows, soon, and nothing is waited for
+    /// in between.
+    pub fn hold(&self) -> bool {
+        let held = self.update(|bits| (bits & (SERVED | HELD) == 0).then_some(bits | HELD));
+        held.is_ok()
+    }
+
+    /// Others may have the queue again.
+    pub fn let_go(&self) {
+        let before = self.bits.fetch_and(!HELD, Ordering::SeqCst);
+        // Who has begun meanwhile waits.
+        if before & (SERVED | AWAITED) != 0 {
+            self.turn.knock();
+        }
+    }
+
     // Stopping.
 
     /// Lets nobody begin a round from here on. [`End::Tell`]: the handler is to be told, by who has called this; otherwise the
@@ -264,7 +330,10 @@ impl Word {
             _ => None,
         });
         match taken {
-            Ok(_) => End::Tell,
+            Ok(before) => {
+                self.serves(before);
+                End::Tell
+            }
             Err(_) => End::Leave,
         }
     }
@@ -297,8 +366,13 @@ impl Word {
     pub fn give_back(&self) {
         let before = self.bits.fetch_sub(CHAIN, Ordering::SeqCst);
         if before & STOPS != 0 {
-            self.noticed(before, before - CHAIN);
+            self.given_back_under_stop(before);
         }
+    }
+
+    #[cold]
+    fn given_back_under_stop(&self, before: u64) {
+        self.noticed(before, before - CHAIN);
     }
 }
 

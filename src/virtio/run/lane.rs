@@ -3,18 +3,18 @@
 use std::{
     mem,
     sync::{
-        Arc, Mutex, TryLockError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use super::{
     SharedWord,
-    order::{Rank, lock_in_order},
+    order::{Held, Rank},
     turn::Turn,
 };
 use crate::{
-    sync::lock,
+    sync::{Guarded, lock, yield_now},
     virtio::{
         Wait,
         device::QueueHandler,
@@ -32,8 +32,8 @@ pub(crate) struct Running {
 #[repr(align(128))]
 pub(crate) struct Lane {
     pub word: SharedWord,
-    /// Locked by who serves, or when it is still.
-    running: Mutex<Option<Running>>,
+    /// Of who serves, or holds the word.
+    running: Guarded<Option<Running>>,
     /// What can be asked while it is served.
     face: Mutex<Option<Face>>,
     /// What the handler waits for, as it said last.
@@ -46,7 +46,7 @@ pub(crate) struct Lane {
 pub(crate) trait Around {
     /// The device needs a reset.
     fn failed(&self, fault: Fault);
-    /// The handler waits for this, and for nothing else any more. The lane is locked.
+    /// The handler waits for this, and for nothing else any more. This thread has the lane.
     fn waits(&self, waits: &[Wait]);
 }
 
@@ -68,7 +68,7 @@ impl Lane {
     pub fn new(stillness: crate::sync::Arc<Stillness>) -> Self {
         Self {
             word: Arc::new(Word::new(stillness)),
-            running: Mutex::new(None),
+            running: Guarded::new(None),
             face: Mutex::new(None),
             waits: Mutex::default(),
             waiting: AtomicBool::new(false),
@@ -78,7 +78,7 @@ impl Lane {
     /// The driver has enabled the queue.
     pub fn start(&self, running: Running) {
         *lock(&self.face) = Some(running.queue.face());
-        *lock(&self.running) = Some(running);
+        self.with_idle(true, |place| *place = Some(running));
         self.word.start();
     }
 
@@ -86,11 +86,26 @@ impl Lane {
     pub fn finish(&self, around: &dyn Around) {
         // While the descriptors are there.
         self.end_waits(around);
-        let running = lock(&self.running).take();
+        let running = self.with_idle(true, Option::take);
         *lock(&self.face) = None;
         self.word.finish();
-        // Outside of the lock: a handler's own.
+        // When it is held no more: a handler's own.
         drop(running);
+    }
+
+    /// Opens a lane that no thread serves: for a moment, in which nothing is waited for. If one does: waits for it, or not.
+    fn with_idle<R>(&self, patient: bool, f: impl FnOnce(&mut Option<Running>) -> R) -> Option<R> {
+        while !self.word.hold() {
+            if !patient {
+                return None;
+            }
+            // It is about to end.
+            yield_now();
+        }
+        let _holding = Holding(&self.word);
+        // SAFETY: this thread holds the word, so nobody else does, nor serves before that ends.
+        let mut running = unsafe { self.running.open() };
+        Some(f(&mut running))
     }
 
     /// Serves the lane if it is marked. `patient`: waits for the round of another thread, if nobody does so yet. `stay`: goes on
@@ -107,14 +122,14 @@ impl Lane {
     /// Marks the lane and serves it, as a kick does which nobody else hears. Whether there was a round.
     #[inline]
     pub fn kick_and_serve(&self, around: &dyn Around) -> bool {
-        let begun = self.word.kick_and_begin(!is_inside()) == Begin::Serve;
+        let begun = self.word.kick_and_begin(|| !is_inside()) == Begin::Serve;
         if begun {
             self.take_turn(Turn::new(&self.word), End::Again, true, around);
         }
         begun
     }
 
-    #[inline]
+    #[inline(never)]
     fn take_turn(&self, turn: Turn<'_>, first: End, stay: bool, around: &dyn Around) {
         let round = || match self.round(around) {
             Ok(rest) => rest == Rest::More,
@@ -126,15 +141,19 @@ impl Lane {
         turn.take(first, stay, round, || self.tell(around));
     }
 
-    #[inline]
+    #[inline(always)]
     fn round(&self, around: &dyn Around) -> Result<Rest, Fault> {
-        let mut running = lock_in_order(&self.running, self.word.device(), Rank::Lane);
+        let _held = Held::new(self.word.device(), Rank::Lane);
+        // SAFETY: this thread serves, as the word says.
+        let mut running = unsafe { self.running.open() };
         let Some(Running { handler, queue }) = &mut *running else {
             return Ok(Rest::Drained);
         };
-        let mut round = queue.begin(self.word.is_stopped())?;
-        handler.serve(&mut round)?;
-        let rest = round.end()?;
+        let rest = {
+            let mut round = queue.begin(self.word.is_stopped())?;
+            handler.serve(&mut round)?;
+            round.finish()?
+        };
         if !queue.waits().is_empty() || self.waiting.load(Ordering::Relaxed) {
             self.tell_waits(queue.waits_mut(), around);
         }
@@ -153,7 +172,9 @@ impl Lane {
 
     /// Tells the handler of a stop. This thread serves the lane.
     fn tell(&self, around: &dyn Around) {
-        if let Some(Running { handler, queue }) = &mut *lock_in_order(&self.running, self.word.device(), Rank::Lane) {
+        let _held = Held::new(self.word.device(), Rank::Lane);
+        // SAFETY: this thread serves, as the word says.
+        if let Some(Running { handler, queue }) = &mut *unsafe { self.running.open() } {
             handler.pause();
             queue.let_go();
             // What ends the requests under way is still waited for.
@@ -201,25 +222,27 @@ impl Lane {
 
     /// Guest memory has changed: lets go of what is no longer in it. A round that is under way is followed by another one.
     pub fn memory_changed(&self) {
-        // First, so that a round which has the lock finds the mark when it ends.
+        // First, so that a round which is under way finds the mark when it ends.
         self.word.kick();
-        match self.running.try_lock() {
-            Ok(mut running) => {
-                if let Some(Running { queue, .. }) = &mut *running {
-                    queue.let_go();
-                }
+        self.with_idle(false, |running| {
+            if let Some(Running { queue, .. }) = running {
+                queue.let_go();
             }
-            Err(TryLockError::Poisoned(poisoned)) => {
-                if let Some(Running { queue, .. }) = &mut *poisoned.into_inner() {
-                    queue.let_go();
-                }
-            }
-            Err(TryLockError::WouldBlock) => {}
-        }
+        });
     }
 
     /// The queue's state, if it runs. The lane is still.
     pub fn save(&self) -> Option<crate::virtio::queue::QueueState> {
-        lock(&self.running).as_ref().map(|running| running.queue.save())
+        let save = |running: &mut Option<Running>| Some(running.as_ref()?.queue.save());
+        self.with_idle(true, save).flatten()
+    }
+}
+
+/// Holds a word until it is dropped, by a panic too.
+struct Holding<'a>(&'a Word);
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        self.0.let_go();
     }
 }

@@ -100,6 +100,24 @@ impl Lane {
         self.serve(patient, true);
     }
 
+    /// Kicks and begins in one step, as the driver's thread does.
+    fn kick_at_once(&self) {
+        self.offered.fetch_add(1, SeqCst);
+        if self.word.kick_and_begin(|| !is_inside()) == Begin::Serve {
+            self.turn(End::Again, true);
+        }
+    }
+
+    /// Has it for a moment, without serving it. Whether it could.
+    fn hold(&self) -> bool {
+        let held = self.word.hold();
+        if held {
+            self.alone(|| ());
+            self.word.let_go();
+        }
+        held
+    }
+
     /// An embedder's worker.
     fn run(&self) {
         while self.serve(false, false) {}
@@ -313,6 +331,54 @@ fn loom_a_stopped_lane_is_served_for_the_chains_that_are_out_and_keeps_other_kic
         lane.assert_still();
         assert_eq!(lane.found.load(SeqCst), 0);
         lane.resume(Stop::Bus);
+        lane.assert_all_found();
+    });
+}
+
+#[test]
+fn loom_a_lane_that_is_held_is_served_by_nobody_and_loses_no_kick() {
+    for at_once in [true, false] {
+        model(move || {
+            let lane = Lane::new();
+            let holder = with(&lane, |lane| _ = lane.hold());
+            match at_once {
+                true => lane.kick_at_once(),
+                false => lane.kick(false),
+            }
+            holder.join().unwrap();
+            lane.assert_all_found();
+            assert!(lane.hold(), "{:?}", lane.word);
+        });
+    }
+}
+
+#[test]
+fn loom_a_lane_that_is_held_beside_a_kick_and_one_that_waits() {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound.get_or_insert(2);
+    builder.check(|| {
+        let lane = Lane::new();
+        let holder = with(&lane, |lane| _ = lane.hold());
+        let other = with(&lane, Lane::kick_at_once);
+        lane.kick_at_once();
+        holder.join().unwrap();
+        other.join().unwrap();
+        lane.assert_all_found();
+    });
+}
+
+#[test]
+fn loom_a_lane_that_is_held_while_it_is_stopped_is_told_of_it() {
+    model(|| {
+        let lane = Lane::new();
+        let holder = with(&lane, |lane| _ = lane.hold());
+        lane.stop(Stop::Embedder);
+        lane.stillness.wait(|| lane.word.is_still());
+        holder.join().unwrap();
+        lane.assert_still();
+        assert!(lane.hold());
+        lane.assert_still();
+        lane.resume(Stop::Embedder);
         lane.assert_all_found();
     });
 }

@@ -8,9 +8,10 @@
 //! under way. A pause, a queue's reset, the device's, a bus that does not let it at memory: they differ in the reason alone, and in
 //! what is done when it is still.
 //!
-//! *Lock order* (checked in debug builds, see [`order`]): registers, lane, control face. What the device has of its own may be locked under
-//! any of them, and the used side of a queue comes last, but that a round in which no chain is out holds it all through: nobody else
-//! wants it then. A lane that is still is nobody's, and is opened under any lock. Interrupts are triggered under at most the lane: what
+//! *Lock order* (checked in debug builds, see [`order`]): registers, lane, control face. A lane's lock is its word: who serves has the
+//! handler and the queue to itself. What the device has of its own may be locked under any of them, and the used side of a queue comes
+//! last, but that a round in which no chain is out needs no lock for it: nobody else has a part in it then. Who does not serve a lane
+//! holds its word for a moment, in which nothing is waited for: under any lock. Interrupts are triggered under at most the lane: what
 //! they call may kick and mark, and never waits.
 
 mod lane;
@@ -22,7 +23,9 @@ mod turn;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::queue::{QueueIndex, Stillness, Stop, is_inside};
+#[cfg(not(loom))]
+use super::queue::is_inside;
+use super::queue::{QueueIndex, Stillness, Stop};
 
 pub(crate) use lane::{Around, Lane, Running, Untold};
 

@@ -10,6 +10,7 @@ pub(super) struct Turn<'a> {
 }
 
 impl<'a> Turn<'a> {
+    #[inline]
     pub fn new(word: &'a Word) -> Self {
         Self {
             word: Some(word),
@@ -19,7 +20,7 @@ impl<'a> Turn<'a> {
 
     /// Does `next`, and then what follows from it, until nothing does. `round` says whether more is left; `stay` is that of
     /// [`Word::end`].
-    #[inline]
+    #[inline(always)]
     pub fn take(mut self, mut next: End, stay: bool, mut round: impl FnMut() -> bool, tell: impl Fn()) {
         let Some(word) = self.word else { return };
         loop {
@@ -39,6 +40,7 @@ impl<'a> Turn<'a> {
 }
 
 impl Drop for Turn<'_> {
+    #[inline]
     fn drop(&mut self) {
         if let Some(word) = self.word {
             word.abandon();

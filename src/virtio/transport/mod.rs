@@ -480,6 +480,7 @@ impl<D: VirtioDevice> Core<D> {
     }
 
     /// Tells whatever the line has refused, but for what the queues remember. Not while the device is paused, and may be still.
+    #[inline]
     pub(super) fn tell_what_is_owed(&self) {
         if self.notice.is_paused() {
             return;
@@ -490,14 +491,20 @@ impl<D: VirtioDevice> Core<D> {
 
     /// Tells a driver that is ready of a configuration change that it does not know of yet. A refusal is tried again with the next
     /// kick.
+    #[inline]
     pub(super) fn tell_config_if_owed(&self) {
+        if self.notice.is_owed() && self.has(DRIVER_OK) {
+            self.tell_config();
+        }
+    }
+
+    #[cold]
+    fn tell_config(&self) {
         let tell = || {
             let _inside = Inside::new();
             self.interrupt.config_changed()
         };
-        if self.has(DRIVER_OK) && self.notice.is_owed() {
-            self.notice.tell(tell, || self.lanes.stillness.reached());
-        }
+        self.notice.tell(tell, || self.lanes.stillness.reached());
     }
 
     pub fn fault(&self) -> Option<Fault> {

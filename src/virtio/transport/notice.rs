@@ -19,10 +19,12 @@ impl Notice {
         Self(AtomicU64::new(0))
     }
 
+    #[inline]
     fn has(&self, bit: u64) -> bool {
         self.0.load(Ordering::SeqCst) & bit != 0
     }
 
+    #[inline]
     pub fn is_owed(&self) -> bool {
         self.has(OWED)
     }
@@ -36,6 +38,7 @@ impl Notice {
         self.0.fetch_and(!OWED, Ordering::SeqCst);
     }
 
+    #[inline]
     pub fn is_paused(&self) -> bool {
         self.has(PAUSED)
     }

@@ -51,7 +51,10 @@ impl<D: VirtioDevice> Core<D> {
     pub fn notify(&self, queue: u32) {
         match usize::try_from(queue) {
             Ok(index) if index < self.queue_sizes.len() && self.is_live() => {
-                self.kick(index);
+                match self.lanes.get(index) {
+                    Some(lane) if self.doorbell.get().is_none() => _ = lane.kick_and_serve(&self.beside(index)),
+                    _ => self.kick_each(index..index + 1),
+                }
                 // The queue knows what it owes. What else was refused hears of every kick.
                 self.tell_what_is_owed();
             }

@@ -22,6 +22,7 @@ impl Isr<'_> {
         self.0.update_noted(|isr, _| (isr, true));
     }
 
+    #[inline]
     fn is_ready(&self) -> bool {
         self.0.is_noted()
     }
@@ -77,6 +78,7 @@ impl PciInterrupt {
         }
     }
 
+    #[inline]
     pub fn isr(&self) -> Isr<'_> {
         Isr(self.endpoint.intx())
     }
@@ -95,6 +97,7 @@ impl PciInterrupt {
     }
 
     /// The vector of `queue`; of a queue that does not exist, none.
+    #[inline]
     pub fn queue_vector(&self, queue: QueueIndex) -> u16 {
         let vector = self.queue_vectors.get(usize::from(queue.0));
         vector.map_or(NO_VECTOR, |vector| vector.load(Ordering::SeqCst))
@@ -135,7 +138,7 @@ impl PciInterrupt {
     }
 
     /// Sends a message, if that is the way now; `false` says that it is not. NO_VECTOR is silence.
-    #[inline]
+    #[inline(always)]
     fn send(&self, vector: u16) -> io::Result<bool> {
         match self.endpoint.msix() {
             // Checked here too: what is mapped may come from a saved state.
@@ -144,14 +147,9 @@ impl PciInterrupt {
             None => Ok(false),
         }
     }
-}
 
-impl VirtioInterrupt for PciInterrupt {
-    #[inline]
-    fn used(&self, queues: &[QueueIndex]) -> io::Result<()> {
-        if !self.isr().is_ready() {
-            return Ok(());
-        }
+    /// A message for each vector that one of the queues has; if that is not the way now, ISR for all of them.
+    fn used_on_several(&self, queues: &[QueueIndex]) -> io::Result<()> {
         let mut result = Ok(());
         for (position, &queue) in queues.iter().enumerate() {
             let vector = self.queue_vector(queue);
@@ -166,6 +164,22 @@ impl VirtioInterrupt for PciInterrupt {
             }
         }
         result
+    }
+}
+
+impl VirtioInterrupt for PciInterrupt {
+    fn used(&self, queues: &[QueueIndex]) -> io::Result<()> {
+        if !self.isr().is_ready() {
+            return Ok(());
+        }
+        let &[queue] = queues else {
+            return self.used_on_several(queues);
+        };
+        match self.send(self.queue_vector(queue)) {
+            Ok(true) => Ok(()),
+            Ok(false) => self.isr().raise(ISR_QUEUE),
+            Err(refusal) => Err(refusal),
+        }
     }
 
     /// "The device MUST set the Device Configuration Interrupt bit in ISR status before sending a device configuration
@@ -198,8 +212,10 @@ impl VirtioInterrupt for PciInterrupt {
         {
             msix.settle_all();
         }
-        // A refusal is counted, and told again by the next call.
-        let _ = self.endpoint.intx().settle();
+        if !self.endpoint.intx().is_settled() {
+            // A refusal is counted, and told again by the next call.
+            let _ = self.endpoint.intx().settle();
+        }
     }
 }
 

@@ -41,16 +41,22 @@ pub(super) enum Structure {
 
 impl Structure {
     /// An access has to lie in one structure, and to begin at the beginning of a doorbell.
+    #[inline]
     pub fn find(offset: u64, len: usize) -> Self {
+        if offset >= NOTIFY {
+            // First of all: nothing else comes as often.
+            let at = offset - NOTIFY;
+            let queue = u32::try_from(at / DOORBELL);
+            return match queue {
+                Ok(queue) if at.is_multiple_of(DOORBELL) => Self::Doorbell(queue),
+                _ => Self::Nothing,
+            };
+        }
         let fits = |base: u64, size: u64| (offset - base).checked_add(len as u64).is_some_and(|end| end <= size);
         match offset {
             ..ISR if fits(COMMON, COMMON_LEN) => Self::Common(offset),
             ISR if len == 1 => Self::Isr,
-            DEVICE..NOTIFY if fits(DEVICE, PAGE) => Self::Device(offset - DEVICE),
-            NOTIFY.. if (offset - NOTIFY).is_multiple_of(DOORBELL) => {
-                let queue = (offset - NOTIFY) / DOORBELL;
-                u32::try_from(queue).map_or(Self::Nothing, Self::Doorbell)
-            }
+            DEVICE.. if fits(DEVICE, PAGE) => Self::Device(offset - DEVICE),
             _ => Self::Nothing,
         }
     }
