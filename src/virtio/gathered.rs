@@ -1,5 +1,7 @@
 //! Chains of a queue whose bytes are moved by one call.
 
+use std::slice;
+
 use vm_memory::{Permissions, VolatileSlice};
 
 use super::queue::{ChainError, OwnedChain};
@@ -94,32 +96,92 @@ impl Gathered {
         let Some(first) = parts.first() else {
             return Ok(f(&[]));
         };
-        let mut left = limit;
-        let mut segments = parts.iter().flat_map(|part| part.segments(access)).map_while(|segment| {
-            let len = segment.len.min(left);
-            left -= len;
-            (len != 0).then(|| segment.at(segment.address, len))
-        });
+        let mut segments = Segments {
+            parts: parts.iter(),
+            segments: [].iter(),
+            skip: 0,
+            here: 0,
+            left: limit,
+            access,
+        };
         // All are of one round, and so of one map.
         Ok(first.chain.pin().lend(&mut segments, access, scratch, f)?)
     }
 }
 
-impl Part {
-    /// What is left of it, without empty pieces.
-    fn segments(&self, access: Permissions) -> impl Iterator<Item = Segment> {
-        let segments = match access {
-            Permissions::Write => self.chain.writable(),
-            _ => self.chain.readable(),
-        };
-        let (mut skip, mut left) = (self.from, self.len);
-        segments.iter().filter_map(move |segment| {
-            let here = skip.min(segment.len);
-            skip -= here;
-            let len = left.min(segment.len - here);
-            left -= len;
-            // Within a segment, which does not wrap.
-            (len != 0).then(|| segment.at(segment.address + u64::from(here), len))
-        })
+/// What is left of parts, as one sequence, without empty pieces.
+struct Segments<'a> {
+    parts: slice::Iter<'a, Part>,
+    /// Of the current part.
+    segments: slice::Iter<'a, Segment>,
+    /// Bytes of them that come first, and are not meant.
+    skip: u32,
+    /// Bytes of them that are.
+    here: u32,
+    /// Bytes of all parts that are meant.
+    left: u32,
+    access: Permissions,
+}
+
+impl Iterator for Segments<'_> {
+    type Item = Segment;
+
+    fn next(&mut self) -> Option<Segment> {
+        loop {
+            while self.here == 0 {
+                let part = self.parts.next()?;
+                let segments = match self.access {
+                    Permissions::Write => part.chain.writable(),
+                    _ => part.chain.readable(),
+                };
+                self.segments = segments.iter();
+                (self.skip, self.here) = (part.from, part.len.min(self.left));
+                self.left -= self.here;
+            }
+            let segment = self.segments.next()?;
+            let skipped = self.skip.min(segment.len);
+            self.skip -= skipped;
+            let len = self.here.min(segment.len - skipped);
+            if len != 0 {
+                self.here -= len;
+                // Within a segment, which does not wrap.
+                return Some(segment.at(segment.address + u64::from(skipped), len));
+            }
+        }
+    }
+}
+
+/// How much a source that is read again and again is expected to have: what it had last time until there was no more.
+#[derive(Default)]
+pub(super) struct Burst {
+    expected: u32,
+    /// Since there was no more.
+    read: u32,
+}
+
+impl Burst {
+    /// The most that is read at a time.
+    pub const MOST: u32 = 256 << 10;
+
+    pub fn expected(&self) -> u32 {
+        self.expected
+    }
+
+    /// So many bytes were read. `all`: with room for more.
+    pub fn has_read(&mut self, len: u32, all: bool) {
+        self.read = self.read.saturating_add(len);
+        if all {
+            self.expected = self.read.min(Self::MOST);
+            self.read = 0;
+        } else {
+            self.expected = self.expected.max(self.read.saturating_mul(4)).min(Self::MOST);
+        }
+    }
+
+    /// There was nothing.
+    pub fn was_empty(&mut self) {
+        if self.read != 0 {
+            self.has_read(0, true);
+        }
     }
 }

@@ -10,12 +10,9 @@ use super::{
 };
 use crate::virtio::{
     ChainError, Fault, QueueHandler, Round,
-    gathered::Gathered,
+    gathered::{Burst, Gathered},
     queue::{Chain, Slices},
 };
-
-/// The most that is read at a time.
-const AT_ONCE: u32 = 256 << 10;
 
 /// Serves the `receiveq` of a port. What the peer has is read into as many buffers as it takes, at once.
 pub(super) struct Receive {
@@ -24,8 +21,9 @@ pub(super) struct Receive {
     room: Slices,
     /// Buffers that are put together.
     gathered: Gathered,
-    /// How much the peer is expected to have: what it had last, or more if that was all that there was room for.
-    expected: u32,
+    burst: Burst,
+    /// The peer had nothing last: it is asked with one buffer, which is not taken up for nothing.
+    careful: bool,
 }
 
 /// What a read has come to, and of how much room it was.
@@ -38,7 +36,8 @@ impl Receive {
             port,
             room: Slices::default(),
             gathered: Gathered::default(),
-            expected: 0,
+            burst: Burst::default(),
+            careful: false,
         }
     }
 
@@ -56,8 +55,9 @@ impl Receive {
 
     /// Reads into several buffers, which are in the guest's hands again afterwards.
     fn read_several(&mut self, round: &mut Round<'_>, peer: &dyn Peer) -> Result<Read, Fault> {
-        let Self { gathered, expected, .. } = self;
-        while gathered.bytes() < *expected && !gathered.is_full() {
+        let Self { gathered, burst, .. } = self;
+        // With more room than that, what comes is known to be all that there is.
+        while gathered.bytes() <= burst.expected() && !gathered.is_full() {
             let Some(chain) = round.next()? else { break };
             if !is_buffer(&chain) {
                 // For another time.
@@ -66,7 +66,7 @@ impl Receive {
             let len = chain.writable_len();
             gathered.push(chain.take(), 0, len);
         }
-        let limit = gathered.bytes().min(AT_ONCE);
+        let limit = gathered.bytes().min(Burst::MOST);
         let read = gathered.with_slices(Permissions::Write, limit, |slices| peer.read(slices));
         let mut parts = gathered.drain();
         let mut left = match &read {
@@ -136,7 +136,8 @@ impl QueueHandler for Receive {
                 chain.refuse()?;
                 continue;
             }
-            let (read, limit) = match self.expected > chain.writable_len() {
+            let several = !self.careful && self.burst.expected() >= chain.writable_len();
+            let (read, limit) = match several {
                 false => self.read_one(chain, &*peer)?,
                 true => self.read_several(round, &*peer)?,
             };
@@ -145,22 +146,24 @@ impl QueueHandler for Receive {
                 Ok(Ok(len @ 1..)) => {
                     let len = length(len, limit);
                     let short = len < limit;
-                    self.expected = if short { len } else { len.saturating_mul(4).min(AT_ONCE) };
+                    self.burst.has_read(len, short);
+                    self.careful = false;
                     // All that there was, most likely; if not, the wait is over at once.
                     if short && peer.wait(Interest::Read).is_some() {
                         return wait(round, &*peer, Interest::Read);
                     }
                 }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // Or buffers would be taken up for nothing, once more.
-                    self.expected = 0;
+                    self.careful = true;
+                    self.burst.was_empty();
                     return wait(round, &*peer, Interest::Read);
                 }
                 Ok(ended) => {
                     if let Err(error) = ended {
                         self.shared.failures.record(error);
                     }
-                    self.expected = 0;
+                    self.careful = true;
+                    self.burst.was_empty();
                     self.shared.observe(port);
                     return wait(round, &*peer, Interest::Open);
                 }

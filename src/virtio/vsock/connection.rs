@@ -14,7 +14,7 @@ use super::{
     outbound::Outbound,
     registers::{Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND},
 };
-use crate::virtio::FailureLog;
+use crate::virtio::{FailureLog, gathered::Burst};
 
 pub(super) use from_guest::Room;
 pub(super) use to_guest::Produced;
@@ -83,8 +83,7 @@ pub(super) struct Flow {
     /// The guest was asked for credit since it gave some.
     credit_asked: bool,
     readable: bool,
-    /// How much the host side is expected to have: what it had last, or more if that was all that there was room for.
-    expected: u32,
+    burst: Burst,
     /// The end of what the host side sends is near.
     ending: bool,
     /// A stream that has less than there is room for has no more.
@@ -134,7 +133,7 @@ impl Flow {
             tx_cnt: 0,
             credit_asked: false,
             readable: true,
-            expected: 0,
+            burst: Burst::default(),
             ending: false,
             tells_of_more: tells_of_more && kind == SocketKind::Stream,
             read_ended: false,

@@ -71,7 +71,7 @@ impl Receive {
                     connection.queued.store(false, Ordering::SeqCst);
                     let at_once = flow.reads_at_once();
                     let len = payload(&chain);
-                    if len != 0 && at_once > len {
+                    if len != 0 && at_once >= len {
                         gathered.push(chain.take(), HEADER as u32, len);
                         gather(round, gathered, at_once)?;
                         let data = flow.produce_several(connection.key, gathered, &shared.options, &shared.failures);
@@ -104,7 +104,8 @@ fn payload(chain: &Chain<'_, '_>) -> u32 {
 
 /// Puts more buffers together, for so many bytes, as far as there are any.
 fn gather(round: &mut Round<'_>, gathered: &mut Gathered, bytes: u32) -> Result<(), Fault> {
-    while gathered.bytes() < bytes && !gathered.is_full() {
+    // With more room than that, what comes is known to be all that there is.
+    while gathered.bytes() <= bytes && !gathered.is_full() {
         let Some(chain) = round.next()? else { break };
         let len = payload(&chain);
         if !chain.readable().is_empty() || len == 0 {

@@ -31,7 +31,7 @@ pub(super) struct Shared {
     pub host: Box<dyn Host>,
     pub clock: Arc<dyn Clock>,
     pub handle: OnceLock<Handle>,
-    pub failures: FailureLog,
+    pub failures: Arc<FailureLog>,
     // What the guest can change.
     pub negotiated: AtomicU64,
     /// The driver is to hear of VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.

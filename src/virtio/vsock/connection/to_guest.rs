@@ -14,12 +14,9 @@ use super::{
 };
 use crate::virtio::{
     ChainError, FailureLog,
-    gathered::Gathered,
+    gathered::{Burst, Gathered},
     queue::{Chain, Slices},
 };
-
-/// The most that a stream is read at a time.
-const AT_ONCE: u32 = 256 << 10;
 
 /// What came of an attempt to make a packet.
 pub(in super::super) enum Produced {
@@ -164,7 +161,7 @@ impl Flow {
     pub fn reads_at_once(&self) -> u32 {
         let only_data = self.phase == Phase::Open && self.owed == Owed::default() && self.may_read();
         match self.kind {
-            SocketKind::Stream if only_data => self.expected.min(self.free()),
+            SocketKind::Stream if only_data => self.burst.expected().min(self.free()),
             _ => 0,
         }
     }
@@ -181,7 +178,7 @@ impl Flow {
         options: &VsockOptions,
         failures: &FailureLog,
     ) -> Result<u32, ChainError> {
-        let limit = gathered.bytes().min(self.free());
+        let limit = gathered.bytes().min(self.free()).min(Burst::MOST);
         let Some(stream) = self.stream.as_deref().filter(|_| limit != 0) else {
             return Ok(0);
         };
@@ -226,7 +223,8 @@ impl Flow {
                 None
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                (self.readable, self.expected) = (false, 0);
+                self.readable = false;
+                self.burst.was_empty();
                 None
             }
             Err(error) => {
@@ -240,7 +238,7 @@ impl Flow {
     /// So much is on its way to the guest, of what there was room for.
     fn has_read(&mut self, len: u32, limit: u32) {
         self.readable = !self.tells_of_more || self.ending || len == limit;
-        self.expected = if len == limit { len.saturating_mul(4).min(AT_ONCE) } else { len };
+        self.burst.has_read(len, len < limit);
         self.tx_cnt = self.tx_cnt.wrapping_add(len);
     }
 }
