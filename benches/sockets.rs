@@ -206,7 +206,12 @@ impl<D: VirtioDevice + 'static> Guest<D> {
     }
 
     fn malformed(&self) -> u64 {
-        let of = |queue| self.device.queue_counters(QueueIndex(queue)).expect("it runs").malformed;
+        let of = |queue| {
+            self.device
+                .queue_counters(QueueIndex(queue))
+                .expect("it runs")
+                .malformed
+        };
         of(RX) + of(TX)
     }
 }
@@ -326,8 +331,7 @@ fn vsock_in(chunk: usize, at_once: usize) -> Work {
 fn console_out(chunk: usize, at_once: usize) -> Work {
     let at = path("console");
     let clock = Arc::new(ManualClock::new(Duration::ZERO));
-    let _ = &clock;
-    let port = Port::console(SocketPeer::bind(&at).expect("a path"));
+    let port = Port::console(SocketPeer::bind(&at, clock).expect("a path"));
     let mut guest = Guest::new(Console::single(port).expect("a device"), chunk, None);
     let mut stream = UnixStream::connect(&at).expect("it listens");
     guest.look(RX);
@@ -344,11 +348,7 @@ fn console_in(chunk: usize, at_once: usize) -> Work {
     let (mut typed, input) = UnixStream::pair().expect("two sockets");
     let output = OwnedFd::from(input.try_clone().expect("a descriptor"));
     let pair = FdPair::new(OwnedFd::from(input), output).expect("open files");
-    let mut guest = Guest::new(
-        Console::single(Port::console(pair)).expect("a device"),
-        chunk,
-        None,
-    );
+    let mut guest = Guest::new(Console::single(Port::console(pair)).expect("a device"), chunk, None);
     let data = vec![7; WINDOW];
     Box::new(move || {
         for round in data.chunks(chunk * at_once) {
@@ -500,7 +500,10 @@ fn main() -> io::Result<()> {
     }
     let has = |flag: &str| args.iter().any(|arg| arg == flag);
     let samples = if has("--quick") { 60 } else { 400 };
-    let only = args.iter().position(|arg| arg == "--only").map(|at| args[at + 1].clone());
+    let only = args
+        .iter()
+        .position(|arg| arg == "--only")
+        .map(|at| args[at + 1].clone());
     println!(
         "{:<54} {:>6} {:>8} {:>17} {:>13} {:>15}",
         "throughput of a bare Unix socket's", "ratio", "cpu", "ns a chunk (cpu)", "calls", "instructions"

@@ -1,5 +1,8 @@
 //! The console device (virtio 1.2, section 5.3), on both transports.
 
+#[cfg(target_os = "linux")]
+#[path = "../support/descriptors.rs"]
+mod descriptors;
 #[cfg(feature = "recorder")]
 mod drivers;
 #[allow(dead_code, reason = "shared with tests that sleep")]

@@ -10,6 +10,8 @@ mod ports;
 mod pty;
 mod receive;
 mod registers;
+mod shared;
+mod slot;
 #[cfg(unix)]
 mod socket;
 mod state;
@@ -22,9 +24,9 @@ use super::{
     device::read_config_bytes,
 };
 use control::{ControlReceive, ControlTransmit};
-use ports::Shared;
 use receive::Receive;
 use registers::{Role, config, feature};
+use shared::Shared;
 use transmit::Transmit;
 
 #[cfg(unix)]

@@ -6,7 +6,7 @@ use vm_memory::Permissions;
 
 use super::{
     Interest, Peer,
-    ports::{Shared, View},
+    shared::{Shared, View},
 };
 use crate::virtio::{
     ChainError, Fault, QueueHandler, Round,

@@ -6,8 +6,9 @@ use vm_memory::{Permissions, VolatileSlice};
 
 use super::{
     Interest, Peer, Unheard,
-    ports::{Flushed, Shared, View},
     registers::receive_queue,
+    shared::{Shared, View},
+    slot::Flushed,
 };
 use crate::virtio::{
     ChainError, Fault, QueueHandler, Round,
@@ -95,7 +96,11 @@ impl Transmit {
             let Some(chain) = round.next()? else { break };
             if chain.writable().is_empty() {
                 let len = chain.readable_len();
-                let sent = if self.gathered.is_empty() { self.sent.min(len) } else { 0 };
+                let sent = if self.gathered.is_empty() {
+                    self.sent.min(len)
+                } else {
+                    0
+                };
                 self.gathered.push(chain.take(), sent, len - sent);
             } else if self.gathered.is_empty() {
                 chain.refuse()?;
@@ -192,7 +197,7 @@ impl QueueHandler for Transmit {
         }
         let Some(View {
             peer,
-            open,
+            listens,
             in_use: true,
             unheard,
             ..
@@ -201,7 +206,7 @@ impl QueueHandler for Transmit {
             // Of a port that is not there, or not there any more, output is for nobody.
             return self.take_all(round, |_, _| Ok(()));
         };
-        if !open {
+        if !listens {
             if let Unheard::Keep(bound) = unheard {
                 self.take_all(round, |handler, chain| handler.keep(chain, bound))?;
             }
@@ -216,7 +221,7 @@ impl QueueHandler for Transmit {
             }
             Flushed::Failed => {
                 // Is it still there? If not, this queue is looked at again.
-                if !self.shared.observe(self.port).is_some_and(|view| view.open) {
+                if !self.shared.observe(self.port).is_some_and(|view| view.listens) {
                     wait(round, &*peer, Interest::Open);
                     return Ok(());
                 }
@@ -258,7 +263,7 @@ impl QueueHandler for Transmit {
                 Sent::Blocked => wait(round, &*peer, Interest::Write),
                 Sent::Slow => self.shared.look(receive_queue(self.port) + 1),
                 Sent::Failed(error) => {
-                    let stays = self.shared.observe(self.port).is_some_and(|view| view.open);
+                    let stays = self.shared.observe(self.port).is_some_and(|view| view.listens);
                     if stays && !was_careful {
                         // Which of them it does not take is to be found out.
                         continue;

@@ -111,6 +111,8 @@ impl Region {
         let (address, len) = self.addresses(&blocks);
         if let Err(error) = self.reclaim.populate(address, len) {
             self.failures.record(error);
+            // It may have come half way: blocks that are not plugged have no memory, if that can be.
+            let _ = self.give_back(&blocks);
             return Response::Busy;
         }
         self.change(|now| now.blocks.set(blocks, true));

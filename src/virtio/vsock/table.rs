@@ -379,3 +379,36 @@ impl Shared {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{time::ManualClock, virtio::vsock::MemoryHost};
+
+    #[test]
+    fn a_refusal_in_the_hands_of_the_other_queue_keeps_its_place() {
+        let options = VsockOptions {
+            max_resets: 1,
+            ..VsockOptions::default()
+        };
+        let shared = Shared {
+            options,
+            host: Box::new(MemoryHost::new(16)),
+            clock: Arc::new(ManualClock::new(Duration::ZERO)),
+            handle: OnceLock::new(),
+            failures: Arc::default(),
+            negotiated: AtomicU64::new(0),
+            event_owed: AtomicBool::new(false),
+            table: Mutex::default(),
+        };
+        shared.refuse(&Header::default());
+        // Meanwhile there is no buffer for it, and it comes back.
+        let work = shared.work();
+        assert!(!shared.can_refuse());
+        work.into_iter().for_each(|work| shared.put_back(work));
+        assert!(!shared.can_refuse());
+        assert!(matches!(shared.work(), Some(Work::Reset(_))));
+        shared.refused();
+        assert!(shared.can_refuse());
+    }
+}

@@ -146,7 +146,8 @@ impl UnixHost {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.knocked = false,
                 // They have gone again.
-                Err(error) if [io::ErrorKind::Interrupted, io::ErrorKind::ConnectionAborted].contains(&error.kind()) => {}
+                Err(error)
+                    if [io::ErrorKind::Interrupted, io::ErrorKind::ConnectionAborted].contains(&error.kind()) => {}
                 Err(error) => {
                     // Without descriptors, say. They are still there, and nothing tells when it is worth while to try again.
                     state.retry = Some(now.saturating_add(RETRY_TIME));

@@ -107,9 +107,8 @@ impl Flow {
         let total = gathered.bytes();
         let mut taken = 0;
         if !self.write_ended {
-            let written = gathered.with_slices(Permissions::Read, total, |slices| {
-                stream.write(slices, Boundary::None)
-            })?;
+            let written =
+                gathered.with_slices(Permissions::Read, total, |slices| stream.write(slices, Boundary::None))?;
             match written {
                 Ok(written) => {
                     taken = total.min(u32::try_from(written).unwrap_or(total));

@@ -209,12 +209,7 @@ impl Flow {
     }
 
     /// What a read has come to: how much, and what ends with it. `None`, if it was nothing.
-    fn received(
-        &mut self,
-        read: io::Result<Received>,
-        limit: u32,
-        failures: &FailureLog,
-    ) -> Option<(u32, Boundary)> {
+    fn received(&mut self, read: io::Result<Received>, limit: u32, failures: &FailureLog) -> Option<(u32, Boundary)> {
         match read {
             Ok(Received::Data(len, boundary)) => Some((limit.min(u32::try_from(len).unwrap_or(limit)), boundary)),
             Ok(Received::End) => {
