@@ -22,7 +22,8 @@ pub(super) struct Receive {
     /// Buffers that are put together.
     gathered: Gathered,
     burst: Burst,
-    /// The peer had nothing last: it is asked with one buffer, which is not taken up for nothing.
+    /// A look has found nothing: the next asks with one buffer, which is not taken up. Those that are count for the round, which would be
+    /// followed by another one for ever.
     careful: bool,
 }
 
@@ -131,6 +132,7 @@ impl QueueHandler for Receive {
         if !guest_open {
             return Ok(());
         }
+        let mut any = false;
         while let Some(chain) = round.next()? {
             if !is_buffer(&chain) {
                 chain.refuse()?;
@@ -147,14 +149,14 @@ impl QueueHandler for Receive {
                     let len = length(len, limit);
                     let short = len < limit;
                     self.burst.has_read(len, short);
-                    self.careful = false;
+                    (self.careful, any) = (false, true);
                     // All that there was, most likely; if not, the wait is over at once.
                     if short && peer.wait(Interest::Read).is_some() {
                         return wait(round, &*peer, Interest::Read);
                     }
                 }
                 Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.careful = true;
+                    self.careful = !any;
                     self.burst.was_empty();
                     return wait(round, &*peer, Interest::Read);
                 }

@@ -47,8 +47,8 @@ pub(super) struct Transmit {
     room: Slices,
     /// Chains that are put together.
     gathered: Gathered,
-    /// The peer did not take what it was given last: it gets one chain at a time until it does. Such a chain is not taken up, which
-    /// counts for the round.
+    /// The peer did not take what it was given last, or there was only one chain: it gets one at first. That is not taken up, which costs
+    /// something, and counts for the round.
     careful: bool,
     /// Output on its way to be kept.
     kept: Vec<u8>,
@@ -230,9 +230,11 @@ impl QueueHandler for Transmit {
             }
         }
         let mut pieces = PIECES;
+        let mut chains = 0;
         loop {
             let sent = if self.careful {
                 let Some(chain) = round.next()? else { return Ok(()) };
+                chains += 1;
                 if !chain.writable().is_empty() {
                     chain.refuse()?;
                     self.note(0);
@@ -252,7 +254,9 @@ impl QueueHandler for Transmit {
                 }
             } else {
                 self.gather(round)?;
+                chains += self.gathered.parts().len();
                 if self.gathered.is_empty() {
+                    self.careful = chains == 1;
                     return Ok(());
                 }
                 self.send_gathered(round, &*peer, &mut pieces)?

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Now, Region,
+    blocks::Blocks,
+    region::{Now, Region},
     registers::{BlockState, RESPONSE, Response, request},
 };
 use crate::{
@@ -185,7 +186,7 @@ impl Region {
     }
 
     /// Has memory for every block that is plugged.
-    pub(super) fn populate(&self, blocks: &super::blocks::Blocks) -> io::Result<()> {
+    pub(super) fn populate(&self, blocks: &Blocks) -> io::Result<()> {
         let mut from = 0;
         while let Some(run) = blocks.next_run(from) {
             let (address, len) = self.addresses(&run);

@@ -22,6 +22,8 @@ pub(super) struct Transmit {
     current: Option<Arc<Connection>>,
     /// Packets with data of that one that was admitted, and not sent yet.
     gathered: Gathered,
+    /// There was only one packet last: the first is not taken up, which costs something.
+    alone: bool,
 }
 
 /// Data that is sent at once.
@@ -43,6 +45,7 @@ impl Transmit {
             room: Room::default(),
             current: None,
             gathered: Gathered::default(),
+            alone: false,
         }
     }
 
@@ -80,6 +83,7 @@ impl Transmit {
             room,
             current,
             gathered,
+            ..
         } = self;
         let mut sent = Ok(());
         if let Some(connection) = current {
@@ -165,12 +169,15 @@ impl Transmit {
 impl QueueHandler for Transmit {
     fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
         self.shared.flush();
+        let mut packets = 0;
         while let Some(chain) = round.next()? {
+            packets += 1;
             let mut bytes = [0; HEADER];
             let is_packet = chain.writable().is_empty() && chain.reader().read(&mut bytes).is_ok();
             let header = is_packet.then(|| Header::decode(&bytes));
             let carried = chain.readable_len().saturating_sub(HEADER as u32);
-            if let Some(header) = header.as_ref().filter(|header| self.admits(header, carried)) {
+            let first = self.alone && packets == 1;
+            if let Some(header) = header.as_ref().filter(|header| !first && self.admits(header, carried)) {
                 self.gathered.push(chain.take(), HEADER as u32, header.len);
                 if self.gathered.is_full() || self.gathered.bytes() >= AT_ONCE {
                     self.send(round)?;
@@ -190,6 +197,9 @@ impl QueueHandler for Transmit {
         }
         if !self.gathered.is_empty() {
             self.send(round)?;
+        }
+        if packets != 0 {
+            self.alone = packets == 1;
         }
         // Until they say that they have no room, nobody tells of any.
         self.shared.flush();

@@ -190,15 +190,16 @@ impl Flow {
             self.readable = false;
             return Ok(0);
         }
-        let mut header = self.header(op::RW, options, key);
+        let mut header = self.header(op::RW, options, key).encode();
         let mut left = len;
         for part in gathered.parts() {
-            header.len = left.min(part.len);
-            left -= header.len;
-            if header.len == 0 {
+            let here = left.min(part.len);
+            left -= here;
+            if here == 0 {
                 break;
             }
-            if let Err(gone) = part.chain.writer().write(&header.encode()) {
+            Header::put_len(&mut header, here);
+            if let Err(gone) = part.chain.writer().write(&header) {
                 // The data is in memory that is gone.
                 self.kill();
                 return Err(gone);
