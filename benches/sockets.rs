@@ -362,8 +362,11 @@ fn console_in(chunk: usize, at_once: usize) -> Work {
     })
 }
 
-/// What is measured: a name, and what moves a window of chunks of this size, so many at once.
-const KINDS: [(&str, fn(usize, usize) -> Work); 4] = [
+/// Makes what moves a window of chunks of this size, so many at once.
+type Make = fn(usize, usize) -> Work;
+
+/// What is measured.
+const KINDS: [(&str, Make); 4] = [
     ("vsock, guest to host", vsock_out),
     ("vsock, host to guest", vsock_in),
     ("console, guest to host", console_out),
