@@ -7,6 +7,8 @@
 //! 4 KiB, headers included, as Linux does. *All at once* is one look at the queue for 64 KiB, which is throughput; *one by one* is a look
 //! for each chunk, read at once, and the bare programs take turns as well.
 //!
+//! Into the guest, there is a second reference, under *4 KiB*: a bare receiver that reads into buffers as large as the guest's.
+//!
 //! All of it is on one thread: the program's calls, what the driver does to its ring (one store, and the look that a kick is), the
 //! device's rounds. `cpu` is of that thread; `calls` are system calls a chunk, counted by `strace` if that is there. With
 //! `-- --instructions`, callgrind counts what a chunk costs outside of the kernel.
@@ -268,9 +270,9 @@ fn control(guest: &mut Guest<Vsock>, bytes: [u8; HEADER]) {
 type Work = Box<dyn FnMut()>;
 
 /// Two programs: chunks are written, `at_once` before they are read.
-fn bare(chunk: usize, at_once: usize) -> Work {
+fn bare(chunk: usize, at_once: usize, room: usize) -> Work {
     let (mut one, mut other) = UnixStream::pair().expect("two sockets");
-    let (data, mut got) = (vec![7; WINDOW], vec![0; WINDOW]);
+    let (data, mut got) = (vec![7; WINDOW], vec![0; room]);
     Box::new(move || {
         for round in data.chunks(chunk * at_once) {
             round
@@ -401,7 +403,7 @@ impl Row {
     fn work(&self, ours: bool) -> Work {
         match ours {
             true => KINDS[self.kind].1(self.chunk, self.at_once),
-            false => bare(self.chunk, self.at_once),
+            false => bare(self.chunk, self.at_once, WINDOW),
         }
     }
 
@@ -424,11 +426,12 @@ fn cpu() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Medians of a window by both, in nanoseconds: wall time, and time of the processor.
-fn measure(row: Row, samples: usize) -> [[f64; 2]; 2] {
+/// Medians of a window by us, by bare programs, and by such with the guest's buffers, in nanoseconds: wall time, and time of the processor.
+fn measure(row: Row, samples: usize) -> [[f64; 2]; 3] {
     const WINDOWS: u32 = 8;
-    let mut works = [row.work(true), row.work(false)];
-    let mut times = [[Vec::new(), Vec::new()], [Vec::new(), Vec::new()]];
+    let small = bare(row.chunk, row.at_once, BUFFER);
+    let mut works = [row.work(true), row.work(false), small];
+    let mut times: [[Vec<Duration>; 2]; 3] = Default::default();
     for sample in 0..samples + 10 {
         for (work, times) in works.iter_mut().zip(&mut times) {
             let (begun, spent) = (Instant::now(), cpu());
@@ -508,14 +511,14 @@ fn main() -> io::Result<()> {
         .position(|arg| arg == "--only")
         .map(|at| args[at + 1].clone());
     println!(
-        "{:<54} {:>6} {:>8} {:>17} {:>13} {:>15}",
-        "throughput of a bare Unix socket's", "ratio", "cpu", "ns a chunk (cpu)", "calls", "instructions"
+        "{:<54} {:>6} {:>8} {:>7} {:>17} {:>13} {:>15}",
+        "throughput of a bare Unix socket's", "ratio", "cpu", "4 KiB", "ns a chunk (cpu)", "calls", "instructions"
     );
     for (number, row) in rows.iter().enumerate() {
         if only.as_ref().is_some_and(|only| !row.name().contains(only)) {
             continue;
         }
-        let [ours, theirs] = measure(*row, samples);
+        let [ours, theirs, small] = measure(*row, samples);
         let calls = [true, false].map(|ours| show(system_calls(number, ours), 2));
         let counted = [true, false].map(|ours| match has("--instructions") {
             true => show(instructions(number, ours), 0),
@@ -523,10 +526,11 @@ fn main() -> io::Result<()> {
         });
         let chunks = (WINDOW / row.chunk) as f64;
         println!(
-            "{:<54} {:>6.2} {:>8.2} {:>8.0} / {:>6.0} {:>6} / {:>4} {:>7} / {:>5}",
+            "{:<54} {:>6.2} {:>8.2} {:>7} {:>8.0} / {:>6.0} {:>6} / {:>4} {:>7} / {:>5}",
             row.name(),
             theirs[0] / ours[0],
             theirs[1] / ours[1],
+            show(KINDS[row.kind].0.ends_with("guest").then_some(small[1] / ours[1]), 2),
             ours[1] / chunks,
             theirs[1] / chunks,
             calls[0],

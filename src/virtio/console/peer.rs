@@ -130,9 +130,7 @@ impl News {
             handle.look(self.transmit);
         }
     }
-}
 
-impl News {
     /// Something has failed that no call of the peer's could say: it is among the [failures](super::Console::host_failures) of the device.
     pub fn failed(&self, error: io::Error) {
         self.failures.record(error);
