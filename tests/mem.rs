@@ -223,6 +223,20 @@ fn blocks_are_plugged_and_unplugged_and_the_host_hears_of_them() {
 }
 
 #[test]
+fn memory_that_comes_only_half_way_goes_back() {
+    for kind in BOTH {
+        let mut w = World::new(kind);
+        w.pages.fail(true);
+        assert_eq!(w.run(PLUG, 2, 3), BUSY);
+        assert_eq!(w.pages.take_calls(), [populate(2..5), discard(2..5)]);
+        w.pages.fail(false);
+        assert_eq!(w.sizes(), [USABLE, 0, REQUESTED]);
+        assert_eq!(w.plugged(), BTreeSet::new());
+        assert_eq!(w.run(PLUG, 2, 3), ACK);
+    }
+}
+
+#[test]
 fn what_changes_by_a_request_moves_the_generation_and_is_not_told() {
     for kind in BOTH {
         let mut w = World::new(kind);

@@ -1,14 +1,19 @@
 //! Vectored I/O between guest memory and descriptors of the host.
 
-use std::{io, os::fd::RawFd};
+use std::{io, mem::MaybeUninit, os::fd::RawFd};
 
 use vm_memory::VolatileSlice;
 
 /// How many pieces of guest memory one system call is given at most; what is beyond them is for the next.
-const PIECES: usize = 32;
+const PIECES: usize = 128;
 
 /// Fills `room` with what is at `fd`: a pipe, a terminal, a socket.
 pub(super) fn read(fd: RawFd, room: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    if let [one] = room {
+        let guard = one.ptr_guard_mut();
+        // SAFETY: the memory may be written for as long as the guard is there.
+        return again(|| unsafe { libc::read(fd, guard.as_ptr().cast(), guard.len()) });
+    }
     // SAFETY: the vectors name memory that may be written, for as long as the call takes.
     with_vectors(room, |vectors, count| unsafe { libc::readv(fd, vectors, count) })
 }
@@ -21,6 +26,11 @@ pub(super) fn write(fd: RawFd, data: &[VolatileSlice<'_>]) -> io::Result<usize> 
 
 /// Sends `data` to the socket `fd`. One whose other end has gone is an error and no signal.
 pub(super) fn send(fd: RawFd, data: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    if let [one] = data {
+        let guard = one.ptr_guard();
+        // SAFETY: the memory may be read for as long as the guard is there.
+        return again(|| unsafe { libc::send(fd, guard.as_ptr().cast(), guard.len(), NO_SIGNAL) });
+    }
     with_vectors(data, |vectors, count| {
         // SAFETY: a message header of zeros is an empty one.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -37,27 +47,40 @@ const NO_SIGNAL: libc::c_int = libc::MSG_NOSIGNAL;
 #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
 const NO_SIGNAL: libc::c_int = 0;
 
-/// One call, again if a signal has interrupted it.
+/// One call with all that it takes of `slices`.
 fn with_vectors(
     slices: &[VolatileSlice<'_>],
     call: impl Fn(*const libc::iovec, libc::c_int) -> isize,
 ) -> io::Result<usize> {
-    let count = slices.len().min(PIECES);
+    match slices.len() {
+        0..=8 => with_up_to::<8>(slices, call),
+        _ => with_up_to::<PIECES>(slices, call),
+    }
+}
+
+/// The same, with `N` at most.
+fn with_up_to<const N: usize>(
+    slices: &[VolatileSlice<'_>],
+    call: impl Fn(*const libc::iovec, libc::c_int) -> isize,
+) -> io::Result<usize> {
+    let slices = &slices[..slices.len().min(N)];
     // They keep the memory mapped until the call is over.
-    let guards: [_; PIECES] = std::array::from_fn(|index| slices.get(index).map(VolatileSlice::ptr_guard_mut));
-    let vectors: [libc::iovec; PIECES] = std::array::from_fn(|index| match &guards[index] {
-        Some(guard) => libc::iovec {
+    let mut guards = [const { None }; N];
+    let mut vectors = [const { MaybeUninit::<libc::iovec>::uninit() }; N];
+    for ((slice, guard), vector) in slices.iter().zip(&mut guards).zip(&mut vectors) {
+        let guard = guard.insert(slice.ptr_guard_mut());
+        vector.write(libc::iovec {
             iov_base: guard.as_ptr().cast(),
             iov_len: guard.len(),
-        },
-        None => libc::iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        },
-    });
+        });
+    }
+    again(|| call(vectors.as_ptr().cast(), slices.len() as libc::c_int))
+}
+
+/// A call, again if a signal has interrupted it.
+fn again(call: impl Fn() -> isize) -> io::Result<usize> {
     loop {
-        let moved = call(vectors.as_ptr(), count as libc::c_int);
-        if let Ok(moved) = usize::try_from(moved) {
+        if let Ok(moved) = usize::try_from(call()) {
             return Ok(moved);
         }
         let error = io::Error::last_os_error();

@@ -17,6 +17,7 @@ pub mod device;
 pub mod entropy;
 mod failures;
 pub mod features;
+mod gathered;
 pub mod guide;
 #[cfg(unix)]
 mod host_io;

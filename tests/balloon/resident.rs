@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io::{self, Write},
-    os::unix::fs::{FileExt, MetadataExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     sync::Arc,
 };
 
@@ -319,4 +322,26 @@ impl Host for GuestMemoryMmap {
         use vm_memory::GuestMemoryBackend;
         self.get_host_address(GuestAddress(0)).expect("memory")
     }
+}
+
+#[test]
+fn a_file_that_others_share_and_this_process_only_reads_stays_as_it_is() {
+    let file = memfd(2 * MIB, 0).unwrap();
+    file.write_all_at(&[0x77; 0x4000], 0).unwrap();
+    let at = GuestAddress(0);
+    let reader = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+    let offset = FileOffset::new(reader, 0);
+    let region = vm_memory::mmap::MmapRegionBuilder::new(2 * MIB as usize)
+        .with_file_offset(offset)
+        .with_mmap_prot(libc::PROT_READ)
+        .with_mmap_flags(libc::MAP_SHARED)
+        .build()
+        .unwrap();
+    let region = vm_memory::GuestRegionMmap::new(region, at).unwrap();
+    let memory = Arc::new(GuestMemoryMmap::<()>::from_regions(vec![region]).unwrap());
+    let refused = Madvise::new(Arc::clone(&memory)).discard(0, 0x4000);
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EACCES));
+    file.write_all_at(&[0x78], 0).unwrap();
+    assert_eq!(byte(&memory, 0), 0x78, "it is still the file");
+    assert_eq!(byte(&memory, 1), 0x77);
 }

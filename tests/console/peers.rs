@@ -2,16 +2,21 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{Read, Write, pipe},
+    io::{self, Read, Write, pipe},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::PathBuf,
+    sync::Mutex,
     time::Duration,
 };
 
-use devisor::virtio::console::{Console, ConsoleOptions, FdPair, Port, Pty, Size, SocketPeer, Unheard};
+use devisor::virtio::{
+    Wait,
+    console::{Console, ConsoleOptions, FdPair, Interest, Peer, Port, Pty, Size, SocketPeer, Unheard},
+};
+use vm_memory::VolatileSlice;
 
 use crate::{
     machine::{BUSES, Machine},
@@ -30,7 +35,7 @@ fn poll(guest: &Guest) {
 fn who_connects_to_the_socket_is_at_the_console_and_the_next_one_comes_after() {
     for bus in BUSES {
         let path = path(&format!("socket-{bus:?}"));
-        let port = Port::console(SocketPeer::bind(&path).unwrap());
+        let port = Port::console(SocketPeer::bind(&path, clock()).unwrap());
         let mut guest = Machine::new(bus, Console::single(port).unwrap(), 0);
         guest.send(TX, &[b"boot\n"]);
         poll(&guest);
@@ -64,7 +69,7 @@ fn a_socket_that_comes_and_goes_tells_the_guest() {
         let path = path(&format!("open-{bus:?}"));
         let (mut guest, ports) = multiport(bus);
         ports
-            .plug(1, Port::generic("agent", SocketPeer::bind(&path).unwrap()))
+            .plug(1, Port::generic("agent", SocketPeer::bind(&path, clock()).unwrap()))
             .unwrap();
         guest.say(0, DEVICE_READY, 1);
         guest.hear();
@@ -88,7 +93,7 @@ fn a_socket_that_comes_and_goes_tells_the_guest() {
 fn a_socket_that_nobody_reads_fills_up_and_loses_nothing() {
     for bus in BUSES {
         let path = path(&format!("full-{bus:?}"));
-        let port = Port::console(SocketPeer::bind(&path).unwrap());
+        let port = Port::console(SocketPeer::bind(&path, clock()).unwrap());
         let mut guest = Machine::new(bus, Console::single(port).unwrap(), 0);
         let mut peer = UnixStream::connect(&path).unwrap();
         let text: Vec<u8> = (0..1 << 20).map(|byte: u32| (byte / 3) as u8).collect();
@@ -227,7 +232,7 @@ fn output_without_a_listener_waits_at_a_socket_if_the_port_says_so() {
         let path = path(&format!("waits-{bus:?}"));
         let port = Port {
             unheard: Unheard::Wait,
-            ..Port::console(SocketPeer::bind(&path).unwrap())
+            ..Port::console(SocketPeer::bind(&path, clock()).unwrap())
         };
         let mut guest = Machine::new(bus, Console::single(port).unwrap(), 0);
         guest.send(TX, &[b"patience"]);
@@ -239,4 +244,120 @@ fn output_without_a_listener_waits_at_a_socket_if_the_port_says_so() {
         peer.read_exact(&mut text).unwrap();
         assert_eq!((&text, guest.used(TX)), (b"patience", 1));
     }
+}
+
+#[test]
+fn what_a_program_has_written_last_arrives_though_output_finds_it_gone() {
+    for bus in BUSES {
+        let path = path(&format!("last-{bus:?}"));
+        let port = Port::generic("agent", SocketPeer::bind(&path, clock()).unwrap());
+        let port = Port {
+            kind: devisor::virtio::console::PortKind::Console,
+            ..port
+        };
+        let mut guest = Machine::new(bus, Console::single(port).unwrap(), 0);
+        let mut first = UnixStream::connect(&path).unwrap();
+        poll(&guest);
+        first.write_all(b"last words").unwrap();
+        drop(first);
+        guest.send(TX, &[b"for the next"]);
+        poll(&guest);
+        assert_eq!(guest.used(TX), 0, "nobody has taken it");
+        // In two pieces.
+        guest.room(RX, 5);
+        poll(&guest);
+        guest.room(RX, 16);
+        poll(&guest);
+        assert_eq!(guest.received(RX).concat(), b"last words");
+        guest.room(RX, 16);
+        poll(&guest);
+        let mut second = UnixStream::connect(&path).unwrap();
+        poll(&guest);
+        let mut text = [0; 12];
+        second.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"for the next");
+    }
+}
+
+/// The program that has the terminal open goes when it is about to be read, and another one comes when that has found the end.
+struct Changing {
+    pty: Pty,
+    programs: Mutex<(Option<File>, Option<File>)>,
+}
+
+fn open(pty: &Pty) -> File {
+    OpenOptions::new().read(true).write(true).open(pty.path()).unwrap()
+}
+
+impl Peer for Changing {
+    fn is_open(&self) -> bool {
+        self.pty.is_open()
+    }
+
+    fn read(&self, room: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        let (first, second) = &mut *self.programs.lock().unwrap();
+        let is_last = first.take().is_some();
+        let read = self.pty.read(room);
+        if is_last {
+            assert_eq!(read.as_ref().ok(), Some(&0));
+            second.insert(open(&self.pty)).write_all(b"typed").unwrap();
+        }
+        read
+    }
+
+    fn write(&self, data: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        self.pty.write(data)
+    }
+
+    fn wait(&self, interest: Interest) -> Option<Wait> {
+        self.pty.wait(interest)
+    }
+}
+
+#[test]
+fn who_opens_the_terminal_when_the_last_one_has_just_gone_is_heard() {
+    for bus in BUSES {
+        let pty = Pty::open().unwrap();
+        let programs = Mutex::new((Some(open(&pty)), None));
+        let console = Console::single(Port::console(Changing { pty, programs })).unwrap();
+        let mut guest = Machine::new(bus, console, 0);
+        poll(&guest);
+        guest.room(RX, 16);
+        poll(&guest);
+        assert_eq!(guest.received(RX), [b"typed"]);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn who_cannot_be_let_in_for_want_of_descriptors_waits_and_nothing_spins() {
+    use crate::descriptors::{Hoard, on_own_table};
+    use devisor::virtio::QueueIndex;
+
+    on_own_table(|| {
+        let (path, clock) = (path("descriptors"), clock());
+        let port = Port::console(SocketPeer::bind(&path, clock.clone()).unwrap());
+        let mut guest = Machine::new(BUSES[0], Console::single(port).unwrap(), 0);
+        guest.room(RX, 16);
+        poll(&guest);
+        let mut program = UnixStream::connect(&path).unwrap();
+        program.write_all(b"hello").unwrap();
+        let hoard = Hoard::all();
+        for _ in 0..3 {
+            for queue in [RX, TX] {
+                guest.transport().process(QueueIndex(queue));
+            }
+        }
+        let later = Duration::from_millis(100);
+        assert_eq!(guest.waits(RX), [Wait::Until(later)]);
+        let failures = guest.with_device(|console| console.host_failures());
+        assert_eq!(failures.count, 1);
+        assert_eq!(failures.last.unwrap().raw_os_error(), Some(libc::EMFILE));
+        drop(hoard);
+        poll(&guest);
+        assert_eq!(guest.used(RX), 0, "it is not time");
+        clock.advance(later);
+        crate::poll::poll(&guest, later);
+        assert_eq!(guest.received(RX), [b"hello"]);
+    });
 }

@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
     },
 };
 
@@ -387,5 +387,91 @@ fn what_a_peer_that_stays_has_refused_of_an_emergency_does_not_hold_the_console(
         guest.send(TX, &[b"back"]);
         guest.run();
         assert_eq!(peer.output(), b"back");
+    }
+}
+
+/// Counts calls.
+struct Counted(MemoryPeer, Arc<[AtomicU32; 2]>);
+
+impl Peer for Counted {
+    fn read(&self, room: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        self.1[0].fetch_add(1, SeqCst);
+        self.0.read(room)
+    }
+
+    fn write(&self, data: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        self.1[1].fetch_add(1, SeqCst);
+        self.0.write(data)
+    }
+
+    fn wait(&self, interest: Interest) -> Option<Wait> {
+        self.0.wait(interest)
+    }
+}
+
+#[test]
+fn what_is_there_at_once_is_one_call_of_the_peer_and_lengths_are_right() {
+    for bus in BUSES {
+        let (peer, calls) = (MemoryPeer::new(1 << 12), Arc::<[AtomicU32; 2]>::default());
+        let port = Port::console(Counted(peer.clone(), Arc::clone(&calls)));
+        let mut guest = Machine::new(bus, Console::single(port).unwrap(), 0);
+        let text = guest.place(TX, 16);
+        guest.fill(text, b"0123456789abcdef");
+        for piece in 0..8 {
+            guest.rings[usize::from(TX)].request(&[readable(text + 2 * piece, 2)]);
+        }
+        guest.transport().process(QueueIndex(TX));
+        assert_eq!((guest.used(TX), calls[1].load(SeqCst)), (8, 1));
+        assert_eq!(peer.output(), b"0123456789abcdef");
+        // The first burst shows how much is to be expected.
+        for burst in 0..3 {
+            calls[0].store(0, SeqCst);
+            assert_eq!(peer.type_in(b"0123456789abcd"), 14);
+            let at: Vec<_> = (0..5).map(|_| guest.place(RX, 4)).collect();
+            for at in &at {
+                guest.rings[usize::from(RX)].request(&[writable(*at, 4)]);
+            }
+            guest.transport().process(QueueIndex(RX));
+            let got = guest.received(RX);
+            assert_eq!(got.concat(), b"0123456789abcd");
+            assert_eq!(got.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 4, 2]);
+            if burst != 0 {
+                // And that there is no more.
+                assert!(calls[0].load(SeqCst) <= 3, "{calls:?}");
+            }
+            // The fifth stays for the next.
+            peer.type_in(b"x");
+            guest.transport().process(QueueIndex(RX));
+            assert_eq!(guest.received(RX), [b"x"]);
+        }
+    }
+}
+
+#[test]
+fn chains_that_the_peer_has_no_room_for_are_in_order_after_a_restore() {
+    for bus in BUSES {
+        let (mut guest, peer) = {
+            let peer = MemoryPeer::new(10);
+            let console = Console::single(Port::console(peer.clone())).unwrap();
+            (Machine::new(bus, console, 0), peer)
+        };
+        let text = guest.place(TX, 24);
+        guest.fill(text, b"0123456789abcdefghijklmn");
+        for piece in 0..6 {
+            guest.rings[usize::from(TX)].request(&[readable(text + 4 * piece, 4)]);
+        }
+        guest.transport().process(QueueIndex(TX));
+        assert_eq!(guest.used(TX), 2);
+        let mut output = peer.output();
+        let next = Console::single(Port::console(peer.clone())).unwrap();
+        let mut guest = guest.move_to(next);
+        for _ in 0..3 {
+            guest.run();
+            output.extend(peer.output());
+        }
+        guest.run();
+        assert_eq!(String::from_utf8_lossy(&output), "0123456789abcdefghijklmn");
+        assert_eq!(guest.used(TX), 4);
+        assert_eq!(guest.counters(TX).malformed, 0);
     }
 }

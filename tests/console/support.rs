@@ -1,6 +1,11 @@
 //! What a driver of a console says and hears.
 
-use devisor::virtio::console::{Console, ConsoleOptions, MemoryPeer, Port, Ports};
+use std::{sync::Arc, time::Duration};
+
+use devisor::{
+    time::ManualClock,
+    virtio::console::{Console, ConsoleOptions, MemoryPeer, Port, Ports},
+};
 
 use crate::machine::{Bus, Machine};
 
@@ -31,6 +36,11 @@ pub fn tx(port: u16) -> u16 {
 }
 
 pub type Guest = Machine<Console>;
+
+/// A clock that stands still.
+pub fn clock() -> Arc<ManualClock> {
+    Arc::new(ManualClock::new(Duration::ZERO))
+}
 
 /// A console with one port, in memory, whose driver is ready.
 pub fn single(bus: Bus) -> (Guest, MemoryPeer) {

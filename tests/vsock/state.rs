@@ -60,6 +60,14 @@ fn options_that_cannot_be_are_refused() {
         }),
         Some(VsockError::BufAlloc(0))
     );
+    // The lengths of pieces have two bits for what ends with them.
+    assert_eq!(
+        make(VsockOptions {
+            max_message: 1 << 30,
+            ..default()
+        }),
+        Some(VsockError::MaxMessage(1 << 30))
+    );
     assert_eq!(
         make(VsockOptions {
             max_connections: 0,

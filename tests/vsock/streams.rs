@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use devisor::virtio::vsock::{SocketKind, VsockOptions};
+use devisor::virtio::{
+    QueueIndex,
+    vsock::{SocketKind, VsockOptions},
+};
 
-use crate::{machine::BUSES, support::*};
+use crate::{machine::BUSES, ring::readable, support::*};
 
 #[test]
 fn the_guest_connects_to_who_listens_and_both_talk() {
@@ -105,5 +108,42 @@ fn a_guest_that_does_not_answer_in_time_is_asked_no_more() {
         world.advance(Duration::from_millis(1));
         assert_eq!((world.ops(), socket.is_closed()), (vec![RST], true));
         assert_eq!(world.connections(), 0);
+    }
+}
+
+#[test]
+fn packets_of_several_connections_in_one_look_arrive_in_order_and_a_wrong_one_harms_its_own() {
+    for bus in BUSES {
+        let mut world = World::new(bus);
+        let other = Ports { guest: 1001, ..A };
+        let (first, second) = (world.open(A), world.open(other));
+        let wrong = {
+            let mut bytes = A.data(b"").bytes();
+            bytes[24] = 9;
+            bytes
+        };
+        let packets = [
+            [A.data(b"one").bytes(), b"one".to_vec()].concat(),
+            [A.data(b"two").bytes(), b"two".to_vec()].concat(),
+            [other.data(b"three").bytes(), b"three".to_vec()].concat(),
+            [A.data(b"four").bytes(), b"four".to_vec()].concat(),
+            wrong,
+            [other.data(b"five").bytes(), b"five".to_vec()].concat(),
+        ];
+        for packet in &packets {
+            let at = world.guest.place(TX, packet.len());
+            world.guest.fill(at, packet);
+            world.guest.rings[usize::from(TX)].request(&[readable(at, packet.len() as u32)]);
+        }
+        world.guest.used(TX);
+        world.guest.transport().process(QueueIndex(TX));
+        assert_eq!(world.guest.used(TX), 6);
+        assert_eq!(world.guest.counters(TX).malformed, 1);
+        assert_eq!(
+            (first.read(), second.read()),
+            (b"onetwofour".to_vec(), b"threefive".to_vec())
+        );
+        assert_eq!(world.ops(), [RST]);
+        assert!(first.is_closed() && second.is_open());
     }
 }

@@ -1,12 +1,22 @@
 //! Both queues served at the same time, by threads of their own.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use devisor::virtio::{QueueIndex, vsock::VsockOptions};
+use devisor::{
+    time::ManualClock,
+    virtio::{
+        QueueIndex, VirtioTransport, Wait,
+        vsock::{Host, Incoming, MemoryHost, Ready, SocketKind, Stream, Token, Vsock, VsockOptions, Waker},
+    },
+};
 
 use crate::{machine::BUSES, support::*};
 
@@ -88,5 +98,62 @@ fn both_directions_go_on_while_two_threads_serve_them() {
             assert_eq!(result, Ok(()));
             assert!(got == *up && heard == *down);
         });
+    }
+}
+
+/// While the guest's connection is made, the other queue is served.
+#[derive(Clone)]
+struct Meanwhile {
+    host: MemoryHost,
+    transport: Arc<Mutex<Option<Arc<dyn VirtioTransport>>>>,
+}
+
+impl Host for Meanwhile {
+    fn attach(&self, waker: Waker) {
+        self.host.attach(waker);
+    }
+
+    fn connect(&self, port: u32, guest_port: u32, kind: SocketKind, token: Token) -> io::Result<Box<dyn Stream>> {
+        if let Some(transport) = self.transport.lock().unwrap().take() {
+            thread::scope(|scope| scope.spawn(|| transport.process(QueueIndex(RX))).join()).unwrap();
+        }
+        Host::connect(&self.host, port, guest_port, kind, token)
+    }
+
+    fn accept(&self, token: Token) -> Option<Incoming> {
+        Host::accept(&self.host, token)
+    }
+
+    fn poll(&self, now: Duration, tell: &mut dyn FnMut(Token, Ready)) {
+        self.host.poll(now, tell);
+    }
+
+    fn waits(&self, full: bool, wait: &mut dyn FnMut(Wait)) {
+        self.host.waits(full, wait);
+    }
+}
+
+#[test]
+fn two_that_come_at_the_same_time_from_both_sides_do_not_exceed_the_bound() {
+    for bus in BUSES {
+        let host = Meanwhile {
+            host: MemoryHost::new(100),
+            transport: Arc::default(),
+        };
+        let options = VsockOptions {
+            max_connections: 1,
+            ..VsockOptions::default()
+        };
+        let clock = Arc::new(ManualClock::new(Duration::ZERO));
+        let device = Vsock::new(host.clone(), clock, options).unwrap();
+        let mut guest = Guest::new(bus, device, F_STREAM);
+        host.host.listen(A.host, SocketKind::Stream);
+        let other = host.host.connect(22, SocketKind::Stream);
+        *host.transport.lock().unwrap() = Some(guest.shared());
+        guest.send(TX, &[&A.packet(REQUEST).bytes()]);
+        guest.transport().process(QueueIndex(TX));
+        assert!(host.transport.lock().unwrap().is_none(), "it was asked");
+        assert_eq!(guest.with_device(|device| device.connections()), 1);
+        assert!(!other.is_closed(), "it waits");
     }
 }

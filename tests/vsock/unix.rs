@@ -481,3 +481,36 @@ fn what_a_socket_takes_a_part_of_is_not_left_lying() {
         assert!(got == data);
     }
 }
+
+#[test]
+fn who_cannot_be_let_in_for_want_of_descriptors_waits_and_nothing_spins() {
+    use crate::descriptors::{Hoard, on_own_table};
+    use devisor::virtio::{QueueIndex, Wait};
+
+    on_own_table(|| {
+        let mut wire = Wire::new(Bus::Mmio, "descriptors");
+        wire.poll();
+        let _program = wire.connect(b"CONNECT 22\n");
+        let hoard = Hoard::all();
+        for _ in 0..3 {
+            wire.guest.transport().process(QueueIndex(RX));
+        }
+        let later = Duration::from_millis(100);
+        let waits = wire.guest.waits(RX);
+        assert!(waits.contains(&Wait::Until(later)), "{waits:?}");
+        let over = |wait: &Wait| matches!(wait, Wait::Readable(_));
+        assert_eq!(
+            waits.iter().filter(|wait| over(wait)).count(),
+            1,
+            "not for the listener"
+        );
+        let failures = wire.guest.with_device(|vsock| vsock.host_failures());
+        assert_eq!(failures.count, 1);
+        assert_eq!(failures.last.unwrap().raw_os_error(), Some(libc::EMFILE));
+        drop(hoard);
+        wire.poll();
+        assert!(wire.hear().is_empty(), "it is not time");
+        wire.clock.advance(later);
+        assert_eq!(wire.hear()[0].op, REQUEST);
+    });
+}

@@ -1,12 +1,14 @@
 //! The traditional memory balloon device (virtio 1.2, section 5.5).
 
 mod hinting;
+mod hints;
 mod options;
 mod pages;
 mod partial;
 mod registers;
 mod reporting;
 mod shared;
+mod statistic;
 mod statistics;
 
 use std::{
@@ -28,12 +30,13 @@ use pages::PageQueue;
 use registers::{Role, command, config, contiguous_role, feature, role};
 use reporting::ReportingQueue;
 use shared::{Counters, Shared};
-use statistics::{Asking, StatisticsQueue};
+use statistic::Asking;
+use statistics::StatisticsQueue;
 
-pub use hinting::{FreePageHints, Hinting};
+pub use hints::{FreePageHints, Hinting};
 pub use options::{BalloonError, BalloonOptions};
 pub use shared::BalloonCounters;
-pub use statistics::{Statistic, Statistics};
+pub use statistic::{Statistic, Statistics};
 
 /// A balloon in the guest's memory: the guest gives pages, and their memory goes back to the host.
 ///

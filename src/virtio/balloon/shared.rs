@@ -9,11 +9,10 @@ use std::{
 };
 
 use super::{
-    FreePageHints,
-    hinting::Hinting,
+    hints::{FreePageHints, Hinting},
     partial::Partial,
     registers::{PAGE, feature},
-    statistics::Asking,
+    statistic::Asking,
 };
 use crate::{sync::lock, time::Clock, virtio::FailureLog, virtio::reclaim::Reclaim};
 

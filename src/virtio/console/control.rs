@@ -4,8 +4,9 @@ use std::sync::{Arc, atomic::Ordering};
 
 use super::{
     ResizeOrder, Size,
-    ports::{Message, Shared},
     registers::{CONTROL_RECEIVE, control},
+    shared::Shared,
+    slot::Message,
 };
 use crate::virtio::{Fault, QueueHandler, Round, queue::Chain};
 

@@ -1,7 +1,6 @@
 //! The console device (virtio 1.2, section 5.3).
 
 mod control;
-mod data;
 #[cfg(unix)]
 mod fd;
 mod options;
@@ -9,10 +8,14 @@ mod peer;
 mod ports;
 #[cfg(unix)]
 mod pty;
+mod receive;
 mod registers;
+mod shared;
+mod slot;
 #[cfg(unix)]
 mod socket;
 mod state;
+mod transmit;
 
 use std::{fmt, sync::Arc};
 
@@ -21,9 +24,10 @@ use super::{
     device::read_config_bytes,
 };
 use control::{ControlReceive, ControlTransmit};
-use data::{Receive, Transmit};
-use ports::Shared;
+use receive::Receive;
 use registers::{Role, config, feature};
+use shared::Shared;
+use transmit::Transmit;
 
 #[cfg(unix)]
 pub use fd::{FdPair, Stdio};

@@ -12,7 +12,7 @@ use super::Size;
 use crate::{
     sync::lock,
     virtio::{
-        Handle, QueueIndex, Wait,
+        FailureLog, Handle, QueueIndex, Wait,
         bytes::{put_back, take_front},
     },
 };
@@ -71,6 +71,12 @@ pub trait Peer: Send + Sync {
         true
     }
 
+    /// Whether who is there takes output. One who has gone, and has left input that was not read yet, does not: the peer is open until that
+    /// was read, and output is as without a listener.
+    fn listens(&self) -> bool {
+        true
+    }
+
     /// Fills `room`, in order, with what there is for the guest. Zero is the end of it: nothing comes any more, until
     /// [`is_open`](Self::is_open) has said `false` and `true` again.
     ///
@@ -104,14 +110,16 @@ pub struct News {
     handle: Option<Handle>,
     receive: QueueIndex,
     transmit: QueueIndex,
+    failures: Arc<FailureLog>,
 }
 
 impl News {
-    pub(super) fn new(handle: Option<Handle>, receive: u16) -> Self {
+    pub(super) fn new(handle: Option<Handle>, receive: u16, failures: Arc<FailureLog>) -> Self {
         Self {
             handle,
             receive: QueueIndex(receive),
             transmit: QueueIndex(receive + 1),
+            failures,
         }
     }
 
@@ -121,6 +129,11 @@ impl News {
             handle.look(self.receive);
             handle.look(self.transmit);
         }
+    }
+
+    /// Something has failed that no call of the peer's could say: it is among the [failures](super::Console::host_failures) of the device.
+    pub fn failed(&self, error: io::Error) {
+        self.failures.record(error);
     }
 }
 

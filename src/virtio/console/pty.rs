@@ -8,6 +8,7 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use vm_memory::VolatileSlice;
@@ -38,6 +39,8 @@ pub struct Pty {
     master: OwnedFd,
     path: PathBuf,
     opened: Option<OwnedFd>,
+    /// The end was read, and that somebody has gone was not told yet.
+    gone: AtomicBool,
 }
 
 fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
@@ -83,7 +86,13 @@ impl Pty {
         check(unsafe { libc::tcgetattr(slave.as_raw_fd(), &mut modes) })?;
         set_raw(slave.as_raw_fd(), modes)?;
         drop(slave);
-        let pty = Self { master, path, opened };
+        let gone = AtomicBool::new(false);
+        let pty = Self {
+            master,
+            path,
+            opened,
+            gone,
+        };
         pty.drain_opened();
         Ok(pty)
     }
@@ -166,6 +175,10 @@ mod sys {
 
 impl Peer for Pty {
     fn is_open(&self) -> bool {
+        // Once, though somebody else may have come since: what was typed by the one ends before what is typed by the other.
+        if self.gone.swap(false, Ordering::SeqCst) {
+            return false;
+        }
         // In this order, so that who comes in between is heard of.
         self.drain_opened();
         !self.is_hung_up()
@@ -174,7 +187,10 @@ impl Peer for Pty {
     fn read(&self, room: &[VolatileSlice<'_>]) -> io::Result<usize> {
         match host_io::read(self.raw(), room) {
             // It is closed, and what was typed has been read.
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => Ok(0),
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                self.gone.store(true, Ordering::SeqCst);
+                Ok(0)
+            }
             read => read,
         }
     }

@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::{
     MAX_NAME, PortKind, Size,
-    ports::{Shared, Slot, Told, unpack},
+    shared::{Shared, unpack},
+    slot::{Slot, Told},
 };
 use crate::{sync::lock, virtio::DeviceStateError};
 
@@ -167,7 +168,7 @@ impl Shared {
             return refused("without VIRTIO_CONSOLE_F_MULTIPORT, where the state has its messages".into());
         }
         for (index, port) in (0..).zip(ports) {
-            let bound = self.slot(index).map_or(0, |slot| Self::bound_of(&slot));
+            let bound = self.slot(index).map_or(0, |slot| slot.bound());
             if let Some(why) = port.contradiction(multiport, bound) {
                 return refused(format!("and no device could come to this state of port {index}: {why}"));
             }
@@ -188,7 +189,7 @@ impl Shared {
                     sent,
                 } = port.clone();
                 slot.told = told.map(|(kind, name)| Told {
-                    generation: Self::generation_of(&slot, kind, &name),
+                    generation: slot.generation_of(kind, &name),
                     kind,
                     name,
                 });

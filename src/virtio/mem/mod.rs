@@ -2,6 +2,7 @@
 
 mod blocks;
 mod options;
+mod region;
 mod registers;
 mod requests;
 
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::sync::lock;
 use blocks::Blocks;
+use region::{Now, Region};
 use registers::{config, feature};
 use requests::Requests;
 
@@ -66,31 +68,6 @@ pub use options::{MemoryDeviceError, MemoryDeviceOptions, UnpluggedAccess};
 pub struct MemoryDevice {
     region: Arc<Region>,
     queue_sizes: [u16; 1],
-}
-
-/// What the control face and the queue share.
-struct Region {
-    // Configured.
-    options: MemoryDeviceOptions,
-    // Plugged in.
-    reclaim: Box<dyn Reclaim>,
-    failures: FailureLog,
-    handle: OnceLock<Handle>,
-    /// The embedder wants no block to change.
-    busy: AtomicBool,
-    // What the guest can change.
-    /// Held while blocks change, which the host may take long for.
-    alone: Mutex<()>,
-    /// Held for moments.
-    now: Mutex<Now>,
-}
-
-/// What the configuration space shows.
-#[derive(Clone)]
-struct Now {
-    requested: u64,
-    usable: u64,
-    blocks: Blocks,
 }
 
 /// The state of a memory device as plain data. What is in the memory is the embedder's to save.

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Now, Region,
+    blocks::Blocks,
+    region::{Now, Region},
     registers::{BlockState, RESPONSE, Response, request},
 };
 use crate::{
@@ -111,6 +112,8 @@ impl Region {
         let (address, len) = self.addresses(&blocks);
         if let Err(error) = self.reclaim.populate(address, len) {
             self.failures.record(error);
+            // It may have come half way: blocks that are not plugged have no memory, if that can be.
+            let _ = self.give_back(&blocks);
             return Response::Busy;
         }
         self.change(|now| now.blocks.set(blocks, true));
@@ -183,7 +186,7 @@ impl Region {
     }
 
     /// Has memory for every block that is plugged.
-    pub(super) fn populate(&self, blocks: &super::blocks::Blocks) -> io::Result<()> {
+    pub(super) fn populate(&self, blocks: &Blocks) -> io::Result<()> {
         let mut from = 0;
         while let Some(run) = blocks.next_run(from) {
             let (address, len) = self.addresses(&run);

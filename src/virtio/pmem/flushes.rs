@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Shared,
     registers::{FAILURE, REQ_TYPE_FLUSH, REQUEST, RESPONSE, SUCCESS},
+    shared::Shared,
 };
 use crate::virtio::{
     ChainError, Fault, QueueHandler, Round,

@@ -5,6 +5,7 @@ mod flushes;
 mod mapping;
 mod persist;
 mod registers;
+mod shared;
 
 use std::{
     fmt, io,
@@ -21,6 +22,7 @@ use super::{
 };
 use flushes::Flushes;
 use registers::{CONFIG, F_SHMEM_REGION, SHMEM_REGION_ID};
+use shared::Shared;
 
 #[cfg(unix)]
 pub use mapping::FileMapping;
@@ -122,14 +124,6 @@ pub struct Pmem {
     options: PmemOptions,
     queue_sizes: [u16; 1],
     shared: Arc<Shared>,
-}
-
-/// What the control face and the queue share.
-struct Shared {
-    persist: Box<dyn Persist>,
-    failures: FailureLog,
-    /// What the driver has accepted.
-    negotiated: AtomicU64,
 }
 
 /// The state of a PMEM device as plain data. What is in the memory is the embedder's to save.

@@ -15,7 +15,7 @@ use super::{Discarded, Reclaim, overlap, whole_pages};
 /// | private, anonymous | `MADV_DONTNEED` |
 /// | private, of a file (a snapshot that is loaded as it is touched) | an anonymous mapping in its place, since `MADV_DONTNEED` would bring the file's data back |
 ///
-/// A file system that cannot punch holes has its refusal counted as a failure of the host. In a file on a disk a hole is as good as zeros.
+/// A shared mapping that this process may only read is refused, and stays as it is. A file system that cannot punch holes has its refusal counted as a failure of the host. In a file on a disk a hole is as good as zeros.
 ///
 /// *Whole pages of the host*: 4 KiB or what the kernel has, and those of the file system where memory is in hugetlbfs. Of private
 /// huge pages without a file nothing says so here: name their size with [`with_page_size`](Self::with_page_size).
@@ -194,9 +194,14 @@ unsafe fn give_back(pages: &Range<u64>, page_size: u64, is_file: bool) -> io::Re
         Err(error) => error,
     };
     match refused.raw_os_error() {
-        // Private, and of a file.
+        // Private, and of a file; unless it is shared with others and only this process may not write it: that is not the guest's to
+        // change, and stays.
         // SAFETY: the caller's.
-        Some(libc::EACCES) if is_file => unsafe { replace(pages) },
+        Some(libc::EACCES) if is_file => match unsafe { is_writable(pages) } {
+            // SAFETY: as above.
+            true => unsafe { replace(pages) },
+            false => Err(refused),
+        },
         // Some of it is of none any more, for it was given back before, and the rest may be: each is found by itself.
         Some(libc::EINVAL) if is_file && pages.end - pages.start > page_size => {
             let middle = pages.start + (pages.end - pages.start) / page_size / 2 * page_size;
@@ -227,6 +232,27 @@ unsafe fn advise(pages: &Range<u64>, advice: libc::c_int) -> io::Result<()> {
             return Err(error);
         }
     }
+}
+
+/// Whether this process may write the first of `pages`. Its first bytes are changed then.
+///
+/// # Safety
+/// It is mapped, and nobody needs what is in it.
+unsafe fn is_writable(pages: &Range<u64>) -> bool {
+    // What is mapped how, the kernel tells only as text, of all of it. But it writes where it is asked to, and says if it may not: here the
+    // set of signals that are blocked, of which nothing is changed.
+    const SET: usize = 8;
+    // SAFETY: the kernel writes so many bytes at the address, which the caller has given up, or none.
+    let asked = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_BLOCK,
+            ptr::null::<u8>(),
+            pages.start as *mut u8,
+            SET,
+        )
+    };
+    asked == 0
 }
 
 /// Maps zeros in the place of `pages`.

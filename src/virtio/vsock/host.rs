@@ -1,11 +1,11 @@
 //! The host side of a socket device.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use vm_memory::VolatileSlice;
 
 use super::registers::{RX, TYPE_SEQPACKET, TYPE_STREAM};
-use crate::virtio::{Handle, QueueIndex, Wait};
+use crate::virtio::{FailureLog, Handle, QueueIndex, Wait};
 
 /// The type of a socket (virtio 1.2, section 5.10.6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -147,17 +147,25 @@ pub trait Stream: Send + Sync {
     fn is_gone(&self) -> bool;
 }
 
-/// Has a device ask its [`Host`] again. Clones are the same.
+/// Has a device ask its [`Host`] again, and count what that fails at. Clones are the same.
 #[derive(Clone, Debug)]
-pub struct Waker(Handle);
+pub struct Waker {
+    handle: Handle,
+    failures: Arc<FailureLog>,
+}
 
 impl Waker {
-    pub(super) fn new(handle: Handle) -> Self {
-        Self(handle)
+    pub(super) fn new(handle: Handle, failures: Arc<FailureLog>) -> Self {
+        Self { handle, failures }
     }
 
     /// There is something for the guest. Call it with nothing locked that the host's other methods need.
     pub fn wake(&self) {
-        self.0.look(QueueIndex(RX));
+        self.handle.look(QueueIndex(RX));
+    }
+
+    /// Something has failed that no call of the host's could say: it is among the [failures](super::Vsock::host_failures) of the device.
+    pub fn failed(&self, error: io::Error) {
+        self.failures.record(error);
     }
 }

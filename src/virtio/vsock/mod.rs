@@ -22,7 +22,7 @@ use std::{
 };
 
 use super::{
-    DeviceId, DeviceState, DeviceStateError, FailureLog, Handle, HostFailures, QueueHandler, QueueIndex, VirtioDevice,
+    DeviceId, DeviceState, DeviceStateError, Handle, HostFailures, QueueHandler, QueueIndex, VirtioDevice,
     device::read_config_bytes,
 };
 use crate::time::Clock;
@@ -119,7 +119,7 @@ impl Vsock {
                 host: Box::new(host),
                 clock,
                 handle: OnceLock::new(),
-                failures: FailureLog::default(),
+                failures: Arc::default(),
                 negotiated: AtomicU64::new(0),
                 event_owed: AtomicBool::new(false),
                 table: Mutex::new(Table::default()),
@@ -183,7 +183,8 @@ impl VirtioDevice for Vsock {
     }
 
     fn attach(&mut self, handle: Handle) {
-        self.shared.host.attach(Waker::new(handle.clone()));
+        let failures = Arc::clone(&self.shared.failures);
+        self.shared.host.attach(Waker::new(handle.clone(), failures));
         // Once: a device is put behind one transport.
         let _ = self.shared.handle.set(handle);
     }

@@ -23,7 +23,7 @@ pub struct VsockOptions {
     pub max_connections: usize,
     /// `buf_alloc`: what the guest may send on a connection that the host side has not taken yet, from 4 KiB to 1 GiB.
     pub buf_alloc: u32,
-    /// Bytes of the longest message of a seqpacket connection, in both directions. One that is longer resets its connection; so does
+    /// Bytes of the longest message of a seqpacket connection, in both directions, less than 1 GiB. One that is longer resets its connection; so does
     /// one to the guest that is longer than the guest's own buffer.
     pub max_message: u32,
     /// Refusals (VIRTIO_VSOCK_OP_RST to what is no connection) that wait for room, at least one. With more of them, the tx queue waits.
@@ -63,6 +63,9 @@ pub enum VsockError {
     /// `buf_alloc` is out of range.
     #[error("{0} bytes of buffer a connection: 4 KiB to 1 GiB are possible")]
     BufAlloc(u32),
+    /// `max_message` is out of range.
+    #[error("messages of {0} bytes: less than 1 GiB is possible")]
+    MaxMessage(u32),
     /// A bound is zero.
     #[error("`{0}` is zero: at least one is needed")]
     Zero(&'static str),
@@ -78,6 +81,9 @@ impl VsockOptions {
         }
         if !(4 << 10..=1 << 30).contains(&self.buf_alloc) {
             return Err(VsockError::BufAlloc(self.buf_alloc));
+        }
+        if self.max_message >= 1 << 30 {
+            return Err(VsockError::MaxMessage(self.max_message));
         }
         for (name, bound) in [
             ("max_connections", self.max_connections),

@@ -12,7 +12,7 @@ use std::{
 use super::{
     Host, Incoming, Ready, SocketKind, Stream, Token, VsockOptions,
     connection::{Connection, Flow, Key, Phase},
-    registers::{Header, RX, TX, feature},
+    registers::{HOST_CID, Header, RX, TX, feature},
 };
 use crate::{
     sync::lock,
@@ -31,7 +31,7 @@ pub(super) struct Shared {
     pub host: Box<dyn Host>,
     pub clock: Arc<dyn Clock>,
     pub handle: OnceLock<Handle>,
-    pub failures: FailureLog,
+    pub failures: Arc<FailureLog>,
     // What the guest can change.
     pub negotiated: AtomicU64,
     /// The driver is to hear of VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.
@@ -54,6 +54,10 @@ pub(super) struct Table {
     deadlines: BTreeSet<(Duration, Token)>,
     last_token: u64,
     last_port: u32,
+    /// Places of connections that are being made.
+    reserved: usize,
+    /// The rx queue has a refusal that is in the guest's hands or back among the others soon.
+    reset_out: bool,
 }
 
 /// What the guest is to get next.
@@ -63,6 +67,10 @@ pub(super) enum Work {
 }
 
 impl Table {
+    fn is_full(&self, options: &VsockOptions) -> bool {
+        self.by_key.len() + self.reserved >= options.max_connections
+    }
+
     fn token(&mut self) -> Token {
         self.last_token += 1;
         Token(self.last_token)
@@ -87,6 +95,7 @@ impl Table {
         }
     }
 
+    /// In the place that was reserved.
     fn insert(&mut self, key: Key, token: Token, kind: SocketKind, flow: Flow) -> Arc<Connection> {
         let connection = Arc::new(Connection {
             key,
@@ -96,6 +105,7 @@ impl Table {
             queued: AtomicBool::new(false),
             flushing: AtomicBool::new(false),
         });
+        self.reserved -= 1;
         self.by_key.insert(key, Arc::clone(&connection));
         self.by_token.insert(token, Arc::clone(&connection));
         connection
@@ -136,6 +146,11 @@ impl Shared {
         .find_map(|(kind, there)| (there && kind.code() == code).then_some(kind))
     }
 
+    /// Whether a packet is of the guest, and for the host.
+    pub fn is_for_host(&self, header: &Header) -> bool {
+        header.src_cid == u64::from(self.options.guest_cid) && header.dst_cid == HOST_CID
+    }
+
     pub fn find(&self, key: Key) -> Option<Arc<Connection>> {
         self.table().by_key.get(&key).cloned()
     }
@@ -143,7 +158,7 @@ impl Shared {
     /// Whether there is room for a refusal. If not, the tx queue is looked at when there is.
     pub fn can_refuse(&self) -> bool {
         let mut table = self.table();
-        let room = table.resets.len() < self.options.max_resets;
+        let room = table.resets.len() + usize::from(table.reset_out) < self.options.max_resets;
         table.tx_waits |= !room;
         room
     }
@@ -155,14 +170,26 @@ impl Shared {
     }
 
     pub fn is_full(&self) -> bool {
-        self.table().by_key.len() >= self.options.max_connections
+        self.table().is_full(&self.options)
     }
 
-    pub fn new_token(&self) -> Token {
-        self.table().token()
+    /// A place for a connection, and its name, if there is one. It is [taken](Self::connected) or [given back](Self::give_up), whatever
+    /// the other queue does meanwhile.
+    pub fn reserve(&self) -> Option<Token> {
+        let mut table = self.table();
+        if table.is_full(&self.options) {
+            return None;
+        }
+        table.reserved += 1;
+        Some(table.token())
     }
 
-    /// The guest's connection to the host side. Its answer is owed.
+    /// The place is not needed.
+    pub fn give_up(&self) {
+        self.table().reserved -= 1;
+    }
+
+    /// The guest's connection to the host side, in the place that was reserved. Its answer is owed.
     pub fn connected(&self, key: Key, token: Token, kind: SocketKind, stream: Box<dyn Stream>, request: &Header) {
         let mut flow = Flow::new(kind, stream, None, self.host.tells_of_more());
         flow.credit(request);
@@ -170,18 +197,16 @@ impl Shared {
         self.settle(&connection, lock(&connection.flow), TX);
     }
 
-    /// Takes the connections that the host side asks for, as far as there is room.
-    pub fn accept(&self) {
-        loop {
-            if self.is_full() {
-                return;
-            }
-            let token = self.new_token();
+    /// Takes the connections that the host side asks for. Whether there was room for more than these.
+    pub fn accept(&self) -> bool {
+        while let Some(token) = self.reserve() {
             let Some(Incoming { port, kind, stream }) = self.host.accept(token) else {
-                return;
+                self.give_up();
+                return true;
             };
             if self.kind(kind.code()).is_none() {
                 // The driver has no such sockets: refused by being closed.
+                self.give_up();
                 continue;
             }
             let deadline = self.now().saturating_add(self.options.connect_timeout);
@@ -193,6 +218,7 @@ impl Shared {
             };
             self.settle(&connection, lock(&connection.flow), RX);
         }
+        false
     }
 
     /// Acts on what has changed in a connection. `queue` is being served.
@@ -235,12 +261,11 @@ impl Shared {
         }
     }
 
-    /// Asks the host what has become possible.
-    pub fn poll(&self) {
-        let mut told: Vec<(Token, Ready)> = Vec::new();
+    /// Asks the host what has become possible. `told` is room for that.
+    pub fn poll(&self, told: &mut Vec<(Token, Ready)>) {
         self.host
             .poll(self.now(), &mut |token, ready| told.push((token, ready)));
-        for (token, ready) in told {
+        for (token, ready) in told.drain(..) {
             let connection = self.table().by_token.get(&token).cloned();
             if let Some(connection) = connection {
                 let mut flow = lock(&connection.flow);
@@ -284,6 +309,7 @@ impl Shared {
     pub fn work(&self) -> Option<Work> {
         let mut table = self.table();
         if let Some(header) = table.resets.pop_front() {
+            table.reset_out = true;
             return Some(Work::Reset(header));
         }
         table.ready.pop_front().map(Work::Connection)
@@ -293,14 +319,21 @@ impl Shared {
     pub fn put_back(&self, work: Work) {
         let mut table = self.table();
         match work {
-            Work::Reset(header) => table.resets.push_front(header),
+            Work::Reset(header) => {
+                table.reset_out = false;
+                table.resets.push_front(header);
+            }
             Work::Connection(connection) => table.ready.push_front(connection),
         }
     }
 
     /// A refusal has gone: there is room for another.
     pub fn refused(&self) {
-        let waits = std::mem::take(&mut self.table().tx_waits);
+        let waits = {
+            let mut table = self.table();
+            table.reset_out = false;
+            std::mem::take(&mut table.tx_waits)
+        };
         if waits {
             self.look(TX);
         }
@@ -327,6 +360,7 @@ impl Shared {
     pub fn reset(&self) {
         self.negotiated.store(0, Ordering::SeqCst);
         self.event_owed.store(false, Ordering::SeqCst);
+        // All handlers are gone: nothing is reserved.
         let old = {
             let mut table = self.table();
             let Table {
@@ -343,5 +377,38 @@ impl Shared {
         for connection in old.by_token.values() {
             lock(&connection.flow).end(Phase::Gone);
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{time::ManualClock, virtio::vsock::MemoryHost};
+
+    #[test]
+    fn a_refusal_in_the_hands_of_the_other_queue_keeps_its_place() {
+        let options = VsockOptions {
+            max_resets: 1,
+            ..VsockOptions::default()
+        };
+        let shared = Shared {
+            options,
+            host: Box::new(MemoryHost::new(16)),
+            clock: Arc::new(ManualClock::new(Duration::ZERO)),
+            handle: OnceLock::new(),
+            failures: Arc::default(),
+            negotiated: AtomicU64::new(0),
+            event_owed: AtomicBool::new(false),
+            table: Mutex::default(),
+        };
+        shared.refuse(&Header::default());
+        // Meanwhile there is no buffer for it, and it comes back.
+        let work = shared.work();
+        assert!(!shared.can_refuse());
+        work.into_iter().for_each(|work| shared.put_back(work));
+        assert!(!shared.can_refuse());
+        assert!(matches!(shared.work(), Some(Work::Reset(_))));
+        shared.refused();
+        assert!(shared.can_refuse());
     }
 }

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Host, Incoming, Ready, SocketKind, Stream, Token};
+use super::{Host, Incoming, Ready, SocketKind, Stream, Token, Waker};
 use crate::{sync::lock, virtio::Wait};
 use handshake::{Asked, Handshake};
 use stream::UnixEnd;
@@ -27,6 +27,8 @@ use stream::UnixEnd;
 const HANDSHAKES: usize = 32;
 /// How long one may take for that.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(2);
+/// How long nobody is let in after the host could not.
+const RETRY_TIME: Duration = Duration::from_millis(100);
 /// Events that are asked for at a time.
 const EVENTS: usize = 64;
 
@@ -66,10 +68,25 @@ pub struct UnixHost {
 struct State {
     /// There may be somebody at the listener.
     knocked: bool,
+    /// Nobody is let in before that: the last time, the host could not.
+    retry: Option<Duration>,
+    waker: Option<Waker>,
     /// Those who have not said whom they want, by their number.
     handshakes: HashMap<u64, Handshake>,
     last: u64,
     asked: VecDeque<(Asked, UnixStream)>,
+}
+
+impl State {
+    fn has_room(&self) -> bool {
+        self.handshakes.len() + self.asked.len() < HANDSHAKES
+    }
+
+    fn failed(&self, error: io::Error) {
+        if let Some(waker) = &self.waker {
+            waker.failed(error);
+        }
+    }
 }
 
 /// Numbers of handshakes at the poller have this bit, tokens have not.
@@ -116,26 +133,39 @@ impl UnixHost {
     fn greet(&self, now: Duration) {
         let mut state = lock(&self.state);
         state.handshakes.retain(|_, handshake| handshake.deadline > now);
-        while state.handshakes.len() + state.asked.len() < HANDSHAKES {
-            let Ok((stream, _)) = self.listener.accept() else {
-                return;
-            };
-            state.last += 1;
-            let number = state.last;
-            let deadline = now.saturating_add(HANDSHAKE_TIME);
-            if stream.set_nonblocking(true).is_ok()
-                && watch(
-                    &self.events,
-                    stream.as_raw_fd(),
-                    HANDSHAKE | number,
-                    libc::EPOLL_CTL_ADD,
-                    false,
-                )
-                .is_ok()
-            {
-                state.handshakes.insert(number, Handshake { stream, deadline });
+        if state.retry.is_some_and(|retry| now < retry) {
+            return;
+        }
+        state.retry = None;
+        while state.knocked && state.has_room() {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    if let Err(error) = self.welcome(&mut state, stream, now) {
+                        state.failed(error);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.knocked = false,
+                // They have gone again.
+                Err(error)
+                    if [io::ErrorKind::Interrupted, io::ErrorKind::ConnectionAborted].contains(&error.kind()) => {}
+                Err(error) => {
+                    // Without descriptors, say. They are still there, and nothing tells when it is worth while to try again.
+                    state.retry = Some(now.saturating_add(RETRY_TIME));
+                    state.failed(error);
+                    return;
+                }
             }
         }
+    }
+
+    fn welcome(&self, state: &mut State, stream: UnixStream, now: Duration) -> io::Result<()> {
+        state.last += 1;
+        let number = HANDSHAKE | state.last;
+        stream.set_nonblocking(true)?;
+        watch(&self.events, stream.as_raw_fd(), number, libc::EPOLL_CTL_ADD, false)?;
+        let deadline = now.saturating_add(HANDSHAKE_TIME);
+        state.handshakes.insert(state.last, Handshake { stream, deadline });
+        Ok(())
     }
 
     /// Somebody goes on saying whom they want.
@@ -205,6 +235,10 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
 }
 
 impl Host for UnixHost {
+    fn attach(&self, waker: Waker) {
+        lock(&self.state).waker = Some(waker);
+    }
+
     fn connect(&self, port: u32, _guest_port: u32, kind: SocketKind, token: Token) -> io::Result<Box<dyn Stream>> {
         let stream = connect(&self.path_of(port, kind))?;
         watch(&self.events, stream.as_raw_fd(), token.0, libc::EPOLL_CTL_ADD, false)?;
@@ -228,6 +262,7 @@ impl Host for UnixHost {
     }
 
     fn poll(&self, now: Duration, tell: &mut dyn FnMut(Token, Ready)) {
+        // Who came before, and had to wait.
         self.greet(now);
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS];
         loop {
@@ -262,8 +297,10 @@ impl Host for UnixHost {
     fn waits(&self, full: bool, wait: &mut dyn FnMut(Wait)) {
         wait(Wait::Readable(self.events.as_raw_fd()));
         let state = lock(&self.state);
-        if state.knocked && !full && state.handshakes.len() + state.asked.len() < HANDSHAKES {
-            wait(Wait::Readable(self.listener.as_raw_fd()));
+        match state.retry {
+            Some(retry) => wait(Wait::Until(retry)),
+            None if state.knocked && !full && state.has_room() => wait(Wait::Readable(self.listener.as_raw_fd())),
+            None => {}
         }
         if let Some(deadline) = state.handshakes.values().map(|handshake| handshake.deadline).min() {
             wait(Wait::Until(deadline));
