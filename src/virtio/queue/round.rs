@@ -127,6 +127,8 @@ pub struct Round<'q> {
     looked: Looked,
     /// The chain that was looked at last was in flight when a state was saved, or was given back untouched.
     pub(super) returned: bool,
+    /// The driver is not told yet of what it is shown.
+    holds: bool,
     /// The driver has been shown all that was put.
     ended: bool,
     /// No chain is to be taken any more.
@@ -167,6 +169,7 @@ impl<'q> Round<'q> {
             reading: 0,
             looked: Looked::Left,
             returned: false,
+            holds: false,
             ended: false,
             closed,
         }
@@ -340,6 +343,10 @@ impl<'q> Round<'q> {
     }
 
     fn signal(&mut self) {
+        if self.holds {
+            self.shared.hold(true);
+            return;
+        }
         self.shared.signal();
         if self.shared.owes() {
             // That is to be told by whoever comes next.
@@ -403,17 +410,29 @@ impl<'q> Round<'q> {
     /// The ring is no longer in guest memory.
     #[inline]
     pub fn publish(&mut self) -> Result<(), QueueError> {
-        if self.alone && self.ring.is_none() && self.flat.is_some() {
-            // Nothing was put: the lock would be held.
-            return Ok(());
-        }
-        let view = self.view;
-        match self.with_used(|shared, used| shared.publish(&mut used.ring, view)) {
-            Ok(true) => self.signal(),
-            Ok(false) => {}
-            Err(Gone) => return Err(self.shared.gone()),
+        if self.show()? {
+            self.signal();
         }
         Ok(())
+    }
+
+    /// Shows the driver all chains that were put. Whether it is to be told.
+    #[inline]
+    fn show(&mut self) -> Result<bool, QueueError> {
+        if self.alone && self.ring.is_none() && self.flat.is_some() {
+            // Nothing was put: the lock would be held.
+            return Ok(false);
+        }
+        let view = self.view;
+        let shown = self.with_used(|shared, used| shared.publish(&mut used.ring, view));
+        shown.map_err(|Gone| self.shared.gone())
+    }
+
+    /// Whether the signals of this round are held back, and those that were before: the driver sees what it is shown, and is not told
+    /// of it, until a round ends that does not hold them. For a device that coalesces its notifications; one that holds them says what
+    /// it [waits](Self::wait) for. What is held when the queue is saved is told after it is restored.
+    pub fn hold_signals(&mut self, hold: bool) {
+        self.holds = hold;
     }
 
     /// [`Chain::put`] for a chain that was taken from this queue, in this round or before: for what is spread over several chains, of
@@ -473,7 +492,13 @@ impl<'q> Round<'q> {
     /// # Errors
     /// The ring is no longer in guest memory.
     pub fn end(mut self) -> Result<Rest, QueueError> {
-        self.publish()?;
+        let held = !self.holds && self.shared.holds();
+        if self.show()? || held {
+            if held {
+                self.shared.hold(false);
+            }
+            self.signal();
+        }
         self.ended = true;
         if self.closed {
             return Ok(Rest::Left);
