@@ -1,7 +1,7 @@
 //! A receive queue (virtio 1.2, sections 5.1.6.3 and 5.1.6.4).
 
 use std::{
-    mem,
+    fmt, io, mem,
     sync::{
         Arc, OnceLock,
         atomic::Ordering::{Relaxed, SeqCst},
@@ -11,13 +11,15 @@ use std::{
 use vm_memory::VolatileSlice;
 
 use super::{
-    Header, Progress, Received,
+    Header, Port, Progress, Received,
     backlog::{NetFrame, frame_buffer},
-    checksum, filter,
+    checksum,
+    coalesce::Coalescer,
+    filter,
     hash::{LOOK, Packet},
-    header::{MAX_FRAME, MIN_FRAME},
+    header::{HEADROOM, MAX_FRAME, MIN_FRAME},
     port::{copy_from, length},
-    registers::feature,
+    registers::{feature, header::LEN},
     shared::{Seen, Shared},
     verdict::{Hash, Verdict, header_bytes, judge, judge_here, report},
 };
@@ -43,6 +45,211 @@ pub(super) struct Receiver {
     overflow: Box<[u8]>,
     /// Buffers that were gathered for the frame that waits first, and are not enough.
     held: Vec<OwnedChain>,
+    coalescer: Coalescer,
+}
+
+/// [`Port::receive`].
+type Receive<'a> = dyn FnMut(&[VolatileSlice<'_>], &mut [u8]) -> io::Result<Progress<Received>> + 'a;
+/// The same, of a frame with its header in front, into one slice and what is beyond it. How long both are.
+type ReceivePacket<'a> = dyn FnMut(&[VolatileSlice<'_>], &mut [u8]) -> io::Result<Progress<usize>> + 'a;
+
+/// The room that a receive queue has, for a [`Port`].
+pub struct Incoming<'a, 'q> {
+    by: &'a mut Receiver,
+    round: &'a mut Round<'q>,
+    /// How many frames the guest has got in this round.
+    got: u32,
+    /// How many were not for this queue.
+    others: u32,
+    /// There is something in the backlog, which comes first.
+    again: bool,
+    broken: Result<(), QueueError>,
+}
+
+impl Incoming<'_, '_> {
+    /// Receives one frame after the other by `receive`, which is [`Port::receive`], until there is no room, or nothing.
+    pub fn each(&mut self, receive: &mut Receive<'_>) {
+        self.run(&mut |by, chain| by.take_frame(chain, receive));
+    }
+
+    /// As [`each`](Self::each), but where a buffer is in one piece and the guest's header is that of section 5.1.6 alone: that comes in
+    /// front of the frame there.
+    pub(super) fn each_with_header(&mut self, packet: &mut ReceivePacket<'_>, receive: &mut Receive<'_>) {
+        self.run(&mut |by, chain| match chain.writable() {
+            [_] if by.seen.header_len == LEN => by.take_packet(chain, packet),
+            _ => by.take_frame(chain, receive),
+        });
+    }
+
+    #[inline(always)]
+    fn run(&mut self, take: &mut impl FnMut(&mut Receiver, &Chain<'_, '_>) -> Result<Taken, ChainError>) {
+        let ended = loop {
+            match self.next(take) {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        self.broken = ended;
+    }
+
+    /// Whether another frame may be received.
+    #[inline]
+    fn goes_on(&mut self) -> bool {
+        self.again = self.by.waits();
+        if self.again {
+            return false;
+        }
+        if self.others >= OTHERS {
+            self.by.look(self.by.pair);
+            return false;
+        }
+        true
+    }
+
+    /// Whether there may be more.
+    #[inline(always)]
+    fn next(
+        &mut self,
+        take: &mut impl FnMut(&mut Receiver, &Chain<'_, '_>) -> Result<Taken, ChainError>,
+    ) -> Result<bool, QueueError> {
+        if !self.goes_on() {
+            return Ok(false);
+        }
+        let Self { by, round, .. } = self;
+        let Some(chain) = round.next()? else {
+            return Ok(false);
+        };
+        if !is_buffer(&chain, by.seen.header_len) {
+            chain.refuse()?;
+            return Ok(true);
+        }
+        let Ok(taken) = take(by, &chain) else {
+            chain.refuse()?;
+            return Ok(true);
+        };
+        match taken {
+            Taken::InPlace(header, hash, len) => match by.write_header(&chain, header, hash, 1) {
+                Ok(header_len) => {
+                    chain.put(header_len + len as u32)?;
+                    self.got += 1;
+                }
+                Err(_) => chain.refuse()?,
+            },
+            Taken::Begun(begun) => {
+                by.held.push(chain.take());
+                by.go_on(round, begun)?;
+                self.got += 1;
+            }
+            Taken::Copied(pair, frame) => {
+                by.keep(pair, frame);
+                self.others += 1;
+            }
+            Taken::Lost(verdict) => {
+                by.count(verdict);
+                self.others += 1;
+            }
+            Taken::Nothing(wait) => {
+                wait.into_iter().for_each(|wait| round.wait(wait));
+                return Ok(false);
+            }
+            Taken::Failed(error) => {
+                use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+                let of_what_was_sent = matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable);
+                by.shared.failures.record(error);
+                self.others += 1;
+                return Ok(of_what_was_sent);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Delivers a frame that waits in memory, behind [`HEADROOM`] bytes for its header. `false`: there is no room for it now.
+    pub(super) fn deliver(&mut self, header: Header, packet: &mut [u8]) -> bool {
+        let taken = self.try_deliver(header, packet);
+        taken.unwrap_or_else(|error| {
+            self.broken = Err(error);
+            false
+        })
+    }
+
+    #[inline]
+    fn try_deliver(&mut self, mut header: Header, packet: &mut [u8]) -> Result<bool, QueueError> {
+        if !self.goes_on() {
+            return Ok(false);
+        }
+        let Self {
+            by, round, got, others, ..
+        } = self;
+        let len = packet.len() - HEADROOM;
+        let verdict = judge(
+            &by.shared,
+            &by.seen,
+            by.pair,
+            &header,
+            start_of(&packet[HEADROOM..]),
+            len,
+        );
+        let completes = matches!(verdict, Verdict::Checksum);
+        let (told, hash) = match verdict {
+            Verdict::Here(told, hash) => (told, hash),
+            Verdict::Checksum => {
+                let packet = Packet::parse(start_of(&packet[HEADROOM..]));
+                (Header::default(), report(&by.seen.settings, packet.as_ref()))
+            }
+            Verdict::To(other) => {
+                let mut data = lock(&by.shared.pairs[other].backlog).room();
+                data.clear();
+                data.extend_from_slice(&packet[HEADROOM..]);
+                by.keep(other, NetFrame { header, data });
+                *others += 1;
+                return Ok(true);
+            }
+            lost => {
+                by.count(lost);
+                *others += 1;
+                return Ok(true);
+            }
+        };
+        let header_len = by.seen.header_len;
+        let needed = header_len + len;
+        while let Some(chain) = round.next()? {
+            let room = chain.writable_len() as usize;
+            if !is_buffer(&chain, header_len) {
+                chain.refuse()?;
+                continue;
+            }
+            if room < needed && !by.seen.settings.has(feature::MRG_RXBUF) {
+                by.count(Verdict::Dropped);
+                *others += 1;
+                return Ok(true);
+            }
+            if completes {
+                // Not before there is room: once.
+                checksum::complete(&mut header, &mut packet[HEADROOM..]);
+            }
+            if room < needed {
+                by.held.push(chain.take());
+                by.merge(round, header, told, hash, packet)?;
+                *got += 1;
+                return Ok(true);
+            }
+            let start = HEADROOM - header_len;
+            packet[start..HEADROOM].copy_from_slice(&header_bytes(told, hash, 1)[..header_len]);
+            let written = match *chain.writable() {
+                [mut whole] => chain.pin().write_to(&mut whole, &packet[start..]).map_err(ChainError::from),
+                _ => chain.writer().write(&packet[start..]),
+            };
+            match written {
+                Ok(()) => chain.put(needed as u32)?,
+                // Memory that is taken away takes the frame with it.
+                Err(_) => chain.refuse()?,
+            }
+            *got += 1;
+            return Ok(true);
+        }
+        Ok(false)
+    }
 }
 
 /// What was done with a received frame while its buffer was at hand.
@@ -88,77 +295,56 @@ impl Receiver {
             room: Slices::default(),
             overflow: frame_buffer(),
             held: Vec::new(),
+            coalescer: Coalescer::default(),
         }
     }
 
-    fn receive(&mut self, round: &mut Round<'_>) -> Result<(), QueueError> {
-        let mut others = 0;
+    /// How many frames the guest has got.
+    fn receive(&mut self, port: &dyn Port, round: &mut Round<'_>) -> Result<u32, QueueError> {
+        let (mut got, mut others) = (0, 0);
         loop {
             if self.pair >= self.seen.active {
                 self.hand_over();
-                return Ok(());
+                return Ok(got);
             }
-            if self.shared.pairs[self.pair].waits.load(SeqCst) {
+            if self.waits() {
                 match self.deliver(round)? {
-                    Delivery::Done => continue,
-                    Delivery::NoRoom => return Ok(()),
+                    Delivery::Done => {
+                        got += 1;
+                        continue;
+                    }
+                    Delivery::NoRoom => return Ok(got),
                 }
             }
             if !self.shared.pairs[self.pair].reads {
-                return Ok(());
+                return Ok(got);
             }
-            if others == OTHERS {
-                self.look(self.pair);
-                return Ok(());
-            }
-            let Some(chain) = round.next()? else {
-                return Ok(());
+            let mut frames = Incoming {
+                by: self,
+                round,
+                got,
+                others,
+                again: false,
+                broken: Ok(()),
             };
-            if !is_buffer(&chain, self.seen.header_len) {
-                chain.refuse()?;
-                continue;
-            }
-            let Ok(taken) = self.take_frame(&chain) else {
-                chain.refuse()?;
-                continue;
-            };
-            match taken {
-                Taken::InPlace(header, hash, len) => match self.write_header(&chain, header, hash, 1) {
-                    Ok(header_len) => chain.put(header_len + len as u32)?,
-                    Err(_) => chain.refuse()?,
-                },
-                Taken::Begun(begun) => {
-                    self.held.push(chain.take());
-                    self.go_on(round, begun)?;
-                }
-                Taken::Copied(pair, frame) => {
-                    self.keep(pair, frame);
-                    others += 1;
-                }
-                Taken::Lost(verdict) => {
-                    self.count(verdict);
-                    others += 1;
-                }
-                Taken::Nothing(wait) => {
-                    wait.into_iter().for_each(|wait| round.wait(wait));
-                    return Ok(());
-                }
-                Taken::Failed(error) => {
-                    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
-                    let of_what_was_sent =
-                        matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable);
-                    self.shared.failures.record(error);
-                    if !of_what_was_sent {
-                        return Ok(());
-                    }
-                    others += 1;
-                }
+            port.receive_all(&mut frames);
+            let again = frames.again;
+            (got, others) = (frames.got, frames.others);
+            frames.broken?;
+            if !again {
+                return Ok(got);
             }
         }
     }
 
-    /// Receives a frame into `chain`, and decides what it is.
-    fn take_frame(&mut self, chain: &Chain<'_, '_>) -> Result<Taken, ChainError> {
+    /// Whether there is a frame in the backlog.
+    #[inline]
+    fn waits(&self) -> bool {
+        self.shared.pairs[self.pair].waits.load(SeqCst)
+    }
+
+    /// Receives a frame into `chain` by `receive`, and decides what it is.
+    fn take_frame(&mut self, chain: &Chain<'_, '_>, receive: &mut Receive<'_>) -> Result<Taken, ChainError> {
         let Self {
             shared,
             pair,
@@ -168,56 +354,39 @@ impl Receiver {
             ..
         } = self;
         let (_, body) = chain.writer().split_at(seen.header_len as u32)?;
-        let mine = &shared.pairs[*pair];
-        body.with_slices(room, |room| {
-            let Received { header, len } = match mine.port.receive(room, overflow) {
-                Ok(Progress::Done(received)) => received,
+        body.with_slices(room, |room| match receive(room, overflow) {
+            Ok(Progress::Done(received)) => came(shared, seen, *pair, received, room, overflow),
+            Ok(Progress::Later(wait)) => Taken::Nothing(wait),
+            Err(error) => Taken::Failed(error),
+        })
+    }
+
+    /// The same of a frame that comes with its header in front.
+    fn take_packet(&mut self, chain: &Chain<'_, '_>, receive: &mut ReceivePacket<'_>) -> Result<Taken, ChainError> {
+        let Self {
+            shared,
+            pair,
+            seen,
+            room,
+            overflow,
+            ..
+        } = self;
+        chain.writer().with_slices(room, |whole| {
+            let len = match receive(whole, overflow) {
+                Ok(Progress::Done(len)) => len,
                 Ok(Progress::Later(wait)) => return Taken::Nothing(wait),
                 Err(error) => return Taken::Failed(error),
             };
-            let here = length(room);
-            // Neither is kept, for another queue or a state.
-            if len > here + overflow.len() || !(MIN_FRAME..=MAX_FRAME).contains(&len) {
+            let mut header = [0; LEN];
+            // It is in one piece.
+            let [packet] = whole else { return Taken::Lost(Verdict::Dropped) };
+            packet.copy_to(&mut header[..]);
+            let (Ok(body), Some(len)) = (packet.offset(LEN), len.checked_sub(LEN)) else {
                 return Taken::Lost(Verdict::Dropped);
-            }
-            // What is not looked at is not cleared.
-            let (mut addresses, mut headers);
-            let look = seen.look.min(len);
-            let start = match look {
-                0 => &[],
-                1..=filter::LOOK => {
-                    addresses = [0; filter::LOOK];
-                    copy_start(room, overflow, &mut addresses[..look])
-                }
-                _ => {
-                    headers = [0; LOOK];
-                    copy_start(room, overflow, &mut headers[..look])
-                }
             };
-            let copied = |to: usize, change: &dyn Fn(&mut NetFrame)| {
-                let mut data = lock(&shared.pairs[to].backlog).room();
-                data.resize(len, 0);
-                let from_room = copy_from(room, &mut data);
-                data[from_room..].copy_from_slice(&overflow[..len - from_room]);
-                let mut frame = NetFrame { header, data };
-                change(&mut frame);
-                Taken::Copied(to, frame)
-            };
-            match judge(shared, seen, *pair, &header, start, len) {
-                Verdict::Here(header, hash) if len <= here => Taken::InPlace(header, hash, len),
-                // Spread over several buffers.
-                Verdict::Here(told, hash) if seen.settings.has(feature::MRG_RXBUF) => Taken::Begun(Begun {
-                    header,
-                    told,
-                    hash,
-                    here,
-                    len,
-                }),
-                Verdict::Here(..) => Taken::Lost(Verdict::Dropped),
-                Verdict::To(other) => copied(other, &|_| {}),
-                Verdict::Checksum => copied(*pair, &|frame| checksum::complete(&mut frame.header, &mut frame.data)),
-                lost => Taken::Lost(lost),
-            }
+            let header = Header::from_bytes(&header);
+            let received = Received { header, len };
+            came(shared, seen, *pair, received, &[body], overflow)
         })
     }
 
@@ -315,6 +484,35 @@ impl Receiver {
         spread
     }
 
+    /// A frame is longer than its first buffer, which is held: gathers others, or has it wait.
+    fn merge(
+        &mut self,
+        round: &mut Round<'_>,
+        header: Header,
+        told: Header,
+        hash: Option<Hash>,
+        packet: &[u8],
+    ) -> Result<(), QueueError> {
+        let header_len = self.seen.header_len;
+        let frame = &packet[HEADROOM..];
+        let mut room: usize = self.held.iter().map(|chain| chain.writable_len() as usize).sum();
+        while room < header_len + frame.len() {
+            let Some(chain) = round.next()? else {
+                let data = frame.to_vec();
+                self.put_back(NetFrame { header, data });
+                self.shared.pairs[self.pair].waits.store(true, SeqCst);
+                return Ok(());
+            };
+            if !is_buffer(&chain, header_len) {
+                chain.refuse()?;
+                continue;
+            }
+            room += chain.writable_len() as usize;
+            self.held.push(chain.take());
+        }
+        self.spread(round, 0, frame, told, hash)
+    }
+
     /// All of a frame whose beginning is in the first buffer that is held.
     fn begun(&mut self, here: usize, len: usize) -> Vec<u8> {
         let mut data = lock(&self.shared.pairs[self.pair].backlog).room();
@@ -370,7 +568,11 @@ impl Receiver {
         buffers: u16,
     ) -> Result<u32, ChainError> {
         let len = self.seen.header_len;
-        chain.writer().write(&header_bytes(header, hash, buffers)[..len])?;
+        let bytes = header_bytes(header, hash, buffers);
+        match *chain.writable() {
+            [mut whole] => chain.pin().write_to(&mut whole, &bytes[..len])?,
+            _ => chain.writer().write(&bytes[..len])?,
+        }
         Ok(len as u32)
     }
 
@@ -433,6 +635,61 @@ impl Receiver {
     }
 }
 
+/// What is to become of a frame that was received into `room`, and beyond it into `overflow`.
+#[inline]
+fn came(
+    shared: &Shared,
+    seen: &Seen,
+    pair: usize,
+    Received { header, len }: Received,
+    room: &[VolatileSlice<'_>],
+    overflow: &[u8],
+) -> Taken {
+    let here = length(room);
+    // Neither is kept, for another queue or a state.
+    if len > here + overflow.len() || !(MIN_FRAME..=MAX_FRAME).contains(&len) {
+        return Taken::Lost(Verdict::Dropped);
+    }
+    // What is not looked at is not cleared.
+    let (mut addresses, mut headers);
+    let look = seen.look.min(len);
+    let start = match look {
+        0 => &[],
+        1..=filter::LOOK => {
+            addresses = [0; filter::LOOK];
+            copy_start(room, overflow, &mut addresses[..look])
+        }
+        _ => {
+            headers = [0; LOOK];
+            copy_start(room, overflow, &mut headers[..look])
+        }
+    };
+    let copied = |to: usize, change: &dyn Fn(&mut NetFrame)| {
+        let mut data = lock(&shared.pairs[to].backlog).room();
+        data.resize(len, 0);
+        let from_room = copy_from(room, &mut data);
+        data[from_room..].copy_from_slice(&overflow[..len - from_room]);
+        let mut frame = NetFrame { header, data };
+        change(&mut frame);
+        Taken::Copied(to, frame)
+    };
+    match judge(shared, seen, pair, &header, start, len) {
+        Verdict::Here(header, hash) if len <= here => Taken::InPlace(header, hash, len),
+        // Spread over several buffers.
+        Verdict::Here(told, hash) if seen.settings.has(feature::MRG_RXBUF) => Taken::Begun(Begun {
+            header,
+            told,
+            hash,
+            here,
+            len,
+        }),
+        Verdict::Here(..) => Taken::Lost(Verdict::Dropped),
+        Verdict::To(other) => copied(other, &|_| {}),
+        Verdict::Checksum => copied(pair, &|frame| checksum::complete(&mut frame.header, &mut frame.data)),
+        lost => Taken::Lost(lost),
+    }
+}
+
 /// Whether a chain can be one of the buffers of a frame: all of it is for the device to write, and "each buffer MUST be at least the
 /// size of the struct virtio_net_hdr" (section 5.1.6.3.1).
 fn is_buffer(chain: &Chain<'_, '_>, header_len: usize) -> bool {
@@ -456,17 +713,30 @@ impl QueueHandler for Receiver {
         let shared = Arc::clone(&self.shared);
         let entered = shared.enter(self.pair);
         self.seen.refresh(&shared, entered.generation);
-        let received = self.receive(round);
+        let coalescing = self.seen.coalescing(QueueIndex(self.pair as u16 * 2));
+        self.coalescer.begin(coalescing, round);
+        let received = self.receive(&*shared.pairs[self.pair].port, round);
         // Before those who wait for this round believe that it is over.
         let published = round.publish();
         drop(entered);
-        received?;
-        Ok(published?)
+        let got = received?;
+        published?;
+        self.coalescer.end(coalescing, shared.clock.as_deref(), got, round);
+        Ok(())
     }
 
     /// The frame that they were for is in the backlog.
     fn pause(&mut self) {
         self.held.clear();
+    }
+}
+
+impl fmt::Debug for Incoming<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Incoming")
+            .field("round", &self.round)
+            .field("got", &self.got)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,19 +1,26 @@
 //! A switch in memory, for guests of one process.
 
 use std::{
-    collections::VecDeque,
     fmt, io,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
 };
 
 use vm_memory::VolatileSlice;
 
 use super::{
-    Header, MAX_FRAME, Mac, Offloads, Port, PortOffloads, Progress, Received, Waker,
+    Header, Holder, Incoming, MAX_FRAME, MIN_FRAME, Mac, Offloads, Outgoing, Port, PortOffloads, Progress, Received, Waker,
+    backlog::frame_buffer,
+    burst::Burst,
+    cut::Cut,
+    header::HEADROOM,
     port::{Attached, copy_from, copy_to, length},
+    transmit::Sink,
 };
 use crate::sync::lock;
 
@@ -23,13 +30,13 @@ pub struct SwitchOptions {
     /// Frames that wait for a guest at most; and never more than [`bytes`](Self::bytes), and one frame. Further ones are dropped, as
     /// by any switch.
     pub frames: usize,
-    /// Bytes that wait for a guest at most.
+    /// Bytes that wait for a guest at most. The switch keeps memory for twice as many, and a hundred more for each frame.
     pub bytes: usize,
     /// Addresses that the switch remembers; a power of two is made of it. One that shares its place with another displaces it, and
     /// frames to it go to all ports until it is heard of again.
     pub addresses: usize,
-    /// What guests may leave to each other. Partial checksums are completed for those that do not take them; large packets that one does
-    /// not take are dropped for it, so offer segmentation only if all guests take it.
+    /// What guests may leave to each other. For those that do not take it, partial checksums are completed, and large packets are cut:
+    /// as far as there is room for the pieces.
     pub offloads: Offloads,
 }
 
@@ -39,7 +46,7 @@ impl Default for SwitchOptions {
             frames: 512,
             bytes: 4 << 20,
             addresses: 1024,
-            offloads: Offloads::CHECKSUM,
+            offloads: Offloads::ALL,
         }
     }
 }
@@ -75,7 +82,7 @@ const NOWHERE: u64 = u64::MAX;
 pub struct SwitchCounters {
     /// Frames for its guest that were dropped since too many waited.
     pub full: u64,
-    /// Frames for its guest that it does not take.
+    /// Large packets for its guest that it does not take, and that cannot be cut: their headers are not those of their kind.
     pub untaken: u64,
 }
 
@@ -83,36 +90,44 @@ pub struct SwitchCounters {
 pub struct SwitchPort {
     switch: Arc<Inner>,
     shared: Arc<Shared>,
+    /// For frames that come one by one.
+    scratch: Mutex<Box<[u8]>>,
 }
 
 /// A port as the others see it.
 struct Shared {
     number: u16,
     waiting: Mutex<Waiting>,
-    active: AtomicBool,
-    /// What its guest takes: features.
-    takes: AtomicU64,
+    /// What its guest is at. Who receives has it for all of a round.
+    reading: Mutex<Reading>,
+    /// Frames and bytes that are left of it.
+    left: (AtomicUsize, AtomicUsize),
+    /// Moves when what waits is to be forgotten.
+    forgets: AtomicU64,
     waker: Attached,
+    /// Addresses of the last frame from it.
+    last: Mutex<Option<Ends>>,
     full: AtomicU64,
     untaken: AtomicU64,
 }
 
 #[derive(Default)]
 struct Waiting {
-    frames: VecDeque<Stored>,
-    bytes: usize,
-    spare: Vec<Vec<u8>>,
+    burst: Burst,
+    active: bool,
+    /// What its guest takes.
+    takes: Offloads,
 }
 
-struct Stored {
-    header: Header,
-    len: usize,
-    /// At least so long.
-    data: Vec<u8>,
+#[derive(Default)]
+struct Reading {
+    burst: Burst,
+    /// As of when.
+    forgets: u64,
 }
 
-/// Buffers that are kept are this long, or nothing much would be saved.
-const KEPT: usize = 2048;
+/// As many frames at most are put by who has a port locked.
+const AT_ONCE: u32 = 64;
 
 impl Switch {
     /// A switch without ports.
@@ -140,8 +155,10 @@ impl Switch {
         let shared = Arc::new(Shared {
             number: free as u16,
             waiting: Mutex::default(),
-            active: AtomicBool::new(false),
-            takes: AtomicU64::new(0),
+            reading: Mutex::default(),
+            left: Default::default(),
+            forgets: AtomicU64::new(0),
+            last: Mutex::default(),
             waker: Attached::default(),
             full: AtomicU64::new(0),
             untaken: AtomicU64::new(0),
@@ -149,7 +166,11 @@ impl Switch {
         changed[free] = Some(Arc::clone(&shared));
         *ports = changed.into();
         let switch = Arc::clone(&self.0);
-        SwitchPort { switch, shared }
+        SwitchPort {
+            switch,
+            shared,
+            scratch: Mutex::default(),
+        }
     }
 
     /// Behind which port an address is, as far as is known: ports count from zero.
@@ -199,39 +220,261 @@ impl Inner {
 }
 
 impl Shared {
-    /// Has a frame wait for the guest. Whether that is to be woken.
-    fn deliver(&self, options: &SwitchOptions, header: &Header, frame: &[VolatileSlice<'_>], len: usize) -> bool {
-        if !self.active.load(Relaxed) {
-            return false;
+    /// Whether there is no room for another frame.
+    #[inline]
+    fn is_full(&self, waiting: &Waiting, options: &SwitchOptions) -> bool {
+        let (frames, bytes) = waiting.burst.waiting();
+        let (left, left_bytes) = &self.left;
+        let (frames, bytes) = (frames + left.load(Relaxed), bytes + left_bytes.load(Relaxed));
+        frames >= options.frames || bytes >= options.bytes
+    }
+
+    /// Has a frame wait for the guest, of which `packet` has room for a header in front; in pieces, if the guest does not take it whole.
+    fn put(&self, waiting: &mut Waiting, options: &SwitchOptions, header: &Header, packet: &[u8]) {
+        if !waiting.active {
+            return;
         }
-        if header.is_large()
-            && header
-                .checked(len, Offloads::from_guest(self.takes.load(Relaxed)))
-                .is_err()
-        {
-            self.untaken.fetch_add(1, Relaxed);
-            return false;
-        }
-        let mut waiting = lock(&self.waiting);
-        if waiting.frames.len() >= options.frames || waiting.bytes >= options.bytes {
-            drop(waiting);
+        let frame = &packet[HEADROOM..];
+        if header.is_large() && header.checked(frame.len(), waiting.takes).is_err() {
+            self.put_cut(waiting, options, header, frame);
+        } else if self.is_full(waiting, options) {
             self.full.fetch_add(1, Relaxed);
-            return false;
+        } else {
+            waiting.burst.room(packet.len())[..packet.len()].copy_from_slice(packet);
+            waiting.burst.push(*header, frame.len());
         }
-        let mut data = waiting.spare.pop().unwrap_or_default();
-        if data.len() < len {
-            data.resize(len.max(KEPT), 0);
+    }
+
+    /// In pieces, as far as there is room.
+    #[cold]
+    fn put_cut(&self, waiting: &mut Waiting, options: &SwitchOptions, header: &Header, frame: &[u8]) {
+        let Some(mut cut) = Cut::new(header, frame) else {
+            self.untaken.fetch_add(1, Relaxed);
+            return;
+        };
+        while let Some(piece) = cut.next() {
+            if self.is_full(waiting, options) {
+                self.full.fetch_add(1, Relaxed);
+                return;
+            }
+            let room = &mut waiting.burst.room(HEADROOM + piece.len())[HEADROOM..];
+            piece.write(&mut room[..piece.len()]);
+            waiting.burst.push(Header::default(), piece.len());
         }
-        // At most as long as it was: the guest that sends it cannot make it longer.
-        let len = copy_from(frame, &mut data[..len]);
-        let header = *header;
-        waiting.bytes += len;
-        waiting.frames.push_back(Stored { header, len, data });
-        waiting.frames.len() == 1
     }
 
     fn wake(&self) {
         self.waker.receive();
+    }
+
+    /// What waits is forgotten.
+    fn forget(&self, waiting: &mut Waiting) {
+        waiting.burst = Burst::default();
+        self.forgets.fetch_add(1, SeqCst);
+        // Who receives now does so when done.
+        if let Ok(mut reading) = self.reading.try_lock() {
+            *reading = Reading::default();
+            self.tell_left(&reading.burst);
+        }
+    }
+
+    /// Whether there is anything to read, from here on or still.
+    fn read_on(&self, reading: &mut Reading) -> bool {
+        if reading.forgets != self.forgets.load(SeqCst) {
+            reading.burst = Burst::default();
+        }
+        if reading.burst.is_empty() {
+            let mut waiting = lock(&self.waiting);
+            reading.burst.clear();
+            std::mem::swap(&mut reading.burst, &mut waiting.burst);
+            // Nothing of before is in it.
+            reading.forgets = self.forgets.load(SeqCst);
+            self.tell_left(&reading.burst);
+        }
+        !reading.burst.is_empty()
+    }
+
+    #[inline]
+    fn tell_left(&self, burst: &Burst) {
+        let (frames, bytes) = burst.waiting();
+        self.left.0.store(frames, Relaxed);
+        self.left.1.store(bytes, Relaxed);
+    }
+}
+
+/// A port to which several frames in a row go.
+struct Open<'a> {
+    port: &'a Arc<Shared>,
+    waiting: MutexGuard<'a, Waiting>,
+    /// Nothing had waited before.
+    wakes: bool,
+    count: u32,
+}
+
+/// Frames on their way from a port to others.
+struct Sending<'a> {
+    switch: &'a Inner,
+    from: &'a Shared,
+    ports: &'a [Option<Arc<Shared>>],
+    scratch: Box<[u8]>,
+    /// Where the last frame went, if to one port, and its addresses: frames with the same ones are put there at once.
+    target: Option<(&'a Arc<Shared>, Ends)>,
+    /// The target, most often.
+    open: Option<Open<'a>>,
+    /// The room is in its memory, and not in `scratch`.
+    in_place: bool,
+}
+
+/// Destination and source address of a frame.
+type Ends = [u8; 12];
+
+fn ends(packet: &[u8]) -> Ends {
+    packet[HEADROOM..].first_chunk().copied().unwrap_or_default()
+}
+
+fn macs(ends: &Ends) -> (Mac, Mac) {
+    let mac = |at: usize| Mac(std::array::from_fn(|byte| ends[at + byte]));
+    (mac(0), mac(6))
+}
+
+impl<'a> Sending<'a> {
+    fn new(switch: &'a Inner, from: &'a Shared, ports: &'a [Option<Arc<Shared>>], scratch: Box<[u8]>) -> Self {
+        let mut sending = Self {
+            switch,
+            from,
+            ports,
+            scratch,
+            target: None,
+            open: None,
+            in_place: false,
+        };
+        // Most often the frames go where the last one went.
+        let last = from.last.try_lock().ok().and_then(|last| *last);
+        sending.target = last.and_then(|ends| Some((sending.look_up(&ends)?, ends)));
+        sending
+    }
+
+    /// Learns where the source is, and finds the destination, if that is known.
+    fn look_up(&self, ends: &Ends) -> Option<&'a Arc<Shared>> {
+        let (to, from) = macs(ends);
+        if from.is_station() {
+            self.switch.learn(from, self.from.number);
+        }
+        let number = self.switch.find(to).filter(|_| !to.is_group())?;
+        self.ports.get(usize::from(number))?.as_ref()
+    }
+
+    #[inline]
+    fn open(&mut self, port: &'a Arc<Shared>) {
+        if let Some(open) = &self.open
+            && Arc::ptr_eq(open.port, port)
+        {
+            return;
+        }
+        self.close();
+        let waiting = lock(&port.waiting);
+        self.open = Some(Open {
+            port,
+            wakes: waiting.burst.is_empty(),
+            waiting,
+            count: 0,
+        });
+    }
+
+    #[inline]
+    fn close(&mut self) {
+        if let Some(Open {
+            port, waiting, wakes, ..
+        }) = self.open.take()
+        {
+            let wakes = wakes && !waiting.burst.is_empty();
+            drop(waiting);
+            // With nothing locked.
+            if wakes {
+                port.wake();
+            }
+        }
+    }
+
+    /// All of them are sent. The room for any packet comes back.
+    fn end(mut self) -> Box<[u8]> {
+        self.close();
+        if let Ok(mut last) = self.from.last.try_lock() {
+            *last = self.target.map(|(_, ends)| ends);
+        }
+        self.scratch
+    }
+
+    /// Sends a frame that is not for where the last one went, or has to be looked at.
+    #[cold]
+    fn send_elsewhere(&mut self, header: &Header, len: usize) {
+        if let Some(open) = &mut self.open
+            && self.in_place
+        {
+            let packet = &open.waiting.burst.room(HEADROOM + len)[..HEADROOM + len];
+            self.scratch[..HEADROOM + len].copy_from_slice(packet);
+        }
+        let ends = ends(&self.scratch);
+        let port = self.look_up(&ends);
+        self.target = None;
+        match port {
+            // To itself.
+            Some(port) if port.number == self.from.number => {}
+            Some(port) => {
+                self.put(port, header, len);
+                self.target = Some((port, ends));
+            }
+            None => {
+                let ports = self.ports.iter().flatten();
+                for port in ports.filter(|port| port.number != self.from.number) {
+                    self.put(port, header, len);
+                }
+            }
+        }
+    }
+
+    fn put(&mut self, port: &'a Arc<Shared>, header: &Header, len: usize) {
+        self.open(port);
+        if let Some(open) = &mut self.open {
+            let packet = &self.scratch[..HEADROOM + len];
+            port.put(&mut open.waiting, &self.switch.options, header, packet);
+        }
+    }
+}
+
+impl Sink for Sending<'_> {
+    #[inline]
+    fn room(&mut self, len: usize) -> &mut [u8] {
+        self.in_place = false;
+        if let Some((port, _)) = self.target {
+            if self.open.as_ref().is_some_and(|open| open.count == AT_ONCE) {
+                self.close();
+            }
+            self.open(port);
+            if let Some(open) = &mut self.open
+                && open.waiting.active
+                && !port.is_full(&open.waiting, &self.switch.options)
+            {
+                self.in_place = true;
+                return open.waiting.burst.room(len);
+            }
+        }
+        &mut self.scratch
+    }
+
+    #[inline]
+    fn send(&mut self, header: &Header, len: usize) -> io::Result<Progress<()>> {
+        if let (Some(open), Some((_, last))) = (&mut self.open, &self.target)
+            && self.in_place
+            && !header.is_large()
+            && ends(open.waiting.burst.room(HEADROOM + len)) == *last
+        {
+            open.waiting.burst.push(*header, len);
+            open.count += 1;
+        } else {
+            self.send_elsewhere(header, len);
+        }
+        Ok(Progress::Done(()))
     }
 }
 
@@ -264,65 +507,76 @@ impl Port for SwitchPort {
     }
 
     /// A port that is not in use has nothing wait for it.
-    fn set_active(&self, active: bool) -> io::Result<()> {
-        self.shared.active.store(active, Relaxed);
-        if !active {
-            *lock(&self.shared.waiting) = Waiting::default();
-        }
+    fn set_active(&self, by: Holder, active: bool) -> io::Result<()> {
+        let shared = &self.shared;
+        shared.waker.if_held(by, || {
+            let mut waiting = lock(&shared.waiting);
+            waiting.active = active;
+            if !active {
+                shared.forget(&mut waiting);
+            }
+        });
         Ok(())
     }
 
-    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        self.shared.takes.store(offloads.guest(), Relaxed);
+    fn set_offloads(&self, by: Holder, offloads: Offloads) -> io::Result<()> {
+        let shared = &self.shared;
+        shared.waker.if_held(by, || lock(&shared.waiting).takes = offloads);
         Ok(())
     }
 
     fn send(&self, header: &Header, frame: &[VolatileSlice<'_>]) -> io::Result<Progress<()>> {
-        let mut ends = [0; 12];
-        if copy_from(frame, &mut ends) < ends.len() {
+        let len = length(frame).min(MAX_FRAME);
+        if len < MIN_FRAME {
             return Ok(Progress::Done(()));
         }
-        let len = length(frame).min(MAX_FRAME);
-        let mac = |at: usize| Mac(std::array::from_fn(|byte| ends[at + byte]));
-        let (to, from) = (mac(0), mac(6));
-        let Self { switch, shared } = self;
-        if from.is_station() {
-            switch.learn(from, shared.number);
+        let ports = self.switch.ports();
+        let mut kept = lock(&self.scratch);
+        if kept.is_empty() {
+            *kept = frame_buffer();
         }
-        let known = if to.is_group() { None } else { switch.find(to) };
-        let deliver =
-            |port: &Arc<Shared>| port.number != shared.number && port.deliver(&switch.options, header, frame, len);
-        if let Some(number) = known {
-            let ports = switch.ports.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(Some(port)) = ports.get(usize::from(number)) {
-                let woken = deliver(port).then(|| Arc::clone(port));
-                // With nothing locked.
-                drop(ports);
-                woken.inspect(|port| port.wake());
-                return Ok(Progress::Done(()));
-            }
-        }
-        let ports = switch.ports();
-        for port in ports.iter().flatten() {
-            if deliver(port) {
-                port.wake();
-            }
-        }
-        Ok(Progress::Done(()))
+        let mut sending = Sending::new(&self.switch, &self.shared, &ports, std::mem::take(&mut kept));
+        copy_from(frame, &mut sending.room(HEADROOM + len)[HEADROOM..][..len]);
+        let sent = sending.send(header, len);
+        *kept = sending.end();
+        sent
+    }
+
+    fn send_all(&self, frames: &mut Outgoing<'_, '_>) {
+        let ports = self.switch.ports();
+        let mut sending = Sending::new(&self.switch, &self.shared, &ports, frames.take_scratch());
+        frames.each_copied(&mut sending);
+        frames.put_scratch(sending.end());
     }
 
     fn receive(&self, room: &[VolatileSlice<'_>], overflow: &mut [u8]) -> io::Result<Progress<Received>> {
-        let mut waiting = lock(&self.shared.waiting);
-        let Some(Stored { header, len, data }) = waiting.frames.pop_front() else {
+        let mut reading = lock(&self.shared.reading);
+        if !self.shared.read_on(&mut reading) {
+            return Ok(Progress::Later(None));
+        }
+        let Some((header, packet)) = reading.burst.first() else {
             return Ok(Progress::Later(None));
         };
-        waiting.bytes -= len;
-        copy_to(&data[..len], room, overflow);
-        if data.len() == KEPT {
-            // As many as have waited at a time.
-            waiting.spare.push(data);
-        }
+        let frame = &packet[HEADROOM..];
+        copy_to(frame, room, overflow);
+        let len = frame.len();
+        reading.burst.pop();
+        self.shared.tell_left(&reading.burst);
         Ok(Progress::Done(Received { header, len }))
+    }
+
+    fn receive_all(&self, frames: &mut Incoming<'_, '_>) {
+        let shared = &*self.shared;
+        let mut reading = lock(&shared.reading);
+        while shared.read_on(&mut reading) {
+            while let Some((header, packet)) = reading.burst.first() {
+                if !frames.deliver(header, packet) {
+                    return;
+                }
+                reading.burst.pop();
+                shared.tell_left(&reading.burst);
+            }
+        }
     }
 }
 
