@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 use devisor::{
     memory::Memory,
     virtio::{
@@ -242,6 +242,7 @@ fn ratio(name: &str, frames: u64, mut ours: impl FnMut() -> Duration, mut theirs
 }
 
 /// The CPU time of this thread that something takes.
+#[cfg(unix)]
 fn cpu_time(mut f: impl FnMut()) -> Duration {
     let now = || {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -254,7 +255,13 @@ fn cpu_time(mut f: impl FnMut()) -> Duration {
     (now() - begun) / TIMES
 }
 
+#[cfg(unix)]
 const TIMES: u32 = 200;
+
+#[cfg(not(unix))]
+fn cpu_time(_: impl FnMut()) -> Duration {
+    Duration::ZERO
+}
 
 fn timed(f: impl FnOnce()) -> Duration {
     let begun = Instant::now();
@@ -344,21 +351,14 @@ mod tap {
         Ok(Arc::new(tap))
     }
 
-    fn vectors(header: &mut [u8; 12], frame: &mut [u8]) -> [libc::iovec; 2] {
-        let of = |bytes: &mut [u8]| libc::iovec {
-            iov_base: bytes.as_mut_ptr().cast(),
-            iov_len: bytes.len(),
-        };
-        [of(header), of(frame)]
-    }
-
     /// What a device and a bare loop do with the same interface.
     struct Both {
         guests: Guests,
         fd: i32,
         header: [u8; 12],
-        frame: Vec<u8>,
-        room: Vec<u8>,
+        len: usize,
+        /// Which of the guests' buffers the bare loops use next: the same ones.
+        next: usize,
         host: UdpSocket,
         payload: Vec<u8>,
     }
@@ -366,14 +366,12 @@ mod tap {
     impl Both {
         fn new(tap: &Arc<Tap>, len: u32) -> Self {
             let ports: [Box<dyn Port>; 2] = [Box::new(Arc::clone(tap)), Box::new(Arc::clone(tap))];
-            let mut frame = vec![0; len as usize];
-            frame[..14].copy_from_slice(&[0x52, 0x54, 0, 0, 0, 2, 0x52, 0x54, 0, 0, 0, 1, 0x88, 0xb5]);
             Self {
                 guests: Guests::new(len, 2048, Some(ports), 0),
                 fd: tap.as_raw_fd(),
                 header: [0; 12],
-                frame,
-                room: vec![0; 2036],
+                len: len as usize,
+                next: 0,
                 host: UdpSocket::bind("10.0.0.1:0").expect("an address"),
                 payload: vec![0; len as usize - 42],
             }
@@ -384,12 +382,25 @@ mod tap {
             self.guests.from.serve();
         }
 
+        /// The header, and the next of the buffers that a guest has from `base` on: for so many bytes.
+        fn vectors(&mut self, base: usize, room: usize) -> [libc::iovec; 2] {
+            let stride = (12 + room).next_multiple_of(64);
+            self.next = (self.next + 1) % usize::from(SIZE);
+            // SAFETY: the buffer is in the guests' memory, behind room for a header.
+            let frame = unsafe { self.guests.base.add(base + 0x8000 + self.next * stride + 12) };
+            let of = |base: *mut u8, len| libc::iovec {
+                iov_base: base.cast(),
+                iov_len: len,
+            };
+            [of(self.header.as_mut_ptr(), 12), of(frame, room)]
+        }
+
         fn send_barely(&mut self, frames: u16) {
             for _ in 0..frames {
-                let vectors = vectors(&mut self.header, &mut self.frame);
+                let vectors = self.vectors(0x1_0000, self.len);
                 // SAFETY: the vectors are buffers that outlive the call.
                 let sent = unsafe { libc::writev(self.fd, vectors.as_ptr(), 2) };
-                assert_eq!(sent as usize, 12 + self.frame.len());
+                assert_eq!(sent as usize, 12 + self.len);
             }
         }
 
@@ -404,10 +415,10 @@ mod tap {
 
         fn receive_barely(&mut self, frames: u16) {
             for _ in 0..frames {
-                let vectors = vectors(&mut self.header, &mut self.room);
+                let vectors = self.vectors(TO as usize, 2036);
                 // SAFETY: the vectors are buffers that outlive the call.
                 let received = unsafe { libc::readv(self.fd, vectors.as_ptr(), 2) };
-                assert_eq!(received as usize, 12 + self.frame.len());
+                assert_eq!(received as usize, 12 + self.len);
             }
         }
     }
@@ -447,21 +458,20 @@ mod tap {
         let tap = open().expect("as before");
         let mut both = Both::new(&tap, 64);
         for _ in 0..times {
+            if number >= 2 {
+                both.have_some(BATCH);
+            }
             match number {
                 0 => both.send(BATCH),
                 1 => both.send_barely(BATCH),
                 2 => both.receive(BATCH),
                 _ => both.receive_barely(BATCH),
             }
-            if number >= 2 {
-                both.have_some(BATCH);
-            }
         }
     }
 
     /// System calls a frame, as `strace` counts them: those of so many batches more.
     pub fn system_calls() {
-        // One batch first comes from nowhere.
         let count = |number: usize, times: u32| -> Option<u64> {
             let program = std::env::current_exe().ok()?;
             let output = Command::new("strace")
@@ -492,11 +502,6 @@ mod tap {
 }
 
 fn net(criterion: &mut Criterion) {
-    let arguments: Vec<_> = std::env::args().collect();
-    let number = |at: usize| arguments.get(at).and_then(|argument| argument.parse().ok());
-    if let (Some("--work"), Some(work), Some(times)) = (arguments.get(1).map(String::as_str), number(2), number(3)) {
-        return work_alone(work as usize, times);
-    }
     switch(criterion);
     #[cfg(target_os = "linux")]
     std::thread::scope(|scope| _ = scope.spawn(tap::run));
@@ -526,4 +531,13 @@ fn work_alone(number: usize, times: u32) {
 }
 
 criterion_group!(benches, net);
-criterion_main!(benches);
+
+fn main() {
+    let arguments: Vec<_> = std::env::args().collect();
+    let number = |at: usize| arguments.get(at).and_then(|argument| argument.parse().ok());
+    if let (Some("--work"), Some(work), Some(times)) = (arguments.get(1).map(String::as_str), number(2), number(3)) {
+        return work_alone(work as usize, times);
+    }
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

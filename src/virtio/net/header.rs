@@ -36,6 +36,7 @@ pub struct Header {
 pub struct BadHeader(pub &'static str);
 
 impl Header {
+    #[inline]
     /// From the bytes in front of a frame.
     pub fn from_bytes(bytes: &[u8; bits::LEN]) -> Self {
         let le16 = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
@@ -72,6 +73,12 @@ impl Header {
     /// Whether the checksum is partial.
     pub fn needs_checksum(&self) -> bool {
         self.flags & bits::NEEDS_CSUM != 0
+    }
+
+    /// Whether it asks for nothing and tells nothing.
+    #[inline]
+    pub(super) fn is_plain(&self) -> bool {
+        self.flags == 0 && self.gso_type == bits::GSO_NONE
     }
 
     /// Whether the frame is one that is to be cut.

@@ -51,7 +51,7 @@ pub(super) struct Receiver {
 /// [`Port::receive`].
 type Receive<'a> = dyn FnMut(&[VolatileSlice<'_>], &mut [u8]) -> io::Result<Progress<Received>> + 'a;
 /// The same, of a frame with its header in front, into one slice and what is beyond it. How long both are.
-type ReceivePacket<'a> = dyn FnMut(&[VolatileSlice<'_>], &mut [u8]) -> io::Result<Progress<usize>> + 'a;
+type ReceivePacket<'a> = dyn FnMut(&VolatileSlice<'_>, &mut [u8]) -> io::Result<Progress<usize>> + 'a;
 
 /// The room that a receive queue has, for a [`Port`].
 pub struct Incoming<'a, 'q> {
@@ -75,9 +75,9 @@ impl Incoming<'_, '_> {
     /// As [`each`](Self::each), but where a buffer is in one piece and the guest's header is that of section 5.1.6 alone: that comes in
     /// front of the frame there.
     pub(super) fn each_with_header(&mut self, packet: &mut ReceivePacket<'_>, receive: &mut Receive<'_>) {
-        self.run(&mut |by, chain| match chain.writable() {
-            [_] if by.seen.header_len == LEN => by.take_packet(chain, packet),
-            _ => by.take_frame(chain, receive),
+        self.run(&mut |by, chain| match by.take_packet(chain, packet) {
+            Some(taken) => Ok(taken),
+            None => by.take_frame(chain, receive),
         });
     }
 
@@ -361,25 +361,26 @@ impl Receiver {
         })
     }
 
-    /// The same of a frame that comes with its header in front.
-    fn take_packet(&mut self, chain: &Chain<'_, '_>, receive: &mut ReceivePacket<'_>) -> Result<Taken, ChainError> {
+    /// The same of a frame that comes with its header in front, if `chain` is one piece of the host's memory.
+    fn take_packet(&mut self, chain: &Chain<'_, '_>, receive: &mut ReceivePacket<'_>) -> Option<Taken> {
         let Self {
             shared,
             pair,
             seen,
-            room,
             overflow,
             ..
         } = self;
-        chain.writer().with_slices(room, |whole| {
-            let len = match receive(whole, overflow) {
+        let [mut whole] = *chain.writable() else { return None };
+        if seen.header_len != LEN {
+            return None;
+        }
+        chain.pin().lend_whole(&mut whole, |packet| {
+            let len = match receive(packet, overflow) {
                 Ok(Progress::Done(len)) => len,
                 Ok(Progress::Later(wait)) => return Taken::Nothing(wait),
                 Err(error) => return Taken::Failed(error),
             };
             let mut header = [0; LEN];
-            // It is in one piece.
-            let [packet] = whole else { return Taken::Lost(Verdict::Dropped) };
             packet.copy_to(&mut header[..]);
             let (Ok(body), Some(len)) = (packet.offset(LEN), len.checked_sub(LEN)) else {
                 return Taken::Lost(Verdict::Dropped);

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use super::{
-    Coalescing, Holder, Mac, NetOptions, Offloads, Port, PortOffloads,
+    Coalescing, Holder, MIN_FRAME, Mac, NetOptions, Offloads, Port, PortOffloads,
     backlog::Backlog,
     filter::{self, InForce},
     hash::{self, Packet},
@@ -272,6 +272,8 @@ pub(super) struct Seen {
     pub own_mac: Option<Mac>,
     /// The MTU, where received frames must not exceed it.
     pub mtu: Option<usize>,
+    /// Of a frame that asks for nothing and is for this guest there is nothing else to decide, up to this length.
+    pub plain: usize,
     /// The device steers by flow.
     pub steers: bool,
     /// How much of a received frame is looked at before it is known where it goes.
@@ -298,6 +300,10 @@ impl Seen {
             open,
             own_mac: settings.own_mac(options),
             mtu: mtu.map(usize::from),
+            plain: match () {
+                _ if !settings.link_up || steers || settings.hash.is_some() => 0,
+                _ => mtu.map_or(usize::MAX, |mtu| usize::from(mtu) + MIN_FRAME),
+            },
             steers,
             look: match () {
                 _ if settings.hash.is_some() || steers => hash::LOOK,

@@ -354,14 +354,23 @@ impl<'a> Sending<'a> {
         sending
     }
 
-    /// Learns where the source is, and finds the destination, if that is known.
+    /// Learns where the source is, and finds the destination, if that is one port: because it is known, or there is no other.
     fn look_up(&self, ends: &Ends) -> Option<&'a Arc<Shared>> {
         let (to, from) = macs(ends);
         if from.is_station() {
             self.switch.learn(from, self.from.number);
         }
-        let number = self.switch.find(to).filter(|_| !to.is_group())?;
-        self.ports.get(usize::from(number))?.as_ref()
+        let known = self.switch.find(to).filter(|_| !to.is_group());
+        let port = known.and_then(|number| self.ports.get(usize::from(number))?.as_ref());
+        port.or_else(|| {
+            let mut others = self.others();
+            others.next().filter(|_| others.next().is_none())
+        })
+    }
+
+    fn others(&self) -> impl Iterator<Item = &'a Arc<Shared>> + use<'a> {
+        let number = self.from.number;
+        self.ports.iter().flatten().filter(move |port| port.number != number)
     }
 
     #[inline]
@@ -425,8 +434,7 @@ impl<'a> Sending<'a> {
                 self.target = Some((port, ends));
             }
             None => {
-                let ports = self.ports.iter().flatten();
-                for port in ports.filter(|port| port.number != self.from.number) {
+                for port in self.others() {
                     self.put(port, header, len);
                 }
             }

@@ -19,7 +19,7 @@ use super::{
     port::Attached,
     registers::header::LEN,
     transmit::Sink,
-    vectored::{gather, scatter, uninterrupted},
+    vectored::{gather, scatter, scatter_two, uninterrupted},
 };
 use crate::virtio::Wait;
 
@@ -300,7 +300,7 @@ impl Port for Tap {
     fn receive_all(&self, frames: &mut Incoming<'_, '_>) {
         frames.each_with_header(
             &mut |room, overflow| {
-                let received = scatter(&mut [], room, overflow, |vectors| self.read(vectors));
+                let received = scatter_two(room, overflow, |vectors| self.read(vectors));
                 self.received(received, Ok)
             },
             &mut |room, overflow| self.receive(room, overflow),
