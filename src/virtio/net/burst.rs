@@ -52,6 +52,12 @@ impl Burst {
         self.data.resize(needed, 0);
     }
 
+    /// The frame that is in the room, and what may be after it.
+    #[inline]
+    pub fn last_room(&self) -> &[u8] {
+        self.data.get(self.end + HEADROOM..).unwrap_or_default()
+    }
+
     /// The packet that is in the room is there from here on, its frame of `len` bytes behind [`HEADROOM`] others.
     #[inline]
     pub fn push(&mut self, header: Header, len: usize) {

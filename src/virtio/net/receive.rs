@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use vm_memory::VolatileSlice;
+use vm_memory::{VolatileMemory, VolatileSlice};
 
 use super::{
     Header, Port, Progress, Received,
@@ -50,8 +50,6 @@ pub(super) struct Receiver {
 
 /// [`Port::receive`].
 type Receive<'a> = dyn FnMut(&[VolatileSlice<'_>], &mut [u8]) -> io::Result<Progress<Received>> + 'a;
-/// The same, of a frame with its header in front, into one slice and what is beyond it. How long both are.
-type ReceivePacket<'a> = dyn FnMut(&VolatileSlice<'_>, &mut [u8]) -> io::Result<Progress<usize>> + 'a;
 
 /// The room that a receive queue has, for a [`Port`].
 pub struct Incoming<'a, 'q> {
@@ -74,7 +72,11 @@ impl Incoming<'_, '_> {
 
     /// As [`each`](Self::each), but where a buffer is in one piece and the guest's header is that of section 5.1.6 alone: that comes in
     /// front of the frame there.
-    pub(super) fn each_with_header(&mut self, packet: &mut ReceivePacket<'_>, receive: &mut Receive<'_>) {
+    pub(super) fn each_with_header(
+        &mut self,
+        packet: &mut impl FnMut(&VolatileSlice<'_>, &mut [u8]) -> io::Result<Progress<usize>>,
+        receive: &mut Receive<'_>,
+    ) {
         self.run(&mut |by, chain| match by.take_packet(chain, packet) {
             Some(taken) => Ok(taken),
             None => by.take_frame(chain, receive),
@@ -129,6 +131,10 @@ impl Incoming<'_, '_> {
             return Ok(true);
         };
         match taken {
+            Taken::Whole(len) => {
+                chain.put(len)?;
+                self.got += 1;
+            }
             Taken::InPlace(header, hash, len) => match by.write_header(&chain, header, hash, 1) {
                 Ok(header_len) => {
                     chain.put(header_len + len as u32)?;
@@ -235,7 +241,11 @@ impl Incoming<'_, '_> {
                 return Ok(true);
             }
             let start = HEADROOM - header_len;
-            packet[start..HEADROOM].copy_from_slice(&header_bytes(told, hash, 1)[..header_len]);
+            let bytes = header_bytes(told, hash, 1);
+            match header_len {
+                LEN => packet[HEADROOM - LEN..HEADROOM].copy_from_slice(&bytes[..LEN]),
+                _ => packet[..HEADROOM].copy_from_slice(&bytes),
+            }
             let written = match *chain.writable() {
                 [mut whole] => chain.pin().write_to(&mut whole, &packet[start..]).map_err(ChainError::from),
                 _ => chain.writer().write(&packet[start..]),
@@ -254,6 +264,8 @@ impl Incoming<'_, '_> {
 
 /// What was done with a received frame while its buffer was at hand.
 enum Taken {
+    /// It is in the buffer, with a header that is right: so many bytes.
+    Whole(u32),
     /// It is in the buffer.
     InPlace(Header, Option<Hash>, usize),
     /// Its beginning fills the buffer, and the rest is beyond.
@@ -362,33 +374,53 @@ impl Receiver {
     }
 
     /// The same of a frame that comes with its header in front, if `chain` is one piece of the host's memory.
-    fn take_packet(&mut self, chain: &Chain<'_, '_>, receive: &mut ReceivePacket<'_>) -> Option<Taken> {
-        let Self {
-            shared,
-            pair,
-            seen,
-            overflow,
-            ..
-        } = self;
+    #[inline]
+    fn take_packet(
+        &mut self,
+        chain: &Chain<'_, '_>,
+        receive: &mut impl FnMut(&VolatileSlice<'_>, &mut [u8]) -> io::Result<Progress<usize>>,
+    ) -> Option<Taken> {
         let [mut whole] = *chain.writable() else { return None };
-        if seen.header_len != LEN {
+        if self.seen.header_len != LEN {
             return None;
         }
         chain.pin().lend_whole(&mut whole, |packet| {
-            let len = match receive(packet, overflow) {
+            let len = match receive(packet, &mut self.overflow) {
                 Ok(Progress::Done(len)) => len,
                 Ok(Progress::Later(wait)) => return Taken::Nothing(wait),
                 Err(error) => return Taken::Failed(error),
             };
-            let mut header = [0; LEN];
-            packet.copy_to(&mut header[..]);
-            let (Ok(body), Some(len)) = (packet.offset(LEN), len.checked_sub(LEN)) else {
-                return Taken::Lost(Verdict::Dropped);
-            };
-            let header = Header::from_bytes(&header);
-            let received = Received { header, len };
-            came(shared, seen, *pair, received, &[body], overflow)
+            match len <= packet.len() && self.seen.open && self.is_plain(packet, len) {
+                true => Taken::Whole(len as u32),
+                false => self.came_with_header(packet, len),
+            }
         })
+    }
+
+    /// Whether there is nothing to decide about a packet, nor to do, but for what this does.
+    #[inline]
+    fn is_plain(&self, packet: &VolatileSlice<'_>, len: usize) -> bool {
+        let kind = packet.get_ref::<u16>(0).map(|kind| kind.load());
+        let buffers = packet.get_ref(LEN - 2);
+        let (Ok(0), Ok(buffers)) = (kind, buffers) else { return false };
+        let plain = (LEN + MIN_FRAME..=self.seen.plain.saturating_add(LEN)).contains(&len);
+        if plain {
+            // The host does not write it.
+            buffers.store(1_u16.to_le());
+        }
+        plain
+    }
+
+    #[inline(never)]
+    fn came_with_header(&mut self, packet: &VolatileSlice<'_>, len: usize) -> Taken {
+        let mut header = [0; LEN];
+        packet.copy_to(&mut header[..]);
+        let (Ok(body), Some(len)) = (packet.offset(LEN), len.checked_sub(LEN)) else {
+            return Taken::Lost(Verdict::Dropped);
+        };
+        let header = Header::from_bytes(&header);
+        let received = Received { header, len };
+        came(&self.shared, &self.seen, self.pair, received, &[body], &self.overflow)
     }
 
     /// Delivers the frame that waits first.
@@ -637,7 +669,6 @@ impl Receiver {
 }
 
 /// What is to become of a frame that was received into `room`, and beyond it into `overflow`.
-#[inline]
 fn came(
     shared: &Shared,
     seen: &Seen,

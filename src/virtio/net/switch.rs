@@ -127,7 +127,7 @@ struct Reading {
 }
 
 /// As many frames at most are put by who has a port locked.
-const AT_ONCE: u32 = 64;
+const AT_ONCE: usize = 64;
 
 impl Switch {
     /// A switch without ports.
@@ -220,13 +220,18 @@ impl Inner {
 }
 
 impl Shared {
-    /// Whether there is no room for another frame.
-    #[inline]
-    fn is_full(&self, waiting: &Waiting, options: &SwitchOptions) -> bool {
+    /// For how many frames there is room, and for how many bytes of all but the last of them.
+    fn room(&self, waiting: &Waiting, options: &SwitchOptions) -> (usize, usize) {
         let (frames, bytes) = waiting.burst.waiting();
         let (left, left_bytes) = &self.left;
         let (frames, bytes) = (frames + left.load(Relaxed), bytes + left_bytes.load(Relaxed));
-        frames >= options.frames || bytes >= options.bytes
+        (options.frames.saturating_sub(frames), options.bytes.saturating_sub(bytes))
+    }
+
+    /// Whether there is no room for another frame.
+    fn is_full(&self, waiting: &Waiting, options: &SwitchOptions) -> bool {
+        let (frames, bytes) = self.room(waiting, options);
+        frames == 0 || bytes == 0
     }
 
     /// Has a frame wait for the guest, of which `packet` has room for a header in front; in pieces, if the guest does not take it whole.
@@ -308,7 +313,9 @@ struct Open<'a> {
     waiting: MutexGuard<'a, Waiting>,
     /// Nothing had waited before.
     wakes: bool,
-    count: u32,
+    /// For as many frames and bytes it may be written into at once.
+    frames: usize,
+    bytes: usize,
 }
 
 /// Frames on their way from a port to others.
@@ -368,12 +375,18 @@ impl<'a> Sending<'a> {
         })
     }
 
+    /// Whether the target is open, and has room.
+    #[inline]
+    fn has_open(&self) -> bool {
+        let open = self.open.as_ref().filter(|_| self.target.is_some());
+        open.is_some_and(|open| open.frames != 0 && open.bytes != 0)
+    }
+
     fn others(&self) -> impl Iterator<Item = &'a Arc<Shared>> + use<'a> {
         let number = self.from.number;
         self.ports.iter().flatten().filter(move |port| port.number != number)
     }
 
-    #[inline]
     fn open(&mut self, port: &'a Arc<Shared>) {
         if let Some(open) = &self.open
             && Arc::ptr_eq(open.port, port)
@@ -382,15 +395,25 @@ impl<'a> Sending<'a> {
         }
         self.close();
         let waiting = lock(&port.waiting);
+        let (frames, bytes) = port.room(&waiting, &self.switch.options);
         self.open = Some(Open {
             port,
             wakes: waiting.burst.is_empty(),
+            frames: if waiting.active { frames.min(AT_ONCE) } else { 0 },
             waiting,
-            count: 0,
+            bytes,
         });
     }
 
-    #[inline]
+    /// Opens the target anew.
+    #[cold]
+    fn open_target(&mut self) {
+        if let Some((port, _)) = self.target {
+            self.close();
+            self.open(port);
+        }
+    }
+
     fn close(&mut self) {
         if let Some(Open {
             port, waiting, wakes, ..
@@ -412,6 +435,22 @@ impl<'a> Sending<'a> {
             *last = self.target.map(|(_, ends)| ends);
         }
         self.scratch
+    }
+
+    /// Has a frame wait where it is, if that is where it goes. Whether it is.
+    #[inline]
+    fn send_in_place(&mut self, header: &Header, len: usize) -> bool {
+        let (Some(open), Some((_, last))) = (&mut self.open, &self.target) else {
+            return false;
+        };
+        let burst = &mut open.waiting.burst;
+        if !self.in_place || header.is_large() || burst.last_room().first_chunk() != Some(last) {
+            return false;
+        }
+        burst.push(*header, len);
+        open.frames -= 1;
+        open.bytes = open.bytes.saturating_sub(len);
+        true
     }
 
     /// Sends a frame that is not for where the last one went, or has to be looked at.
@@ -446,6 +485,8 @@ impl<'a> Sending<'a> {
         if let Some(open) = &mut self.open {
             let packet = &self.scratch[..HEADROOM + len];
             port.put(&mut open.waiting, &self.switch.options, header, packet);
+            let (frames, bytes) = port.room(&open.waiting, &self.switch.options);
+            (open.frames, open.bytes) = (open.frames.min(frames), bytes);
         }
     }
 }
@@ -453,33 +494,20 @@ impl<'a> Sending<'a> {
 impl Sink for Sending<'_> {
     #[inline]
     fn room(&mut self, len: usize) -> &mut [u8] {
-        self.in_place = false;
-        if let Some((port, _)) = self.target {
-            if self.open.as_ref().is_some_and(|open| open.count == AT_ONCE) {
-                self.close();
-            }
-            self.open(port);
-            if let Some(open) = &mut self.open
-                && open.waiting.active
-                && !port.is_full(&open.waiting, &self.switch.options)
-            {
-                self.in_place = true;
-                return open.waiting.burst.room(len);
-            }
+        self.in_place = self.has_open();
+        if !self.in_place && self.target.is_some() {
+            self.open_target();
+            self.in_place = self.has_open();
         }
-        &mut self.scratch
+        match &mut self.open {
+            Some(open) if self.in_place => open.waiting.burst.room(len),
+            _ => &mut self.scratch,
+        }
     }
 
-    #[inline]
+    #[inline(always)]
     fn send(&mut self, header: &Header, len: usize) -> io::Result<Progress<()>> {
-        if let (Some(open), Some((_, last))) = (&mut self.open, &self.target)
-            && self.in_place
-            && !header.is_large()
-            && ends(open.waiting.burst.room(HEADROOM + len)) == *last
-        {
-            open.waiting.burst.push(*header, len);
-            open.count += 1;
-        } else {
+        if !self.send_in_place(header, len) {
             self.send_elsewhere(header, len);
         }
         Ok(Progress::Done(()))

@@ -12,7 +12,7 @@ use super::{
     hash::LOOK,
     header::{HEADROOM, MAX_FRAME, MIN_FRAME},
     port::copy_from,
-    registers::header::LEN,
+    registers::header::{self as bits, LEN},
     shared::{Seen, Shared},
 };
 use crate::virtio::{
@@ -210,22 +210,35 @@ impl Transmitter {
             [mut whole] => chain.pin().read_from(&mut whole, &mut packet[start..])?,
             _ => chain.reader().read(&mut packet[start..])?,
         }
-        let (head, frame) = packet[start..].split_at_mut(self.seen.header_len);
-        let header = head.first_chunk().map(Header::from_bytes).unwrap_or_default();
-        let Ok(mut header) = header.checked(len, self.seen.host) else {
-            return Ok(Sent::Refused);
+        let header = match packet[start..] {
+            // As nearly all are.
+            [0, bits::GSO_NONE, ..] if self.seen.settings.link_up && !self.seen.steers => Header::default(),
+            _ => match self.look_at(&mut packet[start..]) {
+                Ok(header) => header,
+                Err(sent) => return Ok(sent),
+            },
         };
+        let sent = sink.send(&header, len);
+        Ok(self.came_to(sent))
+    }
+
+    /// The header of a packet that was copied, checked; its checksum is completed if nobody else does. Or what becomes of it.
+    #[inline(never)]
+    fn look_at(&self, packet: &mut [u8]) -> Result<Header, Sent> {
+        let (head, frame) = packet.split_at_mut(self.seen.header_len);
+        let header = head.first_chunk().map(Header::from_bytes).unwrap_or_default();
+        let checked = header.checked(frame.len(), self.seen.host);
+        let mut header = checked.map_err(|_| Sent::Refused)?;
         if self.is_down() {
-            return Ok(Sent::Gone);
+            return Err(Sent::Gone);
         }
         if self.seen.steers {
-            self.shared.note_flow(&frame[..len.min(LOOK)], self.pair);
+            self.shared.note_flow(&frame[..frame.len().min(LOOK)], self.pair);
         }
         if header.needs_checksum() && !self.shared.port_offloads.send.checksum {
             checksum::complete(&mut header, frame);
         }
-        let sent = sink.send(&header, len);
-        Ok(self.came_to(sent))
+        Ok(header)
     }
 
     #[inline]

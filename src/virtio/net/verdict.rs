@@ -110,6 +110,7 @@ fn steer(shared: &Shared, seen: &Seen, pair: usize, start: &[u8]) -> Option<usiz
     Some(if there { to } else { pair })
 }
 
+#[inline]
 pub(super) fn header_bytes(header: Header, hash: Option<Hash>, buffers: u16) -> [u8; LEN_WITH_HASH] {
     let header = Header {
         num_buffers: buffers,
