@@ -366,13 +366,15 @@ mod tap {
     impl Both {
         fn new(tap: &Arc<Tap>, len: u32) -> Self {
             let ports: [Box<dyn Port>; 2] = [Box::new(Arc::clone(tap)), Box::new(Arc::clone(tap))];
+            let host = UdpSocket::bind("10.0.0.1:0").expect("an address");
+            host.connect("10.0.0.2:9").expect("a route");
             Self {
                 guests: Guests::new(len, 2048, Some(ports), 0),
                 fd: tap.as_raw_fd(),
                 header: [0; 12],
                 len: len as usize,
                 next: 0,
-                host: UdpSocket::bind("10.0.0.1:0").expect("an address"),
+                host,
                 payload: vec![0; len as usize - 42],
             }
         }
@@ -405,7 +407,7 @@ mod tap {
         }
 
         fn have_some(&self, frames: u16) {
-            (0..frames).for_each(|_| _ = self.host.send_to(&self.payload, "10.0.0.2:9").expect("a route"));
+            (0..frames).for_each(|_| _ = self.host.send(&self.payload).expect("a route"));
         }
 
         fn receive(&mut self, frames: u16) {

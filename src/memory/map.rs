@@ -204,13 +204,14 @@ impl Map {
     #[inline]
     pub fn lend_whole<R>(&self, segment: &mut Segment, f: impl FnOnce(&VolatileSlice<'_>) -> R) -> Option<R> {
         let host = self.host(segment)?;
-        let mut marked = Vec::new();
-        if self.tracks {
-            marked.push(*segment);
-        }
-        let _marks = Marks(&*self.backing, &mut marked);
         // SAFETY: within the mapping of a span, which `backing` keeps alive for longer than the call of `f`.
-        Some(f(&unsafe { VolatileSlice::new(host.as_ptr(), segment.len as usize) }))
+        let slice = unsafe { VolatileSlice::new(host.as_ptr(), segment.len as usize) };
+        if !self.tracks {
+            return Some(f(&slice));
+        }
+        let mut marked = vec![*segment];
+        let _marks = Marks(&*self.backing, &mut marked);
+        Some(f(&slice))
     }
 
     pub fn lend<R>(

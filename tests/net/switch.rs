@@ -310,7 +310,7 @@ fn udp_is_fragmented() {
     let (header, data) = large(false, false, 3000);
     let header = Header { gso_type: 3, gso_size: 1003, ..header };
     let pieces = cut(header, &data);
-    let mut datagram = Vec::new();
+    let mut datagram: Vec<u8> = Vec::new();
     for (n, piece) in pieces.iter().enumerate() {
         assert_eq!(sum(&piece[14..34], 0), 0xffff);
         let more = if n + 1 == pieces.len() { 0 } else { 0x2000 };
@@ -326,7 +326,7 @@ fn udp_is_fragmented() {
     let (header, data) = large(true, false, 3000);
     let header = Header { gso_type: 3, gso_size: 1000, ..header };
     let pieces = cut(header, &data);
-    let mut datagram = Vec::new();
+    let mut datagram: Vec<u8> = Vec::new();
     for (n, piece) in pieces.iter().enumerate() {
         assert_eq!((piece[20], &piece[54..56]), (44, &[17, 0][..]), "a fragment header");
         assert_eq!(usize::from(u16::from_be_bytes([piece[18], piece[19]])), piece.len() - 54);

@@ -67,7 +67,7 @@ pub struct Incoming<'a, 'q> {
 impl Incoming<'_, '_> {
     /// Receives one frame after the other by `receive`, which is [`Port::receive`], until there is no room, or nothing.
     pub fn each(&mut self, receive: &mut Receive<'_>) {
-        self.run(&mut |by, chain| by.take_frame(chain, receive));
+        self.run(&mut |_, _, _| None, &mut |by, chain| by.take_frame(chain, receive));
     }
 
     /// As [`each`](Self::each), but where a buffer is in one piece and the guest's header is that of section 5.1.6 alone: that comes in
@@ -77,16 +77,21 @@ impl Incoming<'_, '_> {
         packet: &mut impl FnMut(&VolatileSlice<'_>, &mut [u8]) -> io::Result<Progress<usize>>,
         receive: &mut Receive<'_>,
     ) {
-        self.run(&mut |by, chain| match by.take_packet(chain, packet) {
-            Some(taken) => Ok(taken),
-            None => by.take_frame(chain, receive),
-        });
+        self.run(
+            &mut |by, chain, taken| by.take_packet(chain, packet, taken),
+            &mut |by, chain| by.take_frame(chain, receive),
+        );
     }
 
+    /// `near` is the short way, which has taken a frame of so many bytes, header included, or has said what it is, or nothing.
     #[inline(always)]
-    fn run(&mut self, take: &mut impl FnMut(&mut Receiver, &Chain<'_, '_>) -> Result<Taken, ChainError>) {
+    fn run(
+        &mut self,
+        near: &mut impl FnMut(&mut Receiver, &Chain<'_, '_>, &mut Option<Taken>) -> Option<u32>,
+        take: &mut impl FnMut(&mut Receiver, &Chain<'_, '_>) -> Result<Taken, ChainError>,
+    ) {
         let ended = loop {
-            match self.next(take) {
+            match self.next(near, take) {
                 Ok(true) => {}
                 Ok(false) => break Ok(()),
                 Err(error) => break Err(error),
@@ -113,6 +118,7 @@ impl Incoming<'_, '_> {
     #[inline(always)]
     fn next(
         &mut self,
+        near: &mut impl FnMut(&mut Receiver, &Chain<'_, '_>, &mut Option<Taken>) -> Option<u32>,
         take: &mut impl FnMut(&mut Receiver, &Chain<'_, '_>) -> Result<Taken, ChainError>,
     ) -> Result<bool, QueueError> {
         if !self.goes_on() {
@@ -126,15 +132,17 @@ impl Incoming<'_, '_> {
             chain.refuse()?;
             return Ok(true);
         }
-        let Ok(taken) = take(by, &chain) else {
+        let mut taken = None;
+        if let Some(len) = near(by, &chain, &mut taken) {
+            chain.put(len)?;
+            self.got += 1;
+            return Ok(true);
+        }
+        let Ok(taken) = taken.map_or_else(|| take(by, &chain), Ok) else {
             chain.refuse()?;
             return Ok(true);
         };
         match taken {
-            Taken::Whole(len) => {
-                chain.put(len)?;
-                self.got += 1;
-            }
             Taken::InPlace(header, hash, len) => match by.write_header(&chain, header, hash, 1) {
                 Ok(header_len) => {
                     chain.put(header_len + len as u32)?;
@@ -264,8 +272,6 @@ impl Incoming<'_, '_> {
 
 /// What was done with a received frame while its buffer was at hand.
 enum Taken {
-    /// It is in the buffer, with a header that is right: so many bytes.
-    Whole(u32),
     /// It is in the buffer.
     InPlace(Header, Option<Hash>, usize),
     /// Its beginning fills the buffer, and the rest is beyond.
@@ -373,28 +379,32 @@ impl Receiver {
         })
     }
 
-    /// The same of a frame that comes with its header in front, if `chain` is one piece of the host's memory.
-    #[inline]
+    /// The same of a frame that comes with its header in front, if `chain` is one piece of the host's memory: how long both are, if that is
+    /// all there is to it; or else what it is is in `taken`.
+    #[inline(always)]
     fn take_packet(
         &mut self,
         chain: &Chain<'_, '_>,
         receive: &mut impl FnMut(&VolatileSlice<'_>, &mut [u8]) -> io::Result<Progress<usize>>,
-    ) -> Option<Taken> {
+        taken: &mut Option<Taken>,
+    ) -> Option<u32> {
         let [mut whole] = *chain.writable() else { return None };
         if self.seen.header_len != LEN {
             return None;
         }
-        chain.pin().lend_whole(&mut whole, |packet| {
-            let len = match receive(packet, &mut self.overflow) {
-                Ok(Progress::Done(len)) => len,
-                Ok(Progress::Later(wait)) => return Taken::Nothing(wait),
-                Err(error) => return Taken::Failed(error),
-            };
-            match len <= packet.len() && self.seen.open && self.is_plain(packet, len) {
-                true => Taken::Whole(len as u32),
-                false => self.came_with_header(packet, len),
+        let whole = chain.pin().lend_whole(&mut whole, |packet| {
+            let received = receive(packet, &mut self.overflow);
+            if let Ok(Progress::Done(len)) = received
+                && len <= packet.len()
+                && self.seen.open
+                && self.is_plain(packet, len)
+            {
+                return Some(len as u32);
             }
-        })
+            *taken = Some(self.came_with_header(packet, received));
+            None
+        });
+        whole.flatten()
     }
 
     /// Whether there is nothing to decide about a packet, nor to do, but for what this does.
@@ -412,7 +422,12 @@ impl Receiver {
     }
 
     #[inline(never)]
-    fn came_with_header(&mut self, packet: &VolatileSlice<'_>, len: usize) -> Taken {
+    fn came_with_header(&mut self, packet: &VolatileSlice<'_>, received: io::Result<Progress<usize>>) -> Taken {
+        let len = match received {
+            Ok(Progress::Done(len)) => len,
+            Ok(Progress::Later(wait)) => return Taken::Nothing(wait),
+            Err(error) => return Taken::Failed(error),
+        };
         let mut header = [0; LEN];
         packet.copy_to(&mut header[..]);
         let (Ok(body), Some(len)) = (packet.offset(LEN), len.checked_sub(LEN)) else {
