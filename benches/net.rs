@@ -230,7 +230,10 @@ fn ratio(name: &str, frames: u64, mut ours: impl FnMut() -> Duration, mut theirs
     });
     let at = |part: usize| {
         let [ours, theirs] = sorted.each_ref().map(|times| times[times.len() / part]);
-        (ours.as_nanos() as f64 / frames as f64, theirs.as_nanos() as f64 / frames as f64)
+        (
+            ours.as_nanos() as f64 / frames as f64,
+            theirs.as_nanos() as f64 / frames as f64,
+        )
     };
     let ((ours, theirs), (our_best, their_best)) = (at(2), at(20));
     println!(
@@ -454,7 +457,12 @@ mod tap {
     }
 
     /// What is counted from outside, by its number; frames that it comes to each time.
-    const WORK: [&str; 4] = ["TAP, to it", "TAP, to it, writev", "TAP, from it", "TAP, from it, readv"];
+    const WORK: [&str; 4] = [
+        "TAP, to it",
+        "TAP, to it, writev",
+        "TAP, from it",
+        "TAP, from it, readv",
+    ];
 
     pub fn work(number: usize, times: u32) {
         let tap = open().expect("as before");
@@ -486,7 +494,10 @@ mod tap {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             let lines = text.lines().filter_map(|line| {
                 let (calls, name) = line.trim().split_once(' ')?;
-                let moves = matches!(name.trim(), "read" | "write" | "readv" | "writev" | "ppoll" | "poll" | "ioctl" | "futex");
+                let moves = matches!(
+                    name.trim(),
+                    "read" | "write" | "readv" | "writev" | "ppoll" | "poll" | "ioctl" | "futex"
+                );
                 calls.parse::<u64>().ok().filter(|_| moves)
             });
             Some(lines.sum())

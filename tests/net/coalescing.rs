@@ -172,7 +172,11 @@ fn after_a_reset_nothing_is_told_of_before_and_nothing_is_set() {
     guest.restart_queue(0);
     guest.clock.advance(micros(100));
     assert_eq!(told(&mut guest, |guest| guest.nic.process(RX)), 0);
-    assert_eq!(receive(&wire, &mut guest, 1), 0, "the queue is as new, what was set is the device's");
+    assert_eq!(
+        receive(&wire, &mut guest, 1),
+        0,
+        "the queue is as new, what was set is the device's"
+    );
     guest.start(CTRL_VQ | NOTF_COAL);
     assert_eq!(receive(&wire, &mut guest, 1), 1);
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use devisor::virtio::{
     DeviceState, VirtioTransport,
-    net::{Coalescing, Header, Mac, Net, NetFrame, NetOptions, NetState, Offloads, Steering, Switch, SwitchOptions, Wire},
+    net::{
+        Coalescing, Header, Mac, Net, NetFrame, NetOptions, NetState, Offloads, Steering, Switch, SwitchOptions, Wire,
+    },
     transport::{RestoreError, SavedDevice},
 };
 

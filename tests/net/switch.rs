@@ -211,7 +211,10 @@ fn large(v6: bool, tcp: bool, bytes: usize) -> (Header, Vec<u8>) {
     }
     // What the driver leaves in the place of a partial checksum: that of the addresses.
     let place = at + if tcp { 16 } else { 6 };
-    let pseudo = sum(&data[if v6 { 22..54 } else { 26..34 }], u32::from(protocol) + u32::from(len));
+    let pseudo = sum(
+        &data[if v6 { 22..54 } else { 26..34 }],
+        u32::from(protocol) + u32::from(len),
+    );
     data[place..place + 2].copy_from_slice(&pseudo.to_be_bytes());
     data.extend((0..bytes).map(|n| (n * 13 + n / 256) as u8));
     let header = Header {
@@ -228,7 +231,9 @@ fn large(v6: bool, tcp: bool, bytes: usize) -> (Header, Vec<u8>) {
 
 /// The sum of RFC 1071.
 fn sum(bytes: &[u8], first: u32) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
+    let words = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
     let mut sum = words.fold(first, |sum, word| sum + word);
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -261,7 +266,11 @@ fn cut(header: Header, data: &[u8]) -> Vec<Vec<u8>> {
     sender.transmit(header, data);
     other.nic.run();
     let received = other.received(0);
-    assert!(received.iter().all(|(header, _)| *header == Header { num_buffers: 1, ..Header::default() }));
+    assert!(received.iter().all(|(header, _)| *header
+        == Header {
+            num_buffers: 1,
+            ..Header::default()
+        }));
     received.into_iter().map(|(_, data)| data).collect()
 }
 
@@ -270,10 +279,17 @@ fn tcp_is_cut_for_those_who_do_not_take_it_whole() {
     for v6 in [false, true] {
         let (header, data) = large(v6, true, 3001);
         let gso_type = if v6 { 4 } else { 1 } | 0x80;
-        let header = Header { gso_type, gso_size: 1000, ..header };
+        let header = Header {
+            gso_type,
+            gso_size: 1000,
+            ..header
+        };
         let pieces = cut(header, &data);
         let at = header.hdr_len.into();
-        assert_eq!(pieces.iter().map(|piece| piece.len() - at).collect::<Vec<_>>(), [1000, 1000, 1000, 1]);
+        assert_eq!(
+            pieces.iter().map(|piece| piece.len() - at).collect::<Vec<_>>(),
+            [1000, 1000, 1000, 1]
+        );
         let payload: Vec<u8> = pieces.iter().flat_map(|piece| piece[at..].to_vec()).collect();
         assert_eq!(payload, data[at..]);
         for (n, piece) in pieces.iter().enumerate() {
@@ -294,10 +310,17 @@ fn tcp_is_cut_for_those_who_do_not_take_it_whole() {
 fn udp_is_cut_into_datagrams() {
     for v6 in [false, true] {
         let (header, data) = large(v6, false, 2500);
-        let header = Header { gso_type: 5, gso_size: 1200, ..header };
+        let header = Header {
+            gso_type: 5,
+            gso_size: 1200,
+            ..header
+        };
         let pieces = cut(header, &data);
         let at = usize::from(header.hdr_len);
-        assert_eq!(pieces.iter().map(|piece| piece.len() - at).collect::<Vec<_>>(), [1200, 1200, 100]);
+        assert_eq!(
+            pieces.iter().map(|piece| piece.len() - at).collect::<Vec<_>>(),
+            [1200, 1200, 100]
+        );
         for piece in &pieces {
             let udp = check(piece, v6, 17);
             assert_eq!(piece[udp + 4..udp + 6], ((piece.len() - udp) as u16).to_be_bytes());
@@ -308,30 +331,48 @@ fn udp_is_cut_into_datagrams() {
 #[test]
 fn udp_is_fragmented() {
     let (header, data) = large(false, false, 3000);
-    let header = Header { gso_type: 3, gso_size: 1003, ..header };
+    let header = Header {
+        gso_type: 3,
+        gso_size: 1003,
+        ..header
+    };
     let pieces = cut(header, &data);
     let mut datagram: Vec<u8> = Vec::new();
     for (n, piece) in pieces.iter().enumerate() {
         assert_eq!(sum(&piece[14..34], 0), 0xffff);
         let more = if n + 1 == pieces.len() { 0 } else { 0x2000 };
         let place = u16::from_be_bytes([piece[20], piece[21]]);
-        assert_eq!(usize::from(place), datagram.len() / 8 | more, "whole eights");
+        assert_eq!(usize::from(place), (datagram.len() / 8) | more, "whole eights");
         datagram.extend(&piece[34..]);
     }
     assert_eq!((pieces.len(), datagram.len()), (4, 3008));
     let pseudo = sum(&data[26..34], 17 + 3008);
-    assert_eq!(sum(&datagram, pseudo.into()), 0xffff, "the checksum of the whole datagram");
+    assert_eq!(
+        sum(&datagram, pseudo.into()),
+        0xffff,
+        "the checksum of the whole datagram"
+    );
     assert_eq!(datagram[8..], data[42..]);
 
     let (header, data) = large(true, false, 3000);
-    let header = Header { gso_type: 3, gso_size: 1000, ..header };
+    let header = Header {
+        gso_type: 3,
+        gso_size: 1000,
+        ..header
+    };
     let pieces = cut(header, &data);
     let mut datagram: Vec<u8> = Vec::new();
     for (n, piece) in pieces.iter().enumerate() {
         assert_eq!((piece[20], &piece[54..56]), (44, &[17, 0][..]), "a fragment header");
-        assert_eq!(usize::from(u16::from_be_bytes([piece[18], piece[19]])), piece.len() - 54);
+        assert_eq!(
+            usize::from(u16::from_be_bytes([piece[18], piece[19]])),
+            piece.len() - 54
+        );
         let more = usize::from(n + 1 != pieces.len());
-        assert_eq!(usize::from(u16::from_be_bytes([piece[56], piece[57]])), datagram.len() | more);
+        assert_eq!(
+            usize::from(u16::from_be_bytes([piece[56], piece[57]])),
+            datagram.len() | more
+        );
         assert_eq!(piece[58..62], pieces[0][58..62], "all of one");
         datagram.extend(&piece[62..]);
     }
@@ -341,7 +382,11 @@ fn udp_is_fragmented() {
 #[test]
 fn what_is_not_of_its_kind_is_not_cut() {
     let (header, data) = large(false, true, 3000);
-    let good = Header { gso_type: 1, gso_size: 1000, ..header };
+    let good = Header {
+        gso_type: 1,
+        gso_size: 1000,
+        ..header
+    };
     assert_eq!(cut(good, &data).len(), 3);
     let other = |header: Header| assert_eq!(cut(header, &data), [[0; 0]; 0], "{header:?}");
     other(Header { gso_type: 4, ..good });
@@ -349,7 +394,15 @@ fn what_is_not_of_its_kind_is_not_cut() {
     other(Header { gso_type: 5, ..good });
     other(Header { csum_start: 30, ..good });
     other(Header { csum_offset: 6, ..good });
-    for (at, byte) in [(12, 0x88), (14, 0x44), (14, 0x4f), (14, 0x65), (20, 0x20), (23, 17), (46, 0x40)] {
+    for (at, byte) in [
+        (12, 0x88),
+        (14, 0x44),
+        (14, 0x4f),
+        (14, 0x65),
+        (20, 0x20),
+        (23, 17),
+        (46, 0x40),
+    ] {
         let mut data = data.clone();
         data[at] = byte;
         assert_eq!(cut(good, &data).len(), 0, "byte {at}");
@@ -359,7 +412,11 @@ fn what_is_not_of_its_kind_is_not_cut() {
         let long_enough = len >= start + offset + 2;
         assert_eq!(cut(good, &data[..len]), [[0; 0]; 0], "{len} {long_enough}");
     }
-    assert_eq!(cut(good, &data[..54]), cut(good, &data[..54]), "headers alone are one frame");
+    assert_eq!(
+        cut(good, &data[..54]),
+        cut(good, &data[..54]),
+        "headers alone are one frame"
+    );
 }
 
 #[test]
@@ -373,7 +430,11 @@ fn a_packet_in_the_smallest_pieces_is_bounded_by_what_may_wait() {
     let lazy = Guest::over([std::sync::Arc::clone(&port)], options(), 0);
     let mut sender = Guest::over([switch.port()], options(), CSUM | HOST_TSO4);
     let (header, data) = large(false, true, 60_000);
-    let header = Header { gso_type: 1, gso_size: 1, ..header };
+    let header = Header {
+        gso_type: 1,
+        gso_size: 1,
+        ..header
+    };
     sender.transmit(header, &data);
     sender.transmit(header, &data);
     assert_eq!(port.counters().full, 2, "what is left of each");

@@ -272,7 +272,10 @@ fn hdr_len_is_a_hint_however_wrong() {
             num_buffers: 0,
         };
         guest.transmit(header, &frame(OTHER, 3000));
-        let told = Header { hdr_len: told, ..header };
+        let told = Header {
+            hdr_len: told,
+            ..header
+        };
         assert_eq!(wire.take().unwrap().header, told);
     }
 }

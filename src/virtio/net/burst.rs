@@ -112,8 +112,15 @@ mod tests {
             assert_eq!(burst.waiting(), (40, (0..40).map(|n| 14 + n * 97).sum()));
             for n in 0..40 {
                 let (header, packet) = burst.first().unwrap();
-                assert_eq!((header.num_buffers, packet.len()), (n, HEADROOM + 14 + usize::from(n) * 97));
-                assert!(packet[HEADROOM..].iter().all(|&byte| byte == (usize::from(n) + round) as u8));
+                assert_eq!(
+                    (header.num_buffers, packet.len()),
+                    (n, HEADROOM + 14 + usize::from(n) * 97)
+                );
+                assert!(
+                    packet[HEADROOM..]
+                        .iter()
+                        .all(|&byte| byte == (usize::from(n) + round) as u8)
+                );
                 burst.pop();
             }
             assert!(burst.is_empty() && burst.first().is_none());

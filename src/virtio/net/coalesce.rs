@@ -17,24 +17,15 @@ pub(super) struct Coalescer {
 }
 
 impl Coalescer {
-    /// A round begins.
-    #[inline]
-    pub fn begin(&self, wanted: Coalescing, round: &mut Round<'_>) {
-        if wanted.is_some() {
-            round.hold_signals(true);
-        }
-    }
-
-    /// It ends, after so many packets: from none on, `max_packets` of them, or `max_usecs` after the first, whichever comes first.
+    /// A round ends whose signals were held, after so many packets: the driver is told of them now, or when there are `max_packets`, or
+    /// `max_usecs` after the first.
     #[inline]
     pub fn end(&mut self, wanted: Coalescing, clock: Option<&dyn Clock>, packets: u32, round: &mut Round<'_>) {
-        if !wanted.is_some() {
+        round.hold_signals(false);
+        match clock {
+            Some(clock) if wanted.is_some() => self.end_late(wanted, clock.now(), packets, round),
             // Whatever was held is told with this round.
-            *self = Self::default();
-        } else if let Some(clock) = clock {
-            self.end_late(wanted, clock.now(), packets, round);
-        } else {
-            round.hold_signals(false);
+            _ => *self = Self::default(),
         }
     }
 
@@ -50,9 +41,9 @@ impl Coalescer {
         let enough = wanted.max_packets != 0 && self.packets >= wanted.max_packets;
         if enough || now >= deadline {
             *self = Self::default();
-            round.hold_signals(false);
         } else {
             self.deadline = Some(deadline);
+            round.hold_signals(true);
             round.wait(Wait::Until(deadline));
         }
     }

@@ -117,7 +117,11 @@ impl<'a> Cut<'a> {
             bits::GSO_TCPV4 | bits::GSO_TCPV6 => {
                 let len = usize::from(frame.get(transport + 12)? >> 4) * 4;
                 let v6_wanted = header.gso_type & !bits::GSO_ECN == bits::GSO_TCPV6;
-                (Kind::Tcp { v6 }, TCP, len.checked_sub(20).filter(|_| v6 == v6_wanted)? + 20)
+                (
+                    Kind::Tcp { v6 },
+                    TCP,
+                    len.checked_sub(20).filter(|_| v6 == v6_wanted)? + 20,
+                )
             }
             bits::GSO_UDP_L4 => (Kind::Udp { v6 }, UDP, 8),
             bits::GSO_UDP => {
@@ -204,7 +208,11 @@ fn identification(frame: &[u8]) -> u32 {
 impl Piece<'_> {
     /// Its length in bytes.
     pub fn len(&self) -> usize {
-        let extra = if let Kind::Fragments6(_) = self.kind { FRAGMENT_LEN } else { 0 };
+        let extra = if let Kind::Fragments6(_) = self.kind {
+            FRAGMENT_LEN
+        } else {
+            0
+        };
         self.headers.len() + extra + self.data.len()
     }
 
@@ -237,7 +245,7 @@ impl Piece<'_> {
             }
             Kind::Fragments => {
                 let more = if self.last { 0 } else { 0x2000 };
-                put16(frame, ip + 6, self.offset / 8 | more);
+                put16(frame, ip + 6, (self.offset / 8) | more);
                 self.write_ip4(frame, false);
             }
             Kind::Fragments6(identification) => {
@@ -275,7 +283,10 @@ impl Piece<'_> {
 /// Computes the checksum of a TCP or UDP header, whose place is so far into it.
 fn complete(frame: &mut [u8], ip: usize, transport: usize, v6: bool, protocol: u8, place: usize) {
     let addresses = if v6 { ip + 8..ip + 40 } else { ip + 12..ip + 20 };
-    let pseudo = sum(&frame[addresses], u32::from(protocol) + (frame.len() - transport) as u32);
+    let pseudo = sum(
+        &frame[addresses],
+        u32::from(protocol) + (frame.len() - transport) as u32,
+    );
     put16(frame, transport + place, pseudo as usize);
     let mut header = Header {
         flags: bits::NEEDS_CSUM,
@@ -284,4 +295,73 @@ fn complete(frame: &mut [u8], ip: usize, transport: usize, v6: bool, protocol: u
         ..Header::default()
     };
     checksum::complete(&mut header, frame);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers that look random, and are the same each time.
+    fn numbers() -> impl FnMut() -> usize {
+        let mut state = 0x853c_49e6_748f_ea9b_u64;
+        move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 33) as usize
+        }
+    }
+
+    #[test]
+    fn whatever_a_packet_says_its_pieces_are_within_it() {
+        let mut next = numbers();
+        let mut cut_up = 0;
+        for _ in 0..100_000 {
+            let v6 = next() % 2 == 0;
+            let tagged = if next() % 4 == 0 { 4 } else { 0 };
+            let transport = 14 + tagged + if v6 { 40 } else { 20 };
+            let mut frame = vec![0; transport + 20 + next() % 200];
+            if tagged != 0 {
+                frame[12..14].copy_from_slice(&[0x81, 0x00]);
+            }
+            let ip = 14 + tagged;
+            frame[ip - 2..ip].copy_from_slice(if v6 { &[0x86, 0xdd] } else { &[0x08, 0x00] });
+            frame[ip] = if v6 { 0x60 } else { 0x45 };
+            let tcp = next() % 2 == 0;
+            frame[ip + if v6 { 6 } else { 9 }] = if tcp { TCP } else { UDP };
+            frame[transport + 12] = 0x50;
+            // Something that is wrong, most often.
+            for _ in 0..next() % 3 {
+                let at = next() % frame.len().min(80);
+                frame[at] = next() as u8;
+            }
+            frame.truncate(
+                frame
+                    .len()
+                    .saturating_sub(if next() % 4 == 0 { next() % 60 } else { 0 }),
+            );
+            let header = Header {
+                flags: bits::NEEDS_CSUM,
+                gso_type: [1, 3, 4, 5, 0x81, 0x84, 2][next() % 7],
+                gso_size: (next() % 90) as u16,
+                csum_start: transport as u16,
+                csum_offset: if tcp { 16 } else { 6 },
+                ..Header::default()
+            };
+            let Some(mut cut) = Cut::new(&header, &frame) else {
+                continue;
+            };
+            let (mut pieces, mut bytes) = (0, 0);
+            while let Some(piece) = cut.next() {
+                let mut written = vec![0; piece.len()];
+                piece.write(&mut written);
+                bytes += piece.data.len();
+                pieces += 1;
+                assert!(piece.len() <= frame.len() + FRAGMENT_LEN && pieces <= frame.len());
+            }
+            assert_eq!(pieces, bytes.div_ceil(cut.size).max(1));
+            cut_up += usize::from(pieces > 1);
+        }
+        assert!(cut_up > 1000, "{cut_up}");
+    }
 }

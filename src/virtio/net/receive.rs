@@ -255,7 +255,10 @@ impl Incoming<'_, '_> {
                 _ => packet[..HEADROOM].copy_from_slice(&bytes),
             }
             let written = match *chain.writable() {
-                [mut whole] => chain.pin().write_to(&mut whole, &packet[start..]).map_err(ChainError::from),
+                [mut whole] => chain
+                    .pin()
+                    .write_to(&mut whole, &packet[start..])
+                    .map_err(ChainError::from),
                 _ => chain.writer().write(&packet[start..]),
             };
             match written {
@@ -412,7 +415,9 @@ impl Receiver {
     fn is_plain(&self, packet: &VolatileSlice<'_>, len: usize) -> bool {
         let kind = packet.get_ref::<u16>(0).map(|kind| kind.load());
         let buffers = packet.get_ref(LEN - 2);
-        let (Ok(0), Ok(buffers)) = (kind, buffers) else { return false };
+        let (Ok(0), Ok(buffers)) = (kind, buffers) else {
+            return false;
+        };
         let plain = (LEN + MIN_FRAME..=self.seen.plain.saturating_add(LEN)).contains(&len);
         if plain {
             // The host does not write it.
@@ -761,7 +766,8 @@ impl QueueHandler for Receiver {
         let entered = shared.enter(self.pair);
         self.seen.refresh(&shared, entered.generation);
         let coalescing = self.seen.coalescing(QueueIndex(self.pair as u16 * 2));
-        self.coalescer.begin(coalescing, round);
+        // Ports may have something locked while they look for frames.
+        round.hold_signals(true);
         let received = self.receive(&*shared.pairs[self.pair].port, round);
         // Before those who wait for this round believe that it is over.
         let published = round.publish();

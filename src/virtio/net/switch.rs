@@ -14,7 +14,8 @@ use std::{
 use vm_memory::VolatileSlice;
 
 use super::{
-    Header, Holder, Incoming, MAX_FRAME, MIN_FRAME, Mac, Offloads, Outgoing, Port, PortOffloads, Progress, Received, Waker,
+    Header, Holder, Incoming, MAX_FRAME, MIN_FRAME, Mac, Offloads, Outgoing, Port, PortOffloads, Progress, Received,
+    Waker,
     backlog::frame_buffer,
     burst::Burst,
     cut::Cut,
@@ -225,7 +226,10 @@ impl Shared {
         let (frames, bytes) = waiting.burst.waiting();
         let (left, left_bytes) = &self.left;
         let (frames, bytes) = (frames + left.load(Relaxed), bytes + left_bytes.load(Relaxed));
-        (options.frames.saturating_sub(frames), options.bytes.saturating_sub(bytes))
+        (
+            options.frames.saturating_sub(frames),
+            options.bytes.saturating_sub(bytes),
+        )
     }
 
     /// Whether there is no room for another frame.

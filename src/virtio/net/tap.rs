@@ -384,9 +384,7 @@ impl Tap {
     fn read(&self, vectors: &mut [libc::iovec]) -> io::Result<usize> {
         // SAFETY: each vector is memory that is valid for writes of its length for as long as they are borrowed; the kernel makes no
         // reference of it. There are at most IOV_MAX of them.
-        uninterrupted(|| unsafe {
-            libc::readv(self.file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int)
-        })
+        uninterrupted(|| unsafe { libc::readv(self.file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int) })
     }
 }
 

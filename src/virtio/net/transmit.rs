@@ -49,6 +49,9 @@ pub(super) trait Sink {
     fn send(&mut self, header: &Header, len: usize) -> io::Result<Progress<()>>;
 }
 
+/// [`Port::send`].
+type Send<'a> = dyn FnMut(&Header, &[VolatileSlice<'_>]) -> io::Result<Progress<()>> + 'a;
+
 /// What a transmit queue has to send, for a [`Port`].
 pub struct Outgoing<'a, 'q> {
     by: &'a mut Transmitter,
@@ -60,7 +63,7 @@ pub struct Outgoing<'a, 'q> {
 
 impl<'q> Outgoing<'_, 'q> {
     /// Sends one frame after the other by `send`, which is [`Port::send`], until there is none or one has to wait.
-    pub fn each(&mut self, send: &mut dyn FnMut(&Header, &[VolatileSlice<'_>]) -> io::Result<Progress<()>>) {
+    pub fn each(&mut self, send: &mut Send<'_>) {
         self.run(|by, chain| by.send_in_place(chain, send));
     }
 
@@ -71,12 +74,7 @@ impl<'q> Outgoing<'_, 'q> {
     }
 
     /// As [`each_copied`](Self::each_copied) of packets that are short, and as [`each`](Self::each) of others.
-    pub(super) fn each_copied_up_to(
-        &mut self,
-        limit: u32,
-        sink: &mut impl Sink,
-        send: &mut dyn FnMut(&Header, &[VolatileSlice<'_>]) -> io::Result<Progress<()>>,
-    ) {
+    pub(super) fn each_copied_up_to(&mut self, limit: u32, sink: &mut impl Sink, send: &mut Send<'_>) {
         self.run(|by, chain| match chain.readable_len() <= limit {
             true => by.send_copied(chain, sink),
             false => by.send_in_place(chain, send),
@@ -153,11 +151,7 @@ impl Transmitter {
         down
     }
 
-    fn send_in_place(
-        &mut self,
-        chain: &Chain<'_, '_>,
-        send: &mut dyn FnMut(&Header, &[VolatileSlice<'_>]) -> io::Result<Progress<()>>,
-    ) -> Result<Sent, ChainError> {
+    fn send_in_place(&mut self, chain: &Chain<'_, '_>, send: &mut Send<'_>) -> Result<Sent, ChainError> {
         let Some(len) = self.frame_len(chain) else {
             return Ok(Sent::Refused);
         };
@@ -298,9 +292,11 @@ impl QueueHandler for Transmitter {
         self.seen.refresh(&self.shared, generation);
         let queue = QueueIndex(self.pair * 2 + 1);
         let coalescing = self.seen.coalescing(queue);
-        self.coalescer.begin(coalescing, round);
+        // Ports may have something locked while they look for frames.
+        round.hold_signals(true);
         let used = self.send_all(round)?;
-        self.coalescer.end(coalescing, self.shared.clock.as_deref(), used, round);
+        self.coalescer
+            .end(coalescing, self.shared.clock.as_deref(), used, round);
         Ok(())
     }
 }

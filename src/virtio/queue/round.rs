@@ -347,6 +347,10 @@ impl<'q> Round<'q> {
             self.shared.hold(true);
             return;
         }
+        if self.shared.holds() {
+            // One tells of all.
+            self.shared.hold(false);
+        }
         self.shared.signal();
         if self.shared.owes() {
             // That is to be told by whoever comes next.
@@ -492,11 +496,7 @@ impl<'q> Round<'q> {
     /// # Errors
     /// The ring is no longer in guest memory.
     pub fn end(mut self) -> Result<Rest, QueueError> {
-        let held = !self.holds && self.shared.holds();
-        if self.show()? || held {
-            if held {
-                self.shared.hold(false);
-            }
+        if self.show()? || !self.holds && self.shared.holds() {
             self.signal();
         }
         self.ended = true;
