@@ -69,6 +69,57 @@ fn an_address_that_moves_is_followed() {
 }
 
 #[test]
+fn an_address_that_has_moved_away_is_not_claimed_by_who_sends_something_else() {
+    let switch = Switch::new(SwitchOptions::default());
+    let mut guests = guests(&switch, 0);
+    // The first guest sends as two stations, one of which moves.
+    let mut as_nine = from(0, mac(1), 60);
+    as_nine[6..12].copy_from_slice(&mac(9));
+    guests[0].transmit(Header::default(), &as_nine);
+    guests[2].transmit(Header::default(), &{
+        let mut moved = as_nine.clone();
+        moved[..6].copy_from_slice(&mac(0));
+        moved
+    });
+    assert_eq!(switch.whereabouts(Mac(mac(9))), Some(2));
+    guests[0].transmit(Header::default(), &from(0, mac(1), 60));
+    assert_eq!(switch.whereabouts(Mac(mac(9))), Some(2));
+    // And back, by a frame like the one before.
+    guests[0].transmit(Header::default(), &as_nine);
+    assert_eq!(switch.whereabouts(Mac(mac(9))), Some(0));
+    guests[2].transmit(Header::default(), &as_nine);
+    assert_eq!(switch.whereabouts(Mac(mac(9))), Some(2));
+    guests[0].transmit(Header::default(), &as_nine);
+    assert_eq!(switch.whereabouts(Mac(mac(9))), Some(0));
+}
+
+#[test]
+fn frames_to_several_stations_in_one_round_arrive_in_order() {
+    let switch = Switch::new(SwitchOptions::default());
+    let mut guests = guests(&switch, 0);
+    reaches(&mut guests, 1, mac(0));
+    reaches(&mut guests, 2, mac(0));
+    guests[0].received(0);
+    let to = [1, 1, 2, 1, 1, 1, 2, 2, 1];
+    let base = 0x5_0000;
+    for (n, to) in to.into_iter().enumerate() {
+        let mut bytes = vec![0; 12];
+        bytes.extend(from(0, mac(to), 60 + n));
+        let at = base + 0x100 * n as u64;
+        guests[0].put(at, &bytes);
+        guests[0].rings[1].request(&[crate::ring::readable(at, bytes.len() as u32)]);
+    }
+    guests[0].kick(1);
+    assert_eq!(guests[0].used(1).len(), to.len());
+    for guest in [1, 2] {
+        guests[guest].nic.run();
+        let lens = guests[guest].received(0).into_iter().map(|(_, data)| data.len());
+        let wanted = (60..).zip(to).filter(|&(_, to)| usize::from(to) == guest).map(|(len, _)| len);
+        assert_eq!(lens.collect::<Vec<_>>(), wanted.collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn a_group_is_nobodys_address() {
     let switch = Switch::new(SwitchOptions::default());
     let mut guests = guests(&switch, 0);
