@@ -114,7 +114,10 @@ fn frames_to_several_stations_in_one_round_arrive_in_order() {
     for guest in [1, 2] {
         guests[guest].nic.run();
         let lens = guests[guest].received(0).into_iter().map(|(_, data)| data.len());
-        let wanted = (60..).zip(to).filter(|&(_, to)| usize::from(to) == guest).map(|(len, _)| len);
+        let wanted = (60..)
+            .zip(to)
+            .filter(|&(_, to)| usize::from(to) == guest)
+            .map(|(len, _)| len);
         assert_eq!(lens.collect::<Vec<_>>(), wanted.collect::<Vec<_>>());
     }
 }

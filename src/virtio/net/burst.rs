@@ -1,6 +1,6 @@
 //! Frames one after the other in one piece of memory.
 
-use super::{Header, header::HEADROOM};
+use super::{Header, header::HEADROOM, registers::header::LEN};
 
 /// Frames one after the other in one piece of memory, each behind [`HEADROOM`] bytes for its header. The memory grows to what has waited
 /// at a time, and is used again.
@@ -22,7 +22,8 @@ struct Entry {
     len: usize,
 }
 
-/// Packets begin at multiples of this.
+/// Most packets begin, with the header that most have, where a cache line does, as they do in the memory of most guests: copies are
+/// faster so.
 const ALIGN: usize = 64;
 
 impl Burst {
@@ -48,8 +49,17 @@ impl Burst {
 
     #[cold]
     fn grow(&mut self, len: usize) {
-        let needed = (self.end + len).max(2 * self.data.len()).max(16 * 1024);
+        let needed = (self.end + len + ALIGN).max(2 * self.data.len()).max(16 * 1024);
         self.data.resize(needed, 0);
+        if self.frames.is_empty() {
+            self.end = self.begin();
+        }
+    }
+
+    /// Where the first packet goes.
+    fn begin(&self) -> usize {
+        let header = self.data.as_ptr().addr() + HEADROOM - LEN;
+        header.next_multiple_of(ALIGN) - header
     }
 
     /// The frame that is in the room, and what may be after it.
@@ -62,7 +72,7 @@ impl Burst {
     #[inline]
     pub fn push(&mut self, header: Header, len: usize) {
         let start = self.end;
-        self.end = (start + HEADROOM + len).next_multiple_of(ALIGN).min(self.data.len());
+        self.end = (start + (HEADROOM + len).next_multiple_of(ALIGN)).min(self.data.len());
         self.bytes += len;
         self.frames.push(Entry { header, start, len });
     }
@@ -87,7 +97,7 @@ impl Burst {
     #[inline]
     pub fn clear(&mut self) {
         self.frames.clear();
-        (self.taken, self.end, self.bytes) = (0, 0, 0);
+        (self.taken, self.end, self.bytes) = (0, self.begin().min(self.data.len()), 0);
     }
 }
 
