@@ -234,6 +234,66 @@ fn checksums_are_left_to_those_who_take_them_and_completed_for_others() {
     assert_ne!(completed[0].1[40..42], [0, 0]);
 }
 
+#[test]
+fn a_checksum_is_completed_once_however_long_its_frame_waits() {
+    let switch = Switch::new(SwitchOptions::default());
+    let mut sender = Guest::over([switch.port()], options(), CSUM);
+    let mut other = Guest::over([switch.port()], options(), 0);
+    let (header, data) = large(false, false, 100);
+    sender.transmit(header, &data);
+    for _ in 0..3 {
+        other.nic.run();
+        other.nic.process(devisor::virtio::QueueIndex(0));
+    }
+    other.buffer(0, 2048);
+    let received = other.received(0);
+    let data = &received[0].1;
+    let pseudo = sum(&data[26..34], 17 + (data.len() - 34) as u32);
+    assert_eq!((received.len(), sum(&data[34..], pseudo.into())), (1, 0xffff));
+}
+
+#[test]
+fn a_frame_for_which_there_are_not_enough_buffers_waits_for_the_rest() {
+    let switch = Switch::new(SwitchOptions::default());
+    let mut sender = Guest::over([switch.port()], options(), CSUM | HOST_TSO4);
+    let mut taker = Guest::over([switch.port()], options(), MRG_RXBUF | GUEST_CSUM | GUEST_TSO4);
+    let (header, data) = large(false, true, 20_000);
+    let header = Header {
+        gso_type: 1,
+        gso_size: 1000,
+        ..header
+    };
+    let places: Vec<_> = (0..3).map(|_| taker.buffer(0, 4096)).collect();
+    sender.transmit(header, &data);
+    sender.transmit(Header::default(), &frame(BROADCAST, 60));
+    taker.nic.run();
+    assert!(taker.used(0).is_empty(), "whole or not at all");
+    let more = (0..3).map(|_| taker.buffer(0, 4096));
+    let places: Vec<_> = places.into_iter().chain(more.collect::<Vec<_>>()).collect();
+    let used = taker.used(0);
+    assert_eq!((used.len(), used.iter().sum::<u32>()), (6, 12 + 20_054 + 12 + 60));
+    let whole: Vec<u8> = places
+        .iter()
+        .zip(&used)
+        .flat_map(|(&at, &len)| taker.get(at, len as usize))
+        .collect();
+    assert_eq!(whole[10..12], [5, 0], "num_buffers");
+    assert_eq!(whole[12..][..data.len()], data);
+}
+
+#[test]
+fn a_header_with_room_for_a_hash_comes_with_frames_of_a_switch() {
+    let switch = Switch::new(SwitchOptions::default());
+    let mut sender = Guest::over([switch.port()], options(), CTRL_VQ | HASH_REPORT);
+    let mut taker = Guest::over([switch.port()], options(), CTRL_VQ | HASH_REPORT);
+    taker.buffer(0, 2048);
+    sender.transmit(Header::default(), &frame(BROADCAST, 60));
+    taker.nic.run();
+    let received = taker.received(0);
+    assert_eq!(received[0].0.num_buffers, 1);
+    assert_eq!(received[0].1, frame(BROADCAST, 60));
+}
+
 /// A large packet: an Ethernet header, IP of this version, TCP or UDP, and so many bytes.
 fn large(v6: bool, tcp: bool, bytes: usize) -> (Header, Vec<u8>) {
     let mut data = frame(BROADCAST, 14);
