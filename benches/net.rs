@@ -1,17 +1,19 @@
 //! What a frame costs in the network device, a batch of frames at a time: read the ratios, all of one run.
 //!
-//! - From guest to guest over the switch, beside bare work on the two rings with one copy from guest to guest, and with the two
-//!   copies that a switch makes which does not keep the sender's buffer.
-//! - To and from a TAP interface, beside a bare loop of the same system calls with the same buffers (as root; in a network namespace
-//!   of its own).
+//! - From guest to guest over the switch, beside bare work on the two rings, with all its checks, and one copy from guest to guest: once
+//!   as a device finds the memory, and once by addresses that are known beforehand.
+//! - To and from a TAP interface, beside a bare loop of `writev` and `readv` of as many frames (as root; in a network namespace of its
+//!   own); with the system calls of each, if there is `strace`.
 //! - Large packets: 64 KiB, into one buffer and spread over buffers of 4 KiB.
+//!
+//! `--work NUMBER TIMES` does one of these alone, for who counts its instructions.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 use devisor::{
     memory::Memory,
     virtio::{
@@ -88,6 +90,8 @@ impl Side {
 struct Guests {
     from: Side,
     to: Side,
+    /// Where the memory of both begins.
+    base: *mut u8,
     /// Buffers that a frame takes.
     spread: u16,
     _nics: Vec<Net>,
@@ -127,10 +131,12 @@ impl Guests {
             memory.write_slice(&ends, GuestAddress(at)).expect("in memory");
         }
         let spread = (HEADER + len).div_ceil(room) as u16;
+        let base = memory.get_host_address(GuestAddress(0)).expect("in memory");
         let _nics = nics;
         Self {
             from,
             to,
+            base,
             spread,
             _nics,
         }
@@ -188,21 +194,76 @@ fn direct(from: &VolatileSlice<'_>, to: &VolatileSlice<'_>) {
     from.copy_to_volatile_slice(to.subslice(0, from.len()).expect("room"));
 }
 
-/// Medians of two things that are done in turn, and the ratio of the first to the second.
+/// The same by host addresses that are known beforehand: nothing but the work on the rings, and `memcpy`.
+fn barest(guests: &mut Guests, frames: u16) {
+    let Guests { from, to, base, .. } = guests;
+    from.offer(frames);
+    to.offer(frames);
+    let (mut from, mut to) = (from.queue.round().expect("a ring"), to.queue.round().expect("a ring"));
+    while let Some(source) = from.next().expect("a ring") {
+        let target = to.next().expect("a ring").expect("a buffer");
+        let (read, write) = (source.readable()[0], target.writable()[0]);
+        // SAFETY: guest addresses begin at zero in the one mapping of the guests' memory, in which both buffers were found to be; they
+        // do not overlap.
+        unsafe {
+            let (read_at, write_at) = (base.add(read.address as usize), base.add(write.address as usize));
+            std::ptr::copy_nonoverlapping(read_at, write_at, read.len as usize);
+        }
+        source.put(0).expect("a ring");
+        target.put(read.len).expect("a ring");
+    }
+    let _ = (from.end().expect("a ring"), to.end().expect("a ring"));
+}
+
+/// Two things that are done in turn: medians, CPU time of this thread, and the ratio of the first to the second.
 fn ratio(name: &str, frames: u64, mut ours: impl FnMut() -> Duration, mut theirs: impl FnMut() -> Duration) {
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..2000 {
         times[0].push(ours());
         times[1].push(theirs());
     }
-    let [ours, theirs] = times.map(|mut times| {
+    let cpu = [cpu_time(|| _ = ours()), cpu_time(|| _ = theirs())];
+    let [our_cpu, their_cpu] = cpu.map(|time| time.as_nanos() as f64 / frames as f64);
+    let sorted = times.map(|mut times| {
         times.sort_unstable();
-        times[times.len() / 2].as_nanos() as f64 / frames as f64
+        times
     });
+    let at = |part: usize| {
+        let [ours, theirs] = sorted.each_ref().map(|times| times[times.len() / part]);
+        (
+            ours.as_nanos() as f64 / frames as f64,
+            theirs.as_nanos() as f64 / frames as f64,
+        )
+    };
+    let ((ours, theirs), (our_best, their_best)) = (at(2), at(20));
     println!(
-        "{name}: {ours:.0} ns beside {theirs:.0} ns a frame, ratio {:.2}",
-        ours / theirs
+        "{name}: {ours:.0} ns beside {theirs:.0} ns a frame, ratio {:.2} (of the fastest twentieth {:.2}); CPU time with what surrounds \
+         it {our_cpu:.0} and {their_cpu:.0} ns",
+        ours / theirs,
+        our_best / their_best
     );
+}
+
+/// The CPU time of this thread that something takes.
+#[cfg(unix)]
+fn cpu_time(mut f: impl FnMut()) -> Duration {
+    let now = || {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the call writes a `timespec`.
+        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    };
+    let begun = now();
+    (0..TIMES).for_each(|_| f());
+    (now() - begun) / TIMES
+}
+
+#[cfg(unix)]
+const TIMES: u32 = 200;
+
+#[cfg(not(unix))]
+fn cpu_time(_: impl FnMut()) -> Duration {
+    Duration::ZERO
 }
 
 fn timed(f: impl FnOnce()) -> Duration {
@@ -224,16 +285,11 @@ fn switch(criterion: &mut Criterion) {
             || timed(|| ours.batch(frames)),
             || timed(|| bare(&mut by_hand, frames, &mut rooms, &mut direct)),
         );
-        let mut bounce = vec![0_u8; 4096];
-        let mut twice = |from: &VolatileSlice<'_>, to: &VolatileSlice<'_>| {
-            let len = from.copy_to(&mut bounce[..]);
-            to.copy_from(&bounce[..len]);
-        };
         ratio(
-            &format!("{name}, beside rings and two copies"),
+            &format!("{name}, beside rings and one memcpy by addresses known beforehand"),
             frames.into(),
             || timed(|| ours.batch(frames)),
-            || timed(|| bare(&mut by_hand, frames, &mut rooms, &mut twice)),
+            || timed(|| barest(&mut by_hand, frames)),
         );
         let sent = ours.from.completed();
         assert_eq!((sent, ours.to.completed()), (sent, sent), "all of them arrived");
@@ -298,12 +354,78 @@ mod tap {
         Ok(Arc::new(tap))
     }
 
-    fn vectors(header: &mut [u8; 12], frame: &mut [u8]) -> [libc::iovec; 2] {
-        let of = |bytes: &mut [u8]| libc::iovec {
-            iov_base: bytes.as_mut_ptr().cast(),
-            iov_len: bytes.len(),
-        };
-        [of(header), of(frame)]
+    /// What a device and a bare loop do with the same interface.
+    struct Both {
+        guests: Guests,
+        fd: i32,
+        header: [u8; 12],
+        len: usize,
+        /// Which of the guests' buffers the bare loops use next: the same ones.
+        next: usize,
+        host: UdpSocket,
+        payload: Vec<u8>,
+    }
+
+    impl Both {
+        fn new(tap: &Arc<Tap>, len: u32) -> Self {
+            let ports: [Box<dyn Port>; 2] = [Box::new(Arc::clone(tap)), Box::new(Arc::clone(tap))];
+            let host = UdpSocket::bind("10.0.0.1:0").expect("an address");
+            host.connect("10.0.0.2:9").expect("a route");
+            Self {
+                guests: Guests::new(len, 2048, Some(ports), 0),
+                fd: tap.as_raw_fd(),
+                header: [0; 12],
+                len: len as usize,
+                next: 0,
+                host,
+                payload: vec![0; len as usize - 42],
+            }
+        }
+
+        fn send(&mut self, frames: u16) {
+            self.guests.from.offer(frames);
+            self.guests.from.serve();
+        }
+
+        /// The header, and the next of the buffers that a guest has from `base` on: for so many bytes.
+        fn vectors(&mut self, base: usize, room: usize) -> [libc::iovec; 2] {
+            let stride = (12 + room).next_multiple_of(64);
+            self.next = (self.next + 1) % usize::from(SIZE);
+            // SAFETY: the buffer is in the guests' memory, behind room for a header.
+            let frame = unsafe { self.guests.base.add(base + 0x8000 + self.next * stride + 12) };
+            let of = |base: *mut u8, len| libc::iovec {
+                iov_base: base.cast(),
+                iov_len: len,
+            };
+            [of(self.header.as_mut_ptr(), 12), of(frame, room)]
+        }
+
+        fn send_barely(&mut self, frames: u16) {
+            for _ in 0..frames {
+                let vectors = self.vectors(0x1_0000, self.len);
+                // SAFETY: the vectors are buffers that outlive the call.
+                let sent = unsafe { libc::writev(self.fd, vectors.as_ptr(), 2) };
+                assert_eq!(sent as usize, 12 + self.len);
+            }
+        }
+
+        fn have_some(&self, frames: u16) {
+            (0..frames).for_each(|_| _ = self.host.send(&self.payload).expect("a route"));
+        }
+
+        fn receive(&mut self, frames: u16) {
+            self.guests.to.offer(frames);
+            self.guests.to.serve();
+        }
+
+        fn receive_barely(&mut self, frames: u16) {
+            for _ in 0..frames {
+                let vectors = self.vectors(TO as usize, 2036);
+                // SAFETY: the vectors are buffers that outlive the call.
+                let received = unsafe { libc::readv(self.fd, vectors.as_ptr(), 2) };
+                assert_eq!(received as usize, 12 + self.len);
+            }
+        }
     }
 
     pub fn run() {
@@ -312,58 +434,82 @@ mod tap {
             Err(error) => return println!("skipped: a TAP interface: {error}"),
         };
         for len in [64, 1500] {
-            let frames = BATCH;
-            let ports: [Box<dyn Port>; 2] = [Box::new(Arc::clone(&tap)), Box::new(Arc::clone(&tap))];
-            let mut guests = Guests::new(len, 2048, Some(ports), 0);
-            let (mut header, mut frame) = ([0; 12], vec![0; len as usize]);
-            frame[..14].copy_from_slice(&[0x52, 0x54, 0, 0, 0, 2, 0x52, 0x54, 0, 0, 0, 1, 0x88, 0xb5]);
-            let fd = tap.as_raw_fd();
+            let (frames, both) = (BATCH, &std::cell::RefCell::new(Both::new(&tap, len)));
             ratio(
                 &format!("TAP, {len} bytes to it, beside writev"),
                 frames.into(),
-                || {
-                    timed(|| {
-                        guests.from.offer(frames);
-                        guests.from.serve();
-                    })
-                },
-                || {
-                    timed(|| {
-                        for _ in 0..frames {
-                            let vectors = vectors(&mut header, &mut frame);
-                            // SAFETY: the vectors are buffers that outlive the call.
-                            let sent = unsafe { libc::writev(fd, vectors.as_ptr(), 2) };
-                            assert_eq!(sent as usize, 12 + len as usize);
-                        }
-                    })
-                },
+                || timed(|| both.borrow_mut().send(frames)),
+                || timed(|| both.borrow_mut().send_barely(frames)),
             );
-            let host = UdpSocket::bind("10.0.0.1:0").expect("an address");
-            let payload = vec![0; len as usize - 42];
-            let send = || (0..frames).for_each(|_| _ = host.send_to(&payload, "10.0.0.2:9").expect("a route"));
-            let mut room = vec![0; 2036];
             ratio(
                 &format!("TAP, {len} bytes from it, beside readv"),
                 frames.into(),
                 || {
-                    send();
-                    guests.to.offer(frames);
-                    timed(|| guests.to.serve())
+                    both.borrow().have_some(frames);
+                    timed(|| both.borrow_mut().receive(frames))
                 },
                 || {
-                    send();
-                    timed(|| {
-                        // Until there are none, as a device does.
-                        loop {
-                            let vectors = vectors(&mut header, &mut room);
-                            // SAFETY: the vectors are buffers that outlive the call.
-                            if unsafe { libc::readv(fd, vectors.as_ptr(), 2) } <= 0 {
-                                break;
-                            }
-                        }
-                    })
+                    both.borrow().have_some(frames);
+                    timed(|| both.borrow_mut().receive_barely(frames))
                 },
             );
+        }
+    }
+
+    /// What is counted from outside, by its number; frames that it comes to each time.
+    const WORK: [&str; 4] = [
+        "TAP, to it",
+        "TAP, to it, writev",
+        "TAP, from it",
+        "TAP, from it, readv",
+    ];
+
+    pub fn work(number: usize, times: u32) {
+        let tap = open().expect("as before");
+        let mut both = Both::new(&tap, 64);
+        for _ in 0..times {
+            if number >= 2 {
+                both.have_some(BATCH);
+            }
+            match number {
+                0 => both.send(BATCH),
+                1 => both.send_barely(BATCH),
+                2 => both.receive(BATCH),
+                _ => both.receive_barely(BATCH),
+            }
+        }
+    }
+
+    /// System calls a frame, as `strace` counts them: those of so many batches more.
+    pub fn system_calls() {
+        let count = |number: usize, times: u32| -> Option<u64> {
+            let program = std::env::current_exe().ok()?;
+            let output = Command::new("strace")
+                .args(["-c", "-U", "calls,name", "-o", "/dev/stdout"])
+                .arg(program)
+                .args(["--work", &number.to_string(), &times.to_string()])
+                .output()
+                .ok()
+                .filter(|output| output.status.success())?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let lines = text.lines().filter_map(|line| {
+                let (calls, name) = line.trim().split_once(' ')?;
+                let moves = matches!(
+                    name.trim(),
+                    "read" | "write" | "readv" | "writev" | "ppoll" | "poll" | "ioctl" | "futex"
+                );
+                calls.parse::<u64>().ok().filter(|_| moves)
+            });
+            Some(lines.sum())
+        };
+        for (number, name) in WORK.iter().enumerate() {
+            match (count(number, 11), count(number, 1)) {
+                (Some(many), Some(few)) => {
+                    let each = (many - few) as f64 / f64::from(10 * BATCH);
+                    println!("{name}: {each:.2} system calls a frame");
+                }
+                _ => return println!("skipped: system calls a frame: strace"),
+            }
         }
     }
 }
@@ -372,7 +518,39 @@ fn net(criterion: &mut Criterion) {
     switch(criterion);
     #[cfg(target_os = "linux")]
     std::thread::scope(|scope| _ = scope.spawn(tap::run));
+    #[cfg(target_os = "linux")]
+    tap::system_calls();
+}
+
+/// Does one thing so many times, for who counts it from outside.
+fn work_alone(number: usize, times: u32) {
+    let by_hand = |len| Guests::new(len, 2048, None, 0);
+    match number {
+        #[cfg(target_os = "linux")]
+        0..4 => tap::work(number, times),
+        10 | 11 => {
+            let mut guests = Guests::over_switch([64, 1500][number - 10], 2048);
+            (0..times).for_each(|_| guests.batch(BATCH));
+        }
+        20 | 21 => {
+            let (mut guests, mut rooms) = (by_hand([64, 1500][number - 20]), Default::default());
+            (0..times).for_each(|_| bare(&mut guests, BATCH, &mut rooms, &mut direct));
+        }
+        _ => {
+            let mut guests = by_hand(64);
+            (0..times).for_each(|_| barest(&mut guests, BATCH));
+        }
+    }
 }
 
 criterion_group!(benches, net);
-criterion_main!(benches);
+
+fn main() {
+    let arguments: Vec<_> = std::env::args().collect();
+    let number = |at: usize| arguments.get(at).and_then(|argument| argument.parse().ok());
+    if let (Some("--work"), Some(work), Some(times)) = (arguments.get(1).map(String::as_str), number(2), number(3)) {
+        return work_alone(work as usize, times);
+    }
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

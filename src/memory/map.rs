@@ -201,6 +201,19 @@ impl Map {
         }
     }
 
+    #[inline]
+    pub fn lend_whole<R>(&self, segment: &mut Segment, f: impl FnOnce(&VolatileSlice<'_>) -> R) -> Option<R> {
+        let host = self.host(segment)?;
+        // SAFETY: within the mapping of a span, which `backing` keeps alive for longer than the call of `f`.
+        let slice = unsafe { VolatileSlice::new(host.as_ptr(), segment.len as usize) };
+        if !self.tracks {
+            return Some(f(&slice));
+        }
+        let mut marked = vec![*segment];
+        let _marks = Marks(&*self.backing, &mut marked);
+        Some(f(&slice))
+    }
+
     pub fn lend<R>(
         &self,
         segments: &mut dyn Iterator<Item = Segment>,

@@ -258,6 +258,13 @@ impl Pin {
         }
     }
 
+    /// Lends all of `segment`, to be written, if it is in one piece of host memory; marks it afterwards. `None`: it is not, and `f` did
+    /// not run.
+    #[inline]
+    pub(crate) fn lend_whole<R>(&self, segment: &mut Segment, f: impl FnOnce(&VolatileSlice<'_>) -> R) -> Option<R> {
+        self.0.lend_whole(segment, f)
+    }
+
     /// Lends `segments` as slices of host memory, put together in `scratch`; marks them afterwards if they may have been written.
     pub(crate) fn lend<R>(
         &self,

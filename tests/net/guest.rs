@@ -11,6 +11,7 @@ use std::{
 use devisor::{
     bus::BusDevice,
     interrupt::from_fn,
+    time::ManualClock,
     virtio::{
         VirtioMmio, VirtioTransport, features,
         net::{Header, Net, NetError, NetFrame, NetOptions, Port, Wire},
@@ -113,6 +114,8 @@ pub struct Guest {
     pub memory: Arc<GuestMemoryMmap>,
     pub rings: Vec<Ring>,
     pub interrupts: Arc<AtomicU64>,
+    /// By which notifications are late.
+    pub clock: Arc<ManualClock>,
     pub features: u64,
     offered: Vec<u64>,
 }
@@ -135,10 +138,11 @@ impl Guest {
         let nic = Net::new(ports, options)?;
         let bytes = (RINGS + queues * PER_QUEUE) as usize;
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes)]).unwrap());
-        Ok(Self::with_memory(nic, memory))
+        Ok(Self::with_memory(nic, memory, Arc::default()))
     }
 
-    fn with_memory(nic: Net, memory: Arc<GuestMemoryMmap>) -> Self {
+    fn with_memory(nic: Net, memory: Arc<GuestMemoryMmap>, clock: Arc<ManualClock>) -> Self {
+        let nic = nic.with_clock(Arc::clone(&clock));
         let interrupts = Arc::new(AtomicU64::new(0));
         let line = from_fn({
             let interrupts = Arc::clone(&interrupts);
@@ -153,6 +157,7 @@ impl Guest {
             memory,
             rings: Vec::new(),
             interrupts,
+            clock,
             features: 0,
             offered: Vec::new(),
         }
@@ -430,7 +435,8 @@ impl Guest {
     /// The same guest, with its memory, over a device that was made anew and has the state of this one.
     pub fn moved<P: Port + 'static>(mut self, ports: impl IntoIterator<Item = P>, options: NetOptions) -> Self {
         let state = self.save();
-        let mut moved = Self::with_memory(Net::new(ports, options).unwrap(), Arc::clone(&self.memory));
+        let (memory, clock) = (Arc::clone(&self.memory), Arc::clone(&self.clock));
+        let mut moved = Self::with_memory(Net::new(ports, options).unwrap(), memory, clock);
         moved.nic.restore(&state).unwrap();
         moved.nic.resume();
         moved.nic.run();

@@ -36,6 +36,7 @@ mod skip;
 #[allow(dead_code, reason = "each test uses its own part of this")]
 mod worker;
 
+mod coalescing;
 mod configuration;
 mod control;
 #[cfg(feature = "recorder")]

@@ -143,6 +143,47 @@ fn a_peer_that_goes_is_found_by_who_sends_too() {
 }
 
 #[test]
+fn what_the_host_cannot_do_with_a_descriptor_is_one_failure_and_holds_no_frame() {
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let socket = Arc::new(StreamSocket::new(file).unwrap());
+    let mut guest = Guest::over([Arc::clone(&socket)], options(), 0);
+    assert_eq!(failures(&guest), 0, "nothing was tried");
+    for _ in 0..3 {
+        guest.transmit(Header::default(), &frame(OTHER, 60));
+        guest.buffer(0, 2048);
+    }
+    assert_eq!((guest.used(1), failures(&guest)), (vec![0; 3], 1));
+    assert!(!socket.is_connected());
+    let last = guest.nic.with_device(|nic| nic.host_failures().last);
+    assert!(last.is_some(), "the embedder hears what it was");
+}
+
+#[test]
+fn what_is_left_of_a_frame_goes_with_its_peer() {
+    let (socket, peer, mut guest) = stream();
+    let mut sent = 0;
+    // Until one is sent in part.
+    while guest.nic.waits(QueueIndex(1)).is_empty() {
+        guest.transmit(Header::default(), &frame(OTHER, 9000));
+        sent += guest.used(1).len();
+        assert!(sent < 10_000);
+    }
+    drop(peer);
+    guest.nic.process(QueueIndex(1));
+    assert_eq!((failures(&guest), socket.is_connected()), (1, false));
+    let (ours, mut peer) = UnixStream::pair().unwrap();
+    socket.connect(ours).unwrap();
+    guest.nic.run();
+    guest.used(1);
+    guest.transmit(Header::default(), &frame(OTHER, 61));
+    assert_eq!(
+        read_frame(&mut peer),
+        frame(OTHER, 61),
+        "from the first byte of a frame on"
+    );
+}
+
+#[test]
 fn a_peer_that_says_a_length_that_cannot_be_is_gone() {
     for len in [65_594u32, 1 << 31, u32::MAX] {
         let (socket, mut peer, mut guest) = stream();

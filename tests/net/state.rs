@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use devisor::virtio::{
     DeviceState, VirtioTransport,
-    net::{Coalescing, Header, Mac, Net, NetFrame, NetOptions, NetState, Offloads, Steering, Wire},
+    net::{
+        Coalescing, Header, Mac, Net, NetFrame, NetOptions, NetState, Offloads, Steering, Switch, SwitchOptions, Wire,
+    },
     transport::{RestoreError, SavedDevice},
 };
 
@@ -201,6 +203,41 @@ fn a_port_serves_the_device_that_has_it_now() {
     assert!(wire.take().is_some());
     guest.nic.run();
     assert!(wire.take().is_some(), "there is room again");
+}
+
+#[test]
+fn a_device_that_had_a_port_has_nothing_to_say_to_it() {
+    let wire = Arc::new(Wire::new(4));
+    let old = Guest::new(&wire, options(), CSUM);
+    let mut new = Guest::new(&wire, options(), 0);
+    assert!(wire.is_active());
+    drop(old);
+    assert!(wire.is_active(), "it is the new one's");
+    new.buffer(0, 1526);
+    assert!(wire.put(plain(OWN, 60)));
+    new.nic.run();
+    assert_eq!(new.received(0).len(), 1);
+    drop(new);
+    assert!(!wire.is_active());
+}
+
+#[test]
+fn a_port_of_a_switch_is_with_the_device_that_has_it_now() {
+    let switch = Switch::new(SwitchOptions::default());
+    let port = Arc::new(switch.port());
+    let old = Guest::over([Arc::clone(&port)], options(), 0);
+    let mut new = Guest::over([Arc::clone(&port)], options(), 0);
+    let mut other = Guest::over([switch.port()], options(), 0);
+    drop(old);
+    new.buffer(0, 1526);
+    other.transmit(Header::default(), &frame(BROADCAST, 60));
+    new.nic.run();
+    assert_eq!(new.received(0).len(), 1);
+    drop(new);
+    other.transmit(Header::default(), &frame(BROADCAST, 60));
+    let mut next = Guest::over([port], options(), 0);
+    next.buffer(0, 1526);
+    assert_eq!(next.received(0), [], "nobody was there");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Header, MAX_FRAME};
+use super::{Header, MAX_FRAME, header::HEADROOM};
 
 /// A frame that waits in the device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,7 +68,7 @@ impl Backlog {
     }
 }
 
-/// Bytes of a buffer for any frame.
+/// Room for any frame, and its header.
 pub(super) fn frame_buffer() -> Box<[u8]> {
-    vec![0; MAX_FRAME].into()
+    vec![0; HEADROOM + MAX_FRAME].into()
 }

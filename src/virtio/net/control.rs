@@ -248,8 +248,7 @@ impl Control {
         Ok(())
     }
 
-    /// VIRTIO_NET_CTRL_NOTF_COAL. What is set is kept and told, and notifications come at the end of each round: "the device may
-    /// generate notifications more or less frequently than specified" (section 5.1.6.5.8).
+    /// VIRTIO_NET_CTRL_NOTF_COAL (section 5.1.6.5.8). Notifications that are held by now come by what was set when they were.
     fn coalesce(&self, settings: &Settings, number: u8, command: &mut Reader<'_>) -> Result<Answer, Refused> {
         let of_one = matches!(number, control::NOTF_COAL_VQ_SET | control::NOTF_COAL_VQ_GET);
         let needed = if of_one {

@@ -5,6 +5,9 @@ use super::registers::{feature, header as bits};
 /// The longest frame: an Ethernet header with a VLAN tag, an IPv6 header and the longest payload of that (section 5.1.6.3).
 pub const MAX_FRAME: usize = 14 + 4 + 40 + 65535;
 
+/// Bytes in front of a frame that is kept, for its header however long.
+pub(super) const HEADROOM: usize = bits::LEN_WITH_HASH;
+
 /// The shortest frame: an Ethernet header.
 pub const MIN_FRAME: usize = 14;
 
@@ -33,6 +36,7 @@ pub struct Header {
 pub struct BadHeader(pub &'static str);
 
 impl Header {
+    #[inline]
     /// From the bytes in front of a frame.
     pub fn from_bytes(bytes: &[u8; bits::LEN]) -> Self {
         let le16 = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
@@ -71,6 +75,12 @@ impl Header {
         self.flags & bits::NEEDS_CSUM != 0
     }
 
+    /// Whether it asks for nothing and tells nothing.
+    #[inline]
+    pub(super) fn is_plain(&self) -> bool {
+        self.flags == 0 && self.gso_type == bits::GSO_NONE
+    }
+
     /// Whether the frame is one that is to be cut.
     pub fn is_large(&self) -> bool {
         self.gso_type != bits::GSO_NONE
@@ -78,7 +88,16 @@ impl Header {
 
     /// What a driver says of a frame of `len` bytes: checked, and without what means nothing. Flags that the device does not know
     /// are ignored, and the place of a checksum that is not asked for is not looked at (section 5.1.6.2.2).
+    #[inline]
     pub(super) fn checked(self, len: usize, takes: Offloads) -> Result<Self, BadHeader> {
+        // As nearly all are.
+        if self.flags & bits::NEEDS_CSUM == 0 && self.gso_type == bits::GSO_NONE {
+            return Ok(Self::default());
+        }
+        self.checked_far(len, takes)
+    }
+
+    fn checked_far(self, len: usize, takes: Offloads) -> Result<Self, BadHeader> {
         let Self { flags, gso_type, .. } = self;
         let mut checked = Self {
             flags: flags & bits::NEEDS_CSUM,
@@ -98,6 +117,10 @@ impl Header {
             return Ok(checked);
         }
         let ecn = gso_type & bits::GSO_ECN != 0;
+        if usize::from(self.hdr_len) > len {
+            // A hint, of which the host would make an error.
+            checked.hdr_len = 0;
+        }
         let known = match gso_type & !bits::GSO_ECN {
             bits::GSO_TCPV4 => takes.tso4,
             bits::GSO_TCPV6 => takes.tso6,

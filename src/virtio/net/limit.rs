@@ -4,7 +4,7 @@ use std::{io, sync::Mutex};
 
 use vm_memory::VolatileSlice;
 
-use super::{Header, Offloads, Port, PortOffloads, Progress, Received, Waker, port::length};
+use super::{Header, Holder, Offloads, Port, PortOffloads, Progress, Received, Waker, port::length};
 use crate::{
     rate::{NoRate, Rate, TokenBucket},
     sync::lock,
@@ -128,12 +128,12 @@ impl<P: Port, C: Clock> Port for Limited<P, C> {
         self.port.steers()
     }
 
-    fn set_active(&self, active: bool) -> io::Result<()> {
-        self.port.set_active(active)
+    fn set_active(&self, by: Holder, active: bool) -> io::Result<()> {
+        self.port.set_active(by, active)
     }
 
-    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        self.port.set_offloads(offloads)
+    fn set_offloads(&self, by: Holder, offloads: Offloads) -> io::Result<()> {
+        self.port.set_offloads(by, offloads)
     }
 
     fn send(&self, header: &Header, frame: &[VolatileSlice<'_>]) -> io::Result<Progress<()>> {

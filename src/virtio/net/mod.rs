@@ -1,8 +1,11 @@
 //! The network device (virtio 1.2, section 5.1).
 
 mod backlog;
+mod burst;
 mod checksum;
+mod coalesce;
 mod control;
+mod cut;
 mod filter;
 mod hash;
 mod header;
@@ -35,6 +38,7 @@ use super::{
     DeviceId, DeviceState, DeviceStateError, FailureLog, Handle, HostFailures, QueueHandler, QueueIndex, VirtioDevice,
     device::read_config_bytes,
 };
+use crate::time::Clock;
 use control::{Control, Nobody};
 use receive::Receiver;
 use registers::{config, feature, status};
@@ -49,7 +53,8 @@ pub use header::{BadHeader, Header, MAX_FRAME, MIN_FRAME, Offloads};
 pub use limit::{Limited, RateLimit};
 pub use options::{MAX_PAIRS, Mac, NetError, NetOptions, Speed};
 pub use pcap::Pcap;
-pub use port::{Port, PortOffloads, Progress, Received, Waker};
+pub use port::{Holder, Port, PortOffloads, Progress, Received, Waker};
+pub use receive::Incoming;
 pub use settings::{Coalescing, Steering};
 pub use shared::NetCounters;
 #[cfg(unix)]
@@ -58,6 +63,7 @@ pub use state::{HashState, NetState};
 pub use switch::{Switch, SwitchCounters, SwitchOptions, SwitchPort};
 #[cfg(target_os = "linux")]
 pub use tap::{Tap, TapError};
+pub use transmit::Outgoing;
 pub use wire::Wire;
 
 /// A network interface.
@@ -72,8 +78,8 @@ pub use wire::Wire;
 /// *What the host gets wrong*: the frame is lost, as on a wire, and counted in [`host_failures`](Self::host_failures). Whether the link
 /// is down because of that is the embedder's to say ([`set_link`](Self::set_link)).
 ///
-/// *Coalescing of notifications* is kept and told ([`coalescing`](Self::coalescing)) and changes nothing: a queue notifies once for all
-/// frames of a round.
+/// *Notifications* come once for all frames of a round; if the driver wants fewer, and the device has a [clock](Self::with_clock), they
+/// are coalesced over several rounds.
 ///
 /// ```
 /// use devisor::{
@@ -123,7 +129,7 @@ impl Net {
         if options.control_queue_size != 0 {
             queue_sizes.push(options.control_queue_size);
         }
-        let features = offered(&options, port_offloads);
+        let features = offered(&options, port_offloads, false);
         let shared = Shared::new(options, features, port_offloads, &ports, FailureLog::default());
         Ok(Self {
             shared: Arc::new(shared),
@@ -131,6 +137,17 @@ impl Net {
             queue_sizes: queue_sizes.into(),
             handle: Arc::default(),
         })
+    }
+
+    /// Offers VIRTIO_NET_F_NOTF_COAL and VIRTIO_NET_F_VQ_NOTF_COAL, if there is a control queue: notifications are late by this clock, as
+    /// the driver asks for, and their queues [wait](super::Wait::Until) for their time. Before it is put behind a transport.
+    #[must_use]
+    pub fn with_clock(mut self, clock: impl Clock + 'static) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.features = offered(&shared.options, shared.port_offloads, true);
+            shared.clock = Some(Arc::new(clock));
+        }
+        self
     }
 
     /// Whether the link is up.
@@ -247,8 +264,8 @@ fn ports_offloads(ports: &[Arc<dyn Port>]) -> PortOffloads {
     }
 }
 
-/// The features of a device with these options, over such ports.
-fn offered(options: &NetOptions, ports: PortOffloads) -> u64 {
+/// The features of a device with these options, over such ports; coalescing takes a clock.
+fn offered(options: &NetOptions, ports: PortOffloads, has_clock: bool) -> u64 {
     let controlled = options.control_queue_size != 0;
     let several = options.pairs > 1;
     let hashes = controlled && options.hash_types != 0;
@@ -263,11 +280,10 @@ fn offered(options: &NetOptions, ports: PortOffloads) -> u64 {
                 | feature::CTRL_RX_EXTRA
                 | feature::CTRL_VLAN
                 | feature::CTRL_MAC_ADDR
-                | feature::GUEST_ANNOUNCE
-                | feature::NOTF_COAL
-                | feature::VQ_NOTF_COAL,
+                | feature::GUEST_ANNOUNCE,
             controlled,
         ),
+        (feature::NOTF_COAL | feature::VQ_NOTF_COAL, controlled && has_clock),
         (feature::MQ, several),
         (feature::RSS, hashes && several && options.rss),
         (feature::HASH_REPORT, hashes && options.hash_report),
@@ -306,6 +322,7 @@ impl VirtioDevice for Net {
         for (index, port) in (0..).zip(&self.ports) {
             port.attach(Waker {
                 handle: handle.clone(),
+                holder: self.shared.holder,
                 receive: QueueIndex(index * 2),
                 transmit: QueueIndex(index * 2 + 1),
                 // Pairs beyond the ports have one of these, in turn.
@@ -388,7 +405,7 @@ impl Drop for Net {
     /// Ports may outlive the device.
     fn drop(&mut self) {
         for port in &self.ports {
-            let _ = port.set_active(false);
+            let _ = port.set_active(self.shared.holder, false);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use vm_memory::VolatileSlice;
 
 use super::{
-    Header, MAX_FRAME, Offloads, Port, PortOffloads, Progress, Received, Waker,
+    Header, Holder, MAX_FRAME, Offloads, Port, PortOffloads, Progress, Received, Waker,
     port::{copy_from, length},
 };
 use crate::{
@@ -136,12 +136,12 @@ impl<P: Port, W: Write + Send, C: Clock> Port for Pcap<P, W, C> {
         self.port.steers()
     }
 
-    fn set_active(&self, active: bool) -> io::Result<()> {
-        self.port.set_active(active)
+    fn set_active(&self, by: Holder, active: bool) -> io::Result<()> {
+        self.port.set_active(by, active)
     }
 
-    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        self.port.set_offloads(offloads)
+    fn set_offloads(&self, by: Holder, offloads: Offloads) -> io::Result<()> {
+        self.port.set_offloads(by, offloads)
     }
 
     fn send(&self, header: &Header, frame: &[VolatileSlice<'_>]) -> io::Result<Progress<()>> {

@@ -2,12 +2,15 @@
 
 use std::{
     fmt, io,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use vm_memory::VolatileSlice;
 
-use super::{Header, Offloads};
+use super::{Header, Incoming, Offloads, Outgoing};
 use crate::{
     sync::lock,
     virtio::{Handle, QueueIndex, Wait},
@@ -38,6 +41,18 @@ pub struct PortOffloads {
     pub send: Offloads,
     /// What it can leave to the guest, in frames that are received. It does so as far as it was [told](Port::set_offloads).
     pub receive: Offloads,
+}
+
+/// A device, as its ports know it: of several that have had the same port, the last that was [attached](Port::attach) has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Holder(u64);
+
+impl Holder {
+    /// Another one.
+    pub(super) fn new() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self(LAST.fetch_add(1, Relaxed))
+    }
 }
 
 /// The network, as one queue pair of a device sees it: frames with their headers, straight from and to guest memory.
@@ -79,7 +94,7 @@ pub trait Port: Send + Sync {
     }
 
     /// The device is behind a transport now: whom to call when a frame has come, or there is room again. A port that outlives its device
-    /// may be given to another one: the last that was attached is called.
+    /// may be given to another one: the last that was attached [has](Waker::holder) the port, and is called.
     fn attach(&self, waker: Waker) {
         let _ = waker;
     }
@@ -89,21 +104,23 @@ pub trait Port: Send + Sync {
         false
     }
 
-    /// Whether its queue pair is in use: frames for one that is not go to another, if that can be.
+    /// Whether its queue pair is in use: frames for one that is not go to another, if that can be. What a device says that does not
+    /// have the port any more, because another one was attached, is nothing to it.
     ///
     /// # Errors
     /// It is as it was.
-    fn set_active(&self, active: bool) -> io::Result<()> {
-        let _ = active;
+    fn set_active(&self, by: Holder, active: bool) -> io::Result<()> {
+        let _ = (by, active);
         Ok(())
     }
 
-    /// What the guest takes from here on in frames that are received: never more than [`offloads`](Self::offloads) says.
+    /// What the guest takes from here on in frames that are received: never more than [`offloads`](Self::offloads) says. Who says it
+    /// counts as for [`set_active`](Self::set_active).
     ///
     /// # Errors
     /// It is as it was.
-    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        let _ = offloads;
+    fn set_offloads(&self, by: Holder, offloads: Offloads) -> io::Result<()> {
+        let _ = (by, offloads);
         Ok(())
     }
 
@@ -128,12 +145,24 @@ pub trait Port: Send + Sync {
     /// # Errors
     /// The host failed.
     fn receive(&self, room: &[VolatileSlice<'_>], overflow: &mut [u8]) -> io::Result<Progress<Received>>;
+
+    /// Sends what a queue has: one frame after the other, as long as there are any and each is [done](Progress::Done). There is nothing
+    /// to be gained by another one than this, but for a port in front of another that leaves frames as they are: it hands this on.
+    fn send_all(&self, frames: &mut Outgoing<'_, '_>) {
+        frames.each(&mut |header, frame| self.send(header, frame));
+    }
+
+    /// Receives what there is for a queue, as long as it takes any. As [`send_all`](Self::send_all).
+    fn receive_all(&self, frames: &mut Incoming<'_, '_>) {
+        frames.each(&mut |room, overflow| self.receive(room, overflow));
+    }
 }
 
 /// A port's way to the queues of its device: for one whose frames come from this process. None of its calls waits.
 #[derive(Clone)]
 pub struct Waker {
     pub(super) handle: Handle,
+    pub(super) holder: Holder,
     pub(super) receive: QueueIndex,
     pub(super) transmit: QueueIndex,
     /// Further ones that send by the port are at this distance from each other, up to the last of the device.
@@ -142,6 +171,11 @@ pub struct Waker {
 }
 
 impl Waker {
+    /// Which device it leads to.
+    pub fn holder(&self) -> Holder {
+        self.holder
+    }
+
     /// A frame has come, where there was none.
     pub fn receive(&self) {
         self.handle.look(self.receive);
@@ -164,13 +198,22 @@ impl fmt::Debug for Waker {
     }
 }
 
-/// Whom a port calls.
+/// Whom a port calls, and who has it.
 #[derive(Default)]
 pub(super) struct Attached(Mutex<Option<Waker>>);
 
 impl Attached {
     pub fn set(&self, waker: Waker) {
         *lock(&self.0) = Some(waker);
+    }
+
+    /// Does what `by` says, unless another device has the port. That stays so while it is done.
+    pub fn if_held<R: Default>(&self, by: Holder, act: impl FnOnce() -> R) -> R {
+        let waker = lock(&self.0);
+        match &*waker {
+            Some(waker) if waker.holder != by => R::default(),
+            _ => act(),
+        }
     }
 
     /// As [`Waker::receive`]; so the next. With nothing locked.
@@ -206,12 +249,12 @@ macro_rules! forward {
                 (**self).steers()
             }
 
-            fn set_active(&self, active: bool) -> io::Result<()> {
-                (**self).set_active(active)
+            fn set_active(&self, by: Holder, active: bool) -> io::Result<()> {
+                (**self).set_active(by, active)
             }
 
-            fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-                (**self).set_offloads(offloads)
+            fn set_offloads(&self, by: Holder, offloads: Offloads) -> io::Result<()> {
+                (**self).set_offloads(by, offloads)
             }
 
             fn send(&self, header: &Header, frame: &[VolatileSlice<'_>]) -> io::Result<Progress<()>> {
@@ -224,6 +267,14 @@ macro_rules! forward {
 
             fn receive(&self, room: &[VolatileSlice<'_>], overflow: &mut [u8]) -> io::Result<Progress<Received>> {
                 (**self).receive(room, overflow)
+            }
+
+            fn send_all(&self, frames: &mut Outgoing<'_, '_>) {
+                (**self).send_all(frames)
+            }
+
+            fn receive_all(&self, frames: &mut Incoming<'_, '_>) {
+                (**self).receive_all(frames)
             }
         }
     )*};

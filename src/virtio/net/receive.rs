@@ -1,23 +1,27 @@
 //! A receive queue (virtio 1.2, sections 5.1.6.3 and 5.1.6.4).
 
+mod incoming;
+
 use std::{
-    mem,
+    io, mem,
     sync::{
         Arc, OnceLock,
         atomic::Ordering::{Relaxed, SeqCst},
     },
 };
 
-use vm_memory::VolatileSlice;
+use vm_memory::{VolatileMemory, VolatileSlice};
 
 use super::{
-    Header, Progress, Received,
+    Header, Port, Progress, Received,
     backlog::{NetFrame, frame_buffer},
-    checksum, filter,
+    checksum,
+    coalesce::Coalescer,
+    filter,
     hash::{LOOK, Packet},
-    header::{MAX_FRAME, MIN_FRAME},
+    header::{HEADROOM, MAX_FRAME, MIN_FRAME},
     port::{copy_from, length},
-    registers::feature,
+    registers::{feature, header::LEN},
     shared::{Seen, Shared},
     verdict::{Hash, Verdict, header_bytes, judge, judge_here, report},
 };
@@ -28,6 +32,9 @@ use crate::{
         queue::{Chain, ChainError, OwnedChain, QueueError, Slices},
     },
 };
+
+pub use incoming::Incoming;
+use incoming::Receive;
 
 /// As many frames that are not for this queue end a round, which nothing else does.
 const OTHERS: u32 = 256;
@@ -43,6 +50,7 @@ pub(super) struct Receiver {
     overflow: Box<[u8]>,
     /// Buffers that were gathered for the frame that waits first, and are not enough.
     held: Vec<OwnedChain>,
+    coalescer: Coalescer,
 }
 
 /// What was done with a received frame while its buffer was at hand.
@@ -88,77 +96,56 @@ impl Receiver {
             room: Slices::default(),
             overflow: frame_buffer(),
             held: Vec::new(),
+            coalescer: Coalescer::default(),
         }
     }
 
-    fn receive(&mut self, round: &mut Round<'_>) -> Result<(), QueueError> {
-        let mut others = 0;
+    /// How many frames the guest has got.
+    fn receive(&mut self, port: &dyn Port, round: &mut Round<'_>) -> Result<u32, QueueError> {
+        let (mut got, mut others) = (0, 0);
         loop {
             if self.pair >= self.seen.active {
                 self.hand_over();
-                return Ok(());
+                return Ok(got);
             }
-            if self.shared.pairs[self.pair].waits.load(SeqCst) {
+            if self.waits() {
                 match self.deliver(round)? {
-                    Delivery::Done => continue,
-                    Delivery::NoRoom => return Ok(()),
+                    Delivery::Done => {
+                        got += 1;
+                        continue;
+                    }
+                    Delivery::NoRoom => return Ok(got),
                 }
             }
             if !self.shared.pairs[self.pair].reads {
-                return Ok(());
+                return Ok(got);
             }
-            if others == OTHERS {
-                self.look(self.pair);
-                return Ok(());
-            }
-            let Some(chain) = round.next()? else {
-                return Ok(());
+            let mut frames = Incoming {
+                by: self,
+                round,
+                got,
+                others,
+                again: false,
+                broken: Ok(()),
             };
-            if !is_buffer(&chain, self.seen.header_len) {
-                chain.refuse()?;
-                continue;
-            }
-            let Ok(taken) = self.take_frame(&chain) else {
-                chain.refuse()?;
-                continue;
-            };
-            match taken {
-                Taken::InPlace(header, hash, len) => match self.write_header(&chain, header, hash, 1) {
-                    Ok(header_len) => chain.put(header_len + len as u32)?,
-                    Err(_) => chain.refuse()?,
-                },
-                Taken::Begun(begun) => {
-                    self.held.push(chain.take());
-                    self.go_on(round, begun)?;
-                }
-                Taken::Copied(pair, frame) => {
-                    self.keep(pair, frame);
-                    others += 1;
-                }
-                Taken::Lost(verdict) => {
-                    self.count(verdict);
-                    others += 1;
-                }
-                Taken::Nothing(wait) => {
-                    wait.into_iter().for_each(|wait| round.wait(wait));
-                    return Ok(());
-                }
-                Taken::Failed(error) => {
-                    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
-                    let of_what_was_sent =
-                        matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable);
-                    self.shared.failures.record(error);
-                    if !of_what_was_sent {
-                        return Ok(());
-                    }
-                    others += 1;
-                }
+            port.receive_all(&mut frames);
+            let again = frames.again;
+            (got, others) = (frames.got, frames.others);
+            frames.broken?;
+            if !again {
+                return Ok(got);
             }
         }
     }
 
-    /// Receives a frame into `chain`, and decides what it is.
-    fn take_frame(&mut self, chain: &Chain<'_, '_>) -> Result<Taken, ChainError> {
+    /// Whether there is a frame in the backlog.
+    #[inline]
+    fn waits(&self) -> bool {
+        self.shared.pairs[self.pair].waits.load(SeqCst)
+    }
+
+    /// Receives a frame into `chain` by `receive`, and decides what it is.
+    fn take_frame(&mut self, chain: &Chain<'_, '_>, receive: &mut Receive<'_>) -> Result<Taken, ChainError> {
         let Self {
             shared,
             pair,
@@ -168,57 +155,72 @@ impl Receiver {
             ..
         } = self;
         let (_, body) = chain.writer().split_at(seen.header_len as u32)?;
-        let mine = &shared.pairs[*pair];
-        body.with_slices(room, |room| {
-            let Received { header, len } = match mine.port.receive(room, overflow) {
-                Ok(Progress::Done(received)) => received,
-                Ok(Progress::Later(wait)) => return Taken::Nothing(wait),
-                Err(error) => return Taken::Failed(error),
-            };
-            let here = length(room);
-            // Neither is kept, for another queue or a state.
-            if len > here + overflow.len() || !(MIN_FRAME..=MAX_FRAME).contains(&len) {
-                return Taken::Lost(Verdict::Dropped);
-            }
-            // What is not looked at is not cleared.
-            let (mut addresses, mut headers);
-            let look = seen.look.min(len);
-            let start = match look {
-                0 => &[],
-                1..=filter::LOOK => {
-                    addresses = [0; filter::LOOK];
-                    copy_start(room, overflow, &mut addresses[..look])
-                }
-                _ => {
-                    headers = [0; LOOK];
-                    copy_start(room, overflow, &mut headers[..look])
-                }
-            };
-            let copied = |to: usize, change: &dyn Fn(&mut NetFrame)| {
-                let mut data = lock(&shared.pairs[to].backlog).room();
-                data.resize(len, 0);
-                let from_room = copy_from(room, &mut data);
-                data[from_room..].copy_from_slice(&overflow[..len - from_room]);
-                let mut frame = NetFrame { header, data };
-                change(&mut frame);
-                Taken::Copied(to, frame)
-            };
-            match judge(shared, seen, *pair, &header, start, len) {
-                Verdict::Here(header, hash) if len <= here => Taken::InPlace(header, hash, len),
-                // Spread over several buffers.
-                Verdict::Here(told, hash) if seen.settings.has(feature::MRG_RXBUF) => Taken::Begun(Begun {
-                    header,
-                    told,
-                    hash,
-                    here,
-                    len,
-                }),
-                Verdict::Here(..) => Taken::Lost(Verdict::Dropped),
-                Verdict::To(other) => copied(other, &|_| {}),
-                Verdict::Checksum => copied(*pair, &|frame| checksum::complete(&mut frame.header, &mut frame.data)),
-                lost => Taken::Lost(lost),
-            }
+        body.with_slices(room, |room| match receive(room, overflow) {
+            Ok(Progress::Done(received)) => came(shared, seen, *pair, received, room, overflow),
+            Ok(Progress::Later(wait)) => Taken::Nothing(wait),
+            Err(error) => Taken::Failed(error),
         })
+    }
+
+    /// The same of a frame that comes with its header in front, if `chain` is one piece of the host's memory: how long both are, if that is
+    /// all there is to it; or else what it is is in `taken`.
+    #[inline(always)]
+    fn take_packet(
+        &mut self,
+        chain: &Chain<'_, '_>,
+        receive: &mut impl FnMut(&VolatileSlice<'_>, &mut [u8]) -> io::Result<Progress<usize>>,
+        taken: &mut Option<Taken>,
+    ) -> Option<u32> {
+        let [mut whole] = *chain.writable() else { return None };
+        if self.seen.header_len != LEN {
+            return None;
+        }
+        let whole = chain.pin().lend_whole(&mut whole, |packet| {
+            let received = receive(packet, &mut self.overflow);
+            if let Ok(Progress::Done(len)) = received
+                && len <= packet.len()
+                && self.seen.open
+                && self.is_plain(packet, len)
+            {
+                return Some(len as u32);
+            }
+            *taken = Some(self.came_with_header(packet, received));
+            None
+        });
+        whole.flatten()
+    }
+
+    /// Whether there is nothing to decide about a packet, nor to do, but for what this does.
+    #[inline]
+    fn is_plain(&self, packet: &VolatileSlice<'_>, len: usize) -> bool {
+        let kind = packet.get_ref::<u16>(0).map(|kind| kind.load());
+        let buffers = packet.get_ref(LEN - 2);
+        let (Ok(0), Ok(buffers)) = (kind, buffers) else {
+            return false;
+        };
+        let plain = (LEN + MIN_FRAME..=self.seen.plain.saturating_add(LEN)).contains(&len);
+        if plain {
+            // The host does not write it.
+            buffers.store(1_u16.to_le());
+        }
+        plain
+    }
+
+    #[inline(never)]
+    fn came_with_header(&mut self, packet: &VolatileSlice<'_>, received: io::Result<Progress<usize>>) -> Taken {
+        let len = match received {
+            Ok(Progress::Done(len)) => len,
+            Ok(Progress::Later(wait)) => return Taken::Nothing(wait),
+            Err(error) => return Taken::Failed(error),
+        };
+        let mut header = [0; LEN];
+        packet.copy_to(&mut header[..]);
+        let (Ok(body), Some(len)) = (packet.offset(LEN), len.checked_sub(LEN)) else {
+            return Taken::Lost(Verdict::Dropped);
+        };
+        let header = Header::from_bytes(&header);
+        let received = Received { header, len };
+        came(&self.shared, &self.seen, self.pair, received, &[body], &self.overflow)
     }
 
     /// Delivers the frame that waits first.
@@ -315,6 +317,35 @@ impl Receiver {
         spread
     }
 
+    /// A frame is longer than its first buffer, which is held: gathers others, or has it wait.
+    fn merge(
+        &mut self,
+        round: &mut Round<'_>,
+        header: Header,
+        told: Header,
+        hash: Option<Hash>,
+        packet: &[u8],
+    ) -> Result<(), QueueError> {
+        let header_len = self.seen.header_len;
+        let frame = &packet[HEADROOM..];
+        let mut room: usize = self.held.iter().map(|chain| chain.writable_len() as usize).sum();
+        while room < header_len + frame.len() {
+            let Some(chain) = round.next()? else {
+                let data = frame.to_vec();
+                self.put_back(NetFrame { header, data });
+                self.shared.pairs[self.pair].waits.store(true, SeqCst);
+                return Ok(());
+            };
+            if !is_buffer(&chain, header_len) {
+                chain.refuse()?;
+                continue;
+            }
+            room += chain.writable_len() as usize;
+            self.held.push(chain.take());
+        }
+        self.spread(round, 0, frame, told, hash)
+    }
+
     /// All of a frame whose beginning is in the first buffer that is held.
     fn begun(&mut self, here: usize, len: usize) -> Vec<u8> {
         let mut data = lock(&self.shared.pairs[self.pair].backlog).room();
@@ -370,7 +401,11 @@ impl Receiver {
         buffers: u16,
     ) -> Result<u32, ChainError> {
         let len = self.seen.header_len;
-        chain.writer().write(&header_bytes(header, hash, buffers)[..len])?;
+        let bytes = header_bytes(header, hash, buffers);
+        match *chain.writable() {
+            [mut whole] => chain.pin().write_to(&mut whole, &bytes[..len])?,
+            _ => chain.writer().write(&bytes[..len])?,
+        }
         Ok(len as u32)
     }
 
@@ -433,6 +468,60 @@ impl Receiver {
     }
 }
 
+/// What is to become of a frame that was received into `room`, and beyond it into `overflow`.
+fn came(
+    shared: &Shared,
+    seen: &Seen,
+    pair: usize,
+    Received { header, len }: Received,
+    room: &[VolatileSlice<'_>],
+    overflow: &[u8],
+) -> Taken {
+    let here = length(room);
+    // Neither is kept, for another queue or a state.
+    if len > here + overflow.len() || !(MIN_FRAME..=MAX_FRAME).contains(&len) {
+        return Taken::Lost(Verdict::Dropped);
+    }
+    // What is not looked at is not cleared.
+    let (mut addresses, mut headers);
+    let look = seen.look.min(len);
+    let start = match look {
+        0 => &[],
+        1..=filter::LOOK => {
+            addresses = [0; filter::LOOK];
+            copy_start(room, overflow, &mut addresses[..look])
+        }
+        _ => {
+            headers = [0; LOOK];
+            copy_start(room, overflow, &mut headers[..look])
+        }
+    };
+    let copied = |to: usize, change: &dyn Fn(&mut NetFrame)| {
+        let mut data = lock(&shared.pairs[to].backlog).room();
+        data.resize(len, 0);
+        let from_room = copy_from(room, &mut data);
+        data[from_room..].copy_from_slice(&overflow[..len - from_room]);
+        let mut frame = NetFrame { header, data };
+        change(&mut frame);
+        Taken::Copied(to, frame)
+    };
+    match judge(shared, seen, pair, &header, start, len) {
+        Verdict::Here(header, hash) if len <= here => Taken::InPlace(header, hash, len),
+        // Spread over several buffers.
+        Verdict::Here(told, hash) if seen.settings.has(feature::MRG_RXBUF) => Taken::Begun(Begun {
+            header,
+            told,
+            hash,
+            here,
+            len,
+        }),
+        Verdict::Here(..) => Taken::Lost(Verdict::Dropped),
+        Verdict::To(other) => copied(other, &|_| {}),
+        Verdict::Checksum => copied(pair, &|frame| checksum::complete(&mut frame.header, &mut frame.data)),
+        lost => Taken::Lost(lost),
+    }
+}
+
 /// Whether a chain can be one of the buffers of a frame: all of it is for the device to write, and "each buffer MUST be at least the
 /// size of the struct virtio_net_hdr" (section 5.1.6.3.1).
 fn is_buffer(chain: &Chain<'_, '_>, header_len: usize) -> bool {
@@ -456,12 +545,17 @@ impl QueueHandler for Receiver {
         let shared = Arc::clone(&self.shared);
         let entered = shared.enter(self.pair);
         self.seen.refresh(&shared, entered.generation);
-        let received = self.receive(round);
+        let coalescing = self.seen.coalescing(QueueIndex(self.pair as u16 * 2));
+        // Ports may have something locked while they look for frames.
+        round.hold_signals(true);
+        let received = self.receive(&*shared.pairs[self.pair].port, round);
         // Before those who wait for this round believe that it is over.
         let published = round.publish();
         drop(entered);
-        received?;
-        Ok(published?)
+        let got = received?;
+        published?;
+        self.coalescer.end(coalescing, shared.clock.as_deref(), got, round);
+        Ok(())
     }
 
     /// The frame that they were for is in the backlog.

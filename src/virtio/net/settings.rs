@@ -61,13 +61,21 @@ pub struct Steering {
     pub max_tx_vq: u16,
 }
 
-/// Coalescing parameters of a queue (section 5.1.6.5.8).
+/// Coalescing parameters of a queue (section 5.1.6.5.8): a notification comes when either is reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coalescing {
-    /// Packets before a notification.
+    /// Packets before a notification. Zero: any number.
     pub max_packets: u32,
-    /// Microseconds by which it may be late.
+    /// Microseconds by which it may be late. Zero: it comes at the end of each round of frames.
     pub max_usecs: u32,
+}
+
+impl Coalescing {
+    /// Whether a notification may be late.
+    #[inline]
+    pub(super) fn is_some(self) -> bool {
+        self.max_usecs != 0
+    }
 }
 
 impl Settings {

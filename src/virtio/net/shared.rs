@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use super::{
-    Mac, NetOptions, Offloads, Port, PortOffloads,
+    Coalescing, Holder, MIN_FRAME, Mac, NetOptions, Offloads, Port, PortOffloads,
     backlog::Backlog,
     filter::{self, InForce},
     hash::{self, Packet},
@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     sync::lock,
-    virtio::{FailureLog, queue::OwnedChain},
+    time::Clock,
+    virtio::{FailureLog, QueueIndex, queue::OwnedChain},
 };
 
 /// What the device counts besides what its queues do.
@@ -74,6 +75,10 @@ pub(super) struct Shared {
     /// What is behind the ports steers by flow.
     pub ports_steer: bool,
     // Plugged in.
+    /// Of whom its ports take orders.
+    pub holder: Holder,
+    /// Notifications are coalesced by it.
+    pub clock: Option<Arc<dyn Clock>>,
     pub pairs: Box<[Pair]>,
     pub failures: FailureLog,
     pub counters: Counters,
@@ -110,6 +115,8 @@ impl Shared {
             options,
             features,
             port_offloads,
+            holder: Holder::new(),
+            clock: None,
             failures,
             counters: Counters::default(),
             generation: AtomicU64::new(0),
@@ -224,8 +231,8 @@ impl Shared {
         let offloads = settings.guest_offloads().and(self.port_offloads.receive);
         let active = usize::from(settings.active_pairs(&self.options));
         for (index, pair) in self.pairs.iter().enumerate().filter(|(_, pair)| pair.reads) {
-            let told = pair.port.set_active(index < active);
-            if let Err(error) = told.and_then(|()| pair.port.set_offloads(offloads)) {
+            let told = pair.port.set_active(self.holder, index < active);
+            if let Err(error) = told.and_then(|()| pair.port.set_offloads(self.holder, offloads)) {
                 self.failures.record(error);
             }
         }
@@ -265,6 +272,8 @@ pub(super) struct Seen {
     pub own_mac: Option<Mac>,
     /// The MTU, where received frames must not exceed it.
     pub mtu: Option<usize>,
+    /// Of a frame that asks for nothing and is for this guest there is nothing else to decide, up to this length.
+    pub plain: usize,
     /// The device steers by flow.
     pub steers: bool,
     /// How much of a received frame is looked at before it is known where it goes.
@@ -291,6 +300,10 @@ impl Seen {
             open,
             own_mac: settings.own_mac(options),
             mtu: mtu.map(usize::from),
+            plain: match () {
+                _ if !settings.link_up || steers || settings.hash.is_some() => 0,
+                _ => mtu.map_or(usize::MAX, |mtu| usize::from(mtu) + MIN_FRAME),
+            },
             steers,
             look: match () {
                 _ if settings.hash.is_some() || steers => hash::LOOK,
@@ -299,6 +312,13 @@ impl Seen {
             },
             settings,
         }
+    }
+
+    /// What the driver wants of the notifications of a queue.
+    #[inline]
+    pub fn coalescing(&self, queue: QueueIndex) -> Coalescing {
+        let coalescing = self.settings.coalescing.get(usize::from(queue.0));
+        coalescing.copied().unwrap_or_default()
     }
 
     /// Looks again, if they have changed since.

@@ -137,7 +137,7 @@ pub(super) fn restored(made: &Shared, ports: &[Arc<dyn Port>], state: &NetState)
         ));
     }
     // What the ports could do where it was saved may be less than here.
-    let possible = offered(options, ports_offloads(ports));
+    let possible = offered(options, ports_offloads(ports), made.clock.is_some());
     if features & !possible != 0 {
         return otherwise(format!(
             "over ports with which it offers {possible:#x} where the state has {features:#x}"
@@ -183,7 +183,9 @@ pub(super) fn restored(made: &Shared, ports: &[Arc<dyn Port>], state: &NetState)
     }
 
     let failures = FailureLog::default();
-    let shared = Shared::new(options.clone(), *features, ports_offloads(ports), ports, failures);
+    let mut shared = Shared::new(options.clone(), *features, ports_offloads(ports), ports, failures);
+    shared.holder = made.holder;
+    shared.clock = made.clock.clone();
     let mut settings = fresh(&shared);
     settings.link_up = *link_up;
     settings.announce = *announce;

@@ -1,21 +1,32 @@
 //! A switch in memory, for guests of one process.
 
+mod sending;
+
 use std::{
-    collections::VecDeque,
     fmt, io,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
 };
 
 use vm_memory::VolatileSlice;
 
 use super::{
-    Header, MAX_FRAME, Mac, Offloads, Port, PortOffloads, Progress, Received, Waker,
+    Header, Holder, Incoming, MAX_FRAME, MIN_FRAME, Mac, Offloads, Outgoing, Port, PortOffloads, Progress, Received,
+    Waker,
+    backlog::frame_buffer,
+    burst::Burst,
+    cut::Cut,
+    header::HEADROOM,
     port::{Attached, copy_from, copy_to, length},
+    transmit::Sink as _,
 };
 use crate::sync::lock;
+use sending::{Ends, Sending};
 
 /// How a switch is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,13 +34,13 @@ pub struct SwitchOptions {
     /// Frames that wait for a guest at most; and never more than [`bytes`](Self::bytes), and one frame. Further ones are dropped, as
     /// by any switch.
     pub frames: usize,
-    /// Bytes that wait for a guest at most.
+    /// Bytes that wait for a guest at most. The switch keeps memory for twice as many, and a hundred more for each frame.
     pub bytes: usize,
     /// Addresses that the switch remembers; a power of two is made of it. One that shares its place with another displaces it, and
     /// frames to it go to all ports until it is heard of again.
     pub addresses: usize,
-    /// What guests may leave to each other. Partial checksums are completed for those that do not take them; large packets that one does
-    /// not take are dropped for it, so offer segmentation only if all guests take it.
+    /// What guests may leave to each other. For those that do not take it, partial checksums are completed, and large packets are cut:
+    /// as far as there is room for the pieces.
     pub offloads: Offloads,
 }
 
@@ -39,7 +50,7 @@ impl Default for SwitchOptions {
             frames: 512,
             bytes: 4 << 20,
             addresses: 1024,
-            offloads: Offloads::CHECKSUM,
+            offloads: Offloads::ALL,
         }
     }
 }
@@ -75,7 +86,7 @@ const NOWHERE: u64 = u64::MAX;
 pub struct SwitchCounters {
     /// Frames for its guest that were dropped since too many waited.
     pub full: u64,
-    /// Frames for its guest that it does not take.
+    /// Large packets for its guest that it does not take, and that cannot be cut: their headers are not those of their kind.
     pub untaken: u64,
 }
 
@@ -83,36 +94,44 @@ pub struct SwitchCounters {
 pub struct SwitchPort {
     switch: Arc<Inner>,
     shared: Arc<Shared>,
+    /// For frames that come one by one.
+    scratch: Mutex<Box<[u8]>>,
 }
 
 /// A port as the others see it.
 struct Shared {
     number: u16,
     waiting: Mutex<Waiting>,
-    active: AtomicBool,
-    /// What its guest takes: features.
-    takes: AtomicU64,
+    /// What its guest is at. Who receives has it for all of a round.
+    reading: Mutex<Reading>,
+    /// Frames and bytes that are left of it.
+    left: (AtomicUsize, AtomicUsize),
+    /// Moves when what waits is to be forgotten.
+    forgets: AtomicU64,
     waker: Attached,
+    /// Addresses of the last frame from it.
+    last: Mutex<Option<Ends>>,
     full: AtomicU64,
     untaken: AtomicU64,
 }
 
 #[derive(Default)]
 struct Waiting {
-    frames: VecDeque<Stored>,
-    bytes: usize,
-    spare: Vec<Vec<u8>>,
+    burst: Burst,
+    active: bool,
+    /// What its guest takes.
+    takes: Offloads,
 }
 
-struct Stored {
-    header: Header,
-    len: usize,
-    /// At least so long.
-    data: Vec<u8>,
+#[derive(Default)]
+struct Reading {
+    burst: Burst,
+    /// As of when.
+    forgets: u64,
 }
 
-/// Buffers that are kept are this long, or nothing much would be saved.
-const KEPT: usize = 2048;
+/// As many frames at most are put by who has a port locked.
+const AT_ONCE: usize = 64;
 
 impl Switch {
     /// A switch without ports.
@@ -140,8 +159,10 @@ impl Switch {
         let shared = Arc::new(Shared {
             number: free as u16,
             waiting: Mutex::default(),
-            active: AtomicBool::new(false),
-            takes: AtomicU64::new(0),
+            reading: Mutex::default(),
+            left: Default::default(),
+            forgets: AtomicU64::new(0),
+            last: Mutex::default(),
             waker: Attached::default(),
             full: AtomicU64::new(0),
             untaken: AtomicU64::new(0),
@@ -149,7 +170,11 @@ impl Switch {
         changed[free] = Some(Arc::clone(&shared));
         *ports = changed.into();
         let switch = Arc::clone(&self.0);
-        SwitchPort { switch, shared }
+        SwitchPort {
+            switch,
+            shared,
+            scratch: Mutex::default(),
+        }
     }
 
     /// Behind which port an address is, as far as is known: ports count from zero.
@@ -199,39 +224,93 @@ impl Inner {
 }
 
 impl Shared {
-    /// Has a frame wait for the guest. Whether that is to be woken.
-    fn deliver(&self, options: &SwitchOptions, header: &Header, frame: &[VolatileSlice<'_>], len: usize) -> bool {
-        if !self.active.load(Relaxed) {
-            return false;
+    /// For how many frames there is room, and for how many bytes of all but the last of them.
+    fn room(&self, waiting: &Waiting, options: &SwitchOptions) -> (usize, usize) {
+        let (frames, bytes) = waiting.burst.waiting();
+        let (left, left_bytes) = &self.left;
+        let (frames, bytes) = (frames + left.load(Relaxed), bytes + left_bytes.load(Relaxed));
+        (
+            options.frames.saturating_sub(frames),
+            options.bytes.saturating_sub(bytes),
+        )
+    }
+
+    /// Whether there is no room for another frame.
+    fn is_full(&self, waiting: &Waiting, options: &SwitchOptions) -> bool {
+        let (frames, bytes) = self.room(waiting, options);
+        frames == 0 || bytes == 0
+    }
+
+    /// Has a frame wait for the guest, of which `packet` has room for a header in front; in pieces, if the guest does not take it whole.
+    fn put(&self, waiting: &mut Waiting, options: &SwitchOptions, header: &Header, packet: &[u8]) {
+        if !waiting.active {
+            return;
         }
-        if header.is_large()
-            && header
-                .checked(len, Offloads::from_guest(self.takes.load(Relaxed)))
-                .is_err()
-        {
-            self.untaken.fetch_add(1, Relaxed);
-            return false;
-        }
-        let mut waiting = lock(&self.waiting);
-        if waiting.frames.len() >= options.frames || waiting.bytes >= options.bytes {
-            drop(waiting);
+        let frame = &packet[HEADROOM..];
+        if header.is_large() && header.checked(frame.len(), waiting.takes).is_err() {
+            self.put_cut(waiting, options, header, frame);
+        } else if self.is_full(waiting, options) {
             self.full.fetch_add(1, Relaxed);
-            return false;
+        } else {
+            waiting.burst.room(packet.len())[..packet.len()].copy_from_slice(packet);
+            waiting.burst.push(*header, frame.len());
         }
-        let mut data = waiting.spare.pop().unwrap_or_default();
-        if data.len() < len {
-            data.resize(len.max(KEPT), 0);
+    }
+
+    /// In pieces, as far as there is room.
+    #[cold]
+    fn put_cut(&self, waiting: &mut Waiting, options: &SwitchOptions, header: &Header, frame: &[u8]) {
+        let Some(mut cut) = Cut::new(header, frame) else {
+            self.untaken.fetch_add(1, Relaxed);
+            return;
+        };
+        while let Some(piece) = cut.next() {
+            if self.is_full(waiting, options) {
+                self.full.fetch_add(1, Relaxed);
+                return;
+            }
+            let room = &mut waiting.burst.room(HEADROOM + piece.len())[HEADROOM..];
+            piece.write(&mut room[..piece.len()]);
+            waiting.burst.push(Header::default(), piece.len());
         }
-        // At most as long as it was: the guest that sends it cannot make it longer.
-        let len = copy_from(frame, &mut data[..len]);
-        let header = *header;
-        waiting.bytes += len;
-        waiting.frames.push_back(Stored { header, len, data });
-        waiting.frames.len() == 1
     }
 
     fn wake(&self) {
         self.waker.receive();
+    }
+
+    /// What waits is forgotten.
+    fn forget(&self, waiting: &mut Waiting) {
+        waiting.burst = Burst::default();
+        self.forgets.fetch_add(1, SeqCst);
+        // Who receives now does so when done.
+        if let Ok(mut reading) = self.reading.try_lock() {
+            *reading = Reading::default();
+            self.tell_left(&reading.burst);
+        }
+    }
+
+    /// Whether there is anything to read, from here on or still.
+    fn read_on(&self, reading: &mut Reading) -> bool {
+        if reading.forgets != self.forgets.load(SeqCst) {
+            reading.burst = Burst::default();
+        }
+        if reading.burst.is_empty() {
+            let mut waiting = lock(&self.waiting);
+            reading.burst.clear();
+            std::mem::swap(&mut reading.burst, &mut waiting.burst);
+            // Nothing of before is in it.
+            reading.forgets = self.forgets.load(SeqCst);
+            self.tell_left(&reading.burst);
+        }
+        !reading.burst.is_empty()
+    }
+
+    #[inline]
+    fn tell_left(&self, burst: &Burst) {
+        let (frames, bytes) = burst.waiting();
+        self.left.0.store(frames, Relaxed);
+        self.left.1.store(bytes, Relaxed);
     }
 }
 
@@ -264,65 +343,76 @@ impl Port for SwitchPort {
     }
 
     /// A port that is not in use has nothing wait for it.
-    fn set_active(&self, active: bool) -> io::Result<()> {
-        self.shared.active.store(active, Relaxed);
-        if !active {
-            *lock(&self.shared.waiting) = Waiting::default();
-        }
+    fn set_active(&self, by: Holder, active: bool) -> io::Result<()> {
+        let shared = &self.shared;
+        shared.waker.if_held(by, || {
+            let mut waiting = lock(&shared.waiting);
+            waiting.active = active;
+            if !active {
+                shared.forget(&mut waiting);
+            }
+        });
         Ok(())
     }
 
-    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        self.shared.takes.store(offloads.guest(), Relaxed);
+    fn set_offloads(&self, by: Holder, offloads: Offloads) -> io::Result<()> {
+        let shared = &self.shared;
+        shared.waker.if_held(by, || lock(&shared.waiting).takes = offloads);
         Ok(())
     }
 
     fn send(&self, header: &Header, frame: &[VolatileSlice<'_>]) -> io::Result<Progress<()>> {
-        let mut ends = [0; 12];
-        if copy_from(frame, &mut ends) < ends.len() {
+        let len = length(frame).min(MAX_FRAME);
+        if len < MIN_FRAME {
             return Ok(Progress::Done(()));
         }
-        let len = length(frame).min(MAX_FRAME);
-        let mac = |at: usize| Mac(std::array::from_fn(|byte| ends[at + byte]));
-        let (to, from) = (mac(0), mac(6));
-        let Self { switch, shared } = self;
-        if from.is_station() {
-            switch.learn(from, shared.number);
+        let ports = self.switch.ports();
+        let mut kept = lock(&self.scratch);
+        if kept.is_empty() {
+            *kept = frame_buffer();
         }
-        let known = if to.is_group() { None } else { switch.find(to) };
-        let deliver =
-            |port: &Arc<Shared>| port.number != shared.number && port.deliver(&switch.options, header, frame, len);
-        if let Some(number) = known {
-            let ports = switch.ports.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(Some(port)) = ports.get(usize::from(number)) {
-                let woken = deliver(port).then(|| Arc::clone(port));
-                // With nothing locked.
-                drop(ports);
-                woken.inspect(|port| port.wake());
-                return Ok(Progress::Done(()));
-            }
-        }
-        let ports = switch.ports();
-        for port in ports.iter().flatten() {
-            if deliver(port) {
-                port.wake();
-            }
-        }
-        Ok(Progress::Done(()))
+        let mut sending = Sending::new(&self.switch, &self.shared, &ports, std::mem::take(&mut kept));
+        copy_from(frame, &mut sending.room(HEADROOM + len)[HEADROOM..][..len]);
+        let sent = sending.send(header, len);
+        *kept = sending.end();
+        sent
+    }
+
+    fn send_all(&self, frames: &mut Outgoing<'_, '_>) {
+        let ports = self.switch.ports();
+        let mut sending = Sending::new(&self.switch, &self.shared, &ports, frames.take_scratch());
+        frames.each_copied(&mut sending);
+        frames.put_scratch(sending.end());
     }
 
     fn receive(&self, room: &[VolatileSlice<'_>], overflow: &mut [u8]) -> io::Result<Progress<Received>> {
-        let mut waiting = lock(&self.shared.waiting);
-        let Some(Stored { header, len, data }) = waiting.frames.pop_front() else {
+        let mut reading = lock(&self.shared.reading);
+        if !self.shared.read_on(&mut reading) {
+            return Ok(Progress::Later(None));
+        }
+        let Some((header, packet)) = reading.burst.first() else {
             return Ok(Progress::Later(None));
         };
-        waiting.bytes -= len;
-        copy_to(&data[..len], room, overflow);
-        if data.len() == KEPT {
-            // As many as have waited at a time.
-            waiting.spare.push(data);
-        }
+        let frame = &packet[HEADROOM..];
+        copy_to(frame, room, overflow);
+        let len = frame.len();
+        reading.burst.pop();
+        self.shared.tell_left(&reading.burst);
         Ok(Progress::Done(Received { header, len }))
+    }
+
+    fn receive_all(&self, frames: &mut Incoming<'_, '_>) {
+        let shared = &*self.shared;
+        let mut reading = lock(&shared.reading);
+        while shared.read_on(&mut reading) {
+            while let Some((header, packet)) = reading.burst.first() {
+                if !frames.deliver(header, packet) {
+                    return;
+                }
+                reading.burst.pop();
+                shared.tell_left(&reading.burst);
+            }
+        }
     }
 }
 

@@ -14,9 +14,12 @@ use std::{
 use vm_memory::VolatileSlice;
 
 use super::{
-    Header, Offloads, Port, PortOffloads, Progress, Received,
+    Header, Holder, Incoming, Offloads, Outgoing, Port, PortOffloads, Progress, Received, Waker,
+    header::HEADROOM,
+    port::Attached,
     registers::header::LEN,
-    vectored::{gather, scatter, uninterrupted},
+    transmit::Sink,
+    vectored::{gather, scatter, scatter_two, uninterrupted},
 };
 use crate::virtio::Wait;
 
@@ -30,6 +33,7 @@ pub struct Tap {
     several: bool,
     active: AtomicBool,
     offloads: Offloads,
+    waker: Attached,
 }
 
 /// A TAP interface cannot be used as asked.
@@ -162,6 +166,7 @@ impl Tap {
             several,
             active: AtomicBool::new(true),
             offloads,
+            waker: Attached::default(),
         })
     }
 
@@ -237,9 +242,101 @@ impl Port for Tap {
         self.several
     }
 
+    fn attach(&self, waker: Waker) {
+        self.waker.set(waker);
+    }
+
     /// A queue that is not in use is detached, so that the interface gives its frames to others.
-    fn set_active(&self, active: bool) -> io::Result<()> {
-        if !self.several || self.active.load(SeqCst) == active {
+    fn set_active(&self, by: Holder, active: bool) -> io::Result<()> {
+        if !self.several {
+            return Ok(());
+        }
+        let switched = self.waker.if_held(by, || Some(self.switch(active)));
+        switched.unwrap_or(Ok(()))
+    }
+
+    /// Of the interface: all its queues have the same.
+    fn set_offloads(&self, by: Holder, offloads: Offloads) -> io::Result<()> {
+        let set = self.waker.if_held(by, || {
+            let active = self.active.load(SeqCst);
+            active.then(|| set_offload(&self.file, offloads.and(self.offloads)))
+        });
+        set.unwrap_or(Ok(()))
+    }
+
+    fn send(&self, header: &Header, frame: &[VolatileSlice<'_>]) -> io::Result<Progress<()>> {
+        let mut header = header.to_bytes();
+        let sent = gather(&mut header, frame, |vectors| {
+            // SAFETY: each vector is the header or the memory of a slice, valid for reads of its length for as long as these
+            // are borrowed; the kernel makes no reference of it. There are at most IOV_MAX of them.
+            uninterrupted(|| unsafe {
+                libc::writev(self.file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int)
+            })
+        });
+        self.sent(sent)
+    }
+
+    fn send_all(&self, frames: &mut Outgoing<'_, '_>) {
+        let mut sink = Copied {
+            tap: self,
+            packet: frames.take_scratch(),
+        };
+        frames.each_copied_up_to(COPIED, &mut sink, &mut |header, frame| self.send(header, frame));
+        frames.put_scratch(sink.packet);
+    }
+
+    fn receive(&self, room: &[VolatileSlice<'_>], overflow: &mut [u8]) -> io::Result<Progress<Received>> {
+        let mut header = [0; LEN];
+        let received = scatter(&mut header, room, overflow, |vectors| self.read(vectors));
+        self.received(received, |len| match len.checked_sub(LEN) {
+            Some(len) => Ok(Received {
+                header: Header::from_bytes(&header),
+                len,
+            }),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        })
+    }
+
+    fn receive_all(&self, frames: &mut Incoming<'_, '_>) {
+        frames.each_with_header(
+            &mut |room, overflow| {
+                let received = scatter_two(room, overflow, |vectors| self.read(vectors));
+                self.received(received, Ok)
+            },
+            &mut |room, overflow| self.receive(room, overflow),
+        );
+    }
+}
+
+/// Packets up to this length are copied before they are sent: that costs less than to have the host look for two pieces.
+const COPIED: u32 = 2048;
+
+/// Packets that are sent in one piece, header and all.
+struct Copied<'a> {
+    tap: &'a Tap,
+    packet: Box<[u8]>,
+}
+
+impl Sink for Copied<'_> {
+    #[inline]
+    fn room(&mut self, _: usize) -> &mut [u8] {
+        &mut self.packet
+    }
+
+    #[inline]
+    fn send(&mut self, header: &Header, len: usize) -> io::Result<Progress<()>> {
+        self.packet[HEADROOM - LEN..HEADROOM].copy_from_slice(&header.to_bytes());
+        let packet = &self.packet[HEADROOM - LEN..HEADROOM + len];
+        // SAFETY: the packet is valid for reads of its length.
+        let sent =
+            uninterrupted(|| unsafe { libc::write(self.tap.file.as_raw_fd(), packet.as_ptr().cast(), packet.len()) });
+        self.tap.sent(sent)
+    }
+}
+
+impl Tap {
+    fn switch(&self, active: bool) -> io::Result<()> {
+        if self.active.load(SeqCst) == active {
             return Ok(());
         }
         let flags = if active {
@@ -258,23 +355,8 @@ impl Port for Tap {
         }
     }
 
-    /// Of the interface: all its queues have the same.
-    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        match self.active.load(SeqCst) {
-            true => set_offload(&self.file, offloads.and(self.offloads)),
-            false => Ok(()),
-        }
-    }
-
-    fn send(&self, header: &Header, frame: &[VolatileSlice<'_>]) -> io::Result<Progress<()>> {
-        let mut header = header.to_bytes();
-        let sent = gather(&mut header, frame, |vectors| {
-            // SAFETY: each vector is the header or the memory of a slice, valid for reads of its length for as long as these
-            // are borrowed; the kernel makes no reference of it. There are at most IOV_MAX of them.
-            uninterrupted(|| unsafe {
-                libc::writev(self.file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int)
-            })
-        });
+    #[inline]
+    fn sent(&self, sent: io::Result<usize>) -> io::Result<Progress<()>> {
         match sent {
             Ok(_) => Ok(Progress::Done(())),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -284,27 +366,25 @@ impl Port for Tap {
         }
     }
 
-    fn receive(&self, room: &[VolatileSlice<'_>], overflow: &mut [u8]) -> io::Result<Progress<Received>> {
-        let mut header = [0; LEN];
-        let received = scatter(&mut header, room, overflow, |vectors| {
-            // SAFETY: as in `send`, for writes.
-            uninterrupted(|| unsafe {
-                libc::readv(self.file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int)
-            })
-        });
+    #[inline]
+    fn received<T>(
+        &self,
+        received: io::Result<usize>,
+        done: impl FnOnce(usize) -> io::Result<T>,
+    ) -> io::Result<Progress<T>> {
         match received {
-            Ok(len) => match len.checked_sub(LEN) {
-                Some(len) => Ok(Progress::Done(Received {
-                    header: Header::from_bytes(&header),
-                    len,
-                })),
-                None => Err(io::ErrorKind::UnexpectedEof.into()),
-            },
+            Ok(len) => Ok(Progress::Done(done(len)?)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 Ok(Progress::Later(Some(Wait::Readable(self.file.as_raw_fd()))))
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn read(&self, vectors: &mut [libc::iovec]) -> io::Result<usize> {
+        // SAFETY: each vector is memory that is valid for writes of its length for as long as they are borrowed; the kernel makes no
+        // reference of it. There are at most IOV_MAX of them.
+        uninterrupted(|| unsafe { libc::readv(self.file.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int) })
     }
 }
 

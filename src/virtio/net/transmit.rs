@@ -1,6 +1,6 @@
 //! A transmit queue (virtio 1.2, section 5.1.6.2).
 
-use std::sync::Arc;
+use std::{fmt, io, mem, sync::Arc, sync::atomic::Ordering::Relaxed};
 
 use vm_memory::VolatileSlice;
 
@@ -8,15 +8,16 @@ use super::{
     Header, Port, Progress,
     backlog::frame_buffer,
     checksum,
+    coalesce::Coalescer,
     hash::LOOK,
-    header::{MAX_FRAME, MIN_FRAME},
+    header::{HEADROOM, MAX_FRAME, MIN_FRAME},
     port::copy_from,
-    registers::header::LEN,
+    registers::header::{self as bits, LEN},
     shared::{Seen, Shared},
 };
 use crate::virtio::{
-    Fault, QueueHandler, Round,
-    queue::{Chain, ChainError, Slices},
+    Fault, QueueHandler, QueueIndex, Round, Wait,
+    queue::{Chain, ChainError, QueueError, Slices},
 };
 
 /// Serves `transmitqN`.
@@ -25,17 +26,100 @@ pub(super) struct Transmitter {
     pair: u16,
     seen: Seen,
     room: Slices,
-    /// For frames whose checksum the device completes.
-    bounce: Option<Box<[u8]>>,
+    /// For packets that are copied before they are sent.
+    scratch: Box<[u8]>,
+    coalescer: Coalescer,
 }
 
 /// What became of a frame.
 enum Sent {
     /// It is on its way, or lost.
     Gone,
-    Later(Option<crate::virtio::Wait>),
+    Later(Option<Wait>),
     /// The driver must not have it sent.
     Refused,
+}
+
+/// Where packets go that are copied out of guest memory first.
+pub(super) trait Sink {
+    /// Room for so many bytes at least. Most often the frame in it is [sent](Self::send) next.
+    fn room(&mut self, len: usize) -> &mut [u8];
+
+    /// Sends the frame of `len` bytes that is in the room, behind [`HEADROOM`] bytes for anything.
+    fn send(&mut self, header: &Header, len: usize) -> io::Result<Progress<()>>;
+}
+
+/// [`Port::send`].
+type Send<'a> = dyn FnMut(&Header, &[VolatileSlice<'_>]) -> io::Result<Progress<()>> + 'a;
+
+/// What a transmit queue has to send, for a [`Port`].
+pub struct Outgoing<'a, 'q> {
+    by: &'a mut Transmitter,
+    round: &'a mut Round<'q>,
+    /// How many chains were used.
+    used: u32,
+    broken: Result<(), QueueError>,
+}
+
+impl<'q> Outgoing<'_, 'q> {
+    /// Sends one frame after the other by `send`, which is [`Port::send`], until there is none or one has to wait.
+    pub fn each(&mut self, send: &mut Send<'_>) {
+        self.run(|by, chain| by.send_in_place(chain, send));
+    }
+
+    /// As [`each`](Self::each), of packets that are copied where `sink` has room. Where the guest is to complete a checksum that the
+    /// port does not take, that is done on the way.
+    pub(super) fn each_copied(&mut self, sink: &mut impl Sink) {
+        self.run(|by, chain| by.send_copied(chain, sink));
+    }
+
+    /// As [`each_copied`](Self::each_copied) of packets that are short, and as [`each`](Self::each) of others.
+    pub(super) fn each_copied_up_to(&mut self, limit: u32, sink: &mut impl Sink, send: &mut Send<'_>) {
+        self.run(|by, chain| match chain.readable_len() <= limit {
+            true => by.send_copied(chain, sink),
+            false => by.send_in_place(chain, send),
+        });
+    }
+
+    /// Room for any packet, to be [put back](Self::put_scratch).
+    pub(super) fn take_scratch(&mut self) -> Box<[u8]> {
+        let scratch = mem::take(&mut self.by.scratch);
+        if scratch.is_empty() { frame_buffer() } else { scratch }
+    }
+
+    pub(super) fn put_scratch(&mut self, scratch: Box<[u8]>) {
+        self.by.scratch = scratch;
+    }
+
+    #[inline(always)]
+    fn run(&mut self, mut send: impl FnMut(&mut Transmitter, &Chain<'_, 'q>) -> Result<Sent, ChainError>) {
+        let Self { by, round, used, .. } = self;
+        self.broken = (|| {
+            while let Some(chain) = round.next()? {
+                match send(by, &chain) {
+                    // Nothing is written into a chain of this queue.
+                    Ok(Sent::Gone) => chain.put(0)?,
+                    Ok(Sent::Refused) | Err(_) => chain.refuse()?,
+                    Ok(Sent::Later(wait)) => {
+                        // The frame stays where it is.
+                        wait.into_iter().for_each(|wait| round.wait(wait));
+                        return Ok(());
+                    }
+                }
+                *used += 1;
+            }
+            Ok(())
+        })();
+    }
+}
+
+impl fmt::Debug for Outgoing<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outgoing")
+            .field("round", &self.round)
+            .field("used", &self.used)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Transmitter {
@@ -45,39 +129,50 @@ impl Transmitter {
             shared,
             pair,
             room: Slices::default(),
-            bounce: None,
+            scratch: Box::default(),
+            coalescer: Coalescer::default(),
         }
     }
 
-    fn send(&mut self, chain: &Chain<'_, '_>) -> Result<Sent, ChainError> {
+    /// The length of the frame in a chain, if it can be one.
+    #[inline]
+    fn frame_len(&self, chain: &Chain<'_, '_>) -> Option<usize> {
+        let len = (chain.readable_len() as usize).checked_sub(self.seen.header_len)?;
+        (MIN_FRAME..=MAX_FRAME).contains(&len).then_some(len)
+    }
+
+    /// A frame that may be sent goes nowhere.
+    #[inline]
+    fn is_down(&self) -> bool {
+        let down = !self.seen.settings.link_up;
+        if down {
+            self.shared.counters.link_down.fetch_add(1, Relaxed);
+        }
+        down
+    }
+
+    fn send_in_place(&mut self, chain: &Chain<'_, '_>, send: &mut Send<'_>) -> Result<Sent, ChainError> {
+        let Some(len) = self.frame_len(chain) else {
+            return Ok(Sent::Refused);
+        };
+        let mut bytes = [0; LEN];
+        let (mut head, frame) = chain.reader().split_at(self.seen.header_len as u32)?;
+        // Once: the driver can change it.
+        head.read(&mut bytes)?;
+        let Ok(mut header) = Header::from_bytes(&bytes).checked(len, self.seen.host) else {
+            return Ok(Sent::Refused);
+        };
+        if self.is_down() {
+            return Ok(Sent::Gone);
+        }
         let Self {
             shared,
             pair,
             seen,
             room,
-            bounce,
+            scratch,
             ..
         } = self;
-        let header_len = seen.header_len;
-        let len = (chain.readable_len() as usize).checked_sub(header_len);
-        let Some(len) = len.filter(|len| (MIN_FRAME..=MAX_FRAME).contains(len)) else {
-            return Ok(Sent::Refused);
-        };
-        let mut bytes = [0; LEN];
-        let (mut head, frame) = chain.reader().split_at(header_len as u32)?;
-        // Once: the driver can change it.
-        head.read(&mut bytes)?;
-        let Ok(mut header) = Header::from_bytes(&bytes).checked(len, seen.host) else {
-            return Ok(Sent::Refused);
-        };
-        if !seen.settings.link_up {
-            shared
-                .counters
-                .link_down
-                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            return Ok(Sent::Gone);
-        }
-        let port = &*shared.pairs[usize::from(*pair)].port;
         let completes = header.needs_checksum() && !shared.port_offloads.send.checksum;
         let sent = frame.with_slices(room, |frame| {
             if seen.steers {
@@ -86,21 +181,70 @@ impl Transmitter {
                 shared.note_flow(&start[..len], *pair);
             }
             if !completes {
-                return port.send(&header, frame);
+                return send(&header, frame);
             }
-            let bounce = bounce.get_or_insert_with(frame_buffer);
-            let len = copy_from(frame, bounce);
-            checksum::complete(&mut header, &mut bounce[..len]);
-            port.send(&header, &[VolatileSlice::from(&mut bounce[..len])])
+            if scratch.is_empty() {
+                *scratch = frame_buffer();
+            }
+            let len = copy_from(frame, scratch);
+            checksum::complete(&mut header, &mut scratch[..len]);
+            send(&header, &[VolatileSlice::from(&mut scratch[..len])])
         })?;
-        Ok(match sent {
+        Ok(self.came_to(sent))
+    }
+
+    #[inline]
+    fn send_copied(&mut self, chain: &Chain<'_, '_>, sink: &mut impl Sink) -> Result<Sent, ChainError> {
+        let Some(len) = self.frame_len(chain) else {
+            return Ok(Sent::Refused);
+        };
+        let start = HEADROOM - self.seen.header_len;
+        let packet = &mut sink.room(HEADROOM + len)[..HEADROOM + len];
+        match *chain.readable() {
+            [mut whole] => chain.pin().read_from(&mut whole, &mut packet[start..])?,
+            _ => chain.reader().read(&mut packet[start..])?,
+        }
+        let header = match packet[start..] {
+            // As nearly all are.
+            [0, bits::GSO_NONE, ..] if self.seen.settings.link_up && !self.seen.steers => Header::default(),
+            _ => match self.look_at(&mut packet[start..]) {
+                Ok(header) => header,
+                Err(sent) => return Ok(sent),
+            },
+        };
+        let sent = sink.send(&header, len);
+        Ok(self.came_to(sent))
+    }
+
+    /// The header of a packet that was copied, checked; its checksum is completed if nobody else does. Or what becomes of it.
+    #[inline(never)]
+    fn look_at(&self, packet: &mut [u8]) -> Result<Header, Sent> {
+        let (head, frame) = packet.split_at_mut(self.seen.header_len);
+        let header = head.first_chunk().map(Header::from_bytes).unwrap_or_default();
+        let checked = header.checked(frame.len(), self.seen.host);
+        let mut header = checked.map_err(|_| Sent::Refused)?;
+        if self.is_down() {
+            return Err(Sent::Gone);
+        }
+        if self.seen.steers {
+            self.shared.note_flow(&frame[..frame.len().min(LOOK)], self.pair);
+        }
+        if header.needs_checksum() && !self.shared.port_offloads.send.checksum {
+            checksum::complete(&mut header, frame);
+        }
+        Ok(header)
+    }
+
+    #[inline]
+    fn came_to(&self, sent: io::Result<Progress<()>>) -> Sent {
+        match sent {
             Ok(Progress::Done(())) => Sent::Gone,
             Ok(Progress::Later(wait)) => Sent::Later(wait),
             Err(error) => {
-                shared.failures.record(error);
+                self.shared.failures.record(error);
                 Sent::Gone
             }
-        })
+        }
     }
 
     /// Goes on with what was sent in part. Whether there is none of it any more.
@@ -121,28 +265,38 @@ impl Transmitter {
     fn port(&self) -> &dyn Port {
         &*self.shared.pairs[usize::from(self.pair)].port
     }
+
+    fn send_all(&mut self, round: &mut Round<'_>) -> Result<u32, QueueError> {
+        if !self.flush(round) {
+            return Ok(0);
+        }
+        let shared = Arc::clone(&self.shared);
+        let port = &*shared.pairs[usize::from(self.pair)].port;
+        let mut frames = Outgoing {
+            by: self,
+            round,
+            used: 0,
+            broken: Ok(()),
+        };
+        port.send_all(&mut frames);
+        let Outgoing { used, broken, .. } = frames;
+        broken?;
+        self.flush(round);
+        Ok(used)
+    }
 }
 
 impl QueueHandler for Transmitter {
     fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
         let generation = self.shared.generation();
         self.seen.refresh(&self.shared, generation);
-        if !self.flush(round) {
-            return Ok(());
-        }
-        while let Some(chain) = round.next()? {
-            match self.send(&chain) {
-                // Nothing is written into a chain of this queue.
-                Ok(Sent::Gone) => chain.put(0)?,
-                Ok(Sent::Refused) | Err(_) => chain.refuse()?,
-                Ok(Sent::Later(wait)) => {
-                    // The frame stays where it is.
-                    wait.into_iter().for_each(|wait| round.wait(wait));
-                    return Ok(());
-                }
-            }
-        }
-        self.flush(round);
+        let queue = QueueIndex(self.pair * 2 + 1);
+        let coalescing = self.seen.coalescing(queue);
+        // Ports may have something locked while they look for frames.
+        round.hold_signals(true);
+        let used = self.send_all(round)?;
+        self.coalescer
+            .end(coalescing, self.shared.clock.as_deref(), used, round);
         Ok(())
     }
 }

@@ -81,6 +81,15 @@ pub(super) fn scatter(
     Ok(done)
 }
 
+/// Calls `f` with vectors of `room`, which is one slice, and `overflow`, both of which it may write.
+pub(super) fn scatter_two<R>(
+    room: &VolatileSlice<'_>,
+    overflow: &mut [u8],
+    f: impl FnOnce(&mut [libc::iovec]) -> R,
+) -> R {
+    f(&mut [of(room), vector(overflow.as_mut_ptr(), overflow.len())])
+}
+
 /// Calls again as long as a signal interrupts the call.
 pub(super) fn uninterrupted(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
     loop {

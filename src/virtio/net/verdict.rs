@@ -30,10 +30,20 @@ pub(super) enum Verdict {
 pub(super) type Hash = (u32, u32);
 
 /// What is to become of a frame of `len` bytes that begins with `start`.
+#[inline]
 pub(super) fn judge(shared: &Shared, seen: &Seen, pair: usize, header: &Header, start: &[u8], len: usize) -> Verdict {
     if !seen.open && !seen.settings.filter.lets_through(start, seen.own_mac, seen.in_force) {
         return Verdict::Filtered;
     }
+    // As nearly all are.
+    if header.is_plain() && (MIN_FRAME..=seen.plain).contains(&len) {
+        return Verdict::Here(Header::default(), None);
+    }
+    judge_further(shared, seen, pair, header, start, len)
+}
+
+#[inline(never)]
+fn judge_further(shared: &Shared, seen: &Seen, pair: usize, header: &Header, start: &[u8], len: usize) -> Verdict {
     match steer(shared, seen, pair, start) {
         Some(to) if to == pair => judge_here(seen, header, start, len),
         Some(to) => Verdict::To(to),
@@ -100,6 +110,7 @@ fn steer(shared: &Shared, seen: &Seen, pair: usize, start: &[u8]) -> Option<usiz
     Some(if there { to } else { pair })
 }
 
+#[inline]
 pub(super) fn header_bytes(header: Header, hash: Option<Hash>, buffers: u16) -> [u8; LEN_WITH_HASH] {
     let header = Header {
         num_buffers: buffers,

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, fmt, io, sync::Mutex};
 use vm_memory::VolatileSlice;
 
 use super::{
-    Header, NetFrame, Offloads, Port, PortOffloads, Progress, Received, Waker,
+    Header, Holder, NetFrame, Offloads, Port, PortOffloads, Progress, Received, Waker,
     port::{Attached, copy_from, copy_to, length},
 };
 use crate::sync::lock;
@@ -121,13 +121,13 @@ impl Port for Wire {
         self.waker.set(waker);
     }
 
-    fn set_active(&self, active: bool) -> io::Result<()> {
-        lock(&self.ways).active = active;
+    fn set_active(&self, by: Holder, active: bool) -> io::Result<()> {
+        self.waker.if_held(by, || lock(&self.ways).active = active);
         Ok(())
     }
 
-    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        lock(&self.ways).told = offloads;
+    fn set_offloads(&self, by: Holder, offloads: Offloads) -> io::Result<()> {
+        self.waker.if_held(by, || lock(&self.ways).told = offloads);
         Ok(())
     }
 

@@ -127,6 +127,8 @@ pub struct Round<'q> {
     looked: Looked,
     /// The chain that was looked at last was in flight when a state was saved, or was given back untouched.
     pub(super) returned: bool,
+    /// The driver is not told yet of what it is shown.
+    holds: bool,
     /// The driver has been shown all that was put.
     ended: bool,
     /// No chain is to be taken any more.
@@ -185,6 +187,7 @@ impl<'q> Round<'q> {
             reading: 0,
             looked: Looked::Left,
             returned: false,
+            holds: false,
             ended: false,
             closed,
         }
@@ -366,6 +369,14 @@ impl<'q> Round<'q> {
     }
 
     fn signal(&mut self) {
+        if self.holds {
+            self.shared.hold(true);
+            return;
+        }
+        if self.shared.holds() {
+            // One tells of all.
+            self.shared.hold(false);
+        }
         self.shared.signal(self.alone);
         if self.shared.owes() {
             // That is to be told by whoever comes next.
@@ -446,6 +457,13 @@ impl<'q> Round<'q> {
         Ok(())
     }
 
+    /// Whether the signals of this round are held back, and those that were before: the driver sees what it is shown, and is not told
+    /// of it, until a round ends that does not hold them. For a device that coalesces its notifications; one that holds them says what
+    /// it [waits](Self::wait) for. What is held when the queue is saved is told after it is restored.
+    pub fn hold_signals(&mut self, hold: bool) {
+        self.holds = hold;
+    }
+
     /// [`Chain::put`] for a chain that was taken from this queue, in this round or before: for what is spread over several chains, of
     /// which the driver must see all or none. Show them by [`publish`](Self::publish); the end of the round does so too.
     ///
@@ -510,6 +528,9 @@ impl<'q> Round<'q> {
     #[inline(always)]
     pub(crate) fn finish(&mut self) -> Result<Rest, QueueError> {
         self.publish()?;
+        if !self.holds && self.shared.holds() {
+            self.signal();
+        }
         self.ended = true;
         if self.closed {
             return Ok(Rest::Left);

@@ -73,7 +73,7 @@ impl Queue {
             next_avail: self.available.next,
             next_used: used.lock().ring.next,
             in_flight: self.shared.in_flight(),
-            signal_owed: self.shared.owes(),
+            signal_owed: self.shared.owes() || self.shared.holds(),
         }
     }
 

@@ -46,6 +46,8 @@ pub(super) struct Shared {
     pub returned: AtomicBool,
     /// The driver is owed a signal that was refused.
     owed: AtomicBool,
+    /// The driver wants to hear of something, and is to hear of it later.
+    held: AtomicBool,
     /// The queue is gone: nothing is written to it any more.
     pub closed: AtomicBool,
     /// A chain ended when its ring was not in guest memory.
@@ -249,6 +251,7 @@ impl Shared {
             spilled: AtomicU32::new(0),
             returned: AtomicBool::new(false),
             owed: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             stranded: AtomicBool::new(false),
             counters: Counters::default(),
@@ -327,6 +330,16 @@ impl Shared {
 
     pub fn owe(&self, owed: bool) {
         self.owed.store(owed, Ordering::SeqCst);
+    }
+
+    /// Whether a signal is held back.
+    #[inline]
+    pub fn holds(&self) -> bool {
+        self.held.load(Ordering::SeqCst)
+    }
+
+    pub fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::SeqCst);
     }
 
     /// Signals again if the last signal was refused.

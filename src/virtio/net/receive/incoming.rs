@@ -1,0 +1,255 @@
+//! What a receive queue and its port do together.
+
+use std::{fmt, io};
+
+use vm_memory::VolatileSlice;
+
+use super::{OTHERS, Receiver, Taken, is_buffer, start_of};
+use crate::{
+    sync::lock,
+    virtio::{
+        Round,
+        net::{
+            Header, NetFrame, Progress, Received, checksum,
+            hash::Packet,
+            header::HEADROOM,
+            registers::{feature, header::LEN},
+            verdict::{Verdict, header_bytes, judge, report},
+        },
+        queue::{Chain, ChainError, QueueError},
+    },
+};
+
+/// [`Port::receive`].
+pub(super) type Receive<'a> = dyn FnMut(&[VolatileSlice<'_>], &mut [u8]) -> io::Result<Progress<Received>> + 'a;
+
+/// The room that a receive queue has, for a [`Port`].
+pub struct Incoming<'a, 'q> {
+    pub(super) by: &'a mut Receiver,
+    pub(super) round: &'a mut Round<'q>,
+    /// How many frames the guest has got in this round.
+    pub(super) got: u32,
+    /// How many were not for this queue.
+    pub(super) others: u32,
+    /// There is something in the backlog, which comes first.
+    pub(super) again: bool,
+    pub(super) broken: Result<(), QueueError>,
+}
+
+impl Incoming<'_, '_> {
+    /// Receives one frame after the other by `receive`, which is [`Port::receive`], until there is no room, or nothing.
+    pub fn each(&mut self, receive: &mut Receive<'_>) {
+        self.run(&mut |_, _, _| None, &mut |by, chain| by.take_frame(chain, receive));
+    }
+
+    /// As [`each`](Self::each), but where a buffer is in one piece and the guest's header is that of section 5.1.6 alone: that comes in
+    /// front of the frame there.
+    pub(in crate::virtio::net) fn each_with_header(
+        &mut self,
+        packet: &mut impl FnMut(&VolatileSlice<'_>, &mut [u8]) -> io::Result<Progress<usize>>,
+        receive: &mut Receive<'_>,
+    ) {
+        self.run(
+            &mut |by, chain, taken| by.take_packet(chain, packet, taken),
+            &mut |by, chain| by.take_frame(chain, receive),
+        );
+    }
+
+    /// `near` is the short way, which has taken a frame of so many bytes, header included, or has said what it is, or nothing.
+    #[inline(always)]
+    fn run(
+        &mut self,
+        near: &mut impl FnMut(&mut Receiver, &Chain<'_, '_>, &mut Option<Taken>) -> Option<u32>,
+        take: &mut impl FnMut(&mut Receiver, &Chain<'_, '_>) -> Result<Taken, ChainError>,
+    ) {
+        let ended = loop {
+            match self.next(near, take) {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        self.broken = ended;
+    }
+
+    /// Whether another frame may be received.
+    #[inline]
+    fn goes_on(&mut self) -> bool {
+        self.again = self.by.waits();
+        if self.again {
+            return false;
+        }
+        if self.others >= OTHERS {
+            self.by.look(self.by.pair);
+            return false;
+        }
+        true
+    }
+
+    /// Whether there may be more.
+    #[inline(always)]
+    fn next(
+        &mut self,
+        near: &mut impl FnMut(&mut Receiver, &Chain<'_, '_>, &mut Option<Taken>) -> Option<u32>,
+        take: &mut impl FnMut(&mut Receiver, &Chain<'_, '_>) -> Result<Taken, ChainError>,
+    ) -> Result<bool, QueueError> {
+        if !self.goes_on() {
+            return Ok(false);
+        }
+        let Self { by, round, .. } = self;
+        let Some(chain) = round.next()? else {
+            return Ok(false);
+        };
+        if !is_buffer(&chain, by.seen.header_len) {
+            chain.refuse()?;
+            return Ok(true);
+        }
+        let mut taken = None;
+        if let Some(len) = near(by, &chain, &mut taken) {
+            chain.put(len)?;
+            self.got += 1;
+            return Ok(true);
+        }
+        let Ok(taken) = taken.map_or_else(|| take(by, &chain), Ok) else {
+            chain.refuse()?;
+            return Ok(true);
+        };
+        match taken {
+            Taken::InPlace(header, hash, len) => match by.write_header(&chain, header, hash, 1) {
+                Ok(header_len) => {
+                    chain.put(header_len + len as u32)?;
+                    self.got += 1;
+                }
+                Err(_) => chain.refuse()?,
+            },
+            Taken::Begun(begun) => {
+                by.held.push(chain.take());
+                by.go_on(round, begun)?;
+                self.got += 1;
+            }
+            Taken::Copied(pair, frame) => {
+                by.keep(pair, frame);
+                self.others += 1;
+            }
+            Taken::Lost(verdict) => {
+                by.count(verdict);
+                self.others += 1;
+            }
+            Taken::Nothing(wait) => {
+                wait.into_iter().for_each(|wait| round.wait(wait));
+                return Ok(false);
+            }
+            Taken::Failed(error) => {
+                use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+                let of_what_was_sent = matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable);
+                by.shared.failures.record(error);
+                self.others += 1;
+                return Ok(of_what_was_sent);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Delivers a frame that waits in memory, behind [`HEADROOM`] bytes for its header. `false`: there is no room for it now.
+    pub(in crate::virtio::net) fn deliver(&mut self, header: Header, packet: &mut [u8]) -> bool {
+        let taken = self.try_deliver(header, packet);
+        taken.unwrap_or_else(|error| {
+            self.broken = Err(error);
+            false
+        })
+    }
+
+    #[inline]
+    fn try_deliver(&mut self, mut header: Header, packet: &mut [u8]) -> Result<bool, QueueError> {
+        if !self.goes_on() {
+            return Ok(false);
+        }
+        let Self {
+            by, round, got, others, ..
+        } = self;
+        let len = packet.len() - HEADROOM;
+        let verdict = judge(
+            &by.shared,
+            &by.seen,
+            by.pair,
+            &header,
+            start_of(&packet[HEADROOM..]),
+            len,
+        );
+        let completes = matches!(verdict, Verdict::Checksum);
+        let (told, hash) = match verdict {
+            Verdict::Here(told, hash) => (told, hash),
+            Verdict::Checksum => {
+                let packet = Packet::parse(start_of(&packet[HEADROOM..]));
+                (Header::default(), report(&by.seen.settings, packet.as_ref()))
+            }
+            Verdict::To(other) => {
+                let mut data = lock(&by.shared.pairs[other].backlog).room();
+                data.clear();
+                data.extend_from_slice(&packet[HEADROOM..]);
+                by.keep(other, NetFrame { header, data });
+                *others += 1;
+                return Ok(true);
+            }
+            lost => {
+                by.count(lost);
+                *others += 1;
+                return Ok(true);
+            }
+        };
+        let header_len = by.seen.header_len;
+        let needed = header_len + len;
+        while let Some(chain) = round.next()? {
+            let room = chain.writable_len() as usize;
+            if !is_buffer(&chain, header_len) {
+                chain.refuse()?;
+                continue;
+            }
+            if room < needed && !by.seen.settings.has(feature::MRG_RXBUF) {
+                by.count(Verdict::Dropped);
+                *others += 1;
+                return Ok(true);
+            }
+            if completes {
+                // Not before there is room: once.
+                checksum::complete(&mut header, &mut packet[HEADROOM..]);
+            }
+            if room < needed {
+                by.held.push(chain.take());
+                by.merge(round, header, told, hash, packet)?;
+                *got += 1;
+                return Ok(true);
+            }
+            let start = HEADROOM - header_len;
+            let bytes = header_bytes(told, hash, 1);
+            match header_len {
+                LEN => packet[HEADROOM - LEN..HEADROOM].copy_from_slice(&bytes[..LEN]),
+                _ => packet[..HEADROOM].copy_from_slice(&bytes),
+            }
+            let written = match *chain.writable() {
+                [mut whole] => chain
+                    .pin()
+                    .write_to(&mut whole, &packet[start..])
+                    .map_err(ChainError::from),
+                _ => chain.writer().write(&packet[start..]),
+            };
+            match written {
+                Ok(()) => chain.put(needed as u32)?,
+                // Memory that is taken away takes the frame with it.
+                Err(_) => chain.refuse()?,
+            }
+            *got += 1;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+}
+
+impl fmt::Debug for Incoming<'_, '_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Incoming")
+            .field("round", &self.round)
+            .field("got", &self.got)
+            .finish_non_exhaustive()
+    }
+}
