@@ -124,7 +124,8 @@ fn device(kind: Kind, host: &mut Host) -> Box<dyn VirtioDevice> {
                 }),
                 ..NetOptions::default()
             };
-            Box::new(Net::new([Arc::clone(wire)], options).expect("a network device"))
+            let device = Net::new([Arc::clone(wire)], options).expect("a network device");
+            Box::new(device.with_clock(ManualClock::default()))
         }
         Kind::Console | Kind::Multiport => {
             let peer = host.peer.get_or_insert_with(|| MemoryPeer::new(1 << 16)).clone();
