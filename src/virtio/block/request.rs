@@ -1,22 +1,22 @@
-//! Requests of the block device (virtio 1.2, section 5.2.6).
+//! Requests of the block device (virtio 1.2, section 5.2.6): what they ask for, checked, and how they are answered.
 
 use std::{io, ops::Range};
 
 use super::{
-    Disk, RangeLimits,
+    RangeLimits,
+    disk::Disk,
     registers::{
         SECTOR, Status, feature,
         request::{self, FLAG_UNMAP, HEADER, SEGMENT},
     },
-    storage::transfer,
 };
 use crate::virtio::{
     ChainError,
-    queue::{Chain, Reader, Slices, Writer},
+    queue::{Reader, Writer},
 };
 
 /// Why a request did not succeed.
-enum Failure {
+pub enum Failure {
     /// The device says no.
     Refused(Status),
     /// The storage says no.
@@ -40,52 +40,98 @@ impl From<ChainError> for Failure {
 const IO_ERROR: Failure = Failure::Refused(Status::IoErr);
 const UNSUPPORTED: Failure = Failure::Refused(Status::Unsupp);
 
-/// A segment of a discard or write zeroes request that has passed all checks.
-struct Segment {
-    /// In bytes.
-    range: Range<u64>,
-    unmap: bool,
+/// What a request asks for, which has passed all checks. Ranges are in bytes of the storage.
+pub enum Asked {
+    /// Its data is all device-writable bytes but the last.
+    Read(Range<u64>),
+    /// Its data is all device-readable bytes behind the header.
+    Write(Range<u64>),
+    Flush,
+    Discard(Vec<Segment>),
+    WriteZeroes(Vec<Segment>),
+    /// What the device knows by itself.
+    Answer(Answer),
+}
+
+/// A segment of a discard or write zeroes request. Not empty.
+pub struct Segment {
+    pub range: Range<u64>,
+    pub unmap: bool,
+}
+
+impl Segment {
+    pub fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+}
+
+/// An answer from what the device knows.
+pub struct Answer([u8; request::ID]);
+
+impl Answer {
+    /// Puts it where the data goes. Returns its length.
+    pub fn put(&self, mut output: Writer<'_>) -> Result<u32, ChainError> {
+        output.write(&self.0)?;
+        Ok(self.0.len() as u32)
+    }
+}
+
+/// Ends a request whose first `filled` device-writable bytes hold its answer: zeros up to the last, and that is the status.
+pub fn finish(output: Writer<'_>, filled: u32, status: Status) -> Result<(), ChainError> {
+    let (_, mut rest) = output.split_at(filled)?;
+    let unfilled = rest.remaining().saturating_sub(1);
+    if unfilled != 0 {
+        rest.fill(0, unfilled)?;
+    }
+    rest.write(&[status as u8])
 }
 
 impl Disk {
-    /// Answers one request. Returns how many bytes were written into the chain: all that are device-writable.
-    pub(super) fn answer(&self, chain: &Chain<'_, '_>, slices: &mut Slices) -> Result<u32, ChainError> {
-        let mut input = chain.reader();
+    /// What is asked, or the status that refuses it.
+    ///
+    /// # Errors
+    /// There is no room for header or status, or the chain is not what it was: no status can be told.
+    pub fn parse(&self, mut input: Reader<'_>, writable_len: u32) -> Result<Result<Asked, Status>, ChainError> {
         if input.remaining() < HEADER as u32 {
             return Err(ChainError::Request("a block request has no room for its header"));
         }
-        let Some(room) = chain.writable_len().checked_sub(1) else {
+        let Some(room) = writable_len.checked_sub(1) else {
             return Err(ChainError::Request("a block request has no room for its status"));
         };
         let mut header = [0; HEADER];
         input.read(&mut header)?;
         let (kind, sector) = (le32(&header, 0), le64(&header, 8));
-        let (output, _) = chain.writer().split_at(room)?;
-
-        let mut filled = 0;
-        let result = match kind {
-            request::IN => self.read(sector, output, slices, &mut filled),
-            request::OUT => self.write(sector, input, slices),
-            request::FLUSH if self.has(feature::FLUSH) => self.storage.flush().map_err(Failure::from),
-            request::GET_ID => self.get_id(output, &mut filled),
-            request::DISCARD if self.has(feature::DISCARD) => self.discard(input),
-            request::WRITE_ZEROES if self.has(feature::WRITE_ZEROES) => self.write_zeroes(input),
+        let asked = match kind {
+            request::IN => self.locate(sector, room.into()).map(Asked::Read),
+            request::OUT => self.write(sector, input.remaining().into()),
+            request::FLUSH if self.has(feature::FLUSH) => Ok(Asked::Flush),
+            request::GET_ID => self.get_id(room),
+            request::DISCARD if self.has(feature::DISCARD) => {
+                // Unmap is for write zeroes alone.
+                self.segments(input, self.options.discard, 0).map(Asked::Discard)
+            }
+            request::WRITE_ZEROES if self.has(feature::WRITE_ZEROES) => self
+                .segments(input, self.options.write_zeroes, FLAG_UNMAP)
+                .map(Asked::WriteZeroes),
             _ => Err(UNSUPPORTED),
         };
-        let status = match result {
-            Ok(()) => Status::Ok,
-            Err(Failure::Refused(status)) => status,
+        match asked {
+            Ok(asked) => Ok(Ok(asked)),
+            Err(failure) => Ok(Err(self.status(Err(failure))?)),
+        }
+    }
+
+    /// The status that tells of a result. What the storage has failed at is counted.
+    pub fn status(&self, result: Result<(), Failure>) -> Result<Status, ChainError> {
+        match result {
+            Ok(()) => Ok(Status::Ok),
+            Err(Failure::Refused(status)) => Ok(status),
             Err(Failure::Storage(error)) => {
                 self.failures.record(error);
-                Status::IoErr
+                Ok(Status::IoErr)
             }
-            Err(Failure::Rules(error)) => return Err(error),
-        };
-
-        let (_, mut rest) = chain.writer().split_at(filled)?;
-        rest.fill(0, room - filled)?;
-        rest.write(&[status as u8])?;
-        Ok(chain.writable_len())
+            Err(Failure::Rules(error)) => Err(error),
+        }
     }
 
     /// Where `len` bytes from `sector` on are in the storage, if they are whole sectors within the capacity.
@@ -100,59 +146,19 @@ impl Disk {
         }
     }
 
-    /// `filled` tells how far the data got, also if the storage failed on the way.
-    fn read(&self, sector: u64, output: Writer<'_>, slices: &mut Slices, filled: &mut u32) -> Result<(), Failure> {
-        let range = self.locate(sector, output.remaining().into())?;
-        let (moved, result) = output.with_slices(slices, |buffers| {
-            transfer(buffers, range.start, |offset, rest| self.storage.read_at(offset, rest))
-        })?;
-        // At most what the chain has room for, which is counted in 32 bits.
-        *filled = moved as u32;
-        Ok(result?)
-    }
-
-    fn write(&self, sector: u64, input: Reader<'_>, slices: &mut Slices) -> Result<(), Failure> {
-        let range = self.locate(sector, input.remaining().into())?;
-        if self.is_read_only() {
-            return Err(IO_ERROR);
-        }
-        let (_, result) = input.with_slices(slices, |buffers| {
-            transfer(buffers, range.start, |offset, rest| self.storage.write_at(offset, rest))
-        })?;
-        result?;
-        self.commit()
-    }
-
-    /// Makes what was written stable before it is completed, if the driver counts on that.
-    fn commit(&self) -> Result<(), Failure> {
-        match self.is_writeback() {
-            true => Ok(()),
-            false => Ok(self.storage.flush()?),
+    fn write(&self, sector: u64, len: u64) -> Result<Asked, Failure> {
+        let range = self.locate(sector, len)?;
+        match self.is_read_only() {
+            true => Err(IO_ERROR),
+            false => Ok(Asked::Write(range)),
         }
     }
 
-    fn get_id(&self, mut output: Writer<'_>, filled: &mut u32) -> Result<(), Failure> {
-        if output.remaining() < request::ID as u32 {
-            return Err(IO_ERROR);
+    fn get_id(&self, room: u32) -> Result<Asked, Failure> {
+        match room < request::ID as u32 {
+            true => Err(IO_ERROR),
+            false => Ok(Asked::Answer(Answer(self.options.id_bytes()))),
         }
-        output.write(&self.options.id_bytes())?;
-        *filled = request::ID as u32;
-        Ok(())
-    }
-
-    fn discard(&self, input: Reader<'_>) -> Result<(), Failure> {
-        // Unmap is for write zeroes alone.
-        for Segment { range, .. } in self.segments(input, self.options.discard, 0)? {
-            self.storage.discard(range.start, range.end - range.start)?;
-        }
-        Ok(())
-    }
-
-    fn write_zeroes(&self, input: Reader<'_>) -> Result<(), Failure> {
-        for Segment { range, unmap } in self.segments(input, self.options.write_zeroes, FLAG_UNMAP)? {
-            self.storage.write_zeroes(range.start, range.end - range.start, unmap)?;
-        }
-        self.commit()
     }
 
     /// The segments of a request that are not empty, all of them checked. They are read once: what the guest changes

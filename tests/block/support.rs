@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    marker::PhantomData,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -13,7 +14,7 @@ use devisor::{
     memory::Memory,
     virtio::{
         DeviceState, DeviceStateError, Fault, Queue, QueueHandler, QueueIndex, VirtioDevice,
-        block::{Abilities, Block, BlockOptions, BlockState, Limits, MemoryStorage, Storage},
+        block::{Abilities, Block, BlockOptions, BlockState, Limits, MemoryStorage, RangeLimits, Storage, Synchronous},
         features,
         queue::{QueueCounters, Rest, Silent},
     },
@@ -98,6 +99,9 @@ pub enum Call {
     Discard(u64, u64),
     WriteZeroes(u64, u64, bool),
 }
+
+/// A write that is stable before it is completed.
+pub const WRITE_THEN_FLUSH: [Call; 2] = [Call::Write(0, 512), Call::Flush];
 
 /// A storage in memory that keeps a log and misbehaves on demand.
 #[derive(Default)]
@@ -215,6 +219,7 @@ impl Storage for Rigged {
             read_only: self.read_only.load(Ordering::SeqCst),
             discard,
             unmap: discard,
+            ..Abilities::default()
         }
     }
 
@@ -267,17 +272,56 @@ pub fn saved(block: &Block) -> BlockState {
     }
 }
 
+/// How a block device is put over a storage.
+pub trait How {
+    fn block(storage: Arc<Rigged>, options: BlockOptions) -> Block;
+}
+
+/// As one that answers at once.
+pub struct AtOnce;
+
+impl How for AtOnce {
+    fn block(storage: Arc<Rigged>, options: BlockOptions) -> Block {
+        Block::new(storage, options).expect("valid options")
+    }
+}
+
+/// As one whose requests end later.
+pub struct Later;
+
+impl How for Later {
+    fn block(storage: Arc<Rigged>, options: BlockOptions) -> Block {
+        Block::with_async(Synchronous::from(storage), options).expect("valid options")
+    }
+}
+
+pub fn small_segments() -> BlockOptions {
+    let limits = Some(RangeLimits {
+        max_sectors: 4,
+        max_segments: 3,
+    });
+    BlockOptions {
+        discard: limits,
+        write_zeroes: limits,
+        ..BlockOptions::default()
+    }
+}
+
+/// One that answers at once.
+pub type Disk = Driven<AtOnce>;
+
 /// A block device without a transport, with a queue of 256 and a driver that does as it is told.
-pub struct Disk {
+pub struct Driven<H> {
     pub memory: Arc<GuestMemoryMmap>,
     pub ring: Ring,
     pub storage: Arc<Rigged>,
     pub block: Block,
     queue: Queue,
     handler: Option<Box<dyn QueueHandler>>,
+    how: PhantomData<H>,
 }
 
-impl Disk {
+impl<H: How> Driven<H> {
     /// So many sectors, and default options.
     pub fn new(sectors: usize) -> Self {
         Self::over(Arc::new(Rigged::new(sectors)), BlockOptions::default())
@@ -289,7 +333,7 @@ impl Disk {
     }
 
     pub fn over(storage: Arc<Rigged>, options: BlockOptions) -> Self {
-        let block = Block::new(Arc::clone(&storage), options).expect("valid options");
+        let block = H::block(Arc::clone(&storage), options);
         Self::from_block(block, storage)
     }
 
@@ -306,6 +350,7 @@ impl Disk {
             block,
             queue: queue.expect("a valid layout"),
             handler: None,
+            how: PhantomData,
             memory,
         };
         disk.activate(disk.offered());

@@ -15,7 +15,7 @@ use std::{
 
 use vm_memory::VolatileSlice;
 
-use super::{Abilities, Limits, Storage, direct::Direct, storage};
+use super::{Abilities, Limits, Storage, direct::Direct, write_zeros};
 
 /// A storage in a regular file or on a block device: vectored I/O at a position, straight between the file and guest
 /// memory.
@@ -237,6 +237,7 @@ impl Storage for FileStorage {
             read_only: self.read_only,
             discard: can,
             unmap: can,
+            ..Abilities::default()
         }
     }
 
@@ -284,10 +285,10 @@ impl Storage for FileStorage {
         match unmapped.or_else(|| self.optional(&blocks, zero)) {
             Some(zeroed) => {
                 zeroed?;
-                storage::write_zeros(self, offset, blocks.start - offset)?;
-                storage::write_zeros(self, blocks.end, offset + len - blocks.end)
+                write_zeros(self, offset, blocks.start - offset)?;
+                write_zeros(self, blocks.end, offset + len - blocks.end)
             }
-            None => storage::write_zeros(self, offset, len),
+            None => write_zeros(self, offset, len),
         }
     }
 }

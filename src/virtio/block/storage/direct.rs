@@ -7,7 +7,7 @@ use std::{
 
 use vm_memory::VolatileSlice;
 
-use super::storage::transfer;
+use super::transfer;
 
 /// Direct I/O, whose offsets, lengths and memory must be aligned.
 ///

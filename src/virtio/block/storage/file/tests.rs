@@ -1,8 +1,8 @@
 //! Files and block devices of the host. What this machine cannot do is skipped, and said.
 
-#[path = "../../../../tests/support/host_file.rs"]
+#[path = "../../../../../tests/support/host_file.rs"]
 mod host_file;
-#[path = "../../../../tests/support/skip.rs"]
+#[path = "../../../../../tests/support/skip.rs"]
 mod skip;
 
 use std::{
