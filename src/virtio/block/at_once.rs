@@ -78,6 +78,12 @@ impl AtOnce {
                 }
                 Ok(())
             }
+            Asked::SecureErase(segments) => {
+                for segment in segments {
+                    storage.secure_erase(segment.range.start, segment.len())?;
+                }
+                Ok(())
+            }
             Asked::WriteZeroes(segments) => {
                 for segment in segments {
                     storage.write_zeroes(segment.range.start, segment.len(), segment.unmap)?;

@@ -21,6 +21,8 @@ pub(super) struct Disk {
     pub options: BlockOptions,
     /// `write_zeroes_may_unmap`.
     unmap: bool,
+    /// VIRTIO_BLK_F_LIFETIME is offered.
+    pub lifetime: bool,
     pub features: u64,
     /// Writes can be stable when they end.
     pub fua: bool,
@@ -64,10 +66,16 @@ impl Behind {
 }
 
 impl Disk {
-    pub fn told(behind: Behind, options: BlockOptions, abilities: Abilities) -> Result<Self, BlockError> {
+    pub fn told(
+        behind: Behind,
+        options: BlockOptions,
+        abilities: Abilities,
+        lifetime: bool,
+    ) -> Result<Self, BlockError> {
         let options = options.over(abilities, behind.storage.limits())?;
         let disk = Self {
-            features: offered(&options),
+            features: offered(&options) | if lifetime { feature::LIFETIME } else { 0 },
+            lifetime,
             cancels: (0..options.queues).map(|_| AtomicBool::new(false)).collect(),
             options,
             unmap: abilities.unmap,
@@ -96,6 +104,7 @@ impl Disk {
         let Self {
             options,
             unmap,
+            lifetime,
             // Follow from the options.
             features: _,
             // The storage's.
@@ -114,6 +123,7 @@ impl Disk {
         BlockState {
             options: options.clone(),
             unmap: *unmap,
+            lifetime: *lifetime,
             capacity: capacity.load(Ordering::SeqCst),
             writeback: written(writeback),
         }
@@ -181,6 +191,17 @@ impl Disk {
             put(config::MAX_WRITE_ZEROES_SEG, &limits.max_segments.to_le_bytes());
             put(config::WRITE_ZEROES_MAY_UNMAP, &[self.unmap.into()]);
         }
+        if let Some(limits) = options
+            .secure_erase
+            .filter(|_| self.features & feature::SECURE_ERASE != 0)
+        {
+            put(config::MAX_SECURE_ERASE_SECTORS, &limits.max_sectors.to_le_bytes());
+            put(config::MAX_SECURE_ERASE_SEG, &limits.max_segments.to_le_bytes());
+            put(
+                config::SECURE_ERASE_SECTOR_ALIGNMENT,
+                &options.discard_sector_alignment().to_le_bytes(),
+            );
+        }
         space
     }
 }
@@ -198,6 +219,7 @@ fn offered(options: &BlockOptions) -> u64 {
         (feature::MQ, options.queues > 1),
         (feature::DISCARD, options.discard.is_some() && !read_only),
         (feature::WRITE_ZEROES, options.write_zeroes.is_some() && !read_only),
+        (feature::SECURE_ERASE, options.secure_erase.is_some() && !read_only),
     ];
     // "Devices SHOULD always offer VIRTIO_BLK_F_FLUSH" (section 5.2.5.2).
     let always = feature::SEG_MAX | feature::BLK_SIZE | feature::FLUSH;

@@ -22,11 +22,13 @@ use registers::{config, feature};
 
 pub use options::{BlockError, BlockOptions, Geometry, RangeLimits, Topology};
 pub use storage::{
-    Abilities, AsyncStorage, Buffers, Channel, Ended, Limits, MemoryStorage, Operation, Outcome, Piece, Storage,
-    Synchronous, Tag,
+    Abilities, Allowance, AsyncStorage, Buffers, Channel, Ended, Event, Failing, Faulty, Lifetime, Limited, Limits,
+    MemoryStorage, Operation, Outcome, Piece, Pool, Pooled, Recorder, Recording, Storage, Synchronous, Tag,
 };
 #[cfg(unix)]
 pub use storage::{FileError, FileStorage};
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+pub use storage::{UringOptions, UringStorage};
 
 /// A disk.
 ///
@@ -87,6 +89,8 @@ pub struct BlockState {
     pub options: BlockOptions,
     /// Whether the guest was told that write zeroes may give space back.
     pub unmap: bool,
+    /// Whether the guest was told that it can ask how worn the storage is.
+    pub lifetime: bool,
     /// Sectors of 512 bytes that the guest knows of.
     pub capacity: u64,
     /// What the driver wrote to `writeback`, if it did.
@@ -112,7 +116,8 @@ impl Block {
 
     fn over(behind: Behind, options: BlockOptions) -> Result<Self, BlockError> {
         let abilities = behind.storage.abilities();
-        let disk = Disk::told(behind, options, abilities)?;
+        let lifetime = behind.storage.lifetime().is_some();
+        let disk = Disk::told(behind, options, abilities, lifetime)?;
         Ok(Self {
             queue_sizes: vec![disk.options.queue_size; disk.options.queues.into()].into(),
             disk: Arc::new(disk),
@@ -154,6 +159,7 @@ impl Block {
         let &BlockState {
             ref options,
             unmap,
+            lifetime,
             capacity: saved,
             writeback,
         } = state;
@@ -166,9 +172,10 @@ impl Block {
             read_only: options.read_only,
             discard: true,
             unmap,
-            ..abilities
+            secure_erase: true,
+            fua: abilities.fua,
         };
-        let disk = Disk::told(behind.clone(), options.clone(), told)?;
+        let disk = Disk::told(behind.clone(), options.clone(), told, lifetime)?;
         let present = disk.capacity();
         if saved > present {
             return Err(BlockError::Shrunk { saved, present });

@@ -31,6 +31,10 @@ pub mod feature {
     pub const DISCARD: u64 = 1 << blk::VIRTIO_BLK_F_DISCARD;
     /// `VIRTIO_BLK_F_WRITE_ZEROES`: write zeroes requests.
     pub const WRITE_ZEROES: u64 = 1 << blk::VIRTIO_BLK_F_WRITE_ZEROES;
+    /// `VIRTIO_BLK_F_LIFETIME`: requests that ask how worn the storage is.
+    pub const LIFETIME: u64 = 1 << 15;
+    /// `VIRTIO_BLK_F_SECURE_ERASE`: secure erase requests.
+    pub const SECURE_ERASE: u64 = 1 << blk::VIRTIO_BLK_F_SECURE_ERASE;
 }
 
 /// Offsets in the configuration space (section 5.2.4).
@@ -51,8 +55,11 @@ pub mod config {
     pub const MAX_WRITE_ZEROES_SECTORS: usize = 48;
     pub const MAX_WRITE_ZEROES_SEG: usize = 52;
     pub const WRITE_ZEROES_MAY_UNMAP: usize = 56;
-    /// Its length, `unused1` included. What follows belongs to features that are not offered.
-    pub const LEN: usize = 60;
+    pub const MAX_SECURE_ERASE_SECTORS: usize = 60;
+    pub const MAX_SECURE_ERASE_SEG: usize = 64;
+    pub const SECURE_ERASE_SECTOR_ALIGNMENT: usize = 68;
+    /// Its length. What follows belongs to features that are not offered.
+    pub const LEN: usize = 72;
 }
 
 /// Request types (section 5.2.6).
@@ -63,6 +70,8 @@ pub mod request {
     pub const OUT: u32 = blk::VIRTIO_BLK_T_OUT;
     pub const FLUSH: u32 = blk::VIRTIO_BLK_T_FLUSH;
     pub const GET_ID: u32 = blk::VIRTIO_BLK_T_GET_ID;
+    pub const GET_LIFETIME: u32 = 10;
+    pub const SECURE_ERASE: u32 = blk::VIRTIO_BLK_T_SECURE_ERASE;
     pub const DISCARD: u32 = blk::VIRTIO_BLK_T_DISCARD;
     pub const WRITE_ZEROES: u32 = blk::VIRTIO_BLK_T_WRITE_ZEROES;
 
@@ -70,6 +79,8 @@ pub mod request {
     pub const HEADER: usize = 16;
     /// Bytes of the answer to GET_ID.
     pub const ID: usize = 20;
+    /// Bytes of `struct virtio_blk_lifetime`.
+    pub const LIFETIME: usize = 6;
     /// Bytes of `struct virtio_blk_discard_write_zeroes`.
     pub const SEGMENT: usize = 16;
     /// The only flag of such a segment that has a meaning.

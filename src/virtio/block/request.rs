@@ -49,6 +49,7 @@ pub enum Asked {
     Flush,
     Discard(Vec<Segment>),
     WriteZeroes(Vec<Segment>),
+    SecureErase(Vec<Segment>),
     /// What the device knows by itself.
     Answer(Answer),
 }
@@ -66,13 +67,22 @@ impl Segment {
 }
 
 /// An answer from what the device knows.
-pub struct Answer([u8; request::ID]);
+pub enum Answer {
+    /// To GET_ID.
+    Id([u8; request::ID]),
+    /// To GET_LIFETIME.
+    Lifetime([u8; request::LIFETIME]),
+}
 
 impl Answer {
     /// Puts it where the data goes. Returns its length.
     pub fn put(&self, mut output: Writer<'_>) -> Result<u32, ChainError> {
-        output.write(&self.0)?;
-        Ok(self.0.len() as u32)
+        let bytes = match self {
+            Self::Id(id) => &id[..],
+            Self::Lifetime(lifetime) => lifetime,
+        };
+        output.write(bytes)?;
+        Ok(bytes.len() as u32)
     }
 }
 
@@ -106,6 +116,7 @@ impl Disk {
             request::OUT => self.write(sector, input.remaining().into()),
             request::FLUSH if self.has(feature::FLUSH) => Ok(Asked::Flush),
             request::GET_ID => self.get_id(room),
+            request::GET_LIFETIME if self.has(feature::LIFETIME) => self.get_lifetime(room),
             request::DISCARD if self.has(feature::DISCARD) => {
                 // Unmap is for write zeroes alone.
                 self.segments(input, self.options.discard, 0).map(Asked::Discard)
@@ -113,6 +124,9 @@ impl Disk {
             request::WRITE_ZEROES if self.has(feature::WRITE_ZEROES) => self
                 .segments(input, self.options.write_zeroes, FLAG_UNMAP)
                 .map(Asked::WriteZeroes),
+            request::SECURE_ERASE if self.has(feature::SECURE_ERASE) => self
+                .segments(input, self.options.secure_erase, 0)
+                .map(Asked::SecureErase),
             _ => Err(UNSUPPORTED),
         };
         match asked {
@@ -157,7 +171,17 @@ impl Disk {
     fn get_id(&self, room: u32) -> Result<Asked, Failure> {
         match room < request::ID as u32 {
             true => Err(IO_ERROR),
-            false => Ok(Asked::Answer(Answer(self.options.id_bytes()))),
+            false => Ok(Asked::Answer(Answer::Id(self.options.id_bytes()))),
+        }
+    }
+
+    fn get_lifetime(&self, room: u32) -> Result<Asked, Failure> {
+        match self.behind.storage.lifetime() {
+            Some(lifetime) if room >= request::LIFETIME as u32 => {
+                Ok(Asked::Answer(Answer::Lifetime(lifetime.to_bytes())))
+            }
+            // A storage that does not tell any more.
+            _ => Err(IO_ERROR),
         }
     }
 

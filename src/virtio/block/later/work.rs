@@ -33,6 +33,7 @@ pub enum Work {
 pub enum Ranges {
     Discard,
     WriteZeroes,
+    SecureErase,
 }
 
 pub struct Transfer {
@@ -92,6 +93,7 @@ impl Work {
             Asked::Write(range) => transfer(range, true),
             Asked::Discard(segments) => ranges(segments, Ranges::Discard),
             Asked::WriteZeroes(segments) => ranges(segments, Ranges::WriteZeroes),
+            Asked::SecureErase(segments) => ranges(segments, Ranges::SecureErase),
             Asked::Flush => Self::Flush { done: false },
             Asked::Answer(_) => Self::Flush { done: true },
         }
@@ -138,6 +140,7 @@ impl Work {
                 let (offset, len) = (range.start, range.end - range.start);
                 match kind {
                     Ranges::Discard => Operation::Discard { offset, len },
+                    Ranges::SecureErase => Operation::SecureErase { offset, len },
                     Ranges::WriteZeroes => Operation::WriteZeroes {
                         offset,
                         len,

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, io, sync::Arc, task::Waker};
 
-use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Limits, Operation, Storage, Tag};
+use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Storage, Tag};
 
 /// A [`Storage`] as an [`AsyncStorage`]: each request has ended when it is committed. For what stacks on those.
 ///
@@ -47,6 +47,10 @@ impl<S: Storage + ?Sized + 'static> AsyncStorage for Synchronous<S> {
 
     fn limits(&self) -> Limits {
         self.0.limits()
+    }
+
+    fn lifetime(&self) -> Option<Lifetime> {
+        self.0.lifetime()
     }
 
     fn open(&self, _: Waker) -> io::Result<Box<dyn Channel>> {

@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, task::Waker};
 
-use super::{Abilities, Buffers, Limits};
+use super::{Abilities, Buffers, Lifetime, Limits};
 use crate::virtio::Wait;
 
 /// The data of a block device, whose requests end when they end: many under way at a time, in any order.
@@ -73,6 +73,11 @@ pub trait AsyncStorage: Send + Sync {
     /// As [`Storage::limits`](super::Storage::limits).
     fn limits(&self) -> Limits {
         Limits::default()
+    }
+
+    /// As [`Storage::lifetime`](super::Storage::lifetime).
+    fn lifetime(&self) -> Option<Lifetime> {
+        None
     }
 
     /// A channel for one queue. `waker` is to be called, from any thread, when there may be something to [reap](Channel::reap) that
@@ -224,6 +229,10 @@ macro_rules! forward {
 
             fn limits(&self) -> Limits {
                 (**self).limits()
+            }
+
+            fn lifetime(&self) -> Option<Lifetime> {
+                (**self).lifetime()
             }
 
             fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {

@@ -43,6 +43,12 @@ impl Direct {
         self.block
     }
 
+    /// What addresses are multiples of, in bytes.
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
+    pub fn memory(&self) -> usize {
+        self.memory
+    }
+
     /// A change of whole blocks is under way as long as this lives.
     pub fn change(&self) -> RwLockReadGuard<'_, ()> {
         self.changes.read().unwrap_or_else(PoisonError::into_inner)

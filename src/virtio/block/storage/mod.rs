@@ -7,15 +7,26 @@
 //! | `adapter` | the one as the other |
 //! | `file`, `direct`, `memory` | what there is to keep data in |
 //! | `limits` | in what units it does so best |
+//! | `pool` | a storage that answers at once, called on threads of the embedder's |
+//! | `uring` | a file by way of `io_uring` |
+//! | `limited` | what stacks on any: so much in a time |
+//! | `faults`, `recorder` | the same for tests: failures on demand; what was asked, and what a crash leaves of it |
 
 mod adapter;
 mod buffers;
 mod channel;
 mod direct;
+mod faults;
 #[cfg(unix)]
 mod file;
+mod lifetime;
+mod limited;
 mod limits;
 mod memory;
+mod pool;
+mod recorder;
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+mod uring;
 
 use std::{io, sync::Arc};
 
@@ -24,10 +35,17 @@ use vm_memory::VolatileSlice;
 pub use adapter::Synchronous;
 pub use buffers::{Buffers, Piece};
 pub use channel::{AsyncStorage, Channel, Ended, Operation, Outcome, Tag};
+pub use faults::{Failing, Faulty};
 #[cfg(unix)]
 pub use file::{FileError, FileStorage};
+pub use lifetime::Lifetime;
+pub use limited::{Allowance, Limited};
 pub use limits::Limits;
 pub use memory::MemoryStorage;
+pub use pool::{Pool, Pooled};
+pub use recorder::{Event, Recorder, Recording};
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+pub use uring::{UringOptions, UringStorage};
 
 /// What a storage can do besides being read and flushed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,6 +120,11 @@ pub trait Storage: Send + Sync {
     /// In what units it works best. Asked once. Whatever they are, transfers come in sectors of 512 bytes.
     fn limits(&self) -> Limits {
         Limits::default()
+    }
+
+    /// How worn it is, if it can tell. Asked at first, and then each time that a guest asks, if it could tell at first.
+    fn lifetime(&self) -> Option<Lifetime> {
+        None
     }
 
     /// Fills `buffers`, in order, with what is at `offset`. Returns how many bytes it filled: zero only at the end.
@@ -233,6 +256,10 @@ macro_rules! forward {
 
             fn limits(&self) -> Limits {
                 (**self).limits()
+            }
+
+            fn lifetime(&self) -> Option<Lifetime> {
+                (**self).lifetime()
             }
 
             fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
