@@ -23,7 +23,8 @@ use registers::{config, feature};
 pub use options::{BlockError, BlockOptions, Geometry, RangeLimits, Topology};
 pub use storage::{
     Abilities, Allowance, AsyncStorage, Buffers, Channel, Ended, Event, Failing, Faulty, Lifetime, Limited, Limits,
-    MemoryStorage, Operation, Outcome, Piece, Pool, Pooled, Recorder, Recording, Storage, Synchronous, Tag,
+    MemoryStorage, Operation, Outcome, Piece, Pool, Pooled, Recorder, Recording, Storage, Synchronous, Tag, Zone,
+    ZoneAction, ZoneError, ZoneLimits, ZoneState, ZonedError, ZonedStorage, Zones,
 };
 #[cfg(unix)]
 pub use storage::{FileError, FileStorage};
@@ -91,6 +92,8 @@ pub struct BlockState {
     pub unmap: bool,
     /// Whether the guest was told that it can ask how worn the storage is.
     pub lifetime: bool,
+    /// What zones the guest was told of.
+    pub zones: Option<ZoneLimits>,
     /// Sectors of 512 bytes that the guest knows of.
     pub capacity: u64,
     /// What the driver wrote to `writeback`, if it did.
@@ -160,6 +163,7 @@ impl Block {
             ref options,
             unmap,
             lifetime,
+            zones,
             capacity: saved,
             writeback,
         } = state;
@@ -175,6 +179,9 @@ impl Block {
             secure_erase: true,
             fua: abilities.fua,
         };
+        if behind.storage.zones().map(Zones::limits) != zones {
+            return Err(BlockError::Zones);
+        }
         let disk = Disk::told(behind.clone(), options.clone(), told, lifetime)?;
         let present = disk.capacity();
         if saved > present {
@@ -213,6 +220,11 @@ impl VirtioDevice for Block {
         {
             self.disk.writeback.store(value, Ordering::SeqCst);
         }
+    }
+
+    /// A driver has to know of zones that must be written in order.
+    fn accepts(&self, features: u64) -> bool {
+        self.disk.zones.is_none() || features & feature::ZONED != 0
     }
 
     fn negotiated(&mut self, features: u64) {
