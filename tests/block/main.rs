@@ -22,6 +22,7 @@ mod crash;
 mod host;
 #[allow(clippy::duplicate_mod, reason = "the same has to be so")]
 mod later;
+mod memory;
 mod pool;
 mod stacked;
 mod state;
@@ -29,3 +30,4 @@ mod transport;
 mod under_way;
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 mod uring;
+mod zones;

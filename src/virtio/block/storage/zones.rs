@@ -136,7 +136,7 @@ pub trait Zones: Send + Sync {
 
 /// Any [`Storage`] as a host-managed zoned one: each zone is written from its beginning on, where its write pointer is.
 ///
-/// What the zones have come to is kept in memory, as plain data: an embedder that saves the data saves [them](Self::zones) too. A zone that
+/// What the zones have come to is kept in memory, as plain data: an embedder that saves the data saves [them](Self::save) too. A zone that
 /// is reset reads as zeros. Writes come one at a time.
 pub struct ZonedStorage<S> {
     storage: S,
@@ -198,7 +198,7 @@ impl<S: Storage> ZonedStorage<S> {
     }
 
     /// All zones as they are.
-    pub fn zones(&self) -> Vec<Zone> {
+    pub fn save(&self) -> Vec<Zone> {
         lock(&self.zones).clone()
     }
 
@@ -206,7 +206,7 @@ impl<S: Storage> ZonedStorage<S> {
     ///
     /// # Errors
     /// They are not of this storage.
-    pub fn set_zones(&self, zones: Vec<Zone>) -> Result<(), ZonedError> {
+    pub fn restore(&self, zones: Vec<Zone>) -> Result<(), ZonedError> {
         let mut present = lock(&self.zones);
         let granularity = u64::from(self.limits.write_granularity);
         let fits = |(zone, present): (&Zone, &Zone)| {
