@@ -13,6 +13,7 @@ use devisor::{
         block::Block,
         features,
         transport::{
+            Doorbell,
             mmio::Line,
             status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK},
         },
@@ -53,28 +54,44 @@ impl Guest {
     /// With all of these features that are offered negotiated, and so many queues of 64.
     pub fn new(block: Block, queues: u16, features: u64) -> Self {
         let memory = guest_memory();
-        let rings = (0..queues).map(|queue| Ring::new(&memory, 0x1000 + 0x8000 * u64::from(queue), 64));
-        let rings = rings.collect();
+        let rings = Self::rings(&memory, queues);
         let mut guest = Self::plugged(block, memory, rings);
         guest.start(features);
         guest
+    }
+
+    pub fn rings(memory: &Arc<GuestMemoryMmap>, queues: u16) -> Vec<Ring> {
+        let ring = |queue| Ring::new(memory, 0x1000 + 0x8000 * u64::from(queue), 64);
+        (0..queues).map(ring).collect()
     }
 
     /// Not started: for a state to be restored into.
     pub fn plugged(block: Block, memory: Arc<GuestMemoryMmap>, rings: Vec<Ring>) -> Self {
         let rung = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&rung);
-        let device = VirtioMmio::new(block, Arc::clone(&memory), Line::Edge(Arc::new(NoInterrupt)))
-            .expect("a device")
-            .with_doorbell(move |_| {
-                count.fetch_add(1, SeqCst);
-                Ok(())
-            });
+        let ring = move |_| {
+            count.fetch_add(1, SeqCst);
+            Ok(())
+        };
         Self {
-            device: Arc::new(device),
+            rung,
+            ..Self::with_doorbell(block, memory, rings, ring)
+        }
+    }
+
+    /// Not started, and run by whoever hears this.
+    pub fn with_doorbell(
+        block: Block,
+        memory: Arc<GuestMemoryMmap>,
+        rings: Vec<Ring>,
+        bell: impl Doorbell + 'static,
+    ) -> Self {
+        let device = VirtioMmio::new(block, Arc::clone(&memory), Line::Edge(Arc::new(NoInterrupt)));
+        Self {
+            device: Arc::new(device.expect("a device").with_doorbell(bell)),
+            rung: Arc::default(),
             rings,
             memory,
-            rung,
             asked: 0,
             shift: 0,
         }

@@ -1,5 +1,7 @@
 //! The block device: what a driver gets for each request, and what a hostile one cannot get.
 
+#[cfg(feature = "event-loop")]
+mod events;
 mod guest;
 mod late;
 #[path = "../support/rest.rs"]

@@ -49,6 +49,9 @@ pub use storage::{UringOptions, UringStorage};
 /// zeroed, so the used length is always all of them: a driver must not look at bytes beyond it (section 2.7.8.2), and
 /// the status of a failed read is one. A chain without room for header or status comes back with a used length of 0.
 ///
+/// *Zones* (virtio 1.3): a storage that [has them](Storage::zones) makes a host-managed zoned disk, without discard, write zeroes and secure
+/// erase. A driver that does not know of zones is refused.
+///
 /// *When a write is on stable storage* (section 5.2.6.2): with VIRTIO_BLK_F_FLUSH, after a flush; for a driver that has
 /// negotiated neither that nor VIRTIO_BLK_F_CONFIG_WCE, or has written 0 to `writeback`, before it is completed.
 ///
