@@ -139,7 +139,7 @@ fn zeros_are_zeros_and_nothing_else_is() {
 fn zeros_that_are_written_are_as_many_as_were_asked_for() {
     let file = Temporary::new(&pattern(1 << 18));
     let storage = FileStorage::open(&file).unwrap();
-    storage::write_zeros(&storage, 1000, 150_000).unwrap();
+    write_zeros(&storage, 1000, 150_000).unwrap();
     let mut expected = pattern(1 << 18);
     expected[1000..151_000].fill(0);
     assert_eq!(file.contents(), expected);
