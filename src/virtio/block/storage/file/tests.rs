@@ -84,7 +84,7 @@ fn a_write_that_the_host_cuts_short_is_continued_up_to_the_refusal() {
     const TEST: &str = "a_write_that_the_host_cuts_short_is_continued_up_to_the_refusal";
     if std::env::var_os("DEVISOR_FSIZE_CHILD").is_none() {
         // The limit is one of the process, so this is done in a process of its own.
-        let name = format!("virtio::block::file::tests::{TEST}");
+        let name = format!("virtio::block::storage::file::tests::{TEST}");
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args([&name, "--exact"]).env("DEVISOR_FSIZE_CHILD", "1");
         let output = child.output().unwrap();
