@@ -1,9 +1,8 @@
 //! The block device (virtio 1.2, section 5.2).
 
-mod direct;
-mod file;
-mod limits;
-mod memory;
+mod at_once;
+mod disk;
+mod later;
 mod options;
 mod registers;
 mod request;
@@ -11,28 +10,37 @@ mod storage;
 
 use std::{
     fmt, io,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
 };
 
 use super::{
-    DeviceId, DeviceState, DeviceStateError, FailureLog, Fault, HostFailures, QueueHandler, QueueIndex, Round,
-    VirtioDevice, device::read_config_bytes, queue::Slices,
+    DeviceId, DeviceState, DeviceStateError, Handle, HostFailures, QueueHandler, QueueIndex, VirtioDevice,
+    device::read_config_bytes,
 };
-use registers::{SECTOR, config, feature};
+use disk::{Behind, Disk, UNWRITTEN};
+use registers::{config, feature};
 
-pub use file::{FileError, FileStorage};
-pub use limits::Limits;
-pub use memory::MemoryStorage;
 pub use options::{BlockError, BlockOptions, Geometry, RangeLimits, Topology};
-pub use storage::{Abilities, Storage};
+pub use storage::{
+    Abilities, Allowance, AsyncStorage, Buffers, Channel, Ended, Event, Failing, Faulty, Lifetime, Limited, Limits,
+    MemoryStorage, Operation, Outcome, Piece, Pool, Pooled, Recorder, Recording, Storage, Synchronous, Tag, Zone,
+    ZoneAction, ZoneError, ZoneLimits, ZoneState, ZonedError, ZonedStorage, Zones,
+};
+#[cfg(unix)]
+pub use storage::{FileError, FileStorage};
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+pub use storage::{UringOptions, UringStorage};
 
 /// A disk.
 ///
-/// The requests of a queue are answered in order, one at a time, in the round that finds them; those of different queues at the same
-/// time, on as many threads as serve them. A flush covers what was completed before it on any queue.
+/// *How requests are served* hangs on the storage. Over a [`Storage`] ([`new`](Block::new)) those of a queue are answered in order, one
+/// at a time, in the round that finds them; those of different queues at the same time, on as many threads as serve them. Over an
+/// [`AsyncStorage`] ([`with_async`](Block::with_async)) all that a queue holds are under way at once, and end in any order: such a
+/// device needs a [doorbell](super::transport::Doorbell), an event loop, or an embedder that runs it. Either way a flush covers what
+/// was completed before it on any queue.
+///
+/// *When a queue is stopped* (a pause, a reset, the device is removed) requests under way are [canceled](Channel::cancel): those that
+/// come back so are given back as if they had never been taken, and are saved and served again with the queue; the others end.
 ///
 /// *What the guest gets*: S_OK, or S_IOERR for what the storage refuses and for what the driver must not ask (sectors
 /// past the end, a part of a sector, a write to a read-only disk, more segments than allowed), or S_UNSUPP for what was
@@ -40,6 +48,9 @@ pub use storage::{Abilities, Storage};
 /// the driver has cut the request into descriptors. Device-writable bytes before it that the request does not fill are
 /// zeroed, so the used length is always all of them: a driver must not look at bytes beyond it (section 2.7.8.2), and
 /// the status of a failed read is one. A chain without room for header or status comes back with a used length of 0.
+///
+/// *Zones* (virtio 1.3): a storage that [has them](Storage::zones) makes a host-managed zoned disk, without discard, write zeroes and secure
+/// erase. A driver that does not know of zones is refused.
 ///
 /// *When a write is on stable storage* (section 5.2.6.2): with VIRTIO_BLK_F_FLUSH, after a flush; for a driver that has
 /// negotiated neither that nor VIRTIO_BLK_F_CONFIG_WCE, or has written 0 to `writeback`, before it is completed.
@@ -71,30 +82,9 @@ pub use storage::{Abilities, Storage};
 pub struct Block {
     disk: Arc<Disk>,
     queue_sizes: Box<[u16]>,
+    /// Once it is behind a transport.
+    handle: Option<Handle>,
 }
-
-/// What the control face and the queues share.
-struct Disk {
-    // Configured.
-    /// All that the guest is told: nothing is left to the storage.
-    options: BlockOptions,
-    /// `write_zeroes_may_unmap`.
-    unmap: bool,
-    features: u64,
-    // Plugged in.
-    storage: Arc<dyn Storage>,
-    failures: FailureLog,
-    /// Sectors that the guest may touch.
-    capacity: AtomicU64,
-    // What the guest can change.
-    /// What the driver has accepted. From FEATURES_OK on it may read `writeback`, which hangs on it.
-    negotiated: AtomicU64,
-    /// What the driver wrote to `writeback`; another value, if it did not.
-    writeback: AtomicU8,
-}
-
-/// Not a value of `writeback`.
-const UNWRITTEN: u8 = 2;
 
 /// The state of a block device as plain data. What the storage keeps is the embedder's to save.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +93,10 @@ pub struct BlockState {
     pub options: BlockOptions,
     /// Whether the guest was told that write zeroes may give space back.
     pub unmap: bool,
+    /// Whether the guest was told that it can ask how worn the storage is.
+    pub lifetime: bool,
+    /// What zones the guest was told of.
+    pub zones: Option<ZoneLimits>,
     /// Sectors of 512 bytes that the guest knows of.
     pub capacity: u64,
     /// What the driver wrote to `writeback`, if it did.
@@ -110,16 +104,30 @@ pub struct BlockState {
 }
 
 impl Block {
-    /// A disk with the data of `storage`. Its capacity is rounded down to whole blocks.
+    /// A disk with the data of `storage`, which answers at once. Its capacity is rounded down to whole blocks.
     ///
     /// # Errors
     /// An option is out of range, or the storage does not tell its capacity.
     pub fn new(storage: impl Storage + 'static, options: BlockOptions) -> Result<Self, BlockError> {
-        let abilities = storage.abilities();
-        let disk = Disk::told(Arc::new(storage), options, abilities)?;
+        Self::over(Behind::at_once(Arc::new(storage)), options)
+    }
+
+    /// A disk with the data of `storage`, whose requests end later. Its capacity is rounded down to whole blocks.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_async(storage: impl AsyncStorage + 'static, options: BlockOptions) -> Result<Self, BlockError> {
+        Self::over(Behind::later(Arc::new(storage)), options)
+    }
+
+    fn over(behind: Behind, options: BlockOptions) -> Result<Self, BlockError> {
+        let abilities = behind.storage.abilities();
+        let lifetime = behind.storage.lifetime().is_some();
+        let disk = Disk::told(behind, options, abilities, lifetime)?;
         Ok(Self {
             queue_sizes: vec![disk.options.queue_size; disk.options.queues.into()].into(),
             disk: Arc::new(disk),
+            handle: None,
         })
     }
 
@@ -141,8 +149,8 @@ impl Block {
     }
 
     /// The storage.
-    pub fn storage(&self) -> &dyn Storage {
-        &*self.disk.storage
+    pub fn storage(&self) -> &dyn AsyncStorage {
+        &*self.disk.behind.storage
     }
 
     /// What the storage has failed at. The guest gets S_IOERR for each.
@@ -157,19 +165,27 @@ impl Block {
         let &BlockState {
             ref options,
             unmap,
+            lifetime,
+            zones,
             capacity: saved,
             writeback,
         } = state;
-        let storage = &self.disk.storage;
-        if storage.abilities().read_only && !options.read_only {
+        let behind = &self.disk.behind;
+        let abilities = behind.storage.abilities();
+        if abilities.read_only && !options.read_only {
             return Err(BlockError::ReadOnly);
         }
         let told = Abilities {
             read_only: options.read_only,
             discard: true,
             unmap,
+            secure_erase: true,
+            fua: abilities.fua,
         };
-        let disk = Disk::told(Arc::clone(storage), options.clone(), told)?;
+        if behind.storage.zones().map(Zones::limits) != zones {
+            return Err(BlockError::Zones);
+        }
+        let disk = Disk::told(behind.clone(), options.clone(), told, lifetime)?;
         let present = disk.capacity();
         if saved > present {
             return Err(BlockError::Shrunk { saved, present });
@@ -178,152 +194,6 @@ impl Block {
         disk.writeback
             .store(writeback.map_or(UNWRITTEN, u8::from), Ordering::SeqCst);
         Ok(disk)
-    }
-}
-
-impl Disk {
-    fn told(storage: Arc<dyn Storage>, options: BlockOptions, abilities: Abilities) -> Result<Self, BlockError> {
-        let options = options.over(abilities, storage.limits())?;
-        let disk = Self {
-            features: offered(&options),
-            options,
-            unmap: abilities.unmap,
-            storage,
-            failures: FailureLog::default(),
-            capacity: AtomicU64::new(0),
-            negotiated: AtomicU64::new(0),
-            writeback: AtomicU8::new(UNWRITTEN),
-        };
-        disk.capacity.store(disk.present()?, Ordering::SeqCst);
-        Ok(disk)
-    }
-
-    fn capacity(&self) -> u64 {
-        self.capacity.load(Ordering::SeqCst)
-    }
-
-    /// Sectors that the storage has, of whole blocks.
-    fn present(&self) -> io::Result<u64> {
-        let block_size = u64::from(self.options.blk_size());
-        Ok(self.storage.capacity()? / block_size * (block_size / SECTOR))
-    }
-
-    fn save(&self) -> BlockState {
-        let Self {
-            options,
-            unmap,
-            // Follow from the options.
-            features: _,
-            // The embedder's.
-            storage: _,
-            // A count of this process.
-            failures: _,
-            capacity,
-            // The transport's, which hands it to us again.
-            negotiated: _,
-            writeback,
-        } = self;
-        BlockState {
-            options: options.clone(),
-            unmap: *unmap,
-            capacity: capacity.load(Ordering::SeqCst),
-            writeback: written(writeback),
-        }
-    }
-
-    /// Whether a feature was negotiated. One that is not offered never is, whoever claims so.
-    fn has(&self, feature: u64) -> bool {
-        self.negotiated.load(Ordering::SeqCst) & self.features & feature != 0
-    }
-
-    fn is_read_only(&self) -> bool {
-        self.features & feature::RO != 0
-    }
-
-    /// Whether completed writes may be volatile until a flush.
-    fn is_writeback(&self) -> bool {
-        match written(&self.writeback) {
-            Some(chosen) if self.has(feature::CONFIG_WCE) => chosen,
-            // Also the initial value of the register: "If VIRTIO_BLK_F_CONFIG_WCE is negotiated but VIRTIO_BLK_F_FLUSH
-            // is not, the device MUST initialize writeback to 0" (section 5.2.5.2).
-            _ => self.has(feature::FLUSH),
-        }
-    }
-
-    /// The configuration space (section 5.2.4). A field whose feature is not offered is zero.
-    fn config(&self) -> [u8; config::LEN] {
-        let mut space = [0; config::LEN];
-        let mut put = |offset: usize, bytes: &[u8]| space[offset..offset + bytes.len()].copy_from_slice(bytes);
-        let Self { options, .. } = self;
-        put(config::CAPACITY, &self.capacity().to_le_bytes());
-        put(config::SIZE_MAX, &options.size_max.unwrap_or(0).to_le_bytes());
-        put(config::SEG_MAX, &u32::from(options.queue_size - 2).to_le_bytes());
-        if let Some(geometry) = options.geometry {
-            put(config::GEOMETRY, &geometry.cylinders.to_le_bytes());
-            put(config::GEOMETRY + 2, &[geometry.heads, geometry.sectors]);
-        }
-        put(config::BLK_SIZE, &options.blk_size().to_le_bytes());
-        if let Some(topology) = options.topology {
-            put(
-                config::TOPOLOGY,
-                &[topology.physical_block_exp, topology.alignment_offset],
-            );
-            put(config::TOPOLOGY + 2, &topology.minimum_io_blocks.to_le_bytes());
-            put(config::TOPOLOGY + 4, &topology.optimal_io_blocks.to_le_bytes());
-        }
-        if options.config_wce {
-            put(config::WRITEBACK, &[self.is_writeback().into()]);
-        }
-        if self.features & feature::MQ != 0 {
-            put(config::NUM_QUEUES, &options.queues.to_le_bytes());
-        }
-        if let Some(limits) = options.discard.filter(|_| self.features & feature::DISCARD != 0) {
-            put(config::MAX_DISCARD_SECTORS, &limits.max_sectors.to_le_bytes());
-            put(config::MAX_DISCARD_SEG, &limits.max_segments.to_le_bytes());
-            put(
-                config::DISCARD_SECTOR_ALIGNMENT,
-                &options.discard_sector_alignment().to_le_bytes(),
-            );
-        }
-        if let Some(limits) = options
-            .write_zeroes
-            .filter(|_| self.features & feature::WRITE_ZEROES != 0)
-        {
-            put(config::MAX_WRITE_ZEROES_SECTORS, &limits.max_sectors.to_le_bytes());
-            put(config::MAX_WRITE_ZEROES_SEG, &limits.max_segments.to_le_bytes());
-            put(config::WRITE_ZEROES_MAY_UNMAP, &[self.unmap.into()]);
-        }
-        space
-    }
-}
-
-/// The features of a device with these options, over whatever storage.
-fn offered(options: &BlockOptions) -> u64 {
-    let &BlockOptions { read_only, .. } = options;
-    let topology = options.topology.unwrap_or_default() != Topology::default();
-    let optional = [
-        (feature::RO, read_only),
-        (feature::SIZE_MAX, options.size_max.is_some()),
-        (feature::GEOMETRY, options.geometry.is_some()),
-        (feature::TOPOLOGY, topology),
-        (feature::CONFIG_WCE, options.config_wce),
-        (feature::MQ, options.queues > 1),
-        (feature::DISCARD, options.discard.is_some() && !read_only),
-        (feature::WRITE_ZEROES, options.write_zeroes.is_some() && !read_only),
-    ];
-    // "Devices SHOULD always offer VIRTIO_BLK_F_FLUSH" (section 5.2.5.2).
-    let always = feature::SEG_MAX | feature::BLK_SIZE | feature::FLUSH;
-    optional
-        .iter()
-        .fold(always, |all, &(bit, on)| if on { all | bit } else { all })
-}
-
-/// What the driver wrote to `writeback`, if it did.
-fn written(writeback: &AtomicU8) -> Option<bool> {
-    match writeback.load(Ordering::SeqCst) {
-        0 => Some(false),
-        1 => Some(true),
-        _ => None,
     }
 }
 
@@ -355,15 +225,35 @@ impl VirtioDevice for Block {
         }
     }
 
+    /// A driver has to know of zones that must be written in order.
+    fn accepts(&self, features: u64) -> bool {
+        self.disk.zones.is_none() || features & feature::ZONED != 0
+    }
+
     fn negotiated(&mut self, features: u64) {
         self.disk.negotiated.store(features, Ordering::SeqCst);
     }
 
-    fn start(&mut self, _queue: QueueIndex) -> Box<dyn QueueHandler> {
-        Box::new(Requests {
-            disk: Arc::clone(&self.disk),
-            room: Slices::default(),
-        })
+    fn attach(&mut self, handle: Handle) {
+        self.handle = Some(handle);
+    }
+
+    fn start(&mut self, queue: QueueIndex) -> Box<dyn QueueHandler> {
+        match &self.disk.behind.at_once {
+            Some(storage) => at_once::handler(&self.disk, storage),
+            None => later::handler(&self.disk, queue, self.handle.clone()),
+        }
+    }
+
+    fn cancel(&mut self, queue: QueueIndex) {
+        if self.disk.behind.at_once.is_none()
+            && let Some(asked) = self.disk.cancels.get(usize::from(queue.0))
+            && let Some(handle) = &self.handle
+        {
+            // By its handler, in its next round.
+            asked.store(true, Ordering::SeqCst);
+            handle.look(queue);
+        }
     }
 
     fn reset(&mut self) {
@@ -392,19 +282,6 @@ impl VirtioDevice for Block {
         let disk = self.restored(state);
         self.disk = Arc::new(disk.map_err(|error| DeviceStateError::Otherwise(error.to_string()))?);
         Ok(())
-    }
-}
-
-/// Serves a request queue.
-struct Requests {
-    disk: Arc<Disk>,
-    room: Slices,
-}
-
-impl QueueHandler for Requests {
-    fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
-        let Self { disk, room } = self;
-        Ok(round.each(|chain| disk.answer(chain, room))?)
     }
 }
 

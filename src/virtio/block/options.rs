@@ -52,6 +52,8 @@ pub struct BlockOptions {
     /// Offers write zeroes within these limits. A storage that cannot do it by itself gets zeros written to it, so
     /// this limits how long one request may take.
     pub write_zeroes: Option<RangeLimits>,
+    /// Offers secure erase within these limits, if the storage can do it. Its alignment is that of discard.
+    pub secure_erase: Option<RangeLimits>,
 }
 
 impl Default for BlockOptions {
@@ -76,6 +78,10 @@ impl Default for BlockOptions {
             write_zeroes: Some(RangeLimits {
                 max_sectors: 1 << 16,
                 max_segments: 1,
+            }),
+            secure_erase: Some(RangeLimits {
+                max_sectors: 1 << 22,
+                max_segments: 32,
             }),
         }
     }
@@ -183,6 +189,9 @@ pub enum BlockError {
     /// The guest may write and the storage refuses it.
     #[error("the guest was told that it can write, and the storage is read-only: a writable one is needed")]
     ReadOnly,
+    /// The zones are not those that the guest was told of before its state was saved.
+    #[error("the guest knows of other zones than the storage has: a storage with the same is needed")]
+    Zones,
     /// The storage is smaller than what the guest was told before its state was saved.
     #[error("the guest knows of {saved} sectors and the storage has {present}: at least as many are needed")]
     Shrunk {
@@ -201,6 +210,7 @@ impl BlockOptions {
             read_only: self.read_only || abilities.read_only,
             block_size: Some(block_size),
             discard: self.discard.filter(|_| abilities.discard),
+            secure_erase: self.secure_erase.filter(|_| abilities.secure_erase),
             ..self
         };
         told.check()?;
@@ -234,6 +244,7 @@ impl BlockOptions {
             discard,
             discard_alignment: _,
             write_zeroes,
+            secure_erase,
         } = self;
         if id.len() > request::ID || !id.is_ascii() {
             return Err(BlockError::Id(id.clone()));
@@ -264,6 +275,10 @@ impl BlockOptions {
         if let Some(limits) = write_zeroes {
             in_limit("max_write_zeroes_sectors", limits.max_sectors, u32::MAX)?;
             in_limit("max_write_zeroes_seg", limits.max_segments, RangeLimits::MAX_SEGMENTS)?;
+        }
+        if let Some(limits) = secure_erase {
+            in_limit("max_secure_erase_sectors", limits.max_sectors, u32::MAX)?;
+            in_limit("max_secure_erase_seg", limits.max_segments, RangeLimits::MAX_SEGMENTS)?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::{
 
 use vm_memory::VolatileSlice;
 
-use super::storage::transfer;
+use super::transfer;
 
 /// Direct I/O, whose offsets, lengths and memory must be aligned.
 ///
@@ -41,6 +41,12 @@ impl Direct {
     /// The unit of offsets and lengths, in bytes.
     pub fn block(&self) -> usize {
         self.block
+    }
+
+    /// What addresses are multiples of, in bytes.
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
+    pub fn memory(&self) -> usize {
+        self.memory
     }
 
     /// A change of whole blocks is under way as long as this lives.

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    marker::PhantomData,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -13,7 +14,10 @@ use devisor::{
     memory::Memory,
     virtio::{
         DeviceState, DeviceStateError, Fault, Queue, QueueHandler, QueueIndex, VirtioDevice,
-        block::{Abilities, Block, BlockOptions, BlockState, Limits, MemoryStorage, Storage},
+        block::{
+            Abilities, Block, BlockOptions, BlockState, Lifetime, Limits, MemoryStorage, RangeLimits, Storage,
+            Synchronous,
+        },
         features,
         queue::{QueueCounters, Rest, Silent},
     },
@@ -26,8 +30,10 @@ pub const T_IN: u32 = 0;
 pub const T_OUT: u32 = 1;
 pub const T_FLUSH: u32 = 4;
 pub const T_GET_ID: u32 = 8;
+pub const T_GET_LIFETIME: u32 = 10;
 pub const T_DISCARD: u32 = 11;
 pub const T_WRITE_ZEROES: u32 = 13;
+pub const T_SECURE_ERASE: u32 = 14;
 
 pub const OK: u8 = 0;
 pub const IOERR: u8 = 1;
@@ -40,6 +46,8 @@ pub const F_CONFIG_WCE: u64 = 1 << 11;
 pub const F_MQ: u64 = 1 << 12;
 pub const F_DISCARD: u64 = 1 << 13;
 pub const F_WRITE_ZEROES: u64 = 1 << 14;
+pub const F_LIFETIME: u64 = 1 << 15;
+pub const F_SECURE_ERASE: u64 = 1 << 16;
 
 /// Where a request's parts are in guest memory.
 pub const HEADER: u64 = 0x2_0000;
@@ -97,7 +105,11 @@ pub enum Call {
     Flush,
     Discard(u64, u64),
     WriteZeroes(u64, u64, bool),
+    SecureErase(u64, u64),
 }
+
+/// A write that is stable before it is completed.
+pub const WRITE_THEN_FLUSH: [Call; 2] = [Call::Write(0, 512), Call::Flush];
 
 /// A storage in memory that keeps a log and misbehaves on demand.
 #[derive(Default)]
@@ -105,6 +117,8 @@ pub struct Rigged {
     pub data: MemoryStorage,
     pub read_only: AtomicBool,
     pub no_discard: AtomicBool,
+    pub secure_erase: AtomicBool,
+    pub lifetime: Mutex<Option<Lifetime>>,
     limits: Limits,
     /// Transfers move this many bytes at most.
     pub at_most: AtomicUsize,
@@ -215,7 +229,13 @@ impl Storage for Rigged {
             read_only: self.read_only.load(Ordering::SeqCst),
             discard,
             unmap: discard,
+            secure_erase: self.secure_erase.load(Ordering::SeqCst),
+            ..Abilities::default()
         }
+    }
+
+    fn lifetime(&self) -> Option<Lifetime> {
+        *self.lifetime.lock().unwrap()
     }
 
     fn limits(&self) -> Limits {
@@ -250,6 +270,11 @@ impl Storage for Rigged {
         self.note(Call::WriteZeroes(offset, len, may_unmap))?;
         self.data.write_zeroes(offset, len, may_unmap)
     }
+
+    fn secure_erase(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.note(Call::SecureErase(offset, len))?;
+        self.data.write_zeroes(offset, len, true)
+    }
 }
 
 /// A disk over `storage` as it was saved: made with as many queues, then restored.
@@ -267,17 +292,57 @@ pub fn saved(block: &Block) -> BlockState {
     }
 }
 
+/// How a block device is put over a storage.
+pub trait How {
+    fn block(storage: Arc<Rigged>, options: BlockOptions) -> Block;
+}
+
+/// As one that answers at once.
+pub struct AtOnce;
+
+impl How for AtOnce {
+    fn block(storage: Arc<Rigged>, options: BlockOptions) -> Block {
+        Block::new(storage, options).expect("valid options")
+    }
+}
+
+/// As one whose requests end later.
+pub struct Later;
+
+impl How for Later {
+    fn block(storage: Arc<Rigged>, options: BlockOptions) -> Block {
+        Block::with_async(Synchronous::from(storage), options).expect("valid options")
+    }
+}
+
+pub fn small_segments() -> BlockOptions {
+    let limits = Some(RangeLimits {
+        max_sectors: 4,
+        max_segments: 3,
+    });
+    BlockOptions {
+        discard: limits,
+        write_zeroes: limits,
+        secure_erase: limits,
+        ..BlockOptions::default()
+    }
+}
+
+/// One that answers at once.
+pub type Disk = Driven<AtOnce>;
+
 /// A block device without a transport, with a queue of 256 and a driver that does as it is told.
-pub struct Disk {
+pub struct Driven<H> {
     pub memory: Arc<GuestMemoryMmap>,
     pub ring: Ring,
     pub storage: Arc<Rigged>,
     pub block: Block,
     queue: Queue,
     handler: Option<Box<dyn QueueHandler>>,
+    how: PhantomData<H>,
 }
 
-impl Disk {
+impl<H: How> Driven<H> {
     /// So many sectors, and default options.
     pub fn new(sectors: usize) -> Self {
         Self::over(Arc::new(Rigged::new(sectors)), BlockOptions::default())
@@ -289,7 +354,7 @@ impl Disk {
     }
 
     pub fn over(storage: Arc<Rigged>, options: BlockOptions) -> Self {
-        let block = Block::new(Arc::clone(&storage), options).expect("valid options");
+        let block = H::block(Arc::clone(&storage), options);
         Self::from_block(block, storage)
     }
 
@@ -306,6 +371,7 @@ impl Disk {
             block,
             queue: queue.expect("a valid layout"),
             handler: None,
+            how: PhantomData,
             memory,
         };
         disk.activate(disk.offered());

@@ -1,7 +1,7 @@
 //! Sizes and alignments of what keeps the data of a block device.
 
 /// In what units a storage works best. None of it is a demand: whatever the guest asks for is done all the same. A
-/// device tells its guest, where [`BlockOptions`](super::BlockOptions) leave it open.
+/// device tells its guest, where [`BlockOptions`](crate::virtio::block::BlockOptions) leave it open.
 ///
 /// By default: sectors of 512 bytes, and nothing that performs better than they do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use std::{
 
 use vm_memory::VolatileSlice;
 
-use super::{Abilities, Limits, Storage, direct::Direct, storage};
+use super::{Abilities, Limits, Storage, direct::Direct, write_zeros};
 
 /// A storage in a regular file or on a block device: vectored I/O at a position, straight between the file and guest
 /// memory.
@@ -151,6 +151,19 @@ impl FileStorage {
         Ok(storage)
     }
 
+    /// The file itself.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What direct I/O is aligned to, if the file is open for that: offsets and lengths, and memory.
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
+    pub(super) fn direct_alignment(&self) -> Option<(u64, usize)> {
+        self.direct
+            .as_ref()
+            .map(|direct| (direct.block() as u64, direct.memory()))
+    }
+
     fn len(&self) -> io::Result<u64> {
         match self.kind {
             Kind::Regular => Ok(self.file.metadata()?.len()),
@@ -160,7 +173,7 @@ impl FileStorage {
     }
 
     /// The part of a range that the host discards and zeroes: a block device does so in blocks alone.
-    fn whole_blocks(&self, offset: u64, len: u64) -> io::Result<Range<u64>> {
+    pub(super) fn whole_blocks(&self, offset: u64, len: u64) -> io::Result<Range<u64>> {
         let end = offset.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
         let block = match self.kind {
             Kind::Regular => 1,
@@ -237,6 +250,7 @@ impl Storage for FileStorage {
             read_only: self.read_only,
             discard: can,
             unmap: can,
+            ..Abilities::default()
         }
     }
 
@@ -284,10 +298,10 @@ impl Storage for FileStorage {
         match unmapped.or_else(|| self.optional(&blocks, zero)) {
             Some(zeroed) => {
                 zeroed?;
-                storage::write_zeros(self, offset, blocks.start - offset)?;
-                storage::write_zeros(self, blocks.end, offset + len - blocks.end)
+                write_zeros(self, offset, blocks.start - offset)?;
+                write_zeros(self, blocks.end, offset + len - blocks.end)
             }
-            None => storage::write_zeros(self, offset, len),
+            None => write_zeros(self, offset, len),
         }
     }
 }
@@ -325,12 +339,18 @@ fn direct(file: &File, kind: Kind, limits: &mut Limits) -> Direct {
 
 /// `None` if the host, its file system or its driver does not do this, so that another way must be found.
 fn if_supported(result: io::Result<()>) -> Option<io::Result<()>> {
-    match result.as_ref().map_err(io::Error::raw_os_error) {
-        Ok(()) => Some(result),
+    match &result {
+        Err(error) if is_refusal(error) => None,
+        _ => Some(result),
+    }
+}
+
+/// Whether the host, its file system or its driver does not do this.
+pub(super) fn is_refusal(error: &io::Error) -> bool {
+    match error.raw_os_error() {
+        Some(code) => REFUSALS.contains(&code),
         // One of ours, where the system is known to have no such call.
-        Err(None) if matches!(&result, Err(error) if error.kind() == io::ErrorKind::Unsupported) => None,
-        Err(Some(code)) if REFUSALS.contains(&code) => None,
-        Err(_) => Some(result),
+        None => error.kind() == io::ErrorKind::Unsupported,
     }
 }
 

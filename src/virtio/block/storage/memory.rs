@@ -38,7 +38,7 @@ impl MemoryStorage {
     }
 
     /// Makes it longer, with zeros, or shorter. The guest knows when
-    /// [`refresh_capacity`](super::Block::refresh_capacity) was called.
+    /// [`refresh_capacity`](crate::virtio::block::Block::refresh_capacity) was called.
     pub fn resize(&self, len: usize) {
         self.lock().resize(len, 0);
     }

@@ -1,10 +1,54 @@
-//! What keeps the data of a block device.
+//! What keeps the data of a block device: two traits, what implements them, and what stacks on them.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | this one | [`Storage`], which answers at once |
+//! | `channel`, `buffers` | [`AsyncStorage`], whose requests end later |
+//! | `adapter` | the one as the other |
+//! | `file`, `direct`, `memory` | what there is to keep data in |
+//! | `limits` | in what units it does so best |
+//! | `zones` | zoned storages, and one that emulates its zones |
+//! | `pool` | a storage that answers at once, called on threads of the embedder's |
+//! | `uring` | a file by way of `io_uring` |
+//! | `limited` | what stacks on any: so much in a time |
+//! | `faults`, `recorder` | the same for tests: failures on demand; what was asked, and what a crash leaves of it |
+
+mod adapter;
+mod buffers;
+mod channel;
+mod direct;
+mod faults;
+#[cfg(unix)]
+mod file;
+mod lifetime;
+mod limited;
+mod limits;
+mod memory;
+mod pool;
+mod recorder;
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+mod uring;
+mod zones;
 
 use std::{io, sync::Arc};
 
 use vm_memory::VolatileSlice;
 
-use super::Limits;
+pub use adapter::Synchronous;
+pub use buffers::{Buffers, Piece};
+pub use channel::{AsyncStorage, Channel, Ended, Operation, Outcome, Tag};
+pub use faults::{Failing, Faulty};
+#[cfg(unix)]
+pub use file::{FileError, FileStorage};
+pub use lifetime::Lifetime;
+pub use limited::{Allowance, Limited};
+pub use limits::Limits;
+pub use memory::MemoryStorage;
+pub use pool::{Pool, Pooled};
+pub use recorder::{Event, Recorder, Recording};
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+pub use uring::{UringOptions, UringStorage};
+pub use zones::{Zone, ZoneAction, ZoneError, ZoneLimits, ZoneState, ZonedError, ZonedStorage, Zones};
 
 /// What a storage can do besides being read and flushed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +59,10 @@ pub struct Abilities {
     pub discard: bool,
     /// [`write_zeroes`](Storage::write_zeroes) can give space back, if it may.
     pub unmap: bool,
+    /// [`secure_erase`](Storage::secure_erase) makes data irrecoverable.
+    pub secure_erase: bool,
+    /// A [write](Operation::Write) can be on stable storage when it ends, for less than a flush. Of an [`AsyncStorage`] alone.
+    pub fua: bool,
 }
 
 /// The data of a block device, by position, straight from and to guest memory.
@@ -77,6 +125,16 @@ pub trait Storage: Send + Sync {
         Limits::default()
     }
 
+    /// How worn it is, if it can tell. Asked at first, and then each time that a guest asks, if it could tell at first.
+    fn lifetime(&self) -> Option<Lifetime> {
+        None
+    }
+
+    /// Its zones, if it is a host-managed zoned storage: then writes come where a write pointer is, or get a [`ZoneError`].
+    fn zones(&self) -> Option<&dyn Zones> {
+        None
+    }
+
     /// Fills `buffers`, in order, with what is at `offset`. Returns how many bytes it filled: zero only at the end.
     ///
     /// # Errors
@@ -113,6 +171,16 @@ pub trait Storage: Send + Sync {
         let _ = may_unmap;
         write_zeros(self, offset, len)
     }
+
+    /// Makes what a range held irrecoverable, and all copies of it. What is read from it afterwards is undefined. Called if it is
+    /// among the [abilities](Abilities::secure_erase).
+    ///
+    /// # Errors
+    /// Some of it may still be there.
+    fn secure_erase(&self, offset: u64, len: u64) -> io::Result<()> {
+        let _ = (offset, len);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Bytes of zeros that are written at a time.
@@ -133,7 +201,7 @@ pub(super) fn write_zeros<S: Storage + ?Sized>(storage: &S, mut offset: u64, len
 }
 
 /// Moves all of `buffers` by as many calls of `step` as it takes. Returns how many bytes were moved, and what ended it.
-pub(super) fn transfer(
+pub(in crate::virtio::block) fn transfer(
     buffers: &[VolatileSlice<'_>],
     offset: u64,
     mut step: impl FnMut(u64, &[VolatileSlice<'_>]) -> io::Result<usize>,
@@ -198,6 +266,14 @@ macro_rules! forward {
                 (**self).limits()
             }
 
+            fn lifetime(&self) -> Option<Lifetime> {
+                (**self).lifetime()
+            }
+
+            fn zones(&self) -> Option<&dyn Zones> {
+                (**self).zones()
+            }
+
             fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
                 (**self).read_at(offset, buffers)
             }
@@ -216,6 +292,10 @@ macro_rules! forward {
 
             fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
                 (**self).write_zeroes(offset, len, may_unmap)
+            }
+
+            fn secure_erase(&self, offset: u64, len: u64) -> io::Result<()> {
+                (**self).secure_erase(offset, len)
             }
         }
     )*};

@@ -1,0 +1,99 @@
+//! A storage in a file or on a block device of the host, by way of `io_uring` (feature `io-uring`, Linux).
+
+mod channel;
+mod gate;
+
+use std::{io, sync::Arc, task::Waker, time::Duration};
+
+use super::{Abilities, AsyncStorage, Channel, FileStorage, Limits, Storage};
+use gate::Gate;
+
+/// A [`FileStorage`] whose requests are under way in the kernel: a ring for each queue, with the file registered, and one system call
+/// for all requests of a round.
+///
+/// *What it does* is what [`FileStorage`] does; discard and write zeroes are `fallocate`, on block devices too. A write that is to be
+/// stable when it ends is one with `RWF_DSYNC`. *Direct I/O* (a file that is open with `O_DIRECT`): aligned buffers go straight, others
+/// through at most 64 KiB at a time; a write of a part of a block waits until no other change is under way on any queue, and is done
+/// on the thread that serves its queue.
+///
+/// *What is waited for* is the ring's descriptor ([`Wait::Readable`](crate::virtio::Wait::Readable)). *Cancel* takes back what the
+/// kernel has not begun. A channel that is dropped waits until the kernel has let go of the guest's memory.
+///
+/// ```no_run
+/// use devisor::virtio::block::{Block, BlockOptions, FileStorage, UringOptions, UringStorage};
+///
+/// let storage = UringStorage::new(FileStorage::open("disk.img")?, UringOptions::default())?;
+/// let disk = Block::with_async(storage, BlockOptions { queues: 4, ..BlockOptions::default() })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct UringStorage(Arc<Shared>);
+
+/// How a [`UringStorage`] uses its rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UringOptions {
+    /// Entries of the submission queue, a power of two up to 32768. Requests beyond it are submitted by more system calls.
+    pub entries: u32,
+    /// Has a thread of the kernel's look for submissions (`IORING_SETUP_SQPOLL`), so that a busy queue needs no system call; it sleeps
+    /// after so long without one. It costs a CPU.
+    pub poll_submissions: Option<Duration>,
+}
+
+impl Default for UringOptions {
+    fn default() -> Self {
+        Self {
+            entries: 256,
+            poll_submissions: None,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    file: FileStorage,
+    options: UringOptions,
+    gate: Gate,
+}
+
+impl UringStorage {
+    /// Over an open file or block device.
+    ///
+    /// # Errors
+    /// The kernel has no `io_uring`, or not for this process: so an embedder can take another way.
+    pub fn new(file: FileStorage, options: UringOptions) -> io::Result<Self> {
+        let shared = Shared {
+            file,
+            options,
+            gate: Gate::default(),
+        };
+        // Tried once, so that it does not show when the guest runs.
+        channel::ring(&shared)?;
+        Ok(Self(Arc::new(shared)))
+    }
+
+    /// The file.
+    pub fn file(&self) -> &FileStorage {
+        &self.0.file
+    }
+}
+
+impl AsyncStorage for UringStorage {
+    fn capacity(&self) -> io::Result<u64> {
+        self.0.file.capacity()
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            fua: true,
+            ..self.0.file.abilities()
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        self.0.file.limits()
+    }
+
+    fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
+        Ok(Box::new(channel::Ring::new(Arc::clone(&self.0), waker)?))
+    }
+}

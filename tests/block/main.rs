@@ -1,0 +1,35 @@
+//! The block device: what a driver gets for each request, and what a hostile one cannot get.
+
+#[cfg(feature = "event-loop")]
+mod events;
+mod guest;
+mod late;
+#[path = "../support/rest.rs"]
+mod rest;
+#[path = "../support/ring.rs"]
+mod ring;
+mod support;
+
+#[cfg(target_os = "linux")]
+#[path = "../support/host_file.rs"]
+mod host_file;
+#[cfg(target_os = "linux")]
+#[path = "../support/skip.rs"]
+mod skip;
+
+mod at_once;
+mod configuration;
+mod crash;
+#[cfg(target_os = "linux")]
+mod host;
+#[allow(clippy::duplicate_mod, reason = "the same has to be so")]
+mod later;
+mod memory;
+mod pool;
+mod stacked;
+mod state;
+mod transport;
+mod under_way;
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+mod uring;
+mod zones;
