@@ -591,6 +591,7 @@ fn the_no_interrupt_flag_is_honoured_without_event_idx() {
             requests: 2,
             bytes: 2,
             malformed: 0,
+            malformed_by: Default::default(),
             wanted: 1,
             suppressed: 1,
             delivered: 1,
@@ -1264,7 +1265,7 @@ fn layouts_that_cannot_be_are_refused() {
     for size in [0, 3, 2 * SIZE, 0xffff] {
         assert_eq!(
             refused(QueueLayout { size, ..good }),
-            QueueError::Size { size, max: SIZE }
+            QueueError::Size { size, max: SIZE, packed: false }
         );
     }
     for layout in [

@@ -5,8 +5,11 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{Gone, OwnedChain, QueueError, Reader, Round, Writer, owned::Held};
-use crate::memory::{Pin, Segment};
+use super::{ChainError, Gone, OwnedChain, QueueError, Reader, Round, Writer, counters::Kind, owned::Held};
+use crate::{
+    memory::{Pin, Segment},
+    virtio::features,
+};
 
 /// A request of the driver that a round has found: device-readable segments, then device-writable ones, all of them in guest memory.
 ///
@@ -15,7 +18,7 @@ use crate::memory::{Pin, Segment};
 pub struct Chain<'r, 'q>(pub(super) &'r mut Round<'q>);
 
 impl Chain<'_, '_> {
-    /// Index of the first descriptor, by which the driver knows the chain.
+    /// Index of the first descriptor, or buffer ID in a packed ring: by which the driver knows the chain.
     pub fn head(&self) -> u16 {
         self.0.outline.head
     }
@@ -86,7 +89,19 @@ impl Chain<'_, '_> {
     /// # Errors
     /// As [`complete`](Self::complete).
     pub fn refuse(self) -> Result<(), QueueError> {
-        self.0.shared.count_malformed();
+        self.refuse_as(Kind::Request)
+    }
+
+    /// [`refuse`](Self::refuse), counted [by what](super::Malformed) is wrong with it.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub fn refuse_for(self, error: &ChainError) -> Result<(), QueueError> {
+        self.refuse_as(error.into())
+    }
+
+    fn refuse_as(self, kind: Kind) -> Result<(), QueueError> {
+        self.0.shared.counters.malformed(kind);
         self.give_back::<true>(0)
     }
 
@@ -106,9 +121,12 @@ impl Chain<'_, '_> {
         round.share();
         // One that was given back keeps its place.
         if !round.returned {
-            round.hands.order += 1;
+            let place = round.hands.taken(&outline);
             // Seen by who completes it, and by the next round.
-            shared.places[usize::from(outline.head)].store(round.hands.order, Ordering::Release);
+            shared.places[usize::from(outline.head)].store(place, Ordering::Release);
+            if shared.features & features::IN_ORDER != 0 {
+                round.keep(place);
+            }
         } else {
             round.with_used(|shared, used| shared.forget_returned(used, outline.head));
         }

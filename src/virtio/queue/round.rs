@@ -7,11 +7,15 @@ use std::{
 
 use super::{
     Chain, ChainError, Gone, OwnedChain, QueueError, QueueIndex,
-    area::{FlatRing, FlatView, View},
-    chain::{MAX_SEGMENTS, Outline, Pool, Segments},
+    area::{FlatRing, FlatView, Format, View},
+    available::Available,
+    chain::{Broken, MAX_SEGMENTS, Outline, Pool, Segments},
+    counters::Kind,
+    in_order::Kept,
     owned::Held,
-    split::{Available, Look},
-    used::{Shared, Used},
+    packed::FlatPacked,
+    split::Look,
+    used::{Shared, Used, UsedRing},
 };
 use crate::{
     sync::lock,
@@ -68,6 +72,8 @@ pub(super) struct Hands {
     pub segments: Segments,
     /// How many chains were taken away from their rounds.
     pub order: u64,
+    /// How many descriptors of a packed ring these took. Wraps.
+    pub descriptors: u32,
     /// Room for chains that are taken.
     spare: Pool,
     /// How many there is room for, in `spare`, in those that are out, and among those that came back.
@@ -77,6 +83,14 @@ pub(super) struct Hands {
 }
 
 impl Hands {
+    /// A chain is taken, or waits for one that was: the number by which it is the last of them.
+    #[inline(always)]
+    pub fn taken(&mut self, outline: &Outline) -> u64 {
+        self.order += 1;
+        self.descriptors = self.descriptors.wrapping_add(outline.descriptors.into());
+        self.order
+    }
+
     /// Room for another chain, in place of one that is taken. Those that came back are fetched several at a time.
     #[inline]
     pub fn spare(&mut self, shared: &Shared) -> Segments {
@@ -121,6 +135,7 @@ pub struct Round<'q> {
     reading: u64,
     budget: u16,
     indirect: bool,
+    packed: bool,
     /// No other thread has to do with the queue, nor is there anything of it left to do: no chain is out or was given back untouched,
     /// and no signal is owed.
     alone: bool,
@@ -136,9 +151,17 @@ pub struct Round<'q> {
 /// The used side, locked, and its short way.
 struct Ring<'q> {
     used: MutexGuard<'q, Used>,
-    view: FlatRing<'q>,
-    /// Entries from this one on are not marked as written yet.
-    unmarked: u16,
+    view: Format<FlatRing<'q>, FlatPacked<'q>>,
+    /// Entries from this one on are not marked as written yet; of a packed ring, descriptors after so many.
+    unmarked: u32,
+}
+
+/// How far the used side has come, for [`Ring::unmarked`].
+fn marked(ring: &UsedRing) -> u32 {
+    match ring {
+        Format::Split(ring) => ring.next.into(),
+        Format::Packed(ring) => ring.total,
+    }
 }
 
 impl<'q> Round<'q> {
@@ -154,6 +177,7 @@ impl<'q> Round<'q> {
         Self {
             budget: if closed { 0 } else { shared.layout.size },
             indirect: shared.features & features::INDIRECT_DESC != 0,
+            packed: shared.is_packed(),
             shared,
             counted: shared,
             available,
@@ -193,7 +217,11 @@ impl<'q> Round<'q> {
         reason = "a chain is lent until the next one is looked for"
     )]
     pub fn next(&mut self) -> Result<Option<Chain<'_, 'q>>, QueueError> {
-        let found = self.find_near() || self.find()?;
+        let near = match self.packed {
+            false => self.find_near(),
+            true => self.find_packed_near(),
+        };
+        let found = near || self.find()?;
         Ok(found.then_some(Chain(self)))
     }
 
@@ -203,7 +231,10 @@ impl<'q> Round<'q> {
     #[inline(never)]
     fn find_near(&mut self) -> bool {
         let Some(view) = &self.flat else { return false };
-        let Some(head) = self.available.look_near(&view.ring) else {
+        let (Format::Split(ring), Format::Split(available)) = (&view.ring, &mut *self.available) else {
+            return false;
+        };
+        let Some(head) = available.look_near(ring) else {
             return false;
         };
         let shared = self.shared;
@@ -212,63 +243,164 @@ impl<'q> Round<'q> {
         }
         self.looked = Looked::Left;
         let segments = &mut self.hands.segments;
-        segments.walk_near(&mut self.outline, view, head, self.indirect)
+        segments.walk_near(&mut self.outline, view, ring, head, self.indirect)
     }
 
-    /// Looks for the next chain and walks it. Whether there is one.
+    /// [`find_near`](Self::find_near) in a packed ring.
+    #[inline(never)]
+    fn find_packed_near(&mut self) -> bool {
+        let Some(view) = &self.flat else { return false };
+        let (Format::Packed(ring), Format::Packed(available)) = (&view.ring, &*self.available) else {
+            return false;
+        };
+        let Some(first) = available.look_near(ring) else {
+            return false;
+        };
+        if self.budget == 0 || !self.alone && self.shared.returns() {
+            return false;
+        }
+        self.looked = Looked::Left;
+        let segments = &mut self.hands.segments;
+        let walked = segments.walk_packed_near(&mut self.outline, view, ring, first, available.next, self.indirect);
+        walked && (self.alone || self.fits(&self.outline).is_ok())
+    }
+
+    /// Whether a chain of a packed ring can be, beside those that are in flight.
+    fn fits(&self, outline: &Outline) -> Result<(), QueueError> {
+        let (shared, size) = (self.shared, self.shared.layout.size);
+        if shared.is_in_flight(outline.head) {
+            return Err(QueueError::InFlight(outline.head));
+        }
+        let out = self.hands.descriptors.wrapping_sub(shared.ended.load(Ordering::Acquire));
+        match out + u32::from(outline.descriptors) {
+            made if made > size.into() => Err(QueueError::Overrun { made, size }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks for the next chain and walks it. Whether there is one that keeps the rules; others are given back at once.
     #[cold]
     fn find(&mut self) -> Result<bool, QueueError> {
         self.looked = Looked::Left;
         while self.budget != 0 {
-            let returns = !self.alone && self.shared.returns();
-            let returned = returns.then(|| self.with_used(|_, used| used.resubmit.first().copied()));
-            let returned = returned.flatten();
-            self.returned = returned.is_some();
-            let head = match returned {
-                Some(head) => head,
-                None => match self.available.look(self.view) {
-                    Look::Head(head) => head,
-                    Look::Nothing => {
-                        self.looked = Looked::Empty;
-                        return Ok(false);
-                    }
-                    Look::Broken(found) => return Err(self.available.broken(found)),
-                    Look::Gone => return Err(self.shared.gone()),
-                },
+            let mut read = 0;
+            let walked = match self.walk(&mut read) {
+                Ok(Some(walked)) => walked,
+                Ok(None) => {
+                    self.looked = Looked::Empty;
+                    return Ok(false);
+                }
+                Err(Broken::Ring(error)) => return Err(error),
+                Err(Broken::Gone) => return Err(self.shared.gone()),
             };
-            if !self.returned && !self.alone && self.shared.is_in_flight(head) {
-                return Err(QueueError::InFlight(head));
+            if read != 0 {
+                // The next is looked for where this one is.
+                self.flat = self.view.flat_near(self.hands.segments.first());
+                let reading = u64::from(read) * DESCRIPTOR_BYTES;
+                self.reading += reading;
+                self.spend_bytes(reading, 1);
             }
-            if self.walk(head).map_err(|Gone| self.shared.gone())? {
-                return Ok(true);
-            }
+            let spilled = self.shared.spilled.load(Ordering::SeqCst);
+            let kind = match &walked {
+                // What comes again in a packed ring has been held all along.
+                Ok(()) if read == 0 || spilled + self.outline.spilled() <= MAX_SEGMENTS => return Ok(true),
+                Ok(()) => Kind::Held,
+                Err(error) => error.into(),
+            };
+            self.shared.counters.malformed(kind);
+            self.give_back::<true>(0).map_err(|Gone| self.shared.gone())?;
         }
         Ok(false)
     }
 
-    /// Walks the chain at `head`. Whether it keeps the rules; one that does not is given back at once.
-    fn walk(&mut self, head: u16) -> Result<bool, Gone> {
+    /// Walks the next chain, if there is one. How many descriptors it has read the long way is added to `read`.
+    fn walk(&mut self, read: &mut u32) -> Result<Option<Result<(), ChainError>>, Broken> {
+        let returns = !self.alone && self.shared.returns();
+        let again = if returns { self.walk_again(read) } else { None };
+        self.returned = again.is_some();
+        if self.returned {
+            return Ok(again);
+        }
+        let walked = match (&mut *self.available, self.view.ring()) {
+            (Format::Split(available), Format::Split(ring)) => {
+                let head = match available.look(ring) {
+                    Look::Head(head) => head,
+                    Look::Nothing => return Ok(None),
+                    Look::Broken(found) => return Err(Broken::Ring(available.broken(found))),
+                    Look::Gone => return Err(Broken::Gone),
+                };
+                if !self.alone && self.shared.is_in_flight(head) {
+                    return Err(Broken::Ring(QueueError::InFlight(head)));
+                }
+                self.walk_split(head, read)
+            }
+            (Format::Packed(available), Format::Packed(ring)) => {
+                let Look::Head(first) = available.look(ring)? else {
+                    return Ok(None);
+                };
+                let (outline, spot, indirect) = (&mut self.outline, available.next, self.indirect);
+                let segments = &mut self.hands.segments;
+                let near = self.flat.as_ref().is_some_and(|view| match &view.ring {
+                    Format::Packed(ring) => segments.walk_packed_near(outline, view, ring, first, spot, indirect),
+                    Format::Split(_) => false,
+                });
+                let walked = match near {
+                    true => Ok(()),
+                    false => segments.walk_packed(outline, ring, first, spot, indirect, read)?,
+                };
+                if !self.alone {
+                    self.fits(&self.outline).map_err(Broken::Ring)?;
+                }
+                walked
+            }
+            _ => unreachable!("a queue has one format"),
+        };
+        Ok(Some(walked))
+    }
+
+    /// Walks the chain at `head` of a split ring.
+    fn walk_split(&mut self, head: u16, read: &mut u32) -> Result<(), ChainError> {
         let (segments, outline, indirect) = (&mut self.hands.segments, &mut self.outline, self.indirect);
         if let Some(view) = &self.flat
-            && let Some(head) = view.ring.head(head)
-            && segments.walk_near(outline, view, head, indirect)
+            && let Format::Split(ring) = &view.ring
+            && let Some(head) = ring.head(head)
+            && segments.walk_near(outline, view, ring, head, indirect)
         {
-            return Ok(true);
+            return Ok(());
         }
-        let mut read = 0;
-        let walked = segments.walk(outline, self.view, head, indirect, &mut read);
-        // The next is looked for where this one is.
-        self.flat = self.view.flat_near(segments.first());
-        let reading = u64::from(read) * DESCRIPTOR_BYTES;
-        self.reading += reading;
-        self.spend_bytes(reading, 1);
-        let spilled = self.shared.spilled.load(Ordering::SeqCst);
-        if walked.is_ok() && spilled + self.outline.spilled() <= MAX_SEGMENTS {
-            return Ok(true);
+        match self.view.ring() {
+            Format::Split(ring) => segments.walk(outline, ring, head, indirect, read),
+            Format::Packed(_) => unreachable!("a queue has one format"),
         }
-        self.shared.count_malformed();
-        self.give_back::<true>(0)?;
-        Ok(false)
+    }
+
+    /// Walks the first chain that was given back untouched, if there is one.
+    fn walk_again(&mut self, read: &mut u32) -> Option<Result<(), ChainError>> {
+        let shared = self.shared;
+        let used = lock(&shared.used);
+        let returned = used.resubmit.first()?;
+        if let Some((outline, segments)) = &returned.chain {
+            self.outline = *outline;
+            return Some(self.hands.segments.find_again(outline, segments, &self.view.pin));
+        }
+        let head = returned.head;
+        drop(used);
+        Some(self.walk_split(head, read))
+    }
+
+    /// A chain that is taken is the last of those that are used in order.
+    pub(super) fn keep(&mut self, place: u64) {
+        let Outline { head, descriptors, .. } = self.outline;
+        let kept = Kept {
+            head,
+            descriptors,
+            written: None,
+        };
+        self.with_used(|_, used| {
+            if let Some(order) = &mut used.order {
+                order.push(place, kept);
+            }
+        });
     }
 
     pub(super) fn with_used<R>(&mut self, f: impl FnOnce(&Shared, &mut Used) -> R) -> R {
@@ -281,7 +413,11 @@ impl<'q> Round<'q> {
     /// Puts the chain into the used ring.
     #[inline]
     pub(super) fn give_back<const PUBLISH: bool>(&mut self, written: u32) -> Result<(), Gone> {
-        match self.give_back_near::<PUBLISH>(written) {
+        let near = match self.packed {
+            false => self.give_back_near::<PUBLISH>(written),
+            true => self.give_back_packed_near::<PUBLISH>(written),
+        };
+        match near {
             Near::Done => Ok(()),
             near => self.give_back_far(written, PUBLISH, near),
         }
@@ -290,17 +426,47 @@ impl<'q> Round<'q> {
     /// The short way. It calls nothing, as [`find_near`](Self::find_near).
     #[inline(never)]
     fn give_back_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
-        if self.ring.is_none() {
-            return Near::Far;
-        }
-        self.available.advance();
-        self.spend();
         let Some(Ring { used, view, .. }) = &mut self.ring else {
             return Near::Far;
         };
+        let (Format::Split(ring), Format::Split(view), Format::Split(available)) =
+            (&mut used.ring, view, &mut *self.available)
+        else {
+            return Near::Far;
+        };
+        available.advance();
         let written = written.min(self.outline.writable_len);
-        let ring = &mut used.ring;
-        match ring.use_near::<PUBLISH>(view, self.outline.head, written, self.shared) {
+        let wanted =
+            ring.use_near::<PUBLISH>(view, self.outline.head, written, self.shared);
+        self.spend();
+        match wanted {
+            true => Near::Signal,
+            false => Near::Done,
+        }
+    }
+
+    /// [`give_back_near`](Self::give_back_near) in a packed ring.
+    #[inline(never)]
+    fn give_back_packed_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
+        let Some(Ring { used, view, .. }) = &mut self.ring else {
+            return Near::Far;
+        };
+        let (Format::Packed(ring), Format::Packed(view), Format::Packed(available)) =
+            (&mut used.ring, view, &mut *self.available)
+        else {
+            return Near::Far;
+        };
+        let Outline {
+            head,
+            descriptors,
+            writable_len,
+            ..
+        } = self.outline;
+        available.advance(descriptors);
+        let (shown, wanted) = ring.use_near::<PUBLISH>(view, head, descriptors, written.min(writable_len));
+        self.shared.counters.used(shown, wanted);
+        self.spend();
+        match wanted {
             true => Near::Signal,
             false => Near::Done,
         }
@@ -312,21 +478,37 @@ impl<'q> Round<'q> {
             self.signal();
             return Ok(());
         }
-        let Outline { head, writable_len, .. } = self.outline;
-        let written = written.min(writable_len);
+        let outline = self.outline;
+        let Outline { head, descriptors, .. } = outline;
+        let written = written.min(outline.writable_len);
         let (shared, view) = (self.shared, self.view);
         let mut used = lock(&shared.used);
-        if self.returned {
-            shared.forget_returned(&mut used, head);
-            shared.forget(head);
-        }
         // Others may do so too, unless the round is alone.
-        used.ring.put(view, head, written)?;
+        let used_side = &mut *used;
+        if self.returned {
+            shared.forget_returned(used_side, head);
+            shared.end_taken(used_side, view, &outline, written)?;
+        } else if let Some(order) = used_side.order.as_mut().filter(|order| !order.is_empty()) {
+            // It waits for those before it.
+            let place = self.hands.taken(&outline);
+            shared.places[usize::from(head)].store(place, Ordering::Release);
+            let written = Some(written);
+            order.push(
+                place,
+                Kept {
+                    head,
+                    descriptors,
+                    written,
+                },
+            );
+        } else {
+            used_side.ring.put(view, head, descriptors, written)?;
+        }
         let signal = publish && shared.publish(&mut used.ring, view)?;
         if let Some(view) = self.flat
             && self.alone
         {
-            let unmarked = used.ring.next;
+            let unmarked = marked(&used.ring);
             let view = view.ring;
             self.ring = Some(Ring { used, view, unmarked });
         } else {
@@ -361,10 +543,13 @@ impl<'q> Round<'q> {
     fn mark_used(&mut self) {
         if let Some(ring) = &mut self.ring
             && self.view.pin.tracks()
-            && ring.unmarked != ring.used.ring.next
+            && ring.unmarked != marked(&ring.used.ring)
         {
-            self.view.mark_used(ring.unmarked, ring.used.ring.next);
-            ring.unmarked = ring.used.ring.next;
+            let from = std::mem::replace(&mut ring.unmarked, marked(&ring.used.ring));
+            match &ring.used.ring {
+                Format::Split(used) => self.view.mark_used(from as u16, used.next),
+                Format::Packed(used) => self.view.mark_packed(used.next, used.total.wrapping_sub(from)),
+            }
         }
     }
 
@@ -372,7 +557,7 @@ impl<'q> Round<'q> {
     #[inline(always)]
     pub(super) fn consumed(&mut self) {
         match self.returned {
-            false => self.available.advance(),
+            false => self.available.advance(self.outline.descriptors),
             true => self.returned = false,
         }
         self.spend();
@@ -462,7 +647,7 @@ impl<'q> Round<'q> {
         while let Some(chain) = self.next()? {
             match answer(&chain) {
                 Ok(written) => chain.complete(written)?,
-                Err(_) => chain.refuse()?,
+                Err(error) => chain.refuse_for(&error)?,
             }
         }
         Ok(())
@@ -481,7 +666,7 @@ impl<'q> Round<'q> {
         match self.looked {
             _ if self.budget == 0 => Ok(Rest::More),
             Looked::Taken => Ok(Rest::More),
-            Looked::Left if !self.available.kicks_stay => Ok(Rest::Left),
+            Looked::Left if !self.available.kicks_stay() => Ok(Rest::Left),
             // A kick is all that has the queue looked at again.
             Looked::Left => self.rest(Rest::Left, Available::expect_kicks_for_more),
             Looked::Empty => self.rest(Rest::Drained, Available::expect_kicks),
@@ -514,7 +699,7 @@ impl Drop for Round<'_> {
         }
         self.mark_used();
         let all = (ROUND_BYTES - 1).wrapping_sub(self.bytes);
-        self.shared.count_bytes(all.wrapping_sub(self.reading));
+        self.shared.counters.bytes(all.wrapping_sub(self.reading));
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
     Fault, Handle, QueueIndex, VirtioDevice, Wait,
     device::Attached,
     features,
-    queue::{Inside, QueueLayout, Stop, VirtioInterrupt},
+    queue::{Inside, QueueLayout, Stop, VirtioInterrupt, is_size},
     run::{
         Lanes,
         order::{Guard, Rank, lock_in_order},
@@ -370,16 +370,18 @@ impl<D: VirtioDevice> Core<D> {
     }
 
     /// Sets the size of the selected queue, if it is not frozen. One that cannot be becomes zero: what the register reads as
-    /// is "either a value of 0 or a power of 2" (section 4.1.4.3.1), and a queue of size zero is refused when it is started.
+    /// is, of a split ring, "either a value of 0 or a power of 2" (section 4.1.4.3.1), and a queue of size zero is refused when it is
+    /// started.
     /// The size of before would not do, for the driver has made its rings for the one that it has written, and the device
     /// would write beyond them.
     pub fn write_queue_size(&self, value: u32) {
         let mut registers = self.registers();
         let selected = registers.selected();
+        let packed = registers.driver_features & features::RING_PACKED != 0;
         if let Some(queue) = self.unfrozen(&mut registers) {
             let max = self.queue_sizes[selected];
             let size = u16::try_from(value).unwrap_or(0);
-            queue.layout.size = if is_queue_size(size, max) { size } else { 0 };
+            queue.layout.size = if is_size(size, max, packed) { size } else { 0 };
         }
     }
 
@@ -561,11 +563,6 @@ impl<D: VirtioDevice> Attached for Core<D> {
             self.tell_config_if_owed();
         }
     }
-}
-
-/// Whether a driver may choose this size: rings are split ones.
-fn is_queue_size(size: u16, max: u16) -> bool {
-    size.is_power_of_two() && size <= max
 }
 
 /// The 32 bits of `value` that `sel` selects.
