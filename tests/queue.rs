@@ -1265,7 +1265,11 @@ fn layouts_that_cannot_be_are_refused() {
     for size in [0, 3, 2 * SIZE, 0xffff] {
         assert_eq!(
             refused(QueueLayout { size, ..good }),
-            QueueError::Size { size, max: SIZE, packed: false }
+            QueueError::Size {
+                size,
+                max: SIZE,
+                packed: false
+            }
         );
     }
     for layout in [

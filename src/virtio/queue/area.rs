@@ -8,7 +8,10 @@ use std::{
 
 use vm_memory::Permissions;
 
-use super::{Gone, QueueError, QueueLayout, packed::{FlatPacked, Spot}};
+use super::{
+    Gone, QueueError, QueueLayout,
+    packed::{FlatPacked, Spot},
+};
 use crate::memory::{Outside, Pin, Segment, Span};
 
 /// Bytes of flags and index before the entries of either ring.
@@ -310,7 +313,8 @@ impl SplitView<'_> {
     pub fn avail_entry(&self, index: u16) -> Result<u16, Gone> {
         // SAFETY: the slot is below the size.
         unsafe {
-            self.0.driver
+            self.0
+                .driver
                 .load(&self.0.pin, RING_HEADER + AVAIL_ENTRY * self.slot(index))
         }
     }
@@ -339,7 +343,8 @@ impl SplitView<'_> {
     pub fn set_avail_event(&self, idx: u16) -> Result<(), Gone> {
         // SAFETY: every device area has a tail.
         unsafe {
-            self.0.device
+            self.0
+                .device
                 .store(&self.0.pin, RING_HEADER + USED_ENTRY * self.size(), idx)
         }
     }

@@ -430,7 +430,11 @@ impl Segments {
         let (readable, count) = (usize::from(outline.readable), usize::from(outline.count));
         self.0[..count].copy_from_slice(&found.0[..count]);
         for (number, segment) in self.0[..count].iter_mut().enumerate() {
-            let access = if number < readable { Permissions::Read } else { Permissions::Write };
+            let access = if number < readable {
+                Permissions::Read
+            } else {
+                Permissions::Write
+            };
             pin.check(segment, access)?;
         }
         Ok(())

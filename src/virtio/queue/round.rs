@@ -271,7 +271,10 @@ impl<'q> Round<'q> {
         if shared.is_in_flight(outline.head) {
             return Err(QueueError::InFlight(outline.head));
         }
-        let out = self.hands.descriptors.wrapping_sub(shared.ended.load(Ordering::Acquire));
+        let out = self
+            .hands
+            .descriptors
+            .wrapping_sub(shared.ended.load(Ordering::Acquire));
         match out + u32::from(outline.descriptors) {
             made if made > size.into() => Err(QueueError::Overrun { made, size }),
             _ => Ok(()),
@@ -436,8 +439,7 @@ impl<'q> Round<'q> {
         };
         available.advance();
         let written = written.min(self.outline.writable_len);
-        let wanted =
-            ring.use_near::<PUBLISH>(view, self.outline.head, written, self.shared);
+        let wanted = ring.use_near::<PUBLISH>(view, self.outline.head, written, self.shared);
         self.spend();
         match wanted {
             true => Near::Signal,

@@ -82,7 +82,9 @@ pub enum QueueStateError {
         next_avail: u16,
     },
     /// A place in a packed ring is beyond its end.
-    #[error("place {place:#x} in a packed ring of {size}: an offset below the size, and the wrap counter in bit 15, is possible")]
+    #[error(
+        "place {place:#x} in a packed ring of {size}: an offset below the size, and the wrap counter in bit 15, is possible"
+    )]
     Place {
         /// What the state says.
         place: u16,
@@ -105,7 +107,9 @@ pub enum QueueStateError {
         needed: u32,
     },
     /// A request has ended that is not in flight, or is the first that is, or twice; or the queue is not one that keeps the order.
-    #[error("head {0} has ended out of order: one in flight after another that has not, of a queue in order, is possible")]
+    #[error(
+        "head {0} has ended out of order: one in flight after another that has not, of a queue in order, is possible"
+    )]
     Ended(u16),
 }
 
@@ -134,7 +138,12 @@ impl Queue {
         } = &*self.shared;
         let used = lock(used);
         let in_flight = self.shared.in_flight();
-        let kept = |head| used.order.iter().flat_map(InOrder::iter).find(move |kept| kept.head == head);
+        let kept = |head| {
+            used.order
+                .iter()
+                .flat_map(InOrder::iter)
+                .find(move |kept| kept.head == head)
+        };
         let ended = in_flight.iter().filter_map(|&head| {
             let written = kept(head)?.written?;
             Some(Ended { head, written })
@@ -271,7 +280,11 @@ fn check_chains(state: &QueueState, ended: &[Option<u32>]) -> Result<Vec<Found>,
     };
     if state.features & features::RING_PACKED == 0 {
         let nothing = in_flight.iter().map(|_| None).collect();
-        return if chains.is_empty() { Ok(nothing) } else { Err(contradiction(0)) };
+        return if chains.is_empty() {
+            Ok(nothing)
+        } else {
+            Err(contradiction(0))
+        };
     }
     let size = layout.size;
     for &place in [next_avail, next_used] {
@@ -292,7 +305,11 @@ fn check_chains(state: &QueueState, ended: &[Option<u32>]) -> Result<Vec<Found>,
         } = chain;
         if *descriptors == 0 || ended.is_some() {
             let empty = readable.is_empty() && writable.is_empty();
-            return if *descriptors != 0 && empty { Ok(None) } else { Err(contradiction(needed)) };
+            return if *descriptors != 0 && empty {
+                Ok(None)
+            } else {
+                Err(contradiction(needed))
+            };
         }
         let found = Segments::restored((head, *descriptors), readable, writable, size);
         let found = found.ok_or_else(|| contradiction(needed))?;

@@ -337,7 +337,8 @@ impl Shared {
     fn is_used(&self, head: u16, descriptors: u16) {
         self.forget(head);
         let ended = self.ended.load(Ordering::Relaxed);
-        self.ended.store(ended.wrapping_add(descriptors.into()), Ordering::Release);
+        self.ended
+            .store(ended.wrapping_add(descriptors.into()), Ordering::Release);
     }
 
     /// Keeps the room of a chain that came back for another.
@@ -373,8 +374,7 @@ impl Shared {
             (Format::Packed(ring), Format::Packed(flat)) => {
                 self.is_used(outline.head, outline.descriptors);
                 let from = ring.total;
-                let (shown, wanted) =
-                    ring.use_near::<true>(&flat, outline.head, outline.descriptors, written);
+                let (shown, wanted) = ring.use_near::<true>(&flat, outline.head, outline.descriptors, written);
                 self.counters.used(shown, wanted);
                 if view.pin.tracks() {
                     view.mark_packed(ring.next, ring.total.wrapping_sub(from));

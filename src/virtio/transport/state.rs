@@ -233,7 +233,9 @@ impl<D: VirtioDevice> Core<D> {
         self.notice.pause();
         let untold = self.begin_stop(Stop::Embedder);
         if status & status::FEATURES_OK != 0 {
-            device.negotiated(driver_features);
+            let negotiated = self.as_modern(driver_features);
+            self.negotiated.store(negotiated, Ordering::SeqCst);
+            device.negotiated(negotiated);
         }
         for (queue, (index, lane)) in queues.into_iter().zip(self.lanes.iter()) {
             if let Some(queue) = queue {
@@ -266,13 +268,13 @@ impl<D: VirtioDevice> Core<D> {
         if state.status & !known != 0 || !status::ORDER.iter().all(in_order) || broken_too_early {
             return Err(RestoreError::Status(state.status));
         }
-        let accepted = state.driver_features;
+        let accepted = self.as_modern(state.driver_features);
         let negotiated = state.status & status::FEATURES_OK != 0;
         let acceptable = accepted & !offered == 0
             && accepted & features::VERSION_1 != 0
             && !state.unknown_features
             && device.accepts(accepted);
-        let too_early = state.status & status::DRIVER == 0 && (accepted != 0 || state.unknown_features);
+        let too_early = state.status & status::DRIVER == 0 && (state.driver_features != 0 || state.unknown_features);
         if negotiated && !acceptable || too_early {
             return Err(RestoreError::Features { accepted, offered });
         }
