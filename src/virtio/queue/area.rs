@@ -254,12 +254,23 @@ impl View {
         })
     }
 
+    /// The same of a split ring; of a packed one nothing.
+    #[inline]
+    pub fn flat_split(&self) -> Option<FlatRing<'_>> {
+        match self.flat()? {
+            Format::Split(ring) => Some(ring),
+            Format::Packed(_) => None,
+        }
+    }
+
     /// And to chains all of which is in the span of guest memory in which `near` was found.
     #[inline]
-    pub fn flat_near(&self, near: Segment) -> Option<FlatView<'_>> {
+    pub fn flat_near(&self, near: Segment) -> Option<Format<FlatView<'_, FlatRing<'_>>, FlatView<'_, FlatPacked<'_>>>> {
         let span = self.pin.span_of(&near)?;
-        let ring = self.flat()?;
-        Some(FlatView { ring, span, near })
+        Some(match self.flat()? {
+            Format::Split(ring) => Format::Split(FlatView { ring, span, near }),
+            Format::Packed(ring) => Format::Packed(FlatView { ring, span, near }),
+        })
     }
 }
 
@@ -472,13 +483,13 @@ impl<'a> FlatRing<'a> {
 
 /// The short way to a ring, with a span of guest memory.
 #[derive(Clone, Copy)]
-pub(super) struct FlatView<'a> {
-    pub ring: Format<FlatRing<'a>, FlatPacked<'a>>,
+pub(super) struct FlatView<'a, R> {
+    pub ring: R,
     span: &'a Span,
     near: Segment,
 }
 
-impl<'a> FlatView<'a> {
+impl<'a, R> FlatView<'a, R> {
     /// Whether a buffer is in the span in which short chains have all of theirs.
     #[inline]
     pub fn has(&self, address: u64, len: u32) -> bool {

@@ -7,66 +7,63 @@ use super::{
     split::SplitAvailable,
 };
 
-/// The device's place among what is available.
-pub(super) type Available = Format<SplitAvailable, PackedAvailable>;
+/// The device's place among what is available: one of both, side by side so that nobody has to look which on the short way.
+pub(super) struct Available {
+    pub split: SplitAvailable,
+    pub packed: PackedAvailable,
+    is_packed: bool,
+}
 
 impl Available {
     /// `next`: how far the device has come, as it is saved.
-    pub fn new(size: u16, event_idx: bool, packed: bool, next: u16) -> Self {
-        match packed {
-            false => Self::Split(SplitAvailable::new(size, event_idx, next)),
-            true => Self::Packed(PackedAvailable::new(size, event_idx, Spot::new(next))),
+    pub fn new(size: u16, event_idx: bool, is_packed: bool, next: u16) -> Self {
+        Self {
+            split: SplitAvailable::new(size, event_idx, next),
+            packed: PackedAvailable::new(size, event_idx, Spot::new(next)),
+            is_packed,
         }
     }
 
     /// How far the device has come, as it is saved.
     pub fn next(&self) -> u16 {
-        match self {
-            Self::Split(available) => available.next,
-            Self::Packed(available) => available.next.raw(),
+        match self.is_packed {
+            false => self.split.next,
+            true => self.packed.next.raw(),
         }
     }
 
     /// Kicks are wanted at all times: there is nobody who looks without one.
     pub fn kicks_stay(&self) -> bool {
-        match self {
-            Self::Split(available) => available.kicks_stay,
-            Self::Packed(available) => available.kicks_stay,
-        }
+        self.split.kicks_stay
     }
 
     pub fn set_kicks_stay(&mut self, stay: bool) {
-        match self {
-            Self::Split(available) => available.kicks_stay = stay,
-            Self::Packed(available) => available.kicks_stay = stay,
-        }
+        (self.split.kicks_stay, self.packed.kicks_stay) = (stay, stay);
     }
 
     /// The chain that was looked at is taken, which has so many descriptors of a packed ring.
     #[inline(always)]
     pub fn advance(&mut self, descriptors: u16) {
-        match self {
-            Self::Split(available) => available.advance(),
-            Self::Packed(available) => available.advance(descriptors),
+        match self.is_packed {
+            false => self.split.advance(),
+            true => self.packed.advance(descriptors),
         }
     }
 
     /// Asks the driver to kick for the next chain, and looks whether one has come before it could know.
     #[inline]
     pub fn expect_kicks(&mut self, view: &View) -> Result<bool, Gone> {
-        match (self, view.ring()) {
-            (Self::Split(available), Format::Split(view)) => available.expect_kicks(view),
-            (Self::Packed(available), Format::Packed(view)) => available.expect_kicks(view),
-            _ => unreachable!("a queue has one format"),
+        match view.ring() {
+            Format::Split(view) => self.split.expect_kicks(view),
+            Format::Packed(view) => self.packed.expect_kicks(view),
         }
     }
 
     /// As [`expect_kicks`](Self::expect_kicks), for what comes after chains that are left where they are.
     pub fn expect_kicks_for_more(&mut self, view: &View) -> Result<bool, Gone> {
-        match (self, view.ring()) {
-            (Self::Split(available), Format::Split(view)) => available.expect_kicks_for_more(view),
-            (Self::Packed(available), Format::Packed(view)) => available.expect_kicks_for_more(view),
-            _ => unreachable!("a queue has one format"),
+        match view.ring() {
+            Format::Split(view) => self.split.expect_kicks_for_more(view),
+            Format::Packed(view) => self.packed.expect_kicks_for_more(view),
         }
     }
 }

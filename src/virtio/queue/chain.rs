@@ -98,18 +98,17 @@ impl Segments {
     pub fn walk_near(
         &mut self,
         outline: &mut Outline,
-        view: &FlatView<'_>,
-        ring: &FlatRing<'_>,
+        view: &FlatView<'_, FlatRing<'_>>,
         head: Head,
         indirect: bool,
     ) -> bool {
         outline.head = head.index();
-        let first = ring.first(head);
+        let first = view.ring.first(head);
         let (address, len, flags) = (first.address, first.len(), first.flags());
         if flags & !WRITE != 0 {
             return match flags & INDIRECT != 0 {
                 true => flags == INDIRECT && indirect && self.walk_indirect(outline, view, first),
-                false => self.walk_ring(outline, view, ring, first),
+                false => self.walk_ring(outline, view, first),
             };
         }
         // One by itself, as receive queues have them.
@@ -124,18 +123,12 @@ impl Segments {
 
     /// Not inlined, so that who calls it saves no registers for it where it is not needed; so the next.
     #[inline(never)]
-    fn walk_ring(
-        &mut self,
-        outline: &mut Outline,
-        view: &FlatView<'_>,
-        ring: &FlatRing<'_>,
-        first: Descriptor,
-    ) -> bool {
-        self.walk_table(outline, view, ring.descriptors(), first)
+    fn walk_ring(&mut self, outline: &mut Outline, view: &FlatView<'_, FlatRing<'_>>, first: Descriptor) -> bool {
+        self.walk_table(outline, view, view.ring.descriptors(), first)
     }
 
     #[inline(never)]
-    fn walk_indirect(&mut self, outline: &mut Outline, view: &FlatView<'_>, outer: Descriptor) -> bool {
+    fn walk_indirect(&mut self, outline: &mut Outline, view: &FlatView<'_, FlatRing<'_>>, outer: Descriptor) -> bool {
         // What is wrong with a table is not said here.
         let inner = view.table(outer.address, outer.len());
         match inner.and_then(|inner| Some((inner, inner.read(0)?))) {
@@ -148,7 +141,7 @@ impl Segments {
     fn walk_table(
         &mut self,
         outline: &mut Outline,
-        view: &FlatView<'_>,
+        view: &FlatView<'_, FlatRing<'_>>,
         table: FlatTable<'_>,
         mut descriptor: Descriptor,
     ) -> bool {
@@ -190,8 +183,7 @@ impl Segments {
     pub fn walk_packed_near(
         &mut self,
         outline: &mut Outline,
-        view: &FlatView<'_>,
-        ring: &FlatPacked<'_>,
+        view: &FlatView<'_, FlatPacked<'_>>,
         first: Descriptor,
         spot: Spot,
         indirect: bool,
@@ -199,8 +191,8 @@ impl Segments {
         let (address, len, flags) = (first.address, first.len(), first.packed_flags());
         if flags & (NEXT | INDIRECT) != 0 {
             return match flags & NEXT == 0 {
-                true => indirect && self.walk_packed_indirect(outline, view, ring, first),
-                false => self.walk_packed_ring(outline, view, ring, first, spot),
+                true => indirect && self.walk_packed_indirect(outline, view, first),
+                false => self.walk_packed_ring(outline, view, first, spot),
             };
         }
         let Some(place) = self.0.first_mut().filter(|_| view.has(address, len)) else {
@@ -211,15 +203,14 @@ impl Segments {
         (outline.head, outline.descriptors) = (first.id(), 1);
         (outline.readable, outline.count) = (readable.into(), 1);
         (outline.readable_len, outline.writable_len) = if readable { (len, 0) } else { (0, len) };
-        ring.has(first.id())
+        view.ring.has(first.id())
     }
 
     #[inline(never)]
     fn walk_packed_ring(
         &mut self,
         outline: &mut Outline,
-        view: &FlatView<'_>,
-        ring: &FlatPacked<'_>,
+        view: &FlatView<'_, FlatPacked<'_>>,
         first: Descriptor,
         spot: Spot,
     ) -> bool {
@@ -231,26 +222,25 @@ impl Segments {
                 return After::Nothing;
             }
             slot += 1;
-            match ring.read(slot) {
+            match view.ring.read(slot) {
                 Some(next) => After::Next(next),
                 None => {
                     slot = 0;
-                    ring.read(0).map_or(After::Broken, After::Next)
+                    view.ring.read(0).map_or(After::Broken, After::Next)
                 }
             }
         };
         let whole = self.walk_forward(outline, view, first, INDIRECT, next);
         (outline.head, outline.descriptors) = (id, walked);
         // A chain that is longer than its ring has run into itself.
-        whole && ring.has(id) && ring.has(walked - 1)
+        whole && view.ring.has(id) && view.ring.has(walked - 1)
     }
 
     #[inline(never)]
     fn walk_packed_indirect(
         &mut self,
         outline: &mut Outline,
-        view: &FlatView<'_>,
-        ring: &FlatPacked<'_>,
+        view: &FlatView<'_, FlatPacked<'_>>,
         outer: Descriptor,
     ) -> bool {
         let inner = view.table(outer.address, outer.len());
@@ -263,7 +253,7 @@ impl Segments {
             inner.read(at).map_or(After::Nothing, After::Next)
         };
         (outline.head, outline.descriptors) = (outer.id(), 1);
-        self.walk_forward(outline, view, first, 0, next) && ring.has(outer.id())
+        self.walk_forward(outline, view, first, 0, next) && view.ring.has(outer.id())
     }
 
     /// Walks descriptors of a packed ring or of a table in one. Flags of `never` are for the long way.
@@ -271,7 +261,7 @@ impl Segments {
     fn walk_forward(
         &mut self,
         outline: &mut Outline,
-        view: &FlatView<'_>,
+        view: &FlatView<'_, FlatPacked<'_>>,
         mut descriptor: Descriptor,
         never: u16,
         mut next: impl FnMut(&Descriptor) -> After,

@@ -6,10 +6,7 @@ use std::{
 };
 
 use super::{ChainError, Gone, OwnedChain, QueueError, Reader, Round, Writer, counters::Kind, owned::Held};
-use crate::{
-    memory::{Pin, Segment},
-    virtio::features,
-};
+use crate::memory::{Pin, Segment};
 
 /// A request of the driver that a round has found: device-readable segments, then device-writable ones, all of them in guest memory.
 ///
@@ -119,18 +116,10 @@ impl Chain<'_, '_> {
         shared.word.take();
         // Who completes it needs the lock.
         round.share();
-        // One that was given back keeps its place.
-        if !round.returned {
-            let place = round.hands.taken(&outline);
-            // Seen by who completes it, and by the next round.
-            shared.places[usize::from(outline.head)].store(place, Ordering::Release);
-            if shared.features & features::IN_ORDER != 0 {
-                round.keep(place);
-            }
-        } else {
-            round.with_used(|shared, used| shared.forget_returned(used, outline.head));
+        match round.returned || !shared.plain {
+            false => round.take_plain(),
+            true => round.take_other(),
         }
-        round.consumed();
         let fresh = round.hands.spare(&shared);
         let segments = mem::replace(&mut round.hands.segments, fresh);
         if outline.spilled() != 0 {

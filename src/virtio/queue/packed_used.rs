@@ -6,6 +6,7 @@ use super::{
     Gone,
     area::PackedView,
     packed::{FlatPacked, Spot, wants},
+    used::Shared,
 };
 
 /// Where used descriptors go.
@@ -58,7 +59,7 @@ impl PackedUsed {
         self.total = self.total.wrapping_add(descriptors.into());
     }
 
-    /// The short way to put a chain and, if `PUBLISH`, to show it: how many the driver is shown now, and whether it wants to hear.
+    /// The short way to put a chain and, if `PUBLISH`, to show it: whether the driver is to be told.
     #[inline(always)]
     pub fn use_near<const PUBLISH: bool>(
         &mut self,
@@ -66,7 +67,8 @@ impl PackedUsed {
         id: u16,
         descriptors: u16,
         written: u32,
-    ) -> (u64, bool) {
+        shared: &Shared,
+    ) -> bool {
         let (slot, rest) = (self.next.slot, self.next.used(id, written));
         self.skip(descriptors);
         self.chains += 1;
@@ -75,7 +77,7 @@ impl PackedUsed {
                 None => self.hidden = Some((slot, rest)),
                 Some(_) => view.set_used(slot, rest),
             }
-            return (0, false);
+            return false;
         }
         view.set_used(slot, rest);
         if let Some((slot, rest)) = self.hidden.take() {
@@ -83,7 +85,9 @@ impl PackedUsed {
         }
         // As in `publish`.
         fence(Ordering::SeqCst);
-        self.shown(view.driver_event())
+        let (shown, wanted) = self.shown(view.driver_event());
+        shared.counters.used(shown, wanted);
+        wanted
     }
 
     /// Shows the driver what was [put](Self::put), which is something: how many chains, and whether it wants to hear.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Chain, ChainError, Gone, OwnedChain, QueueError, QueueIndex,
+    Chain, ChainError, Gone, OwnedChain, QueueCounters, QueueError, QueueIndex,
     area::{FlatRing, FlatView, Format, View},
     available::Available,
     chain::{Broken, MAX_SEGMENTS, Outline, Pool, Segments},
@@ -15,7 +15,7 @@ use super::{
     owned::Held,
     packed::FlatPacked,
     split::Look,
-    used::{Shared, Used, UsedRing},
+    used::{Shared, Used},
 };
 use crate::{
     sync::lock,
@@ -85,9 +85,8 @@ pub(super) struct Hands {
 impl Hands {
     /// A chain is taken, or waits for one that was: the number by which it is the last of them.
     #[inline(always)]
-    pub fn taken(&mut self, outline: &Outline) -> u64 {
+    pub fn taken(&mut self) -> u64 {
         self.order += 1;
-        self.descriptors = self.descriptors.wrapping_add(outline.descriptors.into());
         self.order
     }
 
@@ -123,12 +122,12 @@ pub struct Round<'q> {
     available: &'q mut Available,
     pub(super) view: &'q View,
     /// The same, if it has a short way.
-    flat: Option<FlatView<'q>>,
+    flat: Option<Format<FlatView<'q, FlatRing<'q>>, FlatView<'q, FlatPacked<'q>>>>,
     pub(super) hands: &'q mut Hands,
     /// The chain that was looked at last.
     pub(super) outline: Outline,
     /// Held from the first chain that is given back the short way on, as long as the round is alone.
-    ring: Option<Ring<'q>>,
+    ring: Option<Format<Ring<'q, FlatRing<'q>>, Ring<'q, FlatPacked<'q>>>>,
     /// How many bytes it may still come to before it ends. Wraps when it does.
     bytes: u64,
     /// How many of those that it came to are for descriptors that were read.
@@ -149,19 +148,11 @@ pub struct Round<'q> {
 }
 
 /// The used side, locked, and its short way.
-struct Ring<'q> {
+struct Ring<'q, V> {
     used: MutexGuard<'q, Used>,
-    view: Format<FlatRing<'q>, FlatPacked<'q>>,
+    view: V,
     /// Entries from this one on are not marked as written yet; of a packed ring, descriptors after so many.
     unmarked: u32,
-}
-
-/// How far the used side has come, for [`Ring::unmarked`].
-fn marked(ring: &UsedRing) -> u32 {
-    match ring {
-        Format::Split(ring) => ring.next.into(),
-        Format::Packed(ring) => ring.total,
-    }
 }
 
 impl<'q> Round<'q> {
@@ -206,6 +197,11 @@ impl<'q> Round<'q> {
         self.shared.features
     }
 
+    /// What the queue has done so far.
+    pub fn counters(&self) -> QueueCounters {
+        self.shared.counters()
+    }
+
     /// Finds the next request, if there is one and the round has not come to its end. Called again, it finds the same one, unless
     /// that was completed or taken.
     ///
@@ -230,11 +226,10 @@ impl<'q> Round<'q> {
     /// It calls nothing, so that it need not save registers for that.
     #[inline(never)]
     fn find_near(&mut self) -> bool {
-        let Some(view) = &self.flat else { return false };
-        let (Format::Split(ring), Format::Split(available)) = (&view.ring, &mut *self.available) else {
+        let Some(Format::Split(view)) = &self.flat else {
             return false;
         };
-        let Some(head) = available.look_near(ring) else {
+        let Some(head) = self.available.split.look_near(&view.ring) else {
             return false;
         };
         let shared = self.shared;
@@ -243,17 +238,17 @@ impl<'q> Round<'q> {
         }
         self.looked = Looked::Left;
         let segments = &mut self.hands.segments;
-        segments.walk_near(&mut self.outline, view, ring, head, self.indirect)
+        segments.walk_near(&mut self.outline, view, head, self.indirect)
     }
 
     /// [`find_near`](Self::find_near) in a packed ring.
     #[inline(never)]
     fn find_packed_near(&mut self) -> bool {
-        let Some(view) = &self.flat else { return false };
-        let (Format::Packed(ring), Format::Packed(available)) = (&view.ring, &*self.available) else {
+        let Some(Format::Packed(view)) = &self.flat else {
             return false;
         };
-        let Some(first) = available.look_near(ring) else {
+        let available = &self.available.packed;
+        let Some(first) = available.look_near(&view.ring) else {
             return false;
         };
         if self.budget == 0 || !self.alone && self.shared.returns() {
@@ -261,7 +256,7 @@ impl<'q> Round<'q> {
         }
         self.looked = Looked::Left;
         let segments = &mut self.hands.segments;
-        let walked = segments.walk_packed_near(&mut self.outline, view, ring, first, available.next, self.indirect);
+        let walked = segments.walk_packed_near(&mut self.outline, view, first, available.next, self.indirect);
         walked && (self.alone || self.fits(&self.outline).is_ok())
     }
 
@@ -324,8 +319,9 @@ impl<'q> Round<'q> {
         if self.returned {
             return Ok(again);
         }
-        let walked = match (&mut *self.available, self.view.ring()) {
-            (Format::Split(available), Format::Split(ring)) => {
+        let walked = match self.view.ring() {
+            Format::Split(ring) => {
+                let available = &mut self.available.split;
                 let head = match available.look(ring) {
                     Look::Head(head) => head,
                     Look::Nothing => return Ok(None),
@@ -337,16 +333,17 @@ impl<'q> Round<'q> {
                 }
                 self.walk_split(head, read)
             }
-            (Format::Packed(available), Format::Packed(ring)) => {
+            Format::Packed(ring) => {
+                let available = &mut self.available.packed;
                 let Look::Head(first) = available.look(ring)? else {
                     return Ok(None);
                 };
                 let (outline, spot, indirect) = (&mut self.outline, available.next, self.indirect);
                 let segments = &mut self.hands.segments;
-                let near = self.flat.as_ref().is_some_and(|view| match &view.ring {
-                    Format::Packed(ring) => segments.walk_packed_near(outline, view, ring, first, spot, indirect),
-                    Format::Split(_) => false,
-                });
+                let near = match &self.flat {
+                    Some(Format::Packed(view)) => segments.walk_packed_near(outline, view, first, spot, indirect),
+                    _ => false,
+                };
                 let walked = match near {
                     true => Ok(()),
                     false => segments.walk_packed(outline, ring, first, spot, indirect, read)?,
@@ -356,7 +353,6 @@ impl<'q> Round<'q> {
                 }
                 walked
             }
-            _ => unreachable!("a queue has one format"),
         };
         Ok(Some(walked))
     }
@@ -364,10 +360,9 @@ impl<'q> Round<'q> {
     /// Walks the chain at `head` of a split ring.
     fn walk_split(&mut self, head: u16, read: &mut u32) -> Result<(), ChainError> {
         let (segments, outline, indirect) = (&mut self.hands.segments, &mut self.outline, self.indirect);
-        if let Some(view) = &self.flat
-            && let Format::Split(ring) = &view.ring
-            && let Some(head) = ring.head(head)
-            && segments.walk_near(outline, view, ring, head, indirect)
+        if let Some(Format::Split(view)) = &self.flat
+            && let Some(head) = view.ring.head(head)
+            && segments.walk_near(outline, view, head, indirect)
         {
             return Ok(());
         }
@@ -391,24 +386,47 @@ impl<'q> Round<'q> {
         Some(self.walk_split(head, read))
     }
 
-    /// A chain that is taken is the last of those that are used in order.
-    pub(super) fn keep(&mut self, place: u64) {
-        let Outline { head, descriptors, .. } = self.outline;
-        let kept = Kept {
-            head,
-            descriptors,
-            written: None,
-        };
-        self.with_used(|_, used| {
-            if let Some(order) = &mut used.order {
-                order.push(place, kept);
+    /// The chain that was looked at is taken, as the last of those that are.
+    #[inline(always)]
+    pub(super) fn take_plain(&mut self) {
+        let place = self.hands.taken();
+        // Seen by who completes it, and by the next round.
+        self.shared.places[usize::from(self.outline.head)].store(place, Ordering::Release);
+        self.available.split.advance();
+        self.spend();
+    }
+
+    /// The same of a packed ring, or of a queue in order; or of what was given back, which keeps its place.
+    #[inline(never)]
+    pub(super) fn take_other(&mut self) {
+        let (shared, Outline { head, descriptors, .. }) = (self.shared, self.outline);
+        if self.returned {
+            shared.forget_returned(&mut lock(&shared.used), head);
+        } else {
+            let place = self.hands.taken();
+            self.hands.descriptors = self.hands.descriptors.wrapping_add(descriptors.into());
+            // As above.
+            shared.places[usize::from(head)].store(place, Ordering::Release);
+            if shared.features & features::IN_ORDER != 0 {
+                let written = None;
+                let kept = Kept {
+                    head,
+                    descriptors,
+                    written,
+                };
+                lock(&shared.used)
+                    .order
+                    .iter_mut()
+                    .for_each(|order| order.push(place, kept));
             }
-        });
+        }
+        self.consumed();
     }
 
     pub(super) fn with_used<R>(&mut self, f: impl FnOnce(&Shared, &mut Used) -> R) -> R {
         match &mut self.ring {
-            Some(ring) => f(self.shared, &mut ring.used),
+            Some(Format::Split(ring)) => f(self.shared, &mut ring.used),
+            Some(Format::Packed(ring)) => f(self.shared, &mut ring.used),
             None => f(self.shared, &mut lock(&self.shared.used)),
         }
     }
@@ -429,17 +447,12 @@ impl<'q> Round<'q> {
     /// The short way. It calls nothing, as [`find_near`](Self::find_near).
     #[inline(never)]
     fn give_back_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
-        let Some(Ring { used, view, .. }) = &mut self.ring else {
+        let Some(Format::Split(Ring { used, view, .. })) = &mut self.ring else {
             return Near::Far;
         };
-        let (Format::Split(ring), Format::Split(view), Format::Split(available)) =
-            (&mut used.ring, view, &mut *self.available)
-        else {
-            return Near::Far;
-        };
-        available.advance();
-        let written = written.min(self.outline.writable_len);
-        let wanted = ring.use_near::<PUBLISH>(view, self.outline.head, written, self.shared);
+        self.available.split.advance();
+        let (head, written) = (self.outline.head, written.min(self.outline.writable_len));
+        let wanted = used.ring.split.use_near::<PUBLISH>(view, head, written, self.shared);
         self.spend();
         match wanted {
             true => Near::Signal,
@@ -450,12 +463,7 @@ impl<'q> Round<'q> {
     /// [`give_back_near`](Self::give_back_near) in a packed ring.
     #[inline(never)]
     fn give_back_packed_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
-        let Some(Ring { used, view, .. }) = &mut self.ring else {
-            return Near::Far;
-        };
-        let (Format::Packed(ring), Format::Packed(view), Format::Packed(available)) =
-            (&mut used.ring, view, &mut *self.available)
-        else {
+        let Some(Format::Packed(Ring { used, view, .. })) = &mut self.ring else {
             return Near::Far;
         };
         let Outline {
@@ -464,9 +472,9 @@ impl<'q> Round<'q> {
             writable_len,
             ..
         } = self.outline;
-        available.advance(descriptors);
-        let (shown, wanted) = ring.use_near::<PUBLISH>(view, head, descriptors, written.min(writable_len));
-        self.shared.counters.used(shown, wanted);
+        self.available.packed.advance(descriptors);
+        let ring = &mut used.ring.packed;
+        let wanted = ring.use_near::<PUBLISH>(view, head, descriptors, written.min(writable_len), self.shared);
         self.spend();
         match wanted {
             true => Near::Signal,
@@ -492,7 +500,8 @@ impl<'q> Round<'q> {
             shared.end_taken(used_side, view, &outline, written)?;
         } else if let Some(order) = used_side.order.as_mut().filter(|order| !order.is_empty()) {
             // It waits for those before it.
-            let place = self.hands.taken(&outline);
+            let place = self.hands.taken();
+            self.hands.descriptors = self.hands.descriptors.wrapping_add(descriptors.into());
             shared.places[usize::from(head)].store(place, Ordering::Release);
             let written = Some(written);
             order.push(
@@ -507,12 +516,14 @@ impl<'q> Round<'q> {
             used_side.ring.put(view, head, descriptors, written)?;
         }
         let signal = publish && shared.publish(&mut used.ring, view)?;
-        if let Some(view) = self.flat
+        if let Some(flat) = self.flat
             && self.alone
         {
-            let unmarked = marked(&used.ring);
-            let view = view.ring;
-            self.ring = Some(Ring { used, view, unmarked });
+            let unmarked = used.ring.total();
+            self.ring = Some(match flat {
+                Format::Split(FlatView { ring: view, .. }) => Format::Split(Ring { used, view, unmarked }),
+                Format::Packed(FlatView { ring: view, .. }) => Format::Packed(Ring { used, view, unmarked }),
+            });
         } else {
             drop(used);
         }
@@ -532,27 +543,30 @@ impl<'q> Round<'q> {
     }
 
     /// The round is not alone any more.
-    #[inline]
+    #[inline(always)]
     pub(super) fn share(&mut self) {
         if self.alone {
-            self.mark_used();
-            (self.ring, self.alone) = (None, false);
+            self.share_now();
         }
     }
 
+    #[cold]
+    fn share_now(&mut self) {
+        self.mark_used();
+        (self.ring, self.alone) = (None, false);
+    }
+
     /// Marks what the short way has written into the used ring.
-    #[inline]
     fn mark_used(&mut self) {
-        if let Some(ring) = &mut self.ring
-            && self.view.pin.tracks()
-            && ring.unmarked != marked(&ring.used.ring)
-        {
-            let from = std::mem::replace(&mut ring.unmarked, marked(&ring.used.ring));
-            match &ring.used.ring {
-                Format::Split(used) => self.view.mark_used(from as u16, used.next),
-                Format::Packed(used) => self.view.mark_packed(used.next, used.total.wrapping_sub(from)),
-            }
+        if !self.view.pin.tracks() {
+            return;
         }
+        let (used, unmarked) = match &mut self.ring {
+            None => return,
+            Some(Format::Split(ring)) => (&ring.used, &mut ring.unmarked),
+            Some(Format::Packed(ring)) => (&ring.used, &mut ring.unmarked),
+        };
+        used.ring.mark(self.view, mem::replace(unmarked, used.ring.total()));
     }
 
     /// The chain that was looked at is out of the available ring, or of those that were given back untouched.

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use super::{
     Queue, QueueError, QueueIndex, QueueLayout, Shared, VirtioInterrupt,
-    area::{Format, View},
+    area::View,
     chain::{MAX_SEGMENTS, Segments},
     in_order::{InOrder, Kept},
     packed::Spot,
@@ -121,6 +121,8 @@ impl Queue {
             index: _,
             layout,
             features,
+            // By the features.
+            plain: _,
             // Plugged in.
             memory: _,
             interrupt: _,
@@ -162,18 +164,15 @@ impl Queue {
                 }),
             }
         };
-        let (next_used, chains) = match &used.ring {
-            Format::Split(ring) => (ring.next, Vec::new()),
-            Format::Packed(ring) => {
-                let chains = in_flight.iter().filter_map(|&head| chain(head));
-                (ring.next.raw(), chains.collect())
-            }
+        let chains = match self.shared.is_packed() {
+            false => Vec::new(),
+            true => in_flight.iter().filter_map(|&head| chain(head)).collect(),
         };
         QueueState {
             layout: *layout,
             features: *features,
             next_avail: self.available.next(),
-            next_used,
+            next_used: used.ring.next(),
             ended: ended.collect(),
             chains,
             in_flight,

@@ -37,6 +37,8 @@ pub(super) struct Shared {
     pub index: QueueIndex,
     pub layout: QueueLayout,
     pub features: u64,
+    /// The ring is a split one, and in no order.
+    pub plain: bool,
     // Plugged in.
     pub memory: Memory,
     pub interrupt: std::sync::Arc<dyn VirtioInterrupt>,
@@ -80,33 +82,69 @@ pub(super) struct Returned {
     pub chain: Option<(Outline, Segments)>,
 }
 
-/// Where chains are used, by the format of the ring.
-pub(super) type UsedRing = Format<SplitUsed, PackedUsed>;
+/// Where chains are used: one of both, side by side so that nobody has to look which on the short way.
+pub(super) struct UsedRing {
+    pub split: SplitUsed,
+    pub packed: PackedUsed,
+    is_packed: bool,
+}
 
 impl UsedRing {
+    fn new(layout: &QueueLayout, features: u64, next: u16) -> Self {
+        let event_idx = features & features::EVENT_IDX != 0;
+        Self {
+            split: SplitUsed::new(event_idx, next),
+            packed: PackedUsed::new(layout.size, event_idx, Spot::new(next)),
+            is_packed: features & features::RING_PACKED != 0,
+        }
+    }
+
+    /// Where the next element goes, as it is saved.
+    pub fn next(&self) -> u16 {
+        match self.is_packed {
+            false => self.split.next,
+            true => self.packed.next.raw(),
+        }
+    }
+
+    /// How far it has come, for [`mark`](Self::mark).
+    pub fn total(&self) -> u32 {
+        match self.is_packed {
+            false => self.split.next.into(),
+            true => self.packed.total,
+        }
+    }
+
+    /// Marks what was written since it had come so far.
+    pub fn mark(&self, view: &View, from: u32) {
+        match self.is_packed {
+            _ if from == self.total() => {}
+            false => view.mark_used(from as u16, self.split.next),
+            true => view.mark_packed(self.packed.next, self.packed.total.wrapping_sub(from)),
+        }
+    }
+
     /// Whether the driver has been shown all that was put.
     #[inline]
     pub fn is_published(&self) -> bool {
-        match self {
-            Self::Split(ring) => ring.published == ring.next,
-            Self::Packed(ring) => ring.is_published(),
+        match self.is_packed {
+            false => self.split.published == self.split.next,
+            true => self.packed.is_published(),
         }
     }
 
     /// Adds a used element, which the driver does not see yet.
     pub fn put(&mut self, view: &View, head: u16, descriptors: u16, written: u32) -> Result<(), Gone> {
-        match (self, view.ring()) {
-            (Self::Split(ring), Format::Split(view)) => ring.put(view, head, written),
-            (Self::Packed(ring), Format::Packed(view)) => ring.put(view, head, descriptors, written),
-            _ => unreachable!("a queue has one format"),
+        match view.ring() {
+            Format::Split(view) => self.split.put(view, head, written),
+            Format::Packed(view) => self.packed.put(view, head, descriptors, written),
         }
     }
 
     fn publish(&mut self, view: &View, counters: &Counters) -> Result<bool, Gone> {
-        let (used, wanted) = match (self, view.ring()) {
-            (Self::Split(ring), Format::Split(view)) => ring.publish(view)?,
-            (Self::Packed(ring), Format::Packed(view)) => ring.publish(view)?,
-            _ => unreachable!("a queue has one format"),
+        let (used, wanted) = match view.ring() {
+            Format::Split(view) => self.split.publish(view)?,
+            Format::Packed(view) => self.packed.publish(view)?,
         };
         counters.used(used, wanted);
         Ok(wanted)
@@ -197,22 +235,18 @@ impl Shared {
         memory: Memory,
         interrupt: std::sync::Arc<dyn VirtioInterrupt>,
     ) -> Self {
-        let event_idx = features & features::EVENT_IDX != 0;
-        let ring = match features & features::RING_PACKED {
-            0 => Format::Split(SplitUsed::new(event_idx, next_used)),
-            _ => Format::Packed(PackedUsed::new(layout.size, event_idx, Spot::new(next_used))),
-        };
         let word = std::sync::Arc::new(Word::new(crate::sync::Arc::default()));
         Self {
             index,
             layout,
             features,
+            plain: features & (features::RING_PACKED | features::IN_ORDER) == 0,
             memory,
             interrupt,
             word,
             used: Mutex::new(Used {
                 view: Some(view),
-                ring,
+                ring: UsedRing::new(&layout, features, next_used),
                 order: (features & features::IN_ORDER != 0).then(InOrder::default),
                 resubmit: Vec::new(),
                 pool: Vec::new(),
@@ -356,33 +390,37 @@ impl Shared {
     /// chain stays in flight: the next round, which has somebody to tell, finds that.
     #[inline(always)]
     fn use_elsewhere(&self, used: &mut Used, outline: &Outline, written: u32) -> Result<bool, Gone> {
+        let near = used.view.as_ref().and_then(|view| Some((view.flat_split()?, view)));
+        let Some((flat, view)) = near.filter(|_| self.plain && !self.owes()) else {
+            return self.use_other(used, outline, written);
+        };
+        // Before the driver sees that it may have it again.
+        self.forget(outline.head);
+        let ring = &mut used.ring.split;
+        let from = ring.next;
+        let wanted = ring.use_near::<true>(&flat, outline.head, written, self);
+        if view.pin.tracks() {
+            view.mark_used(from, ring.next);
+        }
+        Ok(wanted)
+    }
+
+    /// The same in a packed ring.
+    #[inline(never)]
+    fn use_other(&self, used: &mut Used, outline: &Outline, written: u32) -> Result<bool, Gone> {
         let near = used.view.as_ref().and_then(|view| Some((view.flat()?, view)));
-        let Some((flat, view)) = near.filter(|_| used.order.is_none() && !self.owes()) else {
+        let Some((Format::Packed(flat), view)) = near.filter(|_| used.order.is_none() && !self.owes()) else {
             return self.use_far(used, outline, written);
         };
-        match (&mut used.ring, flat) {
-            (Format::Split(ring), Format::Split(flat)) => {
-                // Before the driver sees that it may have it again.
-                self.forget(outline.head);
-                let from = ring.next;
-                let wanted = ring.use_near::<true>(&flat, outline.head, written, self);
-                if view.pin.tracks() {
-                    view.mark_used(from, ring.next);
-                }
-                Ok(wanted)
-            }
-            (Format::Packed(ring), Format::Packed(flat)) => {
-                self.is_used(outline.head, outline.descriptors);
-                let from = ring.total;
-                let (shown, wanted) = ring.use_near::<true>(&flat, outline.head, outline.descriptors, written);
-                self.counters.used(shown, wanted);
-                if view.pin.tracks() {
-                    view.mark_packed(ring.next, ring.total.wrapping_sub(from));
-                }
-                Ok(wanted)
-            }
-            _ => unreachable!("a queue has one format"),
+        // As above.
+        self.is_used(outline.head, outline.descriptors);
+        let ring = &mut used.ring.packed;
+        let from = ring.total;
+        let wanted = ring.use_near::<true>(&flat, outline.head, outline.descriptors, written, self);
+        if view.pin.tracks() {
+            view.mark_packed(ring.next, ring.total.wrapping_sub(from));
         }
+        Ok(wanted)
     }
 
     #[cold]
@@ -432,12 +470,12 @@ impl Shared {
         let at = used
             .resubmit
             .partition_point(|other| self.place(other.head) < self.place(head));
-        let chain = match used.ring {
-            Format::Split(_) => {
+        let chain = match self.is_packed() {
+            false => {
                 self.is_back(used, outline, segments);
                 None
             }
-            Format::Packed(_) => Some((*outline, segments)),
+            true => Some((*outline, segments)),
         };
         used.resubmit.insert(at, Returned { head, chain });
         self.returned.store(true, Ordering::SeqCst);
