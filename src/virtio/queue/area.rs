@@ -120,7 +120,9 @@ pub(super) struct View {
     /// The size less one.
     last: u16,
     packed: bool,
+    /// Of a split ring, and of a packed one.
     flat: Option<Flat>,
+    flat_packed: Option<Flat>,
     /// Keeps the areas mapped. Last: it goes last.
     pub pin: Pin,
 }
@@ -178,7 +180,8 @@ impl View {
             device,
             last,
             packed,
-            flat,
+            flat: flat.filter(|_| !packed),
+            flat_packed: flat.filter(|_| packed),
             pin,
         })
     }
@@ -247,20 +250,19 @@ impl View {
     /// The short way to the ring, if there is one.
     #[inline]
     pub fn flat(&self) -> Option<Format<FlatRing<'_>, FlatPacked<'_>>> {
-        let (flat, pin) = (self.flat?, PhantomData);
-        Some(match self.packed {
-            false => Format::Split(FlatRing { flat, pin }),
-            true => Format::Packed(FlatPacked::new(flat)),
-        })
+        match self.flat_split() {
+            Some(ring) => Some(Format::Split(ring)),
+            None => Some(Format::Packed(FlatPacked::new(self.flat_packed?))),
+        }
     }
 
     /// The same of a split ring; of a packed one nothing.
     #[inline]
     pub fn flat_split(&self) -> Option<FlatRing<'_>> {
-        match self.flat()? {
-            Format::Split(ring) => Some(ring),
-            Format::Packed(_) => None,
-        }
+        Some(FlatRing {
+            flat: self.flat?,
+            pin: PhantomData,
+        })
     }
 
     /// And to chains all of which is in the span of guest memory in which `near` was found.

@@ -213,11 +213,8 @@ impl<'q> Round<'q> {
         reason = "a chain is lent until the next one is looked for"
     )]
     pub fn next(&mut self) -> Result<Option<Chain<'_, 'q>>, QueueError> {
-        let near = match self.packed {
-            false => self.find_near(),
-            true => self.find_packed_near(),
-        };
-        let found = near || self.find()?;
+        // Not asked first which it is: a split ring pays nothing for the other, which is found little later.
+        let found = self.find_near() || self.find_otherwise()?;
         Ok(found.then_some(Chain(self)))
     }
 
@@ -241,8 +238,13 @@ impl<'q> Round<'q> {
         segments.walk_near(&mut self.outline, view, head, self.indirect)
     }
 
-    /// [`find_near`](Self::find_near) in a packed ring.
     #[inline(never)]
+    fn find_otherwise(&mut self) -> Result<bool, QueueError> {
+        Ok(self.packed && self.find_packed_near() || self.find()?)
+    }
+
+    /// [`find_near`](Self::find_near) in a packed ring.
+    #[inline(always)]
     fn find_packed_near(&mut self) -> bool {
         let Some(Format::Packed(view)) = &self.flat else {
             return false;
@@ -434,10 +436,17 @@ impl<'q> Round<'q> {
     /// Puts the chain into the used ring.
     #[inline]
     pub(super) fn give_back<const PUBLISH: bool>(&mut self, written: u32) -> Result<(), Gone> {
-        let near = match self.packed {
-            false => self.give_back_near::<PUBLISH>(written),
-            true => self.give_back_packed_near::<PUBLISH>(written),
-        };
+        match self.give_back_near::<PUBLISH>(written) {
+            Near::Done => Ok(()),
+            near => self.give_back_otherwise::<PUBLISH>(written, near),
+        }
+    }
+
+    #[inline(never)]
+    fn give_back_otherwise<const PUBLISH: bool>(&mut self, written: u32, mut near: Near) -> Result<(), Gone> {
+        if self.packed {
+            near = self.give_back_packed_near::<PUBLISH>(written);
+        }
         match near {
             Near::Done => Ok(()),
             near => self.give_back_far(written, PUBLISH, near),
@@ -461,7 +470,7 @@ impl<'q> Round<'q> {
     }
 
     /// [`give_back_near`](Self::give_back_near) in a packed ring.
-    #[inline(never)]
+    #[inline(always)]
     fn give_back_packed_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
         let Some(Format::Packed(Ring { used, view, .. })) = &mut self.ring else {
             return Near::Far;
