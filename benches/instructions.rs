@@ -41,13 +41,13 @@ const PACKED: [(&str, Shape, Way, u64); 6] = [
         "packed: chain of 3, 32 published at once",
         Shape::Three,
         Way::Batch,
-        200,
+        330,
     ),
     (
         "packed: 16 bytes read and 512 written, lent",
         Shape::Moved,
         Way::Lent,
-        600,
+        700,
     ),
     ("packed: chain of 3, owned", Shape::Three, Way::Owned, 620),
 ];

@@ -48,7 +48,8 @@ impl PackedRig {
                 put(at, descriptor.0);
                 put(at + 8, rest);
             }
-            rest = vec![16 * chain.len() as u64 | u64::from(INDIRECT) << 48];
+            let bytes = 16 * chain.len() as u64;
+            rest = vec![bytes | u64::from(INDIRECT) << 48];
         } else {
             let last = rest.len() - 1;
             rest[..last].iter_mut().for_each(|rest| *rest |= u64::from(NEXT) << 48);

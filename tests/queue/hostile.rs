@@ -465,7 +465,8 @@ fn a_state_that_contradicts_itself_is_refused() {
     let mut s = setup(ALL);
     let good = overwritten(&mut s);
     type Change = fn(&mut QueueState);
-    let changes: [(Change, fn(&QueueStateError) -> bool); 13] = [
+    type Expected = fn(&QueueStateError) -> bool;
+    let changes: [(Change, Expected); 13] = [
         (
             |state| state.next_avail ^= 1,
             |e| matches!(e, QueueStateError::Chains { .. }),

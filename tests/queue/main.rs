@@ -1,4 +1,5 @@
 //! Virtqueues: what a well-behaved driver gets, and what becomes of one that is not.
+#![allow(clippy::duplicate_mod, reason = "the same tests for both formats")]
 
 #[path = "../support/packed.rs"]
 mod packed_ring;
