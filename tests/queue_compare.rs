@@ -267,6 +267,8 @@ fn compare(seed: u64, worlds: &[World; 2], met: &mut Met) {
         next_avail: start,
         next_used: start,
         in_flight: vec![],
+        chains: vec![],
+        ended: vec![],
         signal_owed: false,
     };
     let mut queue = Queue::restore(QueueIndex(0), size, &state, &memory, signals.clone()).expect("a valid layout");

@@ -26,13 +26,13 @@ use vm_memory::{
 };
 
 const SIZE: u16 = 256;
-const DESCRIPTOR_AREA: u64 = 0x1000;
-const DRIVER_AREA: u64 = 0x3000;
-const DEVICE_AREA: u64 = 0x4000;
-const TABLE: u64 = 0x6000;
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
+pub const DESCRIPTOR_AREA: u64 = 0x1000;
+pub const DRIVER_AREA: u64 = 0x3000;
+pub const DEVICE_AREA: u64 = 0x4000;
+pub const TABLE: u64 = 0x6000;
+pub const NEXT: u16 = 1;
+pub const WRITE: u16 = 2;
+pub const INDIRECT: u16 = 4;
 
 /// How many chains a call does.
 pub const CHAINS: u16 = 64;
@@ -52,13 +52,22 @@ pub enum Shape {
 }
 
 impl Shape {
-    fn chain(self) -> &'static [(u64, u32, u16)] {
+    pub fn chain(self) -> &'static [(u64, u32, u16)] {
         match self {
             Self::One => &[(0x10000, 64, 0)],
             Self::Three | Self::Indirect => &[(0x10000, 16, 0), (0x11000, 4096, WRITE), (0x12000, 1, WRITE)],
             Self::Moved => &[(0x10000, 16, 0), (0x11000, 512, WRITE)],
         }
     }
+}
+
+/// The driver's side of a ring.
+pub trait Offers {
+    /// Makes `n` chains available, and asks for a signal far ahead.
+    fn offer(&mut self, n: u16);
+    /// The device's side.
+    fn queue(&self) -> Queue;
+    fn shape(&self) -> Shape;
 }
 
 /// Guest memory with a ring of chains of this shape. Every head is a chain of its own.
@@ -113,9 +122,10 @@ impl<B: NewBitmap + Send + Sync + 'static> Rig<B> {
             available: 0,
         }
     }
+}
 
-    /// The driver's part: makes `n` chains available, and asks for a signal far ahead.
-    pub fn offer(&mut self, n: u16) {
+impl<B: NewBitmap + Send + Sync + 'static> Offers for Rig<B> {
+    fn offer(&mut self, n: u16) {
         self.available = self.available.wrapping_add(n);
         // SAFETY: the driver area is inside the mapping, which outlives the rig; nobody else accesses it now.
         unsafe {
@@ -127,7 +137,7 @@ impl<B: NewBitmap + Send + Sync + 'static> Rig<B> {
         }
     }
 
-    pub fn queue(&self) -> Queue {
+    fn queue(&self) -> Queue {
         let memory = Memory::new(Arc::clone(&self.memory));
         let layout = QueueLayout {
             size: SIZE,
@@ -137,16 +147,20 @@ impl<B: NewBitmap + Send + Sync + 'static> Rig<B> {
         };
         Queue::new(QueueIndex(0), SIZE, layout, features::COMMON, &memory, Arc::new(Silent)).expect("a valid layout")
     }
+
+    fn shape(&self) -> Shape {
+        self.shape
+    }
 }
 
 /// A round of chains that are completed in it.
-pub fn lent<B: NewBitmap + Send + Sync + 'static>(rig: &mut Rig<B>, queue: &mut Queue) -> u32 {
+pub fn lent(rig: &mut impl Offers, queue: &mut Queue) -> u32 {
     let mut total = 0;
     let mut round = queue.round().expect("a valid ring");
     for _ in 0..CHAINS {
         rig.offer(1);
         let chain = round.next().expect("a valid ring").expect("a chain");
-        if rig.shape == Shape::Moved {
+        if rig.shape() == Shape::Moved {
             let mut header = [0; 16];
             chain.reader().read(&mut header).expect("16 bytes");
             chain.writer().write(&black_box([header[0]; 512])).expect("512 bytes");
@@ -158,7 +172,7 @@ pub fn lent<B: NewBitmap + Send + Sync + 'static>(rig: &mut Rig<B>, queue: &mut 
 }
 
 /// A round of chains of which [`BATCH`] are published at once.
-pub fn batch(rig: &mut Rig, queue: &mut Queue) -> u32 {
+pub fn batch(rig: &mut impl Offers, queue: &mut Queue) -> u32 {
     let mut total = 0;
     let mut round = queue.round().expect("a valid ring");
     for _ in 0..CHAINS / BATCH {
@@ -174,7 +188,7 @@ pub fn batch(rig: &mut Rig, queue: &mut Queue) -> u32 {
 }
 
 /// Chains that are taken and given to `complete`.
-pub fn owned(rig: &mut Rig, queue: &mut Queue, mut complete: impl FnMut(OwnedChain)) {
+pub fn owned(rig: &mut impl Offers, queue: &mut Queue, mut complete: impl FnMut(OwnedChain)) {
     let mut round = queue.round().expect("a valid ring");
     for _ in 0..CHAINS {
         rig.offer(1);

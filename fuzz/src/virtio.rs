@@ -216,6 +216,8 @@ impl TransportChange {
                     next_avail: at.wrapping_add(in_flight.len() as u16),
                     next_used: at,
                     in_flight,
+                    chains: vec![],
+                    ended: vec![],
                     signal_owed: more,
                 });
             }

@@ -1,7 +1,10 @@
 //! Feature bits that belong to no device type (virtio 1.2, section 6), as masks.
 
 use virtio_bindings::{
-    virtio_config::{VIRTIO_F_NOTIF_CONFIG_DATA, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1},
+    virtio_config::{
+        VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIF_CONFIG_DATA, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_PACKED,
+        VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+    },
     virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
 };
 
@@ -14,7 +17,11 @@ pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 /// `VIRTIO_F_RING_RESET`: a queue can be reset and set up again by itself (section 2.6.1).
 pub const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;
 
-/// `VIRTIO_F_NOTIFICATION_DATA`: a kick also says how far the driver has come in the ring (section 2.9). Offered over PCI.
+/// `VIRTIO_F_RING_PACKED`: rings are packed ones (section 2.8).
+pub const RING_PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
+/// `VIRTIO_F_IN_ORDER`: the device uses buffers in the order in which they were made available (sections 2.7.9 and 2.8.8).
+pub const IN_ORDER: u64 = 1 << VIRTIO_F_IN_ORDER;
+/// `VIRTIO_F_NOTIFICATION_DATA`: a kick also says how far the driver has come in the ring (section 2.9).
 pub const NOTIFICATION_DATA: u64 = 1 << VIRTIO_F_NOTIFICATION_DATA;
 /// `VIRTIO_F_NOTIF_CONFIG_DATA`: a kick names its queue by a number that the device chooses (section 4.1.4.3). Offered over
 /// PCI.

@@ -180,6 +180,23 @@ impl<B: Bitmap + Send + Sync + 'static> Ring<B> {
         head
     }
 
+    /// Writes descriptors with these flags, and NEXT on all but the last, without offering them. Returns their head.
+    pub fn raw(&mut self, descriptors: &[(u64, u32, u16)]) -> u16 {
+        let head = self.free;
+        for (position, &(address, len, flags)) in descriptors.iter().enumerate() {
+            let index = self.free;
+            self.free = (self.free + 1) % self.layout.size;
+            let next = if position + 1 < descriptors.len() { NEXT } else { 0 };
+            self.descriptor(index, address, len, flags | next, self.free);
+        }
+        head
+    }
+
+    /// Wants an interrupt for the next that is used.
+    pub fn want_signal(&self) {
+        self.set_used_event(self.used_idx());
+    }
+
     /// Sets `avail.idx`, to whatever.
     pub fn set_avail_idx(&mut self, idx: u16) {
         self.avail_idx = idx;

@@ -8,7 +8,10 @@ use std::{
 
 use vm_memory::Permissions;
 
-use super::{Gone, QueueError, QueueLayout};
+use super::{
+    Gone, QueueError, QueueLayout,
+    packed::{FlatPacked, Spot},
+};
 use crate::memory::{Outside, Pin, Segment, Span};
 
 /// Bytes of flags and index before the entries of either ring.
@@ -19,13 +22,17 @@ const IDX: u64 = 2;
 pub(super) const DESCRIPTOR: u64 = 16;
 const AVAIL_ENTRY: u64 = 2;
 const USED_ENTRY: u64 = 8;
+/// Bytes of either event suppression structure of a packed ring (section 2.8.14).
+const EVENT: u64 = 4;
+/// The most descriptors that a packed ring has (section 2.8).
+const MAX_PACKED: u16 = 1 << 15;
 
 /// A piece of guest memory that was looked up, for as long as its pin lives. Without a host address it is reached through the
 /// pin, translated each time.
 #[derive(Clone, Copy)]
-struct Area {
-    address: u64,
-    host: Option<NonNull<u8>>,
+pub(super) struct Area {
+    pub address: u64,
+    pub host: Option<NonNull<u8>>,
 }
 
 impl Area {
@@ -47,7 +54,7 @@ impl Area {
     /// # Safety
     /// The two bytes at `offset`, which is even, are in the area, and `pin` is the one that it was found with.
     #[inline]
-    unsafe fn load(&self, pin: &Pin, offset: u64) -> Result<u16, Gone> {
+    pub unsafe fn load(&self, pin: &Pin, offset: u64) -> Result<u16, Gone> {
         let Some(host) = self.host else {
             return self.load_elsewhere(pin, offset);
         };
@@ -62,7 +69,7 @@ impl Area {
     /// # Safety
     /// As [`load`](Self::load).
     #[inline]
-    unsafe fn store(&self, pin: &Pin, offset: u64, value: u16) -> Result<(), Gone> {
+    pub unsafe fn store(&self, pin: &Pin, offset: u64, value: u16) -> Result<(), Gone> {
         let Some(host) = self.host else {
             return self.store_elsewhere(pin, offset, value);
         };
@@ -90,21 +97,32 @@ impl Area {
 /// wrong is left to the long way.
 #[derive(Clone, Copy)]
 pub(super) struct Flat {
-    descriptors: NonNull<[u64; 2]>,
-    driver: NonNull<u8>,
+    pub(super) descriptors: NonNull<[u64; 2]>,
+    pub(super) driver: NonNull<u8>,
     device: NonNull<u8>,
-    mask: u32,
+    /// The size less one: sizes of split rings are powers of two.
+    pub(super) mask: u32,
 }
 
-/// The areas of a split ring in one map of guest memory. Entries are named by free-running indices, so that none is beyond its area.
+/// A [`View`] by the format of its ring.
+#[derive(Clone, Copy)]
+pub(super) enum Format<S, P> {
+    Split(S),
+    Packed(P),
+}
+
+/// The areas of a ring in one map of guest memory.
 #[derive(Clone)]
 pub(super) struct View {
-    descriptors: Area,
-    driver: Area,
-    device: Area,
-    /// The size less one: sizes are powers of two.
-    mask: u16,
+    pub(super) descriptors: Area,
+    pub(super) driver: Area,
+    pub(super) device: Area,
+    /// The size less one.
+    last: u16,
+    packed: bool,
+    /// Of a split ring, and of a packed one.
     flat: Option<Flat>,
+    flat_packed: Option<Flat>,
     /// Keeps the areas mapped. Last: it goes last.
     pub pin: Pin,
 }
@@ -115,16 +133,17 @@ unsafe impl Send for View {}
 unsafe impl Sync for View {}
 
 impl View {
-    /// Checks a layout as section 2.7 asks for it, sizes, alignment, and all three areas in guest memory; and finds them.
-    pub fn new(pin: Pin, layout: &QueueLayout, max: u16) -> Result<Self, QueueError> {
+    /// Checks a layout as section 2.7 or, for a packed ring, section 2.8.10.1 asks for it, sizes, alignment, and all three areas in
+    /// guest memory; and finds them.
+    pub fn new(pin: Pin, layout: &QueueLayout, max: u16, packed: bool) -> Result<Self, QueueError> {
         let &QueueLayout {
             size,
             descriptor_area,
             driver_area,
             device_area,
         } = layout;
-        if !size.is_power_of_two() || size > max {
-            return Err(QueueError::Size { size, max });
+        if !is_size(size, max, packed) {
+            return Err(QueueError::Size { size, max, packed });
         }
         let n = u64::from(size);
         let find = |area, address: u64, align: u64, len: u64, access| {
@@ -137,16 +156,21 @@ impl View {
         };
         let avail = RING_HEADER + AVAIL_ENTRY * n + RING_TAIL;
         let used = RING_HEADER + USED_ENTRY * n + RING_TAIL;
-        let descriptors = find("descriptor", descriptor_area, 16, DESCRIPTOR * n, Permissions::Read)?;
-        let driver = find("driver", driver_area, 2, avail, Permissions::Read)?;
+        let (access, driver_align, avail, used) = match packed {
+            false => (Permissions::Read, 2, avail, used),
+            // Used descriptors are written there too.
+            true => (Permissions::ReadWrite, 4, EVENT, EVENT),
+        };
+        let descriptors = find("descriptor", descriptor_area, 16, DESCRIPTOR * n, access)?;
+        let driver = find("driver", driver_area, driver_align, avail, Permissions::Read)?;
         let device = find("device", device_area, 4, used, Permissions::Write)?;
-        let mask = size - 1;
+        let last = size - 1;
         let flat = match (descriptors.host, driver.host, device.host) {
             (Some(descriptors), Some(driver), Some(device)) => Some(Flat {
                 descriptors: descriptors.cast(),
                 driver,
                 device,
-                mask: mask.into(),
+                mask: last.into(),
             }),
             _ => None,
         };
@@ -154,128 +178,60 @@ impl View {
             descriptors,
             driver,
             device,
-            mask,
-            flat,
+            last,
+            packed,
+            flat: flat.filter(|_| !packed),
+            flat_packed: flat.filter(|_| packed),
             pin,
         })
     }
 
-    /// The short way to the ring, if there is one.
+    /// The ring, by its format.
     #[inline]
-    pub fn flat(&self) -> Option<FlatRing<'_>> {
-        Some(FlatRing {
-            flat: self.flat?,
-            pin: PhantomData,
-        })
-    }
-
-    /// And to chains all of which is in the span of guest memory in which `near` was found.
-    #[inline]
-    pub fn flat_near(&self, near: Segment) -> Option<FlatView<'_>> {
-        let span = self.pin.span_of(&near)?;
-        let ring = self.flat()?;
-        Some(FlatView { ring, span, near })
-    }
-
-    fn slot(&self, index: u16) -> u64 {
-        u64::from(index & self.mask)
+    pub fn ring(&self) -> Format<SplitView<'_>, PackedView<'_>> {
+        match self.packed {
+            false => Format::Split(SplitView(self)),
+            true => Format::Packed(PackedView(self)),
+        }
     }
 
     /// The number of descriptors.
-    fn size(&self) -> u64 {
-        u64::from(self.mask) + 1
-    }
-
-    /// `flags` of the available ring.
     #[inline]
-    pub fn avail_flags(&self) -> Result<u16, Gone> {
-        // SAFETY: every driver area has a header.
-        unsafe { self.driver.load(&self.pin, 0) }
+    pub fn size(&self) -> u32 {
+        u32::from(self.last) + 1
     }
 
-    /// `idx` of the available ring.
-    #[inline]
-    pub fn avail_idx(&self) -> Result<u16, Gone> {
-        // SAFETY: as above.
-        unsafe { self.driver.load(&self.pin, IDX) }
-    }
-
-    /// The entry `index` of the available ring: a head.
-    #[inline]
-    pub fn avail_entry(&self, index: u16) -> Result<u16, Gone> {
-        // SAFETY: the slot is below the size.
-        unsafe {
-            self.driver
-                .load(&self.pin, RING_HEADER + AVAIL_ENTRY * self.slot(index))
-        }
-    }
-
-    /// `used_event`, after the entries of the available ring.
-    #[inline]
-    pub fn used_event(&self) -> Result<u16, Gone> {
-        // SAFETY: every driver area has a tail.
-        unsafe { self.driver.load(&self.pin, RING_HEADER + AVAIL_ENTRY * self.size()) }
-    }
-
-    #[inline]
-    pub fn set_used_flags(&self, flags: u16) -> Result<(), Gone> {
-        // SAFETY: every device area has a header.
-        unsafe { self.device.store(&self.pin, 0, flags) }
-    }
-
-    #[inline]
-    pub fn set_used_idx(&self, idx: u16) -> Result<(), Gone> {
-        // SAFETY: as above.
-        unsafe { self.device.store(&self.pin, IDX, idx) }
-    }
-
-    /// `avail_event`, after the entries of the used ring.
-    #[inline]
-    pub fn set_avail_event(&self, idx: u16) -> Result<(), Gone> {
-        // SAFETY: every device area has a tail.
-        unsafe {
-            self.device
-                .store(&self.pin, RING_HEADER + USED_ENTRY * self.size(), idx)
-        }
-    }
-
-    /// Writes the entry `index` of the used ring (section 2.7.8).
-    #[inline]
-    pub fn set_used_entry(&self, index: u16, id: u32, len: u32) -> Result<(), Gone> {
-        let offset = RING_HEADER + USED_ENTRY * self.slot(index);
-        let address = self.device.address + offset;
-        let Some(host) = self.device.host else {
-            let mut entry = [0; USED_ENTRY as usize];
-            entry[..4].copy_from_slice(&id.to_le_bytes());
-            entry[4..].copy_from_slice(&len.to_le_bytes());
-            return self.pin.write(address, &entry).map_err(|_| Gone);
-        };
-        // SAFETY: the slot is below the size, so its eight bytes are in the area, aligned to four as that is.
-        let entry = unsafe { host.add(offset as usize) }.cast::<[u32; 2]>();
-        // SAFETY: as above, and mapped while `pin` lives.
-        unsafe { entry.as_ptr().write_volatile([id.to_le(), len.to_le()]) };
-        self.pin.mark_dirty(address, USED_ENTRY);
-        Ok(())
-    }
-
-    /// Marks the used ring's index, and its entries from `from` to before `to`.
+    /// Marks a split ring's used index, and its used entries from `from` to before `to`.
     #[cold]
     pub fn mark_used(&self, from: u16, to: u16) {
-        let (first, count) = (self.slot(from), u64::from(to.wrapping_sub(from)));
+        let (size, first) = (u64::from(self.size()), u64::from(from & self.last));
+        let count = u64::from(to.wrapping_sub(from));
         self.pin.mark_dirty(self.device.address, RING_HEADER);
-        let until_end = count.min(self.size() - first);
+        let until_end = count.min(size - first);
         for (slot, count) in [(first, until_end), (0, count - until_end)] {
             let address = self.device.address + RING_HEADER + USED_ENTRY * slot;
             self.pin.mark_dirty(address, USED_ENTRY * count);
         }
     }
 
-    /// The ring's own descriptor table.
+    /// Marks `count` descriptors of a packed ring before `next`.
+    #[cold]
+    pub fn mark_packed(&self, next: Spot, count: u32) {
+        let (size, end) = (u64::from(self.size()), u64::from(next.slot));
+        let count = u64::from(count).min(size);
+        let before = count.min(end);
+        for (slot, count) in [(end - before, before), (size - (count - before), count - before)] {
+            let address = self.descriptors.address + DESCRIPTOR * slot;
+            self.pin.mark_dirty(address, DESCRIPTOR * count);
+        }
+    }
+
+    /// The ring's own descriptors.
     #[inline]
     pub fn descriptors(&self) -> Table<'_> {
         Table {
             area: self.descriptors,
-            len: u32::from(self.mask) + 1,
+            len: self.size(),
             pin: &self.pin,
         }
     }
@@ -290,6 +246,140 @@ impl View {
             pin: &self.pin,
         })
     }
+
+    /// The short way to the ring, if there is one.
+    #[inline]
+    pub fn flat(&self) -> Option<Format<FlatRing<'_>, FlatPacked<'_>>> {
+        match self.flat_split() {
+            Some(ring) => Some(Format::Split(ring)),
+            None => Some(Format::Packed(FlatPacked::new(self.flat_packed?))),
+        }
+    }
+
+    /// The same of a split ring; of a packed one nothing.
+    #[inline]
+    pub fn flat_split(&self) -> Option<FlatRing<'_>> {
+        Some(FlatRing {
+            flat: self.flat?,
+            pin: PhantomData,
+        })
+    }
+
+    /// And to chains all of which is in the span of guest memory in which `near` was found.
+    #[inline]
+    pub fn flat_near(&self, near: Segment) -> Option<Format<FlatView<'_, FlatRing<'_>>, FlatView<'_, FlatPacked<'_>>>> {
+        let span = self.pin.span_of(&near)?;
+        Some(match self.flat()? {
+            Format::Split(ring) => Format::Split(FlatView { ring, span, near }),
+            Format::Packed(ring) => Format::Packed(FlatView { ring, span, near }),
+        })
+    }
+}
+
+/// A [`View`] of a split ring. Entries are named by free-running indices, so that none is beyond its area.
+#[derive(Clone, Copy)]
+pub(super) struct SplitView<'a>(&'a View);
+
+/// A [`View`] of a packed ring.
+#[derive(Clone, Copy)]
+pub(super) struct PackedView<'a>(pub(super) &'a View);
+
+impl<'a> PackedView<'a> {
+    #[inline]
+    pub fn view(self) -> &'a View {
+        self.0
+    }
+}
+
+impl<'a> SplitView<'a> {
+    #[inline]
+    pub fn view(self) -> &'a View {
+        self.0
+    }
+}
+
+impl SplitView<'_> {
+    fn slot(&self, index: u16) -> u64 {
+        u64::from(index & self.0.last)
+    }
+
+    fn size(&self) -> u64 {
+        self.0.size().into()
+    }
+
+    /// `flags` of the available ring.
+    #[inline]
+    pub fn avail_flags(&self) -> Result<u16, Gone> {
+        // SAFETY: every driver area has a header.
+        unsafe { self.0.driver.load(&self.0.pin, 0) }
+    }
+
+    /// `idx` of the available ring.
+    #[inline]
+    pub fn avail_idx(&self) -> Result<u16, Gone> {
+        // SAFETY: as above.
+        unsafe { self.0.driver.load(&self.0.pin, IDX) }
+    }
+
+    /// The entry `index` of the available ring: a head.
+    #[inline]
+    pub fn avail_entry(&self, index: u16) -> Result<u16, Gone> {
+        // SAFETY: the slot is below the size.
+        unsafe {
+            self.0
+                .driver
+                .load(&self.0.pin, RING_HEADER + AVAIL_ENTRY * self.slot(index))
+        }
+    }
+
+    /// `used_event`, after the entries of the available ring.
+    #[inline]
+    pub fn used_event(&self) -> Result<u16, Gone> {
+        // SAFETY: every driver area has a tail.
+        unsafe { self.0.driver.load(&self.0.pin, RING_HEADER + AVAIL_ENTRY * self.size()) }
+    }
+
+    #[inline]
+    pub fn set_used_flags(&self, flags: u16) -> Result<(), Gone> {
+        // SAFETY: every device area has a header.
+        unsafe { self.0.device.store(&self.0.pin, 0, flags) }
+    }
+
+    #[inline]
+    pub fn set_used_idx(&self, idx: u16) -> Result<(), Gone> {
+        // SAFETY: as above.
+        unsafe { self.0.device.store(&self.0.pin, IDX, idx) }
+    }
+
+    /// `avail_event`, after the entries of the used ring.
+    #[inline]
+    pub fn set_avail_event(&self, idx: u16) -> Result<(), Gone> {
+        // SAFETY: every device area has a tail.
+        unsafe {
+            self.0
+                .device
+                .store(&self.0.pin, RING_HEADER + USED_ENTRY * self.size(), idx)
+        }
+    }
+
+    /// Writes the entry `index` of the used ring (section 2.7.8).
+    #[inline]
+    pub fn set_used_entry(&self, index: u16, id: u32, len: u32) -> Result<(), Gone> {
+        let offset = RING_HEADER + USED_ENTRY * self.slot(index);
+        let address = self.0.device.address + offset;
+        let Some(host) = self.0.device.host else {
+            let mut entry = [0; USED_ENTRY as usize];
+            entry[..4].copy_from_slice(&id.to_le_bytes());
+            entry[4..].copy_from_slice(&len.to_le_bytes());
+            return self.0.pin.write(address, &entry).map_err(|_| Gone);
+        };
+        // SAFETY: the slot is below the size, so its eight bytes are in the area, aligned to four as that is.
+        let entry = unsafe { host.add(offset as usize) }.cast::<[u32; 2]>();
+        // SAFETY: as above, and mapped while `pin` lives.
+        unsafe { entry.as_ptr().write_volatile([id.to_le(), len.to_le()]) };
+        self.0.pin.mark_dirty(address, USED_ENTRY);
+        Ok(())
+    }
 }
 
 /// The index of a descriptor that the ring has.
@@ -303,7 +393,7 @@ impl Head {
     }
 }
 
-/// A [`View`] all of whose areas have host addresses, which are at hand.
+/// A [`SplitView`] all of whose areas have host addresses, which are at hand.
 #[derive(Clone, Copy)]
 pub(super) struct FlatRing<'a> {
     flat: Flat,
@@ -337,31 +427,31 @@ impl<'a> FlatRing<'a> {
         u16::from_le(place.load(Ordering::Acquire))
     }
 
-    /// As [`View::avail_idx`].
+    /// As [`SplitView::avail_idx`].
     #[inline]
     pub fn avail_idx(&self) -> u16 {
         self.driver(IDX as usize)
     }
 
-    /// As [`View::avail_entry`].
+    /// As [`SplitView::avail_entry`].
     #[inline]
     pub fn avail_entry(&self, index: u16) -> u16 {
         self.driver((RING_HEADER + AVAIL_ENTRY * self.slot(index)) as usize)
     }
 
-    /// As [`View::avail_flags`].
+    /// As [`SplitView::avail_flags`].
     #[inline]
     pub fn avail_flags(&self) -> u16 {
         self.driver(0)
     }
 
-    /// As [`View::used_event`].
+    /// As [`SplitView::used_event`].
     #[inline]
     pub fn used_event(&self) -> u16 {
         self.driver((RING_HEADER + AVAIL_ENTRY * (u64::from(self.flat.mask) + 1)) as usize)
     }
 
-    /// As [`View::set_used_entry`], but for the mark.
+    /// As [`SplitView::set_used_entry`], but for the mark.
     #[inline]
     pub fn set_used_entry(&self, index: u16, id: u32, len: u32) {
         let offset = RING_HEADER + USED_ENTRY * self.slot(index);
@@ -374,7 +464,7 @@ impl<'a> FlatRing<'a> {
         }
     }
 
-    /// As [`View::set_used_idx`], but for the mark; and a full fence after it.
+    /// As [`SplitView::set_used_idx`], but for the mark; and a full fence after it.
     #[inline]
     pub fn set_used_idx_and_fence(&self, idx: u16) {
         // SAFETY: in the header of the area, aligned, mapped while the view's pin lives.
@@ -388,7 +478,7 @@ impl<'a> FlatRing<'a> {
         }
     }
 
-    /// As [`View::set_avail_event`], but for the mark.
+    /// As [`SplitView::set_avail_event`], but for the mark.
     #[inline]
     pub fn set_avail_event(&self, idx: u16) {
         let offset = RING_HEADER + USED_ENTRY * (u64::from(self.flat.mask) + 1);
@@ -408,15 +498,15 @@ impl<'a> FlatRing<'a> {
     }
 }
 
-/// A [`FlatRing`] with a span of guest memory.
+/// The short way to a ring, with a span of guest memory.
 #[derive(Clone, Copy)]
-pub(super) struct FlatView<'a> {
-    pub ring: FlatRing<'a>,
+pub(super) struct FlatView<'a, R> {
+    pub ring: R,
     span: &'a Span,
     near: Segment,
 }
 
-impl<'a> FlatView<'a> {
+impl<'a, R> FlatView<'a, R> {
     /// Whether a buffer is in the span in which short chains have all of theirs.
     #[inline]
     pub fn has(&self, address: u64, len: u32) -> bool {
@@ -491,7 +581,7 @@ impl<'a> Table<'a> {
 pub(super) struct FlatTable<'a> {
     host: NonNull<[u64; 2]>,
     /// Its last index.
-    last: u32,
+    pub last: u32,
     /// Keeps it mapped.
     pin: PhantomData<&'a Pin>,
 }
@@ -507,7 +597,7 @@ impl FlatTable<'_> {
     /// # Safety
     /// The table has a descriptor of this index.
     #[inline]
-    unsafe fn read_at(&self, index: u16) -> Descriptor {
+    pub unsafe fn read_at(&self, index: u16) -> Descriptor {
         // SAFETY: in the table, as the caller says.
         let words = unsafe { self.host.add(index.into()) }.cast::<u64>();
         // SAFETY: as above, aligned as the table is, and mapped while the pin lives.
@@ -516,17 +606,17 @@ impl FlatTable<'_> {
     }
 }
 
-/// A descriptor (section 2.7.5), as it was read.
+/// A descriptor (sections 2.7.5 and 2.8.13), as it was read.
 #[derive(Clone, Copy)]
 pub(super) struct Descriptor {
     pub address: u64,
-    /// The length, the flags and the next index, from the lowest bit on.
+    /// From the lowest bit on: the length, the flags and the next index; of a packed ring the length, the buffer ID and the flags.
     rest: u64,
 }
 
 impl Descriptor {
     #[inline]
-    fn new([address, rest]: [u64; 2]) -> Self {
+    pub fn new([address, rest]: [u64; 2]) -> Self {
         Self { address, rest }
     }
 
@@ -544,4 +634,25 @@ impl Descriptor {
     pub fn next(&self) -> u16 {
         (self.rest >> 48) as u16
     }
+
+    /// Of a packed ring.
+    #[inline]
+    pub fn id(&self) -> u16 {
+        (self.rest >> 32) as u16
+    }
+
+    /// Of a packed ring.
+    #[inline]
+    pub fn packed_flags(&self) -> u16 {
+        (self.rest >> 48) as u16
+    }
+}
+
+/// Whether a ring can have so many descriptors.
+pub(crate) fn is_size(size: u16, max: u16, packed: bool) -> bool {
+    let possible = match packed {
+        false => size.is_power_of_two(),
+        true => (1..=MAX_PACKED).contains(&size),
+    };
+    possible && size <= max
 }

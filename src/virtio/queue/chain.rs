@@ -6,10 +6,11 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRI
 use vm_memory::Permissions;
 
 use super::{
-    ChainError,
-    area::{DESCRIPTOR, Descriptor, FlatTable, FlatView, Head, View},
+    ChainError, Gone, QueueError,
+    area::{DESCRIPTOR, Descriptor, FlatRing, FlatTable, FlatView, Head, PackedView, SplitView, View},
+    packed::{FlatPacked, Spot},
 };
-use crate::memory::Segment;
+use crate::memory::{Near, Pin, Segment};
 
 /// How many descriptors a chain with an indirect table may have, if the queue is not longer. Linux makes chains that are longer
 /// than a short queue; this many is what a vectored system call takes.
@@ -35,6 +36,8 @@ fn kept(size: u16) -> usize {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Outline {
     pub head: u16,
+    /// How many descriptors of a packed ring it takes.
+    pub descriptors: u16,
     /// How many of the segments are readable; the rest is writable.
     readable: u16,
     count: u16,
@@ -92,7 +95,13 @@ impl Segments {
     /// and all of its buffers in the span of guest memory in which the last one began. Whether it is. Of one that is not, nothing is
     /// known, and [`walk`](Self::walk) finds what it is.
     #[inline(always)]
-    pub fn walk_near(&mut self, outline: &mut Outline, view: &FlatView<'_>, head: Head, indirect: bool) -> bool {
+    pub fn walk_near(
+        &mut self,
+        outline: &mut Outline,
+        view: &FlatView<'_, FlatRing<'_>>,
+        head: Head,
+        indirect: bool,
+    ) -> bool {
         outline.head = head.index();
         let first = view.ring.first(head);
         let (address, len, flags) = (first.address, first.len(), first.flags());
@@ -114,12 +123,12 @@ impl Segments {
 
     /// Not inlined, so that who calls it saves no registers for it where it is not needed; so the next.
     #[inline(never)]
-    fn walk_ring(&mut self, outline: &mut Outline, view: &FlatView<'_>, first: Descriptor) -> bool {
+    fn walk_ring(&mut self, outline: &mut Outline, view: &FlatView<'_, FlatRing<'_>>, first: Descriptor) -> bool {
         self.walk_table(outline, view, view.ring.descriptors(), first)
     }
 
     #[inline(never)]
-    fn walk_indirect(&mut self, outline: &mut Outline, view: &FlatView<'_>, outer: Descriptor) -> bool {
+    fn walk_indirect(&mut self, outline: &mut Outline, view: &FlatView<'_, FlatRing<'_>>, outer: Descriptor) -> bool {
         // What is wrong with a table is not said here.
         let inner = view.table(outer.address, outer.len());
         match inner.and_then(|inner| Some((inner, inner.read(0)?))) {
@@ -132,7 +141,7 @@ impl Segments {
     fn walk_table(
         &mut self,
         outline: &mut Outline,
-        view: &FlatView<'_>,
+        view: &FlatView<'_, FlatRing<'_>>,
         table: FlatTable<'_>,
         mut descriptor: Descriptor,
     ) -> bool {
@@ -169,16 +178,137 @@ impl Segments {
         false
     }
 
+    /// [`walk_near`](Self::walk_near) in a packed ring, where `first` was found at `spot`.
+    #[inline(always)]
+    pub fn walk_packed_near(
+        &mut self,
+        outline: &mut Outline,
+        view: &FlatView<'_, FlatPacked<'_>>,
+        first: Descriptor,
+        spot: Spot,
+        indirect: bool,
+    ) -> bool {
+        let (address, len, flags) = (first.address, first.len(), first.packed_flags());
+        if flags & (NEXT | INDIRECT) != 0 {
+            return match flags & NEXT == 0 {
+                true => indirect && self.walk_packed_indirect(outline, view, first),
+                false => self.walk_packed_ring(outline, view, first, spot),
+            };
+        }
+        let Some(place) = self.0.first_mut().filter(|_| view.has(address, len)) else {
+            return false;
+        };
+        *place = view.segment(address, len);
+        let readable = flags & WRITE == 0;
+        (outline.head, outline.descriptors) = (first.id(), 1);
+        (outline.readable, outline.count) = (readable.into(), 1);
+        (outline.readable_len, outline.writable_len) = if readable { (len, 0) } else { (0, len) };
+        view.ring.has(first.id())
+    }
+
+    #[inline(never)]
+    fn walk_packed_ring(
+        &mut self,
+        outline: &mut Outline,
+        view: &FlatView<'_, FlatPacked<'_>>,
+        first: Descriptor,
+        spot: Spot,
+    ) -> bool {
+        let (mut slot, mut walked, mut id) = (spot.slot, 0, 0);
+        let next = |descriptor: &Descriptor| {
+            walked += 1;
+            if descriptor.packed_flags() & NEXT == 0 {
+                id = descriptor.id();
+                return After::Nothing;
+            }
+            slot += 1;
+            match view.ring.read(slot) {
+                Some(next) => After::Next(next),
+                None => {
+                    slot = 0;
+                    view.ring.read(0).map_or(After::Broken, After::Next)
+                }
+            }
+        };
+        let whole = self.walk_forward(outline, view, first, INDIRECT, next);
+        (outline.head, outline.descriptors) = (id, walked);
+        // A chain that is longer than its ring has run into itself.
+        whole && view.ring.has(id) && view.ring.has(walked - 1)
+    }
+
+    #[inline(never)]
+    fn walk_packed_indirect(
+        &mut self,
+        outline: &mut Outline,
+        view: &FlatView<'_, FlatPacked<'_>>,
+        outer: Descriptor,
+    ) -> bool {
+        let inner = view.table(outer.address, outer.len());
+        let Some((inner, first)) = inner.and_then(|inner| Some((inner, inner.read(0)?))) else {
+            return false;
+        };
+        let mut at = 0;
+        let next = |_: &Descriptor| {
+            at += 1;
+            inner.read(at).map_or(After::Nothing, After::Next)
+        };
+        (outline.head, outline.descriptors) = (outer.id(), 1);
+        self.walk_forward(outline, view, first, 0, next) && view.ring.has(outer.id())
+    }
+
+    /// Walks descriptors of a packed ring or of a table in one. Flags of `never` are for the long way.
+    #[inline(always)]
+    fn walk_forward(
+        &mut self,
+        outline: &mut Outline,
+        view: &FlatView<'_, FlatPacked<'_>>,
+        mut descriptor: Descriptor,
+        never: u16,
+        mut next: impl FnMut(&Descriptor) -> After,
+    ) -> bool {
+        let Some(room) = self.0.first_chunk_mut::<ROOM>() else {
+            return false;
+        };
+        let (mut count, mut writable, mut readable_len, mut writable_len) = (0, 0, 0, 0);
+        for place in room {
+            let (address, len, flags) = (descriptor.address, descriptor.len(), descriptor.packed_flags());
+            if flags & never != 0 || !view.has(address, len) {
+                return false;
+            }
+            *place = view.segment(address, len);
+            count += 1;
+            if flags & WRITE != 0 {
+                writable += 1;
+                writable_len += u64::from(len);
+            } else if writable != 0 {
+                return false;
+            } else {
+                readable_len += u64::from(len);
+            }
+            match next(&descriptor) {
+                After::Next(next) => descriptor = next,
+                After::Broken => return false,
+                After::Nothing => {
+                    (outline.readable, outline.count) = (count - writable, count);
+                    (outline.readable_len, outline.writable_len) = (readable_len as u32, writable_len as u32);
+                    return readable_len + writable_len <= u32::MAX.into();
+                }
+            }
+        }
+        false
+    }
+
     /// Walks the chain that starts at `head`. How many descriptors it has read is added to `read`, whatever it comes to.
     #[cold]
     pub fn walk(
         &mut self,
         outline: &mut Outline,
-        view: &View,
+        view: SplitView<'_>,
         head: u16,
         indirect_allowed: bool,
         read: &mut u32,
     ) -> Result<(), ChainError> {
+        let view = view.view();
         // What was looked at counts, also if it comes to nothing.
         *outline = Outline {
             head,
@@ -188,10 +318,7 @@ impl Segments {
         let mut limit = table.len() as u16;
         let mut index = head;
         let mut indirect = false;
-        // Where the chain before this one was found.
-        let mut near = view.pin.near(&self.first());
-        let (mut readable, mut count) = (0, 0);
-        let (mut readable_len, mut writable_len) = (0u64, 0u64);
+        let mut adding = Adding::new(&view.pin, self.first());
         loop {
             *read += 1;
             let Some(descriptor) = table.read(index)? else {
@@ -200,46 +327,136 @@ impl Segments {
             };
             let flags = descriptor.flags();
             if flags & INDIRECT != 0 {
-                check_indirect(&descriptor, indirect_allowed, indirect)?;
+                check_indirect(&descriptor, indirect_allowed, indirect, flags & NEXT != 0)?;
                 table = view.table(&mut Segment::new(descriptor.address, descriptor.len()))?;
                 (indirect, index) = (true, 0);
                 limit = limit.max(MAX_INDIRECT);
                 continue;
             }
             // This bounds the loop: a chain that runs in circles is one that is too long.
-            if count == limit {
-                return Err(ChainError::TooLong(limit));
-            }
-            let access = if flags & WRITE != 0 {
-                writable_len += u64::from(descriptor.len());
-                Permissions::Write
-            } else {
-                if readable != count {
-                    return Err(ChainError::ReadableAfterWritable);
-                }
-                readable += 1;
-                readable_len += u64::from(descriptor.len());
-                Permissions::Read
-            };
-            (outline.readable_len, outline.writable_len) = (saturated(readable_len), saturated(writable_len));
-            let segment = view
-                .pin
-                .check_near(&mut near, descriptor.address, descriptor.len(), access)?;
-            match self.0.get_mut(usize::from(count)) {
-                Some(place) => *place = segment,
-                None => self.grow(segment),
-            }
-            count += 1;
+            adding.add(self, outline, &descriptor, flags & WRITE != 0, limit)?;
             if flags & NEXT == 0 {
                 break;
             }
             index = descriptor.next();
         }
-        if readable_len + writable_len > u32::MAX.into() {
-            return Err(ChainError::TooLarge);
+        adding.end(outline)
+    }
+
+    /// Walks the chain that starts with `first` at `spot` of a packed ring. [`walk`](Self::walk)'s result, unless the chain has no end
+    /// or no ID that can be.
+    #[cold]
+    pub fn walk_packed(
+        &mut self,
+        outline: &mut Outline,
+        ring: PackedView<'_>,
+        first: Descriptor,
+        spot: Spot,
+        indirect_allowed: bool,
+        read: &mut u32,
+    ) -> Result<Result<(), ChainError>, Broken> {
+        let view = ring.view();
+        *outline = Outline::default();
+        let size = view.size() as u16;
+        let mut adding = Adding::new(&view.pin, self.first());
+        let (mut descriptor, mut slot, mut whole) = (first, spot.slot, Ok(()));
+        // All of it, whatever is wrong with a part: the ID is in the last one, and says which chain is given back.
+        loop {
+            *read += 1;
+            outline.descriptors += 1;
+            let flags = descriptor.packed_flags();
+            let alone = outline.descriptors == 1 && flags & NEXT == 0;
+            whole = whole.and_then(|()| match flags & INDIRECT {
+                0 => adding.add(self, outline, &descriptor, flags & WRITE != 0, size),
+                _ => self.walk_packed_table(&mut adding, outline, view, &descriptor, (indirect_allowed, alone), read),
+            });
+            if flags & NEXT == 0 {
+                break;
+            }
+            if outline.descriptors == size {
+                return Err(Broken::Ring(QueueError::Endless(size)));
+            }
+            slot = if slot + 1 == size { 0 } else { slot + 1 };
+            let next = ring.descriptor(slot, None);
+            // It is asked for without conditions.
+            descriptor = next.map_err(|Gone| Broken::Gone)?.ok_or(Broken::Gone)?;
         }
-        (outline.readable, outline.count) = (readable, count);
+        outline.head = descriptor.id();
+        if outline.head >= size {
+            let head = outline.head;
+            return Err(Broken::Ring(QueueError::Head { head, size }));
+        }
+        Ok(whole.and_then(|()| adding.end(outline)))
+    }
+
+    /// All descriptors of an indirect table: of their flags, WRITE alone is looked at (section 2.8.7).
+    fn walk_packed_table(
+        &mut self,
+        adding: &mut Adding<'_>,
+        outline: &mut Outline,
+        view: &View,
+        outer: &Descriptor,
+        (allowed, alone): (bool, bool),
+        read: &mut u32,
+    ) -> Result<(), ChainError> {
+        check_indirect(outer, allowed, false, !alone)?;
+        let table = view.table(&mut Segment::new(outer.address, outer.len()))?;
+        let limit = MAX_INDIRECT.max(view.size() as u16);
+        for index in 0..table.len() {
+            *read += 1;
+            let index = index as u16;
+            let Some(inner) = table.read(index)? else { break };
+            adding.add(self, outline, &inner, inner.packed_flags() & WRITE != 0, limit)?;
+        }
         Ok(())
+    }
+
+    /// Takes over a chain that was found before, if all of it is in memory still.
+    #[cold]
+    pub fn find_again(&mut self, outline: &Outline, found: &Self, pin: &Pin) -> Result<(), ChainError> {
+        while self.0.len() < outline.count.into() {
+            self.grow(Segment::new(0, 0));
+        }
+        let (readable, count) = (usize::from(outline.readable), usize::from(outline.count));
+        self.0[..count].copy_from_slice(&found.0[..count]);
+        for (number, segment) in self.0[..count].iter_mut().enumerate() {
+            let access = if number < readable {
+                Permissions::Read
+            } else {
+                Permissions::Write
+            };
+            pin.check(segment, access)?;
+        }
+        Ok(())
+    }
+
+    /// A chain of segments from outside, if it can be one in a queue of `size`.
+    pub fn restored(
+        (head, descriptors): (u16, u16),
+        readable: &[Segment],
+        writable: &[Segment],
+        size: u16,
+    ) -> Option<(Outline, Self)> {
+        let count = readable.len() + writable.len();
+        if count == 0 || count > MAX_INDIRECT.max(size).into() {
+            return None;
+        }
+        let sum = |segments: &[Segment]| segments.iter().map(|segment| u64::from(segment.len)).sum::<u64>();
+        let (readable_len, writable_len) = (sum(readable), sum(writable));
+        if readable_len + writable_len > u32::MAX.into() {
+            return None;
+        }
+        let outline = Outline {
+            head,
+            descriptors,
+            readable: readable.len() as u16,
+            count: count as u16,
+            readable_len: readable_len as u32,
+            writable_len: writable_len as u32,
+        };
+        let mut segments = [readable, writable].concat();
+        segments.resize(count.max(ROOM), Segment::new(0, 0));
+        Some((outline, Self(segments.into())))
     }
 
     /// Lets go of more room than most chains of a queue of `size` need.
@@ -260,13 +477,100 @@ impl Segments {
     }
 }
 
-/// What an indirect descriptor must be (section 2.7.5.3.1).
-fn check_indirect(descriptor: &Descriptor, allowed: bool, nested: bool) -> Result<(), ChainError> {
+/// What comes after a descriptor.
+enum After {
+    Next(Descriptor),
+    Nothing,
+    /// What the long way finds.
+    Broken,
+}
+
+/// What leaves no chain to give back.
+pub(super) enum Broken {
+    Ring(QueueError),
+    /// The ring is not in guest memory.
+    Gone,
+}
+
+impl From<Gone> for Broken {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+/// A chain whose segments are found one by one.
+struct Adding<'a> {
+    pin: &'a Pin,
+    /// Where the one before was found; at first, that of the chain before this one.
+    near: Near,
+    readable: u16,
+    count: u16,
+    readable_len: u64,
+    writable_len: u64,
+}
+
+impl<'a> Adding<'a> {
+    fn new(pin: &'a Pin, near: Segment) -> Self {
+        Self {
+            pin,
+            near: pin.near(&near),
+            readable: 0,
+            count: 0,
+            readable_len: 0,
+            writable_len: 0,
+        }
+    }
+
+    fn add(
+        &mut self,
+        segments: &mut Segments,
+        outline: &mut Outline,
+        descriptor: &Descriptor,
+        writable: bool,
+        limit: u16,
+    ) -> Result<(), ChainError> {
+        if self.count == limit {
+            return Err(ChainError::TooLong(limit));
+        }
+        let access = if writable {
+            self.writable_len += u64::from(descriptor.len());
+            Permissions::Write
+        } else {
+            if self.readable != self.count {
+                return Err(ChainError::ReadableAfterWritable);
+            }
+            self.readable += 1;
+            self.readable_len += u64::from(descriptor.len());
+            Permissions::Read
+        };
+        (outline.readable_len, outline.writable_len) = (saturated(self.readable_len), saturated(self.writable_len));
+        let segment = self
+            .pin
+            .check_near(&mut self.near, descriptor.address, descriptor.len(), access)?;
+        match segments.0.get_mut(usize::from(self.count)) {
+            Some(place) => *place = segment,
+            None => segments.grow(segment),
+        }
+        self.count += 1;
+        Ok(())
+    }
+
+    fn end(&self, outline: &mut Outline) -> Result<(), ChainError> {
+        if self.readable_len + self.writable_len > u32::MAX.into() {
+            return Err(ChainError::TooLarge);
+        }
+        (outline.readable, outline.count) = (self.readable, self.count);
+        Ok(())
+    }
+}
+
+/// What an indirect descriptor must be (sections 2.7.5.3.1 and 2.8.20). `others`: it has others beside it where there must be none.
+fn check_indirect(descriptor: &Descriptor, allowed: bool, nested: bool, others: bool) -> Result<(), ChainError> {
     let len = u64::from(descriptor.len());
     let wrong = match () {
         _ if !allowed => "the feature was not negotiated",
         _ if nested => "a table inside a table",
-        _ if descriptor.flags() & NEXT != 0 => "it has a next descriptor",
+        _ if others => "it has other descriptors beside it",
         _ if len == 0 || !len.is_multiple_of(DESCRIPTOR) => "its length is no positive multiple of 16",
         _ if len / DESCRIPTOR > 1 << 16 => "more descriptors than an index can name",
         _ => return Ok(()),

@@ -6,13 +6,15 @@ use crate::memory::Outside;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueueError {
-    /// The queue size is zero, no power of two or above the maximum.
-    #[error("queue size {size}: a power of two up to {max} is needed")]
+    /// The queue size is zero or above the maximum, or of a split ring and no power of two.
+    #[error("queue size {size}: {} up to {max} is needed", if *.packed { "at least 1 and" } else { "a power of two" })]
     Size {
         /// What the driver asked for.
         size: u16,
         /// What the device offers.
         max: u16,
+        /// The ring is a packed one.
+        packed: bool,
     },
     /// A part of the ring is misaligned.
     #[error("the {area} area at {address:#x} is not aligned to {align} bytes")]
@@ -35,7 +37,8 @@ pub enum QueueError {
         /// The queue size.
         size: u16,
     },
-    /// A head names a descriptor beyond the table.
+    /// A head names a descriptor beyond the table. In a packed ring, a buffer ID is not below the queue size: to that many a driver can
+    /// count, which keeps a list by it (section 2.8.21).
     #[error("head {head} was made available in a queue of {size}")]
     Head {
         /// What was named.
@@ -43,9 +46,20 @@ pub enum QueueError {
         /// The queue size.
         size: u16,
     },
-    /// A head was made available again before it was used.
+    /// A head, or a buffer ID, was made available again before it was used.
     #[error("head {0} is in flight already")]
     InFlight(u16),
+    /// A chain in a packed ring has no end, where its buffer ID would be.
+    #[error("a chain that goes through all {0} descriptors of a packed ring and has no end")]
+    Endless(u16),
+    /// More descriptors of a packed ring were made available than it has, with those that are in flight.
+    #[error("{made} descriptors are in flight or available in a queue of {size}")]
+    Overrun {
+        /// How many.
+        made: u32,
+        /// The queue size.
+        size: u16,
+    },
 }
 
 /// How the driver broke a chain, or the request in it. The chain is given back, with a used length of 0 where the device type

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{Gone, OwnedChain, QueueError, Reader, Round, Writer, owned::Held};
+use super::{ChainError, Gone, OwnedChain, QueueError, Reader, Round, Writer, counters::Kind, owned::Held};
 use crate::memory::{Pin, Segment};
 
 /// A request of the driver that a round has found: device-readable segments, then device-writable ones, all of them in guest memory.
@@ -15,7 +15,7 @@ use crate::memory::{Pin, Segment};
 pub struct Chain<'r, 'q>(pub(super) &'r mut Round<'q>);
 
 impl Chain<'_, '_> {
-    /// Index of the first descriptor, by which the driver knows the chain.
+    /// Index of the first descriptor, or buffer ID in a packed ring: by which the driver knows the chain.
     pub fn head(&self) -> u16 {
         self.0.outline.head
     }
@@ -86,7 +86,19 @@ impl Chain<'_, '_> {
     /// # Errors
     /// As [`complete`](Self::complete).
     pub fn refuse(self) -> Result<(), QueueError> {
-        self.0.shared.count_malformed();
+        self.refuse_as(Kind::Request)
+    }
+
+    /// [`refuse`](Self::refuse), counted [by what](super::Malformed) is wrong with it.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub fn refuse_for(self, error: &ChainError) -> Result<(), QueueError> {
+        self.refuse_as(error.into())
+    }
+
+    fn refuse_as(self, kind: Kind) -> Result<(), QueueError> {
+        self.0.shared.counters.malformed(kind);
         self.give_back::<true>(0)
     }
 
@@ -103,16 +115,10 @@ impl Chain<'_, '_> {
         shared.word.take();
         // Who completes it needs the lock.
         round.share();
-        let head = round.outline.head;
-        // One that was given back keeps its place.
-        if !round.returned {
-            round.hands.order += 1;
-            // Seen by who completes it, and by the next round.
-            shared.places[usize::from(head)].store(round.hands.order, Ordering::Release);
-        } else {
-            round.with_used(|shared, used| shared.forget_returned(used, head));
+        match round.returned || !shared.plain {
+            false => round.take_plain(),
+            true => round.take_other(),
         }
-        round.consumed();
         let fresh = round.hands.spare(&shared);
         let segments = mem::replace(&mut round.hands.segments, fresh);
         let spilled = round.outline.spilled();

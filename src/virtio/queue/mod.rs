@@ -1,5 +1,6 @@
-//! Split virtqueues (virtio 1.2, section 2.7), contained: whatever the driver writes into a ring, the device sees a valid
-//! chain, nothing, or a [`QueueError`].
+//! Split and packed virtqueues (virtio 1.2, sections 2.7 and 2.8), contained: whatever the driver writes into a ring, the device sees a
+//! valid chain, nothing, or a [`QueueError`]. Which of them a queue is, the driver has said by
+//! [`RING_PACKED`](super::features::RING_PACKED); a device does not notice.
 //!
 //! A queue has two sides. The *available* side belongs to who serves the queue, a [`Round`] at a time. The *used* side takes chains
 //! back from any thread. Both look their areas of guest memory up once for each map of it, and go through host addresses then; memory
@@ -9,9 +10,10 @@
 //! |---|---|
 //! | `area` | where a ring lies, and its loads and stores |
 //! | `chain` | a chain, walked and checked |
-//! | `split` | the available ring |
-//! | `used` | the used ring and the signal |
+//! | `available`, `split`, `packed` | what the driver has made available |
+//! | `used`, `packed_used`, `in_order` | what is used, and the signal |
 //! | `round`, `lent`, `owned` | what a handler sees |
+//! | `counters`, `state` | what its embedder sees |
 //! | `word`, `inside` | what all threads agree on |
 //!
 //! *What a request costs*: no allocation. A chain that is completed in its round costs no lock and no atomic read-modify-write, a
@@ -19,6 +21,12 @@
 //! the fence, and two each for the count of what is in flight, for the queue and for the map of memory, which are kept alive; and for
 //! every sixteenth or so another lock of the used side, to fetch the room of those that came back. A queue allocates that room for its
 //! first sixteen chains, and for as many as are in flight at a time.
+//!
+//! *Packed rings*: buffer IDs are below the queue size, or the ring is broken. Used descriptors overwrite available ones, so what is in
+//! flight is known by its segments, which are in the saved state.
+//!
+//! *In order* ([`IN_ORDER`](super::features::IN_ORDER)): each chain has a used element of its own; one that ends before an earlier one
+//! waits for that.
 //!
 //! A queue runs without a transport too:
 //!
@@ -48,12 +56,17 @@
 //! ```
 
 mod area;
+mod available;
 mod buffers;
 mod chain;
+mod counters;
 mod error;
+mod in_order;
 mod inside;
 mod lent;
 mod owned;
+mod packed;
+mod packed_used;
 mod round;
 mod split;
 mod state;
@@ -65,13 +78,15 @@ use std::{fmt, io, sync::Arc};
 
 pub use buffers::{Reader, Slices, Writer};
 pub use chain::{MAX_INDIRECT, MAX_SEGMENTS};
+pub use counters::{Malformed, QueueCounters};
 pub use error::{ChainError, Fault, QueueError};
 pub use lent::Chain;
 pub use owned::OwnedChain;
 pub use round::{Rest, Round};
-pub use state::{QueueState, QueueStateError};
+pub use state::{ChainState, Ended, QueueState, QueueStateError};
 pub use used::Silent;
 
+pub(crate) use area::is_size;
 pub(crate) use inside::{Inside, is_inside};
 pub(crate) use stillness::Stillness;
 
@@ -80,9 +95,10 @@ pub(crate) use word::{Begin, End, Stop, Word};
 use super::{Wait, features};
 use crate::memory::Memory;
 use area::View;
+use available::Available;
 use error::Gone;
+use packed::Spot;
 use round::Hands;
-use split::Available;
 use used::Shared;
 
 /// Which queue of a device.
@@ -118,8 +134,8 @@ pub trait VirtioInterrupt: Send + Sync {
     fn settle(&self) {}
 }
 
-/// Where a queue is and how long it is, as the driver programmed it (virtio 1.2, section 2.7; the areas are also known as
-/// descriptor table, available ring and used ring).
+/// Where a queue is and how long it is, as the driver programmed it (virtio 1.2, sections 2.7 and 2.8; the areas are also known as
+/// descriptor table, available ring and used ring, or descriptor ring, driver and device event suppression).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueLayout {
     /// Number of descriptors.
@@ -130,48 +146,6 @@ pub struct QueueLayout {
     pub driver_area: u64,
     /// Guest physical address of the device area.
     pub device_area: u64,
-}
-
-/// What a queue has done since it was set up: the same for every device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueCounters {
-    /// Chains that were given back.
-    pub requests: u64,
-    /// Bytes in the buffers of the chains that were taken up, as of the end of the last round. A chain that is given back untouched is
-    /// taken up again.
-    pub bytes: u64,
-    /// Of the requests, chains that broke the rules, or held a request that did.
-    pub malformed: u64,
-    /// Of the requests, those of which the driver wanted to hear. Several may share an interrupt.
-    pub wanted: u64,
-    /// The others.
-    pub suppressed: u64,
-    /// Interrupts that were delivered.
-    pub delivered: u64,
-    /// Interrupts that the line refused. None of them is lost.
-    pub failed: u64,
-}
-
-impl std::ops::AddAssign for QueueCounters {
-    /// Of several queues together.
-    fn add_assign(&mut self, other: Self) {
-        let Self {
-            requests,
-            bytes,
-            malformed,
-            wanted,
-            suppressed,
-            delivered,
-            failed,
-        } = other;
-        self.requests += requests;
-        self.bytes += bytes;
-        self.malformed += malformed;
-        self.wanted += wanted;
-        self.suppressed += suppressed;
-        self.delivered += delivered;
-        self.failed += failed;
-    }
 }
 
 /// One virtqueue in use: a frozen copy of what the driver programmed, and the device's progress in it.
@@ -187,7 +161,7 @@ impl Queue {
     /// A queue at `layout` in `memory`, of a device whose driver accepted `features`. `max_size` is what was offered.
     ///
     /// # Errors
-    /// The layout breaks the specification (section 2.7) or is not in guest memory.
+    /// The layout breaks the specification (sections 2.7 and 2.8.10.1) or is not in guest memory.
     pub fn new(
         index: QueueIndex,
         max_size: u16,
@@ -196,9 +170,11 @@ impl Queue {
         memory: &Memory,
         interrupt: Arc<dyn VirtioInterrupt>,
     ) -> Result<Self, QueueError> {
-        let view = View::new(memory.pin(), &layout, max_size)?;
-        let shared = Shared::new(index, layout, features, (view, 0), memory.clone(), interrupt);
-        Ok(Self::with_shared(shared, 0))
+        let packed = features & features::RING_PACKED != 0;
+        let view = View::new(memory.pin(), &layout, max_size, packed)?;
+        let first = if packed { Spot::FIRST.raw() } else { 0 };
+        let shared = Shared::new(index, layout, features, (view, first), memory.clone(), interrupt);
+        Ok(Self::with_shared(shared, first))
     }
 
     /// `next_avail`: how far the device has come.
@@ -208,6 +184,7 @@ impl Queue {
             available: Available::new(
                 shared.layout.size,
                 shared.features & features::EVENT_IDX != 0,
+                shared.is_packed(),
                 next_avail,
             ),
             view,
@@ -218,7 +195,7 @@ impl Queue {
 
     /// As [`new`](Self::new), with the word of who runs the queue. `kicks_stay`: nobody looks at it without a kick.
     pub(crate) fn run_by(mut self, word: Arc<Word>, kicks_stay: bool) -> Self {
-        self.available.keep_kicks(kicks_stay);
+        self.available.set_kicks_stay(kicks_stay);
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             shared.word = word;
         }
@@ -318,7 +295,7 @@ impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Queue")
             .field("shared", &self.shared)
-            .field("next_avail", &self.available.next)
+            .field("next_avail", &self.available.next())
             .finish_non_exhaustive()
     }
 }

@@ -5,6 +5,7 @@ use std::{fmt, mem, sync::Arc};
 use super::{
     Reader, Writer,
     chain::{Outline, Segments},
+    counters::Kind,
     used::Shared,
 };
 use crate::memory::{Pin, Segment};
@@ -57,7 +58,7 @@ impl OwnedChain {
         self.0.as_ref().unwrap_or_else(|| unreachable!("it was given back"))
     }
 
-    /// Index of the first descriptor, by which the driver knows the chain.
+    /// Index of the first descriptor, or buffer ID in a packed ring: by which the driver knows the chain.
     pub fn head(&self) -> u16 {
         self.held().outline.head
     }
@@ -107,7 +108,7 @@ impl OwnedChain {
 
     /// Gives back a request that is not what the device type prescribes, as [`Chain::refuse`](super::Chain::refuse) does.
     pub fn refuse(self) {
-        self.held().shared.count_malformed();
+        self.held().shared.counters.malformed(Kind::Request);
         self.complete(0);
     }
 

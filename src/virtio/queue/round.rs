@@ -6,11 +6,15 @@ use std::{
 };
 
 use super::{
-    Chain, ChainError, Gone, OwnedChain, QueueError, QueueIndex,
-    area::{FlatView, View},
-    chain::{MAX_SEGMENTS, Outline, Pool, Segments},
+    Chain, ChainError, Gone, OwnedChain, QueueCounters, QueueError, QueueIndex,
+    area::{FlatRing, FlatView, Format, View},
+    available::Available,
+    chain::{Broken, MAX_SEGMENTS, Outline, Pool, Segments},
+    counters::Kind,
+    in_order::Kept,
     owned::Held,
-    split::{Available, Look, LookNear},
+    packed::FlatPacked,
+    split::{Look, LookNear},
     used::{Shared, Used},
 };
 use crate::{
@@ -68,6 +72,8 @@ pub(super) struct Hands {
     pub segments: Segments,
     /// How many chains were taken away from their rounds.
     pub order: u64,
+    /// How many descriptors of a packed ring these took. Wraps.
+    pub descriptors: u32,
     /// Room for chains that are taken.
     spare: Pool,
     /// How many there is room for, in `spare`, in those that are out, and among those that came back.
@@ -77,6 +83,13 @@ pub(super) struct Hands {
 }
 
 impl Hands {
+    /// A chain is taken, or waits for one that was: the number by which it is the last of them.
+    #[inline(always)]
+    pub fn taken(&mut self) -> u64 {
+        self.order += 1;
+        self.order
+    }
+
     /// Room for another chain, in place of one that is taken. Those that came back are fetched several at a time.
     #[inline]
     pub fn spare(&mut self, shared: &Shared) -> Segments {
@@ -109,7 +122,7 @@ pub struct Round<'q> {
     available: &'q mut Available,
     pub(super) view: &'q View,
     /// The same, if it has a short way.
-    flat: Option<FlatView<'q>>,
+    flat: Option<Format<FlatView<'q, FlatRing<'q>>, FlatView<'q, FlatPacked<'q>>>>,
     pub(super) hands: &'q mut Hands,
     /// The chain that was looked at last.
     pub(super) outline: Outline,
@@ -121,6 +134,7 @@ pub struct Round<'q> {
     reading: u64,
     budget: u16,
     indirect: bool,
+    packed: bool,
     /// No other thread has to do with the queue, nor is there anything of it left to do: no chain is out or was given back untouched,
     /// and no signal is owed.
     alone: bool,
@@ -138,8 +152,8 @@ pub struct Round<'q> {
 /// The used side, of a round that is alone.
 struct Ring<'q> {
     used: Opened<'q, Used>,
-    /// Entries from this one on are not marked as written yet.
-    unmarked: u16,
+    /// Entries from this one on are not marked as written yet; of a packed ring, descriptors after so many.
+    unmarked: u32,
 }
 
 impl<'q> Ring<'q> {
@@ -149,7 +163,7 @@ impl<'q> Ring<'q> {
     unsafe fn alone(shared: &'q Shared) -> Self {
         // SAFETY: as the caller says.
         let used = unsafe { shared.used.alone() };
-        let unmarked = used.ring.next;
+        let unmarked = used.ring.total();
         Self { used, unmarked }
     }
 }
@@ -174,6 +188,7 @@ impl<'q> Round<'q> {
         Self {
             budget: if closed { 0 } else { shared.layout.size },
             indirect: shared.features & features::INDIRECT_DESC != 0,
+            packed: shared.is_packed(),
             shared,
             counted: shared,
             available,
@@ -203,6 +218,11 @@ impl<'q> Round<'q> {
         self.shared.features
     }
 
+    /// What the queue has done so far.
+    pub fn counters(&self) -> QueueCounters {
+        self.shared.counters()
+    }
+
     /// Finds the next request, if there is one and the round has not come to its end. Called again, it finds the same one, unless
     /// that was completed or taken.
     ///
@@ -214,7 +234,10 @@ impl<'q> Round<'q> {
         reason = "a chain is lent until the next one is looked for"
     )]
     pub fn next(&mut self) -> Result<Option<Chain<'_, 'q>>, QueueError> {
-        let found = self.find_near() || self.looked != Looked::Empty && self.find()?;
+        // Not asked first which it is: a split ring pays nothing for the other, which is found little later.
+        let found = self.find_near()
+            || self.packed && self.find_packed_near()
+            || self.looked != Looked::Empty && self.find()?;
         Ok(found.then_some(Chain(self)))
     }
 
@@ -225,11 +248,13 @@ impl<'q> Round<'q> {
     #[inline(never)]
     fn find_near(&mut self) -> bool {
         self.looked = Looked::Left;
-        let Some(view) = &self.flat else { return false };
+        let Some(Format::Split(view)) = &self.flat else {
+            return false;
+        };
         if self.budget == 0 {
             return false;
         }
-        let head = match self.available.look_near(&view.ring, || self.view.pin.tracks()) {
+        let head = match self.available.split.look_near(&view.ring, || self.view.pin.tracks()) {
             LookNear::Head(head) => head,
             LookNear::Nothing if self.alone => {
                 self.looked = Looked::Empty;
@@ -245,60 +270,188 @@ impl<'q> Round<'q> {
         segments.walk_near(&mut self.outline, view, head, self.indirect)
     }
 
-    /// Looks for the next chain and walks it. Whether there is one.
+    /// [`find_near`](Self::find_near) in a packed ring.
+    #[inline(never)]
+    fn find_packed_near(&mut self) -> bool {
+        let Some(Format::Packed(view)) = &self.flat else {
+            return false;
+        };
+        let available = &self.available.packed;
+        let Some(first) = available.look_near(&view.ring) else {
+            return false;
+        };
+        if self.budget == 0 || !self.alone && self.shared.returns() {
+            return false;
+        }
+        self.looked = Looked::Left;
+        let segments = &mut self.hands.segments;
+        let walked = segments.walk_packed_near(&mut self.outline, view, first, available.next, self.indirect);
+        walked && (self.alone || self.fits(&self.outline).is_ok())
+    }
+
+    /// Whether a chain of a packed ring can be, beside those that are in flight.
+    fn fits(&self, outline: &Outline) -> Result<(), QueueError> {
+        let (shared, size) = (self.shared, self.shared.layout.size);
+        if shared.is_in_flight(outline.head) {
+            return Err(QueueError::InFlight(outline.head));
+        }
+        let out = self
+            .hands
+            .descriptors
+            .wrapping_sub(shared.ended.load(Ordering::Acquire));
+        match out + u32::from(outline.descriptors) {
+            made if made > size.into() => Err(QueueError::Overrun { made, size }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks for the next chain and walks it. Whether there is one that keeps the rules; others are given back at once.
     #[cold]
     fn find(&mut self) -> Result<bool, QueueError> {
         self.looked = Looked::Left;
         while self.budget != 0 {
-            let returns = !self.alone && self.shared.returns();
-            let returned = returns.then(|| self.with_used(|_, used| used.resubmit.first().copied()));
-            let returned = returned.flatten();
-            self.returned = returned.is_some();
-            let head = match returned {
-                Some(head) => head,
-                None => match self.available.look(self.view) {
-                    Look::Head(head) => head,
-                    Look::Nothing => {
-                        self.looked = Looked::Empty;
-                        return Ok(false);
-                    }
-                    Look::Broken(found) => return Err(self.available.broken(found)),
-                    Look::Gone => return Err(self.shared.gone()),
-                },
+            let mut read = 0;
+            let walked = match self.walk(&mut read) {
+                Ok(Some(walked)) => walked,
+                Ok(None) => {
+                    self.looked = Looked::Empty;
+                    return Ok(false);
+                }
+                Err(Broken::Ring(error)) => return Err(error),
+                Err(Broken::Gone) => return Err(self.shared.gone()),
             };
-            if !self.returned && !self.alone && self.shared.is_in_flight(head) {
-                return Err(QueueError::InFlight(head));
+            if read != 0 {
+                // The next is looked for where this one is.
+                self.flat = self.view.flat_near(self.hands.segments.first());
+                let reading = u64::from(read) * DESCRIPTOR_BYTES;
+                self.reading += reading;
+                self.spend_bytes(reading, 1);
             }
-            if self.walk(head).map_err(|Gone| self.shared.gone())? {
-                return Ok(true);
-            }
+            let spilled = self.shared.spilled.load(Ordering::SeqCst);
+            let kind = match &walked {
+                // What comes again in a packed ring has been held all along.
+                Ok(()) if read == 0 || spilled + self.outline.spilled() <= MAX_SEGMENTS => return Ok(true),
+                Ok(()) => Kind::Held,
+                Err(error) => error.into(),
+            };
+            self.shared.counters.malformed(kind);
+            self.give_back::<true>(0).map_err(|Gone| self.shared.gone())?;
         }
         Ok(false)
     }
 
-    /// Walks the chain at `head`. Whether it keeps the rules; one that does not is given back at once.
-    fn walk(&mut self, head: u16) -> Result<bool, Gone> {
+    /// Walks the next chain, if there is one. How many descriptors it has read the long way is added to `read`.
+    fn walk(&mut self, read: &mut u32) -> Result<Option<Result<(), ChainError>>, Broken> {
+        let returns = !self.alone && self.shared.returns();
+        let again = if returns { self.walk_again(read) } else { None };
+        self.returned = again.is_some();
+        if self.returned {
+            return Ok(again);
+        }
+        let walked = match self.view.ring() {
+            Format::Split(ring) => {
+                let available = &mut self.available.split;
+                let head = match available.look(ring) {
+                    Look::Head(head) => head,
+                    Look::Nothing => return Ok(None),
+                    Look::Broken(found) => return Err(Broken::Ring(available.broken(found))),
+                    Look::Gone => return Err(Broken::Gone),
+                };
+                if !self.alone && self.shared.is_in_flight(head) {
+                    return Err(Broken::Ring(QueueError::InFlight(head)));
+                }
+                self.walk_split(head, read)
+            }
+            Format::Packed(ring) => {
+                let available = &mut self.available.packed;
+                let Look::Head(first) = available.look(ring)? else {
+                    return Ok(None);
+                };
+                let (outline, spot, indirect) = (&mut self.outline, available.next, self.indirect);
+                let segments = &mut self.hands.segments;
+                let near = match &self.flat {
+                    Some(Format::Packed(view)) => segments.walk_packed_near(outline, view, first, spot, indirect),
+                    _ => false,
+                };
+                let walked = match near {
+                    true => Ok(()),
+                    false => segments.walk_packed(outline, ring, first, spot, indirect, read)?,
+                };
+                if !self.alone {
+                    self.fits(&self.outline).map_err(Broken::Ring)?;
+                }
+                walked
+            }
+        };
+        Ok(Some(walked))
+    }
+
+    /// Walks the chain at `head` of a split ring.
+    fn walk_split(&mut self, head: u16, read: &mut u32) -> Result<(), ChainError> {
         let (segments, outline, indirect) = (&mut self.hands.segments, &mut self.outline, self.indirect);
-        if let Some(view) = &self.flat
+        if let Some(Format::Split(view)) = &self.flat
             && let Some(head) = view.ring.head(head)
             && segments.walk_near(outline, view, head, indirect)
         {
-            return Ok(true);
+            return Ok(());
         }
-        let mut read = 0;
-        let walked = segments.walk(outline, self.view, head, indirect, &mut read);
-        // The next is looked for where this one is.
-        self.flat = self.view.flat_near(segments.first());
-        let reading = u64::from(read) * DESCRIPTOR_BYTES;
-        self.reading += reading;
-        self.spend_bytes(reading, 1);
-        let spilled = self.shared.spilled.load(Ordering::SeqCst);
-        if walked.is_ok() && spilled + self.outline.spilled() <= MAX_SEGMENTS {
-            return Ok(true);
+        match self.view.ring() {
+            Format::Split(ring) => segments.walk(outline, ring, head, indirect, read),
+            Format::Packed(_) => unreachable!("a queue has one format"),
         }
-        self.shared.count_malformed();
-        self.give_back::<true>(0)?;
-        Ok(false)
+    }
+
+    /// Walks the first chain that was given back untouched, if there is one.
+    fn walk_again(&mut self, read: &mut u32) -> Option<Result<(), ChainError>> {
+        let shared = self.shared;
+        let used = shared.used.lock();
+        let returned = used.resubmit.first()?;
+        if let Some((outline, segments)) = &returned.chain {
+            self.outline = *outline;
+            return Some(self.hands.segments.find_again(outline, segments, &self.view.pin));
+        }
+        let head = returned.head;
+        drop(used);
+        Some(self.walk_split(head, read))
+    }
+
+    /// The chain that was looked at is taken, as the last of those that are.
+    #[inline(always)]
+    pub(super) fn take_plain(&mut self) {
+        let place = self.hands.taken();
+        // Seen by who completes it, and by the next round.
+        self.shared.places[usize::from(self.outline.head)].store(place, Ordering::Release);
+        self.available.split.advance();
+        self.spend();
+    }
+
+    /// The same of a packed ring, or of a queue in order; or of what was given back, which keeps its place.
+    #[inline(never)]
+    pub(super) fn take_other(&mut self) {
+        let (shared, Outline { head, descriptors, .. }) = (self.shared, self.outline);
+        if self.returned {
+            shared.forget_returned(&mut shared.used.lock(), head);
+        } else {
+            let place = self.hands.taken();
+            self.hands.descriptors = self.hands.descriptors.wrapping_add(descriptors.into());
+            // As above.
+            shared.places[usize::from(head)].store(place, Ordering::Release);
+            if shared.features & features::IN_ORDER != 0 {
+                let written = None;
+                let kept = Kept {
+                    head,
+                    descriptors,
+                    written,
+                };
+                shared
+                    .used
+                    .lock()
+                    .order
+                    .iter_mut()
+                    .for_each(|order| order.push(place, kept));
+            }
+        }
+        self.consumed();
     }
 
     pub(super) fn with_used<R>(&mut self, f: impl FnOnce(&Shared, &mut Used) -> R) -> R {
@@ -311,7 +464,12 @@ impl<'q> Round<'q> {
     /// Puts the chain into the used ring.
     #[inline]
     pub(super) fn give_back<const PUBLISH: bool>(&mut self, written: u32) -> Result<(), Gone> {
-        match self.give_back_near::<PUBLISH>(written) {
+        // As in `next`.
+        let near = match self.give_back_near::<PUBLISH>(written) {
+            Near::Far if self.packed => self.give_back_packed_near::<PUBLISH>(written),
+            near => near,
+        };
+        match near {
             Near::Done => Ok(()),
             Near::Signal => {
                 self.signal();
@@ -324,20 +482,42 @@ impl<'q> Round<'q> {
     /// The short way. It calls nothing, as [`find_near`](Self::find_near).
     #[inline(never)]
     fn give_back_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
-        if self.ring.is_none() || self.flat.is_none() {
+        let (Some(_), Some(Format::Split(_))) = (&self.ring, &self.flat) else {
             return Near::Far;
-        }
-        self.available.advance();
+        };
+        self.available.split.advance();
         self.spend();
-        let (Some(ring), Some(view)) = (&mut self.ring, &self.flat) else {
+        let (Some(ring), Some(Format::Split(view))) = (&mut self.ring, &self.flat) else {
             return Near::Far;
         };
         if PUBLISH {
-            self.available.fenced();
+            self.available.split.fenced();
         }
         let written = written.min(self.outline.writable_len);
-        let ring = &mut ring.used.ring;
+        let ring = &mut ring.used.ring.split;
         match ring.use_near::<PUBLISH>(&view.ring, self.outline.head, written, self.shared) {
+            true => Near::Signal,
+            false => Near::Done,
+        }
+    }
+
+    /// [`give_back_near`](Self::give_back_near) in a packed ring.
+    #[inline(never)]
+    fn give_back_packed_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
+        let (Some(ring), Some(Format::Packed(view))) = (&mut self.ring, &self.flat) else {
+            return Near::Far;
+        };
+        let Outline {
+            head,
+            descriptors,
+            writable_len,
+            ..
+        } = self.outline;
+        self.available.packed.advance(descriptors);
+        let (ring, written) = (&mut ring.used.ring.packed, written.min(writable_len));
+        let wanted = ring.use_near::<PUBLISH>(&view.ring, head, descriptors, written, self.shared);
+        self.spend();
+        match wanted {
             true => Near::Signal,
             false => Near::Done,
         }
@@ -345,18 +525,7 @@ impl<'q> Round<'q> {
 
     #[cold]
     fn give_back_far(&mut self, written: u32, publish: bool) -> Result<(), Gone> {
-        let Outline { head, writable_len, .. } = self.outline;
-        let written = written.min(writable_len);
-        let (view, returned) = (self.view, self.returned);
-        let signal = self.with_used(|shared, used| {
-            if returned {
-                shared.forget_returned(used, head);
-                shared.forget(head);
-            }
-            // Others may do so too, unless the round is alone.
-            used.ring.put(view, head, written)?;
-            Ok(publish && shared.publish(&mut used.ring, view)?)
-        })?;
+        let signal = self.put_far(written, publish)?;
         if self.alone && self.ring.is_none() {
             // SAFETY: as in `new`.
             self.ring = Some(unsafe { Ring::alone(self.shared) });
@@ -366,6 +535,44 @@ impl<'q> Round<'q> {
             self.signal();
         }
         Ok(())
+    }
+
+    /// Puts the chain, and shows it if `publish`. Whether the driver is to be told.
+    fn put_far(&mut self, written: u32, publish: bool) -> Result<bool, Gone> {
+        let outline = self.outline;
+        let Outline { head, descriptors, .. } = outline;
+        let written = written.min(outline.writable_len);
+        let (shared, view) = (self.shared, self.view);
+        let mut locked;
+        let used = match &mut self.ring {
+            Some(ring) => &mut *ring.used,
+            // Others may have a part in it.
+            None => {
+                locked = shared.used.lock();
+                &mut *locked
+            }
+        };
+        if self.returned {
+            shared.forget_returned(used, head);
+            shared.end_taken(used, view, &outline, written)?;
+        } else if let Some(order) = used.order.as_mut().filter(|order| !order.is_empty()) {
+            // It waits for those before it.
+            let place = self.hands.taken();
+            self.hands.descriptors = self.hands.descriptors.wrapping_add(descriptors.into());
+            shared.places[usize::from(head)].store(place, Ordering::Release);
+            let written = Some(written);
+            order.push(
+                place,
+                Kept {
+                    head,
+                    descriptors,
+                    written,
+                },
+            );
+        } else {
+            used.ring.put(view, head, descriptors, written)?;
+        }
+        Ok(publish && shared.publish(&mut used.ring, view)?)
     }
 
     fn signal(&mut self) {
@@ -385,12 +592,17 @@ impl<'q> Round<'q> {
     }
 
     /// The round is not alone any more.
-    #[inline]
+    #[inline(always)]
     pub(super) fn share(&mut self) {
         if self.alone {
-            self.mark_used();
-            (self.ring, self.alone) = (None, false);
+            self.share_now();
         }
+    }
+
+    #[cold]
+    fn share_now(&mut self) {
+        self.mark_used();
+        (self.ring, self.alone) = (None, false);
     }
 
     /// Marks what the short way has written into the used ring.
@@ -398,10 +610,9 @@ impl<'q> Round<'q> {
     fn mark_used(&mut self) {
         if let Some(ring) = &mut self.ring
             && self.view.pin.tracks()
-            && ring.unmarked != ring.used.ring.next
         {
-            self.view.mark_used(ring.unmarked, ring.used.ring.next);
-            ring.unmarked = ring.used.ring.next;
+            let used = &ring.used.ring;
+            used.mark(self.view, mem::replace(&mut ring.unmarked, used.total()));
         }
     }
 
@@ -409,7 +620,7 @@ impl<'q> Round<'q> {
     #[inline(always)]
     pub(super) fn consumed(&mut self) {
         match self.returned {
-            false => self.available.advance(),
+            false => self.available.advance(self.outline.descriptors),
             true => self.returned = false,
         }
         self.spend();
@@ -442,7 +653,7 @@ impl<'q> Round<'q> {
     pub fn publish(&mut self) -> Result<(), QueueError> {
         match &self.ring {
             // And nothing is owed, or others had a part in it.
-            Some(ring) if ring.used.ring.is_shown() => Ok(()),
+            Some(ring) if ring.used.ring.is_published() => Ok(()),
             _ => self.publish_far(),
         }
     }
@@ -510,7 +721,7 @@ impl<'q> Round<'q> {
         while let Some(chain) = self.next()? {
             match answer(&chain) {
                 Ok(written) => chain.complete(written)?,
-                Err(_) => chain.refuse()?,
+                Err(error) => chain.refuse_for(&error)?,
             }
         }
         Ok(())
@@ -578,7 +789,7 @@ impl Drop for Round<'_> {
         }
         self.mark_used();
         let all = (ROUND_BYTES - 1).wrapping_sub(self.bytes);
-        self.shared.count_bytes(all.wrapping_sub(self.reading));
+        self.shared.counters.bytes(all.wrapping_sub(self.reading));
     }
 }
 

@@ -6,14 +6,14 @@ use virtio_bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
 
 use super::{
     Gone, QueueError,
-    area::{FlatRing, Head, View},
+    area::{FlatRing, Head, SplitView},
 };
 
-/// What the next entry of the available ring is.
+/// What comes next in a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
-    /// A head that can be.
-    Head(u16),
+pub(super) enum Look<H> {
+    /// A head that can be: its index, or in a packed ring its descriptor.
+    Head(H),
     /// There is none yet.
     Nothing,
     /// The index, or the head, cannot be.
@@ -43,7 +43,7 @@ impl From<Gone> for Refused {
 }
 
 /// The device's place in the available ring.
-pub(super) struct Available {
+pub(super) struct SplitAvailable {
     size: u16,
     event_idx: bool,
     /// The next entry to take.
@@ -63,7 +63,7 @@ pub(super) struct Available {
     kicks_stay: bool,
 }
 
-impl Available {
+impl SplitAvailable {
     pub fn new(size: u16, event_idx: bool, next: u16) -> Self {
         Self {
             size,
@@ -127,7 +127,7 @@ impl Available {
 
     /// The head of the next chain, which is not taken by this.
     #[cold]
-    pub fn look(&mut self, view: &View) -> Look {
+    pub fn look(&mut self, view: SplitView<'_>) -> Look<u16> {
         if self.next == self.seen {
             match self.refresh(view) {
                 Ok(true) => {}
@@ -158,7 +158,7 @@ impl Available {
 
     /// Whether there are new entries.
     #[inline]
-    fn refresh(&mut self, view: &View) -> Result<bool, Refused> {
+    fn refresh(&mut self, view: SplitView<'_>) -> Result<bool, Refused> {
         let idx = view.avail_idx()?;
         let ahead = idx.wrapping_sub(self.next);
         if ahead > self.size {
@@ -187,7 +187,7 @@ impl Available {
 
     /// Asks the driver not to kick, as far as it can be asked (section 2.7.10).
     #[inline]
-    fn suppress_kicks(&mut self, view: &View) -> Result<(), Gone> {
+    fn suppress_kicks(&mut self, view: SplitView<'_>) -> Result<(), Gone> {
         self.quiet = self.size;
         if !self.event_idx {
             // With the event index, it does not kick until its index has passed what was said last.
@@ -198,18 +198,18 @@ impl Available {
 
     /// Asks the driver to kick for the next entry, and looks whether one has come before it could know.
     #[inline]
-    pub fn expect_kicks(&mut self, view: &View) -> Result<bool, Gone> {
+    pub fn expect_kicks(&mut self, view: SplitView<'_>) -> Result<bool, Gone> {
         self.expect_kicks_at(view, self.next)
     }
 
     /// As [`expect_kicks`](Self::expect_kicks), for what comes after entries that are left where they are.
-    pub fn expect_kicks_for_more(&mut self, view: &View) -> Result<bool, Gone> {
+    pub fn expect_kicks_for_more(&mut self, view: SplitView<'_>) -> Result<bool, Gone> {
         let idx = view.avail_idx()?;
         self.expect_kicks_at(view, idx)
     }
 
     #[inline]
-    fn expect_kicks_at(&mut self, view: &View, idx: u16) -> Result<bool, Gone> {
+    fn expect_kicks_at(&mut self, view: SplitView<'_>, idx: u16) -> Result<bool, Gone> {
         if !self.kicks_stay {
             self.quiet = 0;
         }

@@ -13,14 +13,19 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 
 use super::{
     Gone, QueueCounters, QueueError, QueueIndex, QueueLayout, VirtioInterrupt,
-    area::{FlatRing, View},
+    area::{FlatRing, Format, SplitView, View},
     chain::{Outline, Pool, Segments},
+    counters::Counters,
+    in_order::{InOrder, Kept},
     inside::Inside,
+    packed::Spot,
+    packed_used::PackedUsed,
     word::Word,
 };
 use crate::{
     memory::{Memory, Outside},
     sync::{Guarded, Lock, Locked, Opened},
+    virtio::features,
 };
 
 /// What a queue and the chains that were taken from it share.
@@ -32,6 +37,8 @@ pub(super) struct Shared {
     pub index: QueueIndex,
     pub layout: QueueLayout,
     pub features: u64,
+    /// The ring is a split one, and in no order.
+    pub plain: bool,
     // Plugged in.
     pub memory: Memory,
     pub interrupt: std::sync::Arc<dyn VirtioInterrupt>,
@@ -42,6 +49,8 @@ pub(super) struct Shared {
     pub places: Box<[AtomicU64]>,
     /// Segments of chains that are out and need room of their own.
     pub spilled: AtomicU32,
+    /// How many descriptors of a packed ring had chains that were taken and are used. Wraps; written under the lock of `used`.
+    pub ended: AtomicU32,
     /// A chain was given back untouched, and is to be served again.
     pub returned: AtomicBool,
     /// The driver is owed a signal that was refused.
@@ -52,24 +61,7 @@ pub(super) struct Shared {
     pub closed: AtomicBool,
     /// A chain ended when its ring was not in guest memory.
     pub stranded: AtomicBool,
-    counters: Counters,
-}
-
-/// Written by one thread at a time, read by any.
-#[derive(Default)]
-struct Counters {
-    requests: AtomicU64,
-    bytes: AtomicU64,
-    /// Of those, chains that the driver wanted to hear of.
-    wanted: AtomicU64,
-    malformed: AtomicU64,
-    delivered: AtomicU64,
-    failed: AtomicU64,
-}
-
-#[inline]
-fn add(counter: &AtomicU64, n: u64) {
-    counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+    pub counters: Counters,
 }
 
 /// The used side: under its lock, or without it in a round that nobody else has a part in, which is when no chain is out.
@@ -134,14 +126,92 @@ pub(super) struct Used {
     /// Not there when memory has changed: looked up again when it is needed.
     pub view: Option<View>,
     pub ring: UsedRing,
+    /// If they are to be used in order: chains that are not.
+    pub order: Option<InOrder>,
     /// Chains that were given back untouched, in the order in which they were taken.
-    pub resubmit: Vec<u16>,
+    pub resubmit: Vec<Returned>,
     /// Room for chains that are taken.
     pub pool: Pool,
 }
 
-/// The device's place in the used ring.
+/// A chain that was given back untouched.
+pub(super) struct Returned {
+    pub head: u16,
+    /// What it is, in a packed ring: its descriptors are overwritten by what others have used.
+    pub chain: Option<(Outline, Segments)>,
+}
+
+/// Where chains are used: one of both, side by side so that nobody has to look which on the short way.
 pub(super) struct UsedRing {
+    pub split: SplitUsed,
+    pub packed: PackedUsed,
+    is_packed: bool,
+}
+
+impl UsedRing {
+    fn new(layout: &QueueLayout, features: u64, next: u16) -> Self {
+        let event_idx = features & features::EVENT_IDX != 0;
+        Self {
+            split: SplitUsed::new(event_idx, next),
+            packed: PackedUsed::new(layout.size, event_idx, Spot::new(next)),
+            is_packed: features & features::RING_PACKED != 0,
+        }
+    }
+
+    /// Where the next element goes, as it is saved.
+    pub fn next(&self) -> u16 {
+        match self.is_packed {
+            false => self.split.next,
+            true => self.packed.next.raw(),
+        }
+    }
+
+    /// How far it has come, for [`mark`](Self::mark).
+    pub fn total(&self) -> u32 {
+        match self.is_packed {
+            false => self.split.next.into(),
+            true => self.packed.total,
+        }
+    }
+
+    /// Marks what was written since it had come so far.
+    pub fn mark(&self, view: &View, from: u32) {
+        match self.is_packed {
+            _ if from == self.total() => {}
+            false => view.mark_used(from as u16, self.split.next),
+            true => view.mark_packed(self.packed.next, self.packed.total.wrapping_sub(from)),
+        }
+    }
+
+    /// Whether the driver has been shown all that was put.
+    #[inline]
+    pub fn is_published(&self) -> bool {
+        match self.is_packed {
+            false => self.split.published == self.split.next,
+            true => self.packed.is_published(),
+        }
+    }
+
+    /// Adds a used element, which the driver does not see yet.
+    pub fn put(&mut self, view: &View, head: u16, descriptors: u16, written: u32) -> Result<(), Gone> {
+        match view.ring() {
+            Format::Split(view) => self.split.put(view, head, written),
+            Format::Packed(view) => self.packed.put(view, head, descriptors, written),
+        }
+    }
+
+    fn publish(&mut self, view: &View, counters: &Counters) -> Result<bool, Gone> {
+        let (used, wanted) = match view.ring() {
+            Format::Split(view) => self.split.publish(view)?,
+            Format::Packed(view) => self.packed.publish(view)?,
+        };
+        counters.used(used, wanted);
+        Ok(wanted)
+    }
+}
+
+/// The device's place in the used ring of a split one.
+pub(super) struct SplitUsed {
     event_idx: bool,
     /// Where the next element goes.
     pub next: u16,
@@ -149,16 +219,18 @@ pub(super) struct UsedRing {
     published: u16,
 }
 
-impl UsedRing {
-    /// Whether the driver has been shown all that was put.
-    #[inline]
-    pub fn is_shown(&self) -> bool {
-        self.published == self.next
+impl SplitUsed {
+    fn new(event_idx: bool, next: u16) -> Self {
+        Self {
+            event_idx,
+            next,
+            published: next,
+        }
     }
 
     /// Adds an element, which the driver does not see yet.
     #[inline]
-    pub fn put(&mut self, view: &View, head: u16, written: u32) -> Result<(), Gone> {
+    fn put(&mut self, view: SplitView<'_>, head: u16, written: u32) -> Result<(), Gone> {
         view.set_used_entry(self.next, head.into(), written)?;
         self.next = self.next.wrapping_add(1);
         Ok(())
@@ -188,17 +260,14 @@ impl UsedRing {
         } else {
             u32::from(view.avail_flags()) & VRING_AVAIL_F_NO_INTERRUPT == 0
         };
-        add(&shared.counters.requests, added.into());
-        if wanted {
-            add(&shared.counters.wanted, added.into());
-        }
+        shared.counters.used(added.into(), wanted);
         wanted
     }
 
     /// Shows the driver what was [put](Self::put), which is something, and decides whether it is to be told (sections 2.7.7 and
-    /// 2.7.10).
+    /// 2.7.10): how many chains it is shown, and that.
     #[inline]
-    fn publish(&mut self, view: &View, counters: &Counters) -> Result<bool, Gone> {
+    fn publish(&mut self, view: SplitView<'_>) -> Result<(u64, bool), Gone> {
         let (old, new) = (self.published, self.next);
         view.set_used_idx(new)?;
         // The used index is out before it is asked what the driver wants: a driver that asks to be told and then finds nothing
@@ -210,12 +279,7 @@ impl UsedRing {
             u32::from(view.avail_flags()?) & VRING_AVAIL_F_NO_INTERRUPT == 0
         };
         self.published = new;
-        let added = new.wrapping_sub(old).into();
-        add(&counters.requests, added);
-        if wanted {
-            add(&counters.wanted, added);
-        }
-        Ok(wanted)
+        Ok((new.wrapping_sub(old).into(), wanted))
     }
 }
 
@@ -234,21 +298,20 @@ impl Shared {
             index,
             layout,
             features,
+            plain: features & (features::RING_PACKED | features::IN_ORDER) == 0,
             memory,
             interrupt,
             word,
             used: UsedSide::new(Used {
                 view: Some(view),
-                ring: UsedRing {
-                    event_idx: features & crate::virtio::features::EVENT_IDX != 0,
-                    next: next_used,
-                    published: next_used,
-                },
+                ring: UsedRing::new(&layout, features, next_used),
+                order: (features & features::IN_ORDER != 0).then(InOrder::default),
                 resubmit: Vec::new(),
                 pool: Vec::new(),
             }),
             places: (0..layout.size).map(|_| AtomicU64::new(0)).collect(),
             spilled: AtomicU32::new(0),
+            ended: AtomicU32::new(0),
             returned: AtomicBool::new(false),
             owed: AtomicBool::new(false),
             held: AtomicBool::new(false),
@@ -259,43 +322,14 @@ impl Shared {
     }
 
     pub fn counters(&self) -> QueueCounters {
-        let Counters {
-            requests,
-            bytes,
-            wanted,
-            malformed,
-            delivered,
-            failed,
-        } = &self.counters;
-        // Those of them that were wanted first: the sum is written before.
-        let [wanted, requests, bytes, malformed, delivered, failed] =
-            [wanted, requests, bytes, malformed, delivered, failed].map(|counter| counter.load(Ordering::Relaxed));
-        QueueCounters {
-            requests,
-            bytes,
-            malformed,
-            wanted,
-            suppressed: requests.saturating_sub(wanted),
-            delivered,
-            failed,
-        }
-    }
-
-    /// A round has taken up chains of so many bytes.
-    #[inline]
-    pub fn count_bytes(&self, bytes: u64) {
-        add(&self.counters.bytes, bytes);
-    }
-
-    pub fn count_malformed(&self) {
-        self.counters.malformed.fetch_add(1, Ordering::Relaxed);
+        self.counters.sum()
     }
 
     /// Shows the driver what was put, if anything was, and says whether it is to be told: of that, or of what is owed.
     #[inline]
     pub fn publish(&self, ring: &mut UsedRing, view: &View) -> Result<bool, Gone> {
         let owed = self.owes() && self.owed.swap(false, Ordering::SeqCst);
-        if ring.is_shown() {
+        if ring.is_published() {
             return Ok(owed);
         }
         Ok(ring.publish(view, &self.counters)? || owed)
@@ -310,15 +344,11 @@ impl Shared {
         match self.interrupt.used(&[self.index]) {
             Ok(()) => {
                 std::mem::forget(owing);
-                if alone {
-                    add(&self.counters.delivered, 1);
-                } else {
-                    self.counters.delivered.fetch_add(1, Ordering::Relaxed);
-                }
+                self.counters.delivered(alone);
             }
             Err(_) => {
                 drop(owing);
-                self.counters.failed.fetch_add(1, Ordering::Relaxed);
+                self.counters.failed();
             }
         }
     }
@@ -358,16 +388,13 @@ impl Shared {
         let signal = match written {
             _ if self.closed.load(Ordering::SeqCst) => false,
             Some(written) => {
-                let used = self.use_elsewhere(&mut used, outline.head, written.min(outline.writable_len));
+                let used = self.use_elsewhere(&mut used, outline, written.min(outline.writable_len));
                 used.unwrap_or_else(|Gone| {
                     self.stranded.store(true, Ordering::SeqCst);
                     false
                 })
             }
-            None => {
-                self.return_untouched(&mut used, outline.head);
-                false
-            }
+            None => return self.return_untouched(&mut used, outline, segments),
         };
         self.is_back(&mut used, outline, segments);
         drop(used);
@@ -386,15 +413,44 @@ impl Shared {
         written: u32,
     ) -> Result<(), Gone> {
         let _done = Done(&self.word);
-        used.ring.put(view, outline.head, written.min(outline.writable_len))?;
-        self.forget(outline.head);
+        if !self.closed.load(Ordering::SeqCst) {
+            self.end_taken(used, view, outline, written.min(outline.writable_len))?;
+        }
         self.is_back(used, outline, segments);
         Ok(())
     }
 
+    /// A chain that was taken has ended: it is put, and if chains are used in order, those after it that waited for it; or it waits
+    /// itself.
+    pub fn end_taken(&self, used: &mut Used, view: &View, outline: &Outline, written: u32) -> Result<(), Gone> {
+        let &Outline { head, descriptors, .. } = outline;
+        let Used { ring, order, .. } = used;
+        let Some(order) = order else {
+            ring.put(view, head, descriptors, written)?;
+            self.is_used(head, descriptors);
+            return Ok(());
+        };
+        order.end(self.place(head), written);
+        while let Some((Kept { head, descriptors, .. }, written)) = order.ended() {
+            ring.put(view, head, descriptors, written)?;
+            order.pop();
+            self.is_used(head, descriptors);
+        }
+        Ok(())
+    }
+
+    /// A chain that was in flight beyond its round is used: before the driver sees that it may have it again.
+    #[inline(always)]
+    fn is_used(&self, head: u16, descriptors: u16) {
+        self.forget(head);
+        let ended = self.ended.load(Ordering::Relaxed);
+        self.ended
+            .store(ended.wrapping_add(descriptors.into()), Ordering::Release);
+    }
+
     /// Keeps the room of a chain that came back for another.
     #[inline(always)]
-    fn is_back(&self, used: &mut Used, outline: &Outline, mut segments: Segments) {
+    pub fn is_back(&self, used: &mut Used, outline: &Outline, mut segments: Segments) {
         if outline.spilled() != 0 {
             self.spilled.fetch_sub(outline.spilled(), Ordering::SeqCst);
             segments.shrink(self.layout.size);
@@ -406,31 +462,48 @@ impl Shared {
     /// Puts a chain into the used ring and shows it. Whether the driver is to be told. If the ring is no longer in guest memory, the
     /// chain stays in flight: the next round, which has somebody to tell, finds that.
     #[inline(always)]
-    fn use_elsewhere(&self, Used { view, ring, .. }: &mut Used, head: u16, written: u32) -> Result<bool, Gone> {
-        let near = view.as_ref().and_then(|view| Some((view.flat()?, view)));
-        let Some((flat, view)) = near.filter(|_| !self.owes()) else {
-            return self.use_far(view, ring, head, written);
+    fn use_elsewhere(&self, used: &mut Used, outline: &Outline, written: u32) -> Result<bool, Gone> {
+        let near = used.view.as_ref().and_then(|view| Some((view.flat_split()?, view)));
+        let Some((flat, view)) = near.filter(|_| self.plain && !self.owes()) else {
+            return self.use_other(used, outline, written);
         };
         // Before the driver sees that it may have it again.
-        self.forget(head);
+        self.forget(outline.head);
+        let ring = &mut used.ring.split;
         let from = ring.next;
-        let wanted = ring.use_near::<true>(&flat, head, written, self);
+        let wanted = ring.use_near::<true>(&flat, outline.head, written, self);
         if view.pin.tracks() {
             view.mark_used(from, ring.next);
         }
         Ok(wanted)
     }
 
-    #[cold]
-    fn use_far(&self, view: &mut Option<View>, ring: &mut UsedRing, head: u16, written: u32) -> Result<bool, Gone> {
-        let view = match view {
-            Some(view) => view,
-            view => view.insert(self.look_up().map_err(|_| Gone)?),
+    /// The same in a packed ring.
+    #[inline(never)]
+    fn use_other(&self, used: &mut Used, outline: &Outline, written: u32) -> Result<bool, Gone> {
+        let near = used.view.as_ref().and_then(|view| Some((view.flat()?, view)));
+        let Some((Format::Packed(flat), view)) = near.filter(|_| used.order.is_none() && !self.owes()) else {
+            return self.use_far(used, outline, written);
         };
-        ring.put(view, head, written)?;
         // As above.
-        self.forget(head);
-        self.publish(ring, view)
+        self.is_used(outline.head, outline.descriptors);
+        let ring = &mut used.ring.packed;
+        let from = ring.total;
+        let wanted = ring.use_near::<true>(&flat, outline.head, outline.descriptors, written, self);
+        if view.pin.tracks() {
+            view.mark_packed(ring.next, ring.total.wrapping_sub(from));
+        }
+        Ok(wanted)
+    }
+
+    #[cold]
+    fn use_far(&self, used: &mut Used, outline: &Outline, written: u32) -> Result<bool, Gone> {
+        let view = match &used.view {
+            Some(view) => view.clone(),
+            None => used.view.insert(self.look_up().map_err(|_| Gone)?).clone(),
+        };
+        self.end_taken(used, &view, outline, written)?;
+        self.publish(&mut used.ring, &view)
     }
 
     /// Whether a chain is to be served again.
@@ -449,25 +522,47 @@ impl Shared {
         self.places[usize::from(head)].store(0, Ordering::Release);
     }
 
+    /// When a chain was taken that is in flight; zero of others.
+    pub fn place(&self, head: u16) -> u64 {
+        self.places[usize::from(head)].load(Ordering::SeqCst)
+    }
+
     /// A chain that was given back untouched is served again.
     pub fn forget_returned(&self, used: &mut Used, head: u16) {
-        used.resubmit.retain(|&other| other != head);
+        if let Some(at) = used.resubmit.iter().position(|other| other.head == head)
+            && let Some((outline, segments)) = used.resubmit.remove(at).chain
+        {
+            self.is_back(used, &outline, segments);
+        }
         self.returned.store(!used.resubmit.is_empty(), Ordering::SeqCst);
     }
 
-    fn return_untouched(&self, used: &mut Used, head: u16) {
-        let place = |head: u16| self.places[usize::from(head)].load(Ordering::SeqCst);
-        let at = used.resubmit.partition_point(|&other| place(other) < place(head));
-        used.resubmit.insert(at, head);
+    #[cold]
+    fn return_untouched(&self, used: &mut Used, outline: &Outline, segments: Segments) {
+        let head = outline.head;
+        let at = used
+            .resubmit
+            .partition_point(|other| self.place(other.head) < self.place(head));
+        let chain = match self.is_packed() {
+            false => {
+                self.is_back(used, outline, segments);
+                None
+            }
+            true => Some((*outline, segments)),
+        };
+        used.resubmit.insert(at, Returned { head, chain });
         self.returned.store(true, Ordering::SeqCst);
     }
 
     /// The heads that are in flight, the one that was taken first to begin with.
     pub fn in_flight(&self) -> Vec<u16> {
-        let place = |head: u16| self.places[usize::from(head)].load(Ordering::SeqCst);
-        let mut heads: Vec<_> = (0..self.layout.size).filter(|&head| place(head) != 0).collect();
-        heads.sort_unstable_by_key(|&head| place(head));
+        let mut heads: Vec<_> = (0..self.layout.size).filter(|&head| self.place(head) != 0).collect();
+        heads.sort_unstable_by_key(|&head| self.place(head));
         heads
+    }
+
+    pub fn is_packed(&self) -> bool {
+        self.features & features::RING_PACKED != 0
     }
 }
 
@@ -493,7 +588,7 @@ impl Shared {
     /// Looks the areas up in the map as it is now.
     #[cold]
     pub fn look_up(&self) -> Result<View, QueueError> {
-        View::new(self.memory.pin(), &self.layout, u16::MAX)
+        View::new(self.memory.pin(), &self.layout, u16::MAX, self.is_packed())
     }
 
     /// What is no longer in guest memory.

@@ -6,6 +6,7 @@
 mod face;
 pub mod mmio;
 mod notice;
+mod options;
 pub mod pci;
 mod queues;
 mod state;
@@ -25,7 +26,7 @@ use super::{
     Fault, Handle, QueueIndex, VirtioDevice, Wait,
     device::Attached,
     features,
-    queue::{Inside, QueueLayout, Stop, VirtioInterrupt},
+    queue::{Inside, QueueLayout, Stop, VirtioInterrupt, is_size},
     run::{
         Lanes,
         order::{Guard, Rank, lock_in_order},
@@ -36,6 +37,7 @@ use notice::Notice;
 use status::{DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK};
 
 pub use face::{NotStill, SavedDevice, SavedTransport, VirtioTransport};
+pub use options::TransportOptions;
 pub use state::{QueueSetup, RestoreError, TransportState};
 
 /// Hears the driver's kicks when the embedder wants to run the device elsewhere than on the vCPU's thread.
@@ -94,6 +96,8 @@ pub(crate) struct Core<D> {
     /// What the device offers, and these. A restored device offers what it did where it was saved.
     offered: AtomicU64,
     queue_sizes: Box<[u16]>,
+    /// A driver without VERSION_1 is taken.
+    without_version_1: bool,
     // Plugged in.
     memory: Memory,
     interrupt: Arc<dyn VirtioInterrupt>,
@@ -101,6 +105,8 @@ pub(crate) struct Core<D> {
     // What the guest changes.
     status: AtomicU32,
     registers: Mutex<Registers>,
+    /// What the driver has accepted for good; zero before that.
+    negotiated: AtomicU64,
     device: Mutex<D>,
     /// The thread that is inside the control face, by its [name](this_thread).
     inside: AtomicUsize,
@@ -157,8 +163,10 @@ impl<D: VirtioDevice + 'static> Core<D> {
         device: D,
         memory: Memory,
         interrupt: Arc<dyn VirtioInterrupt>,
+        options: &TransportOptions,
         transport: u64,
     ) -> Result<Arc<Self>, TransportError> {
+        let common = options.features() | transport;
         let queue_sizes: Box<[u16]> = device.queue_sizes().into();
         if queue_sizes.len() > usize::from(u16::MAX) {
             return Err(TransportError::QueueCount(queue_sizes.len()));
@@ -171,13 +179,15 @@ impl<D: VirtioDevice + 'static> Core<D> {
             });
         }
         let core = Arc::new(Self {
-            common: features::COMMON | transport,
-            offered: AtomicU64::new(device.features() | features::COMMON | transport),
+            common,
+            offered: AtomicU64::new(device.features() | common),
+            without_version_1: options.without_version_1,
             memory,
             interrupt,
             doorbell: OnceLock::new(),
             status: AtomicU32::new(0),
             registers: Mutex::new(Registers::reset(&queue_sizes)),
+            negotiated: AtomicU64::new(0),
             device: Mutex::new(device),
             inside: AtomicUsize::new(0),
             lanes: Lanes::new(queue_sizes.len()),
@@ -277,15 +287,24 @@ impl<D: VirtioDevice> Core<D> {
 
     /// Whether the device can work with what the driver has accepted. It is told so then.
     fn negotiate(&self, registers: &Registers) -> bool {
-        let accepted = registers.driver_features;
+        let accepted = self.as_modern(registers.driver_features);
         let known = accepted & !self.offered() == 0 && !registers.unknown_features;
         let mut device = self.control();
         let agreed = known && accepted & features::VERSION_1 != 0 && device.accepts(accepted);
         if agreed {
             device.negotiated(accepted);
+            self.negotiated.store(accepted, Ordering::SeqCst);
             self.note_config_change();
         }
         agreed
+    }
+
+    /// What a driver has accepted that writes these features.
+    pub(super) fn as_modern(&self, features: u64) -> u64 {
+        match self.without_version_1 {
+            true => features | features::VERSION_1,
+            false => features,
+        }
     }
 
     fn activate(&self, registers: &mut Registers) -> Option<Fault> {
@@ -325,8 +344,7 @@ impl<D: VirtioDevice> Core<D> {
 
     /// Whether the driver has accepted `features`, for good.
     pub fn has_negotiated(&self, features: u64) -> bool {
-        let registers = self.registers();
-        self.has(FEATURES_OK) && registers.driver_features & features == features
+        self.negotiated.load(Ordering::SeqCst) & features == features
     }
 
     pub fn write_driver_features(&self, value: u32) {
@@ -370,16 +388,18 @@ impl<D: VirtioDevice> Core<D> {
     }
 
     /// Sets the size of the selected queue, if it is not frozen. One that cannot be becomes zero: what the register reads as
-    /// is "either a value of 0 or a power of 2" (section 4.1.4.3.1), and a queue of size zero is refused when it is started.
+    /// is, of a split ring, "either a value of 0 or a power of 2" (section 4.1.4.3.1), and a queue of size zero is refused when it is
+    /// started.
     /// The size of before would not do, for the driver has made its rings for the one that it has written, and the device
     /// would write beyond them.
     pub fn write_queue_size(&self, value: u32) {
         let mut registers = self.registers();
         let selected = registers.selected();
+        let packed = registers.driver_features & features::RING_PACKED != 0;
         if let Some(queue) = self.unfrozen(&mut registers) {
             let max = self.queue_sizes[selected];
             let size = u16::try_from(value).unwrap_or(0);
-            queue.layout.size = if is_queue_size(size, max) { size } else { 0 };
+            queue.layout.size = if is_size(size, max, packed) { size } else { 0 };
         }
     }
 
@@ -568,11 +588,6 @@ impl<D: VirtioDevice> Attached for Core<D> {
             self.tell_config_if_owed();
         }
     }
-}
-
-/// Whether a driver may choose this size: rings are split ones.
-fn is_queue_size(size: u16, max: u16) -> bool {
-    size.is_power_of_two() && size <= max
 }
 
 /// The 32 bits of `value` that `sel` selects.

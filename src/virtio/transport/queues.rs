@@ -272,6 +272,7 @@ impl<D: VirtioDevice> Core<D> {
         }
         let mut device = self.control();
         *registers = Registers::reset(&self.queue_sizes);
+        self.negotiated.store(0, Ordering::SeqCst);
         *lock(&self.failing) = None;
         device.reset();
         self.note_config_change();

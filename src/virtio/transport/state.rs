@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use super::{CONFIG_CHANGED, Core, NotStill, Registers, is_queue_size, status};
+use super::{CONFIG_CHANGED, Core, NotStill, Registers, status};
 use crate::{
     pci::StateError,
     virtio::{
         DeviceState, DeviceStateError, QueueIndex, VirtioDevice, features,
-        queue::{Queue, QueueLayout, QueueState, QueueStateError, Stop},
+        queue::{Queue, QueueLayout, QueueState, QueueStateError, Stop, is_size},
         run::Running,
     },
 };
@@ -98,7 +98,7 @@ pub enum RestoreError {
     #[error("queue {0} is enabled or was reset when no driver could do that")]
     Setup(u16),
     /// A queue has a size that its register cannot have.
-    #[error("queue {index} is of size {size}: zero, or a power of two up to {max}, is possible")]
+    #[error("queue {index} is of size {size}: zero, or up to {max} and in a split ring a power of two, is possible")]
     QueueSize {
         /// Which queue.
         index: u16,
@@ -233,7 +233,9 @@ impl<D: VirtioDevice> Core<D> {
         self.notice.pause();
         let untold = self.begin_stop(Stop::Embedder);
         if status & status::FEATURES_OK != 0 {
-            device.negotiated(driver_features);
+            let negotiated = self.as_modern(driver_features);
+            self.negotiated.store(negotiated, Ordering::SeqCst);
+            device.negotiated(negotiated);
         }
         for (queue, (index, lane)) in queues.into_iter().zip(self.lanes.iter()) {
             if let Some(queue) = queue {
@@ -266,13 +268,13 @@ impl<D: VirtioDevice> Core<D> {
         if state.status & !known != 0 || !status::ORDER.iter().all(in_order) || broken_too_early {
             return Err(RestoreError::Status(state.status));
         }
-        let accepted = state.driver_features;
+        let accepted = self.as_modern(state.driver_features);
         let negotiated = state.status & status::FEATURES_OK != 0;
         let acceptable = accepted & !offered == 0
             && accepted & features::VERSION_1 != 0
             && !state.unknown_features
             && device.accepts(accepted);
-        let too_early = state.status & status::DRIVER == 0 && (accepted != 0 || state.unknown_features);
+        let too_early = state.status & status::DRIVER == 0 && (state.driver_features != 0 || state.unknown_features);
         if negotiated && !acceptable || too_early {
             return Err(RestoreError::Features { accepted, offered });
         }
@@ -291,12 +293,14 @@ impl<D: VirtioDevice> Core<D> {
             (false, true) => resettable,
             (false, false) => true,
         };
+        let packed = accepted & features::RING_PACKED != 0;
         for ((queue, &max), index) in state.setup.iter().zip(&self.queue_sizes).zip(0..) {
             let size = queue.layout.size;
             if !possible(queue) {
                 return Err(RestoreError::Setup(index));
             }
-            if size != 0 && !is_queue_size(size, max) {
+            // Written when the features stood.
+            if size != 0 && !is_size(size, max, packed) {
                 return Err(RestoreError::QueueSize { index, size, max });
             }
         }

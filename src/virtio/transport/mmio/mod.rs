@@ -15,13 +15,13 @@ use std::{
 use vm_memory::GuestAddressSpace;
 
 use super::{
-    Core, Doorbell, NotStill, RestoreError, SavedDevice, SavedTransport, TransportError, TransportState,
-    VirtioTransport, face::forward_to_core, replace_high, replace_low, status::DRIVER_OK,
+    Core, Doorbell, NotStill, RestoreError, SavedDevice, SavedTransport, TransportError, TransportOptions,
+    TransportState, VirtioTransport, face::forward_to_core, replace_high, replace_low, status::DRIVER_OK,
 };
 use crate::{
     bus::{BusDevice, read_le, write_le},
     memory::Memory,
-    virtio::{QueueIndex, VirtioDevice, queue::VirtioInterrupt},
+    virtio::{QueueIndex, VirtioDevice, features, queue::VirtioInterrupt},
 };
 
 pub use describe::describe;
@@ -90,8 +90,20 @@ impl<D: VirtioDevice + 'static> VirtioMmio<D> {
         A: GuestAddressSpace + Send + Sync + 'static,
         A::T: Send + Sync + 'static,
     {
+        Self::with_options(device, space, line, &TransportOptions::default())
+    }
+
+    /// [`new`](Self::new), with what is offered to the driver.
+    ///
+    /// # Errors
+    /// The device offers a queue that cannot be.
+    pub fn with_options<A>(device: D, space: A, line: Line, options: &TransportOptions) -> Result<Self, TransportError>
+    where
+        A: GuestAddressSpace + Send + Sync + 'static,
+        A::T: Send + Sync + 'static,
+    {
         let interrupt = Arc::new(MmioInterrupt::new(line));
-        let core = Core::new(device, Memory::new(space), Arc::clone(&interrupt) as _, 0)?;
+        let core = Core::new(device, Memory::new(space), Arc::clone(&interrupt) as _, options, 0)?;
         Ok(Self {
             core,
             interrupt,
@@ -158,6 +170,8 @@ impl<D: VirtioDevice> VirtioMmio<D> {
             registers::QUEUE_SIZE => core.write_queue_size(value),
             registers::QUEUE_READY if value & 1 != 0 => core.enable_queue(),
             registers::QUEUE_READY => self.wait_for_queue(core.disable_queue()),
+            // The queue, then how far the driver has come (section 4.2.3.3): the ring says so too.
+            registers::QUEUE_NOTIFY if core.has_negotiated(features::NOTIFICATION_DATA) => core.notify(value & 0xffff),
             registers::QUEUE_NOTIFY => core.notify(value),
             registers::INTERRUPT_ACK => self.interrupt.acknowledge(value),
             registers::STATUS if value == 0 => VirtioTransport::reset(self),

@@ -26,7 +26,8 @@ use std::{
 use vm_memory::GuestAddressSpace;
 
 use super::{
-    Core, Doorbell, NotStill, RestoreError, SavedDevice, TransportError, VirtioTransport, face::forward_to_core,
+    Core, Doorbell, NotStill, RestoreError, SavedDevice, TransportError, TransportOptions, VirtioTransport,
+    face::forward_to_core,
 };
 use crate::{
     bus::{Doorbells, read_le, write_le},
@@ -63,6 +64,8 @@ pub struct VirtioPciOptions {
     /// How long a driver's write that resets the device or a queue waits for requests under way. After that it returns, the
     /// register reads as not reset, and other writes are ignored, until they have ended: drivers wait for that.
     pub reset_patience: Duration,
+    /// What is offered to the driver.
+    pub transport: TransportOptions,
 }
 
 impl Default for VirtioPciOptions {
@@ -71,6 +74,11 @@ impl Default for VirtioPciOptions {
             vectors: None,
             pin: Pin::A,
             reset_patience: Duration::from_millis(10),
+            // The address says which queue a kick is for, whatever is stored.
+            transport: TransportOptions {
+                notification_data: true,
+                ..TransportOptions::default()
+            },
         }
     }
 }
@@ -175,8 +183,13 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
             window,
         } = Layout::new(device.device_id(), queues, |id| device.shared_memory(id), options)?;
         let interrupt = Arc::new(PciInterrupt::new(Endpoint::new(config, slot), queues));
-        let transport = features::NOTIFICATION_DATA | features::NOTIF_CONFIG_DATA;
-        let core = Core::new(device, Memory::new(space), Arc::clone(&interrupt) as _, transport)?;
+        let core = Core::new(
+            device,
+            Memory::new(space),
+            Arc::clone(&interrupt) as _,
+            &options.transport,
+            features::NOTIF_CONFIG_DATA,
+        )?;
         let pci = Self {
             window,
             regions,

@@ -1,0 +1,76 @@
+//! The available side of a queue, whatever the format of its ring.
+
+use super::{
+    Gone,
+    area::{Format, View},
+    packed::{PackedAvailable, Spot},
+    split::SplitAvailable,
+};
+
+/// The device's place among what is available: one of both, side by side so that nobody has to look which on the short way.
+pub(super) struct Available {
+    pub split: SplitAvailable,
+    pub packed: PackedAvailable,
+    is_packed: bool,
+}
+
+impl Available {
+    /// `next`: how far the device has come, as it is saved.
+    pub fn new(size: u16, event_idx: bool, is_packed: bool, next: u16) -> Self {
+        Self {
+            split: SplitAvailable::new(size, event_idx, next),
+            packed: PackedAvailable::new(size, event_idx, Spot::new(next)),
+            is_packed,
+        }
+    }
+
+    /// How far the device has come, as it is saved.
+    pub fn next(&self) -> u16 {
+        match self.is_packed {
+            false => self.split.next,
+            true => self.packed.next.raw(),
+        }
+    }
+
+    /// Kicks are wanted at all times: there is nobody who looks without one.
+    pub fn kicks_stay(&self) -> bool {
+        self.split.kicks_stay()
+    }
+
+    /// Whether the driver kicks for whatever it adds to what was seen, if nothing was left of that when it was last looked.
+    #[inline]
+    pub fn is_asked(&self) -> bool {
+        !self.is_packed && self.split.is_asked()
+    }
+
+    pub fn set_kicks_stay(&mut self, stay: bool) {
+        self.split.keep_kicks(stay);
+        self.packed.kicks_stay = stay;
+    }
+
+    /// The chain that was looked at is taken, which has so many descriptors of a packed ring.
+    #[inline(always)]
+    pub fn advance(&mut self, descriptors: u16) {
+        match self.is_packed {
+            false => self.split.advance(),
+            true => self.packed.advance(descriptors),
+        }
+    }
+
+    /// Asks the driver to kick for the next chain, and looks whether one has come before it could know.
+    #[inline]
+    pub fn expect_kicks(&mut self, view: &View) -> Result<bool, Gone> {
+        match view.ring() {
+            Format::Split(view) => self.split.expect_kicks(view),
+            Format::Packed(view) => self.packed.expect_kicks(view),
+        }
+    }
+
+    /// As [`expect_kicks`](Self::expect_kicks), for what comes after chains that are left where they are.
+    pub fn expect_kicks_for_more(&mut self, view: &View) -> Result<bool, Gone> {
+        match view.ring() {
+            Format::Split(view) => self.split.expect_kicks_for_more(view),
+            Format::Packed(view) => self.packed.expect_kicks_for_more(view),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What a transport offers on behalf of every device.
+
+use crate::virtio::features;
+
+/// Which features of queues a transport offers, whatever its device: the driver chooses among them.
+///
+/// A state is restored by a transport that offers what its driver had accepted.
+///
+/// ```
+/// use devisor::virtio::{features, transport::TransportOptions};
+///
+/// let options = TransportOptions { packed: true, ..TransportOptions::default() };
+/// assert_eq!(options.features(), features::COMMON | features::RING_PACKED);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransportOptions {
+    /// [`RING_PACKED`](features::RING_PACKED). Not by default: Linux takes it wherever it is offered.
+    pub packed: bool,
+    /// [`IN_ORDER`](features::IN_ORDER). Not by default: a request that takes long holds up those after it.
+    pub in_order: bool,
+    /// [`EVENT_IDX`](features::EVENT_IDX).
+    pub event_idx: bool,
+    /// [`INDIRECT_DESC`](features::INDIRECT_DESC).
+    pub indirect_desc: bool,
+    /// [`RING_RESET`](features::RING_RESET).
+    pub ring_reset: bool,
+    /// [`NOTIFICATION_DATA`](features::NOTIFICATION_DATA). By default over PCI alone: over MMIO the queue is a part of what a driver
+    /// stores then, and who [catches](crate::bus::DoorbellStore) kicks by value catches none of them; they exit, and do the same.
+    pub notification_data: bool,
+    /// A driver that does without [`VERSION_1`](features::VERSION_1) is taken for one that has accepted it: for a driver that accepts
+    /// nothing and knows the interface all the same, as in test suites. Not by default: the specification has the device refuse it
+    /// (section 6.2).
+    pub without_version_1: bool,
+}
+
+impl Default for TransportOptions {
+    fn default() -> Self {
+        Self {
+            packed: false,
+            in_order: false,
+            event_idx: true,
+            indirect_desc: true,
+            ring_reset: true,
+            notification_data: false,
+            without_version_1: false,
+        }
+    }
+}
+
+impl TransportOptions {
+    /// What is offered, as a mask.
+    pub fn features(&self) -> u64 {
+        let &Self {
+            packed,
+            in_order,
+            event_idx,
+            indirect_desc,
+            ring_reset,
+            notification_data,
+            without_version_1: _,
+        } = self;
+        [
+            (packed, features::RING_PACKED),
+            (in_order, features::IN_ORDER),
+            (event_idx, features::EVENT_IDX),
+            (indirect_desc, features::INDIRECT_DESC),
+            (ring_reset, features::RING_RESET),
+            (notification_data, features::NOTIFICATION_DATA),
+        ]
+        .into_iter()
+        .filter(|(offered, _)| *offered)
+        .fold(features::VERSION_1, |all, (_, feature)| all | feature)
+    }
+}
