@@ -92,10 +92,6 @@ impl Driver {
         waits
     }
 
-    pub fn take(&mut self) -> Vec<Ended> {
-        std::mem::take(&mut self.ended)
-    }
-
     /// Waits on this thread for what the channel waits for, but for so long at most.
     pub fn wait(&mut self, most: Duration) {
         let waits = self.waits();

@@ -234,7 +234,7 @@ fn memory_that_is_full_is_emptied_by_flushes_that_nobody_asked_for() {
     driver.write(0, &pattern(99, 1 << 20)).unwrap();
     assert!(driver.read(0, 1 << 20).unwrap() == pattern(99, 1 << 20));
     let flushes = fs::read_to_string(&log).unwrap().matches(" Flush").count();
-    assert!(flushes >= 16, "{flushes} flushes");
+    assert!(flushes >= 8, "{flushes} flushes");
 }
 
 #[test]

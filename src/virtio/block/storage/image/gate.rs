@@ -22,18 +22,16 @@ const MAX_FILES: u32 = 64;
 #[derive(Clone)]
 pub struct Gate {
     references: References,
-    /// Of the image that was asked for, without links.
-    directory: PathBuf,
+    /// The one that was asked for, without links.
+    image: PathBuf,
     opened: Arc<AtomicU32>,
 }
 
 impl Gate {
     pub fn new(image: &Path, references: References) -> io::Result<Self> {
-        let image = regular(image)?;
-        let directory = image.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned);
         Ok(Self {
             references,
-            directory,
+            image: regular(image)?,
             opened: Arc::default(),
         })
     }
@@ -41,12 +39,13 @@ impl Gate {
     /// The file without links, if an image may refer to it.
     pub fn allows(&self, path: &Path) -> io::Result<PathBuf> {
         let refused = |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{}: {why}", path.display())));
-        if self.references == References::None {
-            return refused("the image refers to a file, and that is not allowed");
-        }
         let real = regular(path)?;
+        let directory = self.image.parent().unwrap_or(Path::new("/"));
         match self.references {
-            References::Beside if !real.starts_with(&self.directory) => {
+            // It is opened in the same way.
+            _ if real == self.image => Ok(real),
+            References::None => refused("the image refers to a file, and that is not allowed"),
+            References::Beside if !real.starts_with(directory) => {
                 refused("the image refers to a file outside of its directory, and that is not allowed")
             }
             _ => Ok(real),
