@@ -41,14 +41,18 @@ fn ours(socket: &Path, depth: usize, len: usize, random: bool, writes: bool) -> 
     while begun.elapsed() < Duration::from_secs(SECONDS) {
         channel.reap(&mut |one| ended.push(one));
         for one in ended.drain(..) {
-            let Outcome::Done(Ok(moved)) = one.outcome else { panic!("{:?}", one.outcome) };
+            let Outcome::Done(Ok(moved)) = one.outcome else {
+                panic!("{:?}", one.outcome)
+            };
             assert_eq!(moved, len as u64);
             done += moved;
             idle.push((one.tag, one.buffers));
         }
         for (tag, buffers) in idle.drain(..) {
             let blocks = SIZE / len as u64;
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let block = if random { (state >> 33) % blocks } else { next % blocks };
             next += 1;
             let offset = block * len as u64;
@@ -90,7 +94,11 @@ fn fio(socket: &Path, depth: usize, len: usize, random: bool, writes: bool) -> O
         .args(["--name=x", "--ioengine=nbd", "--output-format=terse", "--time_based"])
         .arg(format!("--uri=nbd+unix:///?socket={}", socket.display()))
         .arg(format!("--rw={}{kind}", if random { "rand" } else { "" }))
-        .args([format!("--bs={len}"), format!("--iodepth={depth}"), format!("--runtime={SECONDS}")])
+        .args([
+            format!("--bs={len}"),
+            format!("--iodepth={depth}"),
+            format!("--runtime={SECONDS}"),
+        ])
         .arg(format!("--size={SIZE}"))
         .output()
         .ok()?;
@@ -106,7 +114,14 @@ fn nbdcopy(socket: &Path) -> Option<f64> {
     let begun = Instant::now();
     let uri = format!("nbd+unix:///?socket={}", socket.display());
     let status = Command::new("nbdcopy")
-        .args(["--connections=1", "--no-extents", "--request-size=131072", "--requests=16", &uri, "null:"])
+        .args([
+            "--connections=1",
+            "--no-extents",
+            "--request-size=131072",
+            "--requests=16",
+            &uri,
+            "null:",
+        ])
         .status()
         .ok()?;
     status.success().then(|| SIZE as f64 / begun.elapsed().as_secs_f64())
@@ -121,11 +136,17 @@ fn compare(name: &str, unit: (f64, &str), ours: impl Fn() -> f64, other: impl Fn
     let (mut first, mut second) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
         first.push(ours());
-        let Some(other) = other() else { return println!("{name}: the other is not installed") };
+        let Some(other) = other() else {
+            return println!("{name}: the other is not installed");
+        };
         second.push(other);
     }
     let (first, second) = (median(first) / unit.0, median(second) / unit.0);
-    println!("{name}: {first:.0} {} here, {second:.0} there, ratio {:.2}", unit.1, first / second);
+    println!(
+        "{name}: {first:.0} {} here, {second:.0} there, ratio {:.2}",
+        unit.1,
+        first / second
+    );
 }
 
 struct Server(Child);
@@ -147,7 +168,9 @@ fn main() {
         .args(["memory", &SIZE.to_string(), "allocator=malloc"])
         .stderr(Stdio::null())
         .spawn();
-    let Ok(child) = child else { return println!("nbdkit is not installed") };
+    let Ok(child) = child else {
+        return println!("nbdkit is not installed");
+    };
     let server = Server(child);
     while UnixStream::connect(&socket).is_err() {
         thread::sleep(Duration::from_millis(10));

@@ -56,7 +56,9 @@ impl Place {
     }
 
     fn refused(&self, name: &str, format: ImageFormat, options: ImageOptions) -> String {
-        ImageStorage::open(self.path(name), format, options).expect_err("it is refused").to_string()
+        ImageStorage::open(self.path(name), format, options)
+            .expect_err("it is refused")
+            .to_string()
     }
 }
 
@@ -87,7 +89,10 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit
     }
 }
@@ -120,20 +125,38 @@ fn exercise(image: &ImageStorage, seed: u64, rounds: u32) -> Vec<u8> {
 
 #[test]
 fn what_is_written_checks_clean_and_compares_equal() {
-    for options in ["cluster_size=64k", "cluster_size=4k", "cluster_size=512", "cluster_size=2M,refcount_bits=1", "lazy_refcounts=on"] {
+    for options in [
+        "cluster_size=64k",
+        "cluster_size=4k",
+        "cluster_size=512",
+        "cluster_size=2M,refcount_bits=1",
+        "lazy_refcounts=on",
+    ] {
         let place = Place::new();
-        if place.qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, "disk", "16M"]).is_none() {
+        if place
+            .qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, "disk", "16M"])
+            .is_none()
+        {
             return;
         }
         let image = place.open("disk");
-        assert_eq!(image.abilities(), Abilities { discard: true, unmap: true, ..Abilities::default() });
+        assert_eq!(
+            image.abilities(),
+            Abilities {
+                discard: true,
+                unmap: true,
+                ..Abilities::default()
+            }
+        );
         let model = exercise(&image, 1, 400);
         drop(image);
         fs::write(place.path("model"), &model).unwrap();
         place.qemu_img(&["check", "-q", "-f", "qcow2", "disk"]);
         place.qemu_img(&["compare", "-f", "qcow2", "-F", "raw", "disk", "model"]);
         // And what others have written is read.
-        place.qemu_img(&["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, "model", "other"]);
+        place.qemu_img(&[
+            "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, "model", "other",
+        ]);
         let other = place.open("other");
         assert!(read(&other, 0, model.len()).unwrap() == model, "{options}");
         exercise(&other, 2, 100);
@@ -148,7 +171,12 @@ fn images_made_here_have_backing_files_and_grow() {
     let base = place.path("base");
     fs::write(&base, vec![7_u8; 4 << 20]).unwrap();
     ImageStorage::create(place.path("middle"), 4 << 20, Some(("base".as_ref(), ImageFormat::Raw))).unwrap();
-    ImageStorage::create(place.path("top"), 4 << 20, Some(("middle".as_ref(), ImageFormat::Qcow2))).unwrap();
+    ImageStorage::create(
+        place.path("top"),
+        4 << 20,
+        Some(("middle".as_ref(), ImageFormat::Qcow2)),
+    )
+    .unwrap();
     assert!(ImageStorage::create(place.path("top"), 4 << 20, None).is_err());
     write(&place.open("middle"), 65536, &[8; 65536]).unwrap();
     let top = place.open("top");
@@ -176,7 +204,9 @@ fn images_made_here_have_backing_files_and_grow() {
 #[test]
 fn data_files_raw_images_and_flat_vmdk_are_read() {
     let place = Place::new();
-    let Some(_) = place.qemu_img(&["create", "-q", "-f", "qcow2", "-o", "data_file=data", "disk", "4M"]) else { return };
+    let Some(_) = place.qemu_img(&["create", "-q", "-f", "qcow2", "-o", "data_file=data", "disk", "4M"]) else {
+        return;
+    };
     let image = place.open("disk");
     let model = exercise(&image, 4, 200);
     drop(image);
@@ -190,7 +220,17 @@ fn data_files_raw_images_and_flat_vmdk_are_read() {
     assert!(fs::read(place.path("model")).unwrap() == model);
 
     for form in ["monolithicFlat", "twoGbMaxExtentFlat"] {
-        place.qemu_img(&["convert", "-f", "raw", "-O", "vmdk", "-o", &format!("subformat={form}"), "model", "disk.vmdk"]);
+        place.qemu_img(&[
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "vmdk",
+            "-o",
+            &format!("subformat={form}"),
+            "model",
+            "disk.vmdk",
+        ]);
         let vmdk = ImageStorage::open(place.path("disk.vmdk"), ImageFormat::Vmdk, ImageOptions::default()).unwrap();
         assert!(vmdk.abilities().read_only);
         assert!(read(&vmdk, 0, model.len()).unwrap() == model);
@@ -211,7 +251,12 @@ fn what_is_not_taken_is_refused_in_a_sentence() {
     ] {
         let _ = fs::remove_file(place.path("disk"));
         let secret = "secret,id=k,data=abc";
-        if place.qemu_img(&["create", "-q", "--object", secret, "-f", "qcow2", "-o", options, "disk", "16M"]).is_none() {
+        if place
+            .qemu_img(&[
+                "create", "-q", "--object", secret, "-f", "qcow2", "-o", options, "disk", "16M",
+            ])
+            .is_none()
+        {
             return;
         }
         let said = place.refused("disk", ImageFormat::Qcow2, ImageOptions::default());
@@ -259,8 +304,16 @@ fn an_image_leads_nowhere_it_may_not() {
     // SAFETY: a path that ends with a zero.
     assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
     create("waits", "fifo");
-    assert!(place.refused("waits", ImageFormat::Qcow2, ImageOptions::default()).contains("no file"));
-    assert!(place.refused("fifo", ImageFormat::Qcow2, ImageOptions::default()).contains("no file"));
+    assert!(
+        place
+            .refused("waits", ImageFormat::Qcow2, ImageOptions::default())
+            .contains("no file")
+    );
+    assert!(
+        place
+            .refused("fifo", ImageFormat::Qcow2, ImageOptions::default())
+            .contains("no file")
+    );
 }
 
 #[test]
@@ -280,7 +333,11 @@ fn loops_of_backing_files_and_long_chains_are_refused() {
         ImageStorage::create(place.path(&name), 65536, Some((behind.as_ref(), ImageFormat::Qcow2))).unwrap();
     }
     assert_eq!(place.open("15").capacity().unwrap(), 65536);
-    assert!(place.refused("16", ImageFormat::Qcow2, ImageOptions::default()).contains("16 others"));
+    assert!(
+        place
+            .refused("16", ImageFormat::Qcow2, ImageOptions::default())
+            .contains("16 others")
+    );
 }
 
 /// Does something on a thread of its own, which has so much time.
@@ -291,7 +348,10 @@ fn in_time<R: Send + 'static>(what: &str, f: impl FnOnce() -> R + Send + 'static
         Ok(result) => result,
         Err(mpsc::RecvTimeoutError::Timeout) => panic!("{what} hangs"),
         Err(mpsc::RecvTimeoutError::Disconnected) => {
-            worker.join().map_err(|_| format!("{what} panics")).expect("no panic comes out");
+            worker
+                .join()
+                .map_err(|_| format!("{what} panics"))
+                .expect("no panic comes out");
             unreachable!("it has sent or panicked")
         }
     }
@@ -309,11 +369,35 @@ fn damage_is_refused_or_an_error_and_never_hangs_or_panics() {
     let entry = |at: u64| table(at as usize) & 0x00ff_ffff_ffff_fe00;
     let (l2, refblock) = (entry(l1), entry(reftable));
     // Header, L1, L2, refcount table, refcount block.
-    let tables = [0..112, l1..l1 + 64, l2..l2 + 256, reftable..reftable + 64, refblock..refblock + 64];
+    let tables = [
+        0..112,
+        l1..l1 + 64,
+        l2..l2 + 256,
+        reftable..reftable + 64,
+        refblock..refblock + 64,
+    ];
     let mut random = Random(11);
     let (mut refused, mut failed, mut survived) = (0, 0, 0);
-    let values = [0, 1, 0x200, 0x1_0000, 1 << 20, 1 << 30, 1 << 40, 1 << 55, 1 << 56, 1 << 62, 3 << 62, u64::MAX, u64::MAX - 511];
-    for case in 0..600_u64 {
+    let values = [
+        0,
+        1,
+        0x200,
+        0x1_0000,
+        1 << 20,
+        1 << 30,
+        1 << 40,
+        1 << 55,
+        1 << 56,
+        1 << 62,
+        3 << 62,
+        u64::MAX,
+        u64::MAX - 511,
+    ];
+    // More of them when somebody has the time.
+    let cases = std::env::var("DEVISOR_IMAGE_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok());
+    for case in 0..cases.unwrap_or(600_u64) {
         let mut bytes = (*good).clone();
         for _ in 0..=random.below(2) {
             let table = &tables[(case % 5) as usize];
@@ -363,7 +447,10 @@ fn damage_is_refused_or_an_error_and_never_hangs_or_panics() {
         let _ = fs::remove_file(place.path(&format!("bad{case}")));
     }
     eprintln!("{refused} refused, {failed} with errors, {survived} without");
-    assert!(refused > 50 && failed > 0 && survived > 0, "{refused} {failed} {survived}");
+    assert!(
+        refused > 50 && failed > 0 && survived > 0,
+        "{refused} {failed} {survived}"
+    );
     // The file that is behind is never written.
     assert!(fs::read(place.path("base")).unwrap().iter().all(|&byte| byte == 3));
 }

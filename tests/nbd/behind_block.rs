@@ -29,7 +29,11 @@ fn settle(machine: &mut Machine<Block>, clock: &dyn Clock, used: &[u16]) {
     let begun = Instant::now();
     loop {
         machine.run();
-        if used.iter().zip(&machine.rings).all(|(used, ring)| ring.used_idx() == *used) {
+        if used
+            .iter()
+            .zip(&machine.rings)
+            .all(|(used, ring)| ring.used_idx() == *used)
+        {
             return;
         }
         assert!(begun.elapsed() < PATIENCE, "requests do not end");
@@ -80,12 +84,23 @@ fn disk(storage: &NbdStorage, queues: u16) -> Block {
 fn a_driver_reads_what_it_has_written_on_several_queues() {
     let place = Place::new();
     let socket = place.path("socket");
-    let Some(_server) = nbdkit(&socket, &["memory", "8M"]) else { return };
+    let Some(_server) = nbdkit(&socket, &["memory", "8M"]) else {
+        return;
+    };
     for bus in BUSES {
         let clock = clock();
         let storage = connect(&socket, "").unwrap();
         let mut machine = Machine::new(bus, disk(&storage, 2), F_MQ | F_FLUSH);
-        let writes = [0, 1].map(|queue| ask(&mut machine, queue, 1, u64::from(queue) * 64, &pattern(queue.into(), 16384), 0));
+        let writes = [0, 1].map(|queue| {
+            ask(
+                &mut machine,
+                queue,
+                1,
+                u64::from(queue) * 64,
+                &pattern(queue.into(), 16384),
+                0,
+            )
+        });
         settle(&mut machine, &*clock, &[1, 1]);
         let flush = ask(&mut machine, 0, 4, 0, &[], 0);
         let reads = [1, 0].map(|queue| ask(&mut machine, 1 - queue, 0, u64::from(queue) * 64, &[], 16384));
@@ -103,7 +118,9 @@ fn a_driver_reads_what_it_has_written_on_several_queues() {
 fn a_pause_gives_back_what_the_server_that_is_gone_has_not_answered_and_a_resume_asks_again() {
     let place = Place::new();
     let (socket, image) = (place.path("socket"), place.file("raw", 8 << 20));
-    let Some(mut server) = qemu_nbd(&socket, &image, &["-f", "raw"]) else { return };
+    let Some(mut server) = qemu_nbd(&socket, &image, &["-f", "raw"]) else {
+        return;
+    };
     for bus in BUSES {
         let clock = clock();
         let storage = connect(&socket, "").unwrap();

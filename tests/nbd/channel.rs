@@ -187,7 +187,9 @@ impl Driver {
     }
 
     pub fn discard(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        self.run(Operation::Discard { offset, len }, Buffers::default()).0.map(|_| ())
+        self.run(Operation::Discard { offset, len }, Buffers::default())
+            .0
+            .map(|_| ())
     }
 }
 

@@ -32,7 +32,9 @@ fn writes_survive(storage: &NbdStorage, seconds: u64, queues: u64) -> u64 {
             let mut model = vec![0_u64; BLOCKS as usize];
             let mut state = queue + 1;
             let mut random = move |below: u64| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 (state >> 33) % below
             };
             let expected = |seed: u64| match seed {
@@ -87,14 +89,20 @@ fn writes_survive(storage: &NbdStorage, seconds: u64, queues: u64) -> u64 {
             }
             for (block, seed) in model.iter().enumerate() {
                 let offset = (queue * BLOCKS + block as u64) * BLOCK as u64;
-                assert!(driver.read(offset, BLOCK).unwrap() == expected(*seed), "block {block} was lost");
+                assert!(
+                    driver.read(offset, BLOCK).unwrap() == expected(*seed),
+                    "block {block} was lost"
+                );
             }
             driver.flush().unwrap();
             written
         })
     });
     let workers: Vec<_> = workers.collect();
-    workers.into_iter().map(|worker| worker.join().expect("nothing was lost")).sum()
+    workers
+        .into_iter()
+        .map(|worker| worker.join().expect("nothing was lost"))
+        .sum()
 }
 
 /// Kills what `start` starts again and again until told to end.
@@ -155,7 +163,11 @@ fn nothing_is_lost_when_nbdkit_is_killed() {
     let place = Place::new();
     let (socket, file) = (place.path("socket"), place.file("disk", 16 << 20));
     let at = socket.clone();
-    survives(&socket, move || nbdkit(&at, &["--filter=delay", "file", file.to_str().unwrap(), "wdelay=1ms"]), 2);
+    survives(
+        &socket,
+        move || nbdkit(&at, &["--filter=delay", "file", file.to_str().unwrap(), "wdelay=1ms"]),
+        2,
+    );
 }
 
 #[test]
@@ -164,7 +176,9 @@ fn what_a_server_forgets_is_written_again_before_the_flush_that_vouches_for_it()
     let place = Place::new();
     let socket = place.path("socket");
     let memory = ["memory", "8M"];
-    let Some(mut server) = nbdkit(&socket, &memory) else { return };
+    let Some(mut server) = nbdkit(&socket, &memory) else {
+        return;
+    };
     let clock = clock();
     let storage = connect(&socket, "").unwrap();
     let mut driver = Driver::open(&storage, &clock);
@@ -175,13 +189,17 @@ fn what_a_server_forgets_is_written_again_before_the_flush_that_vouches_for_it()
     expected[4096..4608].copy_from_slice(&pattern(2, 512));
     expected[8192..9216].fill(0);
     server.kill();
-    let Some(mut server) = nbdkit(&socket, &memory) else { return };
+    let Some(mut server) = nbdkit(&socket, &memory) else {
+        return;
+    };
     assert!(driver.read(4096, 100_000).unwrap() == expected);
     driver.flush().unwrap();
     assert!(storage.status().rewritten >= 3, "{:?}", storage.status());
     // What was flushed is the server's.
     server.kill();
-    let Some(_server) = nbdkit(&socket, &memory) else { return };
+    let Some(_server) = nbdkit(&socket, &memory) else {
+        return;
+    };
     assert!(driver.read(4096, 100_000).unwrap().iter().all(|&byte| byte == 0));
     driver.flush().unwrap();
 }
@@ -190,7 +208,9 @@ fn what_a_server_forgets_is_written_again_before_the_flush_that_vouches_for_it()
 fn without_a_memory_the_next_flush_fails_once() {
     let place = Place::new();
     let socket = place.path("socket");
-    let Some(mut server) = nbdkit(&socket, &["memory", "8M"]) else { return };
+    let Some(mut server) = nbdkit(&socket, &["memory", "8M"]) else {
+        return;
+    };
     let clock = clock();
     let uri = format!("nbd+unix:///?socket={}", socket.display());
     let options = NbdOptions { remember: 0, ..hasty() };
@@ -200,7 +220,9 @@ fn without_a_memory_the_next_flush_fails_once() {
     driver.flush().unwrap();
     driver.write(0, &[2; 512]).unwrap();
     server.kill();
-    let Some(_server) = nbdkit(&socket, &["memory", "8M"]) else { return };
+    let Some(_server) = nbdkit(&socket, &["memory", "8M"]) else {
+        return;
+    };
     driver.read(0, 512).unwrap();
     let error = driver.flush().expect_err("something may be lost").to_string();
     assert!(error.contains("may be lost"), "{error}");
@@ -212,7 +234,9 @@ fn memory_that_is_full_is_emptied_by_flushes_that_nobody_asked_for() {
     let place = Place::new();
     let (socket, log) = (place.path("socket"), place.path("log"));
     let logfile = format!("logfile={}", log.display());
-    let Some(_server) = nbdkit(&socket, &["--filter=log", "memory", "8M", &logfile]) else { return };
+    let Some(_server) = nbdkit(&socket, &["--filter=log", "memory", "8M", &logfile]) else {
+        return;
+    };
     let clock = clock();
     let uri = format!("nbd+unix:///?socket={}", socket.display());
     let options = NbdOptions {
@@ -224,7 +248,10 @@ fn memory_that_is_full_is_emptied_by_flushes_that_nobody_asked_for() {
     let tags: Vec<_> = (0..64_u64)
         .map(|block| {
             let offset = block * 65536;
-            driver.submit(Operation::Write { offset, fua: false }, Buffers::from(&pattern(block, 65536)[..]))
+            driver.submit(
+                Operation::Write { offset, fua: false },
+                Buffers::from(&pattern(block, 65536)[..]),
+            )
         })
         .collect();
     for _ in &tags {
@@ -241,7 +268,9 @@ fn memory_that_is_full_is_emptied_by_flushes_that_nobody_asked_for() {
 fn a_server_that_does_not_come_back_is_given_up_and_a_cancel_waits_for_none() {
     let place = Place::new();
     let socket = place.path("socket");
-    let Some(mut server) = nbdkit(&socket, &["memory", "8M"]) else { return };
+    let Some(mut server) = nbdkit(&socket, &["memory", "8M"]) else {
+        return;
+    };
     let clock = clock();
     let uri = format!("nbd+unix:///?socket={}", socket.display());
     let options = NbdOptions {
@@ -261,7 +290,9 @@ fn a_server_that_does_not_come_back_is_given_up_and_a_cancel_waits_for_none() {
     driver.cancel();
     assert!(matches!(driver.next().outcome, Outcome::Canceled));
     // It is back, and so is the disk.
-    let Some(_server) = nbdkit(&socket, &["memory", "8M"]) else { return };
+    let Some(_server) = nbdkit(&socket, &["memory", "8M"]) else {
+        return;
+    };
     assert_eq!(driver.read(0, 512).unwrap(), [1; 512]);
 }
 
@@ -275,7 +306,10 @@ fn a_request_that_takes_too_long_is_sent_again_on_another_connection() {
         once.display()
     );
     let pread = format!("pread={script}");
-    let Some(_server) = nbdkit(&socket, &["eval", "get_size=echo 1M", "thread_model=echo parallel", &pread]) else {
+    let Some(_server) = nbdkit(
+        &socket,
+        &["eval", "get_size=echo 1M", "thread_model=echo parallel", &pread],
+    ) else {
         return;
     };
     let clock = clock();

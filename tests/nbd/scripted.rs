@@ -98,7 +98,12 @@ fn data(flags: u16, cookie: u64, offset: u64, bytes: &[u8]) -> Vec<u8> {
 /// A good server: reads are sevens.
 fn serve(socket: &mut UnixStream) -> io::Result<()> {
     loop {
-        let Request { kind, cookie, offset, len } = request(socket)?;
+        let Request {
+            kind,
+            cookie,
+            offset,
+            len,
+        } = request(socket)?;
         match kind {
             0 => socket.write_all(&data(1, cookie, offset, &vec![7; len as usize]))?,
             2 => return Ok(()),
@@ -145,26 +150,92 @@ type Lie = Box<dyn Fn(&Request) -> Vec<u8> + Send + Sync>;
 fn a_lie_costs_the_connection_and_the_request_is_asked_again() {
     let lies: Vec<(&str, Lie)> = vec![
         ("no reply at all", Box::new(|_| vec![0xff; 64])),
-        ("another's cookie", Box::new(|r| data(1, r.cookie ^ 1, r.offset, &[1; 512]))),
-        ("an old cookie", Box::new(|r| data(1, r.cookie - (1 << 32), r.offset, &[1; 512]))),
-        ("a cookie beyond", Box::new(|r| data(1, r.cookie | 0xffff_ffff, r.offset, &[1; 512]))),
+        (
+            "another's cookie",
+            Box::new(|r| data(1, r.cookie ^ 1, r.offset, &[1; 512])),
+        ),
+        (
+            "an old cookie",
+            Box::new(|r| data(1, r.cookie - (1 << 32), r.offset, &[1; 512])),
+        ),
+        (
+            "a cookie beyond",
+            Box::new(|r| data(1, r.cookie | 0xffff_ffff, r.offset, &[1; 512])),
+        ),
         ("twice", Box::new(|r| data(1, r.cookie, r.offset, &[7; 4096]).repeat(2))),
         ("too little", Box::new(|r| data(1, r.cookie, r.offset, &[1; 4095]))),
         ("too much", Box::new(|r| data(1, r.cookie, r.offset, &[1; 4097]))),
         ("before", Box::new(|r| data(1, r.cookie, r.offset - 1, &[1; 4096]))),
-        ("overlapping", Box::new(|r| [data(0, r.cookie, r.offset, &[1; 600]), data(1, r.cookie, r.offset + 512, &[1; 3584])].concat())),
-        ("a hole outside", Box::new(|r| chunk(1, 2, r.cookie, &[&(r.offset + 1).to_be_bytes()[..], &4096_u32.to_be_bytes()].concat()))),
-        ("an endless hole", Box::new(|r| chunk(1, 2, r.cookie, &[&r.offset.to_be_bytes()[..], &u32::MAX.to_be_bytes()].concat()))),
+        (
+            "overlapping",
+            Box::new(|r| {
+                [
+                    data(0, r.cookie, r.offset, &[1; 600]),
+                    data(1, r.cookie, r.offset + 512, &[1; 3584]),
+                ]
+                .concat()
+            }),
+        ),
+        (
+            "a hole outside",
+            Box::new(|r| {
+                chunk(
+                    1,
+                    2,
+                    r.cookie,
+                    &[&(r.offset + 1).to_be_bytes()[..], &4096_u32.to_be_bytes()].concat(),
+                )
+            }),
+        ),
+        (
+            "an endless hole",
+            Box::new(|r| {
+                chunk(
+                    1,
+                    2,
+                    r.cookie,
+                    &[&r.offset.to_be_bytes()[..], &u32::MAX.to_be_bytes()].concat(),
+                )
+            }),
+        ),
         ("an unknown chunk", Box::new(|r| chunk(1, 77, r.cookie, &[]))),
         ("nothing that is not the end", Box::new(|r| chunk(0, 0, r.cookie, &[]))),
-        ("a huge length", Box::new(|r| [&chunk(1, 1, r.cookie, &[])[..16], &u32::MAX.to_be_bytes(), &r.offset.to_be_bytes()].concat())),
-        ("an error that is none", Box::new(|r| chunk(1, 0x8001, r.cookie, &[0; 6]))),
-        ("a message beyond its chunk", Box::new(|r| chunk(1, 0x8001, r.cookie, &[0, 0, 0, 5, 0xff, 0xff]))),
-        ("errors without an end", Box::new(|r| chunk(0, 0x8001, r.cookie, &[0, 0, 0, 5, 0, 0]).repeat(1000))),
-        ("not structured", Box::new(|r| [simple(0, r.cookie), vec![1; 4096]].concat())),
+        (
+            "a huge length",
+            Box::new(|r| {
+                [
+                    &chunk(1, 1, r.cookie, &[])[..16],
+                    &u32::MAX.to_be_bytes(),
+                    &r.offset.to_be_bytes(),
+                ]
+                .concat()
+            }),
+        ),
+        (
+            "an error that is none",
+            Box::new(|r| chunk(1, 0x8001, r.cookie, &[0; 6])),
+        ),
+        (
+            "a message beyond its chunk",
+            Box::new(|r| chunk(1, 0x8001, r.cookie, &[0, 0, 0, 5, 0xff, 0xff])),
+        ),
+        (
+            "errors without an end",
+            Box::new(|r| chunk(0, 0x8001, r.cookie, &[0, 0, 0, 5, 0, 0]).repeat(1000)),
+        ),
+        (
+            "not structured",
+            Box::new(|r| [simple(0, r.cookie), vec![1; 4096]].concat()),
+        ),
         ("good by", Box::new(|r| simple(108, r.cookie))),
-        ("cut in the head", Box::new(|r| data(1, r.cookie, r.offset, &[1; 4096])[..10].to_vec())),
-        ("cut in the data", Box::new(|r| data(1, r.cookie, r.offset, &[1; 4096])[..2000].to_vec())),
+        (
+            "cut in the head",
+            Box::new(|r| data(1, r.cookie, r.offset, &[1; 4096])[..10].to_vec()),
+        ),
+        (
+            "cut in the data",
+            Box::new(|r| data(1, r.cookie, r.offset, &[1; 4096])[..2000].to_vec()),
+        ),
     ];
     let mut options = hasty();
     options.request_timeout = Duration::from_millis(300);
@@ -187,12 +258,19 @@ fn a_lie_costs_the_connection_and_the_request_is_asked_again() {
         frame.fill(0x5a);
         driver.submit(Operation::Read { offset: 65536 }, frame.part(1024, 4096));
         let ended = driver.next();
-        assert!(matches!(ended.outcome, Outcome::Done(Ok(4096))), "{name}: {:?}", ended.outcome);
+        assert!(
+            matches!(ended.outcome, Outcome::Done(Ok(4096))),
+            "{name}: {:?}",
+            ended.outcome
+        );
         // One that is told twice is found with the next.
         assert_eq!(driver.read(0, 512).unwrap(), [7; 512]);
         let mut bytes = vec![0; 6144];
         frame.read(0, &mut bytes);
-        assert!(bytes[..1024].iter().chain(&bytes[5120..]).all(|&byte| byte == 0x5a), "{name}: outside of the buffers");
+        assert!(
+            bytes[..1024].iter().chain(&bytes[5120..]).all(|&byte| byte == 0x5a),
+            "{name}: outside of the buffers"
+        );
         assert!(bytes[1024..5120].iter().all(|&byte| byte == 7), "{name}");
         assert_eq!(storage.status().lost, 1, "{name}: {:?}", storage.host_failures());
     }
@@ -219,12 +297,19 @@ fn pieces_and_holes_may_come_in_any_order_and_errors_with_words() {
     let storage = lying(|r| {
         let words = b"the disk is \x1b[31mon fire";
         let error = [&28_u32.to_be_bytes()[..], &(words.len() as u16).to_be_bytes(), words].concat();
-        [data(0, r.cookie, r.offset, &[1; 512]), chunk(1, 0x8001, r.cookie, &error)].concat()
+        [
+            data(0, r.cookie, r.offset, &[1; 512]),
+            chunk(1, 0x8001, r.cookie, &error),
+        ]
+        .concat()
     });
     let mut driver = Driver::open(&storage, &clock());
     let error = driver.read(0, 4096).expect_err("it fails");
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-    assert!(error.to_string().contains("on fire") && !error.to_string().contains('\x1b'), "{error}");
+    assert!(
+        error.to_string().contains("on fire") && !error.to_string().contains('\x1b'),
+        "{error}"
+    );
     assert_eq!(storage.status().lost, 0);
 }
 
@@ -240,36 +325,71 @@ fn handshakes_that_lie_are_refused_in_time() {
     };
     type Greeting = Box<dyn Fn(&mut UnixStream) -> io::Result<()> + Send + Sync>;
     let greetings: Vec<(&str, Greeting)> = vec![
-        ("not NBD", Box::new(|s| s.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"))),
-        ("old style", Box::new(|s| s.write_all(b"NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53\0\0\0\0\0\0\0\0"))),
+        (
+            "not NBD",
+            Box::new(|s| s.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")),
+        ),
+        (
+            "old style",
+            Box::new(|s| s.write_all(b"NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53\0\0\0\0\0\0\0\0")),
+        ),
         ("not fixed", Box::new(|s| s.write_all(b"NBDMAGICIHAVEOPT\0\x02"))),
         ("hangs up", Box::new(|s| s.write_all(b"NBDMAGIC"))),
         ("silent", Box::new(|s| s.read_to_end(&mut Vec::new()).map(|_| ()))),
         ("other options", Box::new(endless(99, 1))),
         ("endless", Box::new(endless(7, 3))),
-        ("long", Box::new(|s| {
-            s.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
-            let reply = option_reply(8, 1, &[]);
-            s.write_all(&[&reply[..16], &u32::MAX.to_be_bytes()].concat())
-        })),
-        ("no size", Box::new(|s| {
-            s.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
-            s.write_all(&[option_reply(8, 1, &[]), option_reply(7, 1, &[])].concat())
-        })),
-        ("blocks of no size", Box::new(|s| {
-            s.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
-            let export = [&[0, 0][..], &SIZE.to_be_bytes(), &FLAGS.to_be_bytes()].concat();
-            let blocks = [&[0, 3][..], &3_u32.to_be_bytes(), &3_u32.to_be_bytes(), &1_u32.to_be_bytes()].concat();
-            s.write_all(&[option_reply(8, 1, &[]), option_reply(7, 3, &export), option_reply(7, 3, &blocks), option_reply(7, 1, &[])].concat())
-        })),
-        ("talks too early", Box::new(|s| {
-            greet(s)?;
-            s.write_all(&simple(0, 0))
-        })),
-        ("demands TLS", Box::new(|s| {
-            s.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
-            s.write_all(&option_reply(8, 1 << 31 | 5, &[]))
-        })),
+        (
+            "long",
+            Box::new(|s| {
+                s.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
+                let reply = option_reply(8, 1, &[]);
+                s.write_all(&[&reply[..16], &u32::MAX.to_be_bytes()].concat())
+            }),
+        ),
+        (
+            "no size",
+            Box::new(|s| {
+                s.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
+                s.write_all(&[option_reply(8, 1, &[]), option_reply(7, 1, &[])].concat())
+            }),
+        ),
+        (
+            "blocks of no size",
+            Box::new(|s| {
+                s.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
+                let export = [&[0, 0][..], &SIZE.to_be_bytes(), &FLAGS.to_be_bytes()].concat();
+                let blocks = [
+                    &[0, 3][..],
+                    &3_u32.to_be_bytes(),
+                    &3_u32.to_be_bytes(),
+                    &1_u32.to_be_bytes(),
+                ]
+                .concat();
+                s.write_all(
+                    &[
+                        option_reply(8, 1, &[]),
+                        option_reply(7, 3, &export),
+                        option_reply(7, 3, &blocks),
+                        option_reply(7, 1, &[]),
+                    ]
+                    .concat(),
+                )
+            }),
+        ),
+        (
+            "talks too early",
+            Box::new(|s| {
+                greet(s)?;
+                s.write_all(&simple(0, 0))
+            }),
+        ),
+        (
+            "demands TLS",
+            Box::new(|s| {
+                s.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
+                s.write_all(&option_reply(8, 1 << 31 | 5, &[]))
+            }),
+        ),
     ];
     let mut options = hasty();
     options.connect_timeout = Duration::from_millis(300);
@@ -355,7 +475,10 @@ fn a_write_that_was_sent_is_not_canceled_but_ends_with_the_connection() {
     let storage = scripted(hasty(), script).unwrap();
     let mut driver = Driver::open(&storage, &clock());
     let write = |driver: &mut Driver| {
-        driver.submit(Operation::Write { offset: 0, fua: false }, Buffers::from(&pattern(1, 4096)[..]));
+        driver.submit(
+            Operation::Write { offset: 0, fua: false },
+            Buffers::from(&pattern(1, 4096)[..]),
+        );
         driver.round();
         driver.cancel();
         driver.next().outcome

@@ -36,7 +36,9 @@ impl Place {
 
     pub fn file(&self, name: &str, len: u64) -> PathBuf {
         let path = self.path(name);
-        fs::File::create(&path).and_then(|file| file.set_len(len)).expect("a file");
+        fs::File::create(&path)
+            .and_then(|file| file.set_len(len))
+            .expect("a file");
         path
     }
 }
@@ -58,7 +60,11 @@ impl Server {
     pub fn start(socket: &Path, command: &mut Command) -> Option<Self> {
         let _ = fs::remove_file(socket);
         let program = command.get_program().to_owned();
-        let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let started = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
         let mut child = match started {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 skipped(format!("{} is not installed", program.display()));
@@ -75,7 +81,11 @@ impl Server {
             if let Ok(Some(status)) = child.try_wait() {
                 panic!("{} has ended: {status}", program.display());
             }
-            assert!(begun.elapsed() < Duration::from_secs(30), "{} does not listen", program.display());
+            assert!(
+                begun.elapsed() < Duration::from_secs(30),
+                "{} does not listen",
+                program.display()
+            );
             thread::sleep(Duration::from_millis(5));
         }
         let socket = socket.to_owned();
@@ -108,7 +118,12 @@ pub fn nbdkit(socket: &Path, arguments: &[&str]) -> Option<Server> {
 
 pub fn qemu_nbd(socket: &Path, image: &Path, arguments: &[&str]) -> Option<Server> {
     let mut command = Command::new("qemu-nbd");
-    command.arg("-k").arg(socket).args(["-t", "-e", "8"]).args(arguments).arg(image);
+    command
+        .arg("-k")
+        .arg(socket)
+        .args(["-t", "-e", "8"])
+        .args(arguments)
+        .arg(image);
     Server::start(socket, &mut command)
 }
 
@@ -127,7 +142,9 @@ pub fn exercise(storage: &NbdStorage, seed: u64) {
     let mut model = driver.read(0, size).unwrap();
     let mut state = seed;
     let mut random = move |below: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) % below
     };
     for round in 0..60 {
@@ -158,7 +175,10 @@ pub fn exercise(storage: &NbdStorage, seed: u64) {
         }
         while !expected.is_empty() {
             let ended = driver.next();
-            let place = expected.iter().position(|(tag, ..)| *tag == ended.tag).expect("one of ours");
+            let place = expected
+                .iter()
+                .position(|(tag, ..)| *tag == ended.tag)
+                .expect("one of ours");
             let (_, operation, range) = expected.remove(place);
             let Outcome::Done(result) = ended.outcome else {
                 panic!("nobody has canceled it");
@@ -221,7 +241,9 @@ fn blocks_of_the_server_are_bridged() {
         "blocksize-maximum=65536",
         "blocksize-error-policy=error",
     ];
-    let Some(_server) = nbdkit(&socket, &policy) else { return };
+    let Some(_server) = nbdkit(&socket, &policy) else {
+        return;
+    };
     let storage = connect(&socket, "").unwrap();
     let limits = storage.limits();
     assert_eq!((limits.logical_block, limits.minimum_io), (4096, 16384));
@@ -233,7 +255,11 @@ fn blocks_of_the_server_are_bridged() {
 fn what_is_read_is_what_was_written_through_qemu_nbd() {
     let place = Place::new();
     let (socket, raw, qcow2) = (place.path("socket"), place.file("raw", SIZE), place.path("qcow2"));
-    let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&qcow2).arg("8M").status();
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2"])
+        .arg(&qcow2)
+        .arg("8M")
+        .status();
     if made.is_err_and(|error| error.kind() == ErrorKind::NotFound) {
         return skipped("qemu-img is not installed");
     }
@@ -261,13 +287,17 @@ fn what_is_read_is_what_was_written_through_nbd_server() {
     // For one client, in the foreground.
     let mut command = Command::new("nbd-server");
     command.args(["-d", "-C"]).arg(&config).arg("-p").arg(place.path("pid"));
-    let Some(server) = Server::start(&socket, &mut command) else { return };
+    let Some(server) = Server::start(&socket, &mut command) else {
+        return;
+    };
     let storage = connect(&socket, "disk").unwrap();
     assert_eq!(storage.capacity().unwrap(), SIZE);
     exercise(&storage, 4);
     assert_eq!(storage.status().lost, 0, "{:?}", storage.host_failures());
     drop(server);
-    let Some(_server) = Server::start(&socket, &mut command) else { return };
+    let Some(_server) = Server::start(&socket, &mut command) else {
+        return;
+    };
     let error = connect(&socket, "other").expect_err("no such export").to_string();
     assert!(error.contains("other"), "{error}");
 }
@@ -277,8 +307,17 @@ fn errors_of_the_server_are_those_of_requests() {
     let place = Place::new();
     let (socket, trigger) = (place.path("socket"), place.path("trigger"));
     let file = format!("error-file={}", trigger.display());
-    let arguments = ["--filter=error", "memory", "8M", "error=ENOSPC", "error-rate=100%", &file];
-    let Some(_server) = nbdkit(&socket, &arguments) else { return };
+    let arguments = [
+        "--filter=error",
+        "memory",
+        "8M",
+        "error=ENOSPC",
+        "error-rate=100%",
+        &file,
+    ];
+    let Some(_server) = nbdkit(&socket, &arguments) else {
+        return;
+    };
     let clock = clock();
     let storage = connect(&socket, "").unwrap();
     let mut driver = Driver::open(&storage, &clock);
@@ -297,11 +336,15 @@ fn errors_of_the_server_are_those_of_requests() {
 fn read_only_exports_are_read_only_disks_and_missing_ones_are_told_with_those_there_are() {
     let place = Place::new();
     let socket = place.path("socket");
-    let Some(server) = nbdkit(&socket, &["-r", "memory", "8M"]) else { return };
+    let Some(server) = nbdkit(&socket, &["-r", "memory", "8M"]) else {
+        return;
+    };
     assert!(connect(&socket, "").unwrap().abilities().read_only);
     drop(server);
     let image = place.file("raw", SIZE);
-    let Some(_server) = qemu_nbd(&socket, &image, &["-f", "raw", "-x", "only"]) else { return };
+    let Some(_server) = qemu_nbd(&socket, &image, &["-f", "raw", "-x", "only"]) else {
+        return;
+    };
     let error = connect(&socket, "none").expect_err("no such export").to_string();
     assert!(error.contains("\"none\"") && error.contains("only"), "{error}");
 }
@@ -311,7 +354,9 @@ fn holes_are_zero_and_trimmed_space_is_given_back() {
     use std::os::unix::fs::MetadataExt;
     let place = Place::new();
     let (socket, file) = (place.path("socket"), place.file("disk", SIZE));
-    let Some(_server) = nbdkit(&socket, &["file", file.to_str().unwrap()]) else { return };
+    let Some(_server) = nbdkit(&socket, &["file", file.to_str().unwrap()]) else {
+        return;
+    };
     let clock = clock();
     let storage = connect(&socket, "").unwrap();
     let mut driver = Driver::open(&storage, &clock);
@@ -335,7 +380,9 @@ fn several_queues_have_connections_of_their_own_where_the_server_allows_it() {
         (&["memory", "8M"][..], 4),
         (&["--filter=multi-conn", "memory", "8M", "multi-conn-mode=disable"], 1),
     ] {
-        let Some(_server) = nbdkit(&socket, arguments) else { return };
+        let Some(_server) = nbdkit(&socket, arguments) else {
+            return;
+        };
         let storage = connect(&socket, "").unwrap();
         let workers = (0..4_u64).map(|queue| {
             let storage = storage.clone();
@@ -365,13 +412,20 @@ fn several_queues_have_connections_of_their_own_where_the_server_allows_it() {
 fn a_disk_grows() {
     let place = Place::new();
     let (socket, file) = (place.path("socket"), place.file("disk", SIZE));
-    let Some(_server) = nbdkit(&socket, &["file", file.to_str().unwrap()]) else { return };
+    let Some(_server) = nbdkit(&socket, &["file", file.to_str().unwrap()]) else {
+        return;
+    };
     let clock = clock();
     let storage = connect(&socket, "").unwrap();
     let mut driver = Driver::open(&storage, &clock);
     driver.write(0, &[1; 512]).unwrap();
     assert!(driver.read(SIZE, 512).is_err());
-    fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(2 * SIZE).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .set_len(2 * SIZE)
+        .unwrap();
     assert_eq!(storage.refresh().unwrap(), 2 * SIZE);
     assert_eq!(storage.capacity().unwrap(), 2 * SIZE);
     driver.write(2 * SIZE - 512, &[2; 512]).unwrap();

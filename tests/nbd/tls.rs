@@ -15,7 +15,11 @@ fn certificates(place: &Place) -> Option<()> {
     let run = |arguments: &[&str]| Command::new("certtool").args(arguments).output();
     let at = |name: &str| place.path(name).to_str().unwrap().to_owned();
     let make = |name: &str, template: &str, signed: bool| {
-        let (key, certificate, text) = (at(&format!("{name}-key.pem")), at(&format!("{name}-cert.pem")), at("template"));
+        let (key, certificate, text) = (
+            at(&format!("{name}-key.pem")),
+            at(&format!("{name}-cert.pem")),
+            at("template"),
+        );
         fs::write(&text, template).unwrap();
         run(&["--generate-privkey", "--outfile", &key])?;
         let (ca, ca_key) = (at("ca-cert.pem"), at("ca-key.pem"));
@@ -36,9 +40,15 @@ fn certificates(place: &Place) -> Option<()> {
         skipped("certtool is not installed");
         return None;
     }
-    let server = "cn = localhost\ndns_name = localhost\nip_address = 127.0.0.1\ntls_www_server\nencryption_key\nsigning_key\n";
+    let server =
+        "cn = localhost\ndns_name = localhost\nip_address = 127.0.0.1\ntls_www_server\nencryption_key\nsigning_key\n";
     make("server", server, true).unwrap();
-    make("client", "cn = client\ntls_www_client\nencryption_key\nsigning_key\n", true).unwrap();
+    make(
+        "client",
+        "cn = client\ntls_www_client\nencryption_key\nsigning_key\n",
+        true,
+    )
+    .unwrap();
     Some(())
 }
 
@@ -56,7 +66,9 @@ fn a_server_that_demands_certificates_gets_them_and_nobody_else_gets_in() {
     let directory = place.path("");
     let certificates = format!("--tls-certificates={}", directory.display());
     let arguments = ["--tls=require", &certificates, "--tls-verify-peer", "memory", "8M"];
-    let Some(_server) = nbdkit(&socket, &arguments) else { return };
+    let Some(_server) = nbdkit(&socket, &arguments) else {
+        return;
+    };
     let ours = NbdTls::from_directory(&directory).unwrap();
     let storage = secure(&socket, Some(ours.clone())).unwrap();
     exercise(&storage, 9);
@@ -76,7 +88,9 @@ fn a_server_without_tls_is_refused() {
     let place = Place::new();
     let Some(()) = certificates(&place) else { return };
     let socket = place.path("socket");
-    let Some(_server) = nbdkit(&socket, &["memory", "8M"]) else { return };
+    let Some(_server) = nbdkit(&socket, &["memory", "8M"]) else {
+        return;
+    };
     let tls = NbdTls::from_directory(place.path("")).unwrap();
     assert!(matches!(secure(&socket, Some(tls)), Err(NbdError::NoTls)));
 }

@@ -19,10 +19,23 @@ use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    Read { block: u8, len: u8 },
-    Write { block: u8, len: u8, fua: bool },
-    Zeroes { block: u8, len: u8 },
-    Discard { block: u8, len: u8 },
+    Read {
+        block: u8,
+        len: u8,
+    },
+    Write {
+        block: u8,
+        len: u8,
+        fua: bool,
+    },
+    Zeroes {
+        block: u8,
+        len: u8,
+    },
+    Discard {
+        block: u8,
+        len: u8,
+    },
     Flush,
     Round,
     Cancel,
@@ -35,7 +48,10 @@ enum Step {
         shift: i16,
         len: u16,
     },
-    Simple { which: u8, error: u8 },
+    Simple {
+        which: u8,
+        error: u8,
+    },
     Bytes(Vec<u8>),
     Close,
 }
@@ -53,7 +69,12 @@ struct Input {
 const SIZE: u64 = 1 << 20;
 
 fn option_reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
-    let head = [&0x0003_e889_0455_65a9_u64.to_be_bytes()[..], &option.to_be_bytes(), &kind.to_be_bytes()].concat();
+    let head = [
+        &0x0003_e889_0455_65a9_u64.to_be_bytes()[..],
+        &option.to_be_bytes(),
+        &kind.to_be_bytes(),
+    ]
+    .concat();
     [&head[..], &(data.len() as u32).to_be_bytes(), data].concat()
 }
 
@@ -61,7 +82,13 @@ fn option_reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
 fn greeting(input: &Input) -> Vec<u8> {
     let export = [&[0, 0][..], &SIZE.to_be_bytes(), &input.flags.to_be_bytes()].concat();
     let block = 1_u32 << (input.block % 14);
-    let blocks = [&[0, 3][..], &block.to_be_bytes(), &block.max(4096).to_be_bytes(), &65536_u32.to_be_bytes()].concat();
+    let blocks = [
+        &[0, 3][..],
+        &block.to_be_bytes(),
+        &block.max(4096).to_be_bytes(),
+        &65536_u32.to_be_bytes(),
+    ]
+    .concat();
     let structured = if input.structured { 1 } else { 1 << 31 | 1 };
     [
         b"NBDMAGICIHAVEOPT\0\x03".to_vec(),
@@ -91,7 +118,9 @@ impl Server {
             self.read.extend(&room[..count]);
         }
         while let Some(at) = self.read.windows(4).position(|magic| magic == [0x25, 0x60, 0x95, 0x13]) {
-            let Some(header) = self.read.get(at..at + 28) else { return };
+            let Some(header) = self.read.get(at..at + 28) else {
+                return;
+            };
             self.requests.push(header.try_into().unwrap());
             self.read.drain(..at + 28);
         }
@@ -107,7 +136,10 @@ impl Server {
     fn request(&self, which: u8) -> Option<([u8; 8], u64)> {
         let index = self.requests.len().checked_sub(1 + usize::from(which % 16))?;
         let header = self.requests[index];
-        Some((header[8..16].try_into().unwrap(), u64::from_be_bytes(header[16..24].try_into().unwrap())))
+        Some((
+            header[8..16].try_into().unwrap(),
+            u64::from_be_bytes(header[16..24].try_into().unwrap()),
+        ))
     }
 }
 
@@ -145,7 +177,10 @@ fuzz_target!(|input: Input| {
     let mut next = 0;
     let end = |under_way: &mut Vec<(Tag, Buffers)>, ended: Vec<Ended>| {
         for one in ended {
-            let index = under_way.iter().position(|(tag, _)| *tag == one.tag).expect("each ends once");
+            let index = under_way
+                .iter()
+                .position(|(tag, _)| *tag == one.tag)
+                .expect("each ends once");
             let (_, frame) = under_way.remove(index);
             let mut edge = [0; 64];
             for at in [0, frame.len() - 64] {
@@ -194,7 +229,13 @@ fuzz_target!(|input: Input| {
         let mut server = server.lock().unwrap();
         server.look();
         match step {
-            Step::Chunk { which, done, kind, shift, len } => {
+            Step::Chunk {
+                which,
+                done,
+                kind,
+                shift,
+                len,
+            } => {
                 if let Some((cookie, offset)) = server.request(which) {
                     let offset = offset.wrapping_add_signed(i64::from(shift) * 256).to_be_bytes();
                     let payload = match kind % 6 {
@@ -209,7 +250,12 @@ fuzz_target!(|input: Input| {
                         4 => u16::from(kind) << 8,
                         other => other.into(),
                     };
-                    let head = [&[0x66, 0x8e, 0x33, 0xef][..], &u16::from(done).to_be_bytes(), &number.to_be_bytes()].concat();
+                    let head = [
+                        &[0x66, 0x8e, 0x33, 0xef][..],
+                        &u16::from(done).to_be_bytes(),
+                        &number.to_be_bytes(),
+                    ]
+                    .concat();
                     let head = [&head[..], &cookie, &(payload.len() as u32).to_be_bytes()].concat();
                     server.send(&[head, payload].concat());
                 }

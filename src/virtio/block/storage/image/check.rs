@@ -68,7 +68,9 @@ pub fn chain(path: &Path, format: ImageFormat, gate: &Gate) -> Result<Found, Ima
             },
         };
         let found = *first.get_or_insert(header.found);
-        let Some((name, behind)) = header.backing else { return Ok(found) };
+        let Some((name, behind)) = header.backing else {
+            return Ok(found);
+        };
         // Relative to the image that names it; one that is absolute replaces all.
         let next = at.parent().unwrap_or(Path::new("/")).join(name);
         at = gate.allows(&next).map_err(|source| failed(&at, source))?;
@@ -98,9 +100,12 @@ fn header(path: &Path, format: ImageFormat) -> io::Result<Header> {
         ImageFormat::Vmdk => {
             let mut file = fs::File::open(path)?;
             let mut magic = [0; 4];
-            file.read_exact(&mut magic).or_else(|_| refuse("it is too short for a VMDK descriptor"))?;
+            file.read_exact(&mut magic)
+                .or_else(|_| refuse("it is too short for a VMDK descriptor"))?;
             match magic {
-                [b'K', b'D', b'M', b'V'] => refuse("its VMDK extent is sparse, and only descriptors with flat extents are read"),
+                [b'K', b'D', b'M', b'V'] => {
+                    refuse("its VMDK extent is sparse, and only descriptors with flat extents are read")
+                }
                 _ if file.metadata()?.len() > MAX_DESCRIPTOR => refuse("it is too long for a VMDK descriptor"),
                 _ => Ok(plain),
             }
@@ -110,7 +115,9 @@ fn header(path: &Path, format: ImageFormat) -> io::Result<Header> {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes[at..at + 4].iter().fold(0, |all, byte| all << 8 | u32::from(*byte))
+    bytes[at..at + 4]
+        .iter()
+        .fold(0, |all, byte| all << 8 | u32::from(*byte))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -201,7 +208,9 @@ fn backing(
     file.seek(SeekFrom::Start(0))?;
     file.read_exact(&mut first)?;
     let name = std::str::from_utf8(&first[offset as usize..end as usize]);
-    let Ok(name) = name else { return refuse("the name of its backing file is not UTF-8") };
+    let Ok(name) = name else {
+        return refuse("the name of its backing file is not UTF-8");
+    };
     if name.contains('\0') {
         return refuse("the name of its backing file has a zero in it");
     }

@@ -38,7 +38,12 @@ impl Gate {
 
     /// The file without links, if an image may refer to it.
     pub fn allows(&self, path: &Path) -> io::Result<PathBuf> {
-        let refused = |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{}: {why}", path.display())));
+        let refused = |why: &str| {
+            Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("{}: {why}", path.display()),
+            ))
+        };
         let real = regular(path)?;
         let directory = self.image.parent().unwrap_or(Path::new("/"));
         match self.references {

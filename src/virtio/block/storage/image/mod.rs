@@ -141,7 +141,9 @@ impl ImageStorage {
         let image = guarded(|| {
             Ok(match format {
                 ImageFormat::Raw => FormatAccess::new(Raw::<File>::builder_path(path).write(!read_only).open(gate)?),
-                ImageFormat::Qcow2 => FormatAccess::new(Qcow2::<File>::builder_path(path).write(!read_only).open(gate)?),
+                ImageFormat::Qcow2 => {
+                    FormatAccess::new(Qcow2::<File>::builder_path(path).write(!read_only).open(gate)?)
+                }
                 ImageFormat::Vmdk => FormatAccess::new(Vmdk::<File>::builder_path(path).write(false).open(gate)?),
             })
         });
@@ -161,11 +163,7 @@ impl ImageStorage {
     ///
     /// # Errors
     /// There is such a file already, or it cannot be made.
-    pub fn create(
-        path: impl AsRef<Path>,
-        size: u64,
-        backing: Option<(&Path, ImageFormat)>,
-    ) -> Result<(), ImageError> {
+    pub fn create(path: impl AsRef<Path>, size: u64, backing: Option<(&Path, ImageFormat)>) -> Result<(), ImageError> {
         let path = path.as_ref();
         let failed = |source| ImageError::Io {
             path: path.into(),
@@ -181,13 +179,22 @@ impl ImageStorage {
                 let format = match format {
                     ImageFormat::Raw => "raw",
                     ImageFormat::Qcow2 => "qcow2",
-                    ImageFormat::Vmdk => return Err(refused("its backing file can be raw or qcow2, and would be VMDK")),
+                    ImageFormat::Vmdk => {
+                        return Err(refused("its backing file can be raw or qcow2, and would be VMDK"));
+                    }
                 };
-                let name = name.to_str().ok_or_else(|| refused("the name of its backing file is not UTF-8"))?;
+                let name = name
+                    .to_str()
+                    .ok_or_else(|| refused("the name of its backing file is not UTF-8"))?;
                 Some((name.to_owned(), format.to_owned()))
             }
         };
-        let file = fs::File::options().read(true).write(true).create_new(true).open(path).map_err(failed)?;
+        let file = fs::File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .map_err(failed)?;
         let made = guarded(|| {
             let mut builder = Qcow2CreateBuilder::<File>::new(File::try_from(file)?).size(size);
             if let Some((name, format)) = names {
@@ -208,7 +215,10 @@ impl ImageStorage {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         if size < self.capacity()? {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "an image can grow, and would shrink"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "an image can grow, and would shrink",
+            ));
         }
         self.with(|image| image.resize_grow(size, PreallocateMode::Zero))
     }

@@ -78,7 +78,9 @@ impl Channel for Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        lock(&self.shared.agreed).wakers.retain(|(number, _)| *number != self.number);
+        lock(&self.shared.agreed)
+            .wakers
+            .retain(|(number, _)| *number != self.number);
         self.with(|link, lane| link.remove_lane(lane));
     }
 }

@@ -3,8 +3,8 @@
 use super::{
     NbdError,
     wire::{
-        FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, IHAVEOPT, NBDMAGIC, OPTION_REPLY, answer, flag, info, option, text, u16_at,
-        u32_at, u64_at,
+        FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, IHAVEOPT, NBDMAGIC, OPTION_REPLY, answer, flag, info, option, text,
+        u16_at, u32_at, u64_at,
     },
 };
 
@@ -29,11 +29,8 @@ impl Export {
 
     /// Why this cannot stand in for what the guest was told of at `first`.
     pub fn differs(&self, first: &Self) -> Option<&'static str> {
-        let needed = flag::SEND_FLUSH
-            | flag::SEND_FUA
-            | flag::SEND_TRIM
-            | flag::SEND_WRITE_ZEROES
-            | flag::CAN_MULTI_CONN;
+        let needed =
+            flag::SEND_FLUSH | flag::SEND_FUA | flag::SEND_TRIM | flag::SEND_WRITE_ZEROES | flag::CAN_MULTI_CONN;
         if first.flags & needed & !self.flags != 0 {
             return Some("it can do less than before");
         }
@@ -148,7 +145,9 @@ impl Handshake {
         }
         let flags = u16_at(input, 16);
         if u64_at(input, 8) != IHAVEOPT || flags & FLAG_FIXED_NEWSTYLE == 0 {
-            return Err(broken("it negotiates in an old style, and only fixed newstyle is spoken here"));
+            return Err(broken(
+                "it negotiates in an old style, and only fixed newstyle is spoken here",
+            ));
         }
         self.no_zeroes = flags & FLAG_NO_ZEROES != 0;
         let ours = u32::from(flags & (FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES));
@@ -229,7 +228,9 @@ impl Handshake {
             answer::INFO if data.len() >= 2 => match (u16_at(data, 0), data.len()) {
                 (info::EXPORT, 12) => self.told = Some((u64_at(data, 2), u16_at(data, 10))),
                 (info::BLOCK_SIZE, 14) => self.blocks = Some((u32_at(data, 2), u32_at(data, 6), u32_at(data, 10))),
-                (info::EXPORT | info::BLOCK_SIZE, _) => return Err(broken("what it tells of an export has a wrong length")),
+                (info::EXPORT | info::BLOCK_SIZE, _) => {
+                    return Err(broken("what it tells of an export has a wrong length"));
+                }
                 // A name, a description: not asked for, and allowed.
                 _ => {}
             },

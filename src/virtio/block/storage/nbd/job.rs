@@ -20,7 +20,10 @@ const RANGE: u64 = 1 << 30;
 /// Who is told of the end of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    Request { lane: usize, tag: Tag },
+    Request {
+        lane: usize,
+        tag: Tag,
+    },
     /// It was given up: what the server says of it is of no interest.
     Nobody,
     /// What was written is written again.
@@ -257,7 +260,9 @@ fn aligned(offset: u64, len: u64, block: u64) -> Option<u64> {
 /// Whole blocks around the beginning of a range.
 fn bounced(offset: u64, len: u64, block: u64, most: u64, stage: Stage) -> (Range<u64>, Own) {
     let start = offset / block * block;
-    let end = (offset + len).next_multiple_of(block).min(start + BOUNCE.min(most).max(block));
+    let end = (offset + len)
+        .next_multiple_of(block)
+        .min(start + BOUNCE.min(most).max(block));
     let own = Own {
         buffers: Buffers::zeroed((end - start) as usize, 8),
         head: offset - start,

@@ -206,7 +206,9 @@ impl Agreed {
 
     /// All that is to be written again.
     pub fn entries(&self) -> impl Iterator<Item = (u64, u64, &Data)> {
-        self.entries.iter().map(|(offset, entry)| (*offset, entry.len, &entry.data))
+        self.entries
+            .iter()
+            .map(|(offset, entry)| (*offset, entry.len, &entry.data))
     }
 
     /// Whom to wake, now that something may have changed: to be called once this is unlocked.

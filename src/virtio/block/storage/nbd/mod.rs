@@ -7,7 +7,7 @@
 //! | `socket`, `tls`, `opening` | sockets that never wait, and connections that are being made |
 //! | `job` | a request, and the commands that it takes |
 //! | `journal` | what was written and is not known to be stable |
-//! | `link`, `receive` | a connection that comes back, and what is under way on it |
+//! | `link` | a connection that comes back, and what is under way on it |
 //! | `channel` | a queue of a device |
 
 mod channel;
@@ -17,7 +17,6 @@ mod journal;
 mod link;
 mod opening;
 mod options;
-mod receive;
 mod reply;
 mod socket;
 #[cfg(feature = "nbd-tls")]
@@ -191,7 +190,14 @@ impl NbdStorage {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, NbdError> {
         let tls = options.is_secured();
-        Self::over(Target::Given(Arc::new(connect)), export, "localhost", tls, options, clock)
+        Self::over(
+            Target::Given(Arc::new(connect)),
+            export,
+            "localhost",
+            tls,
+            options,
+            clock,
+        )
     }
 
     fn over(

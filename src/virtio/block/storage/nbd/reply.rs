@@ -78,12 +78,23 @@ pub struct Head {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Content {
     /// A simple reply, whose data follows if there is no error.
-    Simple { error: u32 },
+    Simple {
+        error: u32,
+    },
     Nothing,
     /// So many bytes follow, for this offset.
-    Data { offset: u64, len: u32 },
-    Hole { offset: u64, len: u32 },
-    Error { code: u32, message: String },
+    Data {
+        offset: u64,
+        len: u32,
+    },
+    Hole {
+        offset: u64,
+        len: u32,
+    },
+    Error {
+        code: u32,
+        message: String,
+    },
 }
 
 /// Reads the beginning of a reply. `None` if there is too little of it.
@@ -120,7 +131,11 @@ fn chunk(bytes: &[u8]) -> Result<Option<Head>, NbdError> {
         chunk::OFFSET_DATA if len > 8 => 8,
         chunk::OFFSET_HOLE if len == 12 => 12,
         _ if kind & chunk::ERROR != 0 && (6..=MAX_ERROR).contains(&(len as usize)) => len as usize,
-        _ => return Err(NbdError::Protocol("a chunk is none that a reply has, or its length is wrong")),
+        _ => {
+            return Err(NbdError::Protocol(
+                "a chunk is none that a reply has, or its length is wrong",
+            ));
+        }
     };
     if rest.len() < needs {
         return Ok(None);
@@ -156,15 +171,23 @@ fn chunk(bytes: &[u8]) -> Result<Option<Head>, NbdError> {
 pub enum Meaning {
     Nothing,
     /// So many bytes follow, for those from here on of the command's memory.
-    Data { at: u32, len: u32 },
+    Data {
+        at: u32,
+        len: u32,
+    },
     /// These bytes are zero.
-    Hole { at: u32, len: u32 },
+    Hole {
+        at: u32,
+        len: u32,
+    },
 }
 
 /// Takes in what has come for a command.
 pub fn take(content: Content, command: &Command, structured: bool, reply: &mut Reply) -> Result<Meaning, NbdError> {
     let mut within = |offset: u64, len: u32| {
-        let at = offset.checked_sub(command.offset).filter(|_| command.kind == kind::READ);
+        let at = offset
+            .checked_sub(command.offset)
+            .filter(|_| command.kind == kind::READ);
         let end = at.and_then(|at| at.checked_add(len.into()));
         match (at, end) {
             (Some(at), Some(end)) if len != 0 && end <= u64::from(command.len) => {
@@ -185,9 +208,9 @@ pub fn take(content: Content, command: &Command, structured: bool, reply: &mut R
             len,
         }),
         Content::Simple { error: 0 } if command.kind != kind::READ => Ok(Meaning::Nothing),
-        Content::Simple { error: 0 } if structured => {
-            Err(NbdError::Protocol("it does not structure its reply to a read, as was agreed"))
-        }
+        Content::Simple { error: 0 } if structured => Err(NbdError::Protocol(
+            "it does not structure its reply to a read, as was agreed",
+        )),
         Content::Simple { error: 0 } => {
             reply.cover_all(command)?;
             let (at, len) = (0, command.len);

@@ -137,7 +137,13 @@ impl Stream {
                 let vectors = room.as_slice();
                 again(|| {
                     // SAFETY: as the caller promises; `Vector` is an `iovec`.
-                    unsafe { libc::readv(socket.as_raw_fd(), vectors.as_ptr().cast(), vectors.len() as libc::c_int) }
+                    unsafe {
+                        libc::readv(
+                            socket.as_raw_fd(),
+                            vectors.as_ptr().cast(),
+                            vectors.len() as libc::c_int,
+                        )
+                    }
                 })
             }
             #[cfg(feature = "nbd-tls")]

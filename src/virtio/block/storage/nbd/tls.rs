@@ -103,7 +103,9 @@ impl NbdTls {
 
 impl fmt::Debug for NbdTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NbdTls").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("NbdTls")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 

@@ -134,7 +134,10 @@ pub fn error(code: u32, message: &str) -> io::Error {
     };
     match message {
         "" => io::Error::new(kind, format!("the NBD server has failed at a request: {name} ({code})")),
-        _ => io::Error::new(kind, format!("the NBD server has failed at a request: {name} ({code}), {message:?}")),
+        _ => io::Error::new(
+            kind,
+            format!("the NBD server has failed at a request: {name} ({code}), {message:?}"),
+        ),
     }
 }
 

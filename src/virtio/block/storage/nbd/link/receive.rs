@@ -1,11 +1,13 @@
 //! What comes from a server.
 
 use super::{
-    NbdError,
-    job::{Job, Owner, State},
-    link::{Link, Ready},
-    reply::{self, Meaning},
-    socket::{Vector, Vectors},
+    super::{
+        NbdError,
+        job::{Job, Owner, State},
+        reply::{self, Meaning},
+        socket::{Stream, Vector, Vectors},
+    },
+    Link, Ready,
 };
 use std::io;
 
@@ -59,7 +61,12 @@ pub enum Receiving {
     /// At the beginning of it, or of a chunk.
     Head,
     /// In the data of a job.
-    Data { index: usize, at: u32, left: u32, done: bool },
+    Data {
+        index: usize,
+        at: u32,
+        left: u32,
+        done: bool,
+    },
 }
 
 type Jobs = [(u32, Option<Job>)];
@@ -69,7 +76,9 @@ impl Link {
     pub(super) fn receive(&mut self) -> Result<(), NbdError> {
         let mut budget = BUDGET;
         loop {
-            let Some((ready, jobs)) = self.ready() else { return Ok(()) };
+            let Some((ready, jobs)) = self.ready() else {
+                return Ok(());
+            };
             ready.more = false;
             let (asked, count) = match read(ready, jobs) {
                 Ok(read) => read,
@@ -87,7 +96,7 @@ impl Link {
                 return Ok(());
             }
             // Of what is secured a record comes at a time.
-            if count < asked && matches!(ready.stream, super::socket::Stream::Plain(_)) {
+            if count < asked && matches!(ready.stream, Stream::Plain(_)) {
                 return Ok(());
             }
         }
@@ -95,7 +104,9 @@ impl Link {
 
     /// Takes in one step of what was read. Whether there may be another.
     fn take_in(&mut self) -> Result<bool, NbdError> {
-        let Some((ready, jobs)) = self.ready() else { return Ok(false) };
+        let Some((ready, jobs)) = self.ready() else {
+            return Ok(false);
+        };
         if let Receiving::Data { index, at, left, done } = ready.receiving {
             let unread = ready.inbox.unread();
             let count = unread.len().min(left as usize);
@@ -124,7 +135,11 @@ impl Link {
         let index = head.cookie as u32 as usize;
         let place = jobs.get_mut(index);
         let job = match place {
-            Some((generation, Some(job))) if u64::from(*generation) == head.cookie >> 32 && job.state == State::Sent => job,
+            Some((generation, Some(job)))
+                if u64::from(*generation) == head.cookie >> 32 && job.state == State::Sent =>
+            {
+                job
+            }
             _ => return Err(NbdError::Protocol("it replies to a request that it does not have")),
         };
         let done = head.done;
@@ -191,4 +206,3 @@ fn read(ready: &mut Ready, jobs: &Jobs) -> io::Result<(usize, usize)> {
     inbox.end += count - straight;
     Ok((vectors.len(), count))
 }
-
