@@ -132,6 +132,19 @@ pub fn connect(socket: &Path, export: &str) -> Result<NbdStorage, NbdError> {
     NbdStorage::connect(&uri.parse()?, hasty(), clock())
 }
 
+/// The same for a server whose socket may be there before it listens.
+fn connect_soon(socket: &Path, export: &str) -> Result<NbdStorage, NbdError> {
+    let begun = Instant::now();
+    loop {
+        match connect(socket, export) {
+            Err(NbdError::Connect(_)) if begun.elapsed() < Duration::from_secs(10) => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
 const SIZE: u64 = 8 << 20;
 
 /// Random requests of all kinds, many under way, compared with a model.
@@ -290,7 +303,7 @@ fn what_is_read_is_what_was_written_through_nbd_server() {
     let Some(server) = Server::start(&socket, &mut command) else {
         return;
     };
-    let storage = connect(&socket, "disk").unwrap();
+    let storage = connect_soon(&socket, "disk").unwrap();
     assert_eq!(storage.capacity().unwrap(), SIZE);
     exercise(&storage, 4);
     assert_eq!(storage.status().lost, 0, "{:?}", storage.host_failures());
@@ -298,7 +311,7 @@ fn what_is_read_is_what_was_written_through_nbd_server() {
     let Some(_server) = Server::start(&socket, &mut command) else {
         return;
     };
-    let error = connect(&socket, "other").expect_err("no such export").to_string();
+    let error = connect_soon(&socket, "other").expect_err("no such export").to_string();
     assert!(error.contains("other"), "{error}");
 }
 

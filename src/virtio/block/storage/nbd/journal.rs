@@ -212,7 +212,7 @@ impl Agreed {
     }
 
     /// Whom to wake, now that something may have changed: to be called once this is unlocked.
-    pub fn to_wake(&mut self) -> Vec<Waker> {
+    pub fn take_wakers(&mut self) -> Vec<Waker> {
         match std::mem::take(&mut self.refused) {
             true => self.wakers.iter().map(|(_, waker)| waker.clone()).collect(),
             false => Vec::new(),

@@ -220,6 +220,6 @@ impl Link {
             agreed.connection_lost(self.shared.options.remember);
         }
         agreed.stir();
-        self.wake.extend(agreed.to_wake());
+        self.wake.extend(agreed.take_wakers());
     }
 }

@@ -39,7 +39,7 @@ impl Link {
         if command.kind == kind::FLUSH {
             let mut agreed = lock(&self.shared.agreed);
             agreed.flushed(job.covers);
-            self.wake.extend(agreed.to_wake());
+            self.wake.extend(agreed.take_wakers());
         }
         if job.owner == Owner::Nobody {
             self.release(index);
@@ -130,7 +130,7 @@ impl Link {
                     agreed.forget("the NBD server could not make stable what was written");
                 }
                 agreed.stir();
-                self.wake.extend(agreed.to_wake());
+                self.wake.extend(agreed.take_wakers());
             }
         }
     }

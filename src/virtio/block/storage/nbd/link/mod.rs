@@ -34,12 +34,15 @@ use super::{
 use crate::{sync::lock, virtio::Wait};
 use receive::{Inbox, Receiving};
 
+/// Where a job may be, and how often the place was used: the cookie of its command says both.
+type Place = (u32, Option<Job>);
+
 pub struct Link {
     shared: Arc<Shared>,
     phase: Phase,
     lanes: Vec<Option<Lane>>,
-    /// By number. How often a place was used is part of the cookie.
-    jobs: Vec<(u32, Option<Job>)>,
+    /// By number.
+    jobs: Vec<Place>,
     free: Vec<usize>,
     /// Jobs to be sent, in order.
     waiting: VecDeque<usize>,
@@ -212,7 +215,7 @@ impl Link {
         {
             let mut agreed = lock(&self.shared.agreed);
             agreed.leave(ticket);
-            self.wake.extend(agreed.to_wake());
+            self.wake.extend(agreed.take_wakers());
         }
     }
 
@@ -312,7 +315,7 @@ impl Link {
                 let mut agreed = lock(&self.shared.agreed);
                 (agreed.flushing, agreed.flush_wanted) = (false, true);
                 agreed.stir();
-                self.wake.extend(agreed.to_wake());
+                self.wake.extend(agreed.take_wakers());
             }
         }
     }
@@ -357,7 +360,7 @@ impl Link {
         }
     }
 
-    fn ready(&mut self) -> Option<(&mut Ready, &mut Vec<(u32, Option<Job>)>)> {
+    fn ready(&mut self) -> Option<(&mut Ready, &mut [Place])> {
         match &mut self.phase {
             Phase::Ready(ready) => Some((ready, &mut self.jobs)),
             _ => None,

@@ -7,7 +7,7 @@ use super::{
         reply::{self, Meaning},
         socket::{Stream, Vector, Vectors},
     },
-    Link, Ready,
+    Link, Place, Ready,
 };
 use std::io;
 
@@ -68,8 +68,6 @@ pub enum Receiving {
         done: bool,
     },
 }
-
-type Jobs = [(u32, Option<Job>)];
 
 impl Link {
     /// Takes in what there is.
@@ -169,13 +167,13 @@ impl Link {
 }
 
 /// The job whose data comes, if anybody wants it.
-fn wanted(jobs: &Jobs, index: usize) -> Option<&Job> {
+fn wanted(jobs: &[Place], index: usize) -> Option<&Job> {
     let job = jobs.get(index)?.1.as_ref()?;
     (job.owner != Owner::Nobody).then_some(job)
 }
 
 /// Reads once: data to where it belongs, and what follows it ahead. How many bytes there was room for, and how many came.
-fn read(ready: &mut Ready, jobs: &Jobs) -> io::Result<(usize, usize)> {
+fn read(ready: &mut Ready, jobs: &[Place]) -> io::Result<(usize, usize)> {
     let Ready {
         stream,
         inbox,

@@ -115,7 +115,7 @@ impl Link {
         let mut agreed = lock(&self.shared.agreed);
         (agreed.to_repeat, agreed.repeating) = (false, false);
         agreed.stir();
-        self.wake.extend(agreed.to_wake());
+        self.wake.extend(agreed.take_wakers());
         true
     }
 
