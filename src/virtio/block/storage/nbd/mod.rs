@@ -323,8 +323,8 @@ impl AsyncStorage for NbdStorage {
             read_only: first.has(flag::READ_ONLY),
             discard: first.has(flag::SEND_TRIM),
             unmap: first.has(flag::SEND_WRITE_ZEROES),
-            secure_erase: false,
             fua: first.has(flag::SEND_FUA),
+            ..Abilities::default()
         }
     }
 
