@@ -223,3 +223,10 @@ impl Link {
         self.wake.extend(agreed.take_wakers());
     }
 }
+
+impl Drop for Link {
+    /// The server is told, so that it does not take it for a fault.
+    fn drop(&mut self) {
+        self.close();
+    }
+}
