@@ -1,5 +1,9 @@
 //! The block device: what a driver gets for each request, and what a hostile one cannot get.
 
+#[cfg(feature = "event-loop")]
+mod events;
+mod guest;
+mod late;
 #[path = "../support/rest.rs"]
 mod rest;
 #[path = "../support/ring.rs"]
@@ -15,9 +19,17 @@ mod skip;
 
 mod at_once;
 mod configuration;
+mod crash;
 #[cfg(target_os = "linux")]
 mod host;
 #[allow(clippy::duplicate_mod, reason = "the same has to be so")]
 mod later;
+mod memory;
+mod pool;
+mod stacked;
 mod state;
 mod transport;
+mod under_way;
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+mod uring;
+mod zones;

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use devisor::virtio::block::BlockOptions;
+use devisor::virtio::block::{BlockOptions, Lifetime};
 
 use super::Disk;
 use crate::{
@@ -454,13 +454,12 @@ fn a_failing_storage_is_an_io_error_for_that_request_alone() {
 fn a_read_that_fails_midway_has_data_then_zeros() {
     let mut disk = Disk::new(16);
     disk.storage.at_most.store(700, Ordering::SeqCst);
-    disk.storage.fail_call(3);
+    disk.storage.fail_call(2);
     disk.fill(DATA, &[0xee; 4096]);
     let (status, data) = disk.read(0, 2048);
     assert_eq!(status, IOERR);
-    // 700 bytes, and the 300 that complete the first buffer of 1000.
-    assert_eq!(data[..1000], pattern(1000));
-    assert_eq!(data[1000..], [0; 1048]);
+    assert_eq!(data[..700], pattern(700));
+    assert_eq!(data[700..], [0; 1348]);
 }
 
 #[test]
@@ -505,4 +504,69 @@ fn a_storage_that_shrank_is_an_io_error_past_its_new_end() {
     assert_eq!(disk.read(7, 1024).0, IOERR);
     assert_eq!(disk.write(8, &[1; 512]), IOERR);
     assert_eq!(disk.request(T_WRITE_ZEROES, 0, &segment(8, 1, 0), 0).0, IOERR);
+}
+
+// Secure erase and lifetime.
+
+/// A disk over a storage that can erase, of which it is known how worn it is.
+fn worn() -> (Arc<Rigged>, Disk) {
+    let storage = Arc::new(Rigged::new(16));
+    storage.secure_erase.store(true, Ordering::SeqCst);
+    *storage.lifetime.lock().unwrap() = Some(Lifetime {
+        pre_eol_info: 1,
+        device_lifetime_est_typ_a: 0x0203,
+        device_lifetime_est_typ_b: 11,
+    });
+    (Arc::clone(&storage), Disk::over(storage, small_segments()))
+}
+
+#[test]
+fn secure_erase_is_offered_by_a_storage_that_can_and_reaches_it_segment_by_segment() {
+    let (storage, mut disk) = worn();
+    assert_ne!(disk.offered() & F_SECURE_ERASE, 0);
+    assert_eq!(disk.config(60, 12), [4, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0]);
+    let segments = [segment(1, 2, 0), segment(4, 0, 0), segment(8, 4, 0)].concat();
+    assert_eq!(disk.request(T_SECURE_ERASE, 0, &segments, 0).0, OK);
+    let calls = [Call::SecureErase(512, 1024), Call::SecureErase(4096, 2048)];
+    assert_eq!(storage.calls(), calls);
+    // Unmap is for write zeroes alone; and the limits hold.
+    for (segments, status) in [
+        (segment(0, 1, 1).to_vec(), UNSUPP),
+        (segment(0, 5, 0).to_vec(), IOERR),
+        (segment(15, 2, 0).to_vec(), IOERR),
+        (segment(0, 1, 0).repeat(4), IOERR),
+    ] {
+        assert_eq!(disk.request(T_SECURE_ERASE, 0, &segments, 0).0, status);
+    }
+    assert_eq!(storage.calls(), calls);
+    disk.activate(0);
+    assert_eq!(disk.request(T_SECURE_ERASE, 0, &segment(0, 1, 0), 0).0, UNSUPP);
+
+    let read_only = Disk::over(
+        storage,
+        BlockOptions {
+            read_only: true,
+            ..BlockOptions::default()
+        },
+    );
+    assert_eq!(read_only.offered() & F_SECURE_ERASE, 0);
+    assert_eq!(Disk::new(4).offered() & (F_SECURE_ERASE | F_LIFETIME), 0);
+}
+
+#[test]
+fn the_lifetime_of_a_storage_is_told_as_it_is_when_it_is_asked() {
+    let (storage, mut disk) = worn();
+    assert_ne!(disk.offered() & F_LIFETIME, 0);
+    assert_eq!(disk.request(T_GET_LIFETIME, 0, &[], 6), (OK, vec![1, 0, 3, 2, 11, 0]));
+    assert_eq!(
+        disk.request(T_GET_LIFETIME, 0, &[], 8),
+        (OK, vec![1, 0, 3, 2, 11, 0, 0, 0])
+    );
+    assert_eq!(disk.request(T_GET_LIFETIME, 0, &[], 5), (IOERR, vec![0; 5]));
+    storage.lifetime.lock().unwrap().as_mut().unwrap().pre_eol_info = 3;
+    assert_eq!(disk.request(T_GET_LIFETIME, 0, &[], 6).1[0], 3);
+    *storage.lifetime.lock().unwrap() = None;
+    assert_eq!(disk.request(T_GET_LIFETIME, 0, &[], 6), (IOERR, vec![0; 6]));
+    disk.activate(0);
+    assert_eq!(disk.request(T_GET_LIFETIME, 0, &[], 6).0, UNSUPP);
 }

@@ -14,7 +14,10 @@ use devisor::{
     memory::Memory,
     virtio::{
         DeviceState, DeviceStateError, Fault, Queue, QueueHandler, QueueIndex, VirtioDevice,
-        block::{Abilities, Block, BlockOptions, BlockState, Limits, MemoryStorage, RangeLimits, Storage, Synchronous},
+        block::{
+            Abilities, Block, BlockOptions, BlockState, Lifetime, Limits, MemoryStorage, RangeLimits, Storage,
+            Synchronous,
+        },
         features,
         queue::{QueueCounters, Rest, Silent},
     },
@@ -27,8 +30,10 @@ pub const T_IN: u32 = 0;
 pub const T_OUT: u32 = 1;
 pub const T_FLUSH: u32 = 4;
 pub const T_GET_ID: u32 = 8;
+pub const T_GET_LIFETIME: u32 = 10;
 pub const T_DISCARD: u32 = 11;
 pub const T_WRITE_ZEROES: u32 = 13;
+pub const T_SECURE_ERASE: u32 = 14;
 
 pub const OK: u8 = 0;
 pub const IOERR: u8 = 1;
@@ -41,6 +46,8 @@ pub const F_CONFIG_WCE: u64 = 1 << 11;
 pub const F_MQ: u64 = 1 << 12;
 pub const F_DISCARD: u64 = 1 << 13;
 pub const F_WRITE_ZEROES: u64 = 1 << 14;
+pub const F_LIFETIME: u64 = 1 << 15;
+pub const F_SECURE_ERASE: u64 = 1 << 16;
 
 /// Where a request's parts are in guest memory.
 pub const HEADER: u64 = 0x2_0000;
@@ -98,6 +105,7 @@ pub enum Call {
     Flush,
     Discard(u64, u64),
     WriteZeroes(u64, u64, bool),
+    SecureErase(u64, u64),
 }
 
 /// A write that is stable before it is completed.
@@ -109,6 +117,8 @@ pub struct Rigged {
     pub data: MemoryStorage,
     pub read_only: AtomicBool,
     pub no_discard: AtomicBool,
+    pub secure_erase: AtomicBool,
+    pub lifetime: Mutex<Option<Lifetime>>,
     limits: Limits,
     /// Transfers move this many bytes at most.
     pub at_most: AtomicUsize,
@@ -219,8 +229,13 @@ impl Storage for Rigged {
             read_only: self.read_only.load(Ordering::SeqCst),
             discard,
             unmap: discard,
+            secure_erase: self.secure_erase.load(Ordering::SeqCst),
             ..Abilities::default()
         }
+    }
+
+    fn lifetime(&self) -> Option<Lifetime> {
+        *self.lifetime.lock().unwrap()
     }
 
     fn limits(&self) -> Limits {
@@ -254,6 +269,11 @@ impl Storage for Rigged {
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
         self.note(Call::WriteZeroes(offset, len, may_unmap))?;
         self.data.write_zeroes(offset, len, may_unmap)
+    }
+
+    fn secure_erase(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.note(Call::SecureErase(offset, len))?;
+        self.data.write_zeroes(offset, len, true)
     }
 }
 
@@ -303,6 +323,7 @@ pub fn small_segments() -> BlockOptions {
     BlockOptions {
         discard: limits,
         write_zeroes: limits,
+        secure_erase: limits,
         ..BlockOptions::default()
     }
 }

@@ -1,11 +1,12 @@
 //! Serves a request queue over a storage that answers at once.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use super::{
-    Storage,
+    Storage, Zones,
     disk::Disk,
-    request::{Asked, Failure, finish},
+    registers::{Status, request::HEADER},
+    request::{Asked, Failure, finish, finish_append},
     storage::transfer,
 };
 use crate::virtio::{
@@ -38,6 +39,13 @@ impl AtOnce {
     fn answer(&mut self, chain: &Chain<'_, '_>) -> Result<u32, ChainError> {
         let mut filled = 0;
         let result = match self.disk.parse(chain.reader(), chain.writable_len())? {
+            Ok(Asked::Append(zone)) => match self.append(chain, zone) {
+                Ok(at) => {
+                    finish_append(chain.writer(), at)?;
+                    return Ok(chain.writable_len());
+                }
+                Err(failure) => Err(failure),
+            },
             Ok(asked) => self.perform(chain, asked, &mut filled),
             Err(status) => Err(Failure::Refused(status)),
         };
@@ -48,7 +56,7 @@ impl AtOnce {
 
     /// `filled` tells how far the data got, also if the storage failed on the way.
     fn perform(&mut self, chain: &Chain<'_, '_>, asked: Asked, filled: &mut u32) -> Result<(), Failure> {
-        let Self { disk: _, storage, room } = self;
+        let Self { disk, storage, room } = self;
         match asked {
             Asked::Read(range) => {
                 let (output, _) = chain.writer().split_at(chain.writable_len() - 1)?;
@@ -60,7 +68,7 @@ impl AtOnce {
                 Ok(result?)
             }
             Asked::Write(range) => {
-                let (_, input) = chain.reader().split_at(super::registers::request::HEADER as u32)?;
+                let (_, input) = chain.reader().split_at(HEADER as u32)?;
                 let (_, result) = input.with_slices(room, |buffers| {
                     transfer(buffers, range.start, |offset, rest| storage.write_at(offset, rest))
                 })?;
@@ -69,7 +77,7 @@ impl AtOnce {
             }
             Asked::Flush => Ok(storage.flush()?),
             Asked::Answer(answer) => {
-                *filled = answer.put(chain.writer())?;
+                *filled = answer.put(chain.writer(), disk)?;
                 Ok(())
             }
             Asked::Discard(segments) => {
@@ -84,6 +92,10 @@ impl AtOnce {
                 }
                 Ok(())
             }
+            Asked::Zone(action, zone) => Ok(zones(storage)?.act(action, zone)?),
+            Asked::ResetZones => Ok(zones(storage)?.reset_all()?),
+            // By itself.
+            Asked::Append(_) => Err(Failure::Refused(Status::Unsupp)),
             Asked::WriteZeroes(segments) => {
                 for segment in segments {
                     storage.write_zeroes(segment.range.start, segment.len(), segment.unmap)?;
@@ -93,6 +105,15 @@ impl AtOnce {
         }
     }
 
+    /// Where it has gone.
+    fn append(&mut self, chain: &Chain<'_, '_>, zone: u64) -> Result<u64, Failure> {
+        let Self { storage, room, .. } = self;
+        let (_, input) = chain.reader().split_at(HEADER as u32)?;
+        let at = input.with_slices(room, |buffers| zones(storage)?.append(zone, buffers))??;
+        self.commit()?;
+        Ok(at)
+    }
+
     /// Makes what was written stable before it is completed, if the driver counts on that.
     fn commit(&self) -> Result<(), Failure> {
         match self.disk.is_writeback() {
@@ -100,4 +121,8 @@ impl AtOnce {
             false => Ok(self.storage.flush()?),
         }
     }
+}
+
+fn zones(storage: &Arc<dyn Storage>) -> io::Result<&dyn Zones> {
+    storage.zones().ok_or_else(|| io::ErrorKind::Unsupported.into())
 }

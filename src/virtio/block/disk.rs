@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Abilities, AsyncStorage, BlockError, BlockOptions, BlockState, Storage, Synchronous, Topology,
+    Abilities, AsyncStorage, BlockError, BlockOptions, BlockState, Storage, Synchronous, Topology, ZoneLimits, Zones,
     registers::{SECTOR, config, feature},
 };
 use crate::virtio::FailureLog;
@@ -21,6 +21,8 @@ pub(super) struct Disk {
     pub options: BlockOptions,
     /// `write_zeroes_may_unmap`.
     unmap: bool,
+    /// The zones are host-managed, of which the guest is told.
+    pub zones: Option<ZoneLimits>,
     /// VIRTIO_BLK_F_LIFETIME is offered.
     pub lifetime: bool,
     pub features: u64,
@@ -72,9 +74,17 @@ impl Disk {
         abilities: Abilities,
         lifetime: bool,
     ) -> Result<Self, BlockError> {
-        let options = options.over(abilities, behind.storage.limits())?;
+        let zones = behind.storage.zones().map(Zones::limits);
+        let mut options = options.over(abilities, behind.storage.limits())?;
+        if zones.is_some() {
+            // Zones are reset.
+            (options.discard, options.write_zeroes, options.secure_erase) = (None, None, None);
+        }
+        let more = [(feature::LIFETIME, lifetime), (feature::ZONED, zones.is_some())];
+        let more = more.iter().filter(|(_, on)| *on).fold(0, |all, (bit, _)| all | bit);
         let disk = Self {
-            features: offered(&options) | if lifetime { feature::LIFETIME } else { 0 },
+            features: offered(&options) | more,
+            zones,
             lifetime,
             cancels: (0..options.queues).map(|_| AtomicBool::new(false)).collect(),
             options,
@@ -105,6 +115,7 @@ impl Disk {
             options,
             unmap,
             lifetime,
+            zones,
             // Follow from the options.
             features: _,
             // The storage's.
@@ -124,6 +135,7 @@ impl Disk {
             options: options.clone(),
             unmap: *unmap,
             lifetime: *lifetime,
+            zones: *zones,
             capacity: capacity.load(Ordering::SeqCst),
             writeback: written(writeback),
         }
@@ -201,6 +213,20 @@ impl Disk {
                 config::SECURE_ERASE_SECTOR_ALIGNMENT,
                 &options.discard_sector_alignment().to_le_bytes(),
             );
+        }
+        if let Some(zones) = self.zones {
+            let sectors = |bytes: u64| u32::try_from(bytes / SECTOR).unwrap_or(u32::MAX);
+            let numbers = [
+                sectors(zones.zone_size),
+                zones.max_open,
+                zones.max_active,
+                sectors(zones.max_append.into()),
+                zones.write_granularity,
+            ];
+            for (index, number) in numbers.iter().enumerate() {
+                put(config::ZONED + 4 * index, &number.to_le_bytes());
+            }
+            put(config::ZONED + 20, &[config::HOST_MANAGED]);
         }
         space
     }

@@ -25,7 +25,8 @@ pub use options::{BlockError, BlockOptions, Geometry, RangeLimits, Topology};
 pub use storage::NbdTls;
 pub use storage::{
     Abilities, Allowance, AsyncStorage, Buffers, Channel, Ended, Event, Failing, Faulty, Lifetime, Limited, Limits,
-    MemoryStorage, Operation, Outcome, Piece, Pool, Pooled, Recorder, Recording, Storage, Synchronous, Tag,
+    MemoryStorage, Operation, Outcome, Piece, Pool, Pooled, Recorder, Recording, Storage, Synchronous, Tag, Zone,
+    ZoneAction, ZoneError, ZoneLimits, ZoneState, ZonedError, ZonedStorage, Zones,
 };
 #[cfg(unix)]
 pub use storage::{FileError, FileStorage};
@@ -53,6 +54,9 @@ pub use storage::{UringOptions, UringStorage};
 /// the driver has cut the request into descriptors. Device-writable bytes before it that the request does not fill are
 /// zeroed, so the used length is always all of them: a driver must not look at bytes beyond it (section 2.7.8.2), and
 /// the status of a failed read is one. A chain without room for header or status comes back with a used length of 0.
+///
+/// *Zones* (virtio 1.3): a storage that [has them](Storage::zones) makes a host-managed zoned disk, without discard, write zeroes and secure
+/// erase. A driver that does not know of zones is refused.
 ///
 /// *When a write is on stable storage* (section 5.2.6.2): with VIRTIO_BLK_F_FLUSH, after a flush; for a driver that has
 /// negotiated neither that nor VIRTIO_BLK_F_CONFIG_WCE, or has written 0 to `writeback`, before it is completed.
@@ -97,6 +101,8 @@ pub struct BlockState {
     pub unmap: bool,
     /// Whether the guest was told that it can ask how worn the storage is.
     pub lifetime: bool,
+    /// What zones the guest was told of.
+    pub zones: Option<ZoneLimits>,
     /// Sectors of 512 bytes that the guest knows of.
     pub capacity: u64,
     /// What the driver wrote to `writeback`, if it did.
@@ -166,6 +172,7 @@ impl Block {
             ref options,
             unmap,
             lifetime,
+            zones,
             capacity: saved,
             writeback,
         } = state;
@@ -181,6 +188,9 @@ impl Block {
             secure_erase: true,
             fua: abilities.fua,
         };
+        if behind.storage.zones().map(Zones::limits) != zones {
+            return Err(BlockError::Zones);
+        }
         let disk = Disk::told(behind.clone(), options.clone(), told, lifetime)?;
         let present = disk.capacity();
         if saved > present {
@@ -219,6 +229,11 @@ impl VirtioDevice for Block {
         {
             self.disk.writeback.store(value, Ordering::SeqCst);
         }
+    }
+
+    /// A driver has to know of zones that must be written in order.
+    fn accepts(&self, features: u64) -> bool {
+        self.disk.zones.is_none() || features & feature::ZONED != 0
     }
 
     fn negotiated(&mut self, features: u64) {

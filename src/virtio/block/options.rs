@@ -189,6 +189,9 @@ pub enum BlockError {
     /// The guest may write and the storage refuses it.
     #[error("the guest was told that it can write, and the storage is read-only: a writable one is needed")]
     ReadOnly,
+    /// The zones are not those that the guest was told of before its state was saved.
+    #[error("the guest knows of other zones than the storage has: a storage with the same is needed")]
+    Zones,
     /// The storage is smaller than what the guest was told before its state was saved.
     #[error("the guest knows of {saved} sectors and the storage has {present}: at least as many are needed")]
     Shrunk {

@@ -35,6 +35,8 @@ pub mod feature {
     pub const LIFETIME: u64 = 1 << 15;
     /// `VIRTIO_BLK_F_SECURE_ERASE`: secure erase requests.
     pub const SECURE_ERASE: u64 = 1 << blk::VIRTIO_BLK_F_SECURE_ERASE;
+    /// `VIRTIO_BLK_F_ZONED` (virtio 1.3): zones, and requests for them.
+    pub const ZONED: u64 = 1 << 17;
 }
 
 /// Offsets in the configuration space (section 5.2.4).
@@ -58,8 +60,12 @@ pub mod config {
     pub const MAX_SECURE_ERASE_SECTORS: usize = 60;
     pub const MAX_SECURE_ERASE_SEG: usize = 64;
     pub const SECURE_ERASE_SECTOR_ALIGNMENT: usize = 68;
-    /// Its length. What follows belongs to features that are not offered.
-    pub const LEN: usize = 72;
+    /// `zone_sectors`, then `max_open_zones` at +4, `max_active_zones` at +8, `max_append_sectors` at +12, `write_granularity` at +16
+    /// and `model` at +20.
+    pub const ZONED: usize = 72;
+    /// The `model` of zones that are written from their beginning on alone.
+    pub const HOST_MANAGED: u8 = 1;
+    pub const LEN: usize = 96;
 }
 
 /// Request types (section 5.2.6).
@@ -73,6 +79,13 @@ pub mod request {
     pub const GET_LIFETIME: u32 = 10;
     pub const SECURE_ERASE: u32 = blk::VIRTIO_BLK_T_SECURE_ERASE;
     pub const DISCARD: u32 = blk::VIRTIO_BLK_T_DISCARD;
+    pub const ZONE_APPEND: u32 = 15;
+    pub const ZONE_REPORT: u32 = 16;
+    pub const ZONE_OPEN: u32 = 18;
+    pub const ZONE_CLOSE: u32 = 20;
+    pub const ZONE_FINISH: u32 = 22;
+    pub const ZONE_RESET: u32 = 24;
+    pub const ZONE_RESET_ALL: u32 = 26;
     pub const WRITE_ZEROES: u32 = blk::VIRTIO_BLK_T_WRITE_ZEROES;
 
     /// Bytes of `type`, `reserved` and `sector`.
@@ -81,6 +94,12 @@ pub mod request {
     pub const ID: usize = 20;
     /// Bytes of `struct virtio_blk_lifetime`.
     pub const LIFETIME: usize = 6;
+    /// Bytes of `struct virtio_blk_zone_report` without its zones, and of each `struct virtio_blk_zone_descriptor`.
+    pub const ZONE: usize = 64;
+    /// The type of zones that must be written in order.
+    pub const ZONE_SEQUENTIAL: u8 = 2;
+    /// Bytes of `append_sector`, before the status.
+    pub const APPEND_SECTOR: u32 = 8;
     /// Bytes of `struct virtio_blk_discard_write_zeroes`.
     pub const SEGMENT: usize = 16;
     /// The only flag of such a segment that has a meaning.
@@ -94,4 +113,8 @@ pub enum Status {
     Ok = blk::VIRTIO_BLK_S_OK as u8,
     IoErr = blk::VIRTIO_BLK_S_IOERR as u8,
     Unsupp = blk::VIRTIO_BLK_S_UNSUPP as u8,
+    ZoneInvalidCmd = 3,
+    ZoneUnalignedWp = 4,
+    ZoneOpenResource = 5,
+    ZoneActiveResource = 6,
 }

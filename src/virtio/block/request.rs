@@ -3,11 +3,11 @@
 use std::{io, ops::Range};
 
 use super::{
-    RangeLimits,
+    RangeLimits, ZoneAction, ZoneError, ZoneLimits,
     disk::Disk,
     registers::{
         SECTOR, Status, feature,
-        request::{self, FLAG_UNMAP, HEADER, SEGMENT},
+        request::{self, APPEND_SECTOR, FLAG_UNMAP, HEADER, SEGMENT},
     },
 };
 use crate::virtio::{
@@ -38,6 +38,7 @@ impl From<ChainError> for Failure {
 }
 
 const IO_ERROR: Failure = Failure::Refused(Status::IoErr);
+const INVALID_COMMAND: Failure = Failure::Refused(Status::ZoneInvalidCmd);
 const UNSUPPORTED: Failure = Failure::Refused(Status::Unsupp);
 
 /// What a request asks for, which has passed all checks. Ranges are in bytes of the storage.
@@ -50,8 +51,24 @@ pub enum Asked {
     Discard(Vec<Segment>),
     WriteZeroes(Vec<Segment>),
     SecureErase(Vec<Segment>),
+    /// Its data is all device-readable bytes behind the header, for the zone that begins there.
+    Append(u64),
+    /// Something for the zone that begins there.
+    Zone(ZoneAction, u64),
+    ResetZones,
     /// What the device knows by itself.
     Answer(Answer),
+}
+
+impl From<ZoneError> for Status {
+    fn from(error: ZoneError) -> Self {
+        match error {
+            ZoneError::Invalid => Self::ZoneInvalidCmd,
+            ZoneError::Unaligned => Self::ZoneUnalignedWp,
+            ZoneError::OpenResource => Self::ZoneOpenResource,
+            ZoneError::ActiveResource => Self::ZoneActiveResource,
+        }
+    }
 }
 
 /// A segment of a discard or write zeroes request. Not empty.
@@ -72,18 +89,60 @@ pub enum Answer {
     Id([u8; request::ID]),
     /// To GET_LIFETIME.
     Lifetime([u8; request::LIFETIME]),
+    /// To ZONE_REPORT: so many zones at most, from this one on.
+    Zones { first: usize, count: usize },
 }
 
 impl Answer {
     /// Puts it where the data goes. Returns its length.
-    pub fn put(&self, mut output: Writer<'_>) -> Result<u32, ChainError> {
+    pub fn put(&self, mut output: Writer<'_>, disk: &Disk) -> Result<u32, ChainError> {
         let bytes = match self {
+            &Self::Zones { first, count } => return report(output, disk, first, count),
             Self::Id(id) => &id[..],
             Self::Lifetime(lifetime) => lifetime,
         };
         output.write(bytes)?;
         Ok(bytes.len() as u32)
     }
+}
+
+/// Zones that are looked at at a time.
+const AT_A_TIME: usize = 64;
+
+fn report(output: Writer<'_>, disk: &Disk, mut index: usize, count: usize) -> Result<u32, ChainError> {
+    let (mut header, mut zones) = output.split_at(request::ZONE as u32)?;
+    let (end, first) = (index.saturating_add(count), index);
+    while let Some(behind) = disk.behind.storage.zones()
+        && index < end
+    {
+        let some = behind.report(index, AT_A_TIME.min(end - index));
+        if some.is_empty() {
+            break;
+        }
+        index += some.len();
+        for zone in some {
+            let mut descriptor = [0; request::ZONE];
+            for (at, bytes) in [(0, zone.capacity), (8, zone.start), (16, zone.write_pointer)] {
+                descriptor[at..at + 8].copy_from_slice(&(bytes / SECTOR).to_le_bytes());
+            }
+            descriptor[24..26].copy_from_slice(&[request::ZONE_SEQUENTIAL, zone.state as u8]);
+            zones.write(&descriptor)?;
+        }
+    }
+    let mut bytes = [0; request::ZONE];
+    bytes[..8].copy_from_slice(&((index - first) as u64).to_le_bytes());
+    header.write(&bytes)?;
+    // As many as there was room for.
+    Ok(((1 + index - first) * request::ZONE) as u32)
+}
+
+/// Ends an append: its first sector comes before the status.
+pub fn finish_append(output: Writer<'_>, at: u64) -> Result<(), ChainError> {
+    let unfilled = output.remaining() - 1 - APPEND_SECTOR;
+    let (mut unused, mut rest) = output.split_at(unfilled)?;
+    unused.fill(0, unfilled)?;
+    rest.write(&(at / SECTOR).to_le_bytes())?;
+    rest.write(&[Status::Ok as u8])
 }
 
 /// Ends a request whose first `filled` device-writable bytes hold its answer: zeros up to the last, and that is the status.
@@ -112,7 +171,10 @@ impl Disk {
         input.read(&mut header)?;
         let (kind, sector) = (le32(&header, 0), le64(&header, 8));
         let asked = match kind {
-            request::IN => self.locate(sector, room.into()).map(Asked::Read),
+            request::IN => self
+                .locate(sector, room.into())
+                .and_then(|range| self.within_a_zone(range))
+                .map(Asked::Read),
             request::OUT => self.write(sector, input.remaining().into()),
             request::FLUSH if self.has(feature::FLUSH) => Ok(Asked::Flush),
             request::GET_ID => self.get_id(room),
@@ -127,6 +189,7 @@ impl Disk {
             request::SECURE_ERASE if self.has(feature::SECURE_ERASE) => self
                 .segments(input, self.options.secure_erase, 0)
                 .map(Asked::SecureErase),
+            _ if self.has(feature::ZONED) => self.zone_request(kind, sector, input.remaining(), room),
             _ => Err(UNSUPPORTED),
         };
         match asked {
@@ -140,6 +203,10 @@ impl Disk {
         match result {
             Ok(()) => Ok(Status::Ok),
             Err(Failure::Refused(status)) => Ok(status),
+            // What the driver has done wrong.
+            Err(Failure::Storage(error)) if ZoneError::of(&error).is_some() => {
+                Ok(ZoneError::of(&error).map_or(Status::IoErr, Status::from))
+            }
             Err(Failure::Storage(error)) => {
                 self.failures.record(error);
                 Ok(Status::IoErr)
@@ -164,8 +231,57 @@ impl Disk {
         let range = self.locate(sector, len)?;
         match self.is_read_only() {
             true => Err(IO_ERROR),
-            false => Ok(Asked::Write(range)),
+            false => Ok(Asked::Write(self.within_a_zone(range)?)),
         }
+    }
+
+    /// A transfer is within one zone, if there are zones.
+    fn within_a_zone(&self, range: Range<u64>) -> Result<Range<u64>, Failure> {
+        match self.zones {
+            Some(zones) if !range.is_empty() && range.start / zones.zone_size != (range.end - 1) / zones.zone_size => {
+                Err(INVALID_COMMAND)
+            }
+            _ => Ok(range),
+        }
+    }
+
+    /// What is for zones alone. `len` bytes are there to be written, and there is `room` for an answer.
+    fn zone_request(&self, kind: u32, sector: u64, len: u32, room: u32) -> Result<Asked, Failure> {
+        let zones = self.zones.ok_or(UNSUPPORTED)?;
+        let action = match kind {
+            request::ZONE_REPORT => return self.zone_report(zones, sector, room),
+            request::ZONE_APPEND => None,
+            request::ZONE_OPEN => Some(ZoneAction::Open),
+            request::ZONE_CLOSE => Some(ZoneAction::Close),
+            request::ZONE_FINISH => Some(ZoneAction::Finish),
+            request::ZONE_RESET => Some(ZoneAction::Reset),
+            request::ZONE_RESET_ALL if self.is_read_only() => return Err(IO_ERROR),
+            request::ZONE_RESET_ALL => return Ok(Asked::ResetZones),
+            _ => return Err(UNSUPPORTED),
+        };
+        let start = self.locate(sector, 0)?.start;
+        if self.is_read_only() || sector == self.capacity() {
+            return Err(IO_ERROR);
+        }
+        if !start.is_multiple_of(zones.zone_size) {
+            return Err(INVALID_COMMAND);
+        }
+        match action {
+            Some(action) => Ok(Asked::Zone(action, start)),
+            None if zones.max_append == 0 => Err(UNSUPPORTED),
+            None if room < APPEND_SECTOR || !u64::from(len).is_multiple_of(SECTOR) => Err(IO_ERROR),
+            None if len == 0 || len > zones.max_append => Err(INVALID_COMMAND),
+            None => Ok(Asked::Append(start)),
+        }
+    }
+
+    fn zone_report(&self, zones: ZoneLimits, sector: u64, room: u32) -> Result<Asked, Failure> {
+        let start = self.locate(sector, 0)?.start;
+        let Some(count) = (room as usize / request::ZONE).checked_sub(1) else {
+            return Err(IO_ERROR);
+        };
+        let first = usize::try_from(start / zones.zone_size).unwrap_or(usize::MAX);
+        Ok(Asked::Answer(Answer::Zones { first, count }))
     }
 
     fn get_id(&self, room: u32) -> Result<Asked, Failure> {

@@ -11,8 +11,8 @@ use std::{
 use super::{
     Buffers, Channel, Ended, Outcome, Tag,
     disk::Disk,
-    registers::Status,
-    request::{Asked, finish},
+    registers::{Status, request::HEADER},
+    request::{Asked, Failure, finish, finish_append},
 };
 use crate::virtio::{
     Fault, Handle, QueueError, QueueHandler, QueueIndex, Round,
@@ -174,11 +174,12 @@ impl Later {
             Err(_) => return chain.refuse(),
             Ok(Err(status)) => finish(chain.writer(), 0, status),
             Ok(Ok(Asked::Answer(answer))) => {
-                let put = answer.put(chain.writer());
+                let put = answer.put(chain.writer(), &self.disk);
                 put.and_then(|filled| finish(chain.writer(), filled, Status::Ok))
             }
             Ok(Ok(asked)) => {
-                let mut work = Work::new(asked, &self.disk);
+                let len = chain.readable_len().saturating_sub(HEADER as u32);
+                let mut work = Work::new(asked, len, &self.disk);
                 if !work.is_done(&self.disk) {
                     let chain = chain.take();
                     let canceled = false;
@@ -251,8 +252,8 @@ impl Later {
                 Ok(())
             }
             After::Fail(error) => {
-                self.disk.failures.record(error);
-                self.end(index, buffers, Some(Status::IoErr), round)
+                let status = self.disk.status(Err(Failure::Storage(error)));
+                self.end(index, buffers, status.ok(), round)
             }
             After::Finish(status) => self.end(index, buffers, Some(status), round),
             After::Refuse => self.end(index, buffers, None, round),
@@ -273,7 +274,10 @@ impl Later {
             return Ok(());
         };
         work.mark(&chain);
-        let answered = status.map(|status| finish(chain.writer(), work.filled(), status));
+        let answered = status.map(|status| match work.appended() {
+            Some(at) if status == Status::Ok => finish_append(chain.writer(), at),
+            _ => finish(chain.writer(), work.filled(), status),
+        });
         let written = chain.writable_len();
         match (answered, round) {
             // Shown with others at the end of the round.

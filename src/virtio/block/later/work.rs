@@ -16,6 +16,9 @@ use crate::{
 /// Bytes that are copied at a time where guest memory has no address that stays.
 const BOUNCE: u32 = 64 * 1024;
 
+/// Of memory of ours, so that it suits direct I/O.
+const ALIGNMENT: usize = 4096;
+
 pub enum Work {
     Transfer(Transfer),
     /// Ranges, one by one.
@@ -24,8 +27,19 @@ pub enum Work {
         segments: Vec<Segment>,
         done: usize,
     },
+    Append {
+        zone: u64,
+        len: u32,
+        at: Option<u64>,
+    },
+    Zone {
+        operation: Operation,
+        done: bool,
+    },
     Flush {
         done: bool,
+        /// Where an append has gone before it.
+        appended: Option<u64>,
     },
 }
 
@@ -71,7 +85,8 @@ pub enum After {
 }
 
 impl Work {
-    pub fn new(asked: Asked, disk: &Disk) -> Self {
+    /// `len`: bytes behind the header.
+    pub fn new(asked: Asked, len: u32, disk: &Disk) -> Self {
         let transfer = |range: std::ops::Range<u64>, writes: bool| {
             Self::Transfer(Transfer {
                 writes,
@@ -94,8 +109,23 @@ impl Work {
             Asked::Discard(segments) => ranges(segments, Ranges::Discard),
             Asked::WriteZeroes(segments) => ranges(segments, Ranges::WriteZeroes),
             Asked::SecureErase(segments) => ranges(segments, Ranges::SecureErase),
-            Asked::Flush => Self::Flush { done: false },
-            Asked::Answer(_) => Self::Flush { done: true },
+            Asked::Append(zone) => Self::Append { zone, len, at: None },
+            Asked::Zone(action, zone) => Self::Zone {
+                operation: Operation::Zone { action, zone },
+                done: false,
+            },
+            Asked::ResetZones => Self::Zone {
+                operation: Operation::ResetZones,
+                done: false,
+            },
+            Asked::Flush => Self::Flush {
+                done: false,
+                appended: None,
+            },
+            Asked::Answer(_) => Self::Flush {
+                done: true,
+                appended: None,
+            },
         }
     }
 
@@ -110,10 +140,12 @@ impl Work {
                 ..
             }) => (len == moved, *writes && !*fua),
             Self::Ranges { kind, segments, done } => (*done == segments.len(), *kind == Ranges::WriteZeroes),
-            Self::Flush { done } => return *done,
+            Self::Append { at, .. } => (at.is_some(), true),
+            Self::Zone { done, .. } | Self::Flush { done, .. } => return *done,
         };
         if done && volatile && !disk.is_writeback() {
-            *self = Self::Flush { done: false };
+            let (done, appended) = (false, self.appended());
+            *self = Self::Flush { done, appended };
             return false;
         }
         done
@@ -148,6 +180,8 @@ impl Work {
                     },
                 }
             }
+            Self::Append { zone, .. } => Operation::Append { zone: *zone },
+            Self::Zone { operation, .. } => *operation,
             Self::Flush { .. } => Operation::Flush,
         }
     }
@@ -156,6 +190,14 @@ impl Work {
     pub fn prepare(&mut self, chain: &OwnedChain, buffers: &mut Buffers) -> Result<(), ChainError> {
         match self {
             Self::Transfer(transfer) => transfer.prepare(chain, buffers),
+            Self::Append { len, .. } => {
+                let skip = HEADER as u32;
+                if !buffers.set_guest(chain.pin(), pieces(chain.pin(), chain.readable(), skip, *len)) {
+                    // At most what an append may have.
+                    *buffers = copy(chain, skip, *len)?;
+                }
+                Ok(())
+            }
             _ => {
                 buffers.clear();
                 Ok(())
@@ -181,11 +223,22 @@ impl Work {
                 }
             }
             Self::Ranges { done, .. } => *done += 1,
-            Self::Flush { done } => *done = true,
+            // All of it, or none.
+            Self::Append { at, .. } => *at = Some(moved),
+            Self::Zone { done, .. } | Self::Flush { done, .. } => *done = true,
         }
         match self.is_done(disk) {
             true => After::Finish(Status::Ok),
             false => After::Submit,
+        }
+    }
+
+    /// Where an append has gone, in bytes.
+    pub fn appended(&self) -> Option<u64> {
+        match self {
+            Self::Append { at, .. } => *at,
+            Self::Flush { appended, .. } => *appended,
+            _ => None,
         }
     }
 
@@ -231,14 +284,10 @@ impl Transfer {
             _ => self.memory = Memory::Copied,
         }
         let len = (self.len - self.moved).min(BOUNCE);
-        // At an address that suits direct I/O.
-        *buffers = Buffers::zeroed(len as usize, 4096);
-        if self.writes {
-            let mut data = vec![0; len as usize];
-            let (_, mut input) = chain.reader().split_at(skip + self.moved)?;
-            input.read(&mut data)?;
-            buffers.write(0, &data);
-        }
+        *buffers = match self.writes {
+            true => copy(chain, skip + self.moved, len)?,
+            false => Buffers::zeroed(len as usize, ALIGNMENT),
+        };
         Ok(())
     }
 
@@ -255,6 +304,16 @@ impl Transfer {
         self.moved += moved as u32;
         Ok(())
     }
+}
+
+/// A copy of the `len` device-readable bytes behind the first `skip` ones.
+fn copy(chain: &OwnedChain, skip: u32, len: u32) -> Result<Buffers, ChainError> {
+    let mut data = vec![0; len as usize];
+    let (_, mut input) = chain.reader().split_at(skip)?;
+    input.read(&mut data)?;
+    let buffers = Buffers::zeroed(data.len(), ALIGNMENT);
+    buffers.write(0, &data);
+    Ok(buffers)
 }
 
 /// Host addresses of the `len` bytes behind the first `skip` ones. `None` for those that have none which stays.

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, io, sync::Arc, task::Waker};
 
-use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Storage, Tag};
+use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Storage, Tag, Zones};
 
 /// A [`Storage`] as an [`AsyncStorage`]: each request has ended when it is committed. For what stacks on those.
 ///
@@ -53,6 +53,10 @@ impl<S: Storage + ?Sized + 'static> AsyncStorage for Synchronous<S> {
         self.0.lifetime()
     }
 
+    fn zones(&self) -> Option<&dyn Zones> {
+        self.0.zones()
+    }
+
     fn open(&self, _: Waker) -> io::Result<Box<dyn Channel>> {
         Ok(Box::new(AtOnce {
             storage: self.clone(),
@@ -94,5 +98,12 @@ pub(super) fn perform<S: Storage + ?Sized>(storage: &S, operation: Operation, bu
         Operation::Discard { offset, len } => done(storage.discard(offset, len)),
         Operation::WriteZeroes { offset, len, may_unmap } => done(storage.write_zeroes(offset, len, may_unmap)),
         Operation::SecureErase { offset, len } => done(storage.secure_erase(offset, len)),
+        Operation::Append { zone } => buffers.with_slices(|slices| zones(storage)?.append(zone, slices)),
+        Operation::Zone { action, zone } => done(zones(storage)?.act(action, zone)),
+        Operation::ResetZones => done(zones(storage)?.reset_all()),
     }
+}
+
+fn zones<S: Storage + ?Sized>(storage: &S) -> io::Result<&dyn Zones> {
+    storage.zones().ok_or_else(|| io::ErrorKind::Unsupported.into())
 }

@@ -81,6 +81,9 @@ unsafe impl Send for Buffers {}
 // SAFETY: as above.
 unsafe impl Sync for Buffers {}
 
+/// Pieces for which room is kept from one request to the next.
+const KEPT: usize = 256;
+
 impl Default for Buffers {
     fn default() -> Self {
         Self {
@@ -138,9 +141,11 @@ impl Buffers {
         true
     }
 
-    /// Lets go of the memory, and keeps the room for pieces.
+    /// Lets go of the memory, and keeps the room for some pieces.
     pub(in crate::virtio::block) fn clear(&mut self) {
         self.pieces.clear();
+        // What a long chain needed is not kept: in time each could have needed that.
+        self.pieces.shrink_to(KEPT);
         (self.first, self.len, self.hold) = (0, 0, Hold::Nothing);
     }
 

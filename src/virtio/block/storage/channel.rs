@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, task::Waker};
 
-use super::{Abilities, Buffers, Lifetime, Limits};
+use super::{Abilities, Buffers, Lifetime, Limits, ZoneAction, Zones};
 use crate::virtio::Wait;
 
 /// The data of a block device, whose requests end when they end: many under way at a time, in any order.
@@ -77,6 +77,11 @@ pub trait AsyncStorage: Send + Sync {
 
     /// As [`Storage::lifetime`](super::Storage::lifetime).
     fn lifetime(&self) -> Option<Lifetime> {
+        None
+    }
+
+    /// As [`Storage::zones`](super::Storage::zones); of what there is, limits and reports are asked here, everything else on a channel.
+    fn zones(&self) -> Option<&dyn Zones> {
         None
     }
 
@@ -167,12 +172,27 @@ pub enum Operation {
         /// How many bytes.
         len: u64,
     },
+    /// Writes all of the buffers where the write pointer of a zone is, or none. Ends with the offset of where that was, in bytes. Asked
+    /// of storages with [zones](AsyncStorage::zones), as what follows.
+    Append {
+        /// Where the zone begins, in bytes.
+        zone: u64,
+    },
+    /// Does something to a zone.
+    Zone {
+        /// What.
+        action: ZoneAction,
+        /// Where it begins, in bytes.
+        zone: u64,
+    },
+    /// Makes all zones empty.
+    ResetZones,
 }
 
 impl Operation {
     /// Whether it moves the bytes of buffers.
     pub fn is_transfer(&self) -> bool {
-        matches!(self, Self::Read { .. } | Self::Write { .. })
+        matches!(self, Self::Read { .. } | Self::Write { .. } | Self::Append { .. })
     }
 
     /// Whether data changes by it.
@@ -233,6 +253,10 @@ macro_rules! forward {
 
             fn lifetime(&self) -> Option<Lifetime> {
                 (**self).lifetime()
+            }
+
+            fn zones(&self) -> Option<&dyn Zones> {
+                (**self).zones()
             }
 
             fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Outcome, Tag};
+use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Outcome, Tag, Zones};
 use crate::{time::Clock, virtio::Wait};
 
 /// What becomes of a request.
@@ -105,6 +105,10 @@ impl<S: AsyncStorage> AsyncStorage for Faulty<S> {
 
     fn lifetime(&self) -> Option<Lifetime> {
         self.storage.lifetime()
+    }
+
+    fn zones(&self) -> Option<&dyn Zones> {
+        self.storage.zones()
     }
 
     fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Tag};
+use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Tag, Zones};
 use crate::{
     rate::{NoRate, Rate, TokenBucket},
     sync::lock,
@@ -124,6 +124,10 @@ impl<S: AsyncStorage> AsyncStorage for Limited<S> {
 
     fn lifetime(&self) -> Option<Lifetime> {
         self.storage.lifetime()
+    }
+
+    fn zones(&self) -> Option<&dyn Zones> {
+        self.storage.zones()
     }
 
     fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {

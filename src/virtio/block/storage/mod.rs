@@ -7,6 +7,7 @@
 //! | `adapter` | the one as the other |
 //! | `file`, `direct`, `memory` | what there is to keep data in |
 //! | `limits` | in what units it does so best |
+//! | `zones` | zoned storages, and one that emulates its zones |
 //! | `pool` | a storage that answers at once, called on threads of the embedder's |
 //! | `uring` | a file by way of `io_uring` |
 //! | `limited` | what stacks on any: so much in a time |
@@ -33,6 +34,7 @@ mod pool;
 mod recorder;
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 mod uring;
+mod zones;
 
 use std::{io, sync::Arc};
 
@@ -58,6 +60,7 @@ pub use pool::{Pool, Pooled};
 pub use recorder::{Event, Recorder, Recording};
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 pub use uring::{UringOptions, UringStorage};
+pub use zones::{Zone, ZoneAction, ZoneError, ZoneLimits, ZoneState, ZonedError, ZonedStorage, Zones};
 
 /// What a storage can do besides being read and flushed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -136,6 +139,11 @@ pub trait Storage: Send + Sync {
 
     /// How worn it is, if it can tell. Asked at first, and then each time that a guest asks, if it could tell at first.
     fn lifetime(&self) -> Option<Lifetime> {
+        None
+    }
+
+    /// Its zones, if it is a host-managed zoned storage: then writes come where a write pointer is, or get a [`ZoneError`].
+    fn zones(&self) -> Option<&dyn Zones> {
         None
     }
 
@@ -272,6 +280,10 @@ macro_rules! forward {
 
             fn lifetime(&self) -> Option<Lifetime> {
                 (**self).lifetime()
+            }
+
+            fn zones(&self) -> Option<&dyn Zones> {
+                (**self).zones()
             }
 
             fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {

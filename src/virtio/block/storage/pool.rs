@@ -7,7 +7,9 @@ use std::{
     task::Waker,
 };
 
-use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Storage, Tag, adapter};
+use super::{
+    Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Storage, Tag, Zones, adapter,
+};
 use crate::sync::lock;
 
 /// Makes the calls of any [`Storage`], on as many threads as [`run`](Self::run) it: as many requests are under way at a time.
@@ -212,6 +214,10 @@ impl AsyncStorage for Pooled {
 
     fn lifetime(&self) -> Option<Lifetime> {
         self.storage.lifetime()
+    }
+
+    fn zones(&self) -> Option<&dyn Zones> {
+        self.storage.zones()
     }
 
     fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {

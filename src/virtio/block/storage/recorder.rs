@@ -7,7 +7,7 @@ use std::{
     task::Waker,
 };
 
-use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Outcome, Tag};
+use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Outcome, Tag, Zones};
 use crate::{sync::lock, virtio::Wait};
 
 /// Any [`AsyncStorage`], with a [`Recording`] of what it is asked and how that ends. All of it is kept, data that is written too: for
@@ -124,7 +124,12 @@ impl Recording {
                 Operation::Discard { offset, len }
                 | Operation::WriteZeroes { offset, len, .. }
                 | Operation::SecureErase { offset, len } => (offset, len, None, stable),
-                Operation::Read { .. } | Operation::Flush => continue,
+                // Nobody knows where it would have gone.
+                Operation::Append { .. } => match end {
+                    Some((_, at)) => (*at, data.len() as u64, Some(data), stable),
+                    None => continue,
+                },
+                Operation::ResetZones | Operation::Zone { .. } | Operation::Read { .. } | Operation::Flush => continue,
             };
             let Some(range) = usize::try_from(offset).ok().and_then(|offset| image.get_mut(offset..)) else {
                 continue;
@@ -143,7 +148,7 @@ impl Recording {
 
     fn begun(&self, operation: Operation, buffers: &Buffers) -> u64 {
         let mut data = Vec::new();
-        if let Operation::Write { .. } = operation {
+        if let Operation::Write { .. } | Operation::Append { .. } = operation {
             data.resize(usize::try_from(buffers.len()).unwrap_or(0), 0);
             buffers.read(0, &mut data);
         }
@@ -203,6 +208,10 @@ impl<S: AsyncStorage> AsyncStorage for Recorder<S> {
 
     fn lifetime(&self) -> Option<Lifetime> {
         self.storage.lifetime()
+    }
+
+    fn zones(&self) -> Option<&dyn Zones> {
+        self.storage.zones()
     }
 
     fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {

@@ -84,7 +84,7 @@ fn a_write_that_the_host_cuts_short_is_continued_up_to_the_refusal() {
     const TEST: &str = "a_write_that_the_host_cuts_short_is_continued_up_to_the_refusal";
     if std::env::var_os("DEVISOR_FSIZE_CHILD").is_none() {
         // The limit is one of the process, so this is done in a process of its own.
-        let name = format!("virtio::block::file::tests::{TEST}");
+        let name = format!("virtio::block::storage::file::tests::{TEST}");
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args([&name, "--exact"]).env("DEVISOR_FSIZE_CHILD", "1");
         let output = child.output().unwrap();
@@ -139,7 +139,7 @@ fn zeros_are_zeros_and_nothing_else_is() {
 fn zeros_that_are_written_are_as_many_as_were_asked_for() {
     let file = Temporary::new(&pattern(1 << 18));
     let storage = FileStorage::open(&file).unwrap();
-    storage::write_zeros(&storage, 1000, 150_000).unwrap();
+    write_zeros(&storage, 1000, 150_000).unwrap();
     let mut expected = pattern(1 << 18);
     expected[1000..151_000].fill(0);
     assert_eq!(file.contents(), expected);

@@ -192,7 +192,7 @@ impl Ring {
                 let modes: &[i32] = if may_unmap { &[PUNCH, ZERO] } else { &[ZERO] };
                 request.step = Step::Whole { modes };
             }
-            Operation::SecureErase { .. } => return self.end(index, Err(io::ErrorKind::Unsupported.into())),
+            _ => return self.end(index, Err(io::ErrorKind::Unsupported.into())),
         }
         self.push_step(index);
     }

@@ -1,0 +1,94 @@
+//! A ring, as many reads or writes in it as its depth, and nothing else.
+
+use std::{fs::File, os::fd::AsRawFd};
+
+use io_uring::{IoUring, opcode, squeue, types};
+
+use super::{Side, Work};
+
+pub struct Bare {
+    work: Work,
+    ring: IoUring,
+    memory: Memory,
+    offsets: Box<dyn FnMut() -> u64 + Send>,
+    _file: File,
+}
+
+/// Memory at a page.
+pub struct Memory(pub *mut u8, usize);
+
+// SAFETY: memory, which whoever has this may use.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    pub fn new(len: usize) -> Self {
+        let layout = std::alloc::Layout::from_size_align(len, 4096).expect("a layout");
+        // SAFETY: not of size zero.
+        let base = unsafe { std::alloc::alloc_zeroed(layout) };
+        assert!(!base.is_null());
+        Self(base, len)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let layout = std::alloc::Layout::from_size_align(self.1, 4096).expect("a layout");
+        // SAFETY: allocated so.
+        unsafe { std::alloc::dealloc(self.0, layout) };
+    }
+}
+
+impl Bare {
+    pub fn new(work: Work, file: File, seed: u64) -> Self {
+        let ring = IoUring::new(256).expect("io_uring");
+        ring.submitter()
+            .register_files(&[file.as_raw_fd()])
+            .expect("registered");
+        Self {
+            work,
+            ring,
+            memory: Memory::new(usize::from(work.depth) * work.len as usize),
+            offsets: Box::new(work.offsets(seed)),
+            _file: file,
+        }
+    }
+
+    fn entry(&mut self, slot: u64) -> squeue::Entry {
+        let (len, offset) = (self.work.len, (self.offsets)());
+        // SAFETY: within the memory.
+        let buffer = unsafe { self.memory.0.add(slot as usize * len as usize) };
+        let file = types::Fixed(0);
+        let entry = match self.work.writes {
+            true => opcode::Write::new(file, buffer, len).offset(offset).build(),
+            false => opcode::Read::new(file, buffer, len).offset(offset).build(),
+        };
+        entry.user_data(slot)
+    }
+
+    fn push(&mut self, slot: u64) {
+        let entry = self.entry(slot);
+        // SAFETY: the buffer is there until its request has ended.
+        unsafe { self.ring.submission().push(&entry) }.expect("room");
+    }
+}
+
+impl Side for Bare {
+    fn run(&mut self, requests: u32) {
+        let first = requests.min(self.work.depth.into());
+        (0..first).for_each(|slot| self.push(slot.into()));
+        let (mut asked, mut done) = (first, 0);
+        let mut ended = Vec::new();
+        while done < requests {
+            self.ring.submit_and_wait(1).expect("submitted");
+            ended.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+            for (slot, result) in ended.drain(..) {
+                assert_eq!(result, self.work.len as i32);
+                done += 1;
+                if asked < requests {
+                    asked += 1;
+                    self.push(slot);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! A disk over a storage whose requests end late, in any order, short, with errors, canceled: whatever a guest writes to its ring and
+//! its requests, each request that was made available comes back once, a device at rest changes no memory, and one that was saved goes
+//! on elsewhere.
+#![no_main]
+
+use std::{io, sync::Arc};
+
+use arbitrary::Arbitrary;
+use devisor::{
+    bus::BusDevice,
+    interrupt::NoInterrupt,
+    virtio::{
+        VirtioMmio, VirtioTransport,
+        block::{Block, BlockOptions, RangeLimits},
+        transport::mmio::Line,
+    },
+};
+use devisor_fuzz::virtio::{LAYOUT, contents, empty_ring, memory};
+use late::Late;
+use libfuzzer_sys::fuzz_target;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+#[path = "../../../tests/block/late.rs"]
+#[allow(dead_code)]
+mod late;
+
+mod support {
+    pub fn pattern(len: usize) -> Vec<u8> {
+        (0..len).map(|index| (index % 251) as u8 + 1).collect()
+    }
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    /// A request, if its descriptors are the driver's.
+    Ask {
+        slot: bool,
+        kind: u8,
+        sector: u8,
+        len: u16,
+        read: bool,
+    },
+    /// Whatever is in memory is something else.
+    Memory { address: u16, value: u64 },
+    Kick,
+    Run,
+    End(u8),
+    EndShort { which: u8, len: u16 },
+    EndBadly { which: u8, moved: Option<u64> },
+    EndCanceled(u8),
+    /// The storage says that something has ended which has not.
+    Nobodys { tag: u8, beside: u8 },
+    Obey(bool),
+    Pause,
+    Resume,
+    Reset,
+    StopQueue,
+    Move,
+    WriteThrough(bool),
+}
+
+struct Machine {
+    memory: Arc<GuestMemoryMmap>,
+    late: Late,
+    device: VirtioMmio<Block>,
+    /// Where the driver is in both rings.
+    avail: u16,
+    used: u16,
+    /// Chains that the device has, by their slot.
+    out: [bool; 2],
+    /// The ring is no longer what a driver makes of it.
+    hostile: bool,
+    paused: bool,
+}
+
+fn device(late: &Late, memory: &Arc<GuestMemoryMmap>) -> VirtioMmio<Block> {
+    let options = BlockOptions {
+        queue_size: 8,
+        discard: Some(RangeLimits {
+            max_sectors: 8,
+            max_segments: 4,
+        }),
+        ..BlockOptions::default()
+    };
+    let block = Block::with_async(late.clone(), options).unwrap();
+    let device = VirtioMmio::new(block, Arc::clone(memory), Line::Edge(Arc::new(NoInterrupt))).unwrap();
+    device.with_doorbell(|_| Ok(()))
+}
+
+impl Machine {
+    fn new() -> Self {
+        let (memory, late) = (memory(), Late::new(16));
+        let machine = Self {
+            device: device(&late, &memory),
+            memory,
+            late,
+            avail: 0,
+            used: 0,
+            out: [false; 2],
+            hostile: false,
+            paused: false,
+        };
+        machine.up();
+        machine
+    }
+
+    fn write(&self, register: u64, value: u32) {
+        self.device.write(register, &value.to_le_bytes());
+    }
+
+    fn read(&self, register: u64) -> u32 {
+        let mut data = [0; 4];
+        self.device.read(register, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn up(&self) {
+        for status in [0, 1, 3] {
+            self.write(0x70, status);
+        }
+        for sel in 0..2 {
+            self.write(0x14, sel);
+            let offered = self.read(0x10);
+            self.write(0x24, sel);
+            // Without EVENT_IDX.
+            self.write(0x20, offered & if sel == 0 { !(1 << 29) } else { 1 });
+        }
+        self.write(0x70, 11);
+        self.write(0x30, 0);
+        self.write(0x38, LAYOUT.size.into());
+        self.write(0x80, LAYOUT.descriptor_area as u32);
+        self.write(0x90, LAYOUT.driver_area as u32);
+        self.write(0xa0, LAYOUT.device_area as u32);
+        self.write(0x44, 1);
+        self.write(0x70, 15);
+    }
+
+    fn put(&self, address: u64, value: u64) {
+        self.memory.write_obj(value, GuestAddress(address)).unwrap();
+    }
+
+    fn ask(&mut self, slot: usize, kind: u8, sector: u8, len: u16, read: bool) {
+        if self.out[slot] || self.hostile {
+            return;
+        }
+        let base = 0x4000 + 0x2000 * slot as u64;
+        self.put(base, u64::from(kind % 16));
+        self.put(base + 8, u64::from(sector % 20));
+        // Of a discard: its sector, and a count.
+        self.put(base + 0x100, u64::from(sector % 20));
+        self.put(base + 0x108, u64::from(len % 10));
+        let len = u64::from(len % 0x1000);
+        let head = 3 * slot as u64;
+        let direction = if read { 2 } else { 0 };
+        for (index, (address, len, flags)) in (head..).zip([(base, 16, 1), (base + 0x100, len, 1 | direction), (base + 16, 1, 2)]) {
+            self.put(LAYOUT.descriptor_area + 16 * index, address);
+            self.put(LAYOUT.descriptor_area + 16 * index + 8, len | flags << 32 | (index + 1) << 48);
+        }
+        let entry = LAYOUT.driver_area + 4 + 2 * u64::from(self.avail % LAYOUT.size);
+        self.memory.write_obj(head as u16, GuestAddress(entry)).unwrap();
+        self.avail = self.avail.wrapping_add(1);
+        self.memory.write_obj(self.avail, GuestAddress(LAYOUT.driver_area + 2)).unwrap();
+        self.out[slot] = true;
+    }
+
+    /// What has come back: each of it was out.
+    fn see(&mut self) {
+        if self.hostile {
+            return;
+        }
+        let idx: u16 = self.memory.read_obj(GuestAddress(LAYOUT.device_area + 2)).unwrap();
+        while self.used != idx {
+            let entry = LAYOUT.device_area + 4 + 8 * u64::from(self.used % LAYOUT.size);
+            let head: u32 = self.memory.read_obj(GuestAddress(entry)).unwrap();
+            let slot = head as usize / 3;
+            assert!(head.is_multiple_of(3) && self.out[slot], "it came back twice, or was never out");
+            self.out[slot] = false;
+            self.used = self.used.wrapping_add(1);
+        }
+    }
+
+    fn which(&self, which: u8) -> Option<usize> {
+        let count = self.late.under_way().len();
+        (count != 0).then(|| usize::from(which) % count)
+    }
+
+    /// Brings it to rest.
+    fn rest(&mut self) {
+        self.device.pause();
+        self.paused = true;
+        while !self.device.is_still() {
+            match self.which(0) {
+                Some(which) => self.late.end(which),
+                None => assert!(!self.device.is_still() || self.late.under_way().is_empty()),
+            }
+            self.device.run();
+        }
+    }
+
+    fn reset(&mut self) {
+        self.late.obey(true);
+        // What was canceled before it obeyed has to end by itself, before a write that waits for it.
+        while let Some(which) = self.which(0) {
+            self.late.end(which);
+        }
+        self.device.run();
+        self.write(0x70, 0);
+        if self.paused {
+            self.device.resume();
+            self.paused = false;
+        }
+        assert_eq!(self.read(0x70), 0);
+        empty_ring(&self.memory);
+        (self.avail, self.used, self.out, self.hostile) = (0, 0, [false; 2], false);
+        self.up();
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Ask { slot, kind, sector, len, read } => self.ask(slot.into(), kind, sector, len, read),
+            Step::Memory { address, value } => {
+                self.put(u64::from(address % 0x7ff8), value);
+                self.hostile |= address % 0x7ff8 < 0x4000;
+            }
+            Step::Kick => self.write(0x50, 0),
+            Step::Run => self.device.run(),
+            Step::End(which) => self.which(which).into_iter().for_each(|which| self.late.end(which)),
+            Step::EndShort { which, len } => {
+                let which = self.which(which);
+                which.into_iter().for_each(|which| self.late.end_short(which, len.into()));
+            }
+            Step::EndBadly { which, moved } => {
+                let result = moved.ok_or_else(|| io::Error::other("rigged"));
+                if let Some(which) = self.which(which) {
+                    self.late.end_as(which, result);
+                }
+            }
+            Step::EndCanceled(which) => {
+                self.which(which).into_iter().for_each(|which| self.late.end_canceled(which));
+            }
+            Step::Nobodys { tag, beside } => {
+                // A tag that is under way is a lie that cannot be told apart: its own then comes for nobody.
+                if let Some(beside) = self.which(beside) {
+                    self.late.end_nobodys(u64::from(tag) + 8, beside);
+                }
+            }
+            Step::Obey(obey) => self.late.obey(obey),
+            Step::Pause => {
+                self.device.pause();
+                self.paused = true;
+            }
+            Step::Resume => {
+                self.device.resume();
+                self.paused = false;
+            }
+            Step::Reset => self.reset(),
+            Step::StopQueue => {
+                self.late.obey(true);
+                self.reset();
+            }
+            Step::Move => {
+                self.rest();
+                let state = self.device.save().expect("it is still");
+                let before = contents(&self.memory);
+                self.late = Late::new(16);
+                let next = device(&self.late, &self.memory);
+                next.restore(&state).expect("its own state");
+                self.device = next;
+                assert!(contents(&self.memory) == before, "a device at rest has changed memory");
+                assert_eq!(self.device.save().expect("it is still"), state);
+                self.device.resume();
+                self.paused = false;
+            }
+            Step::WriteThrough(through) => self.device.write(0x120, &[u8::from(!through)]),
+        }
+    }
+}
+
+fuzz_target!(|steps: Vec<Step>| {
+    let mut machine = Machine::new();
+    for step in &steps {
+        machine.step(step);
+        machine.see();
+    }
+    // In the end everything comes back, unless the ring is broken.
+    machine.device.resume();
+    machine.device.run();
+    while let Some(which) = machine.which(0) {
+        machine.late.end(which);
+        machine.device.run();
+    }
+    machine.device.run();
+    machine.see();
+    assert!(machine.hostile || machine.read(0x70) & 0x40 != 0 || machine.out == [false; 2], "{:?}", machine.out);
+});
