@@ -42,10 +42,10 @@ pub(super) fn send(fd: RawFd, data: &[VolatileSlice<'_>]) -> io::Result<usize> {
 }
 
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
-const NO_SIGNAL: libc::c_int = libc::MSG_NOSIGNAL;
+pub(super) const NO_SIGNAL: libc::c_int = libc::MSG_NOSIGNAL;
 /// Elsewhere it is a property of the socket, which the standard library sets.
 #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
-const NO_SIGNAL: libc::c_int = 0;
+pub(super) const NO_SIGNAL: libc::c_int = 0;
 
 /// One call with all that it takes of `slices`.
 fn with_vectors(

@@ -21,6 +21,8 @@ use disk::{Behind, Disk, UNWRITTEN};
 use registers::{config, feature};
 
 pub use options::{BlockError, BlockOptions, Geometry, RangeLimits, Topology};
+#[cfg(all(unix, feature = "nbd-tls"))]
+pub use storage::NbdTls;
 pub use storage::{
     Abilities, Allowance, AsyncStorage, Buffers, Channel, Ended, Event, Failing, Faulty, Lifetime, Limited, Limits,
     MemoryStorage, Operation, Outcome, Piece, Pool, Pooled, Recorder, Recording, Storage, Synchronous, Tag, Zone,
@@ -28,6 +30,10 @@ pub use storage::{
 };
 #[cfg(unix)]
 pub use storage::{FileError, FileStorage};
+#[cfg(all(unix, feature = "images"))]
+pub use storage::{ImageError, ImageFormat, ImageOptions, ImageStorage, References};
+#[cfg(all(unix, feature = "nbd"))]
+pub use storage::{NbdError, NbdOptions, NbdServer, NbdStatus, NbdStorage, NbdUri};
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 pub use storage::{UringOptions, UringStorage};
 

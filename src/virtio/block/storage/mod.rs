@@ -11,6 +11,8 @@
 //! | `pool` | a storage that answers at once, called on threads of the embedder's |
 //! | `uring` | a file by way of `io_uring` |
 //! | `limited` | what stacks on any: so much in a time |
+//! | `image` | a disk image: qcow2, raw, VMDK |
+//! | `nbd` | an export of an NBD server |
 //! | `faults`, `recorder` | the same for tests: failures on demand; what was asked, and what a crash leaves of it |
 
 mod adapter;
@@ -20,10 +22,14 @@ mod direct;
 mod faults;
 #[cfg(unix)]
 mod file;
+#[cfg(all(unix, feature = "images"))]
+mod image;
 mod lifetime;
 mod limited;
 mod limits;
 mod memory;
+#[cfg(all(unix, feature = "nbd"))]
+mod nbd;
 mod pool;
 mod recorder;
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
@@ -40,10 +46,16 @@ pub use channel::{AsyncStorage, Channel, Ended, Operation, Outcome, Tag};
 pub use faults::{Failing, Faulty};
 #[cfg(unix)]
 pub use file::{FileError, FileStorage};
+#[cfg(all(unix, feature = "images"))]
+pub use image::{ImageError, ImageFormat, ImageOptions, ImageStorage, References};
 pub use lifetime::Lifetime;
 pub use limited::{Allowance, Limited};
 pub use limits::Limits;
 pub use memory::MemoryStorage;
+#[cfg(all(unix, feature = "nbd-tls"))]
+pub use nbd::NbdTls;
+#[cfg(all(unix, feature = "nbd"))]
+pub use nbd::{NbdError, NbdOptions, NbdServer, NbdStatus, NbdStorage, NbdUri};
 pub use pool::{Pool, Pooled};
 pub use recorder::{Event, Recorder, Recording};
 #[cfg(all(target_os = "linux", feature = "io-uring"))]

@@ -1,0 +1,142 @@
+//! A disk on a server, as a driver finds it: on the rings of a device, and served by nobody but its rounds.
+
+use std::time::{Duration, Instant};
+
+use devisor::{
+    time::Clock,
+    virtio::{
+        Wait,
+        block::{Block, BlockOptions, NbdStorage},
+    },
+};
+
+use crate::{
+    channel::{PATIENCE, clock, pattern},
+    machine::{BUSES, Machine},
+    ring::{readable, writable},
+    servers::{Place, connect, nbdkit, qemu_nbd},
+};
+
+const F_MQ: u64 = 1 << 12;
+const F_FLUSH: u64 = 1 << 9;
+
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+}
+
+/// Looks at the queues as an event loop does, until each has used so many.
+fn settle(machine: &mut Machine<Block>, clock: &dyn Clock, used: &[u16]) {
+    let begun = Instant::now();
+    loop {
+        machine.run();
+        if used
+            .iter()
+            .zip(&machine.rings)
+            .all(|(used, ring)| ring.used_idx() == *used)
+        {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "requests do not end");
+        let mut polled = Vec::new();
+        let mut left = Duration::from_millis(50);
+        for wait in machine.all_waits().into_iter().flat_map(|(_, waits)| waits) {
+            match wait {
+                Wait::Readable(fd) => polled.push((fd, libc::POLLIN)),
+                Wait::Writable(fd) => polled.push((fd, libc::POLLOUT)),
+                Wait::Until(time) => left = left.min(time.saturating_sub(clock.now())),
+                _ => {}
+            }
+        }
+        let mut polled: Vec<_> = polled
+            .into_iter()
+            .map(|(fd, events)| libc::pollfd { fd, events, revents: 0 })
+            .collect();
+        // SAFETY: a list of that length.
+        unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as _, left.as_millis() as i32) };
+        let queues: Vec<_> = machine.all_waits().into_iter().map(|(queue, _)| queue).collect();
+        for queue in queues {
+            machine.transport().process(queue);
+        }
+    }
+}
+
+/// Asks for something, with room behind it. Where its status will be; the room is before that.
+fn ask(machine: &mut Machine<Block>, queue: u16, kind: u32, sector: u64, data: &[u8], room: usize) -> u64 {
+    let input = [header(kind, sector), data.to_vec()].concat();
+    let at = machine.place(queue, input.len() + room + 1);
+    machine.fill(at, &input);
+    let output = at + input.len() as u64;
+    machine.fill(output, &vec![0xee; room + 1]);
+    let buffers = [readable(at, input.len() as u32), writable(output, room as u32 + 1)];
+    machine.offer(queue, &buffers);
+    output + room as u64
+}
+
+fn disk(storage: &NbdStorage, queues: u16) -> Block {
+    let options = BlockOptions {
+        queues,
+        ..BlockOptions::default()
+    };
+    Block::with_async(storage.clone(), options).unwrap()
+}
+
+#[test]
+fn a_driver_reads_what_it_has_written_on_several_queues() {
+    let place = Place::new();
+    let socket = place.path("socket");
+    let Some(_server) = nbdkit(&socket, &["memory", "8M"]) else {
+        return;
+    };
+    for bus in BUSES {
+        let clock = clock();
+        let storage = connect(&socket, "").unwrap();
+        let mut machine = Machine::new(bus, disk(&storage, 2), F_MQ | F_FLUSH);
+        let writes = [0, 1].map(|queue| {
+            ask(
+                &mut machine,
+                queue,
+                1,
+                u64::from(queue) * 64,
+                &pattern(queue.into(), 16384),
+                0,
+            )
+        });
+        settle(&mut machine, &*clock, &[1, 1]);
+        let flush = ask(&mut machine, 0, 4, 0, &[], 0);
+        let reads = [1, 0].map(|queue| ask(&mut machine, 1 - queue, 0, u64::from(queue) * 64, &[], 16384));
+        settle(&mut machine, &*clock, &[3, 2]);
+        for status in [writes[0], writes[1], flush, reads[0], reads[1]] {
+            assert_eq!(machine.bytes(status, 1), [0]);
+        }
+        assert!(machine.bytes(reads[0] - 16384, 16384) == pattern(1, 16384));
+        assert!(machine.bytes(reads[1] - 16384, 16384) == pattern(0, 16384));
+        assert_eq!(machine.with_device(|disk| disk.host_failures().count), 0);
+    }
+}
+
+#[test]
+fn a_pause_gives_back_what_the_server_that_is_gone_has_not_answered_and_a_resume_asks_again() {
+    let place = Place::new();
+    let (socket, image) = (place.path("socket"), place.file("raw", 8 << 20));
+    let Some(mut server) = qemu_nbd(&socket, &image, &["-f", "raw"]) else {
+        return;
+    };
+    for bus in BUSES {
+        let clock = clock();
+        let storage = connect(&socket, "").unwrap();
+        let mut machine = Machine::new(bus, disk(&storage, 1), F_FLUSH);
+        server.kill();
+        let write = ask(&mut machine, 0, 1, 8, &pattern(5, 4096), 0);
+        machine.run();
+        machine.transport().pause();
+        assert!(machine.transport().wait_until_still(Some(Duration::from_secs(10))));
+        assert_eq!(machine.bytes(write, 1), [0xee]);
+        server = qemu_nbd(&socket, &image, &["-f", "raw"]).expect("it is installed");
+        machine.transport().resume();
+        settle(&mut machine, &*clock, &[1]);
+        let read = ask(&mut machine, 0, 0, 8, &[], 4096);
+        settle(&mut machine, &*clock, &[2]);
+        assert_eq!((machine.bytes(write, 1), machine.bytes(read, 1)), (vec![0], vec![0]));
+        assert!(machine.bytes(read - 4096, 4096) == pattern(5, 4096));
+    }
+}
