@@ -136,6 +136,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
         recorder: wing.recorder(),
         guest_time: guest,
         more: wing.devices().check(&console),
+        skipped: options.devices.skipped(),
     });
     if verdict {
         println!("PASS");
