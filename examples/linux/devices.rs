@@ -138,7 +138,7 @@ impl Devices {
     }
 
     /// Whether something is awaited that takes the host's time: requests that are with another thread, or what a device has behind it.
-    pub fn await_host(&self) -> bool {
+    pub fn awaits_host(&self) -> bool {
         self.virtio.iter().any(|device| {
             let mut queues = device.waiting().into_iter();
             queues.any(|(queue, under_way)| under_way != 0 || device.waits(queue).iter().any(is_of_host))

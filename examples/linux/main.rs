@@ -193,7 +193,7 @@ fn run_until_off(
 /// the host's time, the guest's passes no faster, or its timers would give up what is on its way.
 fn sleep(wing: &dyn Wing) -> Result<(), Box<dyn Error>> {
     let (now, deadline) = (wing.time(), wing.deadline());
-    let until = match wing.devices().await_host() {
+    let until = match wing.devices().awaits_host() {
         false => deadline.ok_or(Stuck)?,
         true => {
             let since = Instant::now();
