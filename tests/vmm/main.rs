@@ -275,19 +275,6 @@ fn firmware_finds_the_disk_on_the_pci_bus_and_starts_what_is_on_it() {
     }
 }
 
-#[test]
-fn firmware_starts_grub_from_the_disk_and_grub_a_multiboot_kernel() {
-    let disk = match guests::grub_disk("of the menu") {
-        Ok(disk) => disk,
-        Err(why) => return skipped(why),
-    };
-    for (mode, said, ended) in under_firmware(&["--disk", disk.to_str().unwrap()]) {
-        assert!(said.contains(guests::GRUB_SAYS), "{mode}: {said:?}");
-        assert!(said.ends_with("/kernel of the menu"), "{mode}: {said:?}");
-        assert_eq!(ended, Some(status(4)), "{mode}: {said:?}");
-    }
-}
-
 /// What SeaBIOS says at the end of its attempts.
 const NOTHING_TO_BOOT: &str = "No bootable device";
 
