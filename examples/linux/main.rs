@@ -92,6 +92,9 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let disk = PathBuf::from(disk);
     fs::copy(&options.disk, &disk)?;
 
+    for why in options.devices.skipped() {
+        println!("skipped: {why}");
+    }
     let watch = Arc::new(Watch::default());
     let wire = Arc::new(Wire::default());
     let plan = Plan {
