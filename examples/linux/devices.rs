@@ -16,7 +16,7 @@ use devisor::{
     bus::Bus,
     event_loop::EventLoop,
     virtio::{
-        VirtioTransport,
+        VirtioTransport, Wait,
         block::{Block, BlockOptions, FileStorage},
         entropy::{Entropy, OsRandom},
     },
@@ -125,9 +125,27 @@ impl Devices {
         self.more.iter().flat_map(|more| more.check(console)).collect()
     }
 
-    /// Runs the devices that the guest has kicked. Returns whether requests are under way.
-    pub fn run(&self) -> io::Result<bool> {
+    /// Runs the devices that the guest has kicked, or for which the host has something.
+    pub fn run(&self) -> io::Result<()> {
         while self.events.run_once(Duration::ZERO)? {}
-        Ok(self.virtio.iter().any(|device| !device.waiting().is_empty()))
+        Ok(())
     }
+
+    /// The same, once there is something to run, but for no longer than `limit`.
+    pub fn wait(&self, limit: Duration) -> io::Result<()> {
+        self.events.run_once(limit)?;
+        Ok(())
+    }
+
+    /// Whether something is awaited that takes the host's time: requests that are with another thread, or what a device has behind it.
+    pub fn awaits_host(&self) -> bool {
+        self.virtio.iter().any(|device| {
+            let mut queues = device.waiting().into_iter();
+            queues.any(|(queue, under_way)| under_way != 0 || device.waits(queue).iter().any(is_of_host))
+        })
+    }
+}
+
+fn is_of_host(wait: &Wait) -> bool {
+    matches!(wait, Wait::Readable(_) | Wait::Writable(_))
 }

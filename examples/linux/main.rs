@@ -56,13 +56,12 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
-    thread,
     time::{Duration, Instant, SystemTime},
 };
 
 use options::{Arch, Options, USAGE};
 use watch::{Watch, Wire};
-use wing::{Plan, PowerRequest, Wing};
+use wing::{Plan, PowerRequest, Stuck, Wing};
 
 fn main() -> ExitCode {
     let result = match Options::parse(std::env::args().skip(1)) {
@@ -93,6 +92,9 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let disk = PathBuf::from(disk);
     fs::copy(&options.disk, &disk)?;
 
+    for why in options.devices.skipped() {
+        println!("skipped: {why}");
+    }
     let watch = Arc::new(Watch::default());
     let wire = Arc::new(Wire::default());
     let plan = Plan {
@@ -137,6 +139,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
         recorder: wing.recorder(),
         guest_time: guest,
         more: wing.devices().check(&console),
+        skipped: options.devices.skipped(),
     });
     if verdict {
         println!("PASS");
@@ -168,7 +171,7 @@ fn run_until_off(
             }
             None => {}
         }
-        let under_way = devices.run()?;
+        devices.run()?;
         for line in watch.lines(&mut heard) {
             devices.hear(&line)?;
         }
@@ -179,11 +182,8 @@ fn run_until_off(
         wire.make_room(CHARACTERS_AT_A_TIME);
         let sending = wing.uart().send()?;
         wing.let_time_pass();
-        if under_way {
-            // The guest waits for the disk, which is somebody else's time.
-            thread::sleep(Duration::from_micros(50));
-        } else if !sending {
-            wing.skip_idle_time()?;
+        if !sending && wing.sleeps() {
+            sleep(wing)?;
             wing.let_time_pass();
         }
         if started.elapsed() > timeout {
@@ -191,6 +191,26 @@ fn run_until_off(
         }
     }
 }
+
+/// The guest sleeps: its time passes at once until one of its timers is due. But while something of the host's is awaited, which takes
+/// the host's time, the guest's passes no faster, or its timers would give up what is on its way.
+fn sleep(wing: &dyn Wing) -> Result<(), Box<dyn Error>> {
+    let (now, deadline) = (wing.time(), wing.deadline());
+    let until = match wing.devices().awaits_host() {
+        false => deadline.ok_or(Stuck)?,
+        true => {
+            let since = Instant::now();
+            let most = deadline.map_or(PATIENCE, |deadline| deadline.saturating_sub(now).min(PATIENCE));
+            wing.devices().wait(most)?;
+            now + since.elapsed().min(most)
+        }
+    };
+    wing.sleep_until(until);
+    Ok(())
+}
+
+/// How long the host is waited for before the run is looked at again.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// What this process has used of the CPU, all its threads together.
 fn cpu_time() -> Duration {

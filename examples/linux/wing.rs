@@ -38,11 +38,14 @@ pub trait Wing {
     /// Lets the devices see what time it is: expires what is due.
     fn let_time_pass(&self);
 
-    /// If the guest sleeps, lets its time pass at once until the next of its timers.
-    ///
-    /// # Errors
-    /// [`Stuck`] if there is none.
-    fn skip_idle_time(&self) -> Result<(), Stuck>;
+    /// Whether all cores wait, and nothing has come that they wait for.
+    fn sleeps(&self) -> bool;
+
+    /// When the next of the timers is due that could wake them, in the guest's time.
+    fn deadline(&self) -> Option<Duration>;
+
+    /// Lets the guest's time pass at once until `time`, while it sleeps.
+    fn sleep_until(&self, time: Duration);
 
     /// To be called when a device may have written code to RAM: the translating engines cannot see that, and would go on
     /// running what they made of the code that was there before.

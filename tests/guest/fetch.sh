@@ -4,7 +4,7 @@
 #
 #   kernel       an arm64 boot Image, or a bzImage
 #   initrd.cpio  loads the virtio modules and hands over to the disk (initramfs-init)
-#   root.ext4    the root file system that the guest mounts from our disk (root-init)
+#   root.ext4    the root file system that the guest mounts from our disk (root-init), with busybox, socat and xxhsum
 #
 # usage: tests/guest/fetch.sh [arm64|x86_64]...
 #
@@ -71,17 +71,28 @@ name_image() {
     }
 }
 
-download() {
+# What the guest is made of: the kernel, busybox, xxhsum, and socat with the packages that it needs.
+name_packages() {
     name_image
-    apt-get -o APT::Sandbox::User=root download "$image:$arch" "busybox-static:$arch"
+    packages="$image:$arch busybox-static:$arch xxhash:$arch $(
+        apt-cache depends --recurse --no-pre-depends --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
+            --no-enhances "socat:$arch" | grep -v '^[ <]' | LC_ALL=C sort -u
+    )"
+}
+
+download() {
+    name_packages
+    # shellcheck disable=SC2086 # Several words.
+    apt-get -o APT::Sandbox::User=root download $packages
 }
 
 # What a guest is made of: when this is the same, so is the guest.
 recipe() {
-    apt-cache show --no-all-versions "$image:$arch" "busybox-static:$arch" | grep -E '^(Package|Version):'
-    cksum <"$here/fetch.sh"
-    cksum <"$here/initramfs-init"
-    cksum <"$here/root-init"
+    # shellcheck disable=SC2086 # Several words.
+    apt-cache show --no-all-versions $packages | grep -E '^(Package|Version):'
+    for script in fetch.sh initramfs-init root-init lease; do
+        cksum <"$here/$script"
+    done
 }
 
 # guest NAME ARCHITECTURE KERNEL DIRECTORY
@@ -91,10 +102,10 @@ guest() {
         [ "$arch" = "$(dpkg --print-architecture)" ] || dpkg --add-architecture "$arch"
         apt-get update
     fi
-    name_image
+    name_packages
     if recipe | cmp -s - "$directory/recipe" && [ -s "$directory/kernel" ] && [ -s "$directory/initrd.cpio" ] &&
         [ -s "$directory/root.ext4" ]; then
-        echo "fetch.sh: $image and busybox are in $directory already"
+        echo "fetch.sh: $image and its guest are in $directory already"
         return
     fi
     mkdir -p "$directory" "$work/$name"
@@ -114,7 +125,9 @@ guest() {
     for module in virtio_ring virtio virtio_mmio \
         virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk rng-core virtio-rng \
         libcrc32c crc32c_generic crc16 mbcache jbd2 ext4 rtc-pl031 \
-        virtio_balloon virtio_mem libnvdimm dax nd_btt nd_pmem nd_virtio virtio_pmem; do
+        virtio_balloon virtio_mem libnvdimm dax nd_btt nd_pmem nd_virtio virtio_pmem \
+        virtio_console vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport \
+        failover net_failover virtio_net; do
         found=$(find unpacked/lib/modules unpacked/usr/lib/modules -name "$module.ko*" 2>/dev/null | head -n 1)
         case $found in
         '') continue ;;
@@ -133,6 +146,14 @@ guest() {
     install -m 755 "$here/initramfs-init" initrd/init
     install -m 755 "$busybox" root/bin/busybox
     install -m 755 "$here/root-init" root/sbin/init
+    install -m 755 "$here/lease" root/sbin/lease
+    install -m 755 unpacked/usr/bin/socat unpacked/usr/bin/xxhsum root/bin/
+    # With the libraries that its packages bring, and who links them.
+    mkdir root/lib
+    ln -s lib root/lib64
+    cp -P unpacked/lib/*-linux-gnu/*.so.* unpacked/usr/lib/*-linux-gnu/*.so.* root/lib/
+    mkdir root/etc
+    echo 'root::0:0:root:/:/bin/sh' >root/etc/passwd
     for mount in dev proc sys run; do
         mkdir "initrd/$mount" "root/$mount"
     done
@@ -148,7 +169,7 @@ guest() {
     mv kernel initrd.cpio root.ext4 "$directory/"
     mv recipe "$directory/"
     cd "$here"
-    echo "fetch.sh: $image and busybox are in $directory"
+    echo "fetch.sh: $image and its guest are in $directory"
 }
 
 [ $# -ne 0 ] || set -- arm64 x86_64

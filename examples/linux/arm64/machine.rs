@@ -31,16 +31,15 @@ use rsemu::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::{
-    ram::Ram,
-    wing::{PowerRequest, Stuck},
-};
+use crate::{ram::Ram, wing::PowerRequest};
 
 /// One tick of the core is one memory access, and one count of its generic timer.
 pub const TICKS_PER_SECOND: u64 = 62_500_000;
 
 /// How long the core runs before it looks up: 160 microseconds of the guest's time.
 const QUANTUM: u64 = 10_000;
+/// How long it runs before it is asked whether it sleeps: in WFI it takes ticks one by one, and each costs us as much as an instruction.
+const SLICE: u64 = 500;
 
 /// The interrupt inputs of the core. Taken before there is a [`Machine`], for the interrupt controller to drive.
 pub struct InterruptPins(Arc<Lines>);
@@ -146,13 +145,26 @@ impl Machine {
         self.cpu.set_exit_mask(FAULTS);
     }
 
-    /// Runs a little. Devices are called on this thread.
+    /// Runs a little, or until it sleeps. Devices are called on this thread.
     pub fn run(&self) {
+        if self.sleeps() {
+            // Has it see whether one of its timers is due.
+            self.cpu.run_budget(1);
+        }
+        for _ in 0..QUANTUM / SLICE {
+            if self.sleeps() {
+                break;
+            }
+            self.advance(SLICE);
+        }
+    }
+
+    fn advance(&self, ticks: u64) {
         let Some(registers) = self.registers.get() else {
-            self.cpu.run_budget(QUANTUM);
+            self.cpu.run_budget(ticks);
             return;
         };
-        let mut left = QUANTUM;
+        let mut left = ticks;
         while left != 0 {
             let run = self.cpu.run_to_exit_ticks(left);
             left = left.saturating_sub(run.consumed.ticks.max(1));
@@ -207,6 +219,11 @@ impl Machine {
         Some(())
     }
 
+    /// Whether it waits, and nothing has come that it waits for.
+    pub fn sleeps(&self) -> bool {
+        self.cpu.is_waiting() && self.lines.pending() == 0
+    }
+
     /// What the guest has asked its firmware for (PSCI, DEN 0022), if anything.
     pub fn power_request(&self) -> Option<PowerRequest> {
         self.power.get().copied()
@@ -217,31 +234,24 @@ impl Machine {
         ticks_to_time(self.cpu.counter())
     }
 
-    /// If the guest sleeps, lets its time pass at once until the next of its timers, or until `alarm` if that is earlier.
-    ///
-    /// # Errors
-    /// [`Stuck`] if there is neither.
-    pub fn skip_idle_time(&self, alarm: Option<Duration>) -> Result<(), Stuck> {
-        if !self.cpu.is_waiting() || self.lines.pending() != 0 {
-            return Ok(());
-        }
+    /// When the next of its timers is due.
+    pub fn deadline(&self) -> Option<Duration> {
         const ENABLE_AND_MASK: u64 = 0b11; // CNTV_CTL_EL0, CNTP_CTL_EL0: ENABLE, IMASK
         const ENABLED: u64 = 0b01;
-        let now = self.cpu.counter();
         let timers = self.cpu.sysregs();
-        let deadline = [(timers.cntv_ctl, timers.cntv_cval), (timers.cntp_ctl, timers.cntp_cval)]
-            .into_iter()
-            .filter(|(control, _)| control & ENABLE_AND_MASK == ENABLED)
-            .map(|(_, deadline)| deadline)
-            .chain(alarm.map(time_to_ticks))
-            .min()
-            .ok_or(Stuck)?;
+        let timers = [(timers.cntv_ctl, timers.cntv_cval), (timers.cntp_ctl, timers.cntp_cval)].into_iter();
+        let running = timers.filter(|(control, _)| control & ENABLE_AND_MASK == ENABLED);
+        running.map(|(_, deadline)| ticks_to_time(deadline)).min()
+    }
+
+    /// Lets time pass at once until `time`, while it sleeps.
+    pub fn sleep_until(&self, time: Duration) {
         // The counter of a core that is switched off runs on, and takes any number of ticks in one step; a core in WFI
         // takes them one by one.
+        let ticks = time_to_ticks(time).saturating_sub(self.cpu.counter());
         self.lines.set_powered(false);
-        self.cpu.run_budget(deadline.saturating_sub(now));
+        self.cpu.run_budget(ticks);
         self.lines.set_powered(true);
-        Ok(())
     }
 
     /// To be called when a device may have written code to RAM: the translating engines cannot see that, and would go on

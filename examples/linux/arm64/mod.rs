@@ -15,7 +15,7 @@ use crate::{
     options::Options,
     ram::Ram,
     virtio::Transport,
-    wing::{Facts, Plan, PowerRequest, Stuck, Uart, Wing},
+    wing::{Facts, Plan, PowerRequest, Uart, Wing},
 };
 use board::Board;
 use machine::Machine;
@@ -56,8 +56,16 @@ impl Wing for Arm64 {
         self.board.let_time_pass(self.machine.time());
     }
 
-    fn skip_idle_time(&self) -> Result<(), Stuck> {
-        self.machine.skip_idle_time(self.board.alarm())
+    fn sleeps(&self) -> bool {
+        self.machine.sleeps()
+    }
+
+    fn deadline(&self) -> Option<Duration> {
+        self.machine.deadline().into_iter().chain(self.board.alarm()).min()
+    }
+
+    fn sleep_until(&self, time: Duration) {
+        self.machine.sleep_until(time);
     }
 
     fn forget_translations(&self) {

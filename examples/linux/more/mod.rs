@@ -4,21 +4,30 @@
 //! To add one: a file with a function that plugs it in, an entry in [`TABLE`], and a part of root-init.
 
 mod balloon;
+mod console;
 mod memory;
+mod net;
+mod network;
 mod pmem;
+mod vsock;
 
 use std::{
     error::Error,
     fs::File,
     io,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+    time::Duration,
 };
 
 use devisor::{
     bus::Bus,
     event_loop::EventLoop,
-    virtio::{VirtioDevice, VirtioTransport},
+    virtio::{
+        VirtioDevice, VirtioTransport,
+        entropy::{SeededRandom, Source},
+    },
 };
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -50,11 +59,43 @@ pub struct Room {
 /// Plugs a device in. What it is to the board, and to whoever wants to know what came of it.
 pub type Plug = fn(Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<dyn Error>>;
 
-/// The number of each, its names, and what plugs it in.
-const TABLE: [(u8, &str, &str, Plug); 3] = [
-    (2, "virtio-balloon", "virtio2", balloon::plug),
-    (3, "virtio-mem", "virtio3", memory::plug),
-    (4, "virtio-pmem", "virtio4", pmem::plug),
+/// A device: the name under which its line is recorded, what plugs it in, and whether what it needs of the host is here.
+struct Row {
+    name: &'static str,
+    plug: Plug,
+    is_possible: fn() -> Result<(), String>,
+}
+
+const fn row(name: &'static str, plug: Plug) -> Row {
+    let is_possible = || Ok(());
+    Row {
+        name,
+        plug,
+        is_possible,
+    }
+}
+
+const TABLE: [Row; 7] = [
+    row("virtio-balloon", balloon::plug),
+    row("virtio-mem", memory::plug),
+    row("virtio-pmem", pmem::plug),
+    row("virtio-console", console::plug),
+    row("virtio-vsock", vsock::plug),
+    Row {
+        name: "virtio-net on passt",
+        plug: net::plug_passt,
+        is_possible: net::is_passt_here,
+    },
+    Row {
+        name: "virtio-net on TAP",
+        plug: net::plug_tap,
+        is_possible: net::is_tap_here,
+    },
+];
+
+/// What the guest calls its virtio devices, after the two on every board.
+const GUEST_NAMES: [&str; TABLE.len()] = [
+    "virtio2", "virtio3", "virtio4", "virtio5", "virtio6", "virtio7", "virtio8",
 ];
 
 impl DeviceSet {
@@ -63,11 +104,25 @@ impl DeviceSet {
 
     /// Where each that is not on every board is, and what plugs it in.
     pub fn more(self, room: &Room) -> Vec<(Place, Plug)> {
-        let all = TABLE.map(|(number, name, guest_name, plug)| ((room.place)(number, name, guest_name), plug));
-        match self {
-            Self::Few => Vec::new(),
-            Self::All => all.into(),
-        }
+        let rows = match self {
+            Self::Few => &[][..],
+            Self::All => &TABLE,
+        };
+        let possible = rows.iter().filter(|row| (row.is_possible)().is_ok());
+        let places = (2..).zip(GUEST_NAMES).zip(possible);
+        places
+            .map(|((number, guest_name), row)| ((room.place)(number, row.name, guest_name), row.plug))
+            .collect()
+    }
+
+    /// Which are left out, and why.
+    pub fn skipped(self) -> Vec<String> {
+        let rows = match self {
+            Self::Few => &[][..],
+            Self::All => &TABLE,
+        };
+        let why = |row: &Row| Some(format!("{}: {}", row.name, (row.is_possible)().err()?));
+        rows.iter().filter_map(why).collect()
     }
 
     /// Where all virtio devices are, with those that are on every board.
@@ -162,7 +217,65 @@ impl Measured {
     }
 }
 
+/// What the host does at its end of a device, on a thread of its own, while the guest runs.
+struct Task<T>(Mutex<Option<mpsc::Receiver<io::Result<T>>>>);
+
+impl<T> Default for Task<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Send + 'static> Task<T> {
+    fn begin(&self, f: impl FnOnce() -> io::Result<T> + Send + 'static) {
+        let (done, result) = mpsc::channel();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        thread::spawn(move || done.send(f()));
+    }
+
+    /// The guest has come to its end, so this is done, or never will be.
+    fn result(&self) -> Result<T, String> {
+        let result = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let result = result.ok_or("the guest did not come to it")?;
+        let result = result.recv_timeout(Duration::from_secs(5));
+        result
+            .map_err(|_| "the host waits for the guest")?
+            .map_err(|error| error.to_string())
+    }
+}
+
 const MIB: u64 = 1 << 20;
+
+/// Bytes that hang on `seed` alone.
+fn random(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    SeededRandom::new(seed)
+        .fill(&mut bytes)
+        .expect("this source does not fail");
+    bytes
+}
+
+/// What `xxhsum` says of these bytes, of which there are a multiple of 32: XXH64, which is the cheapest that guests have.
+fn xxh64(bytes: &[u8]) -> String {
+    const A: u64 = 0x9e37_79b1_85eb_ca87;
+    const B: u64 = 0xc2b2_ae3d_27d4_eb4f;
+    const C: u64 = 0x1656_67b1_9e37_79f9;
+    const D: u64 = 0x85eb_ca77_c2b2_ae63;
+    let round = |lane: u64, word: u64| lane.wrapping_add(word.wrapping_mul(B)).rotate_left(31).wrapping_mul(A);
+    let mut lanes = [A.wrapping_add(B), B, 0, A.wrapping_neg()];
+    for stripe in bytes.as_chunks::<32>().0 {
+        for (lane, word) in lanes.iter_mut().zip(stripe.as_chunks().0) {
+            *lane = round(*lane, u64::from_le_bytes(*word));
+        }
+    }
+    let rotated = lanes.iter().zip([1, 7, 12, 18]).map(|(lane, by)| lane.rotate_left(by));
+    let sum = rotated.fold(0, u64::wrapping_add);
+    let merge = |hash: u64, lane: &u64| (hash ^ round(0, *lane)).wrapping_mul(A).wrapping_add(D);
+    let mut hash = lanes.iter().fold(sum, merge).wrapping_add(bytes.len() as u64);
+    hash = (hash ^ hash >> 33).wrapping_mul(B);
+    hash = (hash ^ hash >> 29).wrapping_mul(C);
+    format!("{:016x}", hash ^ hash >> 32)
+}
 
 /// The first number of the rest of a line of the guest's: of KiB, in bytes.
 fn kib(console: &str, beginning: &str) -> Result<u64, String> {
@@ -182,4 +295,14 @@ fn resident(memory: &GuestMemoryMmap, Window { base, len }: Window) -> Result<u6
         return Err(io::Error::last_os_error().into());
     }
     Ok(pages.iter().filter(|&&page| page & 1 != 0).count() as u64 * 4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::xxh64;
+
+    #[test]
+    fn checksums_are_those_of_xxhsum() {
+        assert_eq!(xxh64(&vec![0; 16 << 20]), "412f1e415ee2d80b");
+    }
 }

@@ -33,7 +33,7 @@ use super::{
     controller::{Attention, Controller, Inputs},
     vectors::Acknowledged,
 };
-use crate::{ram::Ram, virtio::Window, wing::Stuck};
+use crate::{ram::Ram, virtio::Window};
 
 /// How long a core runs before it looks up: 100 microseconds of the guest's time. Where there are others that it may wait for, and
 /// that wait for their turn meanwhile, it is less.
@@ -218,14 +218,14 @@ impl Machine {
         Duration::from_nanos(self.clock.ticks())
     }
 
-    /// If all cores sleep, lets time pass at once until `deadline`.
-    pub fn skip_idle_time(&self, deadline: Option<Duration>) -> Result<(), Stuck> {
-        if !self.cores.iter().all(Core::sleeps) {
-            return Ok(());
-        }
-        let deadline = ticks(deadline.ok_or(Stuck)?);
-        (0..self.cores.len()).for_each(|core| self.sleep(core, deadline));
-        Ok(())
+    /// Whether all cores do.
+    pub fn sleeps(&self) -> bool {
+        self.cores.iter().all(Core::sleeps)
+    }
+
+    /// Lets time pass at once until `time`, while all cores sleep.
+    pub fn sleep_until(&self, time: Duration) {
+        (0..self.cores.len()).for_each(|core| self.sleep(core, ticks(time)));
     }
 
     /// A core's time passes, and its time-stamp counter counts, without it running.

@@ -29,7 +29,7 @@ use crate::{
     options::{Chips, Options},
     ram::Ram,
     virtio::Transport,
-    wing::{Facts, Plan, PowerRequest, Stuck, Uart, Wing},
+    wing::{Facts, Plan, PowerRequest, Uart, Wing},
 };
 use board::Board;
 use machine::{Cores, Machine};
@@ -70,9 +70,16 @@ impl Wing for X86_64 {
         self.board.let_time_pass(self.machine.time());
     }
 
-    fn skip_idle_time(&self) -> Result<(), Stuck> {
-        // Only now: what was set while the cores ran counts too.
-        self.machine.skip_idle_time(self.board.deadline())
+    fn sleeps(&self) -> bool {
+        self.machine.sleeps()
+    }
+
+    fn deadline(&self) -> Option<Duration> {
+        self.board.deadline()
+    }
+
+    fn sleep_until(&self, time: Duration) {
+        self.machine.sleep_until(time);
     }
 
     fn forget_translations(&self) {
