@@ -317,8 +317,8 @@ mod tests {
         let mut next = numbers();
         let mut cut_up = 0;
         for _ in 0..100_000 {
-            let v6 = next() % 2 == 0;
-            let tagged = if next() % 4 == 0 { 4 } else { 0 };
+            let v6 = next().is_multiple_of(2);
+            let tagged = if next().is_multiple_of(4) { 4 } else { 0 };
             let transport = 14 + tagged + if v6 { 40 } else { 20 };
             let mut frame = vec![0; transport + 20 + next() % 200];
             if tagged != 0 {
@@ -327,7 +327,7 @@ mod tests {
             let ip = 14 + tagged;
             frame[ip - 2..ip].copy_from_slice(if v6 { &[0x86, 0xdd] } else { &[0x08, 0x00] });
             frame[ip] = if v6 { 0x60 } else { 0x45 };
-            let tcp = next() % 2 == 0;
+            let tcp = next().is_multiple_of(2);
             frame[ip + if v6 { 6 } else { 9 }] = if tcp { TCP } else { UDP };
             frame[transport + 12] = 0x50;
             // Something that is wrong, most often.
@@ -338,7 +338,7 @@ mod tests {
             frame.truncate(
                 frame
                     .len()
-                    .saturating_sub(if next() % 4 == 0 { next() % 60 } else { 0 }),
+                    .saturating_sub(if next().is_multiple_of(4) { next() % 60 } else { 0 }),
             );
             let header = Header {
                 flags: bits::NEEDS_CSUM,
