@@ -28,7 +28,7 @@ pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<
     let terminal = terminal.read(true).write(true).custom_flags(libc::O_NOCTTY);
     let terminal = Arc::new(terminal.open(pty.path())?);
     let path = env::temp_dir().join(format!("devisor-linux-{}-echo", process::id()));
-    let socket = SocketPeer::bind(&path)?;
+    let socket = SocketPeer::bind(&path, Arc::new(around.events.clone()))?;
     let other_end = Arc::new(UnixStream::connect(&path)?);
 
     let console = Console::new(ConsoleOptions {
