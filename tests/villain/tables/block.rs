@@ -178,7 +178,7 @@ pub const ROWS: &[Row] = &[
     })),
     Row("B0051", "a read over all descriptors of the ring", plays(Served, |w| longest(w, 0))),
     Row("B0052", "an erasure, with or without its feature", plays(NO, |w| w.ranges(SECURE_ERASE, &[segment(0, 1, 0)]))),
-    Row("B0053", "a cache that is turned off and on", elsewhere("tests/block.rs::the_driver_chooses_the_cache_mode_by_writeback")),
+    Row("B0053", "a cache that is turned off and on", elsewhere("tests/block/stability.rs::the_driver_chooses_the_cache_mode_by_writeback")),
     Row("B0054", "two writes of one sector", plays(Served, |w| {
         w.guest.put(REQUEST, &header(OUT, 0));
         w.watch(0, |ring| (0..2).for_each(|_| _ = ring.request(&[readable(REQUEST, 16), readable(DATA, 512), writable(STATUS, 1)])))
@@ -186,12 +186,12 @@ pub const ROWS: &[Row] = &[
     Row("B0055", "the first sector that there is not", plays(BAD, |w| w.reads(SECTORS, 512))),
     Row("B0056", "a discard of as many segments as may be", differs(NO, YES, |w| w.ranges(DISCARD, &[segment(0, 1, 0); 32]))),
     Row("B0057", "a write to a disk that cannot be written", plays(BAD, |w| w.writes(0, &[1; 512])).on(BlockReadOnly)),
-    Row("B0058", "the topology is read", elsewhere("tests/block.rs::the_configuration_space_is_that_of_the_specification")),
+    Row("B0058", "the topology is read", elsewhere("tests/block/configuration.rs::the_configuration_space_is_that_of_the_specification")),
     Row("B0059", "a discard and zeros of one place", differs(NO, YES, |w| {
         discard(w, 0, 4);
         zeroes(w, 2, 4, 0)
     })),
-    Row("B0060", "queues of several sizes", elsewhere("tests/block.rs::every_queue_of_a_multiqueue_disk_is_served")),
+    Row("B0060", "queues of several sizes", elsewhere("tests/block/transport.rs::every_queue_of_a_multiqueue_disk_is_served")),
     Row("B0061", "an erasure and a discard of one place", plays(NO, |w| {
         discard(w, 0, 4);
         w.ranges(SECURE_ERASE, &[segment(0, 4, 0)])
@@ -335,7 +335,7 @@ pub const ROWS: &[Row] = &[
         assert_eq!(w.get(DEVICE_STATUS), 0);
         Holds
     })),
-    Row("B0143", "a cache mode that is written moves the generation", elsewhere("tests/block.rs::a_driver_that_writes_writeback_reads_another_generation")),
+    Row("B0143", "a cache mode that is written moves the generation", elsewhere("tests/block/transport.rs::a_driver_that_writes_writeback_reads_another_generation")),
     Row("B0144", "the identity is one", plays(YES, |w| {
         let seen = identity(w, 0, 20);
         assert_eq!(w.guest.get(DATA, 7), b"devisor");
@@ -359,7 +359,7 @@ pub const ROWS: &[Row] = &[
     })),
     Row("B0150", "a queue that is stopped and goes on", elsewhere("tests/virtio_mmio/queues.rs::a_queue_that_was_stopped_runs_again_once_it_is_enabled")),
     Row("B0151", "each queue has its vector", elsewhere("tests/virtio_pci/interrupts.rs::each_queue_has_its_vector_and_several_may_share_one")),
-    Row("B0152", "queues of different sizes", elsewhere("tests/block.rs::every_queue_of_a_multiqueue_disk_is_served")),
+    Row("B0152", "queues of different sizes", elsewhere("tests/block/transport.rs::every_queue_of_a_multiqueue_disk_is_served")),
     Row("B0153", "what one queue writes is what the other reads", plays(YES, |w| {
         w.guest.put(DATA, &text(512, 0xc3));
         assert_eq!(w.disk_asks(0, OUT, 4, &[readable(DATA, 512)]), YES);
@@ -399,7 +399,7 @@ pub const ROWS: &[Row] = &[
         w.disk_says(0, &[readable(REQUEST, 16), readable(DATA, 512), writable(DATA + 512, 1), writable(STATUS, 1)])
     })),
     Row("B0168", "a table that names itself", plays(Refused, |w| tabled(w, 0, Itself))),
-    Row("B0169", "a cache that is turned off with a flush under way", elsewhere("tests/block.rs::writeback_takes_zero_and_one_from_who_negotiated_it_until_reset")),
+    Row("B0169", "a cache that is turned off with a flush under way", elsewhere("tests/block/stability.rs::writeback_takes_zero_and_one_from_who_negotiated_it_until_reset")),
     Row("B0170", "zeros are read as zeros", plays(Holds, |w| {
         assert_eq!(w.writes(0, &[9; 512]), YES);
         if zeroes(w, 0, 1, 0) == YES {
@@ -481,13 +481,13 @@ pub const ROWS: &[Row] = &[
         YES
     })),
     Row("B0195", "zeros say that they are done", differs(NO, YES, |w| zeroes(w, 0, 1, 0))),
-    Row("B0196", "the identity ends with zeros", elsewhere("tests/block.rs::get_id_is_twenty_bytes_padded_with_zeros")),
+    Row("B0196", "the identity ends with zeros", elsewhere("tests/block/requests.rs::get_id_is_twenty_bytes_padded_with_zeros")),
     Row("B0197", "a discard says that it is done", differs(NO, YES, |w| discard(w, 0, 8))),
     Row("B0198", "two reads of which both are done", plays(Served, |w| several(w, 0, 2))),
     Row("B0199", "a discard of one sector", differs(NO, YES, |w| discard(w, 9, 1))),
     Row("B0200", "a disk that is plugged in while the machine runs", elsewhere(HOTPLUG)),
     Row("B0201", "a disk that goes and comes again", elsewhere("tests/pci/bars.rs::a_function_that_is_removed_or_dropped_decodes_nothing")),
-    Row("B0202", "a disk that grows", elsewhere("tests/block.rs::a_disk_grows_while_the_guest_runs")),
+    Row("B0202", "a disk that grows", elsewhere("tests/block/transport.rs::a_disk_grows_while_the_guest_runs")),
     Row("B0203", "a state is saved with requests waiting", plays(Holds, |w| {
         w.guest.transport().pause();
         let good = w.good(0);
