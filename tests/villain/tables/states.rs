@@ -287,7 +287,7 @@ pub const ROWS: &[Row] = &[
         assert!((2..64).all(|word| w.device_features(word) == 0));
         Holds
     })),
-    Row("S0055", "event indices that want no interrupt", elsewhere("tests/queue.rs::with_event_idx_the_driver_hears_when_its_index_is_passed")),
+    Row("S0055", "event indices that want no interrupt", elsewhere("tests/queue/shared.rs::with_event_idx_the_driver_hears_when_its_index_is_passed")),
     Row("S0056", "a beginning after a failure", plays(Served, |w| {
         w.guest.set_status(WORKING | FAILED);
         revived(w)
