@@ -12,7 +12,8 @@ use virtio_bindings::{
 pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 /// `VIRTIO_F_EVENT_IDX`: both sides say by index when they want to hear of progress (sections 2.7.7 and 2.7.10).
 pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
-/// `VIRTIO_F_VERSION_1`: no legacy interface. Always offered, and never done without.
+/// `VIRTIO_F_VERSION_1`: no legacy interface. Always offered, and done without only where the
+/// [embedder](super::transport::TransportOptions::without_version_1) lets a driver.
 pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 /// `VIRTIO_F_RING_RESET`: a queue can be reset and set up again by itself (section 2.6.1).
 pub const RING_RESET: u64 = 1 << VIRTIO_F_RING_RESET;

@@ -11,8 +11,9 @@ use devisor::{
         QueueIndex, VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport, features,
         queue::QueueCounters,
         transport::{
-            SavedDevice, SavedTransport,
+            SavedDevice, SavedTransport, TransportOptions,
             mmio::Line,
+            pci::VirtioPciOptions,
             status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK},
         },
     },
@@ -29,6 +30,16 @@ use crate::{
 pub enum Transport {
     Mmio,
     Pci,
+}
+
+impl Transport {
+    /// What it leaves to the embedder, as it is by default.
+    pub fn options(self) -> TransportOptions {
+        match self {
+            Self::Mmio => TransportOptions::default(),
+            Self::Pci => VirtioPciOptions::default().transport,
+        }
+    }
 }
 
 pub const BOTH: [Transport; 2] = [Transport::Mmio, Transport::Pci];
@@ -68,17 +79,26 @@ pub struct Guest<D> {
 impl<D: VirtioDevice + 'static> Guest<D> {
     /// A device that nobody has touched.
     pub fn new(kind: Transport, device: D, memory: &Arc<GuestMemoryMmap>) -> Self {
+        Self::with_options(kind, device, memory, kind.options())
+    }
+
+    /// The same, behind a transport of these options.
+    pub fn with_options(kind: Transport, device: D, memory: &Arc<GuestMemoryMmap>, options: TransportOptions) -> Self {
         let space = Arc::clone(memory);
         let face = match kind {
             Transport::Mmio => {
                 let line = Line::Edge(Arc::new(NoInterrupt));
-                Face::Mmio(VirtioMmio::new(device, space, line).expect("a valid device"))
+                Face::Mmio(VirtioMmio::with_options(device, space, line, &options).expect("a valid device"))
             }
             Transport::Pci => {
                 let address = DeviceFunction::new(3, 0).expect("an address");
                 let vectors = Arc::new(SinkVectors::new(Arc::new(Nowhere)));
                 let slot = Slot::new(address, Box::new(NoInterrupt), vectors);
-                let pci = VirtioPci::new(device, space, slot).expect("a valid device");
+                let options = VirtioPciOptions {
+                    transport: options,
+                    ..VirtioPciOptions::default()
+                };
+                let pci = VirtioPci::with_options(device, space, slot, &options).expect("a valid device");
                 // Placed, decoding, master of the bus.
                 pci.write_config(0x10, &0x4000_0000_u32.to_le_bytes());
                 pci.write_config(0x14, &0_u32.to_le_bytes());

@@ -10,7 +10,7 @@ use devisor::{
     virtio::{
         QueueIndex, VirtioDevice,
         balloon::{Balloon, BalloonOptions},
-        block::{Block, BlockOptions, MemoryStorage},
+        block::{Block, BlockOptions, MemoryStorage, ZoneLimits, ZoneState, ZonedStorage},
         console::{Console, ConsoleOptions, MemoryPeer, Port, Ports, Size},
         entropy::Entropy,
         features,
@@ -19,6 +19,7 @@ use devisor::{
         pmem::{Pmem, PmemOptions, Volatile},
         queue::QueueCounters,
         reclaim::{ReclaimCall, Recorded},
+        transport::TransportOptions,
         vsock::{MemoryHost, SocketKind, Vsock, VsockOptions},
     },
 };
@@ -27,13 +28,16 @@ use crate::{
     both::{ANSWER, Guest, REQUEST, Transport},
     driver::Seen,
     ring::{self, Buffer, readable, writable},
+    worn::Worn,
 };
 
 /// What a driver accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// VERSION_1 alone.
+    /// Nothing, and not VERSION_1 either: before a transport that takes it all the same.
     Bare,
+    /// VERSION_1 alone.
+    Modern,
     /// All that is offered, and that goes with split rings.
     Full,
 }
@@ -60,6 +64,10 @@ pub enum Kind {
     Block,
     /// A disk that cannot be written.
     BlockReadOnly,
+    /// A disk that erases for good, and says how worn it is.
+    BlockWorn,
+    /// A disk of zones, which has a driver that knows of them alone.
+    Zoned,
 }
 
 pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
@@ -82,6 +90,10 @@ pub const REQUESTED: u64 = 16;
 pub const REGION: Range<u64> = 0x1_0000_0000..0x1_0020_0000;
 /// Of the disk.
 pub const SECTORS: u64 = 64;
+/// Zones of the disk that has them, in sectors.
+pub const ZONE: u64 = 16;
+/// VIRTIO_BLK_F_ZONED (virtio 1.3, section 5.2.3).
+pub const ZONED: u64 = 1 << 17;
 /// The host's port that takes connections.
 pub const LISTENER: u32 = 80;
 
@@ -95,6 +107,7 @@ pub struct Host {
     pages: Option<Arc<Recorded>>,
     pub persist: Option<Arc<Volatile>>,
     pub disk: Option<Arc<MemoryStorage>>,
+    zones: Option<Arc<ZonedStorage<MemoryStorage>>>,
     pub hints: Arc<Mutex<Vec<(u32, u64, u64)>>>,
 }
 
@@ -175,7 +188,25 @@ fn device(kind: Kind, host: &mut Host) -> Box<dyn VirtioDevice> {
             Box::new(Pmem::new(Arc::clone(persist), options).expect("a PMEM device"))
         }
         Kind::Entropy => Box::new(Entropy::seeded(7)),
-        Kind::Block | Kind::BlockReadOnly => {
+        Kind::Zoned => {
+            let zones = host.zones.get_or_insert_with(|| {
+                let limits = ZoneLimits {
+                    zone_size: 512 * ZONE,
+                    max_open: 2,
+                    max_active: 3,
+                    max_append: 512 * 8,
+                    write_granularity: 512,
+                };
+                let disk = MemoryStorage::new(512 * SECTORS as usize);
+                Arc::new(ZonedStorage::new(disk, limits).expect("zones"))
+            });
+            let options = BlockOptions {
+                queues: 2,
+                ..BlockOptions::default()
+            };
+            Box::new(Block::new(Arc::clone(zones), options).expect("a disk of zones"))
+        }
+        Kind::Block | Kind::BlockReadOnly | Kind::BlockWorn => {
             let disk = host
                 .disk
                 .get_or_insert_with(|| Arc::new(MemoryStorage::new(512 * SECTORS as usize)));
@@ -184,9 +215,21 @@ fn device(kind: Kind, host: &mut Host) -> Box<dyn VirtioDevice> {
                 queues: 2,
                 ..BlockOptions::default()
             };
-            Box::new(Block::new(Arc::clone(disk), options).expect("a disk"))
+            let disk = Arc::clone(disk);
+            let block = match kind {
+                Kind::BlockWorn => Block::new(Worn(disk), options),
+                _ => Block::new(disk, options),
+            };
+            Box::new(block.expect("a disk"))
         }
     }
+}
+
+/// What a driver needs is not what is there by default, if it does without VERSION_1.
+fn options(way: Way) -> TransportOptions {
+    let mut options = way.transport.options();
+    options.without_version_1 = way.driver == Driver::Bare;
+    options
 }
 
 impl World {
@@ -203,7 +246,7 @@ impl World {
         let device = device(kind, &mut host);
         let memory = ring::memory();
         Self {
-            guest: Guest::new(way.transport, device, &memory),
+            guest: Guest::with_options(way.transport, device, &memory, options(way)),
             way,
             kind,
             host,
@@ -213,8 +256,11 @@ impl World {
 
     /// What its driver accepts.
     pub fn wanted(&self) -> u64 {
+        // Who does not know of zones does not get them.
+        let least = if self.kind == Kind::Zoned { ZONED } else { 0 };
         match self.way.driver {
-            Driver::Bare => features::VERSION_1,
+            Driver::Bare => least,
+            Driver::Modern => least | features::VERSION_1,
             // Rings of the other format have a table of their own.
             Driver::Full => self.guest.offered() & !RING_PACKED,
         }
@@ -246,6 +292,16 @@ impl World {
 
     pub fn is_full(&self) -> bool {
         self.way.driver == Driver::Full
+    }
+
+    /// Whether the embedder lets drivers do without VERSION_1.
+    pub fn is_lenient(&self) -> bool {
+        options(self.way).without_version_1
+    }
+
+    /// These bits of the status, where a driver without VERSION_1 gets so far.
+    pub fn lenient(&self, bits: u32) -> u32 {
+        if self.is_lenient() { bits } else { 0 }
     }
 
     pub fn is_pci(&self) -> bool {
@@ -344,7 +400,9 @@ impl World {
             Kind::Mem => (crate::memory::request(crate::memory::STATE, BASE, 1), vec![10]),
             Kind::Pmem => (vec![0; 4], vec![4]),
             Kind::Entropy => (vec![], vec![16]),
-            Kind::Block | Kind::BlockReadOnly => (crate::block::header(crate::block::IN, 0).to_vec(), vec![512, 1]),
+            Kind::Block | Kind::BlockReadOnly | Kind::BlockWorn | Kind::Zoned => {
+                (crate::block::header(crate::block::IN, 0).to_vec(), vec![512, 1])
+            }
         };
         self.guest.put(REQUEST, &request);
         let mut buffers = Vec::new();
@@ -397,7 +455,7 @@ impl World {
                 let (seen, used) = self.watch_lens(0, |ring| _ = ring.request(&good));
                 assert_eq!((seen, &used[..]), (Seen::Served, &[16][..]));
             }
-            Kind::Block | Kind::BlockReadOnly => {
+            Kind::Block | Kind::BlockReadOnly | Kind::BlockWorn | Kind::Zoned => {
                 let good = self.good(0);
                 assert_eq!(self.offer(0, &good), Seen::Served);
                 assert_eq!(self.guest.get(ANSWER + 512, 1), [0], "a read that succeeds");
@@ -440,13 +498,20 @@ impl World {
         self.host.disk.as_ref().expect("a disk")
     }
 
+    /// State and write pointer, in sectors, of a zone.
+    pub fn zone(&self, index: usize) -> (ZoneState, u64) {
+        let zone = self.host.zones.as_ref().expect("zones").save()[index];
+        (zone.state, zone.write_pointer / 512)
+    }
+
     /// Another device of the same make over the same host, in the state of this one.
     pub fn moved(&mut self) {
         let state = crate::rest::at_rest(self.guest.transport());
-        let mut moved = Guest::new(
+        let mut moved = Guest::with_options(
             self.way.transport,
             device(self.kind, &mut self.host),
             &self.guest.memory,
+            options(self.way),
         );
         moved.transport().restore(&state).expect("it was saved so");
         moved.transport().resume();

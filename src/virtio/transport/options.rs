@@ -28,8 +28,10 @@ pub struct TransportOptions {
     /// stores then, and who [catches](crate::bus::DoorbellStore) kicks by value catches none of them; they exit, and do the same.
     pub notification_data: bool,
     /// A driver that does without [`VERSION_1`](features::VERSION_1) is taken for one that has accepted it: for a driver that accepts
-    /// nothing and knows the interface all the same, as in test suites. Not by default: the specification has the device refuse it
-    /// (section 6.2).
+    /// nothing and knows the interface all the same, as in test suites. The layout of registers, rings and requests is the one of
+    /// VERSION_1 then too, and the device is told that it was accepted. Not by default: "A device MAY fail to operate further if
+    /// VIRTIO_F_VERSION_1 is not accepted" (section 6.2), and ours does not let FEATURES_OK be set. A state of such a driver is restored
+    /// by a transport that has this option too.
     pub without_version_1: bool,
 }
 

@@ -1,5 +1,5 @@
 //! B: the block device (virtio 1.2, section 5.2). A disk of 64 sectors and two queues; a discard may have 32 segments, a write of
-//! zeros one.
+//! zeros one, and an erasure, of the disk that can, 32.
 
 use devisor::virtio::QueueIndex;
 
@@ -14,7 +14,11 @@ use crate::{
     ring::{INDIRECT, WRITE, readable, writable},
     rings::*,
     setup::{STATUS as DEVICE_STATUS, before_the_driver_is_ready, with_layout},
-    world::{Kind::BlockReadOnly, SECTORS, World},
+    world::{
+        Kind::{BlockReadOnly, BlockWorn},
+        SECTORS, World,
+    },
+    worn::WORN,
 };
 
 use super::{HOTPLUG, LATER_TEXT, UNREAD};
@@ -34,6 +38,26 @@ fn discard(w: &mut World, sector: u64, sectors: u32) -> Seen {
 
 fn zeroes(w: &mut World, sector: u64, sectors: u32, flags: u32) -> Seen {
     w.ranges(WRITE_ZEROES, &[segment(sector, sectors, flags)])
+}
+
+/// The fields of how long the disk will live, of a disk that can tell.
+fn lifetime(w: &mut World, room: u32) -> Seen {
+    w.guest.put(DATA, &[0xee; 16]);
+    let seen = w.disk_asks(0, GET_LIFETIME, 0, &[writable(DATA, room)]);
+    if seen == YES {
+        assert_eq!(w.guest.get(DATA, 6), WORN.map(u16::to_le_bytes).concat());
+        assert_eq!(w.guest.get(DATA + 6, room as usize - 6), vec![0; room as usize - 6]);
+    }
+    seen
+}
+
+/// What is erased is gone, and nothing else is.
+fn erased(w: &mut World) -> Seen {
+    assert_eq!(w.writes(0, &[9; 1024]), YES);
+    let seen = w.ranges(SECURE_ERASE, &[segment(0, 1, 0)]);
+    let left = if seen == YES { 0 } else { 9 };
+    assert_eq!(w.disk().contents()[..1024], [[left; 512], [9; 512]].concat());
+    seen
 }
 
 /// A request whose list of segments has so many bytes.
@@ -177,8 +201,8 @@ pub const ROWS: &[Row] = &[
         w.flushes()
     })),
     Row("B0051", "a read over all descriptors of the ring", plays(Served, |w| longest(w, 0))),
-    Row("B0052", "an erasure, with or without its feature", plays(NO, |w| w.ranges(SECURE_ERASE, &[segment(0, 1, 0)]))),
-    Row("B0053", "a cache that is turned off and on", elsewhere("tests/block.rs::the_driver_chooses_the_cache_mode_by_writeback")),
+    Row("B0052", "an erasure, with or without its feature", differs(NO, YES, erased).on(BlockWorn)),
+    Row("B0053", "a cache that is turned off and on", elsewhere("tests/block/stability.rs::the_driver_chooses_the_cache_mode_by_writeback")),
     Row("B0054", "two writes of one sector", plays(Served, |w| {
         w.guest.put(REQUEST, &header(OUT, 0));
         w.watch(0, |ring| (0..2).for_each(|_| _ = ring.request(&[readable(REQUEST, 16), readable(DATA, 512), writable(STATUS, 1)])))
@@ -186,20 +210,20 @@ pub const ROWS: &[Row] = &[
     Row("B0055", "the first sector that there is not", plays(BAD, |w| w.reads(SECTORS, 512))),
     Row("B0056", "a discard of as many segments as may be", differs(NO, YES, |w| w.ranges(DISCARD, &[segment(0, 1, 0); 32]))),
     Row("B0057", "a write to a disk that cannot be written", plays(BAD, |w| w.writes(0, &[1; 512])).on(BlockReadOnly)),
-    Row("B0058", "the topology is read", elsewhere("tests/block.rs::the_configuration_space_is_that_of_the_specification")),
+    Row("B0058", "the topology is read", elsewhere("tests/block/configuration.rs::the_configuration_space_is_that_of_the_specification")),
     Row("B0059", "a discard and zeros of one place", differs(NO, YES, |w| {
         discard(w, 0, 4);
         zeroes(w, 2, 4, 0)
     })),
-    Row("B0060", "queues of several sizes", elsewhere("tests/block.rs::every_queue_of_a_multiqueue_disk_is_served")),
-    Row("B0061", "an erasure and a discard of one place", plays(NO, |w| {
+    Row("B0060", "queues of several sizes", elsewhere("tests/block/transport.rs::every_queue_of_a_multiqueue_disk_is_served")),
+    Row("B0061", "an erasure and a discard of one place", differs(NO, YES, |w| {
         discard(w, 0, 4);
         w.ranges(SECURE_ERASE, &[segment(0, 4, 0)])
-    })),
-    Row("B0062", "how long the disk will live", plays(NO, |w| w.disk_asks(0, GET_LIFETIME, 0, &[writable(DATA, 8)]))),
+    }).on(BlockWorn)),
+    Row("B0062", "how long the disk will live", differs(NO, YES, |w| lifetime(w, 8)).on(BlockWorn)),
     Row("B0063", "a discard of half a segment", differs(NO, BAD, |w| cut(w, DISCARD, 8))),
     Row("B0064", "zeros of half a segment", differs(NO, BAD, |w| cut(w, WRITE_ZEROES, 8))),
-    Row("B0065", "an erasure of half a segment", plays(NO, |w| cut(w, SECURE_ERASE, 8))),
+    Row("B0065", "an erasure of half a segment", differs(NO, BAD, |w| cut(w, SECURE_ERASE, 8)).on(BlockWorn)),
     Row("B0066", "a discard whose end passes 2^64", differs(NO, BAD, |w| discard(w, u64::MAX, 2))),
     Row("B0067", "zeros with all flags", plays(NO, |w| zeroes(w, 0, 1, u32::MAX))),
     Row("B0068", "a discard of nothing", differs(NO, BAD, |w| w.ranges(DISCARD, &[]))),
@@ -208,7 +232,7 @@ pub const ROWS: &[Row] = &[
     Row("B0071", "data of a write that can be written to", plays(YES, |w| w.disk_asks(0, OUT, 0, &[writable(DATA, 512)]))),
     Row("B0072", "a status that cannot be written", plays(Refused, |w| hurt_last(w, 0, Turned))),
     Row("B0073", "data of a read that cannot be written to", plays(YES, |w| w.disk_asks(0, IN, 0, &[readable(DATA, 512)]))),
-    Row("B0074", "an erasure with flags that do not exist", plays(NO, |w| w.ranges(SECURE_ERASE, &[segment(0, 1, 0xff)]))),
+    Row("B0074", "an erasure with flags that do not exist", plays(NO, |w| w.ranges(SECURE_ERASE, &[segment(0, 1, 0xff)])).on(BlockWorn)),
     Row("B0075", "a discard that is only to unmap", plays(NO, |w| w.ranges(DISCARD, &[segment(0, 1, 1)]))),
     Row("B0076", "a kick of a queue that there is not", plays(Holds, |w| {
         w.guest.kick(50);
@@ -233,7 +257,7 @@ pub const ROWS: &[Row] = &[
     })),
     Row("B0088", "a discard behind the disk", differs(NO, BAD, |w| discard(w, SECTORS, 1))),
     Row("B0089", "a type with its highest bit", plays(NO, |w| w.disk_asks(0, 0x8000_0001, 0, &[]))),
-    Row("B0090", "an erasure of many segments", plays(NO, |w| w.ranges(SECURE_ERASE, &[segment(0, 1, 0); 64]))),
+    Row("B0090", "an erasure of many segments", differs(NO, BAD, |w| w.ranges(SECURE_ERASE, &[segment(0, 1, 0); 64])).on(BlockWorn)),
     Row("B0091", "a read of the last sector that can be said", plays(BAD, |w| w.reads(u64::MAX, 512))),
     Row("B0092", "a write with the highest priority", plays(YES, |w| with_priority(w, OUT, u32::MAX))),
     Row("B0093", "room for the identity that cannot be written", plays(BAD, |w| w.disk_asks(0, GET_ID, 0, &[readable(DATA, 20)]))),
@@ -335,7 +359,7 @@ pub const ROWS: &[Row] = &[
         assert_eq!(w.get(DEVICE_STATUS), 0);
         Holds
     })),
-    Row("B0143", "a cache mode that is written moves the generation", elsewhere("tests/block.rs::a_driver_that_writes_writeback_reads_another_generation")),
+    Row("B0143", "a cache mode that is written moves the generation", elsewhere("tests/block/transport.rs::a_driver_that_writes_writeback_reads_another_generation")),
     Row("B0144", "the identity is one", plays(YES, |w| {
         let seen = identity(w, 0, 20);
         assert_eq!(w.guest.get(DATA, 7), b"devisor");
@@ -359,7 +383,7 @@ pub const ROWS: &[Row] = &[
     })),
     Row("B0150", "a queue that is stopped and goes on", elsewhere("tests/virtio_mmio/queues.rs::a_queue_that_was_stopped_runs_again_once_it_is_enabled")),
     Row("B0151", "each queue has its vector", elsewhere("tests/virtio_pci/interrupts.rs::each_queue_has_its_vector_and_several_may_share_one")),
-    Row("B0152", "queues of different sizes", elsewhere("tests/block.rs::every_queue_of_a_multiqueue_disk_is_served")),
+    Row("B0152", "queues of different sizes", elsewhere("tests/block/transport.rs::every_queue_of_a_multiqueue_disk_is_served")),
     Row("B0153", "what one queue writes is what the other reads", plays(YES, |w| {
         w.guest.put(DATA, &text(512, 0xc3));
         assert_eq!(w.disk_asks(0, OUT, 4, &[readable(DATA, 512)]), YES);
@@ -399,7 +423,7 @@ pub const ROWS: &[Row] = &[
         w.disk_says(0, &[readable(REQUEST, 16), readable(DATA, 512), writable(DATA + 512, 1), writable(STATUS, 1)])
     })),
     Row("B0168", "a table that names itself", plays(Refused, |w| tabled(w, 0, Itself))),
-    Row("B0169", "a cache that is turned off with a flush under way", elsewhere("tests/block.rs::writeback_takes_zero_and_one_from_who_negotiated_it_until_reset")),
+    Row("B0169", "a cache that is turned off with a flush under way", elsewhere("tests/block/stability.rs::writeback_takes_zero_and_one_from_who_negotiated_it_until_reset")),
     Row("B0170", "zeros are read as zeros", plays(Holds, |w| {
         assert_eq!(w.writes(0, &[9; 512]), YES);
         if zeroes(w, 0, 1, 0) == YES {
@@ -409,7 +433,7 @@ pub const ROWS: &[Row] = &[
         Holds
     })),
     Row("B0171", "what is written is read", plays(YES, |w| w.is_kept(5, &text(512, 1)))),
-    Row("B0172", "how long the disk will live, field by field", plays(NO, |w| w.disk_asks(0, GET_LIFETIME, 0, &[writable(DATA, 8)]))),
+    Row("B0172", "how long the disk will live, field by field", differs(NO, YES, |w| lifetime(w, 6)).on(BlockWorn)),
     Row("B0173", "what one queue writes is read by the other, byte by byte", plays(YES, |w| {
         w.guest.put(DATA, &text(512, 0x11));
         assert_eq!(w.disk_asks(1, OUT, 6, &[readable(DATA, 512)]), YES);
@@ -481,13 +505,13 @@ pub const ROWS: &[Row] = &[
         YES
     })),
     Row("B0195", "zeros say that they are done", differs(NO, YES, |w| zeroes(w, 0, 1, 0))),
-    Row("B0196", "the identity ends with zeros", elsewhere("tests/block.rs::get_id_is_twenty_bytes_padded_with_zeros")),
+    Row("B0196", "the identity ends with zeros", elsewhere("tests/block/requests.rs::get_id_is_twenty_bytes_padded_with_zeros")),
     Row("B0197", "a discard says that it is done", differs(NO, YES, |w| discard(w, 0, 8))),
     Row("B0198", "two reads of which both are done", plays(Served, |w| several(w, 0, 2))),
     Row("B0199", "a discard of one sector", differs(NO, YES, |w| discard(w, 9, 1))),
     Row("B0200", "a disk that is plugged in while the machine runs", elsewhere(HOTPLUG)),
     Row("B0201", "a disk that goes and comes again", elsewhere("tests/pci/bars.rs::a_function_that_is_removed_or_dropped_decodes_nothing")),
-    Row("B0202", "a disk that grows", elsewhere("tests/block.rs::a_disk_grows_while_the_guest_runs")),
+    Row("B0202", "a disk that grows", elsewhere("tests/block/transport.rs::a_disk_grows_while_the_guest_runs")),
     Row("B0203", "a state is saved with requests waiting", plays(Holds, |w| {
         w.guest.transport().pause();
         let good = w.good(0);

@@ -201,7 +201,7 @@ pub const ROWS: &[Row] = &[
     Row("T0048", "areas outside of memory", plays(NeedsReset, |w| with_layout(w, |layout| layout.descriptor_area = NOWHERE))),
     Row("T0049", "a queue without addresses", plays(Holds, |w| with_layout(w, |layout| (layout.descriptor_area, layout.driver_area, layout.device_area) = (0, 0, 0)))),
     Row("T0050", "nothing is used before the driver is ready", plays(Served, before_the_driver_is_ready)),
-    Row("T0051", "a descriptor that changes while it is in flight", elsewhere("tests/queue.rs::a_chain_that_breaks_when_it_comes_again_costs_itself")),
+    Row("T0051", "a descriptor that changes while it is in flight", elsewhere("tests/queue/alone.rs::a_chain_that_breaks_when_it_comes_again_costs_itself")),
     Row("T0052", "buffers and descriptors that the driver takes back at once", plays(Served, |w| {
         let seen = several(w, 0, 1);
         (0..3).for_each(|index| w.guest.ring(0).descriptor(index, 0, 0, 0, 0));
@@ -263,7 +263,7 @@ pub const ROWS: &[Row] = &[
             ring.offer(head);
         })
     })),
-    Row("T0077", "lengths that come to more than 4 GiB", elsewhere("tests/queue.rs::lengths_that_overflow_cost_their_chain")),
+    Row("T0077", "lengths that come to more than 4 GiB", elsewhere("tests/queue/alone.rs::lengths_that_overflow_cost_their_chain")),
     Row("T0078", "the used length is not more than the room", plays(Holds, |w| {
         assert!(used(w).1 <= 513);
         Holds
@@ -273,7 +273,7 @@ pub const ROWS: &[Row] = &[
         assert!(!w.guest.negotiate(w.wanted() | 1 << 33));
         Holds
     })),
-    Row("T0080", "event indices that pass the end of their numbers", elsewhere("tests/queue.rs::event_index_arithmetic_wraps")),
+    Row("T0080", "event indices that pass the end of their numbers", elsewhere("tests/queue/alone.rs::event_index_arithmetic_wraps")),
     Row("T0081", "kicks of two queues", plays(Served, |w| {
         let good = w.good(0);
         w.guest.ring(1).request(&good);
@@ -300,7 +300,7 @@ pub const ROWS: &[Row] = &[
         assert_eq!(used(w).1, 513);
         Holds
     })),
-    Row("T0088", "an event index that is just reached", elsewhere("tests/queue.rs::with_event_idx_the_driver_hears_when_its_index_is_passed")),
+    Row("T0088", "an event index that is just reached", elsewhere("tests/queue/shared.rs::with_event_idx_the_driver_hears_when_its_index_is_passed")),
     Row("T0089", "an entry of a table that is one and may be written", plays(Refused, |w| tabled(w, 0, Entry(Flags(WRITE | INDIRECT))))),
     Row("T0090", "data across a hole in memory", plays(Refused, |w| data(w, Range(TOP - 16, 64)))),
     Row("T0091", "an interrupt is shown after a request", plays(Holds, |w| {
