@@ -214,7 +214,7 @@ impl<'q> Round<'q> {
     )]
     pub fn next(&mut self) -> Result<Option<Chain<'_, 'q>>, QueueError> {
         // Not asked first which it is: a split ring pays nothing for the other, which is found little later.
-        let found = self.find_near() || self.find_otherwise()?;
+        let found = self.find_near() || self.packed && self.find_packed_near() || self.find()?;
         Ok(found.then_some(Chain(self)))
     }
 
@@ -238,13 +238,8 @@ impl<'q> Round<'q> {
         segments.walk_near(&mut self.outline, view, head, self.indirect)
     }
 
-    #[inline(never)]
-    fn find_otherwise(&mut self) -> Result<bool, QueueError> {
-        Ok(self.packed && self.find_packed_near() || self.find()?)
-    }
-
     /// [`find_near`](Self::find_near) in a packed ring.
-    #[inline(always)]
+    #[inline(never)]
     fn find_packed_near(&mut self) -> bool {
         let Some(Format::Packed(view)) = &self.flat else {
             return false;
@@ -436,17 +431,11 @@ impl<'q> Round<'q> {
     /// Puts the chain into the used ring.
     #[inline]
     pub(super) fn give_back<const PUBLISH: bool>(&mut self, written: u32) -> Result<(), Gone> {
-        match self.give_back_near::<PUBLISH>(written) {
-            Near::Done => Ok(()),
-            near => self.give_back_otherwise::<PUBLISH>(written, near),
-        }
-    }
-
-    #[inline(never)]
-    fn give_back_otherwise<const PUBLISH: bool>(&mut self, written: u32, mut near: Near) -> Result<(), Gone> {
-        if self.packed {
-            near = self.give_back_packed_near::<PUBLISH>(written);
-        }
+        // As in `next`.
+        let near = match self.give_back_near::<PUBLISH>(written) {
+            Near::Far if self.packed => self.give_back_packed_near::<PUBLISH>(written),
+            near => near,
+        };
         match near {
             Near::Done => Ok(()),
             near => self.give_back_far(written, PUBLISH, near),
@@ -470,7 +459,7 @@ impl<'q> Round<'q> {
     }
 
     /// [`give_back_near`](Self::give_back_near) in a packed ring.
-    #[inline(always)]
+    #[inline(never)]
     fn give_back_packed_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
         let Some(Format::Packed(Ring { used, view, .. })) = &mut self.ring else {
             return Near::Far;
