@@ -259,6 +259,7 @@ fn a_disk_is_written_flushed_and_read_back_however_it_was_negotiated_and_wired()
                     requests,
                     bytes,
                     malformed,
+                    malformed_by: _,
                     wanted,
                     suppressed,
                     delivered,

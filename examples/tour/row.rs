@@ -219,6 +219,7 @@ fn check(row: &Row, queues: &QueueCounters, refused: u64, once_a_round: bool) ->
         requests,
         bytes,
         malformed,
+        malformed_by: _,
         wanted,
         suppressed,
         delivered,

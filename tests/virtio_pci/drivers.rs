@@ -175,6 +175,7 @@ fn a_disk_is_written_flushed_and_read_back_by_messages_and_by_wire() {
                     requests,
                     bytes,
                     malformed,
+                    malformed_by: _,
                     wanted,
                     suppressed,
                     delivered,
