@@ -14,6 +14,7 @@ use devisor::{
     },
     bus::{Bus, BusDevice},
     interrupt::{LevelInterrupt, MsiMessage, NoInterrupt, RequesterId},
+    pci::RootBus,
     platform::{
         pl011::{Pl011, Pl011Config},
         pl031::Pl031,
@@ -199,8 +200,14 @@ impl Board {
 
         let mut bus = Bus::new();
         let slots = match plan.options.transport {
-            Transport::Mmio => Slots::Mmio(Box::new(|place| Ok(Arc::new(line(place.name, mmio_spi(place))?) as _))),
-            Transport::Pci | Transport::PciIntx => pci(&gic, &places(plan.options), recorder, &mut bus)?,
+            Transport::Mmio => Slots::Mmio(
+                plan.options.rings,
+                Box::new(|place| Ok(Arc::new(line(place.name, mmio_spi(place))?) as _)),
+            ),
+            Transport::Pci | Transport::PciIntx => Slots::Pci(
+                plan.options.rings,
+                pci(&gic, &places(plan.options), recorder, &mut bus)?,
+            ),
         };
         let devices = Devices::new(plan, &VIRTIO, &ROOM, &slots, &mut bus, ram)?;
 
@@ -241,7 +248,7 @@ impl Board {
 }
 
 /// Puts a PCI bus with a frame for its messages on `bus`.
-fn pci(gic: &GicV2, places: &[Place], recorder: &Recorder, bus: &mut Bus) -> Result<Slots<'static>, Box<dyn Error>> {
+fn pci(gic: &GicV2, places: &[Place], recorder: &Recorder, bus: &mut Bus) -> Result<RootBus, Box<dyn Error>> {
     let (first, count) = MESSAGES;
     let frame = Arc::new(GicV2mFrame::new(gic, GIC_MESSAGES.base, first, count)?);
     bus.insert(GIC_MESSAGES.base, GIC_MESSAGES.len, Arc::clone(&frame) as _)?;
@@ -255,5 +262,5 @@ fn pci(gic: &GicV2, places: &[Place], recorder: &Recorder, bus: &mut Bus) -> Res
     bus.insert(PCI_CONFIG.base, PCI_CONFIG.len, Arc::new(root.ecam()))?;
     let window = root.memory_window(PCI_MEMORY.base);
     bus.insert(PCI_MEMORY.base, PCI_MEMORY.len, Arc::new(window))?;
-    Ok(Slots::Pci(root))
+    Ok(root)
 }
