@@ -2,7 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{completion::Completion, more::DeviceSet, virtio::Transport};
+use crate::{
+    completion::Completion,
+    more::DeviceSet,
+    virtio::{Rings, Transport},
+};
 
 pub const USAGE: &str = "\
 usage: cargo run --release --example linux -- [OPTION VALUE]...
@@ -12,6 +16,7 @@ usage: cargo run --release --example linux -- [OPTION VALUE]...
   --disk FILE        an ext4 image; the guest gets a copy, FILE.run   [root.ext4 beside it]
   --transport NAME   mmio; pci, with messages; or pci-intx, with wires
                                                  [arm64: mmio; x86_64: pci, with the chips pic: pci-intx]
+  --rings NAME       what the guest is offered: split; packed too; or packed-plain, without event indices [split]
   --completion NAME  when the disk completes its requests: in their round; late; shuffled; or
                      by another thread: round, late, shuffled, thread [round]
   --devices NAME     few: the disk and the entropy device; or all that there are, for arm64 with mmio or pci [few]
@@ -57,6 +62,7 @@ pub struct Options {
     pub initrd: PathBuf,
     pub disk: PathBuf,
     pub transport: Transport,
+    pub rings: Rings,
     pub completion: Completion,
     pub devices: DeviceSet,
     pub cpus: u32,
@@ -79,7 +85,7 @@ impl Options {
     pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
         let (mut arch, mut chips, mut cpus) = (Arch::Arm64, Chips::Apic, 1);
         let (mut kernel, mut initrd, mut disk, mut vcd) = (None, None, None, None);
-        let (mut transport, mut completion) = (None, Completion::Round);
+        let (mut transport, mut completion, mut rings) = (None, Completion::Round, Rings::Split);
         let (mut engine, mut timeout) = ("jit-host".to_owned(), Duration::from_secs(600));
         let (mut devices, mut measure) = (DeviceSet::Few, false);
         let (mut gic, mut of_arm, mut of_x86) = (Gic::V2, None, None);
@@ -94,6 +100,7 @@ impl Options {
                 "--initrd" => initrd = Some(value.into()),
                 "--disk" => disk = Some(value.into()),
                 "--transport" => transport = Some(named(&Transport::NAMES, &value)?),
+                "--rings" => rings = named(&Rings::NAMES, &value)?,
                 "--completion" => completion = named(&Completion::NAMES, &value)?,
                 "--devices" => devices = named(&DeviceSet::NAMES, &value)?,
                 "--cpus" => cpus = value.parse().ok().filter(|cpus| (1..=4).contains(cpus)).ok_or(USAGE)?,
@@ -151,6 +158,7 @@ impl Options {
             initrd: initrd.unwrap_or_else(|| build.join("initrd.cpio")),
             disk: disk.unwrap_or_else(|| build.join("root.ext4")),
             transport,
+            rings,
             completion,
             devices,
             cpus,

@@ -8,7 +8,10 @@ use devisor::{
     event_loop::EventLoop,
     interrupt::{LevelInterrupt, MsiSink, RequesterId, SinkVectors},
     pci::{DeviceFunction, HostBridge, Pin, RootBus},
-    virtio::{VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport, transport::mmio::Line},
+    virtio::{
+        VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport,
+        transport::{TransportOptions, mmio::Line, pci::VirtioPciOptions},
+    },
 };
 use vm_memory::GuestMemoryMmap;
 
@@ -41,6 +44,32 @@ impl Transport {
     /// Whether there is a PCI bus.
     pub fn is_pci(self) -> bool {
         self != Self::Mmio
+    }
+}
+
+/// What the driver is offered for its rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rings {
+    Split,
+    /// Packed ones too, with and without event indices: Linux takes them.
+    Packed,
+    PackedPlain,
+}
+
+impl Rings {
+    pub const NAMES: [(&str, Self); 3] = [
+        ("split", Self::Split),
+        ("packed", Self::Packed),
+        ("packed-plain", Self::PackedPlain),
+    ];
+
+    fn options(self) -> TransportOptions {
+        TransportOptions {
+            packed: self != Self::Split,
+            event_idx: self != Self::PackedPlain,
+            notification_data: true,
+            ..TransportOptions::default()
+        }
     }
 }
 
@@ -89,8 +118,8 @@ pub type LineOf<'a> = Box<dyn Fn(&Place) -> Result<Arc<dyn LevelInterrupt>, Box<
 /// Where the devices are plugged in.
 pub enum Slots<'a> {
     /// On the bus of all the others, each with the line that this makes for it.
-    Mmio(LineOf<'a>),
-    Pci(RootBus),
+    Mmio(Rings, LineOf<'a>),
+    Pci(Rings, RootBus),
 }
 
 /// A PCI bus with a host bridge. `wires` are INTA to INTD, `messages` takes what functions send.
@@ -130,15 +159,21 @@ impl Slots<'_> {
         let memory = Arc::clone(memory);
         let seat = events.seat();
         let device = match self {
-            Self::Mmio(line_of) => {
-                let device = VirtioMmio::new(device, memory, Line::Level(line_of(place)?))?;
+            Self::Mmio(rings, line_of) => {
+                let line = Line::Level(line_of(place)?);
+                let device = VirtioMmio::with_options(device, memory, line, &rings.options())?;
                 let device = Arc::new(device.with_doorbell(seat.clone()));
                 bus.insert(place.mmio.base, place.mmio.len, Arc::clone(&device) as _)?;
                 Plugged::Mmio(device)
             }
-            Self::Pci(root) => {
+            Self::Pci(rings, root) => {
                 let slot = root.slot(place.address())?;
-                let device = Arc::new(VirtioPci::new(device, memory, slot)?.with_doorbell(seat.clone()));
+                let options = VirtioPciOptions {
+                    transport: rings.options(),
+                    ..VirtioPciOptions::default()
+                };
+                let device = VirtioPci::with_options(device, memory, slot, &options)?;
+                let device = Arc::new(device.with_doorbell(seat.clone()));
                 root.insert(Arc::clone(&device) as _)?;
                 Plugged::Pci(device)
             }

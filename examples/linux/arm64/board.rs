@@ -10,6 +10,7 @@ use devisor::{
     },
     bus::{Bus, BusDevice},
     interrupt::{LevelInterrupt, NoInterrupt},
+    pci::RootBus,
     platform::{
         pl011::{Pl011, Pl011Config},
         pl031::Pl031,
@@ -186,8 +187,14 @@ impl Board {
 
         let mut bus = Bus::new();
         let slots = match plan.options.transport {
-            Transport::Mmio => Slots::Mmio(Box::new(|place| Ok(Arc::new(line(place.name, mmio_spi(place))?) as _))),
-            Transport::Pci | Transport::PciIntx => pci(&gic, &places(plan.options), recorder, &mut bus)?,
+            Transport::Mmio => Slots::Mmio(
+                plan.options.rings,
+                Box::new(|place| Ok(Arc::new(line(place.name, mmio_spi(place))?) as _)),
+            ),
+            Transport::Pci | Transport::PciIntx => Slots::Pci(
+                plan.options.rings,
+                pci(&gic, &places(plan.options), recorder, &mut bus)?,
+            ),
         };
         let devices = Devices::new(plan, &VIRTIO, &ROOM, &slots, &mut bus, ram)?;
 
@@ -226,7 +233,7 @@ impl Board {
 }
 
 /// Puts a PCI bus on `bus`, with what takes its messages.
-fn pci(gic: &Gic, places: &[Place], recorder: &Recorder, bus: &mut Bus) -> Result<Slots<'static>, Box<dyn Error>> {
+fn pci(gic: &Gic, places: &[Place], recorder: &Recorder, bus: &mut Bus) -> Result<RootBus, Box<dyn Error>> {
     let messages = gic.messages(bus)?;
     let mut wires = [(); 4].map(|()| Arc::new(NoInterrupt) as Arc<dyn LevelInterrupt>);
     for (wire, spi) in wires.iter_mut().zip(PCI_WIRES) {
@@ -237,5 +244,5 @@ fn pci(gic: &Gic, places: &[Place], recorder: &Recorder, bus: &mut Bus) -> Resul
     bus.insert(PCI_CONFIG.base, PCI_CONFIG.len, Arc::new(root.ecam()))?;
     let window = root.memory_window(PCI_MEMORY.base);
     bus.insert(PCI_MEMORY.base, PCI_MEMORY.len, Arc::new(window))?;
-    Ok(Slots::Pci(root))
+    Ok(root)
 }

@@ -17,7 +17,7 @@ pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<
     let (memory, ram) = (Arc::clone(around.memory), around.room.ram);
     let reclaim = Madvise::new(Arc::clone(&memory)).within(ram.base..ram.base + ram.len);
     // Where free pages are reported they go back by themselves, and the balloon has less to give. So one transport has it without.
-    let reporting = matches!(around.slots, Slots::Pci(_));
+    let reporting = matches!(around.slots, Slots::Pci(..));
     let options = BalloonOptions {
         page_reporting: reporting,
         ..BalloonOptions::default()

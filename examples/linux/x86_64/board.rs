@@ -317,10 +317,13 @@ impl Board {
         let slots = match options.transport {
             Transport::Mmio => {
                 ports.insert(PCI_PORTS, reset_control::PORTS, reset)?;
-                Slots::Mmio(Box::new(|place| {
-                    let line = pc.gsi_level_line(mmio_gsi(place, options.chips))?;
-                    Ok(Arc::new(recorder.wrap_level(place.name, line)))
-                }))
+                Slots::Mmio(
+                    options.rings,
+                    Box::new(|place| {
+                        let line = pc.gsi_level_line(mmio_gsi(place, options.chips))?;
+                        Ok(Arc::new(recorder.wrap_level(place.name, line)))
+                    }),
+                )
             }
             Transport::Pci | Transport::PciIntx => {
                 let messages = NotedMessages {
@@ -336,7 +339,7 @@ impl Board {
                 let window = root.memory_window(PCI_MEMORY.base);
                 in_memory.insert(PCI_MEMORY.base, PCI_MEMORY.len, Arc::new(window))?;
                 ports.insert(PCI_PORTS, 8, Arc::new(root.config_ports().beside(reset)))?;
-                Slots::Pci(root)
+                Slots::Pci(options.rings, root)
             }
         };
         let devices = Devices::new(plan, &VIRTIO, &ROOM, &slots, &mut in_memory, ram)?;
