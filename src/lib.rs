@@ -27,9 +27,10 @@
 //! | `kvm` | `backends::kvm` | irqfd with or without resample, `KVM_IRQ_LINE`, GSI routes, `KVM_SIGNAL_MSI` |
 //! | `hvf` | `backends::hvf` | Hypervisor.framework's calls, as a trait; with a mock and without bindings |
 //!
-//! Two more features are no backends: `fdt` and `acpi` render a device tree and ACPI tables from [`description`]s of parts.
+//! More features are no backends: `fdt` and `acpi` render a device tree and ACPI tables from [`description`]s of parts; `event-loop` is
+//! above. What a disk may be besides files and memory (`io-uring`, `nbd`, `nbd-tls`, `images`) is not on by default.
 //!
-//! All are on by default, to try; a VMM names its own: `default-features = false, features = ["kvm"]`. Without a feature
+//! All others are, to try; a VMM names its own: `default-features = false, features = ["kvm"]`. Without a feature
 //! nothing of a hypervisor is in the dependency tree, and only `kvm` brings it.
 //!
 //! # Example
