@@ -105,7 +105,8 @@ impl PackedUsed {
 
     #[inline(always)]
     fn shown(&mut self, event: u32) -> (u64, bool) {
-        let used = self.total.wrapping_sub(self.published);
+        // More than a lap at once is of a driver that has not waited to see them used.
+        let used = self.total.wrapping_sub(self.published).min(self.size.into());
         self.published = self.total;
         let wanted = wants(event, self.event_idx, used, self.next, self.size.into());
         (std::mem::take(&mut self.chains), wanted)
