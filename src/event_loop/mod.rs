@@ -6,7 +6,7 @@
 //! - A virtio device takes a [`Seat`] as its doorbell. Each queue that was kicked, or whose wait is over, is served for one bounded
 //!   round by one of the threads, and goes to the end of the line if there is more: no queue waits for another to be drained.
 //! - A descriptor that the embedder watches (an ioeventfd, a socket) calls back: [`EventLoop::watch`].
-//! - Time is a [`Clock`], and deadlines are [`Alarm`]s: [`EventLoop::alarm`].
+//! - Time is a [`Clock`], and deadlines are [`Alarm`](crate::time::Alarm)s: [`EventLoop::alarm`].
 //!
 //! As many threads as call [`run`](EventLoop::run) do the work; one of them waits at the poller when there is none. A callback or a
 //! device that panics takes its own thread with it, and nothing else: the others go on, and so does the queue with its next kick.

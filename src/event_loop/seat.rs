@@ -5,7 +5,7 @@ use std::{fmt, io, sync::Arc};
 use super::{shared::Shared, state::Target};
 use crate::virtio::{QueueIndex, VirtioTransport, Wait, transport::Doorbell};
 
-/// A virtio device's place at an [`EventLoop`]: its doorbell. Clones are the same place.
+/// A virtio device's place at an [`EventLoop`](super::EventLoop): its doorbell. Clones are the same place.
 #[derive(Clone)]
 pub struct Seat(Arc<Occupied>);
 

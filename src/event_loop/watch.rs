@@ -7,7 +7,7 @@ use crate::time::Alarm;
 #[cfg(unix)]
 use crate::virtio::Descriptor;
 
-/// Ends a [watch](EventLoop::watch) when it is dropped. A call that is under way ends by itself.
+/// Ends a [watch](super::EventLoop::watch) when it is dropped. A call that is under way ends by itself.
 #[cfg(unix)]
 #[must_use = "a watch that is dropped has ended"]
 pub struct Watch {
@@ -40,7 +40,7 @@ impl fmt::Debug for Watch {
     }
 }
 
-/// An [`Alarm`] of an [`EventLoop`].
+/// An [`Alarm`] of an [`EventLoop`](super::EventLoop).
 pub struct LoopAlarm {
     pub(super) shared: Arc<Shared>,
     pub(super) id: usize,

@@ -20,10 +20,10 @@ use crate::{
     },
 };
 
-/// [`Port::receive`].
+/// [`Port::receive`](crate::virtio::net::Port::receive).
 pub(super) type Receive<'a> = dyn FnMut(&[VolatileSlice<'_>], &mut [u8]) -> io::Result<Progress<Received>> + 'a;
 
-/// The room that a receive queue has, for a [`Port`].
+/// The room that a receive queue has, for a [`Port`](crate::virtio::net::Port).
 pub struct Incoming<'a, 'q> {
     pub(super) by: &'a mut Receiver,
     pub(super) round: &'a mut Round<'q>,
@@ -37,7 +37,7 @@ pub struct Incoming<'a, 'q> {
 }
 
 impl Incoming<'_, '_> {
-    /// Receives one frame after the other by `receive`, which is [`Port::receive`], until there is no room, or nothing.
+    /// Receives one frame after the other by `receive`, which is [`Port::receive`](crate::virtio::net::Port::receive), until there is no room, or nothing.
     pub fn each(&mut self, receive: &mut Receive<'_>) {
         self.run(&mut |_, _, _| None, &mut |by, chain| by.take_frame(chain, receive));
     }
