@@ -420,7 +420,9 @@ impl<'q> Round<'q> {
     pub(super) fn take_plain(&mut self) {
         let place = self.hands.taken();
         // Seen by who completes it, and by the next round.
-        self.shared.places[usize::from(self.outline.head)].store(place, Ordering::Release);
+        if let Some(taken) = self.shared.places.get(usize::from(self.outline.head)) {
+            taken.store(place, Ordering::Release);
+        }
         self.available.split.advance();
         self.spend();
     }

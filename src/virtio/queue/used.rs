@@ -514,12 +514,15 @@ impl Shared {
 
     #[inline]
     pub fn is_in_flight(&self, head: u16) -> bool {
-        self.places[usize::from(head)].load(Ordering::SeqCst) != 0
+        let place = self.places.get(usize::from(head));
+        place.is_some_and(|place| place.load(Ordering::SeqCst) != 0)
     }
 
     /// The chain is not in flight any more.
     pub fn forget(&self, head: u16) {
-        self.places[usize::from(head)].store(0, Ordering::Release);
+        if let Some(place) = self.places.get(usize::from(head)) {
+            place.store(0, Ordering::Release);
+        }
     }
 
     /// When a chain was taken that is in flight; zero of others.
