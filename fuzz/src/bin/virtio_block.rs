@@ -41,15 +41,27 @@ enum Step {
         read: bool,
     },
     /// Whatever is in memory is something else.
-    Memory { address: u16, value: u64 },
+    Memory {
+        address: u16,
+        value: u64,
+    },
     Kick,
     Run,
     End(u8),
-    EndShort { which: u8, len: u16 },
-    EndBadly { which: u8, moved: Option<u64> },
+    EndShort {
+        which: u8,
+        len: u16,
+    },
+    EndBadly {
+        which: u8,
+        moved: Option<u64>,
+    },
     EndCanceled(u8),
     /// The storage says that something has ended which has not.
-    Nobodys { tag: u8, beside: u8 },
+    Nobodys {
+        tag: u8,
+        beside: u8,
+    },
     Obey(bool),
     Pause,
     Resume,
@@ -152,14 +164,21 @@ impl Machine {
         let len = u64::from(len % 0x1000);
         let head = 3 * slot as u64;
         let direction = if read { 2 } else { 0 };
-        for (index, (address, len, flags)) in (head..).zip([(base, 16, 1), (base + 0x100, len, 1 | direction), (base + 16, 1, 2)]) {
+        for (index, (address, len, flags)) in
+            (head..).zip([(base, 16, 1), (base + 0x100, len, 1 | direction), (base + 16, 1, 2)])
+        {
             self.put(LAYOUT.descriptor_area + 16 * index, address);
-            self.put(LAYOUT.descriptor_area + 16 * index + 8, len | flags << 32 | (index + 1) << 48);
+            self.put(
+                LAYOUT.descriptor_area + 16 * index + 8,
+                len | flags << 32 | (index + 1) << 48,
+            );
         }
         let entry = LAYOUT.driver_area + 4 + 2 * u64::from(self.avail % LAYOUT.size);
         self.memory.write_obj(head as u16, GuestAddress(entry)).unwrap();
         self.avail = self.avail.wrapping_add(1);
-        self.memory.write_obj(self.avail, GuestAddress(LAYOUT.driver_area + 2)).unwrap();
+        self.memory
+            .write_obj(self.avail, GuestAddress(LAYOUT.driver_area + 2))
+            .unwrap();
         self.out[slot] = true;
     }
 
@@ -173,7 +192,10 @@ impl Machine {
             let entry = LAYOUT.device_area + 4 + 8 * u64::from(self.used % LAYOUT.size);
             let head: u32 = self.memory.read_obj(GuestAddress(entry)).unwrap();
             let slot = head as usize / 3;
-            assert!(head.is_multiple_of(3) && self.out[slot], "it came back twice, or was never out");
+            assert!(
+                head.is_multiple_of(3) && self.out[slot],
+                "it came back twice, or was never out"
+            );
             self.out[slot] = false;
             self.used = self.used.wrapping_add(1);
         }
@@ -217,7 +239,13 @@ impl Machine {
 
     fn step(&mut self, step: &Step) {
         match *step {
-            Step::Ask { slot, kind, sector, len, read } => self.ask(slot.into(), kind, sector, len, read),
+            Step::Ask {
+                slot,
+                kind,
+                sector,
+                len,
+                read,
+            } => self.ask(slot.into(), kind, sector, len, read),
             Step::Memory { address, value } => {
                 self.put(u64::from(address % 0x7ff8), value);
                 self.hostile |= address % 0x7ff8 < 0x4000;
@@ -227,7 +255,9 @@ impl Machine {
             Step::End(which) => self.which(which).into_iter().for_each(|which| self.late.end(which)),
             Step::EndShort { which, len } => {
                 let which = self.which(which);
-                which.into_iter().for_each(|which| self.late.end_short(which, len.into()));
+                which
+                    .into_iter()
+                    .for_each(|which| self.late.end_short(which, len.into()));
             }
             Step::EndBadly { which, moved } => {
                 let result = moved.ok_or_else(|| io::Error::other("rigged"));
@@ -236,7 +266,9 @@ impl Machine {
                 }
             }
             Step::EndCanceled(which) => {
-                self.which(which).into_iter().for_each(|which| self.late.end_canceled(which));
+                self.which(which)
+                    .into_iter()
+                    .for_each(|which| self.late.end_canceled(which));
             }
             Step::Nobodys { tag, beside } => {
                 // A tag that is under way is a lie that cannot be told apart: its own then comes for nobody.
@@ -291,5 +323,9 @@ fuzz_target!(|steps: Vec<Step>| {
     }
     machine.device.run();
     machine.see();
-    assert!(machine.hostile || machine.read(0x70) & 0x40 != 0 || machine.out == [false; 2], "{:?}", machine.out);
+    assert!(
+        machine.hostile || machine.read(0x70) & 0x40 != 0 || machine.out == [false; 2],
+        "{:?}",
+        machine.out
+    );
 });

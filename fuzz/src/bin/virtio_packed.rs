@@ -25,14 +25,30 @@ const LAYOUT: QueueLayout = QueueLayout {
 #[derive(Arbitrary, Debug)]
 enum Step {
     /// A descriptor, at the driver's place or anywhere.
-    Write { anywhere: Option<u8>, address: u16, len: u16, id: u8, flags: u8, marks: Option<u8> },
+    Write {
+        anywhere: Option<u8>,
+        address: u16,
+        len: u16,
+        id: u8,
+        flags: u8,
+        marks: Option<u8>,
+    },
     /// One of a table.
-    Table { index: u8, address: u32, len: u16, flags: u16 },
+    Table {
+        index: u8,
+        address: u32,
+        len: u16,
+        flags: u16,
+    },
     Event([u16; 2]),
     /// A round, in which chains are taken, completed, put or refused as the bits say.
     Serve(u32),
     /// The end of one that was taken: completed, put in a round, or given back.
-    End { which: u8, how: u8, len: u32 },
+    End {
+        which: u8,
+        how: u8,
+        len: u32,
+    },
     Save,
 }
 
@@ -64,15 +80,27 @@ fuzz_target!(|run: Run| {
     let (mut slot, mut wrap) = (0, true);
     for step in run.steps {
         match step {
-            Step::Write { anywhere, address, len, id, flags, marks } => {
+            Step::Write {
+                anywhere,
+                address,
+                len,
+                id,
+                flags,
+                marks,
+            } => {
                 let at = anywhere.map_or(slot, |at| u16::from(at) % size);
                 let right = if wrap { 1 << 7 } else { 1 << 15 };
                 let marks = marks.map_or(right, |marks| u16::from(marks & 1) << 7 | u16::from(marks & 2) << 14);
                 let flags = u16::from(flags & 7) | marks;
-                let id = if id & 0x80 == 0 { u16::from(id) % size } else { id.into() };
+                let id = if id & 0x80 == 0 {
+                    u16::from(id) % size
+                } else {
+                    id.into()
+                };
                 let rest = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
                 let words = [u64::from(address), rest];
-                ram.write_obj(words, GuestAddress(LAYOUT.descriptor_area + 16 * u64::from(at))).unwrap();
+                ram.write_obj(words, GuestAddress(LAYOUT.descriptor_area + 16 * u64::from(at)))
+                    .unwrap();
                 if anywhere.is_none() {
                     slot += 1;
                     if slot == size {
@@ -80,9 +108,15 @@ fuzz_target!(|run: Run| {
                     }
                 }
             }
-            Step::Table { index, address, len, flags } => {
+            Step::Table {
+                index,
+                address,
+                len,
+                flags,
+            } => {
                 let words = [u64::from(address), u64::from(len) | u64::from(flags) << 48];
-                ram.write_obj(words, GuestAddress(0x4000 + 16 * u64::from(index))).unwrap();
+                ram.write_obj(words, GuestAddress(0x4000 + 16 * u64::from(index)))
+                    .unwrap();
             }
             Step::Event(event) => ram.write_obj(event, GuestAddress(LAYOUT.driver_area)).unwrap(),
             Step::Serve(how) => {
