@@ -35,6 +35,8 @@ pub fn run(setting: &Setting<'_>) -> Result<Row, RowError> {
 struct UseConsole(MemoryPeer);
 
 impl Guest for UseConsole {
+    const ONCE_A_ROUND: bool = true;
+
     fn work<T: Sleeping>(
         self,
         transport: T,

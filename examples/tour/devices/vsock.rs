@@ -50,6 +50,8 @@ pub fn run(setting: &Setting<'_>) -> Result<Row, RowError> {
 struct UseSockets(MemoryHost);
 
 impl Guest for UseSockets {
+    const ONCE_A_ROUND: bool = true;
+
     fn work<T: Sleeping>(
         self,
         transport: T,
