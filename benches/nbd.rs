@@ -22,8 +22,13 @@ use devisor::{
 };
 
 const SIZE: u64 = 1 << 30;
-const TURNS: usize = 5;
-const SECONDS: u64 = 2;
+/// How many turns, of how many seconds each; with `--test`, whether it works.
+fn turns() -> (usize, u64) {
+    match std::env::args().any(|argument| argument == "--test") {
+        true => (1, 1),
+        false => (5, 2),
+    }
+}
 
 /// Requests of `len` bytes, so many at a time, for so long. Bytes a second.
 fn ours(socket: &Path, depth: usize, len: usize, random: bool, writes: bool) -> f64 {
@@ -38,7 +43,12 @@ fn ours(socket: &Path, depth: usize, len: usize, random: bool, writes: bool) -> 
     let (mut next, mut done, mut state) = (0, 0, 1_u64);
     let begun = Instant::now();
     let mut ended = Vec::new();
-    while begun.elapsed() < Duration::from_secs(SECONDS) {
+    let mut end = None;
+    // Those under way at the end are waited for: a server may not take it well that they are left.
+    while end.is_none() || idle.len() + ended.len() < depth {
+        if end.is_none() && begun.elapsed() >= Duration::from_secs(turns().1) {
+            end = Some(done as f64 / begun.elapsed().as_secs_f64());
+        }
         channel.reap(&mut |one| ended.push(one));
         for one in ended.drain(..) {
             let Outcome::Done(Ok(moved)) = one.outcome else {
@@ -48,7 +58,8 @@ fn ours(socket: &Path, depth: usize, len: usize, random: bool, writes: bool) -> 
             done += moved;
             idle.push((one.tag, one.buffers));
         }
-        for (tag, buffers) in idle.drain(..) {
+        let more = if end.is_none() { idle.len() } else { 0 };
+        for (tag, buffers) in idle.drain(..more) {
             let blocks = SIZE / len as u64;
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
@@ -64,7 +75,7 @@ fn ours(socket: &Path, depth: usize, len: usize, random: bool, writes: bool) -> 
         }
         channel.commit();
         channel.reap(&mut |one| ended.push(one));
-        if !ended.is_empty() {
+        if !ended.is_empty() || idle.len() == depth {
             continue;
         }
         let mut polled = Vec::new();
@@ -84,7 +95,7 @@ fn ours(socket: &Path, depth: usize, len: usize, random: bool, writes: bool) -> 
         // SAFETY: a list of that length.
         unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as _, 100) };
     }
-    done as f64 / begun.elapsed().as_secs_f64()
+    end.unwrap_or_default()
 }
 
 /// The same by `fio`.
@@ -97,7 +108,7 @@ fn fio(socket: &Path, depth: usize, len: usize, random: bool, writes: bool) -> O
         .args([
             format!("--bs={len}"),
             format!("--iodepth={depth}"),
-            format!("--runtime={SECONDS}"),
+            format!("--runtime={}", turns().1),
         ])
         .arg(format!("--size={SIZE}"))
         .output()
@@ -134,7 +145,7 @@ fn median(mut all: Vec<f64>) -> f64 {
 
 fn compare(name: &str, unit: (f64, &str), ours: impl Fn() -> f64, other: impl Fn() -> Option<f64>) {
     let (mut first, mut second) = (Vec::new(), Vec::new());
-    for _ in 0..TURNS {
+    for _ in 0..turns().0 {
         first.push(ours());
         let Some(other) = other() else {
             return println!("{name}: the other is not installed");
