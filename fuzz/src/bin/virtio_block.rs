@@ -21,7 +21,7 @@ use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 #[path = "../../../tests/block/late.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with the tests, which use all of it")]
 mod late;
 
 mod support {

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, io, sync::Arc, task::Waker};
 
-use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Storage, Tag, Zones};
+use super::{AsyncStorage, Buffers, Channel, Ended, Operation, Storage, Tag, Zones};
 
 /// A [`Storage`] as an [`AsyncStorage`]: each request has ended when it is committed. For what stacks on those.
 ///
@@ -37,25 +37,7 @@ impl<S: ?Sized> From<Arc<S>> for Synchronous<S> {
 }
 
 impl<S: Storage + ?Sized + 'static> AsyncStorage for Synchronous<S> {
-    fn capacity(&self) -> io::Result<u64> {
-        self.0.capacity()
-    }
-
-    fn abilities(&self) -> Abilities {
-        self.0.abilities()
-    }
-
-    fn limits(&self) -> Limits {
-        self.0.limits()
-    }
-
-    fn lifetime(&self) -> Option<Lifetime> {
-        self.0.lifetime()
-    }
-
-    fn zones(&self) -> Option<&dyn Zones> {
-        self.0.zones()
-    }
+    as_told_by!(self => self.0);
 
     fn open(&self, _: Waker) -> io::Result<Box<dyn Channel>> {
         Ok(Box::new(AtOnce {

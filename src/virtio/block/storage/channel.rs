@@ -239,25 +239,7 @@ pub enum Outcome {
 macro_rules! forward {
     ($($pointer:ty),*) => {$(
         impl<S: AsyncStorage + ?Sized> AsyncStorage for $pointer {
-            fn capacity(&self) -> io::Result<u64> {
-                (**self).capacity()
-            }
-
-            fn abilities(&self) -> Abilities {
-                (**self).abilities()
-            }
-
-            fn limits(&self) -> Limits {
-                (**self).limits()
-            }
-
-            fn lifetime(&self) -> Option<Lifetime> {
-                (**self).lifetime()
-            }
-
-            fn zones(&self) -> Option<&dyn Zones> {
-                (**self).zones()
-            }
+            as_told_by!(self => (**self));
 
             fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
                 (**self).open(waker)

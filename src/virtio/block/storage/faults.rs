@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Outcome, Tag, Zones};
+use super::{AsyncStorage, Buffers, Channel, Ended, Operation, Outcome, Tag};
 use crate::{time::Clock, virtio::Wait};
 
 /// What becomes of a request.
@@ -91,25 +91,7 @@ impl<S: AsyncStorage> Faulty<S> {
 }
 
 impl<S: AsyncStorage> AsyncStorage for Faulty<S> {
-    fn capacity(&self) -> io::Result<u64> {
-        self.storage.capacity()
-    }
-
-    fn abilities(&self) -> Abilities {
-        self.storage.abilities()
-    }
-
-    fn limits(&self) -> Limits {
-        self.storage.limits()
-    }
-
-    fn lifetime(&self) -> Option<Lifetime> {
-        self.storage.lifetime()
-    }
-
-    fn zones(&self) -> Option<&dyn Zones> {
-        self.storage.zones()
-    }
+    as_told_by!(self => self.storage);
 
     fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
         Ok(Box::new(Queue {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Tag, Zones};
+use super::{AsyncStorage, Buffers, Channel, Ended, Operation, Tag};
 use crate::{
     rate::{NoRate, Rate, TokenBucket},
     sync::lock,
@@ -110,25 +110,7 @@ impl<S: AsyncStorage> Limited<S> {
 }
 
 impl<S: AsyncStorage> AsyncStorage for Limited<S> {
-    fn capacity(&self) -> io::Result<u64> {
-        self.storage.capacity()
-    }
-
-    fn abilities(&self) -> Abilities {
-        self.storage.abilities()
-    }
-
-    fn limits(&self) -> Limits {
-        self.storage.limits()
-    }
-
-    fn lifetime(&self) -> Option<Lifetime> {
-        self.storage.lifetime()
-    }
-
-    fn zones(&self) -> Option<&dyn Zones> {
-        self.storage.zones()
-    }
+    as_told_by!(self => self.storage);
 
     fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
         Ok(Box::new(Queue {

@@ -15,6 +15,31 @@
 //! | `nbd` | an export of an NBD server |
 //! | `faults`, `recorder` | the same for tests: failures on demand; what was asked, and what a crash leaves of it |
 
+/// What a storage is, as the one behind it says: whatever stacks on another, or leads to it, is that.
+macro_rules! as_told_by {
+    ($self:ident => $behind:expr) => {
+        fn capacity(&$self) -> std::io::Result<u64> {
+            $behind.capacity()
+        }
+
+        fn abilities(&$self) -> $crate::virtio::block::Abilities {
+            $behind.abilities()
+        }
+
+        fn limits(&$self) -> $crate::virtio::block::Limits {
+            $behind.limits()
+        }
+
+        fn lifetime(&$self) -> Option<$crate::virtio::block::Lifetime> {
+            $behind.lifetime()
+        }
+
+        fn zones(&$self) -> Option<&dyn $crate::virtio::block::Zones> {
+            $behind.zones()
+        }
+    };
+}
+
 mod adapter;
 mod buffers;
 mod channel;
@@ -266,25 +291,7 @@ pub(in crate::virtio::block) fn transfer(
 macro_rules! forward {
     ($($pointer:ty),*) => {$(
         impl<S: Storage + ?Sized> Storage for $pointer {
-            fn capacity(&self) -> io::Result<u64> {
-                (**self).capacity()
-            }
-
-            fn abilities(&self) -> Abilities {
-                (**self).abilities()
-            }
-
-            fn limits(&self) -> Limits {
-                (**self).limits()
-            }
-
-            fn lifetime(&self) -> Option<Lifetime> {
-                (**self).lifetime()
-            }
-
-            fn zones(&self) -> Option<&dyn Zones> {
-                (**self).zones()
-            }
+            as_told_by!(self => (**self));
 
             fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
                 (**self).read_at(offset, buffers)

@@ -7,9 +7,7 @@ use std::{
     task::Waker,
 };
 
-use super::{
-    Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Storage, Tag, Zones, adapter,
-};
+use super::{AsyncStorage, Buffers, Channel, Ended, Operation, Storage, Tag, adapter};
 use crate::sync::lock;
 
 /// Makes the calls of any [`Storage`], on as many threads as [`run`](Self::run) it: as many requests are under way at a time.
@@ -200,25 +198,7 @@ pub struct Pooled {
 }
 
 impl AsyncStorage for Pooled {
-    fn capacity(&self) -> io::Result<u64> {
-        self.storage.capacity()
-    }
-
-    fn abilities(&self) -> Abilities {
-        self.storage.abilities()
-    }
-
-    fn limits(&self) -> Limits {
-        self.storage.limits()
-    }
-
-    fn lifetime(&self) -> Option<Lifetime> {
-        self.storage.lifetime()
-    }
-
-    fn zones(&self) -> Option<&dyn Zones> {
-        self.storage.zones()
-    }
+    as_told_by!(self => self.storage);
 
     fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
         let lane = Lane {

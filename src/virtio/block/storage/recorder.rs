@@ -7,7 +7,7 @@ use std::{
     task::Waker,
 };
 
-use super::{Abilities, AsyncStorage, Buffers, Channel, Ended, Lifetime, Limits, Operation, Outcome, Tag, Zones};
+use super::{AsyncStorage, Buffers, Channel, Ended, Operation, Outcome, Tag};
 use crate::{sync::lock, virtio::Wait};
 
 /// Any [`AsyncStorage`], with a [`Recording`] of what it is asked and how that ends. All of it is kept, data that is written too: for
@@ -194,25 +194,7 @@ impl<S: AsyncStorage> Recorder<S> {
 }
 
 impl<S: AsyncStorage> AsyncStorage for Recorder<S> {
-    fn capacity(&self) -> io::Result<u64> {
-        self.storage.capacity()
-    }
-
-    fn abilities(&self) -> Abilities {
-        self.storage.abilities()
-    }
-
-    fn limits(&self) -> Limits {
-        self.storage.limits()
-    }
-
-    fn lifetime(&self) -> Option<Lifetime> {
-        self.storage.lifetime()
-    }
-
-    fn zones(&self) -> Option<&dyn Zones> {
-        self.storage.zones()
-    }
+    as_told_by!(self => self.storage);
 
     fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
         Ok(Box::new(Queue {
