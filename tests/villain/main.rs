@@ -8,6 +8,8 @@
 mod both;
 #[path = "../support/named.rs"]
 mod named;
+#[path = "../support/packet.rs"]
+mod packet;
 #[path = "../support/rest.rs"]
 mod rest;
 #[path = "../support/ring.rs"]

@@ -7,43 +7,10 @@ use crate::{
     world::{LISTENER, World},
 };
 
-pub const RX: u16 = 0;
-pub const TX: u16 = 1;
-pub const EVENT: u16 = 2;
-
-pub const F_SEQPACKET: u64 = 1 << 1;
-
-pub const REQUEST: u16 = 1;
-pub const RESPONSE: u16 = 2;
-pub const RST: u16 = 3;
-pub const SHUTDOWN: u16 = 4;
-pub const RW: u16 = 5;
-pub const CREDIT_UPDATE: u16 = 6;
-pub const CREDIT_REQUEST: u16 = 7;
-
-pub const STREAM: u16 = 1;
-pub const SEQPACKET: u16 = 2;
-
-pub const CID: u64 = 3;
-pub const HOST: u64 = 2;
+pub use crate::packet::*;
 
 /// Where packets to the guest arrive, and a page that nobody else uses.
 const ROOM: u64 = 0xb_0000;
-
-#[derive(Clone, Debug)]
-pub struct Packet {
-    pub src_cid: u64,
-    pub dst_cid: u64,
-    pub src_port: u32,
-    pub dst_port: u32,
-    pub len: u32,
-    pub kind: u16,
-    pub op: u16,
-    pub flags: u32,
-    pub buf_alloc: u32,
-    pub fwd_cnt: u32,
-    pub data: Vec<u8>,
-}
 
 /// A packet of a stream of the guest's port 1000 to the host's port that listens.
 pub fn packet(op: u16) -> Packet {
@@ -71,22 +38,6 @@ pub fn data(bytes: &[u8]) -> Packet {
 }
 
 impl Packet {
-    /// Its header.
-    pub fn bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        bytes.extend(self.src_cid.to_le_bytes());
-        bytes.extend(self.dst_cid.to_le_bytes());
-        bytes.extend(self.src_port.to_le_bytes());
-        bytes.extend(self.dst_port.to_le_bytes());
-        bytes.extend(self.len.to_le_bytes());
-        bytes.extend(self.kind.to_le_bytes());
-        bytes.extend(self.op.to_le_bytes());
-        bytes.extend(self.flags.to_le_bytes());
-        bytes.extend(self.buf_alloc.to_le_bytes());
-        bytes.extend(self.fwd_cnt.to_le_bytes());
-        bytes
-    }
-
     /// From another port of the guest.
     pub fn from(mut self, port: u32) -> Self {
         self.src_port = port;

@@ -2,6 +2,8 @@
 
 include!("../support/device.rs");
 
+#[path = "../support/packet.rs"]
+mod packet;
 mod support;
 
 mod credit;
