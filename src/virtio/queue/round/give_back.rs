@@ -1,0 +1,177 @@
+//! What becomes of a chain that a round has found: it is taken, or given back, the short way or the long one.
+
+use std::sync::atomic::Ordering;
+
+use super::{
+    super::{Gone, area::Format, chain::Outline, in_order::Kept},
+    Ring, Round,
+};
+use crate::virtio::features;
+
+/// What a chain has come to on the short way into the used ring.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Near {
+    /// It is there.
+    Done,
+    /// It is there, and the driver is to be told.
+    Signal,
+    /// It is not: the long way has to be taken.
+    Far,
+}
+
+impl Round<'_> {
+    /// The chain that was looked at is taken, as the last of those that are.
+    #[inline(always)]
+    pub(in super::super) fn take_plain(&mut self) {
+        let place = self.hands.taken();
+        // Seen by who completes it, and by the next round.
+        if let Some(taken) = self.shared.places.get(usize::from(self.outline.head)) {
+            taken.store(place, Ordering::Release);
+        }
+        self.available.split.advance();
+        self.spend();
+    }
+
+    /// The same of a packed ring, or of a queue in order; or of what was given back, which keeps its place.
+    #[inline(never)]
+    pub(in super::super) fn take_other(&mut self) {
+        let (shared, Outline { head, descriptors, .. }) = (self.shared, self.outline);
+        if self.returned {
+            shared.forget_returned(&mut shared.used.lock(), head);
+        } else {
+            let place = self.hands.taken();
+            self.hands.descriptors = self.hands.descriptors.wrapping_add(descriptors.into());
+            // As above.
+            shared.places[usize::from(head)].store(place, Ordering::Release);
+            if shared.features & features::IN_ORDER != 0 {
+                let written = None;
+                let kept = Kept {
+                    head,
+                    descriptors,
+                    written,
+                };
+                shared
+                    .used
+                    .lock()
+                    .order
+                    .iter_mut()
+                    .for_each(|order| order.push(place, kept));
+            }
+        }
+        self.consumed();
+    }
+
+    /// Puts the chain into the used ring.
+    #[inline]
+    pub(in super::super) fn give_back<const PUBLISH: bool>(&mut self, written: u32) -> Result<(), Gone> {
+        // As in `next`.
+        let near = match self.give_back_near::<PUBLISH>(written) {
+            Near::Far if self.packed => self.give_back_packed_near::<PUBLISH>(written),
+            near => near,
+        };
+        match near {
+            Near::Done => Ok(()),
+            Near::Signal => {
+                self.signal();
+                Ok(())
+            }
+            Near::Far => self.give_back_far(written, PUBLISH),
+        }
+    }
+
+    /// The short way. It calls nothing, as [`find_near`](Self::find_near).
+    #[inline(never)]
+    fn give_back_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
+        let (Some(_), Some(Format::Split(_))) = (&self.ring, &self.flat) else {
+            return Near::Far;
+        };
+        self.available.split.advance();
+        self.spend();
+        let (Some(ring), Some(Format::Split(view))) = (&mut self.ring, &self.flat) else {
+            return Near::Far;
+        };
+        if PUBLISH {
+            self.available.split.fenced();
+        }
+        let written = written.min(self.outline.writable_len);
+        let ring = &mut ring.used.ring.split;
+        match ring.use_near::<PUBLISH>(&view.ring, self.outline.head, written, self.shared) {
+            true => Near::Signal,
+            false => Near::Done,
+        }
+    }
+
+    /// [`give_back_near`](Self::give_back_near) in a packed ring.
+    #[inline(never)]
+    fn give_back_packed_near<const PUBLISH: bool>(&mut self, written: u32) -> Near {
+        let (Some(ring), Some(Format::Packed(view))) = (&mut self.ring, &self.flat) else {
+            return Near::Far;
+        };
+        let Outline {
+            head,
+            descriptors,
+            writable_len,
+            ..
+        } = self.outline;
+        self.available.packed.advance(descriptors);
+        let (ring, written) = (&mut ring.used.ring.packed, written.min(writable_len));
+        let wanted = ring.use_near::<PUBLISH>(&view.ring, head, descriptors, written, self.shared);
+        self.spend();
+        match wanted {
+            true => Near::Signal,
+            false => Near::Done,
+        }
+    }
+
+    #[cold]
+    fn give_back_far(&mut self, written: u32, publish: bool) -> Result<(), Gone> {
+        let signal = self.put_far(written, publish)?;
+        if self.alone && self.ring.is_none() {
+            // SAFETY: as in `new`.
+            self.ring = Some(unsafe { Ring::alone(self.shared) });
+        }
+        self.consumed();
+        if signal {
+            self.signal();
+        }
+        Ok(())
+    }
+
+    /// Puts the chain, and shows it if `publish`. Whether the driver is to be told.
+    fn put_far(&mut self, written: u32, publish: bool) -> Result<bool, Gone> {
+        let outline = self.outline;
+        let Outline { head, descriptors, .. } = outline;
+        let written = written.min(outline.writable_len);
+        let (shared, view) = (self.shared, self.view);
+        let mut locked;
+        let used = match &mut self.ring {
+            Some(ring) => &mut *ring.used,
+            // Others may have a part in it.
+            None => {
+                locked = shared.used.lock();
+                &mut *locked
+            }
+        };
+        if self.returned {
+            shared.forget_returned(used, head);
+            shared.end_taken(used, view, &outline, written)?;
+        } else if let Some(order) = used.order.as_mut().filter(|order| !order.is_empty()) {
+            // It waits for those before it.
+            let place = self.hands.taken();
+            self.hands.descriptors = self.hands.descriptors.wrapping_add(descriptors.into());
+            shared.places[usize::from(head)].store(place, Ordering::Release);
+            let written = Some(written);
+            order.push(
+                place,
+                Kept {
+                    head,
+                    descriptors,
+                    written,
+                },
+            );
+        } else {
+            used.ring.put(view, head, descriptors, written)?;
+        }
+        Ok(publish && shared.publish(&mut used.ring, view)?)
+    }
+}
