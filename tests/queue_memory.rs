@@ -1,6 +1,8 @@
 //! Virtqueues in every kind of guest memory: across regions, without stable host addresses, replaced while they run, and
 //! with dirty pages tracked.
 
+#[path = "support/packed.rs"]
+mod packed;
 #[path = "support/ring.rs"]
 mod ring;
 
@@ -21,12 +23,13 @@ use devisor::{
         queue::{OwnedChain, QueueCounters, QueueLayout, Rest, Silent, Slices},
     },
 };
+use packed::PackedRing;
 use proptest::prelude::*;
 use ring::{Buffer, Ring, readable, writable};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
     MmapRegion, Permissions,
-    bitmap::{AtomicBitmap, BS},
+    bitmap::{AtomicBitmap, BS, Bitmap},
     guest_memory::GuestMemorySliceIterator,
 };
 
@@ -54,6 +57,59 @@ impl<M: GuestMemoryBackend + 'static> GuestMemory for Translated<M> {
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>, GuestMemoryError> {
         GuestMemory::get_slices(&*self.0, address, count, access)
+    }
+}
+
+/// A driver of either format.
+trait Driver<B> {
+    /// What it takes besides what both do.
+    const FORMAT: u64;
+
+    fn new(memory: &Arc<GuestMemoryMmap<B>>, layout: QueueLayout) -> Self;
+    fn add(&mut self, buffers: &[Buffer]) -> u16;
+    fn add_indirect(&mut self, table: u64, buffers: &[Buffer]) -> u16;
+    fn offer(&mut self, head: u16);
+    fn used(&mut self) -> Vec<(u32, u32)>;
+}
+
+macro_rules! driver {
+    ($ring:ident, $format:expr) => {
+        impl<B: Bitmap + Send + Sync + 'static> Driver<B> for $ring<B> {
+            const FORMAT: u64 = $format;
+
+            fn new(memory: &Arc<GuestMemoryMmap<B>>, layout: QueueLayout) -> Self {
+                $ring::at(memory, layout)
+            }
+
+            fn add(&mut self, buffers: &[Buffer]) -> u16 {
+                self.add(buffers)
+            }
+
+            fn add_indirect(&mut self, table: u64, buffers: &[Buffer]) -> u16 {
+                self.add_indirect(table, buffers)
+            }
+
+            fn offer(&mut self, head: u16) {
+                self.offer(head);
+            }
+
+            fn used(&mut self) -> Vec<(u32, u32)> {
+                self.used()
+            }
+        }
+    };
+}
+
+driver!(Ring, 0);
+driver!(PackedRing, features::RING_PACKED);
+
+/// Where the areas of a ring are, of either format.
+const fn layout(size: u16) -> QueueLayout {
+    QueueLayout {
+        size,
+        descriptor_area: 0x1000,
+        driver_area: 0x2000,
+        device_area: 0x3000,
     }
 }
 
@@ -101,17 +157,19 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Plays a script on a queue in `space`, whose bytes `ram` holds. What the driver got: used elements, counters, and all memory.
-fn play<B>(
+fn play<B, R>(
     ram: &Arc<GuestMemoryMmap<B>>,
     space: &Memory,
     features: u64,
     script: &[Step],
 ) -> (Vec<(u32, u32)>, QueueCounters, Vec<u8>)
 where
-    B: vm_memory::bitmap::Bitmap + Send + Sync + 'static,
+    B: Bitmap + Send + Sync + 'static,
+    R: Driver<B>,
 {
-    let mut ring = Ring::new(ram, 0x1000, SIZE);
-    let mut queue = Queue::new(QueueIndex(0), SIZE, ring.layout, features, space, Arc::new(Silent)).unwrap();
+    let (layout, features) = (layout(SIZE), features | R::FORMAT);
+    let mut ring = R::new(ram, layout);
+    let mut queue = Queue::new(QueueIndex(0), SIZE, layout, features, space, Arc::new(Silent)).unwrap();
     let (mut used, mut late) = (Vec::new(), Vec::<(OwnedChain, u8)>::new());
     for step in script {
         let head = match step.indirect {
@@ -173,6 +231,26 @@ where
     (used, queue.counters(), bytes)
 }
 
+/// Plays a script in each kind of memory, by drivers of one format.
+fn compare<P: Driver<()>, T: Driver<AtomicBitmap>>(features: u64, script: &[Step]) -> Result<(), TestCaseError> {
+    let ram = |ranges: Vec<_>| Arc::new(GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap());
+    let flat = ram(whole());
+    let expected = play::<_, P>(&flat, &Memory::new(flat.clone()), features, script);
+    prop_assert!(expected.0.len() == script.len());
+    for ranges in [whole(), parted()] {
+        let pieces = ram(ranges.clone());
+        prop_assert!(play::<_, P>(&pieces, &Memory::new(pieces.clone()), features, script) == expected);
+        let behind = ram(ranges.clone());
+        let space = Memory::new(Arc::new(Translated(behind.clone())));
+        let translated = play::<_, P>(&behind, &space, features, script);
+        prop_assert!(translated == expected, "translated, {:?}", ranges);
+        let tracked = Arc::new(Tracked::from_ranges(&ranges).unwrap());
+        let marked = play::<_, T>(&tracked, &Memory::new(tracked.clone()), features, script);
+        prop_assert!(marked == expected, "tracked");
+    }
+    Ok(())
+}
+
 proptest! {
     /// Host addresses are a short cut: the same driver sees the same, whatever memory is made of.
     #[test]
@@ -180,19 +258,15 @@ proptest! {
         script in proptest::collection::vec(step(), 1..24),
         features in prop_oneof![Just(ALL), Just(NO_EVENT_IDX)],
     ) {
-        let ram = |ranges: Vec<_>| Arc::new(GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap());
-        let flat = ram(whole());
-        let expected = play(&flat, &Memory::new(flat.clone()), features, &script);
-        prop_assert!(expected.0.len() == script.len());
-        for ranges in [whole(), parted()] {
-            let pieces = ram(ranges.clone());
-            prop_assert!(play(&pieces, &Memory::new(pieces.clone()), features, &script) == expected);
-            let behind = ram(ranges.clone());
-            let space = Memory::new(Arc::new(Translated(behind.clone())));
-            prop_assert!(play(&behind, &space, features, &script) == expected, "translated, {:?}", ranges);
-            let tracked = Arc::new(Tracked::from_ranges(&ranges).unwrap());
-            prop_assert!(play(&tracked, &Memory::new(tracked.clone()), features, &script) == expected, "tracked");
-        }
+        compare::<Ring, Ring<AtomicBitmap>>(features, &script)?;
+    }
+
+    #[test]
+    fn every_kind_of_memory_gives_the_same_results_in_a_packed_ring(
+        script in proptest::collection::vec(step(), 1..24),
+        features in prop_oneof![Just(ALL), Just(NO_EVENT_IDX)],
+    ) {
+        compare::<PackedRing, PackedRing<AtomicBitmap>>(features, &script)?;
     }
 }
 
@@ -404,6 +478,61 @@ fn every_write_into_guest_memory_is_marked_dirty() {
 }
 
 #[test]
+fn every_write_into_a_packed_ring_is_marked_dirty() {
+    for features in [ALL, NO_EVENT_IDX] {
+        for translated in [false, true] {
+            let ram = Arc::new(Tracked::from_ranges(&whole()).unwrap());
+            let mut ring = PackedRing::at(&ram, layout(SIZE));
+            let memory = space(&ram, translated);
+            let features = features | features::RING_PACKED;
+            let mut queue = Queue::new(QueueIndex(0), SIZE, ring.layout, features, &memory, Arc::new(Silent)).unwrap();
+            let _ = dirty(&ram);
+            for short in [false, true] {
+                // The second round of a queue finds its chains the short way.
+                ring.request(&[readable(0x8000, 4), writable(0x9000, 4)]);
+                let _ = dirty(&ram);
+                let mut round = queue.round().unwrap();
+                let chain = round.next().unwrap().unwrap();
+                assert_eq!(dirty(&ram), [3], "no kicks while there is something to take: {short}");
+                chain.writer().write(&[1; 4]).unwrap();
+                assert_eq!(dirty(&ram), [9]);
+                chain.complete(4).unwrap();
+                assert!(round.next().unwrap().is_none());
+                assert_eq!(round.end().unwrap(), Rest::Drained);
+                assert_eq!(
+                    dirty(&ram),
+                    [1, 3],
+                    "the used descriptor, and what the driver is to kick for: {short}"
+                );
+                assert_eq!(ring.used().len(), 1);
+            }
+
+            // Whatever ends the round.
+            ring.request(&[writable(0x9000, 4)]);
+            let mut round = queue.round().unwrap();
+            let chain = round.next().unwrap().unwrap();
+            let _ = dirty(&ram);
+            chain.complete(0).unwrap();
+            drop(round);
+            assert_eq!(dirty(&ram), [1]);
+
+            // The last descriptors and the first.
+            ring.request(&[writable(0x9000, 4)]);
+            ring.request(&[writable(0x9000, 4), writable(0xa000, 4)]);
+            let mut round = queue.round().unwrap();
+            let taken = [(); 2].map(|()| round.next().unwrap().unwrap().take());
+            assert!(round.next().unwrap().is_none());
+            let _ = round.end().unwrap();
+            let _ = dirty(&ram);
+            for chain in taken {
+                chain.complete(4);
+                assert_eq!(dirty(&ram), [1], "by who completes elsewhere");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_a_panic_leaves_half_written_is_marked() {
     for translated in [false, true] {
         let ram = Arc::new(Tracked::from_ranges(&whole()).unwrap());
@@ -439,18 +568,22 @@ impl Drop for Ended<'_> {
 /// the copy is what the memory is. A page that was marked before its bytes were written would be missing in it.
 #[test]
 fn a_copy_by_dirty_pages_misses_nothing_under_random_io() {
+    copy_by_dirty_pages::<Ring<AtomicBitmap>>();
+}
+
+#[test]
+fn a_copy_by_dirty_pages_misses_nothing_of_a_packed_ring() {
+    copy_by_dirty_pages::<PackedRing<AtomicBitmap>>();
+}
+
+fn copy_by_dirty_pages<R: Driver<AtomicBitmap>>() {
     for (seed, translated) in [(1u64, false), (2, true), (3, false)] {
         let ranges = if seed == 3 { parted() } else { whole() };
         let ram = Arc::new(Tracked::from_ranges(&ranges).unwrap());
         let memory = space(&ram, translated);
-        let layout = QueueLayout {
-            size: 16,
-            descriptor_area: 0x1000,
-            driver_area: 0x2000,
-            device_area: 0x3000,
-        };
-        let mut ring = Ring::at(&ram, layout);
-        let mut queue = Queue::new(QueueIndex(0), 16, layout, NO_EVENT_IDX, &memory, Arc::new(Silent)).unwrap();
+        let (layout, features) = (layout(16), NO_EVENT_IDX | R::FORMAT);
+        let mut ring = R::new(&ram, layout);
+        let mut queue = Queue::new(QueueIndex(0), 16, layout, features, &memory, Arc::new(Silent)).unwrap();
         let copy = Arc::new(Mutex::new(vec![0; 0x10000]));
         let pass = {
             let (ram, copy) = (ram.clone(), copy.clone());
@@ -504,7 +637,8 @@ fn a_copy_by_dirty_pages_misses_nothing_under_random_io() {
                     // As many as there are descriptors for.
                     for _ in 0..8 {
                         let buffers = [(); 2].map(|()| writable(0x5000 + next() % 0xa000, (next() % 0x800) as u32));
-                        ring.request(&buffers);
+                        let head = ring.add(&buffers);
+                        ring.offer(head);
                     }
                     out = 8;
                 }
