@@ -18,7 +18,9 @@ use devisor::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::work::{CHAINS, DESCRIPTOR_AREA, DEVICE_AREA, DRIVER_AREA, INDIRECT, NEXT, Offers, Shape, TABLE, WRITE};
+use super::work::{
+    CHAINS, DESCRIPTOR_AREA, DEVICE_AREA, DRIVER_AREA, INDIRECT, NEXT, Offers, Shape, TABLE, WRITE, move_bytes,
+};
 
 /// A multiple of all chains' lengths, so that addresses stay where they are, and no power of two.
 const SIZE: u16 = 3 * CHAINS;
@@ -181,11 +183,7 @@ impl BarePacked {
                         total += half as u32;
                     }
                     if shape == Shape::Moved {
-                        let data = self.base.add(address as usize);
-                        match flags & WRITE {
-                            0 => header.as_mut_ptr().copy_from_nonoverlapping(data, 16),
-                            _ => data.copy_from_nonoverlapping(black_box([header[0]; 512]).as_ptr(), 512),
-                        }
+                        move_bytes(self.base.add(address as usize), flags, &mut header);
                     }
                     if flags & NEXT == 0 {
                         break (half >> 32) as u16;

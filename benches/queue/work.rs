@@ -154,6 +154,21 @@ impl<B: NewBitmap + Send + Sync + 'static> Offers for Rig<B> {
 }
 
 /// A round of chains that are completed in it.
+/// What a bare loop does with a buffer of [`Shape::Moved`]: reads the header, or writes what has its first byte.
+///
+/// # Safety
+/// `data` leads to 16 or 512 bytes.
+#[inline(always)]
+pub unsafe fn move_bytes(data: *mut u8, flags: u16, header: &mut [u8; 16]) {
+    // SAFETY: as the caller says.
+    unsafe {
+        match flags & WRITE {
+            0 => header.as_mut_ptr().copy_from_nonoverlapping(data, 16),
+            _ => data.copy_from_nonoverlapping(black_box([header[0]; 512]).as_ptr(), 512),
+        }
+    }
+}
+
 pub fn lent(rig: &mut impl Offers, queue: &mut Queue) -> u32 {
     // Apart, so that what is counted of the one is not the other's.
     match rig.shape() {
@@ -293,11 +308,7 @@ impl BareLoop {
                     black_box(address);
                     total += rest as u32;
                     if shape == Shape::Moved {
-                        let data = self.base.add(address as usize);
-                        match flags & WRITE {
-                            0 => header.as_mut_ptr().copy_from_nonoverlapping(data, 16),
-                            _ => data.copy_from_nonoverlapping(black_box([header[0]; 512]).as_ptr(), 512),
-                        }
+                        move_bytes(self.base.add(address as usize), flags, &mut header);
                     }
                     if flags & NEXT == 0 {
                         break;
