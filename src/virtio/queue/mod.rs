@@ -11,7 +11,8 @@
 //! | `area` | where a ring lies, and its loads and stores |
 //! | `chain` | a chain, walked and checked |
 //! | `available`, `split`, `packed` | what the driver has made available |
-//! | `used`, `packed_used`, `in_order` | what is used, and the signal |
+//! | `used`, `split_used`, `packed_used`, `in_order` | what is used |
+//! | `shared` | giving back from any thread, and the signal |
 //! | `round`, `lent`, `owned` | what a handler sees |
 //! | `counters`, `state` | what its embedder sees |
 //! | `word`, `inside` | what all threads agree on |
@@ -68,7 +69,9 @@ mod owned;
 mod packed;
 mod packed_used;
 mod round;
+mod shared;
 mod split;
+mod split_used;
 mod state;
 mod stillness;
 mod used;
@@ -83,8 +86,8 @@ pub use error::{ChainError, Fault, QueueError};
 pub use lent::Chain;
 pub use owned::OwnedChain;
 pub use round::{Rest, Round};
+pub use shared::Silent;
 pub use state::{ChainState, Ended, QueueState, QueueStateError};
-pub use used::Silent;
 
 pub(crate) use area::is_size;
 pub(crate) use inside::{Inside, is_inside};
@@ -99,7 +102,7 @@ use available::Available;
 use error::Gone;
 use packed::Spot;
 use round::Hands;
-use used::Shared;
+use shared::Shared;
 
 /// Which queue of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

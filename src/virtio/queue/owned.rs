@@ -6,7 +6,7 @@ use super::{
     Reader, Writer,
     chain::{Outline, Segments},
     counters::Kind,
-    used::Shared,
+    shared::Shared,
 };
 use crate::memory::{Pin, Segment};
 

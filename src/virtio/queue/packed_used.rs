@@ -6,7 +6,7 @@ use super::{
     Gone,
     area::PackedView,
     packed::{FlatPacked, Spot, wants},
-    used::Shared,
+    shared::Shared,
 };
 
 /// Where used descriptors go.

@@ -12,7 +12,8 @@ use super::{
     chain::{Outline, Pool, Segments},
     owned::Held,
     packed::FlatPacked,
-    used::{Shared, Used},
+    shared::Shared,
+    used::Used,
 };
 use crate::{
     sync::Opened,
