@@ -1,6 +1,11 @@
 //! Small guests: a few instructions each, in the formats that the VMM loads.
 
-use std::{fs, path::PathBuf, slice};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    slice,
+};
 
 use crate::scratch;
 
@@ -524,6 +529,55 @@ pub fn lines() -> PathBuf {
 
 pub fn memory() -> PathBuf {
     multiboot("memory", 0x20_0000, 0, &[memory_code()])
+}
+
+/// What GRUB says on the serial port before it starts a kernel.
+pub const GRUB_SAYS: &str = "GRUB starts it";
+
+/// A disk that begins with GRUB, whose only entry is a multiboot kernel that says its command line.
+///
+/// # Errors
+/// Why a test that needs it is skipped: what makes such disks is not here.
+pub fn grub_disk(words: &str) -> Result<PathBuf, String> {
+    const GRUB: &str = "/usr/lib/grub/i386-pc";
+    if !Path::new(GRUB).exists() {
+        return Err(format!("{GRUB} is missing: apt-get install grub-pc-bin"));
+    }
+    let (root, disk) = (scratch("grub"), scratch("grub-disk"));
+    fs::create_dir_all(root.join("boot/grub")).unwrap();
+    fs::copy(multiboot_by_addresses(), root.join("kernel")).unwrap();
+    let menu = format!(
+        "serial --unit=0 --speed=115200
+         terminal_input serial
+         terminal_output serial
+         set timeout=0
+         menuentry 'a kernel' {{
+             echo {GRUB_SAYS}
+             multiboot /kernel {words}
+         }}
+        "
+    );
+    fs::write(root.join("boot/grub/grub.cfg"), menu).unwrap();
+    // Without what it does not need it starts in half the time, where its every instruction is emulated. It looks for each kind of
+    // partition table by itself.
+    let modules = "normal multiboot serial echo part_acorn part_amiga part_apple part_bsd part_dfly part_dvh part_gpt part_msdos \
+                   part_plan part_sun part_sunpc";
+    let mut mkrescue = Command::new("grub-mkrescue");
+    mkrescue.args(["--directory", GRUB, "--fonts=", "--themes=", "--locales="]);
+    mkrescue.arg(format!("--install-modules={modules}"));
+    mkrescue.arg("--output").args([&disk, &root]);
+    let why = "apt-get install grub-common mtools xorriso";
+    let made = mkrescue
+        .output()
+        .map_err(|error| format!("grub-mkrescue: {error}: {why}"))?;
+    fs::remove_dir_all(&root).unwrap();
+    match made.status.success() && disk.exists() {
+        true => Ok(disk),
+        false => Err(format!(
+            "grub-mkrescue: {}: {why}",
+            String::from_utf8_lossy(&made.stderr).trim()
+        )),
+    }
 }
 
 /// An ELF file with a multiboot header, linked at 3 GiB and loaded at 2 MiB. `machine` and `file_size` go into its headers,

@@ -275,6 +275,19 @@ fn firmware_finds_the_disk_on_the_pci_bus_and_starts_what_is_on_it() {
     }
 }
 
+#[test]
+fn firmware_starts_grub_from_the_disk_and_grub_a_multiboot_kernel() {
+    let disk = match guests::grub_disk("of the menu") {
+        Ok(disk) => disk,
+        Err(why) => return skipped(why),
+    };
+    for (mode, said, ended) in under_firmware(&["--disk", disk.to_str().unwrap()]) {
+        assert!(said.contains(guests::GRUB_SAYS), "{mode}: {said:?}");
+        assert!(said.ends_with("\rof the menu"), "{mode}: {said:?}");
+        assert_eq!(ended, Some(status(4)), "{mode}: {said:?}");
+    }
+}
+
 /// What SeaBIOS says at the end of its attempts.
 const NOTHING_TO_BOOT: &str = "No bootable device";
 
@@ -283,7 +296,7 @@ const NOTHING_TO_BOOT: &str = "No bootable device";
 fn under_firmware(arguments: &[&str]) -> Vec<(&'static str, String, Option<i32>)> {
     const FIRMWARE: &str = "/usr/share/seabios/bios-256k.bin";
     /// KVM may have to emulate it instruction by instruction.
-    const PATIENCE: Duration = Duration::from_secs(120);
+    const PATIENCE: Duration = Duration::from_secs(300);
     if !has_kvm() {
         return Vec::new();
     }
