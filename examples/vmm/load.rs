@@ -205,8 +205,8 @@ impl Loader<'_> {
         let start = Some(GuestAddress(HIGH_MEMORY));
         let loaded = BzImage::load(self.memory, None, &mut file, start)?;
         let header = loaded.setup_header.ok_or("it has no setup header")?;
-        // What it says in paragraphs may be less than there is.
-        if loaded.kernel_end - loaded.kernel_load.0 < u64::from(header.syssize) * 16 {
+        // What it says in paragraphs may be less than there is, and the last one need not be whole.
+        if (loaded.kernel_end - loaded.kernel_load.0).div_ceil(16) < u64::from(header.syssize) {
             return Err("it is cut off".into());
         }
         let mut params = boot_params {

@@ -640,8 +640,11 @@ pub fn bzimage() -> PathBuf {
     image[0x206..0x208].copy_from_slice(&0x020f_u16.to_le_bytes());
     image[0x211] = 1; // LOADED_HIGH
     image[0x214..0x218].copy_from_slice(&0x10_0000_u32.to_le_bytes());
-    image.extend(from_linux_code());
-    image.extend(say_code());
+    let mut code = [from_linux_code(), say_code()].concat();
+    // It says its size in paragraphs, the last of which is not whole.
+    code.resize(code.len().next_multiple_of(16) + 1, 0);
+    image[0x1f4..0x1f8].copy_from_slice(&(code.len().div_ceil(16) as u32).to_le_bytes());
+    image.extend(code);
     file("bzimage", &image)
 }
 
