@@ -32,6 +32,14 @@ impl Available {
         }
     }
 
+    /// Goes back to where it was, by what [`next`](Self::next) said there: what was taken since is there for the taking.
+    pub fn go_back(&mut self, next: u16) {
+        match self.is_packed {
+            false => self.split.next = next,
+            true => self.packed.next = Spot::new(next),
+        }
+    }
+
     /// Kicks are wanted at all times: there is nobody who looks without one.
     pub fn kicks_stay(&self) -> bool {
         self.split.kicks_stay()

@@ -118,11 +118,6 @@ impl Header {
         bytes
     }
 
-    /// Writes another `len` into a header.
-    pub fn put_len(bytes: &mut [u8; HEADER], len: u32) {
-        bytes[24..28].copy_from_slice(&len.to_le_bytes());
-    }
-
     /// The refusal of this packet.
     pub fn reset(&self) -> Self {
         Self {
