@@ -7,7 +7,11 @@
 pub mod hvf;
 #[cfg(feature = "irqchip")]
 pub mod irqchip;
-#[cfg(all(feature = "kvm", target_os = "linux"))]
+#[cfg(all(
+    feature = "kvm",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")
+))]
 pub mod kvm;
 #[cfg(feature = "recorder")]
 pub mod recorder;

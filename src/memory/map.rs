@@ -202,6 +202,7 @@ impl Map {
     }
 
     #[inline]
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for TAP interfaces"))]
     pub fn lend_whole<R>(&self, segment: &mut Segment, f: impl FnOnce(&VolatileSlice<'_>) -> R) -> Option<R> {
         let host = self.host(segment)?;
         // SAFETY: within the mapping of a span, which `backing` keeps alive for longer than the call of `f`.

@@ -261,6 +261,7 @@ impl Pin {
     /// Lends all of `segment`, to be written, if it is in one piece of host memory; marks it afterwards. `None`: it is not, and `f` did
     /// not run.
     #[inline]
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for TAP interfaces"))]
     pub(crate) fn lend_whole<R>(&self, segment: &mut Segment, f: impl FnOnce(&VolatileSlice<'_>) -> R) -> Option<R> {
         self.0.lend_whole(segment, f)
     }

@@ -27,6 +27,8 @@ pub mod pmem;
 pub mod queue;
 pub mod reclaim;
 mod run;
+#[cfg(all(feature = "virtio-queue", unix))]
+pub mod seam;
 mod state;
 pub mod transport;
 pub mod vsock;

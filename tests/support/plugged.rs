@@ -44,7 +44,13 @@ impl<D: VirtioDevice + 'static> Plugged<D> {
     }
 
     pub fn mmio(device: D) -> (Self, MmioTransport) {
+        Self::mmio_in(|_| device)
+    }
+
+    /// The same of a device that is made with the guest's memory.
+    pub fn mmio_in(device: impl FnOnce(GuestMemoryMmap) -> D) -> (Self, MmioTransport) {
         let (memory, bell, interrupts) = (Self::memory(), Bell::default(), Arc::new(AtomicU64::new(0)));
+        let device = device(memory.clone());
         let count = Arc::clone(&interrupts);
         let line = from_fn(move || {
             count.fetch_add(1, Ordering::SeqCst);
@@ -67,7 +73,13 @@ impl<D: VirtioDevice + 'static> Plugged<D> {
     }
 
     pub fn pci(device: D) -> (Self, PciTransport) {
+        Self::pci_in(|_| device)
+    }
+
+    /// The same of a device that is made with the guest's memory.
+    pub fn pci_in(device: impl FnOnce(GuestMemoryMmap) -> D) -> (Self, PciTransport) {
         let (memory, bell, interrupts) = (Self::memory(), Bell::default(), Arc::new(AtomicU64::new(0)));
+        let device = device(memory.clone());
         let count = Arc::clone(&interrupts);
         let wire = level_from_fn(move |up| {
             count.fetch_add(up.into(), Ordering::SeqCst);

@@ -165,6 +165,7 @@ impl Receiver {
     /// The same of a frame that comes with its header in front, if `chain` is one piece of the host's memory: how long both are, if that is
     /// all there is to it; or else what it is is in `taken`.
     #[inline(always)]
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for TAP interfaces"))]
     fn take_packet(
         &mut self,
         chain: &Chain<'_, '_>,
@@ -192,6 +193,7 @@ impl Receiver {
 
     /// Whether there is nothing to decide about a packet, nor to do, but for what this does.
     #[inline]
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for TAP interfaces"))]
     fn is_plain(&self, packet: &VolatileSlice<'_>, len: usize) -> bool {
         let kind = packet.get_ref::<u16>(0).map(|kind| kind.load());
         let buffers = packet.get_ref(LEN - 2);
@@ -207,6 +209,7 @@ impl Receiver {
     }
 
     #[inline(never)]
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for TAP interfaces"))]
     fn came_with_header(&mut self, packet: &VolatileSlice<'_>, received: io::Result<Progress<usize>>) -> Taken {
         let len = match received {
             Ok(Progress::Done(len)) => len,

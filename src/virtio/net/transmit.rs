@@ -74,6 +74,7 @@ impl<'q> Outgoing<'_, 'q> {
     }
 
     /// As [`each_copied`](Self::each_copied) of packets that are short, and as [`each`](Self::each) of others.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for TAP interfaces"))]
     pub(super) fn each_copied_up_to(&mut self, limit: u32, sink: &mut impl Sink, send: &mut Send<'_>) {
         self.run(|by, chain| match chain.readable_len() <= limit {
             true => by.send_copied(chain, sink),

@@ -82,6 +82,7 @@ pub(super) fn scatter(
 }
 
 /// Calls `f` with vectors of `room`, which is one slice, and `overflow`, both of which it may write.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for TAP interfaces"))]
 pub(super) fn scatter_two<R>(
     room: &VolatileSlice<'_>,
     overflow: &mut [u8],

@@ -108,6 +108,9 @@ pub enum Fault {
     /// The device cannot go on, for a reason that is the host's and not the driver's.
     #[error("the host failed the device: {0}")]
     Host(String),
+    /// Who serves a queue in our stead has given up.
+    #[error("a queue that is served elsewhere: {0}")]
+    Elsewhere(String),
 }
 
 /// A part of the ring that was in guest memory is there no longer: which, who asks for the error finds.

@@ -13,7 +13,7 @@
 //! | `available`, `split`, `packed` | what the driver has made available |
 //! | `used`, `split_used`, `packed_used`, `in_order` | what is used |
 //! | `shared` | giving back from any thread, and the signal |
-//! | `round`, `lent`, `several`, `owned` | what a handler sees |
+//! | `round`, `lent`, `several`, `owned`, `away` | what a handler sees |
 //! | `counters`, `state` | what its embedder sees |
 //! | `word`, `inside` | what all threads agree on |
 //!
@@ -58,6 +58,7 @@
 
 mod area;
 mod available;
+mod away;
 mod buffers;
 mod chain;
 mod counters;
@@ -80,6 +81,7 @@ mod word;
 
 use std::{fmt, io, sync::Arc};
 
+pub use away::{AwayNotifier, AwayQueue, HandAwayError};
 pub use buffers::{Reader, Slices, Writer};
 pub use chain::{MAX_INDIRECT, MAX_SEGMENTS};
 pub use counters::{Malformed, QueueCounters};
@@ -239,6 +241,7 @@ impl Queue {
     /// As [`round`](Self::round). `closed`: no chain is to be found.
     #[inline(always)]
     pub(crate) fn begin(&mut self, closed: bool) -> Result<Round<'_>, QueueError> {
+        let away = self.hands.away && self.look_whether_away();
         let Self {
             available,
             view,
@@ -253,7 +256,7 @@ impl Queue {
             Self::look_up(view, shared)?;
         }
         let Some(view) = view else { return Err(shared.gone()) };
-        Ok(Round::new(shared, available, view, hands, closed))
+        Ok(Round::new(shared, available, view, hands, closed || away))
     }
 
     #[cold]

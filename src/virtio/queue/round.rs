@@ -69,6 +69,8 @@ pub(super) struct Hands {
     made: u16,
     /// What the handler waits for since the last round.
     pub waits: Vec<Wait>,
+    /// The ring was handed away, and no round has seen it come back.
+    pub away: bool,
 }
 
 impl Hands {
@@ -395,6 +397,31 @@ impl<'q> Round<'q> {
         Ok(())
     }
 
+    /// Whether the queue is being stopped: the round is for what ends the requests under way, and finds no chain.
+    pub fn is_stopping(&self) -> bool {
+        self.shared.word.is_stopped()
+    }
+
+    /// Has the queue looked at again at once, although nothing was found that says so: by a handler that serves it by other means.
+    pub fn look_again(&mut self) {
+        self.looked = Looked::Taken;
+    }
+
+    /// No chain is found any more.
+    pub(super) fn close(&mut self) {
+        (self.closed, self.budget, self.looked) = (true, 0, Looked::Left);
+    }
+
+    pub(super) fn available_place(&self) -> u16 {
+        self.available.next()
+    }
+
+    /// Has the driver kick for what comes next; what came before that is for who looks then.
+    pub(super) fn ask_for_kicks(&mut self) -> Result<(), QueueError> {
+        let asked = self.available.expect_kicks(self.view);
+        asked.map(|_| ()).map_err(|Gone| self.shared.gone())
+    }
+
     /// Ends the round, and arranges for the next kick if nothing is left.
     ///
     /// # Errors
@@ -412,7 +439,8 @@ impl<'q> Round<'q> {
         }
         self.ended = true;
         if self.closed {
-            return Ok(Rest::Left);
+            let again = self.looked == Looked::Taken;
+            return Ok(if again { Rest::More } else { Rest::Left });
         }
         match self.looked {
             _ if self.budget == 0 => Ok(Rest::More),

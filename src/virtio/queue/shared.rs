@@ -8,6 +8,7 @@ use std::{
 use super::{
     Gone, QueueCounters, QueueError, QueueIndex, QueueLayout, VirtioInterrupt,
     area::{Format, View},
+    away::Whereabouts,
     chain::{Outline, Segments},
     counters::Counters,
     in_order::{InOrder, Kept},
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     pub spilled: AtomicU32,
     /// How many descriptors of a packed ring had chains that were taken and are used. Wraps; written under the lock of `used`.
     pub ended: AtomicU32,
+    /// Whether somebody else has the ring.
+    pub away: Whereabouts,
     /// A chain was given back untouched, and is to be served again.
     pub returned: AtomicBool,
     /// The driver is owed a signal that was refused.
@@ -85,6 +88,7 @@ impl Shared {
             places: (0..layout.size).map(|_| AtomicU64::new(0)).collect(),
             spilled: AtomicU32::new(0),
             ended: AtomicU32::new(0),
+            away: Whereabouts::new(),
             returned: AtomicBool::new(false),
             owed: AtomicBool::new(false),
             held: AtomicBool::new(false),

@@ -131,6 +131,8 @@ impl Queue {
             places: _,
             spilled: _,
             ended: _,
+            // When it is still, it is back: see below.
+            away: _,
             returned: _,
             closed: _,
             stranded: _,
@@ -170,7 +172,7 @@ impl Queue {
         QueueState {
             layout: *layout,
             features: *features,
-            next_avail: self.available.next(),
+            next_avail: self.next_avail(),
             next_used: used.ring.next(),
             ended: ended.collect(),
             chains,

@@ -44,6 +44,7 @@ impl Incoming<'_, '_> {
 
     /// As [`each`](Self::each), but where a buffer is in one piece and the guest's header is that of section 5.1.6 alone: that comes in
     /// front of the frame there.
+    #[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "for TAP interfaces"))]
     pub(in crate::virtio::net) fn each_with_header(
         &mut self,
         packet: &mut impl FnMut(&VolatileSlice<'_>, &mut [u8]) -> io::Result<Progress<usize>>,

@@ -1,0 +1,45 @@
+#!/bin/sh
+# Type-checks the crate for hosts that there are none of here, the standard library with it: with Debian's Rust and its
+# library's source. macOS and Windows, and big-endian ones.
+#
+# Needs the packages that `packages` names, and installs nothing itself. Says little about what passed, and a line
+# "skipped:" for all that is left out. `tests/cross.sh TARGET...` checks those alone.
+set -u
+cd "$(dirname "$0")/.."
+
+packages='rustc-web cargo-web rust-web-src binutils-mingw-w64-x86-64'
+# Not what a toolchain manager puts before them: it has no such source.
+cargo=${CARGO_CROSS:-/usr/bin/cargo}
+RUSTC=${RUSTC_CROSS:-/usr/bin/rustc}
+# A released compiler builds its own standard library.
+export RUSTC RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/cross CARGO_INCREMENTAL=0
+export RUSTFLAGS="${RUSTFLAGS:--D warnings}"
+
+skip() {
+    echo "skipped: cross: $*"
+}
+
+for tool in "$cargo" "$RUSTC" x86_64-w64-mingw32-dlltool; do
+    command -v "$tool" >/dev/null || {
+        skip "everything: $tool is missing: install $packages"
+        exit 0
+    }
+done
+[ -e "$("$RUSTC" --print sysroot)/lib/rustlib/src/rust/library/std/Cargo.toml" ] || {
+    skip "everything: there is no source of the standard library: install $packages"
+    exit 0
+}
+
+# check TARGET FEATURES: with these features, and with none.
+check() {
+    for features in '' "$2"; do
+        echo "== $1: ${features:-no feature}"
+        "$cargo" check --quiet --lib -Zbuild-std=std,panic_abort --target "$1" --no-default-features --features "$features" || exit 1
+    done
+}
+
+skip "nbd-tls: the cryptography behind it compiles C, for which there is no compiler"
+for target in ${*:-aarch64-apple-darwin x86_64-pc-windows-gnu s390x-unknown-linux-gnu}; do
+    # All features that there are, where they add nothing too.
+    check "$target" 'recorder irqchip kvm hvf event-loop fdt acpi io-uring nbd images virtio-queue'
+done
