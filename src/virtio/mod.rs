@@ -29,6 +29,8 @@ pub mod reclaim;
 mod run;
 mod state;
 pub mod transport;
+#[cfg(all(target_os = "linux", feature = "vhost-user"))]
+pub mod vhost_user;
 pub mod vsock;
 mod wait;
 
