@@ -5,6 +5,8 @@
 
 mod backing;
 mod map;
+#[cfg(all(target_os = "linux", feature = "vhost-user"))]
+mod replaceable;
 
 use std::{
     any::TypeId,
@@ -19,6 +21,8 @@ use crate::sync::lock;
 use backing::Backing;
 use map::Map;
 pub(crate) use map::{Near, Span};
+#[cfg(all(target_os = "linux", feature = "vhost-user"))]
+pub(crate) use replaceable::Replaceable;
 
 /// Bytes of guest memory.
 #[derive(Clone, Copy)]

@@ -31,6 +31,8 @@ mod run;
 pub mod seam;
 mod state;
 pub mod transport;
+#[cfg(all(target_os = "linux", feature = "vhost-user"))]
+pub mod vhost_user;
 pub mod vsock;
 mod wait;
 

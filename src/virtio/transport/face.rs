@@ -22,6 +22,8 @@ pub enum SavedTransport {
     Mmio(VirtioMmioState),
     /// Of a [`VirtioPci`](super::pci::VirtioPci).
     Pci(VirtioPciState),
+    /// Of a device behind a vhost-user socket: its front end keeps all of it.
+    VhostUser,
 }
 
 /// The state of a device and its transport, as plain data.

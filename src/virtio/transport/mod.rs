@@ -11,6 +11,8 @@ pub mod pci;
 mod queues;
 mod state;
 pub mod status;
+#[cfg(all(target_os = "linux", feature = "vhost-user"))]
+pub mod vhost_user;
 
 use std::{
     fmt, io,

@@ -212,7 +212,7 @@ impl<D: VirtioDevice> Core<D> {
     }
 
     /// Asks the device to have calls of its handlers come back.
-    fn cancel(&self, queues: Range<usize>) {
+    pub(super) fn cancel(&self, queues: Range<usize>) {
         for index in queues {
             let waits = |lane: &Lane| lane.word.is_stopped() && !lane.word.is_still();
             if self.lanes.get(index).is_some_and(waits) {
@@ -446,7 +446,7 @@ impl<D: VirtioDevice> Core<D> {
 }
 
 impl<D> Core<D> {
-    fn beside(&self, index: usize) -> Beside<'_, D> {
+    pub(super) fn beside(&self, index: usize) -> Beside<'_, D> {
         // A lane's.
         let index = QueueIndex(index as u16);
         Beside { core: self, index }
@@ -473,7 +473,7 @@ impl<D> Core<D> {
     }
 
     /// A stop begins. That another one has been waited for before counts.
-    fn note_stop(&self) {
+    pub(super) fn note_stop(&self) {
         let mut since = lock(&self.stopping);
         if since.is_none() || self.all_stopped_are_still() {
             *since = Some(Instant::now());
@@ -520,7 +520,7 @@ impl<D> Core<D> {
 }
 
 /// What is around a lane: its device.
-struct Beside<'a, D> {
+pub(super) struct Beside<'a, D> {
     core: &'a Core<D>,
     index: QueueIndex,
 }

@@ -1,0 +1,114 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use devisor::virtio::transport::TransportOptions;
+
+/// Where the front end is met.
+#[derive(Debug)]
+pub enum Meeting {
+    Listen(PathBuf),
+    Connect(PathBuf),
+    Inherited(i32),
+}
+
+/// What was asked for.
+#[derive(Debug)]
+pub struct Arguments {
+    pub kind: String,
+    pub meeting: Meeting,
+    pub print_capabilities: bool,
+    pub image: Option<PathBuf>,
+    pub read_only: bool,
+    pub queues: u16,
+    pub packed: bool,
+    pub in_order: bool,
+    /// What is behind a network interface, a console or a socket device: options by their names.
+    pub others: Vec<(String, String)>,
+}
+
+const USAGE: &str = "usage: devisord blk|net|console|vsock|rng|balloon \
+    (--socket-path PATH | --connect PATH | --fd N) [--print-capabilities] [--packed] [--in-order] [--queues N]\n\
+    blk: --image FILE [--read-only] [--direct] [--uring]; net: --tap NAME | --stream PATH [--mac MAC]; \
+    console: [--stream PATH]; vsock: --cid N --uds-path PATH; balloon: [--pages N]";
+
+impl Arguments {
+    pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut parsed = Self {
+            kind: String::new(),
+            meeting: Meeting::Inherited(-1),
+            print_capabilities: false,
+            image: None,
+            read_only: false,
+            queues: 1,
+            packed: false,
+            in_order: false,
+            others: Vec::new(),
+        };
+        let mut meetings = 0;
+        let mut arguments = arguments;
+        while let Some(argument) = arguments.next() {
+            let (name, attached) = match argument.split_once('=') {
+                Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(value.to_owned())),
+                _ => (argument.clone(), None),
+            };
+            let mut value = || attached.clone().or_else(|| arguments.next()).ok_or_else(|| format!("{name} needs a value"));
+            let number = |text: String| text.parse().map_err(|_| format!("{name}: {text} is no number"));
+            match name.as_str() {
+                "--socket-path" | "--socket" => {
+                    parsed.meeting = Meeting::Listen(value()?.into());
+                    meetings += 1;
+                }
+                "--connect" => {
+                    parsed.meeting = Meeting::Connect(value()?.into());
+                    meetings += 1;
+                }
+                "--fd" => {
+                    parsed.meeting = Meeting::Inherited(number(value()?)?);
+                    meetings += 1;
+                }
+                "--print-capabilities" => parsed.print_capabilities = true,
+                "--image" | "--blk-file" => parsed.image = Some(value()?.into()),
+                "--read-only" => parsed.read_only = true,
+                "--packed" => parsed.packed = true,
+                "--in-order" => parsed.in_order = true,
+                "--queues" => parsed.queues = number(value()?)? as u16,
+                "--direct" | "--uring" => parsed.others.push((name, String::new())),
+                "--tap" | "--stream" | "--mac" | "--cid" | "--uds-path" | "--pages" => {
+                    let value = value()?;
+                    parsed.others.push((name, value));
+                }
+                kind if !kind.starts_with('-') && parsed.kind.is_empty() => parsed.kind = kind.to_owned(),
+                _ => return Err(format!("{argument} is not known\n{USAGE}")),
+            }
+        }
+        match meetings {
+            _ if parsed.print_capabilities => Ok(parsed),
+            1 => Ok(parsed),
+            _ => Err(format!("one of --socket-path, --connect and --fd is needed\n{USAGE}")),
+        }
+    }
+
+    /// The value of an option of the device's.
+    pub fn other(&self, name: &str) -> Option<&str> {
+        let mut found = self.others.iter().filter(|(other, _)| other == name);
+        found.next_back().map(|(_, value)| value.as_str())
+    }
+
+    pub fn transport(&self) -> TransportOptions {
+        TransportOptions {
+            packed: self.packed,
+            in_order: self.in_order,
+            ..TransportOptions::default()
+        }
+    }
+
+    /// As the schema of back ends has it (`VHostUserBackendCapabilities`).
+    pub fn capabilities(&self) -> String {
+        let (kind, features) = match self.kind.as_str() {
+            "blk" | "" => ("block", "\"read-only\", \"blk-file\""),
+            other => (other, ""),
+        };
+        format!("{{\n  \"type\": \"{kind}\",\n  \"features\": [{features}]\n}}")
+    }
+}

@@ -1,0 +1,281 @@
+//! What a queue hears and says by: kick, call and error descriptors, and the channel for the back end's own requests.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use super::options::VhostUserOptions;
+use crate::{
+    interrupt::Interrupt,
+    sync::lock,
+    virtio::{
+        QueueIndex, Wait,
+        queue::VirtioInterrupt,
+        transport::Doorbell,
+        vhost_user::{BackRequest, Header, send_at_once},
+    },
+};
+
+/// An eventfd, or a pipe, of the front end's.
+pub(super) struct Event(File);
+
+impl Event {
+    /// It is not waited for: a front end that has not made it so shares this.
+    ///
+    /// # Errors
+    /// It cannot be made so.
+    pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        let raw = descriptor.as_raw_fd();
+        // SAFETY: a call that takes and gives numbers.
+        let flags = unsafe { libc::fcntl(raw, libc::F_GETFL) };
+        if flags < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: as above.
+        if flags & libc::O_NONBLOCK == 0 && unsafe { libc::fcntl(raw, libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self(descriptor.into()))
+    }
+
+    pub fn descriptor(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    /// Takes what is there. Whether there was anything.
+    pub fn take(&self) -> bool {
+        let mut value = [0; 8];
+        matches!((&self.0).read(&mut value), Ok(1..))
+    }
+}
+
+impl Interrupt for Event {
+    fn trigger(&self) -> io::Result<()> {
+        match (&self.0).write(&1u64.to_ne_bytes()) {
+            Ok(_) => Ok(()),
+            // It is as full as can be: the front end has not looked since.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Of one queue.
+#[derive(Default)]
+pub(super) struct QueueLines {
+    pub kick: Option<Event>,
+    pub call: Option<Event>,
+    pub error: Option<Event>,
+    /// There is no kick, and the queue is polled.
+    pub polled: bool,
+    /// It runs: its kick is waited for.
+    pub runs: bool,
+    /// What its handler waits for.
+    handler: Vec<Wait>,
+    /// The embedder knows what is waited for now.
+    told: bool,
+}
+
+/// Of the device. No lock is held while another is taken.
+pub(super) struct Lines {
+    queues: Box<[Mutex<QueueLines>]>,
+    channel: Mutex<Option<OwnedFd>>,
+    /// The front end hears of changes of the configuration.
+    pub hears_config: AtomicBool,
+    doorbell: OnceLock<Box<dyn Doorbell>>,
+    options: VhostUserOptions,
+}
+
+impl Lines {
+    pub fn new(queues: usize, options: VhostUserOptions) -> Self {
+        Self {
+            queues: (0..queues).map(|_| Mutex::default()).collect(),
+            channel: Mutex::new(None),
+            hears_config: AtomicBool::new(false),
+            doorbell: OnceLock::new(),
+            options,
+        }
+    }
+
+    pub fn set_doorbell(&self, doorbell: Box<dyn Doorbell>) {
+        let _ = self.doorbell.set(doorbell);
+    }
+
+    pub fn with<R>(&self, index: usize, f: impl FnOnce(&mut QueueLines) -> R) -> Option<R> {
+        self.queues.get(index).map(|lines| f(&mut lock(lines)))
+    }
+
+    pub fn set_channel(&self, channel: Option<OwnedFd>) {
+        let before = std::mem::replace(&mut *lock(&self.channel), channel);
+        drop(before);
+    }
+
+    /// Lets go of all descriptors.
+    pub fn forget_all(&self) {
+        for index in 0..self.queues.len() {
+            self.stops(index);
+            let before = self.with(index, std::mem::take);
+            drop(before);
+        }
+        self.hears_config.store(false, Ordering::SeqCst);
+        self.set_channel(None);
+    }
+
+    /// Takes a kick, before its queue is looked at.
+    pub fn take_kick(&self, index: usize) {
+        self.with(index, |lines| {
+            lines.told = false;
+            if let Some(kick) = &lines.kick
+                && lines.runs
+            {
+                kick.take();
+            }
+        });
+    }
+
+    /// A queue runs from here on.
+    pub fn starts(&self, index: usize) {
+        self.with(index, |lines| lines.runs = true);
+        self.tell(index);
+    }
+
+    /// A queue does not run any more: before its kick descriptor is closed.
+    pub fn stops(&self, index: usize) {
+        self.with(index, |lines| lines.runs = false);
+        self.tell(index);
+    }
+
+    /// What a queue waits for: what its handler says, and its kick.
+    pub fn waits(&self, index: usize, handler: &[Wait]) -> Vec<Wait> {
+        let mut waits = handler.to_vec();
+        let kick = self.with(index, |lines| match &lines.kick {
+            Some(kick) if lines.runs => Some(Wait::Readable(kick.descriptor())),
+            None if lines.runs && lines.polled => {
+                let (clock, interval) = self.options.polled.as_ref()?;
+                Some(Wait::Until(clock.now() + *interval))
+            }
+            _ => None,
+        });
+        waits.extend(kick.flatten());
+        waits
+    }
+
+    /// Tells the embedder what a queue waits for.
+    pub fn tell(&self, index: usize) {
+        let Some(doorbell) = self.doorbell.get() else { return };
+        let Some(handler) = self.with(index, |lines| {
+            lines.told = true;
+            lines.handler.clone()
+        }) else {
+            return;
+        };
+        doorbell.wait(QueueIndex(index as u16), &self.waits(index, &handler));
+    }
+
+    /// Tells it, if it was not told since the kick was taken.
+    pub fn tell_again(&self, index: usize) {
+        if self.with(index, |lines| !lines.told) == Some(true) {
+            self.tell(index);
+        }
+    }
+
+    /// Tells the front end that the device has failed.
+    pub fn fail(&self) {
+        for index in 0..self.queues.len() {
+            self.with(index, |lines| lines.error.as_ref().map(Interrupt::trigger));
+        }
+    }
+}
+
+/// What the device rings, and says to what it waits for.
+pub(super) struct Bell(pub Arc<Lines>);
+
+impl Doorbell for Bell {
+    fn ring(&self, queue: QueueIndex) -> io::Result<()> {
+        match self.0.doorbell.get() {
+            Some(doorbell) => doorbell.ring(queue),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    fn wait(&self, queue: QueueIndex, waits: &[Wait]) {
+        self.0.with(queue.0.into(), |lines| {
+            lines.handler.clear();
+            lines.handler.extend_from_slice(waits);
+        });
+        self.0.tell(queue.0.into());
+    }
+}
+
+impl VirtioInterrupt for Lines {
+    fn used(&self, queues: &[QueueIndex]) -> io::Result<()> {
+        let mut result = Ok(());
+        for &QueueIndex(index) in queues {
+            let called = self.with(index.into(), |lines| match &lines.call {
+                Some(call) => call.trigger(),
+                // The front end polls.
+                None => Ok(()),
+            });
+            result = result.and(called.unwrap_or(Ok(())));
+        }
+        result
+    }
+
+    fn config_changed(&self) -> io::Result<()> {
+        match &*lock(&self.channel) {
+            Some(channel) if self.hears_config.load(Ordering::SeqCst) => {
+                let header = Header::request(BackRequest::ConfigChangeMsg as u32, 0);
+                send_at_once(channel.as_fd(), header, &[])
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn reset(&self) {}
+}
+
+impl Lines {
+    pub fn hear_config(&self, hears: bool) {
+        self.hears_config.store(hears, Ordering::SeqCst);
+    }
+
+    /// Whether queues without a kick are polled.
+    pub fn polls(&self) -> bool {
+        self.options.polled.is_some()
+    }
+
+    pub fn set_kick(&self, index: usize, kick: Option<Event>) {
+        let before = self.with(index, |lines| {
+            lines.polled = kick.is_none();
+            std::mem::replace(&mut lines.kick, kick)
+        });
+        // The embedder hears of the new one before the old one is closed.
+        self.tell(index);
+        drop(before);
+    }
+
+    pub fn forget_kick(&self, index: usize) {
+        let before = self.with(index, |lines| {
+            lines.polled = false;
+            lines.kick.take()
+        });
+        self.tell(index);
+        drop(before);
+    }
+
+    pub fn set_call(&self, index: usize, call: Option<Event>) {
+        let before = self.with(index, |lines| std::mem::replace(&mut lines.call, call));
+        drop(before);
+    }
+
+    pub fn set_error(&self, index: usize, error: Option<Event>) {
+        let before = self.with(index, |lines| std::mem::replace(&mut lines.error, error));
+        drop(before);
+    }
+}

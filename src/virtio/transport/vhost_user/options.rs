@@ -1,0 +1,46 @@
+//! What an embedder decides about a device behind a socket.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use crate::{
+    time::Clock,
+    virtio::transport::TransportOptions,
+};
+
+/// How a device behind a vhost-user socket behaves.
+#[derive(Clone)]
+pub struct VhostUserOptions {
+    /// Which features of queues are offered. NOTIFICATION_DATA is not, whatever is said here: an eventfd carries none.
+    pub transport: TransportOptions,
+    /// How many regions of memory a front end may have. The specification has eight in one message; a front end that adds them one by one
+    /// is told this number. At most 509, as in the kernel's vhost.
+    pub max_regions: u16,
+    /// A front end may have no kick descriptor, and have its queue polled: so often, by this clock. `None`: such a queue costs the
+    /// connection.
+    pub polled: Option<(Arc<dyn Clock + Send + Sync>, Duration)>,
+}
+
+impl Default for VhostUserOptions {
+    fn default() -> Self {
+        Self {
+            transport: TransportOptions::default(),
+            max_regions: 32,
+            polled: None,
+        }
+    }
+}
+
+impl fmt::Debug for VhostUserOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            transport,
+            max_regions,
+            polled,
+        } = self;
+        f.debug_struct("VhostUserOptions")
+            .field("transport", transport)
+            .field("max_regions", max_regions)
+            .field("polled", &polled.as_ref().map(|(_, interval)| interval))
+            .finish()
+    }
+}

@@ -1,0 +1,292 @@
+//! Payloads, in the byte order of the host. A payload may be longer than what is in it: what follows is not looked at.
+
+
+/// The most bytes of a configuration space that a message carries.
+pub(crate) const MAX_CONFIG: usize = 256;
+
+/// Reads numbers one after another; what is not there any more is `None`.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn bytes<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (bytes, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*bytes)
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.bytes().map(u16::from_ne_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.bytes().map(u32::from_ne_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.bytes().map(u64::from_ne_bytes)
+    }
+}
+
+/// A `u64`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Word(pub u64);
+
+impl Word {
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Fields(bytes).u64().map(Self)
+    }
+
+    pub fn to_bytes(self) -> Vec<u8> {
+        self.0.to_ne_bytes().into()
+    }
+}
+
+/// A queue, and whether a descriptor comes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VringFile {
+    pub index: u8,
+    pub has_descriptor: bool,
+}
+
+impl VringFile {
+    const NO_DESCRIPTOR: u64 = 1 << 8;
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let Word(word) = Word::from_bytes(bytes)?;
+        Some(Self {
+            index: word as u8,
+            has_descriptor: word & Self::NO_DESCRIPTOR == 0,
+        })
+    }
+}
+
+/// A vring state description.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VringState {
+    pub index: u32,
+    pub num: u32,
+}
+
+impl VringState {
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        Some(Self {
+            index: fields.u32()?,
+            num: fields.u32()?,
+        })
+    }
+
+    pub fn to_bytes(self) -> Vec<u8> {
+        [self.index.to_ne_bytes(), self.num.to_ne_bytes()].concat()
+    }
+}
+
+/// A vring address description.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VringAddress {
+    pub index: u32,
+    pub flags: u32,
+    /// Descriptor area, as a user address of the front end's.
+    pub descriptor: u64,
+    /// Device area.
+    pub used: u64,
+    /// Driver area.
+    pub available: u64,
+    /// The guest address by which writes to the used ring are logged.
+    pub log: u64,
+}
+
+impl VringAddress {
+    /// Writes to the used ring are logged.
+    pub const LOG: u32 = 1;
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        Some(Self {
+            index: fields.u32()?,
+            flags: fields.u32()?,
+            descriptor: fields.u64()?,
+            used: fields.u64()?,
+            available: fields.u64()?,
+            log: fields.u64()?,
+        })
+    }
+}
+
+/// A memory region description.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Region {
+    pub guest: u64,
+    pub size: u64,
+    pub user: u64,
+    /// Where in its file it begins.
+    pub offset: u64,
+}
+
+impl Region {
+    fn read(fields: &mut Fields<'_>) -> Option<Self> {
+        Some(Self {
+            guest: fields.u64()?,
+            size: fields.u64()?,
+            user: fields.u64()?,
+            offset: fields.u64()?,
+        })
+    }
+}
+
+/// All memory regions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Table(pub Vec<Region>);
+
+impl Table {
+    /// As many as descriptors come with a message.
+    pub const MAX: u32 = 8;
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        let count = fields.u32()?;
+        let _padding = fields.u32()?;
+        if count > Self::MAX {
+            return None;
+        }
+        (0..count).map(|_| Region::read(&mut fields)).collect::<Option<_>>().map(Self)
+    }
+}
+
+/// A single memory region.
+pub(crate) struct Single(pub Region);
+
+impl Single {
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        let _padding = fields.u64()?;
+        Region::read(&mut fields).map(Self)
+    }
+}
+
+/// A log description.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Log {
+    pub size: u64,
+    pub offset: u64,
+}
+
+impl Log {
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        Some(Self {
+            size: fields.u64()?,
+            offset: fields.u64()?,
+        })
+    }
+}
+
+/// Bytes of a configuration space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub offset: u32,
+    pub flags: u32,
+    pub data: Vec<u8>,
+}
+
+impl Config {
+    /// The driver writes its fields.
+    pub const WRITABLE: u32 = 0;
+    /// The front end writes all of it, after a migration.
+    pub const MIGRATION: u32 = 1;
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        let offset = fields.u32()?;
+        let size = fields.u32()? as usize;
+        let flags = fields.u32()?;
+        let data = fields.0.get(..size).filter(|data| data.len() <= MAX_CONFIG)?.to_vec();
+        Some(Self { offset, flags, data })
+    }
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let size = self.data.len() as u32;
+        let mut bytes = [self.offset, size, self.flags].map(u32::to_ne_bytes).concat();
+        bytes.extend(&self.data);
+        bytes
+    }
+}
+
+/// An inflight description.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Inflight {
+    pub mmap_size: u64,
+    pub mmap_offset: u64,
+    pub queues: u16,
+    pub queue_size: u16,
+}
+
+impl Inflight {
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        Some(Self {
+            mmap_size: fields.u64()?,
+            mmap_offset: fields.u64()?,
+            queues: fields.u16()?,
+            queue_size: fields.u16()?,
+        })
+    }
+
+    /// With the padding that its C structure has, which the other end may count.
+    pub fn to_bytes(self) -> Vec<u8> {
+        let mut bytes = [self.mmap_size.to_ne_bytes(), self.mmap_offset.to_ne_bytes()].concat();
+        bytes.extend(self.queues.to_ne_bytes());
+        bytes.extend(self.queue_size.to_ne_bytes());
+        bytes
+    }
+}
+
+/// An IOTLB message (`struct vhost_iotlb_msg`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Iotlb {
+    pub iova: u64,
+    pub size: u64,
+    pub user: u64,
+    pub permissions: u8,
+    pub kind: u8,
+}
+
+impl Iotlb {
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        let (iova, size, user) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        let [permissions, kind] = fields.bytes()?;
+        Some(Self {
+            iova,
+            size,
+            user,
+            permissions,
+            kind,
+        })
+    }
+}
+
+/// What SET_DEVICE_STATE_FD asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceState {
+    pub direction: u32,
+    pub phase: u32,
+}
+
+impl DeviceState {
+    /// The back end writes its state.
+    pub const SAVE: u32 = 0;
+    /// The back end reads its state.
+    pub const LOAD: u32 = 1;
+    /// The device is stopped: the one phase that there is.
+    pub const STOPPED: u32 = 0;
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        Some(Self {
+            direction: fields.u32()?,
+            phase: fields.u32()?,
+        })
+    }
+}
+
