@@ -85,6 +85,11 @@ impl Segments {
         &self.0[outline.readable.into()..outline.count.into()]
     }
 
+    #[inline]
+    pub fn all(&self, outline: &Outline) -> &[Segment] {
+        &self.0[..outline.count.into()]
+    }
+
     /// The first segment of the last chain.
     #[inline]
     pub fn first(&self) -> Segment {

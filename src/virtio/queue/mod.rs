@@ -258,7 +258,9 @@ impl Queue {
     fn look_up(view: &mut Option<View>, shared: &Shared) -> Result<(), QueueError> {
         *view = None;
         let found = shared.look_up()?;
-        shared.used.lock().view = Some(found.clone());
+        let old = shared.used.lock().view.replace(found.clone());
+        // With nothing locked: somebody may wait for it.
+        drop(old);
         *view = Some(found);
         Ok(())
     }
@@ -275,7 +277,9 @@ impl Queue {
     /// Lets go of guest memory: the next round looks it up again.
     pub(crate) fn let_go(&mut self) {
         self.view = None;
-        self.shared.used.lock().view = None;
+        let old = self.shared.used.lock().view.take();
+        // With nothing locked: somebody may wait for it.
+        drop(old);
     }
 }
 
