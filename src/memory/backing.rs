@@ -60,13 +60,9 @@ where
             if slice.len() as u64 != len || !std::ptr::eq(slice.ptr_guard().as_ptr(), host.as_ptr()) {
                 return Vec::new();
             }
-            spans.push(Span {
-                start: region.start_addr().0,
-                len,
-                host,
-            });
+            spans.push(Span::new(region.start_addr().0, len, host));
         }
-        spans.sort_unstable_by_key(|span| span.start);
+        spans.sort_unstable_by_key(Span::start);
         spans
     }
 }

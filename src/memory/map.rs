@@ -1,63 +1,134 @@
 //! A map of guest memory with the host addresses of its regions.
 
-use std::{fmt, mem, ops::Deref, ptr::NonNull};
+use std::{
+    fmt, mem,
+    ops::Deref,
+    ptr::{self, NonNull},
+    sync::{
+        Arc,
+        atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering},
+    },
+};
 
 use vm_memory::{GuestMemory, Permissions, VolatileSlice};
 
 use super::{
     Outside, Scratch, Segment,
     backing::{Backing, Held},
+    translated::Runs,
 };
 
-/// A region.
-#[derive(Clone, Copy, Debug)]
+/// A region; or a place for one, which is filled once and is none until then.
+#[derive(Debug)]
 pub(crate) struct Span {
-    pub(super) start: u64,
-    pub(super) len: u64,
-    pub(super) host: NonNull<u8>,
+    start: AtomicU64,
+    /// Zero until the rest is there.
+    len: AtomicU64,
+    host: AtomicPtr<u8>,
+    /// [`Permissions`], as a number.
+    access: AtomicU8,
 }
 
 impl Span {
+    pub(super) fn new(start: u64, len: u64, host: NonNull<u8>) -> Self {
+        let span = Self::empty();
+        span.fill((start, len), host, Permissions::ReadWrite);
+        span
+    }
+
+    /// Of a place that is filled later.
+    pub(super) fn empty() -> Self {
+        Self {
+            start: AtomicU64::new(0),
+            len: AtomicU64::new(0),
+            host: AtomicPtr::new(ptr::null_mut()),
+            access: AtomicU8::new(0),
+        }
+    }
+
+    /// Fills an empty place. Who sees the length sees the rest.
+    pub(super) fn fill(&self, (start, len): (u64, u64), host: NonNull<u8>, access: Permissions) {
+        self.start.store(start, Ordering::Relaxed);
+        self.host.store(host.as_ptr(), Ordering::Relaxed);
+        self.access.store(access as u8, Ordering::Relaxed);
+        self.len.store(len, Ordering::Release);
+    }
+
+    #[inline]
+    pub(super) fn start(&self) -> u64 {
+        self.start.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(super) fn len(&self) -> u64 {
+        self.len.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn allows(&self, access: Permissions) -> bool {
+        self.access.load(Ordering::Relaxed) & access as u8 == access as u8
+    }
+
     /// How far into this span the `len` bytes at `address` begin, if all of them are in it.
     #[inline]
-    fn offset(&self, address: u64, len: u64) -> Option<usize> {
-        let offset = address.wrapping_sub(self.start);
-        let within = offset < self.len && len <= self.len - offset;
+    pub(super) fn offset(&self, address: u64, len: u64) -> Option<usize> {
+        let all = self.len();
+        let offset = address.wrapping_sub(self.start());
+        let within = offset < all && len <= all - offset;
         within.then_some(offset as usize)
     }
-}
 
-impl Span {
+    /// # Safety
+    /// `offset` is within the span, which is filled.
+    #[inline]
+    unsafe fn at(&self, offset: usize) -> NonNull<u8> {
+        // SAFETY: what the place was filled with is not null, and within its mapping, as the caller says.
+        unsafe { NonNull::new_unchecked(self.host.load(Ordering::Relaxed).add(offset)) }
+    }
+
     /// Whether the `len` bytes at `address` are all in this span, or are none at its end.
     #[inline]
     pub fn has(&self, address: u64, len: u32) -> bool {
-        let end = address.wrapping_sub(self.start).checked_add(len.into());
-        end.is_some_and(|end| end <= self.len)
+        let all = self.len();
+        let end = address.wrapping_sub(self.start()).checked_add(len.into());
+        end.is_some_and(|end| end <= all)
     }
 
     /// The host address of the `len` bytes at `address`, if all of them are in this span.
     #[inline]
     pub fn host(&self, address: u64, len: u32) -> Option<NonNull<u8>> {
         let offset = self.offset(address, len.into())?;
-        // SAFETY: within the mapping of the span.
-        Some(unsafe { self.host.add(offset) })
+        // SAFETY: within the span, as was just found.
+        Some(unsafe { self.at(offset) })
     }
 }
 
 /// Where the last of several segments was found: most of them are near each other.
 #[derive(Clone, Copy)]
 pub(crate) struct Near {
-    span: Span,
+    start: u64,
+    len: u64,
+    access: u8,
     index: u32,
+}
+
+impl Near {
+    #[inline]
+    fn has(&self, address: u64, len: u32, access: Permissions) -> bool {
+        let offset = address.wrapping_sub(self.start);
+        offset < self.len && u64::from(len) <= self.len - offset && self.access & access as u8 == access as u8
+    }
 }
 
 pub(super) struct Map {
     /// In the order of guest addresses. None, if host addresses are not stable: `backing` does everything then.
-    spans: Box<[Span]>,
+    spans: Arc<[Span]>,
     /// Writes by host address are to be marked.
     pub tracks: bool,
     /// Which map of its address space this is.
     pub identity: *const (),
+    /// Addresses are translated: what is known of them so far. The spans are filled as it becomes known, and in its order.
+    pub runs: Option<Arc<Runs>>,
     /// Keeps the spans mapped. Last: it goes last.
     pub backing: Box<dyn Backing>,
 }
@@ -80,12 +151,24 @@ impl Map {
             spans: held.spans().into(),
             tracks: held.tracks(),
             identity: held.identity(),
+            runs: None,
             backing: held,
         }
     }
 
+    /// A map that is translated.
+    pub fn translated(runs: Arc<Runs>) -> Self {
+        Self {
+            spans: Arc::clone(&runs.spans),
+            tracks: runs.tracks(),
+            identity: Arc::as_ptr(&runs).cast(),
+            backing: Box::new(Arc::clone(&runs)),
+            runs: Some(runs),
+        }
+    }
+
     /// Whether host addresses are stable, and so are in the spans.
-    fn is_flat(&self) -> bool {
+    pub fn is_flat(&self) -> bool {
         !self.spans.is_empty()
     }
 
@@ -98,68 +181,97 @@ impl Map {
     /// this span.
     #[inline]
     fn find(&self, segment: &mut Segment, len: u64) -> Option<(NonNull<u8>, u64)> {
+        let (span, offset) = self.find_span(segment, len)?;
+        // SAFETY: within the span, as was just found.
+        Some((unsafe { span.at(offset) }, span.len() - offset as u64))
+    }
+
+    #[inline]
+    fn find_span(&self, segment: &mut Segment, len: u64) -> Option<(&Span, usize)> {
         let hit = self.spans.get(segment.hint as usize);
-        if let Some((span, offset)) = hit.and_then(|span| Some((span, span.offset(segment.address, len)?))) {
-            // SAFETY: within the mapping of the span.
-            return Some((unsafe { span.host.add(offset) }, span.len - offset as u64));
+        match hit.and_then(|span| Some((span, span.offset(segment.address, len)?))) {
+            None => self.search(segment, len),
+            found => found,
         }
-        self.search(segment, len)
     }
 
     #[cold]
-    fn search(&self, segment: &mut Segment, len: u64) -> Option<(NonNull<u8>, u64)> {
-        let after = self.spans.partition_point(|span| span.start <= segment.address);
-        let at = after.checked_sub(1)?;
+    fn search(&self, segment: &mut Segment, len: u64) -> Option<(&Span, usize)> {
+        let at = match &self.runs {
+            Some(runs) => runs.search(segment.address, len)?,
+            None => {
+                let after = self.spans.partition_point(|span| span.start() <= segment.address);
+                after.checked_sub(1)?
+            }
+        };
         let span = &self.spans[at];
         let offset = span.offset(segment.address, len)?;
         segment.hint = at as u32;
-        // SAFETY: within the mapping of the span.
-        Some((unsafe { span.host.add(offset) }, span.len - offset as u64))
+        Some((span, offset))
+    }
+
+    /// The host address of `address`; and how many bytes before it, and from it on, there are in its span.
+    pub fn extent(&self, address: u64) -> Option<(NonNull<u8>, u64, u64)> {
+        let (host, after) = self.find(&mut Segment::new(address, 1), 1)?;
+        let span = self.spans.iter().find(|span| span.offset(address, 1).is_some())?;
+        Some((host, address - span.start(), after))
     }
 
     #[inline]
     pub fn check(&self, segment: &mut Segment, access: Permissions) -> Result<(), Outside> {
-        match self.find(segment, segment.len.into()) {
-            Some(_) => Ok(()),
-            None => self.check_elsewhere(segment, access),
+        match self.find_span(segment, segment.len.into()) {
+            Some((span, _)) if span.allows(access) => Ok(()),
+            _ => self.check_elsewhere(segment, access),
         }
     }
 
     /// Across spans, or behind a translation.
     #[cold]
-    fn check_elsewhere(&self, segment: &Segment, access: Permissions) -> Result<(), Outside> {
+    fn check_elsewhere(&self, segment: &mut Segment, access: Permissions) -> Result<(), Outside> {
         let Segment { address, len, .. } = *segment;
         let len = u64::from(len);
-        match self.backing.check(address, len, access) {
-            true => Ok(()),
-            false => Err(Outside { address, len }),
+        if !self.backing.check(address, len, access) {
+            return Err(Outside { address, len });
         }
+        if self.runs.is_some() && self.search(segment, len).is_none() {
+            // In several, as it stays: see `Runs::enter`.
+            segment.hint = u32::MAX;
+        }
+        Ok(())
     }
 
+    /// Where short chains have all of their buffers, in both directions.
     #[inline]
     pub fn span_of(&self, earlier: &Segment) -> Option<&Span> {
-        self.spans.get(earlier.hint as usize)
+        self.spans
+            .get(earlier.hint as usize)
+            .filter(|span| span.allows(Permissions::ReadWrite))
     }
 
     /// Where to begin to look, with the hint of an earlier segment.
     #[inline]
     pub fn near(&self, earlier: &Segment) -> Near {
-        let nowhere = Span {
-            start: 0,
-            len: 0,
-            host: NonNull::dangling(),
-        };
         let index = earlier.hint;
-        Near {
-            span: self.spans.get(index as usize).copied().unwrap_or(nowhere),
-            index,
+        match self.spans.get(index as usize) {
+            Some(span) => {
+                // Before the rest.
+                let len = span.len();
+                let (start, access) = (span.start(), span.access.load(Ordering::Relaxed));
+                Near { start, len, access, index }
+            }
+            None => Near {
+                start: 0,
+                len: 0,
+                access: 0,
+                index,
+            },
         }
     }
 
     /// [`check`](Self::check), beginning where the last segment was found. The segment is made with its place in mind.
     #[inline]
     pub fn check_near(&self, near: &mut Near, address: u64, len: u32, access: Permissions) -> Result<Segment, Outside> {
-        if near.span.offset(address, len.into()).is_none() {
+        if !near.has(address, len, access) {
             self.check_far(near, address, len, access)?;
         }
         let hint = near.index;
@@ -241,7 +353,8 @@ impl Map {
                     address: segment.address,
                     len: segment.len.into(),
                 };
-                let (host, there) = self.find(&mut segment, 1).ok_or(outside)?;
+                let found = self.find(&mut segment, 1);
+                let (host, there) = found.or_else(|| self.runs.as_ref()?.host(segment.address)).ok_or(outside)?;
                 let len = there.min(segment.len.into()) as u32;
                 // SAFETY: within the mapping of a span, which `backing` keeps alive for longer than the call of `f`; the slices
                 // are forgotten after it.

@@ -7,6 +7,8 @@ mod backing;
 mod map;
 #[cfg(all(target_os = "linux", feature = "vhost-user"))]
 mod replaceable;
+mod tally;
+mod translated;
 
 use std::{
     any::TypeId,
@@ -23,6 +25,8 @@ use map::Map;
 pub(crate) use map::{Near, Span};
 #[cfg(all(target_os = "linux", feature = "vhost-user"))]
 pub(crate) use replaceable::Replaceable;
+pub(crate) use tally::Ticket;
+pub(crate) use translated::{Behind, Over, Piece, Translate, Translated};
 
 /// Bytes of guest memory.
 #[derive(Clone, Copy)]
@@ -102,6 +106,14 @@ trait Space: Send + Sync {
     fn pin(&self) -> Pin;
     fn is_current(&self, pin: &Pin) -> bool;
     fn maps_held(&self) -> usize;
+
+    fn is_translated(&self) -> bool {
+        false
+    }
+
+    fn add_behind(&self, behind: Weak<dyn Behind>) {
+        let _ = behind;
+    }
 }
 
 impl Memory {
@@ -115,6 +127,24 @@ impl Memory {
         let maps = Mutex::default();
         let space = Arc::new(Erased { space, is_fixed, maps });
         Self { space, is_fixed }
+    }
+
+    /// Memory whose addresses are translated.
+    pub(crate) fn translated(by: Arc<Translated>) -> Self {
+        Self {
+            space: Arc::new(translated::Addresses(by)),
+            is_fixed: false,
+        }
+    }
+
+    /// Whether addresses are translated on their way to this memory, by an IOMMU of this crate.
+    pub fn is_translated(&self) -> bool {
+        self.space.is_translated()
+    }
+
+    /// Has `behind` told when translations are taken back.
+    pub(crate) fn add_behind(&self, behind: Weak<dyn Behind>) {
+        self.space.add_behind(behind);
     }
 
     /// The map as it is now.
@@ -189,7 +219,9 @@ impl Pin {
     /// # Errors
     /// [`Outside`]; what was read by then is in `data`.
     pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), Outside> {
-        self.0.read(&mut segment(address, data.len())?, data)
+        let mut segment = segment(address, data.len())?;
+        self.check_translated(&mut segment, Permissions::Read)?;
+        self.0.read(&mut segment, data)
     }
 
     /// Writes `data` at `address`, and marks it.
@@ -197,7 +229,38 @@ impl Pin {
     /// # Errors
     /// [`Outside`]; what was written by then is there.
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), Outside> {
-        self.0.write(&mut segment(address, data.len())?, data)
+        let mut segment = segment(address, data.len())?;
+        self.check_translated(&mut segment, Permissions::Write)?;
+        self.0.write(&mut segment, data)
+    }
+
+    /// What is translated may be there for one direction alone.
+    fn check_translated(&self, segment: &mut Segment, access: Permissions) -> Result<(), Outside> {
+        match self.0.runs {
+            Some(_) => self.0.check(segment, access),
+            None => Ok(()),
+        }
+    }
+
+    /// Chains of a queue may be looked for here until what this returns is dropped.
+    pub(crate) fn view(self) -> Viewed {
+        Viewed::new(self)
+    }
+
+    /// A chain with these segments is taken. Each of them is [left](Self::leave) when it is done with, as it is.
+    #[inline]
+    pub(crate) fn enter<'a>(&self, segments: impl IntoIterator<Item = &'a Segment>) {
+        if let Some(runs) = &self.0.runs {
+            segments.into_iter().for_each(|segment| runs.enter(segment));
+        }
+    }
+
+    /// No byte of these is accessed any more by who has [entered](Self::enter) them.
+    #[inline]
+    pub(crate) fn leave<'a>(&self, segments: impl IntoIterator<Item = &'a Segment>) {
+        if let Some(runs) = &self.0.runs {
+            segments.into_iter().for_each(|segment| runs.leave(segment));
+        }
     }
 
     /// Whether the device may access all of `segment` so. Remembers where it was found.
@@ -289,6 +352,41 @@ impl Pin {
 impl fmt::Debug for Pin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Pin").field(&self.0).finish()
+    }
+}
+
+/// A [`Pin`] of a queue, which looks for chains in it: whoever takes a translation back waits for it.
+pub(crate) struct Viewed(Pin);
+
+impl Viewed {
+    fn new(pin: Pin) -> Self {
+        if let Some(runs) = &pin.0.runs {
+            runs.view();
+        }
+        Self(pin)
+    }
+}
+
+impl Clone for Viewed {
+    fn clone(&self) -> Self {
+        Self::new(self.0.clone())
+    }
+}
+
+impl std::ops::Deref for Viewed {
+    type Target = Pin;
+
+    #[inline]
+    fn deref(&self) -> &Pin {
+        &self.0
+    }
+}
+
+impl Drop for Viewed {
+    fn drop(&mut self) {
+        if let Some(runs) = &self.0.0.runs {
+            runs.end_view();
+        }
     }
 }
 

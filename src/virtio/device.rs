@@ -24,6 +24,8 @@ impl DeviceId {
     pub const BALLOON: Self = Self(5);
     /// Socket device (section 5.10).
     pub const SOCKET: Self = Self(19);
+    /// IOMMU device (section 5.13).
+    pub const IOMMU: Self = Self(23);
     /// Memory device (section 5.15).
     pub const MEMORY: Self = Self(24);
     /// PMEM device (section 5.19).

@@ -2,7 +2,7 @@
 
 use virtio_bindings::{
     virtio_config::{
-        VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIF_CONFIG_DATA, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_PACKED,
+        VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIF_CONFIG_DATA, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_PACKED,
         VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
     },
     virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
@@ -27,6 +27,9 @@ pub const NOTIFICATION_DATA: u64 = 1 << VIRTIO_F_NOTIFICATION_DATA;
 /// `VIRTIO_F_NOTIF_CONFIG_DATA`: a kick names its queue by a number that the device chooses (section 4.1.4.3). Offered over
 /// PCI.
 pub const NOTIF_CONFIG_DATA: u64 = 1 << VIRTIO_F_NOTIF_CONFIG_DATA;
+/// `VIRTIO_F_ACCESS_PLATFORM`: addresses are what the platform makes of them for the device, which an IOMMU translates (section 6).
+/// Offered where memory is so, and not done without there.
+pub const ACCESS_PLATFORM: u64 = 1 << VIRTIO_F_ACCESS_PLATFORM;
 
 /// What queues and transports of this crate offer on behalf of every device.
 pub const COMMON: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_RESET;

@@ -21,6 +21,7 @@ pub mod features;
 pub mod guide;
 #[cfg(unix)]
 mod host_io;
+pub mod iommu;
 pub mod mem;
 pub mod net;
 pub mod pmem;

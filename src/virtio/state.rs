@@ -1,8 +1,8 @@
 //! What devices keep for their guests, as plain data.
 
 use super::{
-    balloon::BalloonState, block::BlockState, console::ConsoleState, entropy::EntropyState, mem::MemoryDeviceState,
-    net::NetState, pmem::PmemState, vsock::VsockState,
+    balloon::BalloonState, block::BlockState, console::ConsoleState, entropy::EntropyState, iommu::IommuState,
+    mem::MemoryDeviceState, net::NetState, pmem::PmemState, vsock::VsockState,
 };
 
 /// The state of a device without its transport.
@@ -19,6 +19,8 @@ pub enum DeviceState {
     Console(ConsoleState),
     /// An [entropy device](super::entropy::Entropy).
     Entropy(EntropyState),
+    /// An [IOMMU](super::iommu::Iommu).
+    Iommu(IommuState),
     /// A [memory device](super::mem::MemoryDevice).
     Memory(MemoryDeviceState),
     /// A [network device](super::net::Net).
@@ -44,6 +46,7 @@ impl DeviceState {
             Self::Block(_) => "a block device's",
             Self::Console(_) => "a console device's",
             Self::Entropy(_) => "an entropy device's",
+            Self::Iommu(_) => "an IOMMU's",
             Self::Memory(_) => "a memory device's",
             Self::Net(_) => "a network device's",
             Self::Pmem(_) => "a PMEM device's",

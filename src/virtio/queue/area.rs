@@ -12,7 +12,7 @@ use super::{
     Gone, QueueError, QueueLayout,
     packed::{FlatPacked, Spot},
 };
-use crate::memory::{Outside, Pin, Segment, Span};
+use crate::memory::{Outside, Pin, Segment, Span, Viewed};
 
 /// Bytes of flags and index before the entries of either ring.
 const RING_HEADER: u64 = 4;
@@ -124,7 +124,7 @@ pub(super) struct View {
     flat: Option<Flat>,
     flat_packed: Option<Flat>,
     /// Keeps the areas mapped. Last: it goes last.
-    pub pin: Pin,
+    pub pin: Viewed,
 }
 
 // SAFETY: the areas lead to guest memory that `pin` keeps alive, and are accessed by volatile copies and atomics alone.
@@ -145,6 +145,8 @@ impl View {
         if !is_size(size, max, packed) {
             return Err(QueueError::Size { size, max, packed });
         }
+        // Before anything is found.
+        let pin = pin.view();
         let n = u64::from(size);
         let find = |area, address: u64, align: u64, len: u64, access| {
             if !address.is_multiple_of(align) {

@@ -125,9 +125,11 @@ impl Chain<'_, '_> {
         if spilled != 0 {
             shared.spilled.fetch_add(spilled, Ordering::SeqCst);
         }
-        let pin = round.view.pin.clone();
+        let outline = round.outline;
+        let pin = Pin::clone(&round.view.pin);
+        pin.enter(segments.all(&outline));
         OwnedChain::new(Held {
-            outline: round.outline,
+            outline,
             segments,
             pin,
             shared,

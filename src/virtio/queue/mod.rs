@@ -13,7 +13,8 @@
 //! | `available`, `split`, `packed` | what the driver has made available |
 //! | `used`, `split_used`, `packed_used`, `in_order` | what is used |
 //! | `shared` | giving back from any thread, and the signal |
-//! | `round`, `lent`, `several`, `owned`, `away` | what a handler sees |
+//! | `round`, `lent`, `several`, `owned` | what a handler sees |
+//! | `away` | a queue that is served elsewhere |
 //! | `counters`, `state` | what its embedder sees |
 //! | `word`, `inside` | what all threads agree on |
 //!
@@ -263,7 +264,9 @@ impl Queue {
     fn look_up(view: &mut Option<View>, shared: &Shared) -> Result<(), QueueError> {
         *view = None;
         let found = shared.look_up()?;
-        shared.used.lock().view = Some(found.clone());
+        let old = shared.used.lock().view.replace(found.clone());
+        // With nothing locked: somebody may wait for it.
+        drop(old);
         *view = Some(found);
         Ok(())
     }
@@ -280,7 +283,9 @@ impl Queue {
     /// Lets go of guest memory: the next round looks it up again.
     pub(crate) fn let_go(&mut self) {
         self.view = None;
-        self.shared.used.lock().view = None;
+        let old = self.shared.used.lock().view.take();
+        // With nothing locked: somebody may wait for it.
+        drop(old);
     }
 }
 

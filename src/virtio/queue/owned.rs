@@ -35,7 +35,8 @@ impl Held {
             pin,
             shared,
         } = self;
-        // Before the queue can be still: nothing of a map that was replaced is held then.
+        // Before the queue can be still: nothing of a map that was replaced is held then, nor of what was translated.
+        pin.leave(segments.all(&outline));
         drop(pin);
         shared.give_back(&outline, segments, written);
     }

@@ -34,7 +34,10 @@ use super::{
         order::{Guard, Rank, lock_in_order},
     },
 };
-use crate::{memory::Memory, sync::lock};
+use crate::{
+    memory::{Behind, Memory},
+    sync::lock,
+};
 use notice::Notice;
 use status::{DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK};
 
@@ -168,7 +171,8 @@ impl<D: VirtioDevice + 'static> Core<D> {
         options: &TransportOptions,
         transport: u64,
     ) -> Result<Arc<Self>, TransportError> {
-        let common = options.features() | transport;
+        let translated = if memory.is_translated() { features::ACCESS_PLATFORM } else { 0 };
+        let common = options.features() | translated | transport;
         let queue_sizes: Box<[u16]> = device.queue_sizes().into();
         if queue_sizes.len() > usize::from(u16::MAX) {
             return Err(TransportError::QueueCount(queue_sizes.len()));
@@ -201,6 +205,8 @@ impl<D: VirtioDevice + 'static> Core<D> {
             resetting: AtomicBool::new(false),
             queue_sizes,
         });
+        let behind: Weak<dyn Behind> = Arc::downgrade(&core) as _;
+        core.memory.add_behind(behind);
         let attached: Weak<dyn Attached> = Arc::downgrade(&core) as _;
         core.control().attach(Handle::new(attached));
         Ok(core)
@@ -292,13 +298,19 @@ impl<D: VirtioDevice> Core<D> {
         let accepted = self.as_modern(registers.driver_features);
         let known = accepted & !self.offered() == 0 && !registers.unknown_features;
         let mut device = self.control();
-        let agreed = known && accepted & features::VERSION_1 != 0 && device.accepts(accepted);
+        let agreed = known && self.accepts_enough(accepted) && device.accepts(accepted);
         if agreed {
             device.negotiated(accepted);
             self.negotiated.store(accepted, Ordering::SeqCst);
             self.note_config_change();
         }
         agreed
+    }
+
+    /// Whether nothing is missing that the device does not work without.
+    pub(super) fn accepts_enough(&self, accepted: u64) -> bool {
+        let needed = features::VERSION_1 | self.common & features::ACCESS_PLATFORM;
+        accepted & needed == needed
     }
 
     /// What a driver has accepted that writes these features.
@@ -589,6 +601,12 @@ impl<D: VirtioDevice> Attached for Core<D> {
             Core::fail(self, fault);
             self.tell_config_if_owed();
         }
+    }
+}
+
+impl<D: VirtioDevice> Behind for Core<D> {
+    fn let_go(&self) {
+        self.memory_changed();
     }
 }
 

@@ -27,6 +27,11 @@ pub struct TransportOptions {
     /// [`NOTIFICATION_DATA`](features::NOTIFICATION_DATA). By default over PCI alone: over MMIO the queue is a part of what a driver
     /// stores then, and who [catches](crate::bus::DoorbellStore) kicks by value catches none of them; they exit, and do the same.
     pub notification_data: bool,
+    /// [`ACCESS_PLATFORM`](features::ACCESS_PLATFORM): guest memory is what an IOMMU of the embedder makes of it, as with `vm-memory`'s
+    /// `IommuMemory`. Behind an [`Iommu`](crate::virtio::iommu::Iommu) of this crate it is offered in any case. A driver that does not
+    /// accept it is not let at the device: "A device MAY fail to operate further if VIRTIO_F_ACCESS_PLATFORM is not accepted" (section
+    /// 6.2).
+    pub access_platform: bool,
     /// A driver that does without [`VERSION_1`](features::VERSION_1) is taken for one that has accepted it: for a driver that accepts
     /// nothing and knows the interface all the same, as in test suites. The layout of registers, rings and requests is the one of
     /// VERSION_1 then too, and the device is told that it was accepted. Not by default: "A device MAY fail to operate further if
@@ -44,6 +49,7 @@ impl Default for TransportOptions {
             indirect_desc: true,
             ring_reset: true,
             notification_data: false,
+            access_platform: false,
             without_version_1: false,
         }
     }
@@ -59,6 +65,7 @@ impl TransportOptions {
             indirect_desc,
             ring_reset,
             notification_data,
+            access_platform,
             without_version_1: _,
         } = self;
         [
@@ -68,6 +75,7 @@ impl TransportOptions {
             (indirect_desc, features::INDIRECT_DESC),
             (ring_reset, features::RING_RESET),
             (notification_data, features::NOTIFICATION_DATA),
+            (access_platform, features::ACCESS_PLATFORM),
         ]
         .into_iter()
         .filter(|(offered, _)| *offered)

@@ -271,7 +271,7 @@ impl<D: VirtioDevice> Core<D> {
         let accepted = self.as_modern(state.driver_features);
         let negotiated = state.status & status::FEATURES_OK != 0;
         let acceptable = accepted & !offered == 0
-            && accepted & features::VERSION_1 != 0
+            && self.accepts_enough(accepted)
             && !state.unknown_features
             && device.accepts(accepted);
         let too_early = state.status & status::DRIVER == 0 && (state.driver_features != 0 || state.unknown_features);

@@ -102,8 +102,21 @@ impl<D: VirtioDevice + 'static> VirtioMmio<D> {
         A: GuestAddressSpace + Send + Sync + 'static,
         A::T: Send + Sync + 'static,
     {
+        Self::with_memory(device, Memory::new(space), line, options)
+    }
+
+    /// [`with_options`](Self::with_options), with guest memory as an [IOMMU](crate::virtio::iommu) has the device see it.
+    ///
+    /// # Errors
+    /// The device offers a queue that cannot be.
+    pub fn with_memory(
+        device: D,
+        memory: Memory,
+        line: Line,
+        options: &TransportOptions,
+    ) -> Result<Self, TransportError> {
         let interrupt = Arc::new(MmioInterrupt::new(line));
-        let core = Core::new(device, Memory::new(space), Arc::clone(&interrupt) as _, options, 0)?;
+        let core = Core::new(device, memory, Arc::clone(&interrupt) as _, options, 0)?;
         Ok(Self {
             core,
             interrupt,

@@ -176,6 +176,20 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
         A: GuestAddressSpace + Send + Sync + 'static,
         A::T: Send + Sync + 'static,
     {
+        Self::with_memory(device, Memory::new(space), slot, options)
+    }
+
+    /// [`with_options`](Self::with_options), with guest memory as an [IOMMU](crate::virtio::iommu) has the device see it. Its messages are
+    /// not translated.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_memory(
+        device: D,
+        memory: Memory,
+        slot: Slot,
+        options: &VirtioPciOptions,
+    ) -> Result<Self, VirtioPciError> {
         let queues = device.queue_sizes().len();
         let Layout {
             config,
@@ -185,7 +199,7 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
         let interrupt = Arc::new(PciInterrupt::new(Endpoint::new(config, slot), queues));
         let core = Core::new(
             device,
-            Memory::new(space),
+            memory,
             Arc::clone(&interrupt) as _,
             &options.transport,
             features::NOTIF_CONFIG_DATA,
