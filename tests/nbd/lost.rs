@@ -159,7 +159,11 @@ fn nothing_is_lost_when_qemu_nbd_is_killed_with_writes_in_its_caches() {
         return crate::skip::skipped("qemu-img is not installed");
     }
     let at = socket.clone();
-    survives(|| connect(&socket, "").unwrap(), move || qemu_nbd(&at, &image, &["-f", "qcow2"]), 4);
+    survives(
+        || connect(&socket, "").unwrap(),
+        move || qemu_nbd(&at, &image, &["-f", "qcow2"]),
+        4,
+    );
 }
 
 #[test]

@@ -12,7 +12,9 @@ use crate::{
 };
 
 fn connect(scheme: &str, host: &str, at: &At, options: NbdOptions) -> Result<NbdStorage, NbdError> {
-    let At::Port(port) = at else { panic!("it is no port: {at:?}") };
+    let At::Port(port) = at else {
+        panic!("it is no port: {at:?}")
+    };
     NbdStorage::connect(&format!("{scheme}://{host}:{port}/").parse()?, options, clock())
 }
 
@@ -85,11 +87,7 @@ fn nothing_is_lost_over_tcp_when_qemu_nbd_is_killed_with_writes_in_its_caches() 
     let Some(image) = qcow2(&place) else { return };
     let at = At::free_port();
     let there = at.clone();
-    survives(
-        || plain(&there),
-        move || qemu_nbd(&at, &image, &["-f", "qcow2"]),
-        4,
-    );
+    survives(|| plain(&there), move || qemu_nbd(&at, &image, &["-f", "qcow2"]), 4);
 }
 
 #[cfg(feature = "nbd-tls")]
@@ -123,7 +121,11 @@ mod secured {
         let Some(()) = certificates(&place) else { return };
         let at = At::free_port();
         let told = of_nbdkit(&place);
-        let arguments: Vec<_> = told.iter().map(|argument| &**argument).chain(["memory", "8M"]).collect();
+        let arguments: Vec<_> = told
+            .iter()
+            .map(|argument| &**argument)
+            .chain(["memory", "8M"])
+            .collect();
         let Some(server) = nbdkit(&at, &arguments) else { return };
         // The certificate has this address, and that name.
         for host in ["127.0.0.1", "localhost"] {
