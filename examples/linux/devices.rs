@@ -5,7 +5,7 @@ use std::{
     error::Error,
     io,
     sync::{
-        Arc, PoisonError,
+        Arc, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -16,15 +16,14 @@ use devisor::{
     bus::Bus,
     event_loop::EventLoop,
     virtio::{
-        VirtioTransport, Wait,
-        block::{Block, BlockOptions, FileStorage},
+        QueueIndex, VirtioTransport, Wait,
+        block::BlockOptions,
         entropy::{Entropy, OsRandom},
     },
 };
 
 use crate::{
-    completion::{Completion, Gate, completed},
-    disk::NotedReads,
+    completion::{Completion, Gate},
     more::{Around, More, Room},
     ram::Ram,
     verdict::Check,
@@ -43,6 +42,7 @@ pub struct Devices {
     /// Held while the cores run.
     cores_run: Gate,
     disk_was_read: Arc<AtomicBool>,
+    disk_requests: OnceLock<Vec<u64>>,
 }
 
 impl Devices {
@@ -71,12 +71,14 @@ impl Devices {
             _ => events.clone(),
         };
         let disk_was_read = Arc::new(AtomicBool::new(false));
-        let storage = Arc::new(NotedReads::new(
-            FileStorage::open(plan.disk)?,
-            Arc::clone(&disk_was_read),
-        ));
-        let block = Block::new(Arc::clone(&storage), BlockOptions::default())?;
-        let block = completed(block, storage, completion, &completing, Arc::clone(&cores_run));
+        let options = BlockOptions {
+            queues: plan.options.queues,
+            ..BlockOptions::default()
+        };
+        let ends = (completion, &completing, Arc::clone(&cores_run));
+        let block = plan
+            .disk
+            .device(options, plan.options.runs, &events, &disk_was_read, ends)?;
         let entropy = Entropy::new(WatchedSource::new(OsRandom, Arc::clone(plan.watch)));
         let mut virtio = vec![
             slots.plug(disk_at, block, memory, &events, bus)?.transport(),
@@ -102,6 +104,7 @@ impl Devices {
             events,
             cores_run,
             disk_was_read,
+            disk_requests: OnceLock::new(),
         })
     }
 
@@ -117,6 +120,11 @@ impl Devices {
 
     /// The guest has printed a line.
     pub fn hear(&self, line: &str) -> Result<(), Box<dyn Error>> {
+        if line.starts_with("guest: disk has") {
+            let counters = (0..).map_while(|queue| self.virtio[DISK].queue_counters(QueueIndex(queue)));
+            self.disk_requests
+                .get_or_init(|| counters.map(|counters| counters.requests).collect());
+        }
         self.more.iter().try_for_each(|more| more.hear(line))
     }
 
@@ -137,14 +145,25 @@ impl Devices {
         Ok(())
     }
 
-    /// Whether something is awaited that takes the host's time: requests that are with another thread, or what a device has behind it.
+    /// Whether something is awaited that takes the host's time: requests that are under way, or what a device has behind it.
     pub fn awaits_host(&self) -> bool {
-        self.virtio.iter().any(|device| {
+        (0..).zip(&self.virtio).any(|(number, device)| {
             let mut queues = device.waiting().into_iter();
-            queues.any(|(queue, under_way)| under_way != 0 || device.waits(queue).iter().any(is_of_host))
+            // A disk without a request under way has nothing to tell.
+            queues.any(|(queue, under_way)| {
+                under_way != 0 || number != DISK && device.waits(queue).iter().any(is_of_host)
+            })
         })
     }
+
+    /// How many requests each queue of the disk has had, until the guest has told how many queues it has.
+    pub fn disk_requests(&self) -> &[u64] {
+        self.disk_requests.get().map_or(&[], Vec::as_slice)
+    }
 }
+
+/// Its place in the list.
+const DISK: usize = 0;
 
 fn is_of_host(wait: &Wait) -> bool {
     matches!(wait, Wait::Readable(_) | Wait::Writable(_))

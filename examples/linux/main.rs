@@ -19,7 +19,8 @@
 //! | `virtio.rs` | plug the same devices in as virtio-mmio or as PCI functions |
 //! | `devices.rs` | make the disk and the entropy device, and say who runs them |
 //! | `more/` | more devices, each with what the guest does with it (`--devices all`) |
-//! | `ram.rs`, `disk.rs` | give devices the guest's memory; put something of its own in front of the disk image |
+//! | `disk.rs` | have the disk in a file, in an image or on a server, and its requests run at once, by threads or by the kernel |
+//! | `ram.rs`, `noted.rs` | give devices the guest's memory; put a storage of its own in front of any other |
 //! | `../shared/completion.rs` | make of the disk one that completes late, out of order, or on another thread (`--completion`) |
 //! | `wing.rs` | what of a machine is not the same |
 //! | `watch.rs`, `counts.rs`, `verdict.rs` | not needed to run a guest: look whether all this is true |
@@ -42,6 +43,7 @@ mod counts;
 mod devices;
 mod disk;
 mod more;
+mod noted;
 mod options;
 mod ram;
 mod verdict;
@@ -53,7 +55,6 @@ mod x86_64;
 use std::{
     error::Error,
     fs,
-    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -87,10 +88,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     // A file that the guest wrote in an earlier run cannot have this in it.
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     let word = format!("{:016x}", since_epoch.as_nanos() as u64);
-    let mut disk = options.disk.clone().into_os_string();
-    disk.push(".run");
-    let disk = PathBuf::from(disk);
-    fs::copy(&options.disk, &disk)?;
+    let disk = options.disk.for_a_run()?;
 
     for why in options.devices.skipped() {
         println!("skipped: {why}");
@@ -131,16 +129,28 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     }
     let seen = watch.seen();
     let console = String::from_utf8_lossy(&seen.console).replace('\r', "");
+    let (data, tool) = disk.after_a_run();
+    let mut more = wing.devices().check(&console);
+    let requests = wing.devices().disk_requests();
+    more.push((
+        "the guest uses all queues it can",
+        verdict::queues(&console, options, requests),
+    ));
+    more.extend(verdict::fio(&console, &data).map(|check| ("the image has what fio wrote", check)));
+    more.extend(tool.map(|check| ("the image is in order", check)));
     let verdict = verdict::check(verdict::Evidence {
         facts: &wing.facts(options),
         word: &word,
-        disk: &disk,
+        disk: &data,
         seen,
         recorder: wing.recorder(),
         guest_time: guest,
-        more: wing.devices().check(&console),
+        more,
         skipped: options.devices.skipped(),
     });
+    if disk.file() != Some(&*data) {
+        let _ = fs::remove_file(&data);
+    }
     if verdict {
         println!("PASS");
     }

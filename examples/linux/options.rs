@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{
     completion::Completion,
+    disk::{Runs, Source},
     more::DeviceSet,
     virtio::{Rings, Transport},
 };
@@ -13,12 +14,16 @@ usage: cargo run --release --example linux -- [OPTION VALUE]...
   --arch NAME        arm64 or x86_64             [arm64]
   --kernel FILE      a boot Image of arm64, or a bzImage  [tests/guest/build/kernel, or build/x86_64/kernel]
   --initrd FILE      an initial RAM disk         [initrd.cpio beside it]
-  --disk FILE        an ext4 image; the guest gets a copy, FILE.run   [root.ext4 beside it]
+  --disk DISK        an ext4 file system: in FILE, of which the guest gets a copy, FILE.run; in qcow2:FILE, over which
+                     it gets an overlay, FILE.run; or on an NBD server, nbd:URI, where it is written [root.ext4 beside it]
+  --queues NUMBER    queues of the disk, 1 to 16, of which a guest uses as many as it has CPUs [1]
+  --async NAME       how requests to a file run: in their round; by threads of ours; or, if it is no image, by the
+                     kernel: sync, threads, io_uring  [sync]
   --transport NAME   mmio; pci, with messages; or pci-intx, with wires
                                                  [arm64: mmio; x86_64: pci, with the chips pic: pci-intx]
   --rings NAME       what the guest is offered: split; packed too; or packed-plain, without event indices [split]
-  --completion NAME  when the disk completes its requests: in their round; late; shuffled; or
-                     by another thread: round, late, shuffled, thread [round]
+  --completion NAME  when a disk that is run sync completes its requests: in their round; late; shuffled;
+                     or by another thread: round, late, shuffled, thread [round]
   --devices NAME     few: the disk and the entropy device; or all that there are, for arm64 with mmio or pci [few]
   --gic NUMBER       arm64 alone: 2, with a frame for messages; or 3, with an ITS [2]
   --cpus NUMBER      x86_64 alone: 1 to 4        [1]
@@ -60,7 +65,9 @@ pub struct Options {
     pub arch: Arch,
     pub kernel: PathBuf,
     pub initrd: PathBuf,
-    pub disk: PathBuf,
+    pub disk: Source,
+    pub queues: u16,
+    pub runs: Runs,
     pub transport: Transport,
     pub rings: Rings,
     pub completion: Completion,
@@ -89,6 +96,7 @@ impl Options {
         let (mut engine, mut timeout) = ("jit-host".to_owned(), Duration::from_secs(600));
         let (mut devices, mut measure) = (DeviceSet::Few, false);
         let (mut gic, mut of_arm, mut of_x86) = (Gic::V2, None, None);
+        let (mut queues, mut runs) = (1, None);
         while let Some(option) = arguments.next() {
             if option == "--help" || option == "-h" {
                 return Ok(None);
@@ -98,7 +106,12 @@ impl Options {
                 "--arch" => arch = named(&[("arm64", Arch::Arm64), ("x86_64", Arch::X86_64)], &value)?,
                 "--kernel" => kernel = Some(PathBuf::from(value)),
                 "--initrd" => initrd = Some(value.into()),
-                "--disk" => disk = Some(value.into()),
+                "--disk" => disk = Some(Source::parse(&value)?),
+                "--queues" => {
+                    let number = value.parse().ok().filter(|queues| (1..=16).contains(queues));
+                    queues = number.ok_or(format!("--queues {value}: 1 to 16 are accepted"))?;
+                }
+                "--async" => runs = Some(named(&Runs::NAMES, &value)?),
                 "--transport" => transport = Some(named(&Transport::NAMES, &value)?),
                 "--rings" => rings = named(&Rings::NAMES, &value)?,
                 "--completion" => completion = named(&Completion::NAMES, &value)?,
@@ -147,6 +160,12 @@ impl Options {
                     .into(),
             );
         }
+        let of_nbd = matches!(disk, Some(Source::Nbd(_)));
+        if completion != Completion::Round && (of_nbd || !matches!(runs, None | Some(Runs::Sync))) {
+            return Err(
+                "--completion is for --async sync: all other disks complete their requests by themselves".into(),
+            );
+        }
         let build = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/build"));
         let build = match arch {
             Arch::Arm64 => build,
@@ -156,7 +175,9 @@ impl Options {
             arch,
             kernel: kernel.unwrap_or_else(|| build.join("kernel")),
             initrd: initrd.unwrap_or_else(|| build.join("initrd.cpio")),
-            disk: disk.unwrap_or_else(|| build.join("root.ext4")),
+            disk: disk.unwrap_or_else(|| Source::File(build.join("root.ext4"))),
+            queues,
+            runs: runs.unwrap_or(Runs::Sync),
             transport,
             rings,
             completion,
@@ -169,7 +190,9 @@ impl Options {
             timeout,
             vcd,
         };
-        for file in [&options.kernel, &options.initrd, &options.disk] {
+        options.disk.runs(runs)?;
+        let files = [options.kernel.as_path(), &options.initrd];
+        for file in files.into_iter().chain(options.disk.file()) {
             if !file.exists() {
                 return Err(format!("{} is missing: run tests/guest/fetch.sh", file.display()));
             }

@@ -10,7 +10,7 @@ use std::{
 
 use devisor::backends::recorder::Recorder;
 
-use crate::{counts::interrupts, watch::Seen, wing::Facts};
+use crate::{counts::interrupts, more::xxh64, options::Options, watch::Seen, wing::Facts};
 
 /// What a run leaves behind.
 pub struct Evidence<'a> {
@@ -154,6 +154,41 @@ fn file_in_image(disk: &Path, word: &str) -> Check {
         Err(error) if error.kind() == io::ErrorKind::NotFound => blocks_in_image(disk, &expected),
         Err(error) => Err(format!("debugfs: {error}")),
     }
+}
+
+/// Whether the guest has found the queues of its disk, and used each of them. `requests` is how many each has had.
+pub fn queues(console: &str, options: &Options, requests: &[u64]) -> Check {
+    let queues = line(console, "disk has ")?;
+    let expected = u32::from(options.queues).min(options.cpus);
+    let used = requests.iter().filter(|requests| **requests != 0).count();
+    match queues == format!("{expected} queues") && used == expected as usize {
+        true => Ok(format!("{queues} had {requests:?} requests")),
+        false => Err(format!(
+            "it has {queues}, with {requests:?} requests, where {expected} were to be used"
+        )),
+    }
+}
+
+/// If there is a fio in the guest: whether it has verified what it wrote, and that is in the image.
+pub fn fio(console: &str, disk: &Path) -> Option<Check> {
+    line(console, "fio begins").ok()?;
+    Some(line(console, "fio verified ").and_then(|verified| {
+        let left = console.lines().filter_map(|line| line.strip_prefix("guest: fio left "));
+        let mut files = 0;
+        for file in left {
+            let (name, sum) = file.split_once(' ').ok_or("a name without a sum")?;
+            let found = e2fsprogs("debugfs", &["-R", &format!("cat {name}")], disk);
+            let found = xxh64(&found.map_err(|error| format!("debugfs: {error}"))?.stdout);
+            if found != sum {
+                return Err(format!("{name} is {found} in the image, and {sum} for the guest"));
+            }
+            files += 1;
+        }
+        match files {
+            0 => Err("it has left no file".into()),
+            _ => Ok(format!("it verified {verified}, and debugfs finds its {files} files")),
+        }
+    }))
 }
 
 /// Runs a program that users other than root may not have in their PATH.

@@ -1,7 +1,7 @@
 //! What one architecture has to bring: cores of rsemu's with a board of devisor's around them. `arm64` and `x86_64` are the two
 //! that do.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use devisor::{
     backends::recorder::Recorder,
@@ -13,6 +13,7 @@ use devisor::{
 use crate::{
     counts::Source,
     devices::Devices,
+    disk,
     options::Options,
     watch::{Console, Watch, Wire},
 };
@@ -20,8 +21,8 @@ use crate::{
 /// What a board is made of and with.
 pub struct Plan<'a> {
     pub options: &'a Options,
-    /// The image that the guest may write to.
-    pub disk: &'a Path,
+    /// The one that the guest may write to.
+    pub disk: &'a disk::Source,
     pub watch: &'a Arc<Watch>,
     /// What the UART sends over.
     pub wire: &'a Arc<Wire>,

@@ -178,6 +178,16 @@ impl Guest {
         }
     }
 
+    /// How many requests were asked.
+    pub fn asks(&self) -> u64 {
+        self.asked
+    }
+
+    /// So many were asked before its state was restored: what they are to write stays.
+    pub fn go_on(&mut self, asks: u64) {
+        self.asked = asks;
+    }
+
     /// Kicks a queue, and has the device run.
     pub fn kick(&self, queue: u32) {
         self.write(0x50, queue);

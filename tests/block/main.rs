@@ -25,6 +25,7 @@ mod host;
 #[allow(clippy::duplicate_mod, reason = "the same has to be so")]
 mod later;
 mod memory;
+mod moved;
 mod pool;
 mod stacked;
 mod state;

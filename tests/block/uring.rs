@@ -47,7 +47,7 @@ fn over(file: File, queues: u16, options: UringOptions) -> Option<Guest> {
 }
 
 /// Waits for what the device waits for, as an event loop does, and has it look.
-fn wait(guest: &Guest, queues: u16) {
+pub fn wait(guest: &Guest, queues: u16) {
     let waits: Vec<_> = (0..queues).flat_map(|queue| guest.waits(queue)).collect();
     let mut polled: Vec<_> = waits
         .iter()
@@ -76,13 +76,13 @@ fn answer(guest: &Guest, queues: u16, asked: Asked) -> (u8, Vec<u8>) {
 }
 
 /// What there is to try it with: a file by the host's cache and past it, and a device in blocks of 4096 bytes.
-fn files() -> Vec<(&'static str, File, Box<dyn std::any::Any>)> {
+pub fn files(sectors: usize) -> Vec<(&'static str, File, Box<dyn std::any::Any>)> {
     let mut files: Vec<(&'static str, File, Box<dyn std::any::Any>)> = Vec::new();
     for (name, flags) in [("cached", 0), ("direct", libc::O_DIRECT)] {
-        let file = Temporary::new(&pattern(SECTORS * 512));
+        let file = Temporary::new(&pattern(sectors * 512));
         files.push((name, open(&file, flags), Box::new(file)));
     }
-    let file = Temporary::new(&pattern(SECTORS * 512));
+    let file = Temporary::new(&pattern(sectors * 512));
     match LoopDevice::new(&file, 4096) {
         Ok(device) => {
             files.push(("device", open(&device, 0), Box::new(())));
@@ -95,7 +95,7 @@ fn files() -> Vec<(&'static str, File, Box<dyn std::any::Any>)> {
 
 #[test]
 fn every_kind_of_request_does_what_it_should_on_every_kind_of_file() {
-    for (name, file, _kept) in files() {
+    for (name, file, _kept) in files(SECTORS) {
         let Some(mut guest) = over(file, 1, UringOptions::default()) else {
             return;
         };
@@ -231,7 +231,7 @@ fn a_file_that_shrank_is_an_io_error_past_its_end() {
 
 #[test]
 fn a_pause_ends_or_gives_back_everything_and_a_resume_serves_it() {
-    for (name, file, _kept) in files() {
+    for (name, file, _kept) in files(SECTORS) {
         let Some(mut guest) = over(file, 2, UringOptions::default()) else {
             return;
         };
@@ -274,7 +274,7 @@ fn a_device_that_goes_waits_for_the_kernel() {
 
 #[test]
 fn parts_of_a_block_that_two_queues_write_do_not_mix() {
-    let Some((_, file, _kept)) = files().into_iter().find(|(name, ..)| *name == "direct device") else {
+    let Some((_, file, _kept)) = files(SECTORS).into_iter().find(|(name, ..)| *name == "direct device") else {
         return;
     };
     let Some(mut guest) = over(file, 2, UringOptions::default()) else {

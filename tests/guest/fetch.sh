@@ -5,6 +5,7 @@
 #   kernel       an arm64 boot Image, or a bzImage
 #   initrd.cpio  loads the virtio modules and hands over to the disk (initramfs-init)
 #   root.ext4    the root file system that the guest mounts from our disk (root-init), with busybox, socat and xxhsum
+#   fio.ext4     the same with fio, which the guest runs if it is there
 #
 # usage: tests/guest/fetch.sh [arm64|x86_64]...
 #
@@ -71,25 +72,34 @@ name_image() {
     }
 }
 
-# What the guest is made of: the kernel, busybox, xxhsum, and socat with the packages that it needs.
+# needed PACKAGE...: these, and the packages that they need.
+needed() {
+    apt-cache depends --recurse --no-pre-depends --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
+        --no-enhances "$@" | grep -v '^[ <]' | LC_ALL=C sort -u
+}
+
+# What the guest is made of: the kernel, busybox, xxhsum, and socat with the packages that it needs. And fio with the libraries
+# that it needs, without the programs that these packages need besides.
 name_packages() {
     name_image
-    packages="$image:$arch busybox-static:$arch xxhash:$arch $(
-        apt-cache depends --recurse --no-pre-depends --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
-            --no-enhances "socat:$arch" | grep -v '^[ <]' | LC_ALL=C sort -u
+    packages="$image:$arch busybox-static:$arch xxhash:$arch $(needed "socat:$arch")"
+    # shellcheck disable=SC2046 # Several words.
+    fio_packages="fio:$arch $(
+        needed $(apt-cache depends "fio:$arch" | sed -n "s/^ *Depends: \(\(lib\|zlib\)[^ :]*\).*/\1:$arch/p") |
+            if [ "$arch" = "$(dpkg --print-architecture)" ]; then grep -v :; else grep ":$arch\$"; fi |
+            grep -E '^(lib|zlib)'
     )"
 }
 
+# download PACKAGE...
 download() {
-    name_packages
-    # shellcheck disable=SC2086 # Several words.
-    apt-get -o APT::Sandbox::User=root download $packages
+    apt-get -o APT::Sandbox::User=root download "$@"
 }
 
 # What a guest is made of: when this is the same, so is the guest.
 recipe() {
     # shellcheck disable=SC2086 # Several words.
-    apt-cache show --no-all-versions $packages | grep -E '^(Package|Version):'
+    apt-cache show --no-all-versions $packages $fio_packages | grep -E '^(Package|Version):'
     for script in fetch.sh initramfs-init root-init lease; do
         cksum <"$here/$script"
     done
@@ -104,19 +114,25 @@ guest() {
     fi
     name_packages
     if recipe | cmp -s - "$directory/recipe" && [ -s "$directory/kernel" ] && [ -s "$directory/initrd.cpio" ] &&
-        [ -s "$directory/root.ext4" ]; then
+        [ -s "$directory/root.ext4" ] && [ -s "$directory/fio.ext4" ]; then
         echo "fetch.sh: $image and its guest are in $directory already"
         return
     fi
-    mkdir -p "$directory" "$work/$name"
+    mkdir -p "$directory" "$work/$name/fio"
     cd "$work/$name"
     # What apt knows may be older than what the mirror still has.
-    download || {
+    # shellcheck disable=SC2086 # Several words.
+    { download $packages && (cd fio && download $fio_packages); } || {
         apt-get update
-        download
+        name_packages
+        download $packages
+        (cd fio && download $fio_packages)
     }
     for package in ./*.deb; do
         dpkg -x "$package" unpacked
+    done
+    for package in fio/*.deb; do
+        dpkg -x "$package" fio/unpacked
     done
 
     # In the order in which the guest inserts them. What a kernel has built in has no file and is left out.
@@ -162,11 +178,15 @@ guest() {
     (cd initrd && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >initrd.cpio
     truncate -s 64M root.ext4
     mkfs.ext4 -q -F -L devisor -E root_owner=0:0 -d root root.ext4
+    install -m 755 fio/unpacked/usr/bin/fio root/bin/
+    find fio/unpacked -path '*-linux-gnu*/lib*.so.*' ! -type d ! -path '*/security/*' -exec cp -P -n {} root/lib/ \;
+    truncate -s 256M fio.ext4
+    mkfs.ext4 -q -F -L devisor -E root_owner=0:0 -d root fio.ext4
 
     cp unpacked/boot/vmlinuz-* kernel
     recipe >recipe
     rm -f "$directory/recipe"
-    mv kernel initrd.cpio root.ext4 "$directory/"
+    mv kernel initrd.cpio root.ext4 fio.ext4 "$directory/"
     mv recipe "$directory/"
     cd "$here"
     echo "fetch.sh: $image and its guest are in $directory"

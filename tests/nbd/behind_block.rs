@@ -140,3 +140,78 @@ fn a_pause_gives_back_what_the_server_that_is_gone_has_not_answered_and_a_resume
         assert!(machine.bytes(read - 4096, 4096) == pattern(5, 4096));
     }
 }
+
+#[test]
+fn a_disk_moves_with_requests_under_way_and_each_is_answered_once() {
+    const BLOCKS: u64 = 8;
+    const BLOCK: usize = 4096;
+    let place = Place::new();
+    let (socket, file) = (place.path("socket"), place.file("disk", 8 << 20));
+    let slow = [
+        "--filter=delay",
+        "file",
+        file.to_str().unwrap(),
+        "wdelay=3ms",
+        "rdelay=3ms",
+    ];
+    let Some(mut server) = nbdkit(&socket, &slow) else {
+        return;
+    };
+    for bus in BUSES {
+        let clock = clock();
+        let new_disk = || disk(&connect(&socket, "").unwrap(), 2);
+        let mut machine = Machine::new(bus, new_disk(), F_MQ | F_FLUSH);
+        let mut carried = 0;
+        for round in 1..=12_u64 {
+            let block = |queue: u16, at: u64| (u64::from(queue) * BLOCKS + at) * (BLOCK / 512) as u64;
+            let seed = |queue: u16, at: u64, round: u64| round << 16 | u64::from(queue) << 8 | at;
+            let before: Vec<_> = machine.rings.iter().map(|ring| ring.used_idx()).collect();
+            let mut asked = Vec::new();
+            for queue in 0..2 {
+                for at in 0..BLOCKS {
+                    // Each that is read was written in the round before.
+                    let status = match (at + round) % 2 {
+                        0 => {
+                            let bytes = pattern(seed(queue, at, round), BLOCK);
+                            ask(&mut machine, queue, 1, block(queue, at), &bytes, 0)
+                        }
+                        _ => ask(&mut machine, queue, 0, block(queue, at), &[], BLOCK),
+                    };
+                    asked.push((queue, at, status));
+                }
+            }
+            machine.run();
+            if round % 4 == 0 {
+                // The replies are lost with it.
+                server.kill();
+                server = nbdkit(&socket, &slow).expect("it is installed");
+            }
+            machine.transport().pause();
+            assert!(machine.transport().wait_until_still(Some(Duration::from_secs(10))));
+            carried += asked
+                .iter()
+                .filter(|(.., status)| machine.bytes(*status, 1) == [0xee])
+                .count();
+            let state = machine.transport().save().expect("it is still");
+            machine = machine.moved(new_disk(), &state);
+            machine.transport().resume();
+            let answered: Vec<_> = before.iter().map(|used| used.wrapping_add(BLOCKS as u16)).collect();
+            settle(&mut machine, &*clock, &answered);
+            for ring in &mut machine.rings {
+                let mut heads: Vec<_> = ring.used().into_iter().map(|(head, _)| head).collect();
+                heads.sort_unstable();
+                heads.dedup();
+                assert_eq!(heads.len(), BLOCKS as usize, "each once");
+            }
+            for (queue, at, status) in asked {
+                assert_eq!(machine.bytes(status, 1), [0]);
+                if (at + round) % 2 != 0 && round > 1 {
+                    let data = machine.bytes(status - BLOCK as u64, BLOCK);
+                    assert!(data == pattern(seed(queue, at, round - 1), BLOCK), "round {round}");
+                }
+            }
+        }
+        eprintln!("{carried} of {} requests moved", 12 * 2 * BLOCKS);
+        assert!(carried > 50, "{carried} were under way");
+    }
+}

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -129,11 +128,16 @@ fn kill_again_and_again(
     (stop, killer)
 }
 
-fn survives(socket: &Path, start: impl Fn() -> Option<Server> + Send + 'static, queues: u64) {
+/// Nothing is lost of what is written through `connect` to the server that `start` starts.
+pub fn survives(
+    connect: impl FnOnce() -> NbdStorage,
+    start: impl Fn() -> Option<Server> + Send + 'static,
+    queues: u64,
+) {
     let Some(first) = start() else { return };
     drop(first);
     let (stop, killer) = kill_again_and_again(move || start().expect("it is installed"), Duration::from_millis(300));
-    let storage = connect(socket, "").unwrap();
+    let storage = connect();
     let written = writes_survive(&storage, 6, queues);
     let status = storage.status();
     stop.store(true, SeqCst);
@@ -155,7 +159,11 @@ fn nothing_is_lost_when_qemu_nbd_is_killed_with_writes_in_its_caches() {
         return crate::skip::skipped("qemu-img is not installed");
     }
     let at = socket.clone();
-    survives(&socket, move || qemu_nbd(&at, &image, &["-f", "qcow2"]), 4);
+    survives(
+        || connect(&socket, "").unwrap(),
+        move || qemu_nbd(&at, &image, &["-f", "qcow2"]),
+        4,
+    );
 }
 
 #[test]
@@ -164,7 +172,7 @@ fn nothing_is_lost_when_nbdkit_is_killed() {
     let (socket, file) = (place.path("socket"), place.file("disk", 16 << 20));
     let at = socket.clone();
     survives(
-        &socket,
+        || connect(&socket, "").unwrap(),
         move || nbdkit(&at, &["--filter=delay", "file", file.to_str().unwrap(), "wdelay=1ms"]),
         2,
     );

@@ -13,5 +13,6 @@ mod channel;
 mod lost;
 mod scripted;
 mod servers;
+mod tcp;
 #[cfg(feature = "nbd-tls")]
 mod tls;

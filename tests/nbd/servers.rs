@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, ErrorKind},
+    net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -49,16 +50,64 @@ impl Drop for Place {
     }
 }
 
+/// Where a server listens.
+#[derive(Clone, Debug)]
+pub enum At {
+    Unix(PathBuf),
+    /// On the loopback interface.
+    Port(u16),
+}
+
+impl At {
+    /// A port of the system's choice. It is free until somebody else takes it.
+    pub fn free_port() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        Self::Port(listener.local_addr().expect("it is bound").port())
+    }
+
+    fn is_served(&self) -> bool {
+        match self {
+            Self::Unix(path) => UnixStream::connect(path).is_ok(),
+            Self::Port(port) => TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).is_ok(),
+        }
+    }
+
+    fn remove(&self) {
+        if let Self::Unix(path) = self {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+impl From<&Path> for At {
+    fn from(path: &Path) -> Self {
+        Self::Unix(path.into())
+    }
+}
+
+impl From<&PathBuf> for At {
+    fn from(path: &PathBuf) -> Self {
+        Self::Unix(path.clone())
+    }
+}
+
+impl From<&At> for At {
+    fn from(at: &At) -> Self {
+        at.clone()
+    }
+}
+
 /// A server, which is killed when this is dropped.
 pub struct Server {
     child: Option<Child>,
-    socket: PathBuf,
+    at: At,
 }
 
 impl Server {
-    /// Starts one that listens at `socket`. `None`, and said so, if it is not installed.
-    pub fn start(socket: &Path, command: &mut Command) -> Option<Self> {
-        let _ = fs::remove_file(socket);
+    /// Starts one that listens there. `None`, and said so, if it is not installed.
+    pub fn start(at: impl Into<At>, command: &mut Command) -> Option<Self> {
+        let at = at.into();
+        at.remove();
         let program = command.get_program().to_owned();
         let started = command
             .stdin(Stdio::null())
@@ -74,9 +123,9 @@ impl Server {
         };
         let begun = Instant::now();
         // One that serves a single client is not to take this for it.
-        while match program.to_str() {
-            Some("nbd-server") => !socket.exists(),
-            _ => UnixStream::connect(socket).is_err(),
+        while match (program.to_str(), &at) {
+            (Some("nbd-server"), At::Unix(socket)) => !socket.exists(),
+            _ => !at.is_served(),
         } {
             if let Ok(Some(status)) = child.try_wait() {
                 panic!("{} has ended: {status}", program.display());
@@ -88,9 +137,8 @@ impl Server {
             );
             thread::sleep(Duration::from_millis(5));
         }
-        let socket = socket.to_owned();
         let child = Some(child);
-        Some(Self { child, socket })
+        Some(Self { child, at })
     }
 
     /// As if its host had lost power, but for what the kernel has.
@@ -99,7 +147,7 @@ impl Server {
             let _ = child.kill();
             let _ = child.wait();
             // Not that of the next.
-            let _ = fs::remove_file(&self.socket);
+            self.at.remove();
         }
     }
 }
@@ -110,21 +158,26 @@ impl Drop for Server {
     }
 }
 
-pub fn nbdkit(socket: &Path, arguments: &[&str]) -> Option<Server> {
+pub fn nbdkit(at: impl Into<At>, arguments: &[&str]) -> Option<Server> {
+    let at = at.into();
     let mut command = Command::new("nbdkit");
-    command.arg("-f").arg("-U").arg(socket).args(arguments);
-    Server::start(socket, &mut command)
+    command.arg("-f");
+    match &at {
+        At::Unix(socket) => command.arg("-U").arg(socket),
+        At::Port(port) => command.args(["-i", "127.0.0.1", "-p", &port.to_string()]),
+    };
+    Server::start(at, command.args(arguments))
 }
 
-pub fn qemu_nbd(socket: &Path, image: &Path, arguments: &[&str]) -> Option<Server> {
+pub fn qemu_nbd(at: impl Into<At>, image: &Path, arguments: &[&str]) -> Option<Server> {
+    let at = at.into();
     let mut command = Command::new("qemu-nbd");
-    command
-        .arg("-k")
-        .arg(socket)
-        .args(["-t", "-e", "8"])
-        .args(arguments)
-        .arg(image);
-    Server::start(socket, &mut command)
+    match &at {
+        At::Unix(socket) => command.arg("-k").arg(socket),
+        At::Port(port) => command.args(["-b", "127.0.0.1", "-p", &port.to_string()]),
+    };
+    command.args(["-t", "-e", "8"]).args(arguments).arg(image);
+    Server::start(at, &mut command)
 }
 
 pub fn connect(socket: &Path, export: &str) -> Result<NbdStorage, NbdError> {

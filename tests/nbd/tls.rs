@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// An authority, and what it has signed. `None`, and said so, if `certtool` is not installed.
-fn certificates(place: &Place) -> Option<()> {
+pub fn certificates(place: &Place) -> Option<()> {
     let run = |arguments: &[&str]| Command::new("certtool").args(arguments).output();
     let at = |name: &str| place.path(name).to_str().unwrap().to_owned();
     let make = |name: &str, template: &str, signed: bool| {

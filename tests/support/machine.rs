@@ -139,6 +139,26 @@ impl<D: VirtioDevice + 'static> Machine<D> {
         machine
     }
 
+    /// The same guest with another device, into which the state of its own is restored; what was its own is gone then.
+    pub fn moved(self, device: D, state: &SavedDevice) -> Self {
+        let Self {
+            registers,
+            memory,
+            rings,
+            next,
+            bell: _,
+            bus,
+        } = self;
+        drop(registers);
+        let machine = Self {
+            rings,
+            next,
+            ..Self::in_memory(bus, device, memory)
+        };
+        machine.transport().restore(state).expect("a state of such a device");
+        machine
+    }
+
     pub fn transport(&self) -> &dyn VirtioTransport {
         match &self.registers {
             Registers::Mmio(device) => &**device,

@@ -28,7 +28,7 @@ pub struct Arm64 {
 
 impl Arm64 {
     pub fn new(plan: &Plan<'_>) -> Result<Self, Box<dyn Error>> {
-        let ram = plan.options.devices.memory(&board::ROOM, &plan.options.disk)?;
+        let ram = plan.options.devices.memory(&board::ROOM, &plan.options.initrd)?;
         load(plan.options, &ram)?;
         let (machine, pins) = Machine::new(&plan.options.engine, &ram, board::KERNEL, board::DEVICE_TREE)?;
         // The guest's time is all the time there is: the clock stands still while the guest does.

@@ -131,12 +131,12 @@ impl DeviceSet {
         always.into_iter().chain(more).collect()
     }
 
-    /// The memory of a machine whose disk is this: what is persistent of it is a file.
-    pub fn memory(self, room: &Room, disk: &Path) -> Result<Ram, Box<dyn Error>> {
+    /// The memory of a machine: what is persistent of it is a file beside this one.
+    pub fn memory(self, room: &Room, beside: &Path) -> Result<Ram, Box<dyn Error>> {
         match self {
             Self::Few => Ram::new(&[room.ram], None),
             Self::All => {
-                let file = pmem::persistent_file(disk, room.persistent.len)?;
+                let file = pmem::persistent_file(beside, room.persistent.len)?;
                 Ram::new(&[room.ram, room.pluggable, room.persistent], Some(file))
             }
         }
@@ -256,7 +256,7 @@ fn random(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// What `xxhsum` says of these bytes, of which there are a multiple of 32: XXH64, which is the cheapest that guests have.
-fn xxh64(bytes: &[u8]) -> String {
+pub fn xxh64(bytes: &[u8]) -> String {
     const A: u64 = 0x9e37_79b1_85eb_ca87;
     const B: u64 = 0xc2b2_ae3d_27d4_eb4f;
     const C: u64 = 0x1656_67b1_9e37_79f9;

@@ -17,9 +17,9 @@ use devisor::virtio::{
 use super::{Around, Measured, More};
 use crate::verdict::{Check, e2fsprogs, line};
 
-/// A new file next to the disk, with an empty ext4 in it.
-pub fn persistent_file(disk: &Path, len: u64) -> Result<File, Box<dyn Error>> {
-    let path = disk.with_extension("pmem");
+/// A new file next to that one, with an empty ext4 in it.
+pub fn persistent_file(beside: &Path, len: u64) -> Result<File, Box<dyn Error>> {
+    let path = beside.with_extension("pmem");
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(true).open(&path)?;
     file.set_len(len)?;

@@ -42,7 +42,7 @@ pub struct X86_64 {
 
 impl X86_64 {
     pub fn new(plan: &Plan<'_>) -> Result<Self, Box<dyn Error>> {
-        let ram = plan.options.devices.memory(&board::ROOM, &plan.options.disk)?;
+        let ram = plan.options.devices.memory(&board::ROOM, &plan.options.initrd)?;
         let cores = Cores::new(&plan.options.engine, plan.options.cpus)?;
         let clock = Arc::clone(cores.clock());
         let recorder = Recorder::builder().clock(clock.clone()).capacity(1 << 20).build();
