@@ -26,6 +26,8 @@ mod host;
 mod later;
 mod memory;
 mod pool;
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+mod registered;
 mod stacked;
 mod state;
 mod transport;
