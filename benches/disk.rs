@@ -1,5 +1,5 @@
-//! What a request costs on a disk over `io_uring`, beside a bare loop on a ring of the same depth and file: read the ratios, each of
-//! runs that take turns.
+//! What a request costs on a disk over `io_uring`, beside a bare loop on a ring of the same depth and file, and beside `fio`: read the
+//! ratios, each of runs that take turns.
 //!
 //! `cargo bench --features io-uring --bench disk [NAME]` does those whose names have `NAME` in them. System calls are counted by
 //! `strace`, if it is there.

@@ -11,6 +11,8 @@ pub struct Bare {
     ring: IoUring,
     memory: Memory,
     offsets: Box<dyn FnMut() -> u64 + Send>,
+    /// Its memory is known to the kernel.
+    registered: bool,
     _file: File,
 }
 
@@ -39,15 +41,25 @@ impl Drop for Memory {
 }
 
 impl Bare {
-    pub fn new(work: Work, file: File, seed: u64) -> Self {
+    pub fn new(work: Work, file: File, seed: u64, registered: bool) -> Self {
         let ring = IoUring::new(256).expect("io_uring");
         ring.submitter()
             .register_files(&[file.as_raw_fd()])
             .expect("registered");
+        let memory = Memory::new(usize::from(work.depth) * work.len as usize);
+        if registered {
+            let all = libc::iovec {
+                iov_base: memory.0.cast(),
+                iov_len: memory.1,
+            };
+            // SAFETY: there as long as the ring is.
+            unsafe { ring.submitter().register_buffers(&[all]) }.expect("room to register memory");
+        }
         Self {
             work,
             ring,
-            memory: Memory::new(usize::from(work.depth) * work.len as usize),
+            memory,
+            registered,
             offsets: Box::new(work.offsets(seed)),
             _file: file,
         }
@@ -58,9 +70,11 @@ impl Bare {
         // SAFETY: within the memory.
         let buffer = unsafe { self.memory.0.add(slot as usize * len as usize) };
         let file = types::Fixed(0);
-        let entry = match self.work.writes {
-            true => opcode::Write::new(file, buffer, len).offset(offset).build(),
-            false => opcode::Read::new(file, buffer, len).offset(offset).build(),
+        let entry = match (self.work.writes, self.registered) {
+            (true, false) => opcode::Write::new(file, buffer, len).offset(offset).build(),
+            (true, true) => opcode::WriteFixed::new(file, buffer, len, 0).offset(offset).build(),
+            (false, false) => opcode::Read::new(file, buffer, len).offset(offset).build(),
+            (false, true) => opcode::ReadFixed::new(file, buffer, len, 0).offset(offset).build(),
         };
         entry.user_data(slot)
     }

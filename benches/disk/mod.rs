@@ -1,13 +1,14 @@
 //! The comparison.
 
 mod bare;
+mod fio;
 mod ours;
 
 use std::{
     env,
     fs::{self, File, OpenOptions},
     os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{self, Command},
     thread,
     time::Instant,
@@ -15,8 +16,10 @@ use std::{
 
 /// Bytes of the file.
 const FILE: u64 = 256 << 20;
-/// How often each of the two has its turn.
+/// How often each has its turn.
 const TURNS: usize = 9;
+/// How often `fio` has: it takes a second.
+const FIO_TURNS: usize = 3;
 
 /// What is measured.
 #[derive(Clone, Copy)]
@@ -89,17 +92,18 @@ impl Work {
         all
     }
 
-    fn open(&self, file: &Files) -> File {
-        let (path, flags) = match self.direct {
-            true => (&file.direct, libc::O_DIRECT),
-            false => (&file.tmpfs, 0),
-        };
+    fn path<'a>(&self, files: &'a Files) -> &'a Path {
+        if self.direct { &files.direct } else { &files.tmpfs }
+    }
+
+    fn open(&self, files: &Files) -> File {
+        let flags = if self.direct { libc::O_DIRECT } else { 0 };
         let mut options = OpenOptions::new();
         options
             .read(true)
             .write(true)
             .custom_flags(flags)
-            .open(path)
+            .open(self.path(files))
             .expect("the file")
     }
 
@@ -151,20 +155,48 @@ impl Drop for Files {
     }
 }
 
-/// One of the two, ready to go.
+/// One of those that are compared, ready to go.
 pub trait Side: Send {
     /// Does so many requests.
     fn run(&mut self, requests: u32);
 }
 
-/// What a turn has taken, in seconds.
+/// Who does the requests in this process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Bare,
+    Ours,
+    /// With memory registered.
+    BareRegistered,
+    OursRegistered,
+}
+
+impl Who {
+    const ALL: [Self; 4] = [Self::Bare, Self::Ours, Self::BareRegistered, Self::OursRegistered];
+
+    fn sides(self, work: Work, files: &Files) -> Vec<Box<dyn Side>> {
+        let registered = matches!(self, Self::BareRegistered | Self::OursRegistered);
+        match self {
+            Self::Bare | Self::BareRegistered => (0..work.queues)
+                .map(|queue| {
+                    let file = work.open(files);
+                    Box::new(bare::Bare::new(work, file, queue.into(), registered)) as Box<dyn Side>
+                })
+                .collect(),
+            Self::Ours | Self::OursRegistered => ours::new(work, work.open(files), registered),
+        }
+    }
+}
+
+/// What a turn has taken of each request, in microseconds.
 #[derive(Clone, Copy)]
-struct Turn {
-    time: f64,
-    cpu: f64,
+pub struct Turn {
+    pub time: f64,
+    pub cpu: f64,
 }
 
 fn turn(sides: &mut [Box<dyn Side>], requests: u32) -> Turn {
+    let all = f64::from(requests) * sides.len() as f64;
     let (cpu, start) = (cpu_time(), Instant::now());
     match sides {
         [side] => side.run(requests),
@@ -172,9 +204,10 @@ fn turn(sides: &mut [Box<dyn Side>], requests: u32) -> Turn {
             sides.iter_mut().for_each(|side| _ = scope.spawn(|| side.run(requests)));
         }),
     }
+    let micros = |seconds: f64| seconds * 1e6 / all;
     Turn {
-        time: start.elapsed().as_secs_f64(),
-        cpu: cpu_time() - cpu,
+        time: micros(start.elapsed().as_secs_f64()),
+        cpu: micros(cpu_time() - cpu),
     }
 }
 
@@ -188,31 +221,27 @@ fn cpu_time() -> f64 {
     seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-fn sides(work: Work, files: &Files, bare: bool) -> Vec<Box<dyn Side>> {
-    match bare {
-        true => (0..work.queues)
-            .map(|queue| Box::new(bare::Bare::new(work, work.open(files), queue.into())) as Box<dyn Side>)
-            .collect(),
-        false => ours::new(work, work.open(files)),
-    }
+fn least(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(f64::INFINITY, f64::min)
 }
 
-/// System calls of a request, as `strace` counts them: the difference of two runs of this program.
-fn system_calls(number: usize, bare: bool) -> Option<f64> {
+/// System calls of a request, as `strace` counts them: the difference of two runs.
+fn system_calls(run: impl Fn(u32) -> Command) -> Option<f64> {
     let count = |requests: u32| {
-        let program = env::current_exe().ok()?;
-        let output = Command::new("strace")
+        let run = run(requests);
+        let mut strace = Command::new("strace");
+        strace
             .args(["-f", "-c", "-qq"])
-            .arg(program)
-            .args(["--work", &number.to_string(), &bare.to_string(), &requests.to_string()])
-            .output()
-            .ok()?;
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            .arg(run.get_program())
+            .args(run.get_args());
+        let text = strace.output().ok()?.stderr;
+        let text = String::from_utf8_lossy(&text).into_owned();
         let line = text.lines().find(|line| line.trim_end().ends_with("total"))?;
         line.split_whitespace().nth(3)?.parse::<f64>().ok()
     };
@@ -220,45 +249,108 @@ fn system_calls(number: usize, bare: bool) -> Option<f64> {
     Some((many - few) / 4_000.0)
 }
 
+/// This program, for so many requests of one of them.
+fn by_itself(number: usize, who: usize) -> impl Fn(u32) -> Command {
+    move |requests| {
+        let mut command = Command::new(env::current_exe().expect("this program"));
+        command.args(["--work", &number.to_string(), &who.to_string(), &requests.to_string()]);
+        command
+    }
+}
+
+/// One line: how it compares with `others`, turn by turn.
+fn compare(name: &str, turns: &[Turn], others: &[Turn], calls: Option<f64>) {
+    let pairs = || turns.iter().zip(others);
+    print!(
+        "    {name}: {:.2} of its rate, {:.2} by the best turns ({:.0} k/s); CPU {:+.2} us a request, {:+.2} by the least",
+        median(pairs().map(|(own, other)| other.time / own.time)),
+        least(others.iter().map(|turn| turn.time)) / least(turns.iter().map(|turn| turn.time)),
+        1e3 / least(turns.iter().map(|turn| turn.time)),
+        median(pairs().map(|(own, other)| own.cpu - other.cpu)),
+        least(turns.iter().map(|turn| turn.cpu)) - least(others.iter().map(|turn| turn.cpu)),
+    );
+    match calls {
+        Some(calls) => println!("; {calls:.2} system calls"),
+        None => println!(),
+    }
+}
+
 pub fn main() {
     let args: Vec<_> = env::args().collect();
     let all = Work::all();
     if let Some(at) = args.iter().position(|arg| arg == "--work") {
         let files = Files::new();
-        let work = all[args[at + 1].parse::<usize>().expect("a number")];
-        let requests: u32 = args[at + 3].parse().expect("a number");
-        let mut sides = sides(work, &files, args[at + 2] == "true");
-        turn(&mut sides, requests / u32::from(work.queues));
+        let number = |at: usize| args[at].parse::<usize>().expect("a number");
+        let work = all[number(at + 1)];
+        let mut sides = Who::ALL[number(at + 2)].sides(work, &files);
+        turn(&mut sides, number(at + 3) as u32 / u32::from(work.queues));
         return;
     }
+    let test = args.iter().any(|arg| arg == "--test");
     let wanted = args.iter().skip(1).find(|arg| !arg.starts_with("--"));
     let files = Files::new();
-    for (number, &work) in all.iter().enumerate() {
+    for (number, work) in all.into_iter().enumerate() {
         let name = work.name();
         if wanted.is_some_and(|wanted| !name.contains(wanted.as_str())) {
             continue;
         }
-        let (mut bare, mut ours) = (sides(work, &files, true), sides(work, &files, false));
+        let (turns, requests) = if test { (1, 500) } else { (TURNS, work.requests) };
+        let mut sides = Who::ALL.map(|who| who.sides(work, &files));
         // Warm.
-        turn(&mut bare, work.requests / 4);
-        turn(&mut ours, work.requests / 4);
-        let turns: Vec<_> = (0..TURNS)
-            .map(|_| (turn(&mut bare, work.requests), turn(&mut ours, work.requests)))
-            .collect();
-        let count = f64::from(work.requests) * f64::from(work.queues);
-        let rate = median(turns.iter().map(|(bare, ours)| bare.time / ours.time).collect());
-        let best = |pick: fn(&(Turn, Turn)) -> f64| turns.iter().map(pick).fold(f64::INFINITY, f64::min);
-        let micros = |seconds: f64| seconds / count * 1e6;
-        let more = median(turns.iter().map(|(bare, ours)| micros(ours.cpu - bare.cpu)).collect());
+        sides.iter_mut().for_each(|sides| _ = turn(sides, requests / 4));
+        let mut taken = Who::ALL.map(|_| Vec::new());
+        for _ in 0..turns {
+            for (sides, taken) in sides.iter_mut().zip(&mut taken) {
+                taken.push(turn(sides, requests));
+            }
+        }
+        let mut by_fio = Vec::new();
+        let mut beside_fio = Vec::new();
+        for _ in 0..if test { 1 } else { FIO_TURNS } {
+            by_fio.extend(fio::turn(&work, work.path(&files)));
+            beside_fio.push(turn(&mut sides[1], requests));
+        }
+        let [bare, ours, bare_registered, ours_registered] = taken;
+        let calls = |who| {
+            if test {
+                None
+            } else {
+                system_calls(by_itself(number, who))
+            }
+        };
+        let least_of = |turns: &[Turn]| {
+            (
+                1e3 / least(turns.iter().map(|turn| turn.time)),
+                least(turns.iter().map(|turn| turn.cpu)),
+            )
+        };
+        let ((rate, cpu), calls_of_bare) = (least_of(&bare), calls(0));
         println!(
-            "{name}: {rate:.2} of the bare loop's rate ({:.0} k/s, bare {:.0} k/s); CPU {more:+.2} us a request (bare {:.2} us)",
-            count / best(|turn| turn.1.time) / 1e3,
-            count / best(|turn| turn.0.time) / 1e3,
-            micros(median(turns.iter().map(|turn| turn.0.cpu).collect())),
+            "{name}\n    bare loop: {rate:.0} k/s; CPU {cpu:.2} us a request{}",
+            calls_of_bare.map_or(String::new(), |calls| format!("; {calls:.2} system calls"))
         );
-        drop((bare, ours));
-        if let (Some(bare), Some(ours)) = (system_calls(number, true), system_calls(number, false)) {
-            println!("    system calls a request: {ours:.3}, bare {bare:.3}");
+        compare("ours beside it", &ours, &bare, calls(1));
+        compare("ours, memory registered, beside it", &ours_registered, &bare, calls(3));
+        compare(
+            "the same beside a bare loop that has it registered",
+            &ours_registered,
+            &bare_registered,
+            None,
+        );
+        if by_fio.len() == beside_fio.len() {
+            compare("ours beside fio", &beside_fio, &by_fio, None);
+            let calls = if test {
+                None
+            } else {
+                system_calls(|requests| fio::command(&work, work.path(&files), Some(requests)))
+            };
+            let ((rate, cpu), calls) = (
+                least_of(&by_fio),
+                calls.map_or(String::new(), |calls| format!("; {calls:.2} system calls")),
+            );
+            println!("    fio: {rate:.0} k/s; CPU {cpu:.2} us a request{calls}");
+        } else {
+            println!("    fio is not installed, or cannot do it");
         }
     }
 }

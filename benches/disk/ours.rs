@@ -59,13 +59,17 @@ struct Guest {
 // SAFETY: the pointer leads to guest memory, which is shared by its nature.
 unsafe impl Send for Guest {}
 
-pub fn new(work: Work, file: File) -> Vec<Box<dyn Side>> {
+pub fn new(work: Work, file: File, register_memory: bool) -> Vec<Box<dyn Side>> {
     let queues = work.queues;
     let memory = Arc::new(
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), (APART * u64::from(queues)) as usize)]).expect("guest memory"),
     );
     let storage = FileStorage::new(file).expect("a storage");
-    let storage = UringStorage::new(storage, UringOptions::default()).expect("io_uring");
+    let options = UringOptions {
+        register_memory,
+        ..UringOptions::default()
+    };
+    let storage = UringStorage::new(storage, options).expect("io_uring");
     let options = BlockOptions {
         queues,
         queue_size: SIZE,

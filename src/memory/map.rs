@@ -172,6 +172,11 @@ impl Map {
         !self.spans.is_empty()
     }
 
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
+    pub fn host_ranges(&self) -> impl Iterator<Item = (NonNull<u8>, u64)> {
+        self.spans.iter().map(|span| (span.host, span.len))
+    }
+
     #[inline]
     pub fn host(&self, segment: &mut Segment) -> Option<NonNull<u8>> {
         self.find(segment, segment.len.into()).map(|(host, _)| host)

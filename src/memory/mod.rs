@@ -347,6 +347,35 @@ impl Pin {
     pub(crate) fn backing(&self) -> &dyn Backing {
         &*self.0.backing
     }
+
+    /// The host addresses of its regions and their lengths; none, if an address is not stable.
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
+    pub(crate) fn host_ranges(&self) -> impl Iterator<Item = (NonNull<u8>, u64)> {
+        self.0.host_ranges()
+    }
+
+    /// Which map it is of.
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
+    pub(crate) fn which(&self) -> Which {
+        Which(Arc::downgrade(&self.0))
+    }
+}
+
+/// Which map a pin is of, without keeping that in use.
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+pub(crate) struct Which(Weak<Map>);
+
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+impl Which {
+    /// Whether `pin` is of the same map.
+    pub fn is_of(&self, pin: &Pin) -> bool {
+        std::ptr::eq(self.0.as_ptr(), Arc::as_ptr(&pin.0))
+    }
+
+    /// Whether nobody has it in use any more.
+    pub fn is_gone(&self) -> bool {
+        self.0.strong_count() == 0
+    }
 }
 
 impl fmt::Debug for Pin {

@@ -27,6 +27,8 @@ mod later;
 mod memory;
 mod moved;
 mod pool;
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+mod registered;
 mod stacked;
 mod state;
 mod transport;

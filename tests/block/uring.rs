@@ -4,6 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -30,20 +31,34 @@ fn open(path: impl AsRef<Path>, flags: i32) -> File {
 
 /// A guest with so many queues. `None` where the kernel has no such thing.
 fn over(file: File, queues: u16, options: UringOptions) -> Option<Guest> {
+    over_told(file, queues, options).map(|(guest, _)| guest)
+}
+
+/// The same, and what tells of its rings.
+fn over_told(file: File, queues: u16, options: UringOptions) -> Option<(Guest, Arc<UringStorage>)> {
     let file = FileStorage::new(file).expect("a storage");
     let storage = match UringStorage::new(file, options) {
-        Ok(storage) => storage,
+        Ok(storage) => Arc::new(storage),
         Err(error) => {
             skipped(format_args!("no io_uring: {error}"));
             return None;
         }
     };
+    let told = Arc::clone(&storage);
     let options = BlockOptions {
         queues,
         ..BlockOptions::default()
     };
     let block = Block::with_async(storage, options).expect("valid options");
-    Some(Guest::new(block, queues, u64::MAX >> 16))
+    Some((Guest::new(block, queues, u64::MAX >> 16), told))
+}
+
+/// With guest memory registered.
+fn registering() -> UringOptions {
+    UringOptions {
+        register_memory: true,
+        ..UringOptions::default()
+    }
 }
 
 /// Waits for what the device waits for, as an event loop does, and has it look.
@@ -95,8 +110,17 @@ pub fn files(sectors: usize) -> Vec<(&'static str, File, Box<dyn std::any::Any>)
 
 #[test]
 fn every_kind_of_request_does_what_it_should_on_every_kind_of_file() {
+    every_kind_of_request(UringOptions::default());
+}
+
+#[test]
+fn every_kind_of_request_does_what_it_should_with_guest_memory_registered() {
+    every_kind_of_request(registering());
+}
+
+fn every_kind_of_request(options: UringOptions) {
     for (name, file, _kept) in files(SECTORS) {
-        let Some(mut guest) = over(file, 1, UringOptions::default()) else {
+        let Some(mut guest) = over(file, 1, options) else {
             return;
         };
         let mut expected = pattern(SECTORS * 512);
@@ -319,11 +343,13 @@ proptest! {
     fn any_requests_leave_what_a_model_has(
         requests in prop::collection::vec((0..4_u8, 0..SECTORS as u64 - 40, 1..40_usize, any::<u8>()), 1..40),
         direct in any::<bool>(),
+        register_memory in any::<bool>(),
         shift in prop_oneof![Just(0), Just(512), 1..4096_u64],
     ) {
         let file = Temporary::new(&pattern(SECTORS * 512));
         let flags = if direct { libc::O_DIRECT } else { 0 };
-        let Some(mut guest) = over(open(&file, flags), 1, UringOptions::default()) else { return Ok(()) };
+        let options = UringOptions { register_memory, ..UringOptions::default() };
+        let Some(mut guest) = over(open(&file, flags), 1, options) else { return Ok(()) };
         // Where in a page the guest has its data.
         guest.shift = shift;
         let mut expected = pattern(SECTORS * 512);

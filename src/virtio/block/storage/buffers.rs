@@ -49,10 +49,14 @@ impl Piece {
 
 /// What keeps the pieces where they are.
 #[derive(Clone)]
-#[expect(dead_code, reason = "it is kept, no more")]
 enum Hold {
     Nothing,
+    #[cfg_attr(
+        not(all(target_os = "linux", feature = "io-uring")),
+        expect(dead_code, reason = "it is kept, no more")
+    )]
     Guest(Pin),
+    #[expect(dead_code, reason = "it is kept, no more")]
     Own(Arc<Own>),
 }
 
@@ -139,6 +143,15 @@ impl Buffers {
         }
         self.hold = Hold::Guest(pin.clone());
         true
+    }
+
+    /// The map of guest memory that it is in, if it is the guest's.
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
+    pub(super) fn guest(&self) -> Option<&Pin> {
+        match &self.hold {
+            Hold::Guest(pin) => Some(pin),
+            Hold::Nothing | Hold::Own(_) => None,
+        }
     }
 
     /// Lets go of the memory, and keeps the room for some pieces.

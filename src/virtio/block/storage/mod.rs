@@ -84,7 +84,7 @@ pub use nbd::{NbdError, NbdOptions, NbdServer, NbdStatus, NbdStorage, NbdUri};
 pub use pool::{Pool, Pooled};
 pub use recorder::{Event, Recorder, Recording};
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
-pub use uring::{UringOptions, UringStorage};
+pub use uring::{UringOptions, UringStatus, UringStorage};
 pub use zones::{Zone, ZoneAction, ZoneError, ZoneLimits, ZoneState, ZonedError, ZonedStorage, Zones};
 
 /// What a storage can do besides being read and flushed.

@@ -7,8 +7,9 @@ use io_uring::{IoUring, opcode, squeue, types};
 use super::{
     super::{Buffers, Channel, Ended, Operation, Piece, Tag, adapter, file::is_refusal},
     Shared,
+    registered::Registered,
 };
-use crate::virtio::Wait;
+use crate::{sync::lock, virtio::Wait};
 
 /// Bytes that are bounced at a time, at least.
 const BOUNCE: u64 = 64 * 1024;
@@ -52,6 +53,9 @@ pub struct Ring {
     completions: Vec<(u64, i32)>,
     /// Zeros to write, once they are needed.
     zeros: Option<Buffers>,
+    registered: Registered,
+    /// Requests under way by it.
+    by_registered: usize,
 }
 
 struct Request {
@@ -63,6 +67,8 @@ struct Request {
     inside: bool,
     /// It was to be canceled.
     canceled: bool,
+    /// Its memory is known to the kernel as registered.
+    registered: bool,
 }
 
 /// What the kernel does for a request, or will.
@@ -91,7 +97,10 @@ const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 impl Ring {
     pub fn new(shared: Arc<Shared>, waker: Waker) -> io::Result<Self> {
         let ring = ring(&shared)?;
+        lock(&shared.status).rings += 1;
         Ok(Self {
+            registered: Registered::new(&shared, &ring),
+            by_registered: 0,
             shared,
             ring,
             waker,
@@ -203,14 +212,25 @@ impl Ring {
             operation,
             buffers,
             step,
+            registered,
             ..
         }) = self.requests[index].as_mut()
         else {
             return;
         };
         let entry = match (&*step, *operation) {
-            (&Step::Straight(count), operation) => transfer(operation, &buffers.pieces()[..count], 0),
-            (Step::Bounced { own, head }, operation) => transfer(operation, own.pieces(), *head),
+            (&Step::Straight(count), operation) => {
+                let pieces = &buffers.pieces()[..count];
+                let idle = self.by_registered == 0;
+                let place = match buffers.guest() {
+                    Some(pin) => self.registered.place(&self.ring, &self.shared, pin, pieces, idle),
+                    None => None,
+                };
+                *registered = place.is_some();
+                self.by_registered += usize::from(*registered);
+                transfer(operation, pieces, 0, place)
+            }
+            (Step::Bounced { own, head }, operation) => transfer(operation, own.pieces(), *head, None),
             (
                 Step::Whole { modes },
                 Operation::Discard { offset, len } | Operation::WriteZeroes { offset, len, .. },
@@ -333,6 +353,7 @@ impl Ring {
             if request.inside {
                 self.shared.gate.leave();
             }
+            self.by_registered -= usize::from(request.registered);
             self.ended.push(ended(request.tag, request.buffers));
         }
     }
@@ -365,6 +386,7 @@ impl Channel for Ring {
             step: Step::Straight(0),
             inside: false,
             canceled: false,
+            registered: false,
         };
         let index = match self.free.pop() {
             Some(index) => {
@@ -405,6 +427,9 @@ impl Channel for Ring {
         if !self.ring.submission().is_empty() {
             // What follows from it.
             self.commit();
+        }
+        if self.by_registered == 0 {
+            self.registered.let_go_of_old(&self.ring, &self.shared);
         }
     }
 
@@ -455,34 +480,52 @@ impl Drop for Ring {
                 std::thread::yield_now();
             }
         }
+        self.registered.let_go(&self.ring, &self.shared);
+        lock(&self.shared.status).rings -= 1;
     }
 }
 
-/// A read or write of `pieces`, `head` bytes before its offset.
-fn transfer(operation: Operation, pieces: &[Piece], head: u64) -> squeue::Entry {
+/// A read or write of `pieces`, `head` bytes before its offset; they lie in the memory that is registered as `place`, if there is one.
+fn transfer(operation: Operation, pieces: &[Piece], head: u64, place: Option<u16>) -> squeue::Entry {
     let vectors: *const libc::iovec = pieces.as_ptr().cast();
     let count = pieces.len() as u32;
     match operation {
         Operation::Write { offset, fua } => {
             let (offset, flags) = (offset - head, if fua { libc::RWF_DSYNC } else { 0 });
-            match pieces {
-                [piece] => {
-                    let write = opcode::Write::new(FILE, piece.as_ptr(), length(piece));
-                    write.offset(offset).rw_flags(flags).build()
-                }
-                _ => {
-                    let write = opcode::Writev::new(FILE, vectors, count);
-                    write.offset(offset).rw_flags(flags).build()
-                }
+            match (pieces, place) {
+                ([piece], Some(place)) => opcode::WriteFixed::new(FILE, piece.as_ptr(), length(piece), place)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+                ([piece], None) => opcode::Write::new(FILE, piece.as_ptr(), length(piece))
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+                (_, Some(place)) => opcode::WritevFixed::new(FILE, vectors, count, place)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+                (_, None) => opcode::Writev::new(FILE, vectors, count)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
             }
         }
-        Operation::Read { offset } => match pieces {
-            [piece] => {
-                let read = opcode::Read::new(FILE, piece.as_ptr(), length(piece));
-                read.offset(offset - head).build()
+        Operation::Read { offset } => {
+            let offset = offset - head;
+            match (pieces, place) {
+                ([piece], Some(place)) => opcode::ReadFixed::new(FILE, piece.as_ptr(), length(piece), place)
+                    .offset(offset)
+                    .build(),
+                ([piece], None) => opcode::Read::new(FILE, piece.as_ptr(), length(piece))
+                    .offset(offset)
+                    .build(),
+                (_, Some(place)) => opcode::ReadvFixed::new(FILE, vectors, count, place)
+                    .offset(offset)
+                    .build(),
+                (_, None) => opcode::Readv::new(FILE, vectors, count).offset(offset).build(),
             }
-            _ => opcode::Readv::new(FILE, vectors, count).offset(offset - head).build(),
-        },
+        }
         // Only those two are transfers.
         _ => opcode::Nop::new().build(),
     }

@@ -2,10 +2,17 @@
 
 mod channel;
 mod gate;
+mod registered;
 
-use std::{io, sync::Arc, task::Waker, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    task::Waker,
+    time::Duration,
+};
 
 use super::{Abilities, AsyncStorage, Channel, FileStorage, Limits, Storage};
+use crate::sync::lock;
 use gate::Gate;
 
 /// A [`FileStorage`] whose requests are under way in the kernel: a ring for each queue, with the file registered, and one system call
@@ -37,6 +44,16 @@ pub struct UringOptions {
     /// Has a thread of the kernel's look for submissions (`IORING_SETUP_SQPOLL`), so that a busy queue needs no system call; it sleeps
     /// after so long without one. It costs a CPU.
     pub poll_submissions: Option<Duration>,
+    /// Has each ring register the guest's memory (`IORING_REGISTER_BUFFERS`) with its first request, and again when the map has changed:
+    /// then the kernel need not find the pages of a request each time, which costs as much as a small request itself.
+    ///
+    /// *Not for every guest*: all of its memory is there and stays there, as for a device that is passed through. A balloon, free page
+    /// reporting, or whoever else takes pages from under the guest would leave the rings with the old ones, and the guest without its
+    /// data. What is taken out of the guest's memory is let go of in the next round of the queue.
+    ///
+    /// Where the kernel refuses (no room within RLIMIT_MEMLOCK, memory in a file that is not shared memory), requests go the plain way:
+    /// [`UringStorage::status`] tells.
+    pub register_memory: bool,
 }
 
 impl Default for UringOptions {
@@ -44,6 +61,7 @@ impl Default for UringOptions {
         Self {
             entries: 256,
             poll_submissions: None,
+            register_memory: false,
         }
     }
 }
@@ -53,6 +71,18 @@ struct Shared {
     file: FileStorage,
     options: UringOptions,
     gate: Gate,
+    status: Mutex<UringStatus>,
+}
+
+/// What the rings of a [`UringStorage`] have of the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UringStatus {
+    /// How many there are: one for each queue that is in use.
+    pub rings: u32,
+    /// In how many of them guest memory is registered.
+    pub registered: u32,
+    /// Why it was refused, when that happened last.
+    pub refused: Option<String>,
 }
 
 impl UringStorage {
@@ -65,6 +95,7 @@ impl UringStorage {
             file,
             options,
             gate: Gate::default(),
+            status: Mutex::default(),
         };
         // Tried once, so that it does not show when the guest runs.
         channel::ring(&shared)?;
@@ -74,6 +105,11 @@ impl UringStorage {
     /// The file.
     pub fn file(&self) -> &FileStorage {
         &self.0.file
+    }
+
+    /// What its rings have of the kernel now.
+    pub fn status(&self) -> UringStatus {
+        lock(&self.0.status).clone()
     }
 }
 
