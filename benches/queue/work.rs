@@ -15,7 +15,8 @@ use std::{
 use devisor::{
     memory::Memory,
     virtio::{
-        QueueIndex, features,
+        DeviceState, QueueIndex, VirtioDevice, features,
+        iommu::{DomainState, EndpointId, Iommu, IommuEndpoint, IommuOptions, IommuState, MappingState},
         queue::{Chain, OwnedChain, Queue, QueueLayout, Silent},
     },
 };
@@ -151,6 +152,64 @@ impl<B: NewBitmap + Send + Sync + 'static> Offers for Rig<B> {
     fn shape(&self) -> Shape {
         self.shape
     }
+}
+
+/// How memory is mapped for a device behind an IOMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mapped {
+    /// All of it, to be read and written.
+    AtOnce,
+    /// The ring so, and each buffer by itself and for its direction, as Linux does it.
+    Each,
+}
+
+/// An IOMMU with one endpoint, which sees all of a rig's memory where it is.
+pub fn iommu<B: NewBitmap + Send + Sync + 'static>(rig: &Rig<B>, mapped: Mapped) -> Iommu {
+    let options = IommuOptions {
+        endpoints: vec![IommuEndpoint::new(EndpointId(1))],
+        ..IommuOptions::default()
+    };
+    let mut iommu = Iommu::new(Arc::clone(&rig.memory), options).expect("valid options");
+    let map = |first: u64, len: u64, flags| MappingState {
+        first,
+        last: first + len - 1,
+        physical: first,
+        flags,
+    };
+    let mappings = match mapped {
+        Mapped::AtOnce => vec![map(0, 1 << 20, 3)],
+        Mapped::Each => [map(0, 0x1_0000, 3)]
+            .into_iter()
+            .chain(rig.shape.chain().iter().map(|&(address, _, flags)| {
+                let flags = if flags & WRITE != 0 { 2 } else { 1 };
+                map(address, 0x1000, flags)
+            }))
+            .collect(),
+    };
+    let domain = DomainState {
+        id: 1,
+        bypass: false,
+        endpoints: vec![1],
+        mappings,
+    };
+    let state = IommuState {
+        domains: vec![domain],
+        ..IommuState::default()
+    };
+    iommu.restore(&DeviceState::Iommu(state)).expect("a valid state");
+    iommu
+}
+
+/// The device's side of a split ring behind it.
+pub fn translated(iommu: &Iommu) -> Queue {
+    let memory = iommu.memory(EndpointId(1)).expect("an endpoint");
+    let layout = QueueLayout {
+        size: SIZE,
+        descriptor_area: DESCRIPTOR_AREA,
+        driver_area: DRIVER_AREA,
+        device_area: DEVICE_AREA,
+    };
+    Queue::new(QueueIndex(0), SIZE, layout, features::COMMON, &memory, Arc::new(Silent)).expect("a valid layout")
 }
 
 /// A round of chains that are completed in it.

@@ -19,12 +19,13 @@ use devisor::{
         QueueIndex, VirtioTransport, Wait,
         block::BlockOptions,
         entropy::{Entropy, OsRandom},
+        iommu::Iommu,
     },
 };
 
 use crate::{
     completion::{Completion, Gate},
-    more::{Around, More, Room},
+    more::{self, Around, More, Room},
     ram::Ram,
     verdict::Check,
     virtio::{Place, Slots},
@@ -47,7 +48,7 @@ pub struct Devices {
 
 impl Devices {
     /// Plugs them into `slots`, in which the places of the two that are always there are `disk_at` and `entropy_at`. `bus` is that
-    /// of registers in memory.
+    /// of registers in memory. `iommu` has made what some see of memory.
     pub fn new(
         plan: &Plan<'_>,
         [disk_at, entropy_at]: &[Place; 2],
@@ -55,6 +56,7 @@ impl Devices {
         slots: &Slots<'_>,
         bus: &mut Bus,
         ram: &Ram,
+        iommu: Option<(Place, Iommu)>,
     ) -> Result<Self, Box<dyn Error>> {
         let (completion, memory) = (plan.options.completion, ram.memory());
         let events = EventLoop::new()?;
@@ -84,7 +86,7 @@ impl Devices {
             slots.plug(disk_at, block, memory, &events, bus)?.transport(),
             slots.plug(entropy_at, entropy, memory, &events, bus)?.transport(),
         ];
-        let mut more = Vec::new();
+        let mut others = Vec::new();
         for (place, plug) in plan.options.devices.more(room) {
             let (device, added) = plug(Around {
                 place,
@@ -96,11 +98,25 @@ impl Devices {
                 persistent: ram.file(),
             })?;
             virtio.push(device);
-            more.push(added);
+            others.push(added);
+        }
+        if let Some((place, iommu)) = iommu {
+            let around = Around {
+                place,
+                room,
+                slots,
+                memory,
+                events: &events,
+                bus,
+                persistent: None,
+            };
+            let (device, added) = more::iommu::plug(around, iommu, entropy_at.pci)?;
+            virtio.push(device);
+            others.push(added);
         }
         Ok(Self {
             virtio,
-            more,
+            more: others,
             events,
             cores_run,
             disk_was_read,

@@ -26,6 +26,7 @@ usage: cargo run --release --example linux -- [OPTION VALUE]...
                      or by another thread: round, late, shuffled, thread [round]
   --devices NAME     few: the disk and the entropy device; or all that there are, for arm64 with mmio or pci [few]
   --gic NUMBER       arm64 alone: 2, with a frame for messages; or 3, with an ITS [2]
+  --iommu yes        arm64 with mmio alone: all virtio devices are behind a virtio-iommu [no]
   --cpus NUMBER      x86_64 alone: 1 to 4        [1]
   --chips NAME       x86_64 alone: apic, local APICs and IOAPIC; or pic, 8259s and 8254 [apic]
   --measure yes      x86_64 alone: how much of the CPU it takes to the guest's first process, beside the same kernel
@@ -72,6 +73,7 @@ pub struct Options {
     pub rings: Rings,
     pub completion: Completion,
     pub devices: DeviceSet,
+    pub iommu: bool,
     pub cpus: u32,
     pub chips: Chips,
     pub gic: Gic,
@@ -94,7 +96,7 @@ impl Options {
         let (mut kernel, mut initrd, mut disk, mut vcd) = (None, None, None, None);
         let (mut transport, mut completion, mut rings) = (None, Completion::Round, Rings::Split);
         let (mut engine, mut timeout) = ("jit-host".to_owned(), Duration::from_secs(600));
-        let (mut devices, mut measure) = (DeviceSet::Few, false);
+        let (mut devices, mut measure, mut iommu) = (DeviceSet::Few, false, false);
         let (mut gic, mut of_arm, mut of_x86) = (Gic::V2, None, None);
         let (mut queues, mut runs) = (1, None);
         while let Some(option) = arguments.next() {
@@ -116,6 +118,7 @@ impl Options {
                 "--rings" => rings = named(&Rings::NAMES, &value)?,
                 "--completion" => completion = named(&Completion::NAMES, &value)?,
                 "--devices" => devices = named(&DeviceSet::NAMES, &value)?,
+                "--iommu" => iommu = named(&[("yes", true), ("no", false)], &value)?,
                 "--cpus" => cpus = value.parse().ok().filter(|cpus| (1..=4).contains(cpus)).ok_or(USAGE)?,
                 "--chips" => chips = named(&[("apic", Chips::Apic), ("pic", Chips::Pic)], &value)?,
                 "--gic" => gic = named(&[("2", Gic::V2), ("3", Gic::V3)], &value)?,
@@ -166,6 +169,9 @@ impl Options {
                 "--completion is for --async sync: all other disks complete their requests by themselves".into(),
             );
         }
+        if iommu && (arch == Arch::X86_64 || transport != Transport::Mmio) {
+            return Err("--iommu yes is for --arch arm64, with --transport mmio".into());
+        }
         let build = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/build"));
         let build = match arch {
             Arch::Arm64 => build,
@@ -182,6 +188,7 @@ impl Options {
             rings,
             completion,
             devices,
+            iommu,
             cpus,
             chips,
             gic,

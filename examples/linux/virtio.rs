@@ -1,12 +1,13 @@
 //! The virtio devices, on the transport that the command line asks for. The devices are the same on each.
 
-use std::{error::Error, sync::Arc};
+use std::{collections::BTreeMap, error::Error, sync::Arc};
 
 use devisor::{
     backends::recorder::Recorder,
     bus::Bus,
     event_loop::EventLoop,
     interrupt::{LevelInterrupt, MsiSink, RequesterId, SinkVectors},
+    memory::Memory as Translated,
     pci::{DeviceFunction, HostBridge, Pin, RootBus},
     virtio::{
         VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport,
@@ -117,8 +118,9 @@ pub type LineOf<'a> = Box<dyn Fn(&Place) -> Result<Arc<dyn LevelInterrupt>, Box<
 
 /// Where the devices are plugged in.
 pub enum Slots<'a> {
-    /// On the bus of all the others, each with the line that this makes for it.
-    Mmio(Rings, LineOf<'a>),
+    /// On the bus of all the others, each with the line that this makes for it; and with memory as it is translated for its number, if
+    /// it is.
+    Mmio(Rings, LineOf<'a>, BTreeMap<u8, Translated>),
     Pci(Rings, RootBus),
 }
 
@@ -156,12 +158,14 @@ impl Slots<'_> {
         events: &EventLoop,
         bus: &mut Bus,
     ) -> Result<Plugged<D>, Box<dyn Error>> {
-        let memory = Arc::clone(memory);
+        let ram = Arc::clone(memory);
         let seat = events.seat();
         let device = match self {
-            Self::Mmio(rings, line_of) => {
+            Self::Mmio(rings, line_of, behind) => {
                 let line = Line::Level(line_of(place)?);
-                let device = VirtioMmio::with_options(device, memory, line, &rings.options())?;
+                let memory = behind.get(&place.pci).cloned();
+                let memory = memory.unwrap_or_else(|| Translated::new(ram));
+                let device = VirtioMmio::with_memory(device, memory, line, &rings.options())?;
                 let device = Arc::new(device.with_doorbell(seat.clone()));
                 bus.insert(place.mmio.base, place.mmio.len, Arc::clone(&device) as _)?;
                 Plugged::Mmio(device)
@@ -172,7 +176,7 @@ impl Slots<'_> {
                     transport: rings.options(),
                     ..VirtioPciOptions::default()
                 };
-                let device = VirtioPci::with_options(device, memory, slot, &options)?;
+                let device = VirtioPci::with_options(device, ram, slot, &options)?;
                 let device = Arc::new(device.with_doorbell(seat.clone()));
                 root.insert(Arc::clone(&device) as _)?;
                 Plugged::Pci(device)

@@ -1,6 +1,6 @@
 //! Whether the parts of a board fit together.
 
-use super::{Inputs, Messages, Part, Region, Space, Wire};
+use super::{Inputs, IommuPlace, Messages, Part, Region, Space, Wire};
 
 /// Parts do not make a board, or a board cannot be told of. Parts are named by what they are and where.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +90,7 @@ pub(super) struct Checked<'a> {
     pub controller: Option<(&'a Part, Inputs)>,
     pub messages: Option<(&'a Part, Messages)>,
     pub console: Option<&'a Part>,
+    pub iommu: Option<(&'a Part, IommuPlace)>,
 }
 
 /// Whether the parts fit together: no region overlaps another's, no input is somebody else's, and the controller has all of them.
@@ -110,7 +111,13 @@ pub(super) fn checked(parts: &[Part]) -> Result<Checked<'_>, BoardError> {
         controller,
         messages,
         console: console.map(|(part, ())| part),
+        iommu: iommu(parts)?,
     })
+}
+
+/// The board's IOMMU.
+pub(super) fn iommu(parts: &[Part]) -> Result<Option<(&Part, IommuPlace)>, BoardError> {
+    one(parts, "the IOMMU", |part| part.iommu)
 }
 
 /// The only part of which `kind` knows something.

@@ -228,4 +228,13 @@ pub enum Acpi {
     },
     /// SPCR, if it is the console.
     Serial(Serial),
+    /// VIOT: the device with registers at this address is behind the board's IOMMU.
+    Endpoint {
+        /// Where.
+        base: u64,
+        /// By which the IOMMU knows it.
+        id: u32,
+    },
+    /// VIOT: the functions of the PCI bus are behind the board's IOMMU, by their requester IDs.
+    PciEndpoints,
 }

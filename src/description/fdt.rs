@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use vm_fdt::FdtWriter;
 
-use super::{BoardError, Cell, Input, Inputs, Messages, Node, Part, Polarity, Trigger, Value, Wire, check};
+use super::{BoardError, Cell, Input, Inputs, IommuPlace, Messages, Node, Part, Polarity, Trigger, Value, Wire, check};
 
 /// What the tree says of the board as a whole, and of how it is booted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +30,7 @@ pub fn build(parts: &[Part], boot: &Boot) -> Result<Vec<u8>, BoardError> {
         parts,
         controller: checked.controller,
         messages: checked.messages,
+        iommu: checked.iommu,
         clocks: Vec::new(),
     };
     let root = tree.writer.begin_node("")?;
@@ -77,6 +78,7 @@ struct Tree<'a> {
     parts: &'a [Part],
     controller: Option<(&'a Part, Inputs)>,
     messages: Option<(&'a Part, Messages)>,
+    iommu: Option<(&'a Part, IommuPlace)>,
     /// Frequencies of the clocks that were referred to, in the order of their phandles.
     clocks: Vec<u32>,
 }
@@ -103,6 +105,13 @@ impl Tree<'_> {
                     self.writer.property_array_u32(name, &cells)?;
                 }
                 Value::Messages => self.message_map()?,
+                Value::Endpoint(id) => {
+                    if let Some((iommu, _)) = self.iommu {
+                        let phandle = self.phandle(iommu);
+                        self.writer.property_array_u32(name, &[phandle, *id])?;
+                    }
+                }
+                Value::PciEndpoints => self.iommu_map(name)?,
             }
         }
         if node.referred {
@@ -119,6 +128,17 @@ impl Tree<'_> {
             }
         }
         Ok(self.writer.end_node(open)?)
+    }
+
+    /// `pci-iommu.txt`: from requester IDs on, to the same numbers, so many.
+    fn iommu_map(&mut self, name: &str) -> Result<(), BoardError> {
+        let Some((iommu, place)) = self.iommu else {
+            return Ok(());
+        };
+        let phandle = self.phandle(iommu);
+        let entry = |(first, last): (u16, u16)| [first.into(), phandle, first.into(), u32::from(last - first) + 1];
+        let map: Vec<_> = place.others().into_iter().flat_map(entry).collect();
+        Ok(self.writer.property_array_u32(name, &map)?)
     }
 
     fn message_map(&mut self) -> Result<(), BoardError> {

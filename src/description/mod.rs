@@ -211,6 +211,28 @@ pub enum Messages {
     ByRequester,
 }
 
+/// Where the board's IOMMU is, which is one of virtio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum IommuPlace {
+    /// A virtio-mmio device at this address.
+    Memory(u64),
+    /// A function of the PCI bus, by its requester ID.
+    Pci(u16),
+}
+
+impl IommuPlace {
+    /// First and last requester IDs of all functions that it is not itself.
+    #[cfg(any(feature = "fdt", feature = "acpi"))]
+    fn others(self) -> Vec<(u16, u16)> {
+        let Self::Pci(own) = self else {
+            return vec![(0, u16::MAX)];
+        };
+        let before = own.checked_sub(1).map(|last| (0, last));
+        let after = own.checked_add(1).map(|first| (first, u16::MAX));
+        before.into_iter().chain(after).collect()
+    }
+}
+
 /// One thing of a board. Plain data: it is made by a `describe`, or by hand, and holds nothing of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
@@ -219,6 +241,7 @@ pub struct Part {
     wires: Vec<Wire>,
     inputs: Option<Inputs>,
     messages: Option<Messages>,
+    iommu: Option<IommuPlace>,
     nodes: Vec<Node>,
     acpi: Vec<Acpi>,
     console: bool,
@@ -234,6 +257,7 @@ impl Part {
             wires: Vec::new(),
             inputs: None,
             messages: None,
+            iommu: None,
             nodes: Vec::new(),
             acpi: Vec::new(),
             console: false,
@@ -271,6 +295,54 @@ impl Part {
     pub fn takes_messages(mut self, messages: Messages) -> Self {
         self.messages = Some(messages);
         self
+    }
+
+    /// It is the board's IOMMU, behind virtio-mmio: `#iommu-cells` of the node that it has so far, and the VIOT. Those that
+    /// are behind it say [so](Self::behind_iommu).
+    pub fn is_iommu(mut self) -> Self {
+        self.iommu = self.regions.first().map(|region| IommuPlace::Memory(region.base));
+        let node = self.nodes.pop();
+        self.nodes
+            .extend(node.map(|node| node.number("#iommu-cells", 1).referred()));
+        self
+    }
+
+    /// A function of this PCI bus is the board's IOMMU, by its requester ID: a node in that of the bus, and the VIOT.
+    pub fn has_iommu(mut self, function: u16) -> Self {
+        self.iommu = Some(IommuPlace::Pci(function));
+        let (device, number) = (function >> 3 & 0x1f, function & 7);
+        let name = match number {
+            0 => format!("iommu@{device:x}"),
+            _ => format!("iommu@{device:x},{number:x}"),
+        };
+        let reg = [u32::from(function) << 8, 0, 0, 0, 0].map(Cell::U32);
+        let iommu = Node::new(name)
+            .text("compatible", "virtio,pci-iommu")
+            .cells("reg", reg)
+            .number("#iommu-cells", 1)
+            .referred();
+        let node = self.nodes.pop();
+        self.nodes.extend(node.map(|node| node.child(iommu)));
+        self
+    }
+
+    /// The board's IOMMU translates for it, and knows it by this number: `iommus` of the node that it has so far, and the VIOT.
+    pub fn behind_iommu(mut self, endpoint: u32) -> Self {
+        let node = self.nodes.pop();
+        self.nodes
+            .extend(node.map(|node| node.property("iommus", Value::Endpoint(endpoint))));
+        let base = self.regions.first().map(|region| region.base);
+        self.acpi.extend(base.map(|base| Acpi::Endpoint { base, id: endpoint }));
+        self
+    }
+
+    /// The board's IOMMU translates for all functions of this PCI bus, and knows them by their requester IDs: `iommu-map` of its node,
+    /// and the VIOT.
+    pub fn all_behind_iommu(mut self) -> Self {
+        let node = self.nodes.pop();
+        self.nodes
+            .extend(node.map(|node| node.property("iommu-map", Value::PciEndpoints)));
+        self.acpi(Acpi::PciEndpoints)
     }
 
     /// It has a node in a device tree: of its name, with the memory and the wires that it has so far, and what `more` adds.

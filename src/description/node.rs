@@ -32,6 +32,10 @@ pub enum Value {
     Cells(Vec<Cell>),
     /// Where its messages go: `msi-parent` or `msi-map`, or nothing where no part of the board takes messages.
     Messages,
+    /// `iommus`: the device is this endpoint of the board's IOMMU; or nothing where the board has none.
+    Endpoint(u32),
+    /// `iommu-map`: all functions but the IOMMU's own are endpoints by their requester IDs; or nothing.
+    PciEndpoints,
 }
 
 /// A node of a device tree.

@@ -138,7 +138,7 @@ guest() {
     # In the order in which the guest inserts them. What a kernel has built in has no file and is left out.
     mkdir -p initrd/bin initrd/modules root/bin root/sbin
     : >initrd/modules/order
-    for module in virtio_ring virtio virtio_mmio \
+    for module in virtio_ring virtio virtio_mmio virtio-iommu \
         virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk rng-core virtio-rng \
         libcrc32c crc32c_generic crc16 mbcache jbd2 ext4 rtc-pl031 \
         virtio_balloon virtio_mem libnvdimm dax nd_btt nd_pmem nd_virtio virtio_pmem \

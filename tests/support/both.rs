@@ -6,6 +6,7 @@ use std::{io, sync::Arc};
 use devisor::{
     bus::{BusDevice, read_le, write_le},
     interrupt::{MsiMessage, MsiSink, NoInterrupt, RequesterId, SinkVectors},
+    memory::Memory,
     pci::{BarIndex, DeviceFunction, Function, Slot},
     virtio::{
         QueueIndex, VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport, features,
@@ -74,6 +75,8 @@ pub struct Guest<D> {
     face: Face<D>,
     /// By queue index.
     pub rings: Vec<Option<Ring>>,
+    /// How much higher the addresses are that the driver tells the device: of memory that is translated.
+    pub shift: u64,
 }
 
 impl<D: VirtioDevice + 'static> Guest<D> {
@@ -84,11 +87,21 @@ impl<D: VirtioDevice + 'static> Guest<D> {
 
     /// The same, behind a transport of these options.
     pub fn with_options(kind: Transport, device: D, memory: &Arc<GuestMemoryMmap>, options: TransportOptions) -> Self {
-        let space = Arc::clone(memory);
+        let space = Memory::new(Arc::clone(memory));
+        Self::behind(kind, device, (memory, space, 0), options)
+    }
+
+    /// The same, where the device sees the driver's `memory` as `space`, so much higher.
+    pub fn behind(
+        kind: Transport,
+        device: D,
+        (memory, space, shift): (&Arc<GuestMemoryMmap>, Memory, u64),
+        options: TransportOptions,
+    ) -> Self {
         let face = match kind {
             Transport::Mmio => {
                 let line = Line::Edge(Arc::new(NoInterrupt));
-                Face::Mmio(VirtioMmio::with_options(device, space, line, &options).expect("a valid device"))
+                Face::Mmio(VirtioMmio::with_memory(device, space, line, &options).expect("a valid device"))
             }
             Transport::Pci => {
                 let address = DeviceFunction::new(3, 0).expect("an address");
@@ -98,7 +111,7 @@ impl<D: VirtioDevice + 'static> Guest<D> {
                     transport: options,
                     ..VirtioPciOptions::default()
                 };
-                let pci = VirtioPci::with_options(device, space, slot, &options).expect("a valid device");
+                let pci = VirtioPci::with_memory(device, space, slot, &options).expect("a valid device");
                 // Placed, decoding, master of the bus.
                 pci.write_config(0x10, &0x4000_0000_u32.to_le_bytes());
                 pci.write_config(0x14, &0_u32.to_le_bytes());
@@ -111,6 +124,7 @@ impl<D: VirtioDevice + 'static> Guest<D> {
             kind,
             face,
             rings: Vec::new(),
+            shift,
         }
     }
 
@@ -119,6 +133,13 @@ impl<D: VirtioDevice + 'static> Guest<D> {
         let mut guest = Self::new(kind, device, memory);
         guest.drive(features, queues);
         guest
+    }
+
+    pub fn with_device<R>(&self, f: impl FnOnce(&mut D) -> R) -> R {
+        match &self.face {
+            Face::Mmio(mmio) => mmio.with_device(f),
+            Face::Pci(pci) => pci.with_device(f),
+        }
     }
 
     pub fn transport(&self) -> &dyn VirtioTransport {
@@ -247,8 +268,9 @@ impl<D: VirtioDevice + 'static> Guest<D> {
             (0x90, 0x28, ring.layout.driver_area),
             (0xa0, 0x30, ring.layout.device_area),
         ] {
-            self.write(mmio, pci, 4, address);
-            self.write(mmio + 4, pci + 4, 4, 0);
+            let address = address + self.shift;
+            self.write(mmio, pci, 4, address & 0xffff_ffff);
+            self.write(mmio + 4, pci + 4, 4, address >> 32);
         }
         self.write(0x44, 0x1c, self.width(2), 1);
         let index = usize::from(queue);
@@ -298,9 +320,9 @@ impl<D: VirtioDevice + 'static> Guest<D> {
     pub fn ask(&mut self, queue: u16, request: &[u8], room: u32) -> (u32, Vec<u8>) {
         self.put(REQUEST, request);
         self.put(ANSWER, &vec![0xee; room as usize + 1]);
-        let mut buffers = vec![readable(REQUEST, request.len() as u32)];
+        let mut buffers = vec![readable(REQUEST + self.shift, request.len() as u32)];
         if room != 0 {
-            buffers.push(writable(ANSWER, room));
+            buffers.push(writable(ANSWER + self.shift, room));
         }
         let used = self.run(queue, &buffers);
         let mut answer = self.get(ANSWER, room as usize + 1);

@@ -16,6 +16,7 @@ use devisor::{
         pl031::Pl031,
     },
     time::ManualClock,
+    virtio::iommu::{EndpointId, Iommu, IommuEndpoint, IommuError, IommuOptions},
 };
 
 use super::{
@@ -97,6 +98,19 @@ const fn place(number: u8, name: &'static str, guest_name: &'static str) -> Plac
 /// Where all virtio devices are.
 pub fn places(options: &Options) -> Vec<Place> {
     options.devices.places(VIRTIO, &ROOM)
+}
+
+/// The IOMMU of all others, if there is one: each is the endpoint of its number.
+pub const IOMMU: Place = place(15, "virtio-iommu", "");
+
+fn iommu(options: &Options, ram: &Ram) -> Result<Iommu, IommuError> {
+    let endpoints = places(options).into_iter();
+    let endpoints = endpoints.map(|place| IommuEndpoint::new(EndpointId(place.pci.into())));
+    let options = IommuOptions {
+        endpoints: endpoints.collect(),
+        ..IommuOptions::default()
+    };
+    Iommu::new(Arc::clone(ram.memory()), options)
 }
 
 /// Where the line of a virtio-mmio device ends.
@@ -186,17 +200,25 @@ impl Board {
         let rtc = Arc::new(Pl031::new(line(RTC_LINE, RTC_SPI)?, Arc::clone(&clock), ()));
 
         let mut bus = Bus::new();
+        let iommu = plan.options.iommu.then(|| iommu(plan.options, ram)).transpose()?;
+        let behind = iommu.iter().flat_map(|iommu| {
+            let memory = |place: &Place| Some((place.pci, iommu.memory(EndpointId(place.pci.into()))?));
+            places(plan.options).iter().filter_map(memory).collect::<Vec<_>>()
+        });
+        let behind = behind.collect();
         let slots = match plan.options.transport {
             Transport::Mmio => Slots::Mmio(
                 plan.options.rings,
                 Box::new(|place| Ok(Arc::new(line(place.name, mmio_spi(place))?) as _)),
+                behind,
             ),
             Transport::Pci | Transport::PciIntx => Slots::Pci(
                 plan.options.rings,
                 pci(&gic, &places(plan.options), recorder, &mut bus)?,
             ),
         };
-        let devices = Devices::new(plan, &VIRTIO, &ROOM, &slots, &mut bus, ram)?;
+        let iommu = iommu.map(|iommu| (IOMMU, iommu));
+        let devices = Devices::new(plan, &VIRTIO, &ROOM, &slots, &mut bus, ram, iommu)?;
 
         if let Some(registers) = gic.plug(&mut bus, plan.watch)? {
             machine.add_registers(registers);

@@ -27,6 +27,7 @@ pub fn build(
     version: Gic,
     transport: Transport,
     places: &[Place],
+    iommu: bool,
 ) -> Result<Vec<u8>, BoardError> {
     let timer = TimerPpis {
         physical: board::PHYSICAL_TIMER_PPI.0,
@@ -54,7 +55,12 @@ pub fn build(
         }));
     } else {
         for place in places {
-            parts.push(mmio::describe(place.mmio.base, Wire::level(board::mmio_spi(place))));
+            let part = mmio::describe(place.mmio.base, Wire::level(board::mmio_spi(place)));
+            parts.push(part.behind_iommu(place.pci.into()));
+        }
+        if iommu {
+            let place = board::IOMMU;
+            parts.push(mmio::describe(place.mmio.base, Wire::level(board::mmio_spi(&place))).is_iommu());
         }
     }
     let boot = Boot {

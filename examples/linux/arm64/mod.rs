@@ -108,7 +108,8 @@ fn load(options: &Options, ram: &Ram) -> Result<(), Box<dyn Error>> {
     }
     let initrd_range = board::INITRD..board::INITRD + initrd.len() as u64;
     let places = board::places(options);
-    let tree = devicetree::build(&command_line, initrd_range, options.gic, options.transport, &places)?;
+    let (gic, iommu) = (options.gic, options.iommu);
+    let tree = devicetree::build(&command_line, initrd_range, gic, options.transport, &places, iommu)?;
     for (data, address, what) in [
         (&kernel, board::KERNEL, "kernel"),
         (&tree, board::DEVICE_TREE, "device tree"),

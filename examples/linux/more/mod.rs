@@ -5,6 +5,7 @@
 
 mod balloon;
 mod console;
+pub mod iommu;
 mod memory;
 mod net;
 mod network;

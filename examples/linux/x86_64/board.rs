@@ -2,6 +2,7 @@
 //! finds by its tables.
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -323,6 +324,7 @@ impl Board {
                         let line = pc.gsi_level_line(mmio_gsi(place, options.chips))?;
                         Ok(Arc::new(recorder.wrap_level(place.name, line)))
                     }),
+                    BTreeMap::new(),
                 )
             }
             Transport::Pci | Transport::PciIntx => {
@@ -342,7 +344,7 @@ impl Board {
                 Slots::Pci(options.rings, root)
             }
         };
-        let devices = Devices::new(plan, &VIRTIO, &ROOM, &slots, &mut in_memory, ram)?;
+        let devices = Devices::new(plan, &VIRTIO, &ROOM, &slots, &mut in_memory, ram, None)?;
         drop(slots);
 
         let cpus = (0..options.cpus).map(|cpu| apics.cpu(CpuId(cpu)));

@@ -7,6 +7,7 @@ mod fixed;
 mod interrupts;
 mod pci;
 mod serial;
+mod viot;
 
 use acpi_tables::{Aml, facs::FACS, rsdp::Rsdp, sdt::Sdt, xsdt::XSDT};
 
@@ -106,7 +107,7 @@ impl Tables {
 }
 
 /// The tables of a board, for guest memory from `base` on: RSDP, DSDT, FADT, MADT, XSDT; FACS unless the board is
-/// hardware-reduced; GTDT, IORT, MCFG and SPCR where there is something to say in them.
+/// hardware-reduced; GTDT, IORT, MCFG, SPCR and VIOT where there is something to say in them.
 ///
 /// A guest is told where the RSDP is: by the boot protocol (`acpi_rsdp_addr` of Linux), by UEFI, or as it lies in the ROM of
 /// a PC, at a multiple of 16 between 0xe0000 and 0xfffff. A board without PM registers is hardware-reduced.
@@ -148,6 +149,7 @@ pub fn build(parts: &[Part], base: u64, oem: &Oem) -> Result<Tables, BoardError>
         (b"MCFG", board.mcfg()),
         (b"IORT", board.iort()?),
         (b"SPCR", board.spcr()),
+        (b"VIOT", board.viot()?),
     ];
     for (signature, table) in optional {
         if let Some(table) = table {

@@ -5,7 +5,7 @@
 //! [`VirtioPci::with_memory`](super::VirtioPci::with_memory)). The transport then offers
 //! [`ACCESS_PLATFORM`](super::features::ACCESS_PLATFORM), and a driver that does not accept it is not let at the device: its addresses
 //! would be taken for others. Rings are translated like buffers. A description of the machine tells the guest who is behind whom
-//! ([`IommuPart`](crate::description::IommuPart)).
+//! ([`Part::behind_iommu`](crate::description::Part::behind_iommu)).
 //!
 //! *What an access costs*: a queue keeps what was translated, and finds it there. UNMAP, DETACH, and ATTACH to another domain take
 //! translations back; they are answered when no request that may use one is under way, and until then hold up nobody. A request of a
