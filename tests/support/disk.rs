@@ -17,13 +17,14 @@ use devisor::virtio::{
 use crate::{
     both::{ANSWER, Guest, REQUEST, Transport},
     packed_ring::PackedRing,
-    ring::{self, NEXT, Ring, WRITE},
+    ring::{NEXT, Ring, WRITE},
 };
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// How long the rings are.
 pub const SIZE: u16 = 64;
-/// Guest memory ends here.
-pub const TOP: u64 = 1 << 20;
+/// Guest memory ends here: so far up that a chain can describe 4 GiB of it.
+pub const TOP: u64 = 80 << 20;
 /// Where no memory is.
 pub const NOWHERE: u64 = 1 << 40;
 /// Sectors of the disk.
@@ -151,7 +152,8 @@ impl Disk {
             packed: true,
             ..options
         };
-        let guest = Guest::with_options(kind, block, &ring::memory(), options);
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), TOP as usize)]).expect("memory");
+        let guest = Guest::with_options(kind, block, &Arc::new(memory), options);
         let mut disk = Self {
             guest,
             rings: Vec::new(),
@@ -165,6 +167,12 @@ impl Disk {
     }
 
     pub fn start(&mut self) {
+        self.start_with(|_| ());
+        assert!(!self.needs_reset(), "a device that was only set up");
+    }
+
+    /// The same, with the first queue laid out so.
+    pub fn start_with(&mut self, change: impl Fn(&mut QueueLayout)) {
         let format = match self.format {
             Format::Split => 0,
             Format::Packed => RING_PACKED,
@@ -175,12 +183,12 @@ impl Disk {
             Accepts::All => self.guest.offered() & !(RING_PACKED | NOTIFICATION_DATA),
         } | format;
         assert!(self.guest.negotiate(self.features), "features are refused");
-        self.rings = (0..2).map(|queue| self.enable(queue)).collect();
+        let no_change = |_: &mut QueueLayout| ();
+        self.rings = vec![self.enable(0, &change), self.enable(1, &no_change)];
         self.guest.set_status(self.guest.status() | DRIVER_OK);
-        assert!(!self.needs_reset(), "a device that was only set up");
     }
 
-    fn enable(&mut self, queue: u16) -> AnyRing {
+    fn enable(&self, queue: u16, change: &dyn Fn(&mut QueueLayout)) -> AnyRing {
         let (guest, base) = (&self.guest, 0x1_0000 + 0x8000 * u64::from(queue));
         let ring = match self.format {
             Format::Split => AnyRing::Split(Ring::new(&guest.memory, base, SIZE)),
@@ -189,16 +197,17 @@ impl Disk {
                 AnyRing::Packed(PackedRing::new(&guest.memory, base, SIZE))
             }
         };
-        let layout = ring.layout();
+        let mut layout = ring.layout();
+        change(&mut layout);
         guest.write(0x30, 0x16, guest.width(2), queue.into());
-        guest.write(0x38, 0x18, guest.width(2), SIZE.into());
+        guest.write(0x38, 0x18, guest.width(2), layout.size.into());
         for (mmio, pci, address) in [
             (0x80, 0x20, layout.descriptor_area),
             (0x90, 0x28, layout.driver_area),
             (0xa0, 0x30, layout.device_area),
         ] {
-            guest.write(mmio, pci, 4, address);
-            guest.write(mmio + 4, pci + 4, 4, 0);
+            guest.write(mmio, pci, 4, address & 0xffff_ffff);
+            guest.write(mmio + 4, pci + 4, 4, address >> 32);
         }
         guest.write(0x44, 0x1c, guest.width(2), 1);
         ring

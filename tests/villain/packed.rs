@@ -3,7 +3,7 @@
 use devisor::virtio::features::VERSION_1;
 
 use crate::{
-    disk::{AnyRing, DATA, Disk, Outcome, Raw, SIZE},
+    disk::{AnyRing, Disk, Outcome, Raw, SIZE},
     driver::Seen,
     packed_ring::{AVAIL, PackedRing, USED},
     ring::INDIRECT,
