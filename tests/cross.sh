@@ -39,7 +39,15 @@ check() {
 }
 
 skip "nbd-tls: the cryptography behind it compiles C, for which there is no compiler"
-for target in ${*:-aarch64-apple-darwin x86_64-pc-windows-gnu s390x-unknown-linux-gnu}; do
-    # All features that there are, where they add nothing too.
-    check "$target" 'recorder irqchip kvm hvf event-loop fdt acpi io-uring nbd images virtio-queue'
+# All features that there are, where they add nothing too.
+# (virtio-queue on Windows: vm-memory has no descriptors to read there, and that crate demands them.)
+all='recorder irqchip kvm hvf event-loop fdt acpi io-uring nbd images virtio-queue'
+for target in ${*:-aarch64-apple-darwin x86_64-pc-windows-gnu s390x-unknown-linux-gnu powerpc64-unknown-linux-gnu}; do
+    case $target in
+    s390x-*)
+        skip "io-uring on s390x: the crate has no bindings for it"
+        check "$target" "$(echo "$all" | sed 's/ io-uring//')"
+        ;;
+    *) check "$target" "$all" ;;
+    esac
 done

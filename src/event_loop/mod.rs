@@ -51,6 +51,7 @@ use polling::Events;
 
 use crate::time::Clock;
 use shared::Shared;
+#[cfg(unix)]
 use state::{Target, Waiting};
 
 pub use seat::Seat;

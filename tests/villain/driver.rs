@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     both::Transport,
+    disk::{Accepts, Disk, Format},
     named,
     world::{Driver, Kind, Way, World},
 };
@@ -19,6 +20,8 @@ pub struct Row(pub &'static str, pub &'static str, pub Case);
 pub enum Case {
     /// It is played here, before a device of this kind. What drivers see that take nothing or VERSION_1 alone, and one that takes everything.
     Plays(Option<Kind>, Seen, Seen, fn(&mut World) -> Seen),
+    /// The same before a disk of two queues, by drivers that make packed rings and accept as little as they can, or everything.
+    Packs(Seen, Seen, fn(&mut Disk) -> Seen),
     /// Tests try it: `file::name; another_file::another_name`.
     Elsewhere(&'static str),
     /// It does not apply, for this reason.
@@ -46,6 +49,16 @@ pub const fn plays(seen: Seen, play: fn(&mut World) -> Seen) -> Case {
 /// Drivers without features see the first, one with all of them the second.
 pub const fn differs(bare: Seen, full: Seen, play: fn(&mut World) -> Seen) -> Case {
     Case::Plays(None, bare, full, play)
+}
+
+/// Drivers of packed rings see this.
+pub const fn packs(seen: Seen, play: fn(&mut Disk) -> Seen) -> Case {
+    Case::Packs(seen, seen, play)
+}
+
+/// One that accepts as little as it can sees the first, one that accepts everything the second.
+pub const fn packs_and_differs(least: Seen, all: Seen, play: fn(&mut Disk) -> Seen) -> Case {
+    Case::Packs(least, all, play)
 }
 
 pub const fn elsewhere(tests: &'static str) -> Case {
@@ -109,6 +122,16 @@ pub fn run(table: &Table) {
                     }
                 }
             }
+            Case::Packs(least, all, play) => {
+                played += 1;
+                for &transport in table.transports {
+                    for (accepts, expected) in [(Accepts::Least, *least), (Accepts::All, *all)] {
+                        if let Err(why) = pack_one(transport, accepts, expected, *play) {
+                            wrong.push(format!("{id} {what}; {transport:?}, {accepts:?}: {why}"));
+                        }
+                    }
+                }
+            }
             Case::Elsewhere(tests) => {
                 elsewhere += 1;
                 for test in tests.split("; ") {
@@ -129,7 +152,7 @@ pub fn run(table: &Table) {
         }
     }
     println!(
-        "{}: {} cases; {played} played, each in {} ways; {elsewhere} elsewhere; {not_here} not here; {known} known to be wrong",
+        "{}: {} cases; {played} played, most in {} ways; {elsewhere} elsewhere; {not_here} not here; {known} known to be wrong",
         table.letter,
         numbers.len(),
         ways(table).count(),
@@ -157,6 +180,22 @@ fn play_one(kind: Kind, way: Way, expected: Seen, play: fn(&mut World) -> Seen) 
             return Err(format!("a status of {:#x}", world.guest.status()));
         }
         world.lives_on();
+        Ok(())
+    }));
+    outcome.unwrap_or_else(|panic| Err(message(&*panic)))
+}
+
+fn pack_one(transport: Transport, accepts: Accepts, expected: Seen, play: fn(&mut Disk) -> Seen) -> Result<(), String> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let mut disk = Disk::new(transport, Format::Packed, accepts);
+        let seen = play(&mut disk);
+        if seen != expected {
+            return Err(format!("{seen:?} and not {expected:?}"));
+        }
+        if disk.needs_reset() != (seen == Seen::NeedsReset) {
+            return Err(format!("a status of {:#x}", disk.guest.status()));
+        }
+        disk.lives_on();
         Ok(())
     }));
     outcome.unwrap_or_else(|panic| Err(message(&*panic)))

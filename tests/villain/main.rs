@@ -6,8 +6,12 @@
 
 #[path = "../support/both.rs"]
 mod both;
+#[path = "../support/disk.rs"]
+mod disk;
 #[path = "../support/named.rs"]
 mod named;
+#[path = "../support/packed.rs"]
+mod packed_ring;
 #[path = "../support/packet.rs"]
 mod packet;
 #[path = "../support/rest.rs"]
@@ -25,6 +29,7 @@ mod block;
 mod console;
 mod memory;
 mod net;
+mod packed;
 mod setup;
 mod tables;
 mod vsock;

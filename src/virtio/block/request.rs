@@ -161,11 +161,11 @@ impl Disk {
     /// # Errors
     /// There is no room for header or status, or the chain is not what it was: no status can be told.
     pub fn parse(&self, mut input: Reader<'_>, writable_len: u32) -> Result<Result<Asked, Status>, ChainError> {
-        if input.remaining() < HEADER as u32 {
-            return Err(ChainError::Request("a block request has no room for its header"));
+        if let Some(missing @ 1..) = HEADER.checked_sub(input.remaining() as usize) {
+            return Err(ChainError::Short(missing));
         }
         let Some(room) = writable_len.checked_sub(1) else {
-            return Err(ChainError::Request("a block request has no room for its status"));
+            return Err(ChainError::Short(1));
         };
         let mut header = [0; HEADER];
         input.read(&mut header)?;

@@ -38,8 +38,8 @@ impl<S: Source + ?Sized> Source for Box<S> {
     }
 }
 
-/// The operating system's generator: `getrandom(2)`, or `getentropy(2)` where there is no such call. No file descriptor
-/// is held. It waits only in a host that has just booted and has not collected enough randomness yet.
+/// The operating system's generator: `getrandom(2)`, or `getentropy(2)` where there is no such call, or Windows' `ProcessPrng`. No file
+/// descriptor is held. It waits only in a host that has just booted and has not collected enough randomness yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OsRandom;
 
@@ -61,7 +61,21 @@ fn fill_from_os(bytes: &mut [u8]) -> io::Result<()> {
     }
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(windows)]
+fn fill_from_os(bytes: &mut [u8]) -> io::Result<()> {
+    #[link(name = "bcryptprimitives", kind = "raw-dylib")]
+    unsafe extern "system" {
+        fn ProcessPrng(data: *mut u8, len: usize) -> i32;
+    }
+    // SAFETY: `bytes` is valid for writes of its length.
+    match unsafe { ProcessPrng(bytes.as_mut_ptr(), bytes.len()) } {
+        // It is documented to return TRUE always.
+        0 => Err(io::Error::other("ProcessPrng has failed")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(not(any(target_os = "linux", windows)))]
 fn fill_from_os(bytes: &mut [u8]) -> io::Result<()> {
     // SAFETY: `bytes` is valid for writes of its length, which is at most 256.
     match unsafe { libc::getentropy(bytes.as_mut_ptr().cast(), bytes.len()) } {

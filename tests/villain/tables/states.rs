@@ -3,17 +3,18 @@
 use devisor::virtio::features::{RING_RESET, VERSION_1};
 
 use crate::{
+    disk::Format,
     driver::{
         Row,
         Seen::{self, Holds, NeedsReset, Served},
-        elsewhere, not_here, plays,
+        elsewhere, not_here, packs, plays,
     },
     rings::*,
     setup::*,
     world::{REGISTERS, SECTORS, World},
 };
 
-use super::{LATER_TEXT, NO_PACKED};
+use super::LATER_TEXT;
 
 /// A device that was reset is set up anew, and serves.
 fn revived(w: &mut World) -> Seen {
@@ -116,7 +117,15 @@ pub const ROWS: &[Row] = &[
         w.go();
         several(w, 0, 1)
     })),
-    Row("S0010", "another format of rings after a reset", not_here(NO_PACKED)),
+    Row("S0010", "another format of rings after a reset", packs(Holds, |d| {
+        d.answers();
+        for format in [Format::Split, Format::Packed, Format::Split] {
+            d.format = format;
+            d.restart();
+            d.answers();
+        }
+        Holds
+    })),
     Row("S0011", "no features at all, which ours refuses as section 6.2 lets it unless its embedder says otherwise", plays(Holds, |w| without_version_1(w, 0))),
     Row("S0012", "resets one after the other", plays(Served, |w| {
         (0..20).for_each(|_| w.guest.reset());

@@ -171,7 +171,7 @@ impl Later {
     fn begin(&mut self, chain: Chain<'_, '_>) -> Result<(), QueueError> {
         let written = chain.writable_len();
         let answered = match self.disk.parse(chain.reader(), written) {
-            Err(_) => return chain.refuse(),
+            Err(error) => return chain.refuse_for(&error),
             Ok(Err(status)) => finish(chain.writer(), 0, status),
             Ok(Ok(Asked::Answer(answer))) => {
                 let put = answer.put(chain.writer(), &self.disk);
@@ -199,7 +199,7 @@ impl Later {
         };
         match answered {
             Ok(()) => chain.complete(written),
-            Err(_) => chain.refuse(),
+            Err(error) => chain.refuse_for(&error),
         }
     }
 

@@ -43,6 +43,7 @@ macro_rules! as_told_by {
 mod adapter;
 mod buffers;
 mod channel;
+#[cfg(unix)]
 mod direct;
 mod faults;
 #[cfg(unix)]
