@@ -1,0 +1,198 @@
+//! Features, configuration, status, reset: what is said on a connection.
+
+use std::{
+    io::Read,
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    sync::atomic::Ordering,
+};
+
+use devisor::virtio::{
+    VirtioTransport,
+    transport::vhost_user::{ConnectionError, VhostUser, VhostUserOptions},
+    vhost_user::{protocol_feature as feature, vhost_feature},
+};
+
+use super::{
+    devices::Device,
+    front::{Front, NEED_REPLY, PROTOCOL_FEATURES, VERSION, VERSION_1, bytes, halves, id, message, send},
+};
+
+#[test]
+fn a_front_end_learns_what_device_and_protocol_can_do() {
+    let (device, _) = Device::new(3);
+    let front = Front::new(device);
+    let offered = front.ask_word(id::GET_FEATURES, &[]);
+    let vhost = vhost_feature::LOG_ALL | vhost_feature::PROTOCOL_FEATURES;
+    assert_eq!(offered & (vhost | VERSION_1 | 0b11), vhost | VERSION_1 | 0b11);
+    let protocol = front.ask_word(id::GET_PROTOCOL_FEATURES, &[]);
+    for needed in [feature::MQ, feature::CONFIG, feature::REPLY_ACK, feature::STATUS, feature::INFLIGHT_SHMFD] {
+        assert_ne!(protocol & needed, 0);
+    }
+    front.tell(id::SET_PROTOCOL_FEATURES, &bytes(&[protocol]), &[]);
+    assert_eq!(front.ask_word(id::GET_QUEUE_NUM, &[]), 3);
+    assert_eq!(front.ask_word(id::GET_MAX_MEM_SLOTS, &[]), 32);
+}
+
+#[test]
+fn the_device_hears_of_its_own_features_alone_and_once() {
+    let (device, seen) = Device::new(1);
+    let mut front = Front::new(device);
+    let features = VERSION_1 | PROTOCOL_FEATURES | 1;
+    front.negotiate(features, 0);
+    front.tell(id::SET_FEATURES, &bytes(&[features]), &[]);
+    assert_eq!(*seen.features.lock().unwrap(), [VERSION_1 | 1]);
+    assert_eq!(seen.resets.load(Ordering::SeqCst), 0);
+    // Another driver.
+    front.tell(id::SET_FEATURES, &bytes(&[VERSION_1 | PROTOCOL_FEATURES]), &[]);
+    assert_eq!(seen.features.lock().unwrap()[1..], [VERSION_1]);
+    assert_eq!(seen.resets.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn features_that_the_device_cannot_work_with_cost_the_connection_or_features_ok() {
+    let (device, seen) = Device::new(1);
+    let front = Front::new(device);
+    let refused = front.try_send(id::SET_FEATURES, 0, &bytes(&[VERSION_1 | 0b10]), &[]);
+    assert!(matches!(refused, Err(ConnectionError::Payload { request: id::SET_FEATURES, .. })));
+    assert!(!front.device.is_connected());
+
+    let (device, _) = Device::new(1);
+    let front = Front::new(device);
+    front.tell(id::SET_PROTOCOL_FEATURES, &bytes(&[feature::STATUS]), &[]);
+    front.tell(id::SET_FEATURES, &bytes(&[VERSION_1 | 0b10]), &[]);
+    front.tell(id::SET_STATUS, &bytes(&[11]), &[]);
+    assert_eq!(front.ask_word(id::GET_STATUS, &[]), 3);
+    front.tell(id::SET_FEATURES, &bytes(&[VERSION_1]), &[]);
+    front.tell(id::SET_STATUS, &bytes(&[11]), &[]);
+    assert_eq!(front.ask_word(id::GET_STATUS, &[]), 11);
+    assert_eq!(seen.features.lock().unwrap().len(), 0);
+}
+
+#[test]
+fn the_configuration_is_read_written_and_its_change_is_told() {
+    let (device, seen) = Device::new(1);
+    let mut front = Front::new(device);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, feature::CONFIG | feature::BACKEND_REQ);
+    let read = |front: &Front, offset: u32, size: u32| {
+        let asked = [halves(&[offset, size, 0]), vec![0; size as usize]].concat();
+        front.ask(id::GET_CONFIG, &asked, &[]).0[12..].to_vec()
+    };
+    assert_eq!(read(&front, 4, 4), [4, 5, 6, 7]);
+    assert_eq!(read(&front, 30, 4), [30, 31, 0, 0], "zeros beyond its end");
+    let written = [halves(&[8, 2, 0]), vec![77, 78]].concat();
+    front.tell(id::SET_CONFIG, &written, &[]);
+    assert_eq!(read(&front, 8, 2), [77, 78]);
+
+    let (mut channel, theirs) = UnixStream::pair().unwrap();
+    front.tell(id::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()]);
+    front.share_memory();
+    front.start(0);
+    front.device.change_config(|_| seen.config.lock().unwrap()[0] = 99);
+    let mut told = [0; 12];
+    channel.read_exact(&mut told).unwrap();
+    assert_eq!(told[..], message(2, VERSION, &[]));
+    assert_eq!(read(&front, 0, 1), [99]);
+}
+
+#[test]
+fn a_configuration_that_cannot_be_read_is_answered_with_nothing() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::new(device);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, feature::CONFIG);
+    for asked in [halves(&[0, 300, 0]), halves(&[0, 8, 0]), Vec::new()] {
+        assert!(front.ask(id::GET_CONFIG, &asked, &[]).0.is_empty());
+    }
+}
+
+#[test]
+fn a_request_says_whether_it_was_done_if_it_is_asked() {
+    let (device, _) = Device::new(2);
+    let mut front = Front::new(device);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, feature::REPLY_ACK | feature::MQ);
+    assert!(front.acknowledged(id::SET_VRING_NUM, &halves(&[1, 64]), &[]));
+    assert!(!front.acknowledged(id::SET_VRING_NUM, &halves(&[2, 64]), &[]), "there is no such queue");
+    assert!(!front.acknowledged(id::SET_VRING_ENDIAN, &halves(&[0, 1]), &[]));
+    assert!(!front.acknowledged(id::POSTCOPY_ADVISE, &[], &[]));
+    assert_eq!(front.device.refusals().count, 3);
+    assert!(front.device.is_connected());
+    // One that has an answer anyway has no other.
+    assert!(front.try_send(id::GET_QUEUE_NUM, NEED_REPLY, &[], &[]).is_ok());
+    assert_eq!(front.answer().unwrap().1, bytes(&[2]));
+    assert!(front.answer().is_none());
+}
+
+#[test]
+fn messages_may_come_in_any_pieces_and_several_at_once() {
+    let (device, _) = Device::new(2);
+    let front = Front::new(device);
+    let all = [
+        message(id::SET_OWNER, VERSION, &[]),
+        message(id::GET_FEATURES, VERSION, &[]),
+        message(id::SET_VRING_NUM, VERSION, &halves(&[1, 128])),
+        message(id::GET_PROTOCOL_FEATURES, VERSION, &[]),
+    ]
+    .concat();
+    for byte in all.chunks(1) {
+        send(&front.socket, byte, &[]).unwrap();
+        front.pump().unwrap();
+    }
+    assert_eq!(front.answer().unwrap().0, id::GET_FEATURES);
+    assert_eq!(front.answer().unwrap().0, id::GET_PROTOCOL_FEATURES);
+    send(&front.socket, &all, &[]).unwrap();
+    front.pump().unwrap();
+    assert_eq!(front.answer().unwrap().0, id::GET_FEATURES);
+    assert_eq!(front.answer().unwrap().0, id::GET_PROTOCOL_FEATURES);
+}
+
+#[test]
+fn reset_device_resets_it_and_a_status_of_zero_does_where_there_is_no_other_way() {
+    for (protocol, after_status) in [(feature::STATUS, 1), (feature::STATUS | feature::RESET_DEVICE, 0)] {
+        let (device, seen) = Device::new(1);
+        let mut front = Front::ready(device, protocol);
+        front.start(0);
+        front.tell(id::SET_STATUS, &bytes(&[15]), &[]);
+        front.tell(id::SET_STATUS, &bytes(&[0]), &[]);
+        assert_eq!(seen.resets.load(Ordering::SeqCst), after_status);
+        if protocol & feature::RESET_DEVICE != 0 {
+            front.tell(id::RESET_DEVICE, &[], &[]);
+            assert_eq!(seen.resets.load(Ordering::SeqCst), 1);
+        }
+        assert_eq!(front.device.status(), 0);
+        // It can be used again.
+        front.tell(id::SET_FEATURES, &bytes(&[VERSION_1 | PROTOCOL_FEATURES]), &[]);
+        let mut ring = front.start(0);
+        super::rings::exchange(&front, &mut ring, 1);
+    }
+}
+
+#[test]
+fn a_front_end_that_leaves_is_followed_by_another() {
+    let (device, seen) = Device::new(1);
+    let mut front = Front::ready(device, 0);
+    let mut ring = front.start(0);
+    super::rings::exchange(&front, &mut ring, 1);
+    let (socket, theirs) = UnixStream::pair().unwrap();
+    assert!(front.device.connect(theirs.try_clone().unwrap()).is_err(), "one at a time");
+    front.socket = socket;
+    assert!(matches!(front.pump(), Err(ConnectionError::Closed)));
+    assert_eq!(seen.resets.load(Ordering::SeqCst), 1);
+    assert!(front.device.waits(devisor::virtio::QueueIndex(0)).is_empty());
+    front.device.connect(theirs).unwrap();
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, 0);
+    front.share_memory();
+    let mut ring = front.start(0);
+    super::rings::exchange(&front, &mut ring, 1);
+}
+
+#[test]
+fn what_the_device_keeps_is_saved_and_restored() {
+    let (device, seen) = Device::new(1);
+    let saved = VhostUser::new(device, VhostUserOptions::default()).unwrap();
+    seen.config.lock().unwrap()[0] = 200;
+    saved.pause();
+    let state = saved.save().unwrap();
+    let (device, seen) = Device::new(1);
+    let restored = VhostUser::new(device, VhostUserOptions::default()).unwrap();
+    restored.restore(&state).unwrap();
+    assert_eq!(seen.config.lock().unwrap()[0], 200);
+}

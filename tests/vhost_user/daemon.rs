@@ -1,0 +1,102 @@
+//! `devisord`: the conventions for back-end programs, and one that is killed in the middle of its work.
+
+use std::{
+    os::{
+        fd::AsRawFd,
+        unix::{net::UnixStream, process::CommandExt},
+    },
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::skip::skipped;
+
+/// A program that ends with its test.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The example, if it was built: `cargo test` builds it with the features that it needs.
+pub fn devisord() -> Option<PathBuf> {
+    let test = std::env::current_exe().ok()?;
+    let path = test.parent()?.parent()?.join("examples/devisord");
+    if !path.is_file() {
+        skipped("the example devisord is not built");
+        return None;
+    }
+    Some(path)
+}
+
+pub fn folder(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("devisor-vhost-user-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&path).expect("a folder for sockets");
+    path
+}
+
+pub fn wait_for(path: &std::path::Path) {
+    let begun = Instant::now();
+    while !path.exists() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "no socket at {}", path.display());
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn it_prints_its_capabilities_and_refuses_what_it_does_not_know() {
+    let Some(program) = devisord() else { return };
+    let printed = Command::new(&program).args(["blk", "--print-capabilities"]).output().unwrap();
+    assert!(printed.status.success());
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    assert!(printed.contains("\"type\": \"block\""), "{printed}");
+    for wrong in [&["blk"][..], &["rng", "--socket-path", "/nowhere/s"], &["rng", "--fd", "77"], &["toaster", "--fd=0"], &["--what"]] {
+        let refused = Command::new(&program).args(wrong).stdin(Stdio::null()).output().unwrap();
+        assert!(!refused.status.success(), "{wrong:?}");
+        assert!(refused.stderr.starts_with(b"devisord: "), "{wrong:?}");
+    }
+}
+
+#[test]
+fn it_ends_cleanly_on_sigterm_and_takes_its_socket_with_it() {
+    let Some(program) = devisord() else { return };
+    let folder = folder("sigterm");
+    let socket = folder.join("s");
+    let mut running = Running(Command::new(program).arg("rng").arg("--socket-path").arg(&socket).spawn().unwrap());
+    wait_for(&socket);
+    let connection = UnixStream::connect(&socket).unwrap();
+    // SAFETY: it is this test's child, which has not been waited for.
+    unsafe { libc::kill(running.0.id() as i32, libc::SIGTERM) };
+    assert!(running.0.wait().unwrap().success());
+    assert!(!socket.exists());
+    drop(connection);
+}
+
+#[test]
+fn it_takes_a_connection_by_its_descriptor_and_ends_with_it() {
+    let Some(program) = devisord() else { return };
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let descriptor = theirs.as_raw_fd();
+    let mut command = Command::new(program);
+    command.args(["rng", "--fd=20"]);
+    // SAFETY: a system call that may be made there.
+    unsafe {
+        command.pre_exec(move || match libc::dup2(descriptor, 20) {
+            ..0 => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    let mut running = Running(command.spawn().unwrap());
+    drop(theirs);
+    super::front::send(&ours, &super::front::message(1, 1, &[]), &[]).unwrap();
+    ours.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut answer = [0; 20];
+    std::io::Read::read_exact(&mut &ours, &mut answer).unwrap();
+    drop(ours);
+    assert!(running.0.wait().unwrap().success());
+}

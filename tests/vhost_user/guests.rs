@@ -1,0 +1,347 @@
+//! Foreign front ends: user-mode Linux and QEMU, whose guests find our devices by `devisord`.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    daemon::{Running, devisord, folder, wait_for},
+    skip::skipped,
+};
+
+/// A program of the host's, if it is there.
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let found = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.is_file());
+    if found.is_none() {
+        skipped(format_args!("{name} is not installed"));
+    }
+    found
+}
+
+fn devisord_with(arguments: &[&str], socket: &Path) -> Option<Running> {
+    let _ = fs::remove_file(socket);
+    let mut command = Command::new(devisord()?);
+    command.args(arguments).arg("--socket-path").arg(socket);
+    let running = Running(command.spawn().expect("devisord starts"));
+    wait_for(socket);
+    Some(running)
+}
+
+/// A guest's console, a line at a time.
+struct Guest {
+    running: Running,
+    lines: mpsc::Receiver<String>,
+    all: String,
+}
+
+impl Guest {
+    fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // So that all of its processes end with it.
+        command.process_group(0);
+        let mut child = command.spawn().expect("it starts");
+        let (sender, lines) = mpsc::channel();
+        let streams: [Box<dyn std::io::Read + Send>; 2] =
+            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+        for stream in streams {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+                    let line = String::from_utf8_lossy(&line).trim().to_owned();
+                    if sender.send(line).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        Self {
+            running: Running(child),
+            lines,
+            all: String::new(),
+        }
+    }
+
+    /// Reads on until a line has `text`, or nothing more comes.
+    fn until(&mut self, text: &str, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        while let Ok(line) = self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            self.all += &line;
+            self.all.push('\n');
+            if line.contains(text) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn assert_says(&mut self, text: &str, limit: Duration) {
+        let said = self.until(text, limit);
+        assert!(said, "it does not say {text:?}:\n{}", self.all);
+    }
+
+    fn child(&mut self) -> &mut Child {
+        &mut self.running.0
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let group = self.child().id() as i32;
+        // SAFETY: the group that was made for it, whose leader has not been waited for.
+        unsafe { libc::kill(-group, libc::SIGKILL) };
+    }
+}
+
+/// A script that user-mode Linux runs as its first process, on the host's files.
+fn uml(folder: &Path, devices: &[(&Path, u32)], script: &str) -> Option<Guest> {
+    let linux = program("linux.uml")?;
+    program("insmod")?;
+    let init = folder.join("init");
+    let script = format!(
+        "#!/bin/sh\nexport PATH=/usr/sbin:/usr/bin:/sbin:/bin\n\
+         mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /run; mount -t devtmpfs dev /dev 2>/dev/null\n\
+         K=/usr/lib/uml/modules/$(uname -r)/kernel; cd /run\n\
+         echo guest: up\n{script}\necho o > /proc/sysrq-trigger; sleep 1\n"
+    );
+    fs::write(&init, script).unwrap();
+    fs::set_permissions(&init, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = Command::new(linux);
+    command.args(["mem=128M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "con=null", "con0=fd:0,fd:1", "quiet"]);
+    command.arg(format!("init={}", init.display())).env("TMPDIR", "/dev/shm");
+    for (socket, kind) in devices {
+        command.arg(format!("virtio_uml.device={}:{kind}", socket.display()));
+    }
+    let mut guest = Guest::start(command);
+    if !guest.until("guest: up", Duration::from_secs(20)) {
+        // Some CPUs have more state than its kernel knows of.
+        skipped(format_args!("user-mode Linux does not run here: {}", guest.all.lines().last().unwrap_or("it says nothing")));
+        return None;
+    }
+    Some(guest)
+}
+
+/// Bytes that follow no rule, in a file.
+fn image(path: &Path, len: usize) {
+    let mut seed = 88172645463325252u64;
+    let bytes: Vec<u8> = (0..len / 8)
+        .flat_map(|_| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed.to_ne_bytes()
+        })
+        .collect();
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn user_mode_linux_writes_a_file_system_and_reads_it_back() {
+    for more in [&[][..], &["--packed"], &["--packed", "--in-order"]] {
+        let folder = folder("uml-blk");
+        let (socket, disk) = (folder.join("s"), folder.join("disk"));
+        image(&disk, 32 << 20);
+        let arguments = [&["blk", "--image", disk.to_str().unwrap()], more].concat();
+        let Some(_daemon) = devisord_with(&arguments, &socket) else { return };
+        let script = "insmod $K/drivers/block/virtio_blk.ko\n\
+             mkfs.ext4 -q -F /dev/vda && mkdir m && mount /dev/vda m && dd if=/dev/urandom of=m/a bs=1M count=8 status=none && \
+             md5sum < m/a > before && umount m && echo 3 > /proc/sys/vm/drop_caches && mount /dev/vda m && md5sum < m/a > after && \
+             umount m && cmp before after && echo guest: same\n";
+        let Some(mut guest) = uml(&folder, &[(&socket, 2)], script) else { return };
+        guest.assert_says("guest: same", Duration::from_secs(60));
+        let _ = fs::remove_dir_all(&folder);
+    }
+}
+
+#[test]
+fn user_mode_linux_talks_over_console_and_sockets_fills_a_balloon_and_gets_entropy() {
+    let folder = folder("uml-others");
+    let socket = |name: &str| folder.join(name);
+    let (console, vsock, balloon, rng) = (socket("con"), socket("vs"), socket("bal"), socket("rng"));
+    let peer = folder.join("peer");
+    let uds = folder.join("uds");
+    let host = std::os::unix::net::UnixListener::bind(folder.join("uds_1234")).unwrap();
+    thread::spawn(move || {
+        // Says back all that it hears.
+        while let Ok((mut stream, _)) = host.accept() {
+            let mut back = stream.try_clone().unwrap();
+            let _ = std::io::copy(&mut stream, &mut back);
+            let _ = back.shutdown(std::net::Shutdown::Both);
+        }
+    });
+    let uds = uds.to_str().unwrap();
+    let Some(_console) = devisord_with(&["console", "--stream", peer.to_str().unwrap()], &console) else { return };
+    let _vsock = devisord_with(&["vsock", "--cid", "3", "--uds-path", uds], &vsock);
+    let _balloon = devisord_with(&["balloon", "--pages", "2048"], &balloon);
+    let _rng = devisord_with(&["rng"], &rng);
+    let terminal = std::os::unix::net::UnixStream::connect(&peer).unwrap();
+    let typist = terminal.try_clone().unwrap();
+    thread::spawn(move || while std::io::Write::write_all(&mut &typist, b"typed\n").is_ok() {
+        thread::sleep(Duration::from_millis(300));
+    });
+    let script = "free() { sed -n 's/MemFree: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo; }\n\
+        V=$K/net/vmw_vsock; insmod $V/vsock.ko; insmod $V/vmw_vsock_virtio_transport_common.ko; insmod $V/vmw_vsock_virtio_transport.ko\n\
+        insmod $K/drivers/char/virtio_console.ko; sleep 0.3\n\
+        echo hello > /dev/hvc0; read line < /dev/hvc0; [ \"$line\" = typed ] && echo guest: console\n\
+        [ $(head -c 64 /dev/hwrng | wc -c) = 64 ] && echo guest: entropy\n\
+        a=$(free); insmod $K/drivers/virtio/virtio_balloon.ko; sleep 1; b=$(free)\n\
+        [ $((a - b)) -gt 6000 ] && echo guest: balloon || echo guest: free $a $b\n\
+        command -v python3 > /dev/null || echo guest: no python\n\
+        python3 -c 'import socket;s=socket.socket(40,1);s.settimeout(9);s.connect((2,1234));s.sendall(b\"x\"*300000);s.shutdown(1)\n\
+        n=0\n\
+        while 1:\n d=s.recv(65536);n+=len(d)\n if not d: break\n\
+        print(\"guest: vsock\",n)'\necho guest: end\n";
+    let devices = [(&*console, 3), (&*vsock, 19), (&*balloon, 5), (&*rng, 4)];
+    let Some(mut guest) = uml(&folder, &devices, script) else { return };
+    guest.assert_says("guest: end", Duration::from_secs(60));
+    let mut heard = [0; 5];
+    std::io::Read::read_exact(&mut &terminal, &mut heard).unwrap();
+    assert_eq!(heard, *b"hello");
+    for part in ["console", "entropy", "balloon"] {
+        assert!(guest.all.contains(&format!("guest: {part}")), "{part}:\n{}", guest.all);
+    }
+    assert!(guest.all.contains("guest: vsock 300000") || guest.all.contains("guest: no python"), "{}", guest.all);
+    let _ = fs::remove_dir_all(&folder);
+}
+
+/// An archive with a file `/init`, to be put behind the one that has the modules.
+fn cpio(init: &str) -> Vec<u8> {
+    let mut archive = Vec::new();
+    for (name, mode, data) in [("init", 0o100_755, init), ("TRAILER!!!", 0, "")] {
+        let fields = [0, mode, 0, 0, 1, 0, data.len(), 0, 0, 0, 0, name.len() + 1, 0];
+        archive.extend(b"070701");
+        fields.iter().for_each(|field| archive.extend(format!("{field:08x}").bytes()));
+        archive.extend(name.bytes());
+        archive.push(0);
+        archive.resize(archive.len().next_multiple_of(4), 0);
+        archive.extend(data.bytes());
+        archive.resize(archive.len().next_multiple_of(4), 0);
+    }
+    archive
+}
+
+const BEGIN: &str = "#!/bin/busybox sh\nexport PATH=/bin\n\
+    busybox mount -t proc proc /proc; busybox mount -t sysfs sysfs /sys; busybox mount -t devtmpfs devtmpfs /dev\n\
+    busybox mount -t tmpfs tmpfs /run\n\
+    while read -r module; do busybox insmod /modules/$module; done < /modules/order\n\
+    tries=0; while [ ! -b /dev/vda ] && [ $tries -lt 50 ]; do busybox usleep 100000; tries=$((tries+1)); done\n\
+    echo guest: up\n";
+
+/// QEMU, without an accelerator, with the kernel and modules of the other guests here.
+fn qemu(folder: &Path, arch: &str, devices: &[String], script: &str) -> Option<Guest> {
+    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build");
+    let (program_name, build, machine, console) = match arch {
+        "x86_64" => ("qemu-system-x86_64", build.join("x86_64"), ["q35", "max"], "ttyS0"),
+        _ => ("qemu-system-aarch64", build, ["virt", "cortex-a57"], "ttyAMA0"),
+    };
+    let qemu = program(program_name)?;
+    let kernel = build.join("kernel");
+    let Ok(mut initrd) = fs::read(build.join("initrd.cpio")) else {
+        skipped("no guest: tests/guest/fetch.sh gets it");
+        return None;
+    };
+    initrd.resize(initrd.len().next_multiple_of(512), 0);
+    initrd.extend(cpio(&format!("{BEGIN}{script}\nbusybox poweroff -f\n")));
+    let path = folder.join("initrd");
+    fs::write(&path, initrd).unwrap();
+    let mut command = Command::new(qemu);
+    let [machine, cpu] = machine;
+    command
+        .args(["-M", &format!("{machine},memory-backend=mem"), "-accel", "tcg", "-cpu", cpu, "-m", "256"])
+        .args(["-object", "memory-backend-memfd,id=mem,size=256M,share=on"])
+        .args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(path)
+        .args(["-append", &format!("console={console} panic=-1 quiet")])
+        .args(devices);
+    let mut guest = Guest::start(command);
+    guest.assert_says("guest: up", Duration::from_secs(120));
+    Some(guest)
+}
+
+fn chardev(id: &str, socket: &Path, more: &str) -> [String; 2] {
+    ["-chardev".into(), format!("socket,id={id},path={}{more}", socket.display())]
+}
+
+fn device(text: &str) -> [String; 2] {
+    ["-device".into(), text.into()]
+}
+
+#[test]
+fn guests_of_qemu_write_and_read_a_disk_and_get_entropy() {
+    for (arch, more, packed) in [("x86_64", &[][..], "off"), ("x86_64", &["--packed"], "on"), ("arm64", &["--packed"], "on")] {
+        let folder = folder(&format!("qemu-{arch}-{packed}"));
+        let (disk, socket, rng) = (folder.join("disk"), folder.join("s"), folder.join("r"));
+        image(&disk, 16 << 20);
+        let arguments = [&["blk", "--image", disk.to_str().unwrap(), "--queues", "2"], more].concat();
+        let Some(_daemon) = devisord_with(&arguments, &socket) else { return };
+        let _rng = devisord_with(&["rng"], &rng);
+        let devices = [
+            chardev("c0", &socket, ""),
+            device(&format!("vhost-user-blk-pci,chardev=c0,num-queues=2,packed={packed}")),
+            chardev("c1", &rng, ""),
+            device("vhost-user-rng-pci,chardev=c1"),
+        ]
+        .concat();
+        let script = "busybox dd if=/dev/vda of=/run/a bs=64k count=64 2>/dev/null; busybox md5sum < /run/a\n\
+            busybox dd if=/run/a of=/dev/vda bs=64k seek=128 conv=fsync 2>/dev/null; echo 3 > /proc/sys/vm/drop_caches\n\
+            busybox dd if=/dev/vda bs=64k skip=128 count=64 2>/dev/null | busybox cmp - /run/a && echo guest: same\n\
+            busybox dd if=/dev/hwrng bs=32 count=1 2>/dev/null | busybox wc -c\necho guest: end\n";
+        let Some(mut guest) = qemu(&folder, arch, &devices, script) else { return };
+        guest.assert_says("guest: end", Duration::from_secs(120));
+        assert!(guest.all.contains("guest: same") && guest.all.contains("\n32\n"), "{arch}: {}", guest.all);
+        let disk = fs::read(&disk).unwrap();
+        assert!(disk[..4 << 20] == disk[8 << 20..12 << 20], "what the guest wrote is on the disk");
+        let _ = fs::remove_dir_all(&folder);
+    }
+}
+
+#[test]
+fn a_daemon_that_is_killed_and_started_again_in_the_middle_of_writes_loses_nothing() {
+    let variants: &[&[&str]] = match cfg!(feature = "io-uring") {
+        true => &[&[], &["--uring"]],
+        false => &[&[]],
+    };
+    for more in variants {
+        let folder = folder("qemu-kill");
+        let (disk, socket) = (folder.join("disk"), folder.join("s"));
+        image(&disk, 16 << 20);
+        let arguments = [&["blk", "--image", disk.to_str().unwrap()], *more].concat();
+        let Some(mut daemon) = devisord_with(&arguments, &socket) else { return };
+        let devices = [
+            chardev("c0", &socket, ",reconnect=1"),
+            device("vhost-user-blk-pci,chardev=c0,num-queues=1"),
+        ]
+        .concat();
+        let script = "for round in 1 2 3 4 5 6; do\n\
+            for job in 0 1 2 3; do (busybox dd if=/dev/urandom of=/run/f$job bs=64k count=32 2>/dev/null\n\
+            busybox dd if=/run/f$job of=/dev/vda bs=4k seek=$((job*1024)) conv=fsync 2>/dev/null || echo guest: write failed) & done\n\
+            wait; echo 3 > /proc/sys/vm/drop_caches\n\
+            for job in 0 1 2 3; do busybox dd if=/dev/vda bs=64k skip=$((job*64)) count=32 2>/dev/null | busybox cmp - /run/f$job || echo guest: wrong; done\n\
+            echo guest: round $round; done\necho guest: end\n";
+        let Some(mut guest) = qemu(&folder, "x86_64", &devices, script) else { return };
+        let mut kills = 0;
+        let begun = Instant::now();
+        while !guest.until("guest: end", Duration::from_millis(1500)) {
+            assert!(begun.elapsed() < Duration::from_secs(150), "it hangs:\n{}", guest.all);
+            if kills < 5 {
+                // No word of warning.
+                drop(daemon);
+                daemon = devisord_with(&arguments, &socket).unwrap();
+                kills += 1;
+            }
+        }
+        assert!(kills > 0, "it was over before it began");
+        assert!(!guest.all.contains("wrong") && !guest.all.contains("failed"), "{}", guest.all);
+        let _ = fs::remove_dir_all(&folder);
+    }
+}

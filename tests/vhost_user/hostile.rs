@@ -1,0 +1,204 @@
+//! Front ends that do wrong, or die: what it costs is their connection.
+
+use std::{fs, os::fd::AsRawFd};
+
+use devisor::virtio::{
+    VirtioTransport,
+    transport::vhost_user::{ConnectionError, VhostUserOptions},
+    vhost_user::protocol_feature as feature,
+};
+
+use super::{
+    devices::Device,
+    front::{Front, PROTOCOL_FEATURES, VERSION, VERSION_1, bytes, eventfd, halves, id, memfd, message, region, send},
+    rings::exchange,
+};
+
+/// How many descriptors of this process lead to `file`.
+fn descriptors_of(file: &impl AsRawFd) -> usize {
+    let target = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+    let inode = |path: &std::path::Path| fs::metadata(path).ok().map(|metadata| (std::os::unix::fs::MetadataExt::dev(&metadata), std::os::unix::fs::MetadataExt::ino(&metadata)));
+    let own = inode(format!("/proc/self/fd/{}", file.as_raw_fd()).as_ref());
+    let all = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    all.filter(|entry| fs::read_link(entry.path()).is_ok_and(|other| other == target) && inode(&entry.path()) == own)
+        .count()
+}
+
+#[test]
+fn what_is_no_message_costs_the_connection() {
+    let cases = [
+        ("another version", halves(&[1, 2, 0])),
+        ("a payload without end", halves(&[1, VERSION, u32::MAX])),
+        ("one byte too many", halves(&[1, VERSION, 4097])),
+        ("a request that there is not", message(999, VERSION, &[])),
+        ("a request that is zero", message(0, VERSION, &[])),
+        ("an answer", message(1, VERSION | 4, &[])),
+        ("half a number", message(id::SET_FEATURES, VERSION, &[1, 2, 3])),
+        ("a feature that was not negotiated", message(id::GET_CONFIG, VERSION, &[0; 32])),
+        ("another endianness", message(id::SET_VRING_ENDIAN, VERSION, &halves(&[0, 1]))),
+        ("postcopy", message(id::POSTCOPY_ADVISE, VERSION, &[])),
+        ("a table without files", message(id::SET_MEM_TABLE, VERSION, &[halves(&[1, 0]), region()].concat())),
+        ("more regions than there can be", message(id::SET_MEM_TABLE, VERSION, &halves(&[9, 0]))),
+        ("a queue that there is not", message(id::SET_VRING_NUM, VERSION, &halves(&[7, 1]))),
+        ("a kick without a descriptor", message(id::SET_VRING_KICK, VERSION, &bytes(&[0]))),
+        ("neither enabled nor disabled", message(id::SET_VRING_ENABLE, VERSION, &halves(&[0, 2]))),
+        ("features that nobody has offered", message(id::SET_FEATURES, VERSION, &bytes(&[1 << 63]))),
+    ];
+    for (why, sent) in cases {
+        let (device, _) = Device::new(1);
+        let front = Front::new(device);
+        send(&front.socket, &sent, &[]).unwrap();
+        assert!(front.pump().is_err(), "{why}");
+        assert!(!front.device.is_connected(), "{why}");
+        assert_eq!(front.device.status(), 0, "{why}");
+    }
+}
+
+#[test]
+fn a_message_that_is_cut_anywhere_ends_the_connection_when_the_socket_does() {
+    let table = message(id::SET_MEM_TABLE, VERSION, &[halves(&[1, 0]), region()].concat());
+    for len in 0..table.len() {
+        let (device, _) = Device::new(1);
+        let mut front = Front::new(device);
+        let file = memfd(1 << 20);
+        if len != 0 {
+            send(&front.socket, &table[..len], &[file.as_raw_fd()]).unwrap();
+        }
+        front.pump().unwrap();
+        // The other end goes.
+        front.socket = std::os::unix::net::UnixStream::pair().unwrap().0;
+        match front.pump() {
+            Err(ConnectionError::Closed) => assert_eq!(len, 0),
+            Err(ConnectionError::Socket(_)) => assert_ne!(len, 0),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(descriptors_of(&file), 1, "of {len} bytes, its descriptor has leaked");
+    }
+}
+
+#[test]
+fn descriptors_that_nobody_has_asked_for_are_closed() {
+    let file = memfd(0x1000);
+    for request in 0..50 {
+        let (device, _) = Device::new(1);
+        let mut front = Front::new(device);
+        front.negotiate(VERSION_1 | PROTOCOL_FEATURES, feature::REPLY_ACK);
+        let descriptors = [file.as_raw_fd(); 3];
+        let _ = front.try_send(request, super::front::NEED_REPLY, &[0; 40], &descriptors);
+        assert_eq!(descriptors_of(&file), 1, "request {request}");
+    }
+}
+
+#[test]
+fn more_descriptors_than_a_message_has_cost_the_connection_and_leak_nothing() {
+    let file = memfd(0x1000);
+    for count in [9, 16, 100, 253] {
+        let (device, _) = Device::new(1);
+        let front = Front::new(device);
+        let descriptors = vec![file.as_raw_fd(); count];
+        let sent = front.try_send(id::SET_OWNER, 0, &[], &descriptors);
+        assert!(matches!(sent, Err(ConnectionError::Socket(_))), "{count}");
+        assert_eq!(descriptors_of(&file), 1);
+    }
+}
+
+#[test]
+fn all_that_a_connection_had_is_closed_when_it_ends() {
+    let (device, _) = Device::new(2);
+    let mut front = Front::new(device);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, feature::LOG_SHMFD | feature::INFLIGHT_SHMFD | feature::BACKEND_REQ);
+    front.share_memory();
+    let log = memfd(0x1000);
+    front.ask(id::SET_LOG_BASE, &bytes(&[0x1000, 0]), &[log.as_raw_fd()]);
+    let mut ring = front.start(0);
+    exchange(&front, &mut ring, 1);
+    let error = eventfd();
+    front.tell(id::SET_VRING_ERR, &bytes(&[0]), &[error.as_raw_fd()]);
+    assert!(descriptors_of(&*front.file) > 1);
+    front.device.disconnect();
+    assert_eq!(descriptors_of(&*front.file), 1);
+    assert_eq!(descriptors_of(&log), 1);
+    assert!(front.device.waits(devisor::virtio::QueueIndex(0)).is_empty());
+    assert!(front.device.connection_waits().is_empty());
+}
+
+#[test]
+fn a_front_end_that_reads_no_answers_is_not_heard_until_it_does() {
+    let (device, _) = Device::new(1);
+    let front = Front::new(device);
+    front.socket.set_nonblocking(true).unwrap();
+    let asked = message(id::GET_FEATURES, VERSION, &[]);
+    let (mut sent, mut idle) = (0, 0);
+    // Neither end has room without bound.
+    while idle < 3 {
+        match send(&front.socket, &asked, &[]) {
+            Ok(_) => (sent, idle) = (sent + 1, 0),
+            Err(_) => idle += 1,
+        }
+        front.pump().unwrap();
+        assert!(sent < 1_000_000);
+    }
+    let mut answers = 0;
+    while front.answer().is_some() {
+        answers += 1;
+        front.pump().unwrap();
+    }
+    assert_eq!(answers, sent);
+}
+
+#[test]
+fn a_call_descriptor_that_is_full_or_closed_holds_up_nobody() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::ready(device, 0);
+    let mut ring = front.start(0);
+    // Full: the device's thread would wait for ever.
+    std::io::Write::write_all(&mut &front.calls[0], &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    exchange(&front, &mut ring, 2);
+    // A file that takes no event.
+    let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
+    drop(reader);
+    front.tell(id::SET_VRING_CALL, &bytes(&[0]), &[writer.as_raw_fd()]);
+    exchange(&front, &mut ring, 2);
+}
+
+#[test]
+fn rings_that_point_anywhere_harm_nobody() {
+    let addresses = [0, 1, 0xffff_ffff_ffff_fff0, super::front::USER, super::front::USER + (1 << 20) - 16];
+    for descriptor in addresses {
+        for used in addresses {
+            let (device, _) = Device::new(1);
+            let mut front = Front::with_options(device, VhostUserOptions::default());
+            front.negotiate(VERSION_1 | PROTOCOL_FEATURES, feature::STATUS);
+            front.share_memory();
+            let address = [halves(&[0, 0]), bytes(&[descriptor, used, super::front::USER + 0x3000, 0])].concat();
+            front.tell(id::SET_VRING_NUM, &halves(&[0, 1024]), &[]);
+            front.tell(id::SET_VRING_ADDR, &address, &[]);
+            front.set_kick(0);
+            front.enable(0, true);
+            front.kick(0);
+            front.device.run();
+            front.base(0);
+        }
+    }
+}
+
+#[test]
+fn a_device_that_is_busy_when_its_front_end_dies_comes_to_rest_and_takes_another() {
+    let (device, seen) = Device::keeping(1);
+    let mut front = Front::ready(device, 0);
+    let mut ring = front.start(0);
+    ring.request(&[super::ring::readable(0x8000, 1), super::ring::writable(0x8008, 1)]);
+    front.kick(0);
+    let (socket, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    front.socket = socket;
+    assert!(front.pump().is_err());
+    // The request is still under way, in memory that is kept for it.
+    front.device.connect(theirs).unwrap();
+    send(&front.socket, &message(id::GET_FEATURES, VERSION, &[]), &[]).unwrap();
+    front.pump().unwrap();
+    assert!(front.answer().is_none(), "not before it has ended");
+    seen.kept.lock().unwrap().pop().unwrap().complete(1);
+    assert_eq!(ring.used_idx(), 1, "a driver that has survived its front end finds it");
+    front.pump().unwrap();
+    assert_eq!(front.answer().unwrap().0, id::GET_FEATURES);
+}

@@ -1,0 +1,16 @@
+//! Devices behind a vhost-user socket: what a front end gets, and what a hostile one cannot get.
+#![cfg(all(target_os = "linux", feature = "vhost-user"))]
+
+mod connection;
+mod daemon;
+mod devices;
+mod front;
+mod guests;
+mod hostile;
+mod inflight;
+mod memory;
+#[path = "../support/ring.rs"]
+mod ring;
+mod rings;
+#[path = "../support/skip.rs"]
+mod skip;

@@ -1,0 +1,209 @@
+//! The front end's memory: regions that come and go, and the log of what was written.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    os::{
+        fd::AsRawFd,
+        unix::fs::FileExt,
+    },
+    sync::Arc,
+};
+
+use devisor::virtio::{
+    VirtioTransport, reclaim::Reclaim, transport::vhost_user::{FrontEndMemory, VhostUserOptions},
+    vhost_user::{protocol_feature as feature, vhost_feature},
+};
+
+use super::{
+    devices::Device,
+    front::{Front, MEMORY, PROTOCOL_FEATURES, USER, VERSION_1, bytes, halves, id, memfd, region},
+    ring::{readable, writable},
+    rings::exchange,
+};
+
+const SLOTS: u64 = feature::CONFIGURE_MEM_SLOTS | feature::REPLY_ACK;
+
+fn single(region: &[u8]) -> Vec<u8> {
+    [bytes(&[0]), region.to_vec()].concat()
+}
+
+#[test]
+fn regions_are_added_one_by_one_and_removed() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::new(device);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, SLOTS);
+    assert!(front.acknowledged(id::ADD_MEM_REG, &single(&region()), &[front.file.as_raw_fd()]));
+    let more = memfd(MEMORY);
+    let second = single(&bytes(&[1 << 30, 0x5000, USER + (1 << 30), 0x1000]));
+    assert!(front.acknowledged(id::ADD_MEM_REG, &second, &[more.as_raw_fd()]));
+    let mut ring = front.start(0);
+    exchange(&front, &mut ring, 1);
+    // A buffer in the second region, which begins in the second page of its file.
+    more.write_all_at(&[41], 0x1000).unwrap();
+    ring.request(&[readable(1 << 30, 1), writable((1 << 30) + 0x4fff, 1)]);
+    front.kick(0);
+    let mut byte = [0];
+    more.read_exact_at(&mut byte, 0x5fff).unwrap();
+    assert_eq!(byte, [42]);
+    // Without it, the same buffer is in no memory.
+    assert!(front.acknowledged(id::REM_MEM_REG, &second, &[]));
+    ring.request(&[readable(1 << 30, 1), writable(0x9000, 1)]);
+    front.kick(0);
+    assert_eq!(ring.used().last().unwrap().1, 0);
+    assert!(!front.acknowledged(id::REM_MEM_REG, &second, &[]), "it is gone");
+    exchange(&front, &mut ring, 2);
+}
+
+#[test]
+fn a_table_longer_than_its_regions_is_taken() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::new(device);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, 0);
+    let table = [halves(&[1, 0]), region(), vec![0; 32]].concat();
+    assert_eq!(table.len(), 72, "as user-mode Linux has it");
+    front.tell(id::SET_MEM_TABLE, &table, &[front.file.as_raw_fd()]);
+    let mut ring = front.start(0);
+    exchange(&front, &mut ring, 1);
+}
+
+#[test]
+fn regions_that_cannot_be_are_refused_and_nothing_has_changed() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::new(device);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, SLOTS);
+    front.share_memory();
+    let mut ring = front.start(0);
+    let file = memfd(0x10000);
+    let directory = File::open("/").unwrap();
+    let good = [1u64 << 30, 0x1000, USER + (1 << 30), 0];
+    let with = |at: usize, value: u64| {
+        let mut words = good;
+        words[at] = value;
+        single(&bytes(&words))
+    };
+    for (why, payload, descriptor) in [
+        ("it overlaps in guest addresses", with(0, MEMORY - 0x1000), &file),
+        ("it overlaps in user addresses", with(2, USER + MEMORY - 0x1000), &file),
+        ("it wraps", with(0, u64::MAX - 0xfff), &file),
+        ("it is empty", with(1, 0), &file),
+        ("it is longer than its file", with(1, 0x11000), &file),
+        ("it begins after its file", with(3, 0x10000), &file),
+        ("it begins in the middle of a page", with(3, 0x10), &file),
+        ("its size wraps", with(1, u64::MAX), &file),
+        ("it is in a directory", with(1, 0x1000), &directory),
+        ("it is half a message", bytes(&[0, 1, 2]), &file),
+    ] {
+        assert!(!front.acknowledged(id::ADD_MEM_REG, &payload, &[descriptor.as_raw_fd()]), "{why}");
+    }
+    assert!(!front.acknowledged(id::ADD_MEM_REG, &with(1, 0x1000), &[]), "it has no file");
+    let two = [file.as_raw_fd(), front.file.as_raw_fd()];
+    assert!(!front.acknowledged(id::ADD_MEM_REG, &with(1, 0x1000), &two), "it has two");
+    exchange(&front, &mut ring, 3);
+}
+
+#[test]
+fn there_are_so_many_regions_and_no_more() {
+    let (device, _) = Device::new(1);
+    let options = VhostUserOptions {
+        max_regions: 2,
+        ..VhostUserOptions::default()
+    };
+    let mut front = Front::with_options(device, options);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, SLOTS);
+    assert_eq!(front.ask_word(id::GET_MAX_MEM_SLOTS, &[]), 2);
+    let file = memfd(0x1000);
+    let added: Vec<_> = (0..3u64)
+        .map(|at| {
+            let region = single(&bytes(&[at << 20, 0x1000, USER + (at << 20), 0]));
+            front.acknowledged(id::ADD_MEM_REG, &region, &[file.as_raw_fd()])
+        })
+        .collect();
+    assert_eq!(added, [true, true, false]);
+}
+
+#[test]
+fn another_table_is_taken_when_no_request_holds_the_old_one() {
+    let (device, seen) = Device::keeping(1);
+    let mut front = Front::ready(device, feature::REPLY_ACK);
+    let mut ring = front.start(0);
+    ring.request(&[readable(0x8000, 1), writable(0x8008, 1)]);
+    front.kick(0);
+    let table = [halves(&[1, 0]), region()].concat();
+    front.try_send(id::SET_MEM_TABLE, super::front::NEED_REPLY, &table, &[front.file.as_raw_fd()]).unwrap();
+    assert!(front.answer().is_none());
+    let chain = seen.kept.lock().unwrap().pop().unwrap();
+    chain.complete(1);
+    front.pump().unwrap();
+    assert_eq!(front.answer().unwrap().1, bytes(&[0]));
+    assert_eq!(front.device.memory().old_maps_held(), 0);
+    // The ring goes on in the new one.
+    ring.request(&[readable(0x8000, 1), writable(0x8008, 1)]);
+    front.kick(0);
+    assert_eq!(seen.kept.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn what_is_written_is_logged_from_when_it_is_asked_for() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::new(device);
+    let plain = VERSION_1 | PROTOCOL_FEATURES;
+    front.negotiate(plain, feature::LOG_SHMFD);
+    front.share_memory();
+    let mut ring = front.start(0);
+    let mut log = memfd(0x2000);
+    // A bit a page, from the second page of the file on.
+    let (answer, _) = front.ask(id::SET_LOG_BASE, &bytes(&[MEMORY / 4096 / 8, 0x1000]), &[log.as_raw_fd()]);
+    assert_eq!(answer, bytes(&[0]));
+    let mut marked = || {
+        let mut bits = [0u8; 32];
+        log.seek(SeekFrom::Start(0x1000)).unwrap();
+        log.read_exact(&mut bits).unwrap();
+        let pages = (0..256).filter(|page| bits[page / 8] & 1 << (page % 8) != 0);
+        pages.collect::<Vec<_>>()
+    };
+    exchange(&front, &mut ring, 1);
+    assert!(marked().is_empty());
+    front.tell(id::SET_FEATURES, &bytes(&[plain | vhost_feature::LOG_ALL]), &[]);
+    ring.request(&[readable(0x8000, 1), writable(0xc_0ffe, 4)]);
+    front.kick(0);
+    let used = (ring.layout.device_area / 4096) as usize;
+    assert_eq!(marked(), [used, 0xc0]);
+    front.tell(id::SET_FEATURES, &bytes(&[plain]), &[]);
+    ring.request(&[readable(0x8000, 1), writable(0xd_0000, 4)]);
+    front.kick(0);
+    assert_eq!(marked(), [used, 0xc0], "it has ended");
+}
+
+#[test]
+fn a_log_that_is_too_short_is_refused() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::new(device);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES | vhost_feature::LOG_ALL, feature::LOG_SHMFD);
+    front.share_memory();
+    let log = memfd(0x1000);
+    let short = front.try_send(id::SET_LOG_BASE, 0, &bytes(&[MEMORY / 4096 / 8 - 1, 0]), &[log.as_raw_fd()]);
+    assert!(short.is_err());
+}
+
+#[test]
+fn memory_that_is_given_back_becomes_a_hole_in_the_front_ends_file() {
+    let (device, _) = Device::new(1);
+    let memory = FrontEndMemory::new();
+    let options = VhostUserOptions {
+        memory: Some(memory.clone()),
+        ..VhostUserOptions::default()
+    };
+    let mut front = Front::with_options(device, options);
+    assert_eq!(memory.discard(0x4000, 0x1000).unwrap().outside, 0x1000, "there is none yet");
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, 0);
+    front.share_memory();
+    front.file.write_all_at(&[7; 0x4000], 0x4000).unwrap();
+    let discarded = memory.discard(0x4800, 0x2000).unwrap();
+    assert_eq!((discarded.bytes, discarded.outside), (0x1000, 0));
+    let mut bytes = [1; 0x4000];
+    front.file.read_exact_at(&mut bytes, 0x4000).unwrap();
+    assert!(bytes[0x1000..0x2000].iter().all(|byte| *byte == 0));
+    assert!(bytes[..0x1000].iter().chain(&bytes[0x2000..]).all(|byte| *byte == 7));
+    drop(Arc::clone(&front.file));
+}

@@ -1,0 +1,231 @@
+//! When a ring runs, where it goes on, and who is told.
+
+use std::{
+    os::fd::AsRawFd,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use devisor::{
+    time::ManualClock,
+    virtio::{
+        QueueIndex, VirtioTransport, Wait,
+        transport::vhost_user::VhostUserOptions,
+        vhost_user::protocol_feature as feature,
+    },
+};
+
+use super::{
+    devices::Device,
+    front::{Front, PROTOCOL_FEATURES, VERSION_1, bytes, eventfd, halves, id},
+    ring::{Ring, readable, writable},
+};
+
+const BUFFERS: u64 = 0x8000;
+
+/// So many requests, one after another, are made and answered.
+pub fn exchange(front: &Front, ring: &mut Ring, count: u8) {
+    for number in 0..count {
+        ring.put(BUFFERS, number);
+        let head = ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
+        front.kick(0);
+        assert_eq!(ring.used(), [(head.into(), 1)]);
+        assert_eq!(ring.get::<u8>(BUFFERS + 8), number + 1);
+    }
+}
+
+#[test]
+fn a_ring_that_is_described_kicked_and_enabled_serves_requests_and_calls() {
+    let (device, seen) = Device::new(1);
+    let mut front = Front::ready(device, 0);
+    let mut ring = front.start(0);
+    exchange(&front, &mut ring, 100);
+    assert!(front.called(0) >= 1);
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 100);
+    assert_eq!(front.base(0), 100);
+}
+
+#[test]
+fn with_protocol_features_a_ring_waits_to_be_enabled_and_without_it_does_not() {
+    for (features, enabled) in [(VERSION_1 | PROTOCOL_FEATURES, false), (VERSION_1, true)] {
+        let (device, _) = Device::new(1);
+        let mut front = Front::new(device);
+        front.negotiate(features, 0);
+        front.share_memory();
+        let mut ring = front.ring(0);
+        front.describe(0, &ring, 0);
+        front.set_kick(0);
+        ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
+        front.kick(0);
+        front.device.run();
+        assert_eq!(ring.used().len(), usize::from(enabled));
+        if !enabled {
+            // The kick of before is not lost.
+            front.enable(0, true);
+            front.serve(0);
+            front.device.run();
+            assert_eq!(ring.used().len(), 1);
+        }
+    }
+}
+
+#[test]
+fn a_ring_that_is_disabled_rests_and_goes_on_where_it_was() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::ready(device, 0);
+    let mut ring = front.start(0);
+    exchange(&front, &mut ring, 5);
+    front.enable(0, false);
+    ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
+    front.kick(0);
+    assert!(ring.used().is_empty());
+    front.enable(0, true);
+    front.device.run();
+    assert_eq!(ring.used().len(), 1);
+    exchange(&front, &mut ring, 5);
+}
+
+#[test]
+fn a_ring_that_is_stopped_says_where_it_is_and_starts_there_again() {
+    let (device, seen) = Device::new(1);
+    let mut front = Front::ready(device, 0);
+    let mut ring = front.start(0);
+    exchange(&front, &mut ring, 7);
+    assert_eq!(front.base(0), 7);
+    assert!(front.device.waits(QueueIndex(0)).is_empty());
+    front.describe(0, &ring, 7);
+    front.set_kick(0);
+    exchange(&front, &mut ring, 7);
+    assert_eq!(front.base(0), 14);
+    assert_eq!(seen.resets.load(Ordering::SeqCst), 0);
+    assert_eq!(seen.features.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn the_base_is_answered_when_the_last_request_has_ended() {
+    let (device, seen) = Device::keeping(2);
+    let mut front = Front::ready(device, feature::MQ);
+    let mut ring = front.start(0);
+    let heads = [(); 3].map(|()| ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]));
+    front.kick(0);
+    assert_eq!(seen.kept.lock().unwrap().len(), 3);
+    front.tell(id::GET_VRING_BASE, &halves(&[0, 0]), &[]);
+    front.tell(id::GET_QUEUE_NUM, &[], &[]);
+    assert!(front.answer().is_none(), "neither is answered");
+    let kept = std::mem::take(&mut *seen.kept.lock().unwrap());
+    for chain in kept.into_iter().rev() {
+        chain.complete(1);
+        assert!(front.answer().is_none());
+    }
+    // The connection waits for that.
+    let waits = front.device.connection_waits();
+    assert!(matches!(waits[..], [Wait::Readable(descriptor)] if descriptor != front.socket.as_raw_fd()));
+    let used: Vec<_> = ring.used().iter().map(|(head, _)| *head as u16).collect();
+    assert_eq!(used, [heads[2], heads[1], heads[0]]);
+    front.pump().unwrap();
+    let (answered, base, _) = front.answer().unwrap();
+    assert_eq!((answered, base), (id::GET_VRING_BASE, halves(&[0, 3])));
+    assert_eq!(front.answer().unwrap().0, id::GET_QUEUE_NUM);
+}
+
+#[test]
+fn requests_that_come_back_untouched_are_found_by_whoever_goes_on_from_the_base() {
+    let (device, seen) = Device::keeping(1);
+    seen.gives_back.store(true, Ordering::SeqCst);
+    let mut front = Front::ready(device, 0);
+    let mut ring = front.start(0);
+    let heads = [(); 4].map(|()| ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]));
+    front.kick(0);
+    // One in the middle ends.
+    seen.kept.lock().unwrap().remove(2).complete(1);
+    assert_eq!(ring.used(), [(heads[2].into(), 1)]);
+    let base = front.base(0);
+    assert_eq!(base, 1, "as far as was used");
+    // Another process, which knows the base and the memory alone.
+    let (device, seen) = Device::new(1);
+    let mut other = Front::with_memory(device, VhostUserOptions::default(), Arc::clone(&front.file));
+    other.negotiate(VERSION_1 | PROTOCOL_FEATURES, 0);
+    other.share_memory();
+    other.describe(0, &ring, base);
+    other.set_kick(0);
+    other.enable(0, true);
+    other.device.run();
+    let used: Vec<_> = ring.used().iter().map(|(head, _)| *head as u16).collect();
+    assert_eq!(used, [heads[0], heads[1], heads[3]]);
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn without_a_kick_descriptor_a_ring_is_polled_or_refused() {
+    let (device, _) = Device::new(1);
+    let clock = Arc::new(ManualClock::new(Duration::ZERO));
+    let options = VhostUserOptions {
+        polled: Some((clock, Duration::from_millis(1))),
+        ..VhostUserOptions::default()
+    };
+    let mut front = Front::with_options(device, options);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, 0);
+    front.share_memory();
+    let mut ring = front.ring(0);
+    front.describe(0, &ring, 0);
+    front.tell(id::SET_VRING_KICK, &bytes(&[1 << 8]), &[]);
+    front.enable(0, true);
+    assert_eq!(front.device.waits(QueueIndex(0)), [Wait::Until(Duration::from_millis(1))]);
+    ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
+    front.device.serve(QueueIndex(0));
+    assert_eq!(ring.used().len(), 1);
+
+    let (device, _) = Device::new(1);
+    let front = Front::ready(device, 0);
+    assert!(front.try_send(id::SET_VRING_KICK, 0, &bytes(&[1 << 8]), &[]).is_err());
+}
+
+#[test]
+fn a_ring_that_its_driver_broke_is_told_by_the_error_descriptor_and_the_status() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::ready(device, feature::STATUS | feature::RESET_DEVICE);
+    let mut ring = front.start(0);
+    let error = eventfd();
+    front.tell(id::SET_VRING_ERR, &bytes(&[0]), &[error.as_raw_fd()]);
+    ring.set_avail_idx(1000);
+    front.kick(0);
+    let mut told = [0; 8];
+    assert_eq!(std::io::Read::read(&mut &error, &mut told).unwrap(), 8);
+    assert_eq!(front.ask_word(id::GET_STATUS, &[]) & 64, 64);
+    assert!(front.device.is_connected());
+    // A reset revives.
+    front.base(0);
+    front.tell(id::RESET_DEVICE, &[], &[]);
+    front.tell(id::SET_FEATURES, &bytes(&[VERSION_1 | PROTOCOL_FEATURES]), &[]);
+    let mut ring = front.start(0);
+    exchange(&front, &mut ring, 3);
+}
+
+#[test]
+fn a_ring_where_no_ring_can_be_fails_the_device_and_not_the_process() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::ready(device, feature::STATUS);
+    let mut ring = front.ring(0);
+    ring.layout.size = 63;
+    front.describe(0, &ring, 0);
+    front.set_kick(0);
+    front.enable(0, true);
+    assert_eq!(front.ask_word(id::GET_STATUS, &[]) & 64, 64);
+    assert!(front.device.is_connected());
+}
+
+#[test]
+fn other_rings_go_on_while_one_is_stopped() {
+    let (device, _) = Device::new(2);
+    let mut front = Front::ready(device, 0);
+    let mut second = front.start(1);
+    let mut first = front.start(0);
+    exchange(&front, &mut first, 2);
+    front.kicks.swap(0, 1);
+    second.put(BUFFERS, 9u8);
+    second.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
+    assert_eq!(front.base(0), 2);
+    front.kick(1);
+    front.device.run();
+    assert_eq!(second.used().len(), 1);
+}
