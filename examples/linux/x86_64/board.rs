@@ -47,6 +47,9 @@ use crate::{
 };
 
 pub const RAM: Window = window(0, 512 << 20);
+/// How much of it is below where a PC has its screen, and where it goes on.
+pub const CONVENTIONAL: u64 = 640 << 10;
+pub const HIGH: u64 = 1 << 20;
 /// What the guest may plug: a memory block of Linux's. And persistent memory.
 const PLUGGABLE: Window = window(0x8000_0000, 128 << 20);
 const PERSISTENT: Window = window(0xa000_0000, 16 << 20);
@@ -56,7 +59,6 @@ pub const TABLES: Window = window(0xe_0000, 0x1_0000);
 pub const PCI_MEMORY: Window = window(0xc000_0000, 0x1000_0000);
 pub const PCI_CONFIG: Window = window(0xe000_0000, 0x10_0000);
 pub const IOAPIC: Window = window(0xfec0_0000, 0x1000);
-pub const LOCAL_APIC: Window = window(0xfee0_0000, 0x1000);
 /// All of the above but for RAM, and nothing else.
 pub const DEVICES: Window = window(0xc000_0000, 0x3fff_0000);
 
@@ -99,8 +101,6 @@ pub const MOUSE_IRQ: Irq = Irq(12);
 
 /// What `\_S5` has as SLP_TYP.
 pub const POWER_OFF: u8 = 5;
-
-pub const IOAPIC_ID: u8 = 0;
 
 /// When the guest's time begins: 1 January 2030, counted from the Unix epoch.
 pub const EPOCH: Duration = Duration::from_secs(1_893_456_000);

@@ -115,10 +115,8 @@ impl Wing for X86_64 {
 /// Puts kernel, initial RAM disk and tables into RAM, and what makes the first core begin with the kernel where it comes out of its
 /// reset.
 fn load(options: &Options, ram: &Ram, machine: &Machine) -> Result<(), Box<dyn Error>> {
-    const CONVENTIONAL: u64 = 640 << 10;
-    const HIGH: u64 = 1 << 20;
     const RESET: u64 = 0xffff_fff0;
-    let tables = acpi::build(board::TABLES.base, options);
+    let tables = acpi::build(board::TABLES.base, options)?.bytes();
     if tables.len() as u64 > board::TABLES.len {
         return Err(format!("{} bytes of tables do not fit below 1 MiB", tables.len()).into());
     }
@@ -129,8 +127,8 @@ fn load(options: &Options, ram: &Ram, machine: &Machine) -> Result<(), Box<dyn E
     what.insert("kernel", Media::new("kernel", read(&options.kernel)?));
     what.insert("initrd", Media::new("initrd", read(&options.initrd)?));
     what.insert("cmdline", command_line(options).as_str());
-    what.insert("basemem", Value::Size(CONVENTIONAL));
-    what.insert("extmem", Value::Size(board::RAM.len - HIGH));
+    what.insert("basemem", Value::Size(board::CONVENTIONAL));
+    what.insert("extmem", Value::Size(board::RAM.len - board::HIGH));
     let loader = LinuxBoot::new(&what)?;
     loader.load_into(machine.space(), RequesterId::ANONYMOUS)?;
     let reset = loader.region("reset").ok_or("rsemu's loader has no reset vector")?;

@@ -23,7 +23,7 @@ pub fn cpu_time_to_init(options: &Options) -> Result<Duration, Box<dyn Error>> {
     let mut build_options = catalog::build_options()?
         .with_param("cmdline", command_line(options).as_str())
         .with_param("engine", options.engine.as_str())
-        .with_param("extmem", format!("{}", board::RAM.len - (1 << 20)).as_str());
+        .with_param("extmem", format!("{}", board::RAM.len - board::HIGH).as_str());
     let media = &mut build_options.realize.media;
     media.insert("kernel", fs::read(&options.kernel)?);
     media.insert("initrd", fs::read(&options.initrd)?);
