@@ -195,16 +195,11 @@ fn memory_that_may_not_be_locked_is_used_all_the_same() {
     let header = [0x2008_0522_u32, 0];
     let mut sets = [0_u32; 6];
     // SAFETY: version 3 has two sets of three words.
-    assert_eq!(
-        unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) },
-        0
-    );
+    let got = unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
     sets[0] &= !(1 << 14);
     // SAFETY: as above; it is about this thread, which ends with the test.
-    assert_eq!(
-        unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) },
-        0
-    );
+    let set = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
+    assert_eq!((got, set), (0, 0));
     let mut before = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,

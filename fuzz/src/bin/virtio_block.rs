@@ -1,17 +1,19 @@
-//! A disk over a storage whose requests end late, in any order, short, with errors, canceled: whatever a guest writes to its ring and
-//! its requests, each request that was made available comes back once, a device at rest changes no memory, and one that was saved goes
-//! on elsewhere.
+//! A disk over a storage whose requests end late, in any order, short, with errors, canceled, behind a limiter or not: whatever a guest
+//! writes to its ring and its requests, each request that was made available comes back once, a device at rest changes no memory, and
+//! one that was saved goes on elsewhere. The limiter lets no more pass than it may.
 #![no_main]
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use arbitrary::Arbitrary;
 use devisor::{
     bus::BusDevice,
     interrupt::NoInterrupt,
+    rate::Rate,
+    time::{Clock, ManualClock},
     virtio::{
         VirtioMmio, VirtioTransport,
-        block::{Block, BlockOptions, RangeLimits},
+        block::{Allowance, Block, BlockOptions, Limited, RangeLimits},
         transport::mmio::Line,
     },
 };
@@ -69,11 +71,40 @@ enum Step {
     StopQueue,
     Move,
     WriteThrough(bool),
+    /// Time passes, in milliseconds.
+    Time(u16),
+    /// Another allowance, which is a full one.
+    Allow,
 }
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    limited: bool,
+    steps: Vec<Step>,
+}
+
+/// Of operations; there is one of bytes as well.
+const RATE: Rate = Rate {
+    per_second: 4,
+    burst: 3,
+};
+const BYTES: Rate = Rate {
+    per_second: 2048,
+    burst: 1024,
+};
+const ALLOWANCE: Allowance = Allowance {
+    operations: Some(RATE),
+    bytes: Some(BYTES),
+};
 
 struct Machine {
     memory: Arc<GuestMemoryMmap>,
     late: Late,
+    clock: Arc<ManualClock>,
+    /// If it is limited, and how many full allowances there have been.
+    limited: Option<(Arc<Limited<Late>>, u64)>,
+    /// Operations that have passed.
+    passed: u64,
     device: VirtioMmio<Block>,
     /// Where the driver is in both rings.
     avail: u16,
@@ -85,7 +116,12 @@ struct Machine {
     paused: bool,
 }
 
-fn device(late: &Late, memory: &Arc<GuestMemoryMmap>) -> VirtioMmio<Block> {
+/// Limited, if there is a clock.
+fn device(
+    late: &Late,
+    clock: Option<&Arc<ManualClock>>,
+    memory: &Arc<GuestMemoryMmap>,
+) -> (VirtioMmio<Block>, Option<Arc<Limited<Late>>>) {
     let options = BlockOptions {
         queue_size: 8,
         discard: Some(RangeLimits {
@@ -94,18 +130,30 @@ fn device(late: &Late, memory: &Arc<GuestMemoryMmap>) -> VirtioMmio<Block> {
         }),
         ..BlockOptions::default()
     };
-    let block = Block::with_async(late.clone(), options).unwrap();
-    let device = VirtioMmio::new(block, Arc::clone(memory), Line::Edge(Arc::new(NoInterrupt))).unwrap();
-    device.with_doorbell(|_| Ok(()))
+    let limited = clock.map(|clock| {
+        let clock = Arc::clone(clock) as Arc<dyn Clock>;
+        Arc::new(Limited::new(late.clone(), ALLOWANCE, clock).unwrap())
+    });
+    let block = match &limited {
+        Some(limited) => Block::with_async(Arc::clone(limited), options),
+        None => Block::with_async(late.clone(), options),
+    };
+    let device = VirtioMmio::new(block.unwrap(), Arc::clone(memory), Line::Edge(Arc::new(NoInterrupt))).unwrap();
+    (device.with_doorbell(|_| Ok(())), limited)
 }
 
 impl Machine {
-    fn new() -> Self {
+    fn new(is_limited: bool) -> Self {
         let (memory, late) = (memory(), Late::new(16));
+        let clock = Arc::new(ManualClock::new(Duration::ZERO));
+        let (device, limited) = device(&late, is_limited.then_some(&clock), &memory);
         let machine = Self {
-            device: device(&late, &memory),
+            device,
             memory,
             late,
+            clock,
+            limited: limited.map(|limited| (limited, 1)),
+            passed: 0,
             avail: 0,
             used: 0,
             out: [false; 2],
@@ -114,6 +162,26 @@ impl Machine {
         };
         machine.up();
         machine
+    }
+
+    /// No more operations have passed than all full allowances, and the time, allow.
+    fn count(&mut self) {
+        self.passed += self.late.asked().len() as u64;
+        if let Some((_, full)) = &self.limited {
+            let in_time = self.clock.now().as_millis() as u64 * RATE.per_second / 1000;
+            assert!(
+                self.passed <= full * RATE.burst + in_time,
+                "{} have passed",
+                self.passed
+            );
+        }
+    }
+
+    /// All that is held may pass.
+    fn wait(&mut self) {
+        self.clock.advance(Duration::from_secs(3600));
+        self.device.run();
+        self.count();
     }
 
     fn write(&self, register: u64, value: u32) {
@@ -294,8 +362,11 @@ impl Machine {
                 self.rest();
                 let state = self.device.save().expect("it is still");
                 let before = contents(&self.memory);
+                self.count();
                 self.late = Late::new(16);
-                let next = device(&self.late, &self.memory);
+                let (next, limited) = device(&self.late, self.limited.is_some().then_some(&self.clock), &self.memory);
+                // It is a full one.
+                self.limited = limited.zip(self.limited.as_ref().map(|(_, full)| full + 1));
                 next.restore(&state).expect("its own state");
                 self.device = next;
                 assert!(contents(&self.memory) == before, "a device at rest has changed memory");
@@ -303,26 +374,42 @@ impl Machine {
                 self.device.resume();
                 self.paused = false;
             }
+            Step::Time(milliseconds) => self.clock.advance(Duration::from_millis(milliseconds.into())),
+            Step::Allow => {
+                self.count();
+                if let Some((limited, full)) = &mut self.limited {
+                    limited.allow(ALLOWANCE).expect("a rate");
+                    *full += 1;
+                }
+            }
             Step::WriteThrough(through) => self.device.write(0x120, &[u8::from(!through)]),
         }
     }
 }
 
-fuzz_target!(|steps: Vec<Step>| {
-    let mut machine = Machine::new();
-    for step in &steps {
+fuzz_target!(|input: Input| {
+    let mut machine = Machine::new(input.limited);
+    for step in &input.steps {
         machine.step(step);
         machine.see();
+        machine.count();
     }
     // In the end everything comes back, unless the ring is broken.
     machine.device.resume();
     machine.device.run();
-    while let Some(which) = machine.which(0) {
-        machine.late.end(which);
+    // Pieces of a request that wait to pass come one by one.
+    for _ in 0..64 {
+        while let Some(which) = machine.which(0) {
+            machine.late.end(which);
+            machine.device.run();
+        }
         machine.device.run();
+        machine.see();
+        if machine.limited.is_none() || machine.out == [false; 2] {
+            break;
+        }
+        machine.wait();
     }
-    machine.device.run();
-    machine.see();
     assert!(
         machine.hostile || machine.read(0x70) & 0x40 != 0 || machine.out == [false; 2],
         "{:?}",
