@@ -74,6 +74,7 @@
 //! | a controller in KVM, and devices that are to interrupt through it | `backends::kvm` |
 //! | a platform with lines and messages of its own | [`interrupt`], [`interrupt::level_from_fn`], [`interrupt::MsiSink`] |
 //! | a device of your own | [`virtio::guide`], and [`virtio::VirtioTransport`] for what an embedder does with all of them |
+//! | a device that was written for crate `virtio-queue` | `virtio::seam`, behind the default feature of that crate's name |
 //! | devices, and a guest to tell of them | [`boards`] |
 //! | a disk | [`virtio::block`] behind [`virtio::VirtioMmio`] or [`virtio::VirtioPci`], this on a [`pci::RootBus`] |
 //! | a network interface | [`virtio::net`], and what stands behind it: a TAP interface, a socket, a switch in memory |

@@ -38,6 +38,21 @@ check() {
     done
 }
 
+# What does not go by the order of the host's bytes is run in the other one too.
+big_endian() {
+    command -v s390x-linux-gnu-gcc >/dev/null && command -v qemu-s390x-static >/dev/null || {
+        skip "big-endian run: install gcc-s390x-linux-gnu libc6-dev-s390x-cross qemu-user-static"
+        return
+    }
+    echo "== s390x-unknown-linux-gnu: tests/big_endian.rs under qemu-user"
+    (
+        cd tests/cross || exit 1
+        export CARGO_TARGET_DIR=../../target/cross CARGO_TARGET_S390X_UNKNOWN_LINUX_GNU_LINKER=s390x-linux-gnu-gcc
+        export CARGO_TARGET_S390X_UNKNOWN_LINUX_GNU_RUNNER='qemu-s390x-static -L /usr/s390x-linux-gnu'
+        "$cargo" test --quiet --lib -Zbuild-std --target s390x-unknown-linux-gnu
+    ) || exit 1
+}
+
 skip "nbd-tls: the cryptography behind it compiles C, for which there is no compiler"
 # All features that there are, where they add nothing too.
 # (virtio-queue on Windows: vm-memory has no descriptors to read there, and that crate demands them.)
@@ -47,6 +62,7 @@ for target in ${*:-aarch64-apple-darwin x86_64-pc-windows-gnu s390x-unknown-linu
     s390x-*)
         skip "io-uring on s390x: the crate has no bindings for it"
         check "$target" "$(echo "$all" | sed 's/ io-uring//')"
+        big_endian
         ;;
     *) check "$target" "$all" ;;
     esac

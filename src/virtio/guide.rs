@@ -17,6 +17,9 @@
 //! | [`take`](super::queue::Chain::take) | it is answered later, elsewhere: the handler goes on with the next |
 //! | drop it | it has to wait: it stays where it is, and is found again by the next round |
 //!
+//! A handler whose queue is served by something that has rings of its own (a device of another crate, a daemon, the kernel)
+//! [hands it away](super::Round::hand_away) as a whole instead, passes kicks on, and has it come back when it is told to pause.
+//!
 //! When `next` finds nothing, or the handler has left a request, it returns. It counts nothing: a round ends by itself after a queue's
 //! length of requests or 16 MiB. It asks the driver for no kick and suppresses none: the transport does, by how the round ended. **What
 //! the handler left, it has to be called for again**: by a [`Wait`](super::Wait) that it says in the round, or by somebody who calls

@@ -83,7 +83,7 @@ impl Behind {
             1 => {
                 let len = reader.available_bytes();
                 let data = sectors.get_mut(sector * SECTOR..sector * SECTOR + len);
-                u8::from(!data.is_some_and(|data| reader.read_exact(data).is_ok()))
+                u8::from(data.is_none_or(|data| reader.read_exact(data).is_err()))
             }
             4 => 0,
             _ => 2,

@@ -21,6 +21,8 @@ pub const SIZE: u16 = 64;
 pub enum Damage {
     /// A descriptor that is its own next one.
     Loop,
+    /// The first of its table is its next one.
+    Back,
     /// A next one beyond the table.
     NextOut,
     Address(u64),
@@ -51,7 +53,7 @@ pub enum Table {
     Named(u16),
     /// One of its entries.
     Entry(Damage),
-    /// An entry that names a table itself.
+    /// Entries after the first that name a table themselves.
     Nested,
     /// An entry that names the table it is in.
     Itself,
@@ -67,6 +69,7 @@ fn damaged(buffer: Buffer, index: u16, last: bool, damage: Option<Damage>) -> De
     match damage {
         None => {}
         Some(Loop) => (flags, next) = (flags | NEXT, index),
+        Some(Back) => (flags, next) = (flags | NEXT, 0),
         Some(NextOut) => (flags, next) = (flags | NEXT, u16::MAX),
         Some(Address(to)) => address = to,
         Some(Len(of)) => len = of,
@@ -131,7 +134,7 @@ pub fn tabled(world: &mut World, queue: u16, table: Table) -> Seen {
             };
             let mut entry = damaged(*buffer, number as u16, number + 1 == count, damage);
             match table {
-                Nested => (entry.address, entry.len, entry.flags) = (TABLE + 0x1000, 16, INDIRECT),
+                Nested if number != 0 => (entry.address, entry.len, entry.flags) = (TABLE + 0x1000, 16, INDIRECT),
                 Itself => (entry.address, entry.len, entry.flags) = (TABLE, 16, INDIRECT),
                 _ => {}
             }

@@ -1,9 +1,9 @@
-//! The seam to crate `virtio-queue`: its queue states in and out, and devices that are written for its [`QueueT`] behind our transports.
+//! The seam to crate `virtio-queue`: its queue states in and out, and devices that are written for its [`QueueT`](virtio_queue::QueueT) behind our transports.
 //!
 //! Behind the default feature `virtio-queue`, which alone brings that crate; on unix alone, for the crate is.
 //!
 //! A device written for `QueueT` has loops like these: pop a chain, work, `add_used`, ask `needs_notification`, signal. That stays as it is,
-//! in an [`QueueTHandler`]; [`Foreign`] makes a [`QueueHandler`] of it, which a [`VirtioDevice`](super::VirtioDevice) returns from
+//! in a [`QueueTHandler`]; [`Foreign`] makes a [`QueueHandler`](super::QueueHandler) of it, which a [`VirtioDevice`](super::VirtioDevice) returns from
 //! [`start`](super::VirtioDevice::start). Registers, status, features, interrupts, kicks, pause, reset, save and restore are the transport's.
 //! The ring is the device's alone: the queue is [handed away](super::Round::hand_away) to it.
 //!
