@@ -216,14 +216,14 @@ impl Map {
 
     pub fn lend<R>(
         &self,
-        segments: &mut dyn Iterator<Item = Segment>,
+        mut segments: impl Iterator<Item = Segment>,
         access: Permissions,
         scratch: &mut Scratch,
         f: impl FnOnce(&[VolatileSlice<'_>]) -> R,
     ) -> Result<R, Outside> {
         if !self.is_flat() {
             let (mut f, mut result) = (Some(f), None);
-            self.backing.lend(segments, access, &mut |slices| {
+            self.backing.lend(&mut segments, access, &mut |slices| {
                 result = f.take().map(|f| f(slices));
             })?;
             // It was called once, or there was an error.

@@ -268,7 +268,7 @@ impl Pin {
     /// Lends `segments` as slices of host memory, put together in `scratch`; marks them afterwards if they may have been written.
     pub(crate) fn lend<R>(
         &self,
-        segments: &mut dyn Iterator<Item = Segment>,
+        segments: impl Iterator<Item = Segment>,
         access: Permissions,
         scratch: &mut Scratch,
         f: impl FnOnce(&[VolatileSlice<'_>]) -> R,
