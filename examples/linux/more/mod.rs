@@ -5,6 +5,7 @@
 
 mod balloon;
 mod console;
+mod folder;
 mod memory;
 mod net;
 mod network;
