@@ -11,13 +11,13 @@
 
 pub mod balloon;
 pub mod block;
+mod burst;
 mod bytes;
 pub mod console;
 pub mod device;
 pub mod entropy;
 mod failures;
 pub mod features;
-mod gathered;
 pub mod guide;
 #[cfg(unix)]
 mod host_io;

@@ -2,16 +2,14 @@
 
 use std::{io, sync::Arc};
 
-use vm_memory::Permissions;
-
 use super::{
     Interest, Peer,
     shared::{Shared, View},
 };
 use crate::virtio::{
     ChainError, Fault, QueueHandler, Round,
-    gathered::{Burst, Gathered},
-    queue::{Chain, Slices},
+    burst::Burst,
+    queue::{Chain, SeveralRoom, Slices},
 };
 
 /// Serves the `receiveq` of a port. What the peer has is read into as many buffers as it takes, at once.
@@ -19,11 +17,9 @@ pub(super) struct Receive {
     shared: Arc<Shared>,
     port: u16,
     room: Slices,
-    /// Buffers that are put together.
-    gathered: Gathered,
+    several: SeveralRoom,
     burst: Burst,
-    /// A look has found nothing: the next asks with one buffer, which is not taken up. Those that are count for the round, which would be
-    /// followed by another one for ever.
+    /// A look has found nothing: the next asks with one buffer. Most of those are for the guest's kicks.
     careful: bool,
 }
 
@@ -36,7 +32,7 @@ impl Receive {
             shared,
             port,
             room: Slices::default(),
-            gathered: Gathered::default(),
+            several: SeveralRoom::default(),
             burst: Burst::default(),
             careful: false,
         }
@@ -54,40 +50,39 @@ impl Receive {
         Ok((read, limit))
     }
 
-    /// Reads into several buffers, which are in the guest's hands again afterwards.
-    fn read_several(&mut self, round: &mut Round<'_>, peer: &dyn Peer) -> Result<Read, Fault> {
-        let Self { gathered, burst, .. } = self;
+    /// Reads into `chain` and others, which are in the guest's hands again afterwards.
+    fn read_several(&mut self, chain: Chain<'_, '_>, peer: &dyn Peer) -> Result<Read, Fault> {
+        let Self { several, burst, .. } = self;
+        let first = chain.writable_len();
+        let mut buffers = chain.with_others(several, 0, first);
         // With more room than that, what comes is known to be all that there is.
-        while gathered.bytes() <= burst.expected() && !gathered.is_full() {
-            let Some(chain) = round.next()? else { break };
-            if !is_buffer(&chain) {
+        while buffers.bytes() <= burst.expected() {
+            let Some(chain) = buffers.next()? else { break };
+            let len = chain.writable_len();
+            if !chain.readable().is_empty() || len == 0 {
                 // For another time.
                 break;
             }
-            let len = chain.writable_len();
-            gathered.push(chain.take(), 0, len);
+            buffers.push(0, len);
         }
-        let limit = gathered.bytes().min(Burst::MOST);
-        let read = gathered.with_slices(Permissions::Write, limit, |slices| peer.read(slices));
-        let mut parts = gathered.drain();
+        let limit = buffers.bytes().min(Burst::MOST);
+        let read = buffers.fill(limit, |slices| peer.read(slices));
         let mut left = match &read {
             Ok(Ok(len)) => length(*len, limit),
             Ok(Err(_)) => 0,
             Err(_) => {
                 // One of them is gone. So that it goes on, it is the first that suffers.
-                parts.by_ref().take(1).for_each(|part| part.chain.refuse());
+                buffers.refuse()?;
                 0
             }
         };
         while left != 0
-            && let Some(part) = parts.next()
+            && let Some(len) = buffers.first_len()
         {
-            let len = left.min(part.len);
+            let len = left.min(len);
             left -= len;
-            round.put(part.chain, len)?;
+            buffers.put(len)?;
         }
-        drop(parts);
-        round.publish()?;
         Ok((read, limit))
     }
 }
@@ -141,8 +136,9 @@ impl QueueHandler for Receive {
             let several = !self.careful && self.burst.expected() >= chain.writable_len();
             let (read, limit) = match several {
                 false => self.read_one(chain, &*peer)?,
-                true => self.read_several(round, &*peer)?,
+                true => self.read_several(chain, &*peer)?,
             };
+            round.publish()?;
             match read {
                 Err(_) => {}
                 Ok(Ok(len @ 1..)) => {

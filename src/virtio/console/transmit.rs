@@ -1,8 +1,8 @@
 //! The `transmitq` of a port: output of the guest (virtio 1.2, section 5.3.6).
 
-use std::{io, sync::Arc};
+use std::{io, mem, sync::Arc};
 
-use vm_memory::{Permissions, VolatileSlice};
+use vm_memory::VolatileSlice;
 
 use super::{
     Interest, Peer, Unheard,
@@ -12,8 +12,7 @@ use super::{
 };
 use crate::virtio::{
     ChainError, Fault, QueueHandler, Round,
-    gathered::Gathered,
-    queue::{Chain, Slices},
+    queue::{Chain, Several, SeveralRoom, Slices},
 };
 
 /// Bytes that the peer is given at a time.
@@ -45,10 +44,8 @@ pub(super) struct Transmit {
     /// Bytes of the first chain that the peer has.
     sent: u32,
     room: Slices,
-    /// Chains that are put together.
-    gathered: Gathered,
-    /// The peer did not take what it was given last, or there was only one chain: it gets one at first. That is not taken up, which costs
-    /// something, and counts for the round.
+    several: SeveralRoom,
+    /// The peer did not take what it was given last, or there was only one chain: it gets one at first.
     careful: bool,
     /// Output on its way to be kept.
     kept: Vec<u8>,
@@ -74,7 +71,7 @@ impl Transmit {
             port,
             sent,
             room: Slices::default(),
-            gathered: Gathered::default(),
+            several: SeveralRoom::default(),
             careful: false,
             kept: Vec::new(),
         }
@@ -90,57 +87,66 @@ impl Transmit {
         }
     }
 
-    /// Puts chains together, as long as they are what they should be.
-    fn gather(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
-        while !self.gathered.is_full() && self.gathered.bytes() < PIECE {
-            let Some(chain) = round.next()? else { break };
-            if chain.writable().is_empty() {
-                let len = chain.readable_len();
-                let sent = if self.gathered.is_empty() {
-                    self.sent.min(len)
-                } else {
-                    0
-                };
-                self.gathered.push(chain.take(), sent, len - sent);
-            } else if self.gathered.is_empty() {
-                chain.refuse()?;
+    /// Puts chains together, as long as they are what they should be, and sends them. Of those of which something is left, it stays where
+    /// it was. `None`: there are none.
+    fn send_several(
+        &mut self,
+        round: &mut Round<'_>,
+        peer: &dyn Peer,
+        pieces: &mut u32,
+        chains: &mut usize,
+    ) -> Result<Option<Sent>, Fault> {
+        let mut room = mem::take(&mut self.several);
+        let mut output = round.several(&mut room);
+        while output.bytes() < PIECE
+            && let Some(chain) = output.next()?
+        {
+            let (len, is_output) = (chain.readable_len(), chain.writable().is_empty());
+            let first = output.is_empty();
+            if is_output {
+                let sent = if first { self.sent.min(len) } else { 0 };
+                output.push(sent, len - sent);
+            } else if first {
+                output.push(0, 0);
+                output.refuse()?;
                 self.note(0);
             } else {
                 // After those that came before.
                 break;
             }
         }
-        Ok(())
+        *chains += output.len();
+        let sent = match output.is_empty() {
+            true => None,
+            false => Some(self.give_several(&mut output, peer, pieces)?),
+        };
+        drop(output);
+        self.several = room;
+        round.publish()?;
+        Ok(sent)
     }
 
-    /// Sends what was gathered. Chains of which something is left stay where they were.
-    fn send_gathered(&mut self, round: &mut Round<'_>, peer: &dyn Peer, pieces: &mut u32) -> Result<Sent, Fault> {
-        let mut done = self.gathered.moved(0);
+    fn give_several(&mut self, output: &mut Several<'_, '_>, peer: &dyn Peer, pieces: &mut u32) -> Result<Sent, Fault> {
+        let mut done = output.moved(0);
         let outcome = loop {
-            for part in self.gathered.drain_first(done) {
-                round.put(part.chain, 0)?;
+            for _ in 0..done {
+                output.put(0)?;
             }
-            if self.gathered.is_empty() {
+            if output.is_empty() {
                 break Sent::All;
             }
-            let len = self.gathered.bytes().min(PIECE);
-            let written = self
-                .gathered
-                .with_slices(Permissions::Read, len, |slices| give(peer, slices, len, pieces));
-            done = match written {
-                Ok(Ok(taken)) => self.gathered.moved(taken),
+            let len = output.bytes().min(PIECE);
+            done = match output.read(len, |slices| give(peer, slices, len, pieces)) {
+                Ok(Ok(taken)) => output.moved(taken),
                 Ok(Err(left)) => break left,
                 Err(_) => {
                     // One of them is gone. So that it goes on, it is the first that suffers.
-                    self.gathered.drain_first(1).for_each(|part| part.chain.refuse());
-                    self.gathered.moved(0)
+                    output.refuse()?;
+                    output.moved(0)
                 }
             };
         };
-        let sent = self.gathered.parts().first().map_or(0, |part| part.from);
-        self.gathered.drain().for_each(drop);
-        self.note(sent);
-        round.publish()?;
+        self.note(output.first_from());
         Ok(outcome)
     }
 
@@ -253,15 +259,13 @@ impl QueueHandler for Transmit {
                     Ok(left) => left,
                 }
             } else {
-                self.gather(round)?;
-                chains += self.gathered.parts().len();
-                if self.gathered.is_empty() {
+                let Some(sent) = self.send_several(round, &*peer, &mut pieces, &mut chains)? else {
                     self.careful = chains == 1;
                     return Ok(());
-                }
-                self.send_gathered(round, &*peer, &mut pieces)?
+                };
+                sent
             };
-            let was_careful = std::mem::replace(&mut self.careful, !matches!(sent, Sent::All));
+            let was_careful = mem::replace(&mut self.careful, !matches!(sent, Sent::All));
             match sent {
                 Sent::All => continue,
                 Sent::Blocked => wait(round, &*peer, Interest::Write),

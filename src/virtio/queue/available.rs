@@ -25,10 +25,27 @@ impl Available {
     }
 
     /// How far the device has come, as it is saved.
+    #[inline(always)]
     pub fn next(&self) -> u16 {
         match self.is_packed {
             false => self.split.next,
             true => self.packed.next.raw(),
+        }
+    }
+
+    /// [`advance`](Self::advance), and where it was before, for [`go_back`](Self::go_back).
+    #[inline(always)]
+    pub fn step(&mut self, descriptors: u16) -> u16 {
+        let at = self.next();
+        self.advance(descriptors);
+        at
+    }
+
+    /// Goes back to where it was: what was taken since is there for the taking.
+    pub fn go_back(&mut self, next: u16) {
+        match self.is_packed {
+            false => self.split.next = next,
+            true => self.packed.next = Spot::new(next),
         }
     }
 

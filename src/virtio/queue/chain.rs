@@ -52,6 +52,12 @@ impl Outline {
         u64::from(self.readable_len) + u64::from(self.writable_len)
     }
 
+    /// How many of the segments are readable, and how many there are.
+    #[inline]
+    pub fn counts(&self) -> (usize, usize) {
+        (self.readable.into(), self.count.into())
+    }
+
     /// The segments, if there are more than every chain has room for.
     pub fn spilled(&self) -> u32 {
         if usize::from(self.count) > ROOM {
@@ -83,6 +89,11 @@ impl Segments {
     #[inline]
     pub fn writable(&self, outline: &Outline) -> &[Segment] {
         &self.0[outline.readable.into()..outline.count.into()]
+    }
+
+    #[inline]
+    pub fn all(&self, outline: &Outline) -> &[Segment] {
+        &self.0[..outline.count.into()]
     }
 
     /// The first segment of the last chain.

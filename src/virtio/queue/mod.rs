@@ -13,7 +13,7 @@
 //! | `available`, `split`, `packed` | what the driver has made available |
 //! | `used`, `split_used`, `packed_used`, `in_order` | what is used |
 //! | `shared` | giving back from any thread, and the signal |
-//! | `round`, `lent`, `owned` | what a handler sees |
+//! | `round`, `lent`, `several`, `owned` | what a handler sees |
 //! | `counters`, `state` | what its embedder sees |
 //! | `word`, `inside` | what all threads agree on |
 //!
@@ -69,6 +69,7 @@ mod owned;
 mod packed;
 mod packed_used;
 mod round;
+mod several;
 mod shared;
 mod split;
 mod split_used;
@@ -86,6 +87,7 @@ pub use error::{ChainError, Fault, QueueError};
 pub use lent::Chain;
 pub use owned::OwnedChain;
 pub use round::{Rest, Round};
+pub use several::{Found, Several, SeveralRoom};
 pub use shared::Silent;
 pub use state::{ChainState, Ended, QueueState, QueueStateError};
 

@@ -3,6 +3,8 @@
 mod find;
 mod give_back;
 
+pub(super) use give_back::Aside;
+
 use std::{fmt, mem, sync::Arc};
 
 use super::{
@@ -125,6 +127,10 @@ pub struct Round<'q> {
     /// No other thread has to do with the queue, nor is there anything of it left to do: no chain is out or was given back untouched,
     /// and no signal is owed.
     alone: bool,
+    /// A chain may be in flight or have been given back untouched: the round is not alone, or chains are set aside.
+    checks: bool,
+    /// How many of the chains that are set aside were given back untouched before.
+    aside_again: usize,
     looked: Looked,
     /// The chain that was looked at last was in flight when a state was saved, or was given back untouched.
     pub(super) returned: bool,
@@ -185,6 +191,8 @@ impl<'q> Round<'q> {
             outline: Outline::default(),
             ring,
             alone,
+            checks: !alone,
+            aside_again: 0,
             bytes: ROUND_BYTES - 1,
             reading: 0,
             looked: Looked::Left,
@@ -262,7 +270,7 @@ impl<'q> Round<'q> {
     #[cold]
     fn share_now(&mut self) {
         self.mark_used();
-        (self.ring, self.alone) = (None, false);
+        (self.ring, self.alone, self.checks) = (None, false, true);
     }
 
     /// Marks what the short way has written into the used ring.

@@ -14,7 +14,7 @@ use super::{
     outbound::Outbound,
     registers::{Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND},
 };
-use crate::virtio::{FailureLog, gathered::Burst};
+use crate::virtio::{FailureLog, burst::Burst};
 
 pub(super) use from_guest::Room;
 pub(super) use to_guest::Produced;

@@ -13,8 +13,7 @@ use crate::{
     sync::lock,
     virtio::{
         ChainError, Fault, QueueHandler, Round, Wait,
-        gathered::Gathered,
-        queue::{Chain, Slices},
+        queue::{QueueError, Several, SeveralRoom, Slices},
     },
 };
 
@@ -24,8 +23,7 @@ use crate::{
 pub(super) struct Receive {
     shared: Arc<Shared>,
     room: Slices,
-    /// Buffers that are put together.
-    gathered: Gathered,
+    several: SeveralRoom,
     told: Vec<(Token, Ready)>,
 }
 
@@ -34,14 +32,14 @@ impl Receive {
         Self {
             shared,
             room: Slices::default(),
-            gathered: Gathered::default(),
+            several: SeveralRoom::default(),
             told: Vec::new(),
         }
     }
 
     fn packets(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
         let Self {
-            shared, room, gathered, ..
+            shared, room, several, ..
         } = self;
         let mut any = false;
         while let Some(work) = shared.work() {
@@ -70,13 +68,15 @@ impl Receive {
                     let mut flow = lock(&connection.flow);
                     connection.queued.store(false, Ordering::SeqCst);
                     let at_once = flow.reads_at_once();
-                    let len = payload(&chain);
+                    let len = payload(chain.writable_len());
                     if len != 0 && at_once >= len {
-                        gathered.push(chain.take(), HEADER as u32, len);
-                        gather(round, gathered, at_once)?;
-                        let data = flow.produce_several(connection.key, gathered, &shared.options, &shared.failures);
+                        let mut buffers = chain.with_others(several, HEADER as u32, len);
+                        gather(&mut buffers, at_once)?;
+                        let data =
+                            flow.produce_several(connection.key, &mut buffers, &shared.options, &shared.failures);
                         shared.settle(&connection, flow, RX);
-                        give_back(round, gathered, data)?;
+                        give_back(buffers, data)?;
+                        round.publish()?;
                         continue;
                     }
                     let produced = flow.produce(connection.key, &chain, room, &shared.options, &shared.failures);
@@ -97,46 +97,45 @@ impl Receive {
     }
 }
 
-/// How much data a packet in this buffer may carry.
-fn payload(chain: &Chain<'_, '_>) -> u32 {
-    chain.writable_len().saturating_sub(HEADER as u32).min(MAX_PACKET)
+/// How much data a packet in a buffer of so many bytes may carry.
+fn payload(writable_len: u32) -> u32 {
+    writable_len.saturating_sub(HEADER as u32).min(MAX_PACKET)
 }
 
 /// Puts more buffers together, for so many bytes, as far as there are any.
-fn gather(round: &mut Round<'_>, gathered: &mut Gathered, bytes: u32) -> Result<(), Fault> {
+#[inline]
+fn gather(buffers: &mut Several<'_, '_>, bytes: u32) -> Result<(), QueueError> {
     // With more room than that, what comes is known to be all that there is.
-    while gathered.bytes() <= bytes && !gathered.is_full() {
-        let Some(chain) = round.next()? else { break };
-        let len = payload(&chain);
+    while buffers.bytes() <= bytes {
+        let Some(chain) = buffers.next()? else { break };
+        let len = payload(chain.writable_len());
         if !chain.readable().is_empty() || len == 0 {
             // For another time, if it is one.
             break;
         }
-        gathered.push(chain.take(), HEADER as u32, len);
+        buffers.push(HEADER as u32, len);
     }
     Ok(())
 }
 
-/// Gives the guest the buffers that `data` bytes are in now, behind headers. The others stay its.
-fn give_back(round: &mut Round<'_>, gathered: &mut Gathered, data: Result<u32, ChainError>) -> Result<(), Fault> {
-    let mut parts = gathered.drain();
+/// Gives the guest the buffers that so many bytes are in now, behind headers. The others stay its.
+#[inline]
+fn give_back(mut buffers: Several<'_, '_>, data: Result<Option<u32>, ChainError>) -> Result<(), QueueError> {
     let mut left = match data {
-        Ok(data) => data,
-        Err(_) => {
-            // One of them is gone. So that it goes on, it is the first that suffers.
-            parts.by_ref().take(1).for_each(|part| part.chain.refuse());
-            0
-        }
+        Ok(Some(data)) => data,
+        Ok(None) => return Ok(()),
+        // One of them is gone. So that it goes on, it is the first that suffers.
+        Err(_) => return buffers.refuse(),
     };
-    while left != 0
-        && let Some(part) = parts.next()
-    {
-        let len = left.min(part.len);
+    while let Some(len) = buffers.first_len() {
+        let len = left.min(len);
         left -= len;
-        round.put(part.chain, HEADER as u32 + len)?;
+        buffers.put(HEADER as u32 + len)?;
+        if left == 0 {
+            break;
+        }
     }
-    drop(parts);
-    Ok(round.publish()?)
+    Ok(())
 }
 
 impl QueueHandler for Receive {

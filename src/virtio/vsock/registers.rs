@@ -118,9 +118,10 @@ impl Header {
         bytes
     }
 
-    /// Writes another `len` into a header.
-    pub fn put_len(bytes: &mut [u8; HEADER], len: u32) {
+    /// Writes another `len` and other `flags` into a header.
+    pub fn put_len(bytes: &mut [u8; HEADER], len: u32, flags: u32) {
         bytes[24..28].copy_from_slice(&len.to_le_bytes());
+        bytes[32..36].copy_from_slice(&flags.to_le_bytes());
     }
 
     /// The refusal of this packet.

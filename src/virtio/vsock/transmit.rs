@@ -9,7 +9,10 @@ use super::{
 };
 use crate::{
     sync::lock,
-    virtio::{Fault, QueueHandler, Round, gathered::Gathered, queue::Chain},
+    virtio::{
+        Fault, QueueHandler, Round,
+        queue::{Chain, QueueError, Reader, Several, SeveralRoom},
+    },
 };
 
 /// Serves `tx`. A packet never waits for room in the rx queue, but for one more refusal than can be kept.
@@ -20,9 +23,8 @@ pub(super) struct Transmit {
     room: Room,
     /// Of whom the last data was.
     current: Option<Arc<Connection>>,
-    /// Packets with data of that one that was admitted, and not sent yet.
-    gathered: Gathered,
-    /// There was only one packet last: the first is not taken up, which costs something.
+    several: SeveralRoom,
+    /// There was only one packet last: the first is not put together with others, which costs something.
     alone: bool,
 }
 
@@ -44,64 +46,35 @@ impl Transmit {
             shared,
             room: Room::default(),
             current: None,
-            gathered: Gathered::default(),
+            several: SeveralRoom::default(),
             alone: false,
         }
     }
 
-    /// Whether this is data that goes with other packets' of its connection. It is admitted then.
-    fn admits(&mut self, header: &Header, carried: u32) -> bool {
-        let (shared, key) = (&*self.shared, Key::of(header));
-        if header.op != op::RW || !shared.is_for_host(header) || self.gathered.is_full() {
-            return false;
-        }
-        let there = |connection: &Arc<Connection>| connection.key == key;
-        if !self.current.as_ref().is_some_and(there) {
-            if !self.gathered.is_empty() {
-                return false;
-            }
-            self.current = shared.find(key);
-        }
-        let Some(connection) = &self.current else { return false };
-        if connection.kind.code() != header.kind {
-            return false;
-        }
-        let mut flow = lock(&connection.flow);
-        if flow.phase == Phase::Gone {
-            // Another one of these ports may be there by now.
-            drop(flow);
-            self.current = None;
-            return false;
-        }
-        flow.admits(header, carried, &shared.options)
-    }
-
-    /// Sends what was gathered, and gives the packets back.
-    fn send(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
-        let Self {
-            shared,
-            room,
-            current,
-            gathered,
-            ..
-        } = self;
+    /// Sends what was put together, and gives the packets back.
+    fn send(
+        shared: &Shared,
+        room: &mut Room,
+        current: Option<&Arc<Connection>>,
+        mut packets: Several<'_, '_>,
+    ) -> Result<(), QueueError> {
         let mut sent = Ok(());
         if let Some(connection) = current {
             let mut flow = lock(&connection.flow);
-            sent = flow.send(gathered, room, &shared.options, &shared.failures);
+            sent = flow.send(&mut packets, room, &shared.options, &shared.failures);
             if sent.is_err() {
                 // Of what they carry, some is lost.
                 flow.kill();
             }
             shared.settle(connection, flow, TX);
         }
-        for part in gathered.drain() {
+        while !packets.is_empty() {
             match sent {
-                Ok(()) => round.put(part.chain, 0)?,
-                Err(_) => part.chain.refuse(),
+                Ok(()) => packets.put(0)?,
+                Err(_) => packets.refuse()?,
             }
         }
-        Ok(round.publish()?)
+        Ok(())
     }
 
     fn take(&mut self, header: Option<&Header>, chain: &Chain<'_, '_>) -> Taken {
@@ -166,27 +139,72 @@ impl Transmit {
     }
 }
 
+/// Whether this is data that goes with other packets' of its connection, which is `current` if there are `others`. It is admitted then.
+fn admits(shared: &Shared, current: &mut Option<Arc<Connection>>, header: &Header, carried: u32, others: bool) -> bool {
+    if header.op != op::RW || !shared.is_for_host(header) {
+        return false;
+    }
+    let key = Key::of(header);
+    let there = |connection: &Arc<Connection>| connection.key == key;
+    if !current.as_ref().is_some_and(there) {
+        if others {
+            return false;
+        }
+        *current = shared.find(key);
+    }
+    let Some(connection) = current else { return false };
+    if connection.kind.code() != header.kind {
+        return false;
+    }
+    let mut flow = lock(&connection.flow);
+    if flow.phase == Phase::Gone {
+        // Another one of these ports may be there by now.
+        drop(flow);
+        if !others {
+            *current = None;
+        }
+        return false;
+    }
+    flow.admits(header, carried, &shared.options)
+}
+
+/// The header of a packet, if it has one, and how many bytes come after that.
+#[inline]
+fn header_of(mut reader: Reader<'_>, is_readable: bool) -> (Option<Header>, u32) {
+    let mut bytes = [0; HEADER];
+    let is_packet = is_readable && reader.read(&mut bytes).is_ok();
+    (is_packet.then(|| Header::decode(&bytes)), reader.remaining())
+}
+
 impl QueueHandler for Transmit {
     fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
         self.shared.flush();
         let mut packets = 0;
         while let Some(chain) = round.next()? {
             packets += 1;
-            let mut bytes = [0; HEADER];
-            let is_packet = chain.writable().is_empty() && chain.reader().read(&mut bytes).is_ok();
-            let header = is_packet.then(|| Header::decode(&bytes));
-            let carried = chain.readable_len().saturating_sub(HEADER as u32);
+            let (header, carried) = header_of(chain.reader(), chain.writable().is_empty());
             let first = self.alone && packets == 1;
-            if let Some(header) = header.as_ref().filter(|header| !first && self.admits(header, carried)) {
-                self.gathered.push(chain.take(), HEADER as u32, header.len);
-                if self.gathered.is_full() || self.gathered.bytes() >= AT_ONCE {
-                    self.send(round)?;
+            let Self {
+                shared,
+                room,
+                current,
+                several,
+                ..
+            } = self;
+            let usual = |header: &&Header| !first && admits(shared, current, header, carried, false);
+            if let Some(header) = header.as_ref().filter(usual) {
+                let mut data = chain.with_others(several, HEADER as u32, header.len);
+                while data.bytes() < AT_ONCE
+                    && let Some(other) = data.next()?
+                {
+                    let (header, carried) = header_of(other.reader(), other.writable().is_empty());
+                    let usual = |header: &Header| admits(shared, current, header, carried, true);
+                    let Some(header) = header.filter(usual) else { break };
+                    data.push(HEADER as u32, header.len);
+                    packets += 1;
                 }
-                continue;
-            }
-            if !self.gathered.is_empty() {
-                // First things first; then this one is found again.
-                self.send(round)?;
+                Self::send(shared, room, current.as_ref(), data)?;
+                round.publish()?;
                 continue;
             }
             match self.take(header.as_ref(), &chain) {
@@ -194,9 +212,6 @@ impl QueueHandler for Transmit {
                 Taken::Malformed => chain.refuse()?,
                 Taken::Waits => break,
             }
-        }
-        if !self.gathered.is_empty() {
-            self.send(round)?;
         }
         if packets != 0 {
             self.alone = packets == 1;

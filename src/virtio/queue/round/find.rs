@@ -36,7 +36,7 @@ impl Round<'_> {
             LookNear::Nothing | LookNear::Far => return false,
         };
         let shared = self.shared;
-        if !self.alone && (shared.returns() || shared.is_in_flight(head.index())) {
+        if self.checks && (shared.returns() || shared.is_in_flight(head.index())) {
             return false;
         }
         let segments = &mut self.hands.segments;
@@ -53,13 +53,13 @@ impl Round<'_> {
         let Some(first) = available.look_near(&view.ring) else {
             return false;
         };
-        if self.budget == 0 || !self.alone && self.shared.returns() {
+        if self.budget == 0 || self.checks && self.shared.returns() {
             return false;
         }
         self.looked = Looked::Left;
         let segments = &mut self.hands.segments;
         let walked = segments.walk_packed_near(&mut self.outline, view, first, available.next, self.indirect);
-        walked && (self.alone || self.fits(&self.outline).is_ok())
+        walked && (!self.checks || self.fits(&self.outline).is_ok())
     }
 
     /// Whether a chain of a packed ring can be, beside those that are in flight.
@@ -93,13 +93,7 @@ impl Round<'_> {
                 Err(Broken::Ring(error)) => return Err(error),
                 Err(Broken::Gone) => return Err(self.shared.gone()),
             };
-            if read != 0 {
-                // The next is looked for where this one is.
-                self.flat = self.view.flat_near(self.hands.segments.first());
-                let reading = u64::from(read) * DESCRIPTOR_BYTES;
-                self.reading += reading;
-                self.spend_bytes(reading, 1);
-            }
+            self.has_read(read);
             let spilled = self.shared.spilled.load(Ordering::SeqCst);
             let kind = match &walked {
                 // What comes again in a packed ring has been held all along.
@@ -111,6 +105,41 @@ impl Round<'_> {
             self.give_back::<true>(0).map_err(|Gone| self.shared.gone())?;
         }
         Ok(false)
+    }
+
+    /// Looks for another chain beside those that are [set aside](Self::set_aside). Whether there is one that keeps the rules: what else
+    /// is there is found again when they are given back.
+    #[inline]
+    pub(in super::super) fn find_beside(&mut self) -> bool {
+        self.find_near()
+            || self.packed && self.find_packed_near()
+            || self.looked != Looked::Empty && self.find_beside_far()
+    }
+
+    #[cold]
+    fn find_beside_far(&mut self) -> bool {
+        self.looked = Looked::Left;
+        if self.budget == 0 {
+            return false;
+        }
+        let mut read = 0;
+        let walked = self.walk(&mut read);
+        self.has_read(read);
+        if let Ok(None) = walked {
+            self.looked = Looked::Empty;
+        }
+        matches!(walked, Ok(Some(Ok(()))))
+    }
+
+    /// So many descriptors were read the long way.
+    fn has_read(&mut self, read: u32) {
+        if read != 0 {
+            // The next is looked for where this one is.
+            self.flat = self.view.flat_near(self.hands.segments.first());
+            let reading = u64::from(read) * DESCRIPTOR_BYTES;
+            self.reading += reading;
+            self.spend_bytes(reading, 1);
+        }
     }
 
     /// Walks the next chain, if there is one. How many descriptors it has read the long way is added to `read`.
@@ -130,7 +159,7 @@ impl Round<'_> {
                     Look::Broken(found) => return Err(Broken::Ring(available.broken(found))),
                     Look::Gone => return Err(Broken::Gone),
                 };
-                if !self.alone && self.shared.is_in_flight(head) {
+                if self.checks && self.shared.is_in_flight(head) {
                     return Err(Broken::Ring(QueueError::InFlight(head)));
                 }
                 self.walk_split(head, read)
@@ -150,7 +179,7 @@ impl Round<'_> {
                     true => Ok(()),
                     false => segments.walk_packed(outline, ring, first, spot, indirect, read)?,
                 };
-                if !self.alone {
+                if self.checks {
                     self.fits(&self.outline).map_err(Broken::Ring)?;
                 }
                 walked
@@ -174,11 +203,11 @@ impl Round<'_> {
         }
     }
 
-    /// Walks the first chain that was given back untouched, if there is one.
+    /// Walks the first chain that was given back untouched and is not set aside, if there is one.
     fn walk_again(&mut self, read: &mut u32) -> Option<Result<(), ChainError>> {
         let shared = self.shared;
         let used = shared.used.lock();
-        let returned = used.resubmit.first()?;
+        let returned = used.resubmit.get(self.aside_again)?;
         if let Some((outline, segments)) = &returned.chain {
             self.outline = *outline;
             return Some(self.hands.segments.find_again(outline, segments, &self.view.pin));

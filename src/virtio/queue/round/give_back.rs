@@ -1,12 +1,23 @@
 //! What becomes of a chain that a round has found: it is taken, or given back, the short way or the long one.
 
-use std::sync::atomic::Ordering;
+use std::{mem, sync::atomic::Ordering};
 
 use super::{
     super::{Gone, area::Format, chain::Outline, in_order::Kept},
-    Ring, Round,
+    Looked, ROUND_BYTES, Ring, Round,
 };
 use crate::virtio::features;
+
+/// A chain that stays lent while others are looked for.
+pub(in super::super) struct Aside {
+    pub outline: Outline,
+    /// Where the round was.
+    at: u16,
+    /// What it might take.
+    budget: u16,
+    /// It was given back untouched before.
+    again: bool,
+}
 
 /// What a chain has come to on the short way into the used ring.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,6 +70,95 @@ impl Round<'_> {
             }
         }
         self.consumed();
+    }
+
+    /// The chain that was looked at stays lent, and others are looked for. Until it is [put](Self::put_aside) or
+    /// [set back](Self::set_back), it is in flight, as far as the driver's mistakes go; no other thread has to do with it.
+    #[inline(always)]
+    pub(in super::super) fn set_aside(&mut self) -> Aside {
+        let (outline, budget) = (self.outline, self.budget);
+        self.checks = true;
+        let again = mem::take(&mut self.returned);
+        let at = if again {
+            self.aside_again += 1;
+            self.available.next()
+        } else {
+            self.hands.descriptors = self.hands.descriptors.wrapping_add(outline.descriptors.into());
+            if let Some(place) = self.shared.places.get(usize::from(outline.head)) {
+                place.store(1, Ordering::Release);
+            }
+            self.available.step(outline.descriptors)
+        };
+        self.spend();
+        Aside {
+            outline,
+            at,
+            budget,
+            again,
+        }
+    }
+
+    /// Puts a chain that was set aside, the first of those that are. The driver does not see it yet.
+    #[inline(always)]
+    pub(in super::super) fn put_aside(&mut self, aside: &Aside, written: u32) -> Result<(), Gone> {
+        let (outline, shared) = (&aside.outline, self.shared);
+        let written = written.min(outline.writable_len);
+        if aside.again {
+            return self.put_aside_far(aside, written);
+        }
+        // Before the driver sees that it may have it again.
+        shared.forget(outline.head);
+        self.hands.descriptors = self.hands.descriptors.wrapping_sub(outline.descriptors.into());
+        match (&mut self.ring, &self.flat) {
+            (Some(ring), Some(Format::Split(view))) => {
+                let ring = &mut ring.used.ring.split;
+                ring.use_near::<false>(&view.ring, outline.head, written, shared);
+            }
+            (Some(ring), Some(Format::Packed(view))) => {
+                let ring = &mut ring.used.ring.packed;
+                ring.use_near::<false>(&view.ring, outline.head, outline.descriptors, written, shared);
+            }
+            _ => return self.put_aside_far(aside, written),
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn put_aside_far(&mut self, aside: &Aside, written: u32) -> Result<(), Gone> {
+        self.outline = aside.outline;
+        self.returned = aside.again;
+        self.aside_again -= usize::from(aside.again);
+        let put = self.put_far(written, false);
+        self.returned = false;
+        put.map(drop)
+    }
+
+    /// Leaves chains that were set aside where they were: those from `first` on, all that are left.
+    pub(in super::super) fn set_back<'a>(&mut self, first: &Aside, all: impl Iterator<Item = &'a Aside>) {
+        for Aside { outline, again, .. } in all {
+            if *again {
+                self.aside_again -= 1;
+            } else {
+                self.shared.forget(outline.head);
+                self.hands.descriptors = self.hands.descriptors.wrapping_sub(outline.descriptors.into());
+            }
+            self.bytes = self.bytes.wrapping_add(outline.len());
+        }
+        self.available.go_back(first.at);
+        // One that has come to its end by bytes that were read in vain goes on to the next, as if that had been left.
+        let most = if self.bytes < ROUND_BYTES { u16::MAX } else { 1 };
+        self.budget = first.budget.min(most);
+        self.looked = Looked::Left;
+    }
+
+    /// None is set aside any more: some were put, if `any`.
+    #[inline]
+    pub(in super::super) fn none_aside(&mut self, any: bool) {
+        self.checks = !self.alone;
+        if any && self.looked == Looked::Left {
+            // What comes next was not taken up because of them.
+            self.looked = Looked::Taken;
+        }
     }
 
     /// Puts the chain into the used ring.

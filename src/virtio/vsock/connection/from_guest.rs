@@ -2,8 +2,6 @@
 
 use std::io;
 
-use vm_memory::Permissions;
-
 use super::{
     super::{
         Boundary, SocketKind, VsockOptions,
@@ -13,8 +11,7 @@ use super::{
 };
 use crate::virtio::{
     ChainError, FailureLog,
-    gathered::Gathered,
-    queue::{Chain, Slices},
+    queue::{Chain, Several, Slices},
 };
 
 /// What the tx queue keeps from one packet to the next.
@@ -95,7 +92,7 @@ impl Flow {
     /// The embedder has taken memory away, with some of it.
     pub fn send(
         &mut self,
-        gathered: &mut Gathered,
+        packets: &mut Several<'_, '_>,
         room: &mut Room,
         options: &VsockOptions,
         failures: &FailureLog,
@@ -104,11 +101,10 @@ impl Flow {
             // It was reset meanwhile.
             return Ok(());
         };
-        let total = gathered.bytes();
+        let total = packets.bytes();
         let mut taken = 0;
         if !self.write_ended {
-            let written =
-                gathered.with_slices(Permissions::Read, total, |slices| stream.write(slices, Boundary::None))?;
+            let written = packets.read(total, |slices| stream.write(slices, Boundary::None))?;
             match written {
                 Ok(written) => {
                     taken = total.min(u32::try_from(written).unwrap_or(total));
@@ -120,10 +116,10 @@ impl Flow {
         }
         self.forwarded(if self.write_ended { total } else { taken });
         if !self.write_ended && taken != total {
-            gathered.moved(taken);
-            for part in gathered.parts() {
-                room.bytes.resize(part.len as usize, 0);
-                part.chain.reader().split_at(part.from)?.1.read(&mut room.bytes)?;
+            packets.moved(taken);
+            for (packet, left) in packets.chains() {
+                room.bytes.resize(left.len(), 0);
+                packet.reader().split_at(left.start)?.1.read(&mut room.bytes)?;
                 self.outbound.push(&room.bytes, None);
             }
         }

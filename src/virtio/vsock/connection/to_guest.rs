@@ -2,8 +2,6 @@
 
 use std::io;
 
-use vm_memory::Permissions;
-
 use super::{
     super::{
         Boundary, Ready, Received, SocketKind, VsockOptions,
@@ -14,8 +12,8 @@ use super::{
 };
 use crate::virtio::{
     ChainError, FailureLog,
-    gathered::{Burst, Gathered},
-    queue::{Chain, Slices},
+    burst::Burst,
+    queue::{Chain, Several, Slices},
 };
 
 /// What came of an attempt to make a packet.
@@ -126,27 +124,15 @@ impl Flow {
         let Some((len, boundary)) = self.received(read, limit, failures) else {
             return Ok(None);
         };
-        let mut header = Header {
+        let Some(flags) = self.flags(len, boundary, options) else {
+            return Ok(None);
+        };
+        let header = Header {
             len,
+            flags,
             ..self.header(op::RW, options, key)
         };
-        if self.kind == SocketKind::Seqpacket {
-            let message = self.message_sent.saturating_add(len);
-            if message > options.max_message {
-                self.kill();
-                return Ok(None);
-            }
-            self.message_sent = if boundary == Boundary::None { message } else { 0 };
-            header.flags = match boundary {
-                Boundary::None => 0,
-                Boundary::Message => SEQ_EOM,
-                Boundary::Record => SEQ_EOM | SEQ_EOR,
-            };
-        } else if len == 0 {
-            self.readable = false;
-            return Ok(None);
-        }
-        self.has_read(len, limit);
+        self.has_read(len, limit, boundary);
         let mut head = head;
         if head.write(&header.encode()).is_err() {
             // The data is in memory that is gone.
@@ -156,57 +142,78 @@ impl Flow {
         Ok(Some(Produced::Packet(HEADER as u32 + len)))
     }
 
-    /// How many bytes of a stream would be read at once, if room for them is put together from several buffers; zero, if there is
-    /// something else to be said, or nothing.
+    /// How many bytes would be read at once, if room for them is put together from several buffers; zero, if there is something else to
+    /// be said, or nothing.
     pub fn reads_at_once(&self) -> u32 {
-        let only_data = self.phase == Phase::Open && self.owed == Owed::default() && self.may_read();
-        match self.kind {
-            SocketKind::Stream if only_data => self.burst.expected().min(self.free()),
-            _ => 0,
+        match self.phase == Phase::Open && self.owed == Owed::default() && self.may_read() {
+            true => self.burst.expected().min(self.free()),
+            false => 0,
         }
     }
 
-    /// Reads into buffers that were put together, and writes the header of a packet into each that has got something: the first of them,
-    /// with as many bytes together as are returned. What is to be said if there is nothing follows from the rest.
+    /// Reads into several buffers, and writes the header of a packet into each that has got something: the first of them, with as many
+    /// bytes together as are returned; of an empty message, the first. What is to be said if there is nothing follows from the rest.
     ///
     /// # Errors
     /// The embedder has taken memory away, with some of them.
     pub fn produce_several(
         &mut self,
         key: Key,
-        gathered: &mut Gathered,
+        buffers: &mut Several<'_, '_>,
         options: &VsockOptions,
         failures: &FailureLog,
-    ) -> Result<u32, ChainError> {
-        let limit = gathered.bytes().min(self.free()).min(Burst::MOST);
+    ) -> Result<Option<u32>, ChainError> {
+        let limit = buffers.bytes().min(self.free()).min(Burst::MOST);
         let Some(stream) = self.stream.as_deref().filter(|_| limit != 0) else {
-            return Ok(0);
+            return Ok(None);
         };
-        let read = gathered.with_slices(Permissions::Write, limit, |slices| stream.read(slices))?;
-        let Some((len, _)) = self.received(read, limit, failures) else {
-            return Ok(0);
+        let read = buffers.fill(limit, |slices| stream.read(slices))?;
+        let Some((len, boundary)) = self.received(read, limit, failures) else {
+            return Ok(None);
         };
-        if len == 0 {
-            self.readable = false;
-            return Ok(0);
-        }
+        let Some(flags) = self.flags(len, boundary, options) else {
+            return Ok(None);
+        };
         let mut header = self.header(op::RW, options, key).encode();
         let mut left = len;
-        for part in gathered.parts() {
-            let here = left.min(part.len);
+        for (buffer, room) in buffers.chains() {
+            let here = left.min(room.end - room.start);
             left -= here;
-            if here == 0 {
-                break;
-            }
-            Header::put_len(&mut header, here);
-            if let Err(gone) = part.chain.writer().write(&header) {
+            // What ends with it ends with the last packet.
+            Header::put_len(&mut header, here, if left == 0 { flags } else { 0 });
+            if let Err(gone) = buffer.write(&header) {
                 // The data is in memory that is gone.
                 self.kill();
                 return Err(gone);
             }
+            if left == 0 {
+                break;
+            }
         }
-        self.has_read(len, limit);
-        Ok(len)
+        self.has_read(len, limit, boundary);
+        Ok(Some(len))
+    }
+
+    /// So much was read, with what ends there: the flags of a packet that says so. `None`, if it is not to be told: a stream has nothing,
+    /// or a message is too long.
+    fn flags(&mut self, len: u32, boundary: Boundary, options: &VsockOptions) -> Option<u32> {
+        if self.kind == SocketKind::Stream {
+            if len == 0 {
+                self.readable = false;
+            }
+            return (len != 0).then_some(0);
+        }
+        let message = self.message_sent.saturating_add(len);
+        if message > options.max_message {
+            self.kill();
+            return None;
+        }
+        self.message_sent = if boundary == Boundary::None { message } else { 0 };
+        Some(match boundary {
+            Boundary::None => 0,
+            Boundary::Message => SEQ_EOM,
+            Boundary::Record => SEQ_EOM | SEQ_EOR,
+        })
     }
 
     /// What a read has come to: how much, and what ends with it. `None`, if it was nothing.
@@ -232,9 +239,13 @@ impl Flow {
     }
 
     /// So much is on its way to the guest, of what there was room for.
-    fn has_read(&mut self, len: u32, limit: u32) {
+    fn has_read(&mut self, len: u32, limit: u32, boundary: Boundary) {
         self.readable = !self.tells_of_more || self.ending || len == limit;
-        self.burst.has_read(len, len < limit);
+        let all = match self.kind {
+            SocketKind::Stream => len < limit,
+            SocketKind::Seqpacket => boundary != Boundary::None,
+        };
+        self.burst.has_read(len, all);
         self.tx_cnt = self.tx_cnt.wrapping_add(len);
     }
 }
