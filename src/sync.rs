@@ -166,12 +166,14 @@ pub(crate) mod seen {
 
     thread_local!(static WORDS: RefCell<HashMap<usize, Arc<AtomicU16>>> = RefCell::default());
 
-    /// Loom sees the words at these host addresses until [`forget`].
+    /// Loom sees the words at these host addresses until it is told to forget them.
+    #[cfg(test)]
     pub fn see(words: &[*mut u16]) {
         let seen = |word: &*mut u16| (word.addr(), Arc::new(AtomicU16::new(0)));
         WORDS.with_borrow_mut(|all| *all = words.iter().map(seen).collect());
     }
 
+    #[cfg(test)]
     pub fn forget() {
         // They go with nothing borrowed.
         drop(WORDS.take());
