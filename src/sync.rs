@@ -3,12 +3,12 @@
 #[cfg(loom)]
 pub(crate) use loom::sync::{
     Arc, Mutex as Lock, MutexGuard as Locked,
-    atomic::{AtomicPtr, AtomicU64, Ordering},
+    atomic::{AtomicPtr, AtomicU64, Ordering, fence},
 };
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
     Arc, Mutex as Lock, MutexGuard as Locked,
-    atomic::{AtomicPtr, AtomicU64, Ordering},
+    atomic::{AtomicPtr, AtomicU64, Ordering, fence},
 };
 
 use std::{
@@ -154,5 +154,32 @@ impl<T> DerefMut for Opened<'_, T> {
         return unsafe { self.value.deref() };
         #[cfg(not(loom))]
         self.value
+    }
+}
+
+/// Words of guest memory that loom sees, because a model has said so. All threads of a model are one to the operating system.
+#[cfg(loom)]
+pub(crate) mod seen {
+    use std::{cell::RefCell, collections::HashMap, sync::Arc};
+
+    use loom::sync::atomic::AtomicU16;
+
+    thread_local!(static WORDS: RefCell<HashMap<usize, Arc<AtomicU16>>> = RefCell::default());
+
+    /// Loom sees the words at these host addresses until it is told to forget them.
+    #[cfg(test)]
+    pub fn see(words: &[*mut u16]) {
+        let seen = |word: &*mut u16| (word.addr(), Arc::new(AtomicU16::new(0)));
+        WORDS.with_borrow_mut(|all| *all = words.iter().map(seen).collect());
+    }
+
+    #[cfg(test)]
+    pub fn forget() {
+        // They go with nothing borrowed.
+        drop(WORDS.take());
+    }
+
+    pub fn word(at: *mut u16) -> Option<Arc<AtomicU16>> {
+        WORDS.with_borrow(|all| all.get(&at.addr()).cloned())
     }
 }

@@ -110,6 +110,8 @@
 //! }
 //! ```
 //!
+//! Where one call fills the buffers of many requests, [`several`](super::Round::several) lends them at once.
+//!
 //! # An asynchronous device
 //!
 //! It takes its requests and completes them on another thread, in any order. When the queue is stopped, what has had no effect yet is

@@ -54,6 +54,7 @@ fn with_vectors(
 ) -> io::Result<usize> {
     match slices.len() {
         0..=8 => with_up_to::<8>(slices, call),
+        9..=32 => with_up_to::<32>(slices, call),
         _ => with_up_to::<PIECES>(slices, call),
     }
 }

@@ -10,4 +10,5 @@ mod alone;
 mod hostile;
 mod in_order;
 mod packed;
+mod several;
 mod split;

@@ -86,6 +86,34 @@ fn messages_to_the_guest_end_where_they_end() {
 }
 
 #[test]
+fn messages_that_are_read_into_many_buffers_at_once_end_where_they_end() {
+    for bus in BUSES {
+        let mut world = World::new(bus);
+        let socket = world.open(B);
+        world.hear();
+        // What is left of the buffers of the opening.
+        while world.guest.rings[usize::from(RX)].avail_idx() != world.guest.rings[usize::from(RX)].used_idx() {
+            socket.send_message(b"x", Boundary::Message);
+            world.guest.run();
+        }
+        world.guest.received(RX);
+        for turn in 0..5 {
+            (0..if turn == 0 { 12 } else { 8 }).for_each(|_| _ = world.guest.room(RX, 104));
+            socket.send_message(&[turn; 300], Boundary::Message);
+            socket.send_message(b"", Boundary::Record);
+            socket.send_message(&[turn + 100; 61], Boundary::Message);
+            let heard = world.hear_in(104);
+            let parts: Vec<_> = heard.iter().map(|packet| (packet.data.len(), packet.flags)).collect();
+            let long = [(60, 0), (60, 0), (60, 0), (60, 0), (60, EOM)];
+            let rest = [(0, EOM | EOR), (60, 0), (1, EOM)];
+            assert_eq!(parts, [&long[..], &rest].concat(), "turn {turn}");
+            let bytes: Vec<u8> = heard.into_iter().flat_map(|packet| packet.data).collect();
+            assert_eq!(bytes, [vec![turn; 300], vec![turn + 100; 61]].concat());
+        }
+    }
+}
+
+#[test]
 fn a_message_that_is_too_long_resets_its_connection() {
     for bus in BUSES {
         let options = VsockOptions {

@@ -1,13 +1,11 @@
 //! The console: somebody logs in at its first port, a pseudo-terminal, and has 64 KiB echoed by its second, a Unix socket.
 
 use std::{
-    env,
     error::Error,
     fs::File,
     io::{self, Read, Write},
     net::Shutdown,
     os::unix::{fs::OpenOptionsExt, net::UnixStream},
-    process,
     sync::Arc,
     thread,
 };
@@ -17,7 +15,7 @@ use devisor::virtio::{
     console::{Console, ConsoleOptions, Port, Pty, SocketPeer},
 };
 
-use super::{Around, More, Task, random};
+use super::{Around, More, Task, folder::Folder, random};
 use crate::verdict::{Check, line};
 
 const ECHOED: usize = 64 << 10;
@@ -27,7 +25,8 @@ pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<
     let mut terminal = File::options();
     let terminal = terminal.read(true).write(true).custom_flags(libc::O_NOCTTY);
     let terminal = Arc::new(terminal.open(pty.path())?);
-    let path = env::temp_dir().join(format!("devisor-linux-{}-echo", process::id()));
+    let folder = Folder::new("console")?;
+    let path = folder.join("echo");
     let socket = SocketPeer::bind(&path, Arc::new(around.events.clone()))?;
     let other_end = Arc::new(UnixStream::connect(&path)?);
 
@@ -53,6 +52,7 @@ pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<
         Ok(())
     };
     let logs_in = move |console: &str| -> Check {
+        let _until_the_end = &folder;
         line(console, "has logged out")?;
         let answer = shell.result()?;
         let right = answer == "the answer is 42 at /dev/hvc0";

@@ -5,6 +5,7 @@
 
 mod balloon;
 mod console;
+mod folder;
 pub mod iommu;
 mod memory;
 mod net;

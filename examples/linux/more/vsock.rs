@@ -2,14 +2,12 @@
 //! hears the other out.
 
 use std::{
-    env,
     error::Error,
     fs,
     io::{self, Read, Write},
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
-    process,
     sync::Arc,
     thread,
     time::Duration,
@@ -20,13 +18,14 @@ use devisor::virtio::{
     vsock::{UnixHost, Vsock, VsockOptions},
 };
 
-use super::{Around, More, Task, random, xxh64};
+use super::{Around, More, Task, folder::Folder, random, xxh64};
 use crate::verdict::{Check, line};
 
 const PAYLOAD: usize = 1 << 20;
 
 pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<dyn Error>> {
-    let path = env::temp_dir().join(format!("devisor-linux-{}-vsock", process::id()));
+    let folder = Folder::new("vsock")?;
+    let path = folder.join("vsock");
     let options = VsockOptions {
         // An emulated guest may take its time.
         connect_timeout: Duration::from_secs(60),
@@ -34,7 +33,7 @@ pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<
     };
     let host = UnixHost::bind(&path)?;
     let vsock = Vsock::new(host, Arc::new(around.events.clone()), options)?;
-    let listening_at = env::temp_dir().join(format!("devisor-linux-{}-vsock_1024", process::id()));
+    let listening_at = folder.join("vsock_1024");
     let listener = UnixListener::bind(&listening_at)?;
     let vsock = around.plug(vsock)?;
     let device = vsock.transport();
@@ -56,7 +55,10 @@ pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<
         }
         Ok(())
     };
-    let guest_calls = move |console: &str| compare(line(console, "vsock called, ")?, called.result()?);
+    let guest_calls = move |console: &str| {
+        let _until_the_end = &folder;
+        compare(line(console, "vsock called, ")?, called.result()?)
+    };
     let host_calls = move |console: &str| {
         let failures = vsock.with(|vsock| vsock.host_failures().count);
         match failures {

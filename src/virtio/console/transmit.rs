@@ -126,12 +126,7 @@ impl Transmit {
         Ok(sent)
     }
 
-    fn give_several(
-        &mut self,
-        output: &mut Several<'_, '_>,
-        peer: &dyn Peer,
-        pieces: &mut u32,
-    ) -> Result<Sent, Fault> {
+    fn give_several(&mut self, output: &mut Several<'_, '_>, peer: &dyn Peer, pieces: &mut u32) -> Result<Sent, Fault> {
         let mut done = output.moved(0);
         let outcome = loop {
             for _ in 0..done {

@@ -1,10 +1,6 @@
 //! The three areas of a ring, and descriptor tables, where they lie in guest memory.
 
-use std::{
-    marker::PhantomData,
-    ptr::NonNull,
-    sync::atomic::{AtomicU16, Ordering, fence},
-};
+use std::{marker::PhantomData, ptr::NonNull, sync::atomic::AtomicU16};
 
 use vm_memory::Permissions;
 
@@ -12,7 +8,10 @@ use super::{
     Gone, QueueError, QueueLayout,
     packed::{FlatPacked, Spot},
 };
-use crate::memory::{Outside, Pin, Segment, Span, Viewed};
+use crate::{
+    memory::{Outside, Pin, Segment, Span, Viewed},
+    sync::{Ordering, fence},
+};
 
 /// Bytes of flags and index before the entries of either ring.
 const RING_HEADER: u64 = 4;
@@ -58,10 +57,8 @@ impl Area {
         let Some(host) = self.host else {
             return self.load_elsewhere(pin, offset);
         };
-        // SAFETY: in the area, as the caller says, which is mapped while the pin lives, and aligned. The guest's other accesses to it
-        // are at least as atomic.
-        let value = unsafe { AtomicU16::from_ptr(host.add(offset as usize).as_ptr().cast()) };
-        Ok(u16::from_le(value.load(Ordering::Acquire)))
+        // SAFETY: in the area, as the caller says, which is mapped while the pin lives, and aligned.
+        Ok(unsafe { load_word(host.add(offset as usize)) })
     }
 
     /// Stores after all earlier stores.
@@ -74,8 +71,7 @@ impl Area {
             return self.store_elsewhere(pin, offset, value);
         };
         // SAFETY: as in `load`.
-        let place = unsafe { AtomicU16::from_ptr(host.add(offset as usize).as_ptr().cast()) };
-        place.store(value.to_le(), Ordering::Release);
+        unsafe { store_word(host.add(offset as usize), value) };
         pin.mark_dirty(self.address + offset, 2);
         Ok(())
     }
@@ -91,6 +87,36 @@ impl Area {
         let stored = pin.backing().store(self.address + offset, value.to_le());
         stored.map_err(|_| Gone)
     }
+}
+
+/// Loads a word of a ring before all later loads.
+///
+/// # Safety
+/// It is mapped, and aligned. The guest's other accesses to it are at least as atomic.
+#[inline(always)]
+unsafe fn load_word(place: NonNull<u8>) -> u16 {
+    #[cfg(loom)]
+    if let Some(word) = crate::sync::seen::word(place.as_ptr().cast()) {
+        return word.load(Ordering::Acquire);
+    }
+    // SAFETY: as the caller says.
+    let word = unsafe { AtomicU16::from_ptr(place.as_ptr().cast()) };
+    u16::from_le(word.load(Ordering::Acquire))
+}
+
+/// Stores a word of a ring after all earlier stores.
+///
+/// # Safety
+/// As [`load_word`].
+#[inline(always)]
+unsafe fn store_word(place: NonNull<u8>, value: u16) {
+    #[cfg(loom)]
+    if let Some(word) = crate::sync::seen::word(place.as_ptr().cast()) {
+        word.store(value, Ordering::Release);
+    }
+    // SAFETY: as the caller says.
+    let word = unsafe { AtomicU16::from_ptr(place.as_ptr().cast()) };
+    word.store(value.to_le(), Ordering::Release);
 }
 
 /// The areas by their host addresses, as most of them have: the short way for what is done for each chain. Everything that can be
@@ -425,8 +451,7 @@ impl<'a> FlatRing<'a> {
     #[inline]
     fn driver(&self, offset: usize) -> u16 {
         // SAFETY: the callers below name bytes of the area, at even offsets of an aligned address, mapped while the view's pin lives.
-        let place = unsafe { AtomicU16::from_ptr(self.flat.driver.add(offset).as_ptr().cast()) };
-        u16::from_le(place.load(Ordering::Acquire))
+        unsafe { load_word(self.flat.driver.add(offset)) }
     }
 
     /// As [`SplitView::avail_idx`].
@@ -470,12 +495,15 @@ impl<'a> FlatRing<'a> {
     #[inline]
     pub fn set_used_idx_and_fence(&self, idx: u16) {
         // SAFETY: in the header of the area, aligned, mapped while the view's pin lives.
-        let place = unsafe { AtomicU16::from_ptr(self.flat.device.add(IDX as usize).as_ptr().cast()) };
-        if cfg!(target_arch = "x86_64") {
+        let place = unsafe { self.flat.device.add(IDX as usize) };
+        if cfg!(all(target_arch = "x86_64", not(loom))) {
+            // SAFETY: as above.
+            let place = unsafe { AtomicU16::from_ptr(place.as_ptr().cast()) };
             // An exchange is a full fence there (Intel SDM, volume 3, section 8.2.3.9), and costs half of `mfence`.
             place.swap(idx.to_le(), Ordering::SeqCst);
         } else {
-            place.store(idx.to_le(), Ordering::Release);
+            // SAFETY: as above.
+            unsafe { store_word(place, idx) };
             fence(Ordering::SeqCst);
         }
     }
@@ -485,8 +513,7 @@ impl<'a> FlatRing<'a> {
     pub fn set_avail_event(&self, idx: u16) {
         let offset = RING_HEADER + USED_ENTRY * (u64::from(self.flat.mask) + 1);
         // SAFETY: the tail of the area, aligned, mapped while the view's pin lives.
-        let place = unsafe { AtomicU16::from_ptr(self.flat.device.add(offset as usize).as_ptr().cast()) };
-        place.store(idx.to_le(), Ordering::Release);
+        unsafe { store_word(self.flat.device.add(offset as usize), idx) };
     }
 
     /// The ring's own descriptor table.

@@ -25,6 +25,7 @@ impl Available {
     }
 
     /// How far the device has come, as it is saved.
+    #[inline(always)]
     pub fn next(&self) -> u16 {
         match self.is_packed {
             false => self.split.next,
@@ -32,7 +33,15 @@ impl Available {
         }
     }
 
-    /// Goes back to where it was, by what [`next`](Self::next) said there: what was taken since is there for the taking.
+    /// [`advance`](Self::advance), and where it was before, for [`go_back`](Self::go_back).
+    #[inline(always)]
+    pub fn step(&mut self, descriptors: u16) -> u16 {
+        let at = self.next();
+        self.advance(descriptors);
+        at
+    }
+
+    /// Goes back to where it was: what was taken since is there for the taking.
     pub fn go_back(&mut self, next: u16) {
         match self.is_packed {
             false => self.split.next = next,

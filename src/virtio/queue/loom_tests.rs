@@ -1,24 +1,29 @@
 //! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --lib loom_`
 //!
-//! Whole lanes: a real queue in real memory, whose bytes loom does not see. What it schedules is who serves, takes, completes, gives
-//! back and stops.
+//! Whole lanes: a real queue in real memory, whose bytes loom does not see, but for [some](seen). What it schedules is who serves, takes,
+//! completes, gives back and stops.
 
 use std::{io, sync::Arc};
 
 use loom::{
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Acquire, Release, SeqCst},
+            fence,
+        },
     },
     thread,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::{Fault, OwnedChain, Queue, QueueIndex, QueueLayout, Round, Stillness, Stop, VirtioInterrupt};
 use crate::{
     memory::Memory,
+    sync::seen,
     virtio::{
-        QueueHandler, Wait,
+        QueueHandler, Wait, features,
         run::{Around, Lane, Running},
     },
 };
@@ -106,6 +111,10 @@ struct World {
 impl World {
     /// A queue of two, of which `offered` are available and were found.
     fn new(offered: u16) -> loom::sync::Arc<Self> {
+        Self::with_features(offered, 0)
+    }
+
+    fn with_features(offered: u16, features: u64) -> loom::sync::Arc<Self> {
         let ram = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2000)]).unwrap());
         for head in 0..2u16 {
             // A buffer of one byte that the device writes.
@@ -125,7 +134,7 @@ impl World {
         };
         let space = GuestMemoryAtomic::from(ram.clone());
         let memory = Memory::new(space.clone());
-        let queue = Queue::new(QueueIndex(0), 2, layout, 0, &memory, line.clone()).unwrap();
+        let queue = Queue::new(QueueIndex(0), 2, layout, features, &memory, line.clone()).unwrap();
         let handler = Box::new(Handler {
             taken: taken.clone(),
             inside: AtomicBool::new(false),
@@ -277,5 +286,38 @@ fn loom_memory_that_changes_under_a_kick_is_let_go_of() {
         world.complete();
         assert_eq!(world.used(), 1);
         assert_eq!(world.memory.old_maps_held(), 0);
+    });
+}
+
+/// The driver asks to be told when all are used, just when the last of them is, by whichever of two backends: it sees that, or it is told
+/// (virtio 1.2, section 2.7.7).
+#[test]
+fn loom_a_driver_that_asks_for_a_signal_while_requests_end_elsewhere_sees_them_or_is_told() {
+    model(|| {
+        let world = World::with_features(2, features::EVENT_IDX);
+        let host = |address| {
+            let host = world.ram.get_host_address(GuestAddress(address)).unwrap();
+            host.cast::<u16>()
+        };
+        let (event, used) = (host(DRIVER + 4 + 2 * 2), host(DEVICE + 2));
+        seen::see(&[event, used]);
+        let [event, used] = [event, used].map(|word| seen::word(word).unwrap());
+        // Of what is long gone.
+        event.store(0x8000, Release);
+        let backends = [(); 2].map(|()| with(&world, World::complete));
+        event.store(1, Release);
+        fence(SeqCst);
+        let found = used.load(Acquire);
+        for backend in backends {
+            backend.join().unwrap();
+        }
+        let told = world.line.told.load(SeqCst);
+        assert_eq!(world.used(), 2);
+        assert!(
+            found == 2 || told != 0,
+            "it has found {found} of them, and waits for ever"
+        );
+        drop((event, used));
+        seen::forget();
     });
 }

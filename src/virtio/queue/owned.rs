@@ -115,6 +115,10 @@ impl OwnedChain {
 
     /// Gives the chain back as if it had never been taken: for a request that has had no effect yet when its queue is stopped. It
     /// is kept, saved, and served again first, in the order in which it was taken, when the queue is next looked at.
+    ///
+    /// It has counted for the [`Round`](super::Round) that took it, which may be over, and on another thread: that one says that there is
+    /// more, and another follows. So a handler that only looks whether it can serve a chain does not take it: a
+    /// [`Chain`](super::Chain) that is dropped, and [`Several`](super::Several), stay where they are and count for nothing.
     pub fn give_back(self) {}
 }
 

@@ -110,6 +110,18 @@ impl<'a> Found<'a> {
     pub fn writer(&self) -> Writer<'a> {
         Writer::new(self.pin, self.writable(), self.writable_len())
     }
+
+    /// Writes `data` into the first writable bytes.
+    ///
+    /// # Errors
+    /// As [`Writer::write`].
+    #[inline]
+    pub fn write(&self, data: &[u8]) -> Result<(), ChainError> {
+        match *self.writable() {
+            [mut first, ..] if first.len as usize >= data.len() => Ok(self.pin.write_to(&mut first, data)?),
+            _ => self.writer().write(data),
+        }
+    }
 }
 
 impl<'q> Round<'q> {
@@ -238,8 +250,10 @@ impl<'q> Several<'_, 'q> {
         }
         let Self { round, room, .. } = self;
         let segments = room.segments.len() as u32;
-        room.segments
-            .extend_from_slice(round.hands.segments.all(&round.outline));
+        match round.hands.segments.all(&round.outline) {
+            [one] => room.segments.push(*one),
+            all => room.segments.extend_from_slice(all),
+        }
         let aside = round.set_aside();
         self.bytes = self.bytes.saturating_add(len);
         room.parts.push(Part {
@@ -347,7 +361,7 @@ impl<'q> Several<'_, 'q> {
             skip: 0,
             here: 0,
             left: limit,
-            access,
+            writes: access == Permissions::Write,
         };
         Ok(self.round.view.pin.lend(pieces, access, scratch, f)?)
     }
@@ -397,7 +411,8 @@ struct Pieces<'a> {
     here: u32,
     /// Bytes of all parts that are meant.
     left: u32,
-    access: Permissions,
+    /// It is their writable segments that are.
+    writes: bool,
 }
 
 impl Iterator for Pieces<'_> {
@@ -408,13 +423,10 @@ impl Iterator for Pieces<'_> {
         loop {
             while self.here == 0 {
                 let part = self.parts.next()?;
-                let from = part.segments as usize;
                 let (readable, count) = part.aside.outline.counts();
-                let of = match self.access {
-                    Permissions::Write => from + readable..from + count,
-                    _ => from..from + readable,
-                };
-                self.segments = self.all[of].iter();
+                let of = if self.writes { readable..count } else { 0..readable };
+                let all = self.all.get(part.segments as usize..).and_then(|all| all.get(of));
+                self.segments = all.unwrap_or_default().iter();
                 (self.skip, self.here) = (part.from, part.len.min(self.left));
                 self.left -= self.here;
             }

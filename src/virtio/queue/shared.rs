@@ -241,7 +241,7 @@ impl Shared {
 
     /// A chain that was in flight beyond its round is used: before the driver sees that it may have it again.
     #[inline(always)]
-    pub fn is_used(&self, head: u16, descriptors: u16) {
+    fn is_used(&self, head: u16, descriptors: u16) {
         self.forget(head);
         let ended = self.ended.load(Ordering::Relaxed);
         self.ended

@@ -1,13 +1,12 @@
 //! The available side of a split ring (virtio 1.2, section 2.7.6): what comes next, and whether the driver is to kick for it.
 
-use std::sync::atomic::{Ordering, fence};
-
 use virtio_bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
 
 use super::{
     Gone, QueueError,
     area::{FlatRing, Head, SplitView},
 };
+use crate::sync::{Ordering, fence};
 
 /// What comes next in a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

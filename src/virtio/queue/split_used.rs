@@ -1,7 +1,5 @@
 //! The device's place in the used ring of a split one (virtio 1.2, sections 2.7.7, 2.7.8 and 2.7.10).
 
-use std::sync::atomic::{Ordering, fence};
-
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 
 use super::{
@@ -9,6 +7,7 @@ use super::{
     area::{FlatRing, SplitView},
     shared::Shared,
 };
+use crate::sync::{Ordering, fence};
 
 /// The device's place in the used ring of a split one.
 pub(super) struct SplitUsed {

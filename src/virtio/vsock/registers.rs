@@ -118,6 +118,12 @@ impl Header {
         bytes
     }
 
+    /// Writes another `len` and other `flags` into a header.
+    pub fn put_len(bytes: &mut [u8; HEADER], len: u32, flags: u32) {
+        bytes[24..28].copy_from_slice(&len.to_le_bytes());
+        bytes[32..36].copy_from_slice(&flags.to_le_bytes());
+    }
+
     /// The refusal of this packet.
     pub fn reset(&self) -> Self {
         Self {

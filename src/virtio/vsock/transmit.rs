@@ -140,13 +140,7 @@ impl Transmit {
 }
 
 /// Whether this is data that goes with other packets' of its connection, which is `current` if there are `others`. It is admitted then.
-fn admits(
-    shared: &Shared,
-    current: &mut Option<Arc<Connection>>,
-    header: &Header,
-    carried: u32,
-    others: bool,
-) -> bool {
+fn admits(shared: &Shared, current: &mut Option<Arc<Connection>>, header: &Header, carried: u32, others: bool) -> bool {
     if header.op != op::RW || !shared.is_for_host(header) {
         return false;
     }

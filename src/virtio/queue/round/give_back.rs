@@ -1,6 +1,6 @@
 //! What becomes of a chain that a round has found: it is taken, or given back, the short way or the long one.
 
-use std::sync::atomic::Ordering;
+use std::{mem, sync::atomic::Ordering};
 
 use super::{
     super::{Gone, area::Format, chain::Outline, in_order::Kept},
@@ -81,26 +81,26 @@ impl Round<'_> {
     /// [set back](Self::set_back), it is in flight, as far as the driver's mistakes go; no other thread has to do with it.
     #[inline(always)]
     pub(in super::super) fn set_aside(&mut self) -> Aside {
-        let (outline, shared) = (self.outline, self.shared);
-        let aside = Aside {
-            outline,
-            at: self.available.next(),
-            budget: self.budget,
-            again: self.returned,
-        };
+        let (outline, budget) = (self.outline, self.budget);
         self.checks = true;
-        if self.returned {
+        let again = mem::take(&mut self.returned);
+        let at = if again {
             self.aside_again += 1;
-            self.returned = false;
+            self.available.next()
         } else {
             self.hands.descriptors = self.hands.descriptors.wrapping_add(outline.descriptors.into());
-            if let Some(place) = shared.places.get(usize::from(outline.head)) {
+            if let Some(place) = self.shared.places.get(usize::from(outline.head)) {
                 place.store(1, Ordering::Release);
             }
-            self.available.advance(outline.descriptors);
-        }
+            self.available.step(outline.descriptors)
+        };
         self.spend();
-        aside
+        Aside {
+            outline,
+            at,
+            budget,
+            again,
+        }
     }
 
     /// Puts a chain that was set aside, the first of those that are. The driver does not see it yet.
@@ -111,7 +111,9 @@ impl Round<'_> {
         if aside.again {
             return self.put_aside_far(aside, written);
         }
-        shared.is_used(outline.head, outline.descriptors);
+        // Before the driver sees that it may have it again.
+        shared.forget(outline.head);
+        self.hands.descriptors = self.hands.descriptors.wrapping_sub(outline.descriptors.into());
         match (&mut self.ring, &self.flat) {
             (Some(ring), Some(Format::Split(view))) => {
                 let ring = &mut ring.used.ring.split;

@@ -174,16 +174,14 @@ impl Flow {
         let Some(flags) = self.flags(len, boundary, options) else {
             return Ok(None);
         };
-        let mut header = self.header(op::RW, options, key);
+        let mut header = self.header(op::RW, options, key).encode();
         let mut left = len;
         for (buffer, room) in buffers.chains() {
-            header.len = left.min(room.end - room.start);
-            left -= header.len;
-            if left == 0 {
-                // What ends with it ends with the last packet.
-                header.flags = flags;
-            }
-            if let Err(gone) = buffer.writer().write(&header.encode()) {
+            let here = left.min(room.end - room.start);
+            left -= here;
+            // What ends with it ends with the last packet.
+            Header::put_len(&mut header, here, if left == 0 { flags } else { 0 });
+            if let Err(gone) = buffer.write(&header) {
                 // The data is in memory that is gone.
                 self.kill();
                 return Err(gone);
