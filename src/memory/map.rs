@@ -172,9 +172,11 @@ impl Map {
         !self.spans.is_empty()
     }
 
+    /// The host's memory that is in the spans, if they stay as they are.
     #[cfg(all(target_os = "linux", feature = "io-uring"))]
     pub fn host_ranges(&self) -> impl Iterator<Item = (NonNull<u8>, u64)> {
-        self.spans.iter().map(|span| (span.host, span.len))
+        let spans = self.spans.iter().filter(|_| self.runs.is_none());
+        spans.filter_map(|span| Some((span.host(span.start(), 0)?, span.len())))
     }
 
     #[inline]
