@@ -83,7 +83,7 @@ fn a_back_end_that_goes_on_and_on_loses_and_repeats_nothing() {
     // Heads that are the device's, and how many there were.
     let (mut out, mut total) = (BTreeSet::new(), 0);
     let mut fronts = Vec::new();
-    let mut take_back = |out: &mut BTreeSet<u16>, ring: &mut Ring| {
+    let take_back = |out: &mut BTreeSet<u16>, ring: &mut Ring| {
         for (head, _) in ring.used() {
             assert!(out.remove(&(head as u16)), "{head} came back twice");
         }
