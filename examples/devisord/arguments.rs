@@ -52,7 +52,12 @@ impl Arguments {
                 Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(value.to_owned())),
                 _ => (argument.clone(), None),
             };
-            let mut value = || attached.clone().or_else(|| arguments.next()).ok_or_else(|| format!("{name} needs a value"));
+            let mut value = || {
+                attached
+                    .clone()
+                    .or_else(|| arguments.next())
+                    .ok_or_else(|| format!("{name} needs a value"))
+            };
             let number = |text: String| text.parse().map_err(|_| format!("{name}: {text} is no number"));
             match name.as_str() {
                 "--socket-path" | "--socket" => {

@@ -33,7 +33,10 @@ pub fn make(arguments: &Arguments, clock: &Arc<dyn Clock>, memory: &FrontEndMemo
 }
 
 fn block(arguments: &Arguments) -> Made {
-    let image = arguments.image.as_ref().ok_or("--image is needed: the file that is the disk")?;
+    let image = arguments
+        .image
+        .as_ref()
+        .ok_or("--image is needed: the file that is the disk")?;
     let file = match arguments.read_only {
         true => FileStorage::open_read_only(image),
         false => FileStorage::open(image),
@@ -84,7 +87,9 @@ fn console(arguments: &Arguments, clock: &Arc<dyn Clock>) -> Made {
 
 fn vsock(arguments: &Arguments, clock: &Arc<dyn Clock>) -> Made {
     let cid = arguments.other("--cid").ok_or("--cid is needed: the guest's address")?;
-    let path = arguments.other("--uds-path").ok_or("--uds-path is needed: where the host's sockets are")?;
+    let path = arguments
+        .other("--uds-path")
+        .ok_or("--uds-path is needed: where the host's sockets are")?;
     let options = VsockOptions {
         guest_cid: cid.parse()?,
         ..VsockOptions::default()

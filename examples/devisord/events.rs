@@ -97,11 +97,17 @@ impl Events {
         for wait in waits {
             match *wait {
                 Wait::Readable(descriptor) => {
-                    watched.entry(descriptor).or_default().push((target, libc::EPOLLIN as u32));
+                    watched
+                        .entry(descriptor)
+                        .or_default()
+                        .push((target, libc::EPOLLIN as u32));
                     touched.push(descriptor);
                 }
                 Wait::Writable(descriptor) => {
-                    watched.entry(descriptor).or_default().push((target, libc::EPOLLOUT as u32));
+                    watched
+                        .entry(descriptor)
+                        .or_default()
+                        .push((target, libc::EPOLLOUT as u32));
                     touched.push(descriptor);
                 }
                 Wait::Until(time) => {
@@ -116,7 +122,9 @@ impl Events {
         touched.sort_unstable();
         touched.dedup();
         for descriptor in touched {
-            let wanted = watched.get(&descriptor).map_or(0, |entry| entry.iter().fold(0, |all, (_, bits)| all | bits));
+            let wanted = watched
+                .get(&descriptor)
+                .map_or(0, |entry| entry.iter().fold(0, |all, (_, bits)| all | bits));
             if wanted == 0 {
                 watched.remove(&descriptor);
             }
@@ -162,7 +170,14 @@ impl Events {
         };
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 32];
         // SAFETY: there is room for as many events as are said to fit.
-        let found = unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), events.as_mut_ptr(), events.len() as i32, timeout) };
+        let found = unsafe {
+            libc::epoll_wait(
+                self.epoll.as_raw_fd(),
+                events.as_mut_ptr(),
+                events.len() as i32,
+                timeout,
+            )
+        };
         if found < 0 {
             let error = io::Error::last_os_error();
             return match error.kind() {
@@ -186,11 +201,20 @@ impl Events {
         }
         if !state.deadlines.is_empty() {
             let now = self.clock.now();
-            let over: Vec<_> = state.deadlines.iter().filter(|(_, time)| **time <= now).map(|(target, _)| *target).collect();
+            let over: Vec<_> = state
+                .deadlines
+                .iter()
+                .filter(|(_, time)| **time <= now)
+                .map(|(target, _)| *target)
+                .collect();
             for target in over {
                 state.deadlines.remove(&target);
                 // What is waited for next is news.
-                state.waits.entry(target).or_default().retain(|wait| !matches!(wait, Wait::Until(_)));
+                state
+                    .waits
+                    .entry(target)
+                    .or_default()
+                    .retain(|wait| !matches!(wait, Wait::Until(_)));
                 state.make_due(target);
             }
         }

@@ -37,7 +37,9 @@ use arguments::{Arguments, Meeting};
 use events::{Bell, Events, Target};
 
 fn main() -> ExitCode {
-    let result = Arguments::parse(std::env::args().skip(1)).map_err(Into::into).and_then(run);
+    let result = Arguments::parse(std::env::args().skip(1))
+        .map_err(Into::into)
+        .and_then(run);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -185,7 +187,10 @@ impl Daemon {
     fn say_waits(&self) {
         self.events.wait(Target::Connection, &self.device.connection_waits());
         let listener = self.listener.as_ref().filter(|_| !self.device.is_connected());
-        let waits: Vec<_> = listener.iter().map(|listener| Wait::Readable(listener.as_raw_fd())).collect();
+        let waits: Vec<_> = listener
+            .iter()
+            .map(|listener| Wait::Readable(listener.as_raw_fd()))
+            .collect();
         self.events.wait(Target::Listener, &waits);
     }
 }

@@ -25,7 +25,13 @@ fn a_front_end_learns_what_device_and_protocol_can_do() {
     let vhost = vhost_feature::LOG_ALL | vhost_feature::PROTOCOL_FEATURES;
     assert_eq!(offered & (vhost | VERSION_1 | 0b11), vhost | VERSION_1 | 0b11);
     let protocol = front.ask_word(id::GET_PROTOCOL_FEATURES, &[]);
-    for needed in [feature::MQ, feature::CONFIG, feature::REPLY_ACK, feature::STATUS, feature::INFLIGHT_SHMFD] {
+    for needed in [
+        feature::MQ,
+        feature::CONFIG,
+        feature::REPLY_ACK,
+        feature::STATUS,
+        feature::INFLIGHT_SHMFD,
+    ] {
         assert_ne!(protocol & needed, 0);
     }
     front.tell(id::SET_PROTOCOL_FEATURES, &bytes(&[protocol]), &[]);
@@ -53,7 +59,13 @@ fn features_that_the_device_cannot_work_with_cost_the_connection_or_features_ok(
     let (device, seen) = Device::new(1);
     let front = Front::new(device);
     let refused = front.try_send(id::SET_FEATURES, 0, &bytes(&[VERSION_1 | 0b10]), &[]);
-    assert!(matches!(refused, Err(ConnectionError::Payload { request: id::SET_FEATURES, .. })));
+    assert!(matches!(
+        refused,
+        Err(ConnectionError::Payload {
+            request: id::SET_FEATURES,
+            ..
+        })
+    ));
     assert!(!front.device.is_connected());
 
     let (device, _) = Device::new(1);
@@ -110,7 +122,10 @@ fn a_request_says_whether_it_was_done_if_it_is_asked() {
     let mut front = Front::new(device);
     front.negotiate(VERSION_1 | PROTOCOL_FEATURES, feature::REPLY_ACK | feature::MQ);
     assert!(front.acknowledged(id::SET_VRING_NUM, &halves(&[1, 64]), &[]));
-    assert!(!front.acknowledged(id::SET_VRING_NUM, &halves(&[2, 64]), &[]), "there is no such queue");
+    assert!(
+        !front.acknowledged(id::SET_VRING_NUM, &halves(&[2, 64]), &[]),
+        "there is no such queue"
+    );
     assert!(!front.acknowledged(id::SET_VRING_ENDIAN, &halves(&[0, 1]), &[]));
     assert!(!front.acknowledged(id::POSTCOPY_ADVISE, &[], &[]));
     assert_eq!(front.device.refusals().count, 3);
@@ -172,7 +187,10 @@ fn a_front_end_that_leaves_is_followed_by_another() {
     let mut ring = front.start(0);
     super::rings::exchange(&front, &mut ring, 1);
     let (socket, theirs) = UnixStream::pair().unwrap();
-    assert!(front.device.connect(theirs.try_clone().unwrap()).is_err(), "one at a time");
+    assert!(
+        front.device.connect(theirs.try_clone().unwrap()).is_err(),
+        "one at a time"
+    );
     front.socket = socket;
     assert!(matches!(front.pump(), Err(ConnectionError::Closed)));
     assert_eq!(seen.resets.load(Ordering::SeqCst), 1);

@@ -43,7 +43,11 @@ pub fn folder(name: &str) -> PathBuf {
 pub fn wait_for(path: &std::path::Path) {
     let begun = Instant::now();
     while !path.exists() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "no socket at {}", path.display());
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "no socket at {}",
+            path.display()
+        );
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -51,12 +55,25 @@ pub fn wait_for(path: &std::path::Path) {
 #[test]
 fn it_prints_its_capabilities_and_refuses_what_it_does_not_know() {
     let Some(program) = devisord() else { return };
-    let printed = Command::new(&program).args(["blk", "--print-capabilities"]).output().unwrap();
+    let printed = Command::new(&program)
+        .args(["blk", "--print-capabilities"])
+        .output()
+        .unwrap();
     assert!(printed.status.success());
     let printed = String::from_utf8(printed.stdout).unwrap();
     assert!(printed.contains("\"type\": \"block\""), "{printed}");
-    for wrong in [&["blk"][..], &["rng", "--socket-path", "/nowhere/s"], &["rng", "--fd", "77"], &["toaster", "--fd=0"], &["--what"]] {
-        let refused = Command::new(&program).args(wrong).stdin(Stdio::null()).output().unwrap();
+    for wrong in [
+        &["blk"][..],
+        &["rng", "--socket-path", "/nowhere/s"],
+        &["rng", "--fd", "77"],
+        &["toaster", "--fd=0"],
+        &["--what"],
+    ] {
+        let refused = Command::new(&program)
+            .args(wrong)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
         assert!(!refused.status.success(), "{wrong:?}");
         assert!(refused.stderr.starts_with(b"devisord: "), "{wrong:?}");
     }
@@ -67,7 +84,14 @@ fn it_ends_cleanly_on_sigterm_and_takes_its_socket_with_it() {
     let Some(program) = devisord() else { return };
     let folder = folder("sigterm");
     let socket = folder.join("s");
-    let mut running = Running(Command::new(program).arg("rng").arg("--socket-path").arg(&socket).spawn().unwrap());
+    let mut running = Running(
+        Command::new(program)
+            .arg("rng")
+            .arg("--socket-path")
+            .arg(&socket)
+            .spawn()
+            .unwrap(),
+    );
     wait_for(&socket);
     let connection = UnixStream::connect(&socket).unwrap();
     // SAFETY: it is this test's child, which has not been waited for.

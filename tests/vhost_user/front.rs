@@ -148,13 +148,19 @@ pub fn receive(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Opti
         header.msg_iovlen = 1;
         header.msg_control = control.0.as_mut_ptr().cast();
         header.msg_controllen = 64;
-        let read = libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC);
+        let read = libc::recvmsg(
+            socket.as_raw_fd(),
+            &raw mut header,
+            libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC,
+        );
         if read < 0 {
             return Err(io::Error::last_os_error());
         }
         let message = libc::CMSG_FIRSTHDR(&raw const header);
         let descriptor = match message.as_ref() {
-            Some(_) => Some(OwnedFd::from_raw_fd(ptr::read_unaligned(libc::CMSG_DATA(message).cast()))),
+            Some(_) => Some(OwnedFd::from_raw_fd(ptr::read_unaligned(
+                libc::CMSG_DATA(message).cast(),
+            ))),
             None => None,
         };
         Ok((read as usize, descriptor))
@@ -196,7 +202,13 @@ impl Front {
         Ok(())
     }
 
-    pub fn try_send(&self, request: u32, flags: u32, payload: &[u8], descriptors: &[RawFd]) -> Result<(), ConnectionError> {
+    pub fn try_send(
+        &self,
+        request: u32,
+        flags: u32,
+        payload: &[u8],
+        descriptors: &[RawFd],
+    ) -> Result<(), ConnectionError> {
         send(&self.socket, &message(request, flags | VERSION, payload), descriptors).expect("sent");
         self.pump()
     }
@@ -310,7 +322,11 @@ impl Front {
 
     /// The driver kicks its queue by the last kick descriptor, and the device's owner sees to it.
     pub fn kick(&self, queue: u16) {
-        self.kicks[self.kicks.len() - 1].try_clone().unwrap().write_all(&1u64.to_ne_bytes()).unwrap();
+        self.kicks[self.kicks.len() - 1]
+            .try_clone()
+            .unwrap()
+            .write_all(&1u64.to_ne_bytes())
+            .unwrap();
         self.serve(queue);
     }
 

@@ -17,7 +17,14 @@ use super::{
 /// How many descriptors of this process lead to `file`.
 fn descriptors_of(file: &impl AsRawFd) -> usize {
     let target = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
-    let inode = |path: &std::path::Path| fs::metadata(path).ok().map(|metadata| (std::os::unix::fs::MetadataExt::dev(&metadata), std::os::unix::fs::MetadataExt::ino(&metadata)));
+    let inode = |path: &std::path::Path| {
+        fs::metadata(path).ok().map(|metadata| {
+            (
+                std::os::unix::fs::MetadataExt::dev(&metadata),
+                std::os::unix::fs::MetadataExt::ino(&metadata),
+            )
+        })
+    };
     let own = inode(format!("/proc/self/fd/{}", file.as_raw_fd()).as_ref());
     let all = fs::read_dir("/proc/self/fd").unwrap().flatten();
     all.filter(|entry| fs::read_link(entry.path()).is_ok_and(|other| other == target) && inode(&entry.path()) == own)
@@ -34,15 +41,39 @@ fn what_is_no_message_costs_the_connection() {
         ("a request that is zero", message(0, VERSION, &[])),
         ("an answer", message(1, VERSION | 4, &[])),
         ("half a number", message(id::SET_FEATURES, VERSION, &[1, 2, 3])),
-        ("a feature that was not negotiated", message(id::GET_CONFIG, VERSION, &[0; 32])),
-        ("another endianness", message(id::SET_VRING_ENDIAN, VERSION, &halves(&[0, 1]))),
+        (
+            "a feature that was not negotiated",
+            message(id::GET_CONFIG, VERSION, &[0; 32]),
+        ),
+        (
+            "another endianness",
+            message(id::SET_VRING_ENDIAN, VERSION, &halves(&[0, 1])),
+        ),
         ("postcopy", message(id::POSTCOPY_ADVISE, VERSION, &[])),
-        ("a table without files", message(id::SET_MEM_TABLE, VERSION, &[halves(&[1, 0]), region()].concat())),
-        ("more regions than there can be", message(id::SET_MEM_TABLE, VERSION, &halves(&[9, 0]))),
-        ("a queue that there is not", message(id::SET_VRING_NUM, VERSION, &halves(&[7, 1]))),
-        ("a kick without a descriptor", message(id::SET_VRING_KICK, VERSION, &bytes(&[0]))),
-        ("neither enabled nor disabled", message(id::SET_VRING_ENABLE, VERSION, &halves(&[0, 2]))),
-        ("features that nobody has offered", message(id::SET_FEATURES, VERSION, &bytes(&[1 << 63]))),
+        (
+            "a table without files",
+            message(id::SET_MEM_TABLE, VERSION, &[halves(&[1, 0]), region()].concat()),
+        ),
+        (
+            "more regions than there can be",
+            message(id::SET_MEM_TABLE, VERSION, &halves(&[9, 0])),
+        ),
+        (
+            "a queue that there is not",
+            message(id::SET_VRING_NUM, VERSION, &halves(&[7, 1])),
+        ),
+        (
+            "a kick without a descriptor",
+            message(id::SET_VRING_KICK, VERSION, &bytes(&[0])),
+        ),
+        (
+            "neither enabled nor disabled",
+            message(id::SET_VRING_ENABLE, VERSION, &halves(&[0, 2])),
+        ),
+        (
+            "features that nobody has offered",
+            message(id::SET_FEATURES, VERSION, &bytes(&[1 << 63])),
+        ),
     ];
     for (why, sent) in cases {
         let (device, _) = Device::new(1);
@@ -106,7 +137,10 @@ fn more_descriptors_than_a_message_has_cost_the_connection_and_leak_nothing() {
 fn all_that_a_connection_had_is_closed_when_it_ends() {
     let (device, _) = Device::new(2);
     let mut front = Front::new(device);
-    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, feature::LOG_SHMFD | feature::INFLIGHT_SHMFD | feature::BACKEND_REQ);
+    front.negotiate(
+        VERSION_1 | PROTOCOL_FEATURES,
+        feature::LOG_SHMFD | feature::INFLIGHT_SHMFD | feature::BACKEND_REQ,
+    );
     front.share_memory();
     let log = memfd(0x1000);
     front.ask(id::SET_LOG_BASE, &bytes(&[0x1000, 0]), &[log.as_raw_fd()]);
@@ -163,14 +197,24 @@ fn a_call_descriptor_that_is_full_or_closed_holds_up_nobody() {
 
 #[test]
 fn rings_that_point_anywhere_harm_nobody() {
-    let addresses = [0, 1, 0xffff_ffff_ffff_fff0, super::front::USER, super::front::USER + (1 << 20) - 16];
+    let addresses = [
+        0,
+        1,
+        0xffff_ffff_ffff_fff0,
+        super::front::USER,
+        super::front::USER + (1 << 20) - 16,
+    ];
     for descriptor in addresses {
         for used in addresses {
             let (device, _) = Device::new(1);
             let mut front = Front::with_options(device, VhostUserOptions::default());
             front.negotiate(VERSION_1 | PROTOCOL_FEATURES, feature::STATUS);
             front.share_memory();
-            let address = [halves(&[0, 0]), bytes(&[descriptor, used, super::front::USER + 0x3000, 0])].concat();
+            let address = [
+                halves(&[0, 0]),
+                bytes(&[descriptor, used, super::front::USER + 0x3000, 0]),
+            ]
+            .concat();
             front.tell(id::SET_VRING_NUM, &halves(&[0, 1024]), &[]);
             front.tell(id::SET_VRING_ADDR, &address, &[]);
             front.set_kick(0);

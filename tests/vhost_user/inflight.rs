@@ -83,14 +83,16 @@ fn a_back_end_that_goes_on_and_on_loses_and_repeats_nothing() {
     // Heads that are the device's, and how many there were.
     let (mut out, mut total) = (BTreeSet::new(), 0);
     let mut fronts = Vec::new();
-    let mut take_back = |out: &mut BTreeSet<u16>, ring: &mut Ring| {
+    let take_back = |out: &mut BTreeSet<u16>, ring: &mut Ring| {
         for (head, _) in ring.used() {
             assert!(out.remove(&(head as u16)), "{head} came back twice");
         }
     };
     for _ in 0..40 {
         for _ in 0..20 {
-            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            random = random
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             let kept = seen.kept.lock().unwrap().len();
             let free = (0..32).map(|pair| pair * 2).find(|head| !out.contains(head));
             if let Some(head) = free.filter(|_| random >> 60 < 8) {
@@ -146,18 +148,29 @@ fn one_that_comes_back_untouched_stays_in_the_table() {
 fn a_table_that_cannot_be_is_refused() {
     let (front, _, _ring, description, table) = first();
     let given = |description: &[u8]| {
-        front.try_send(id::SET_INFLIGHT_FD, super::front::NEED_REPLY, description, &[table.as_raw_fd()])
+        front.try_send(
+            id::SET_INFLIGHT_FD,
+            super::front::NEED_REPLY,
+            description,
+            &[table.as_raw_fd()],
+        )
     };
     // It comes before its rings run.
     assert!(given(&description).is_err());
 
     let (device, _) = Device::new(1);
     let mut front = Front::new(device);
-    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, feature::INFLIGHT_SHMFD | feature::REPLY_ACK);
+    front.negotiate(
+        VERSION_1 | PROTOCOL_FEATURES,
+        feature::INFLIGHT_SHMFD | feature::REPLY_ACK,
+    );
     // More entries, beyond the file, without end, longer than the file.
     for (at, value) in [(19, 0xff), (10, 1), (15, 0xff), (2, 0xff)] {
         let mut lies = description.clone();
         lies[at] = value;
-        assert!(!front.acknowledged(id::SET_INFLIGHT_FD, &lies, &[table.as_raw_fd()]), "{lies:?}");
+        assert!(
+            !front.acknowledged(id::SET_INFLIGHT_FD, &lies, &[table.as_raw_fd()]),
+            "{lies:?}"
+        );
     }
 }

@@ -3,15 +3,14 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
-    os::{
-        fd::AsRawFd,
-        unix::fs::FileExt,
-    },
+    os::{fd::AsRawFd, unix::fs::FileExt},
     sync::Arc,
 };
 
 use devisor::virtio::{
-    VirtioTransport, reclaim::Reclaim, transport::vhost_user::{FrontEndMemory, VhostUserOptions},
+    VirtioTransport,
+    reclaim::Reclaim,
+    transport::vhost_user::{FrontEndMemory, VhostUserOptions},
     vhost_user::{protocol_feature as feature, vhost_feature},
 };
 
@@ -94,11 +93,20 @@ fn regions_that_cannot_be_are_refused_and_nothing_has_changed() {
         ("it is in a directory", with(1, 0x1000), &directory),
         ("it is half a message", bytes(&[0, 1, 2]), &file),
     ] {
-        assert!(!front.acknowledged(id::ADD_MEM_REG, &payload, &[descriptor.as_raw_fd()]), "{why}");
+        assert!(
+            !front.acknowledged(id::ADD_MEM_REG, &payload, &[descriptor.as_raw_fd()]),
+            "{why}"
+        );
     }
-    assert!(!front.acknowledged(id::ADD_MEM_REG, &with(1, 0x1000), &[]), "it has no file");
+    assert!(
+        !front.acknowledged(id::ADD_MEM_REG, &with(1, 0x1000), &[]),
+        "it has no file"
+    );
     let two = [file.as_raw_fd(), front.file.as_raw_fd()];
-    assert!(!front.acknowledged(id::ADD_MEM_REG, &with(1, 0x1000), &two), "it has two");
+    assert!(
+        !front.acknowledged(id::ADD_MEM_REG, &with(1, 0x1000), &two),
+        "it has two"
+    );
     exchange(&front, &mut ring, 3);
 }
 
@@ -130,7 +138,14 @@ fn another_table_is_taken_when_no_request_holds_the_old_one() {
     ring.request(&[readable(0x8000, 1), writable(0x8008, 1)]);
     front.kick(0);
     let table = [halves(&[1, 0]), region()].concat();
-    front.try_send(id::SET_MEM_TABLE, super::front::NEED_REPLY, &table, &[front.file.as_raw_fd()]).unwrap();
+    front
+        .try_send(
+            id::SET_MEM_TABLE,
+            super::front::NEED_REPLY,
+            &table,
+            &[front.file.as_raw_fd()],
+        )
+        .unwrap();
     assert!(front.answer().is_none());
     let chain = seen.kept.lock().unwrap().pop().unwrap();
     chain.complete(1);
@@ -153,7 +168,11 @@ fn what_is_written_is_logged_from_when_it_is_asked_for() {
     let mut ring = front.start(0);
     let mut log = memfd(0x2000);
     // A bit a page, from the second page of the file on.
-    let (answer, _) = front.ask(id::SET_LOG_BASE, &bytes(&[MEMORY / 4096 / 8, 0x1000]), &[log.as_raw_fd()]);
+    let (answer, _) = front.ask(
+        id::SET_LOG_BASE,
+        &bytes(&[MEMORY / 4096 / 8, 0x1000]),
+        &[log.as_raw_fd()],
+    );
     assert_eq!(answer, bytes(&[0]));
     let mut marked = || {
         let mut bits = [0u8; 32];
@@ -179,10 +198,18 @@ fn what_is_written_is_logged_from_when_it_is_asked_for() {
 fn a_log_that_is_too_short_is_refused() {
     let (device, _) = Device::new(1);
     let mut front = Front::new(device);
-    front.negotiate(VERSION_1 | PROTOCOL_FEATURES | vhost_feature::LOG_ALL, feature::LOG_SHMFD);
+    front.negotiate(
+        VERSION_1 | PROTOCOL_FEATURES | vhost_feature::LOG_ALL,
+        feature::LOG_SHMFD,
+    );
     front.share_memory();
     let log = memfd(0x1000);
-    let short = front.try_send(id::SET_LOG_BASE, 0, &bytes(&[MEMORY / 4096 / 8 - 1, 0]), &[log.as_raw_fd()]);
+    let short = front.try_send(
+        id::SET_LOG_BASE,
+        0,
+        &bytes(&[MEMORY / 4096 / 8 - 1, 0]),
+        &[log.as_raw_fd()],
+    );
     assert!(short.is_err());
 }
 
@@ -195,7 +222,11 @@ fn memory_that_is_given_back_becomes_a_hole_in_the_front_ends_file() {
         ..VhostUserOptions::default()
     };
     let mut front = Front::with_options(device, options);
-    assert_eq!(memory.discard(0x4000, 0x1000).unwrap().outside, 0x1000, "there is none yet");
+    assert_eq!(
+        memory.discard(0x4000, 0x1000).unwrap().outside,
+        0x1000,
+        "there is none yet"
+    );
     front.negotiate(VERSION_1 | PROTOCOL_FEATURES, 0);
     front.share_memory();
     front.file.write_all_at(&[7; 0x4000], 0x4000).unwrap();

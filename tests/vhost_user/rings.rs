@@ -9,8 +9,7 @@ use std::{
 use devisor::{
     time::ManualClock,
     virtio::{
-        QueueIndex, VirtioTransport, Wait,
-        transport::vhost_user::VhostUserOptions,
+        QueueIndex, VirtioTransport, Wait, transport::vhost_user::VhostUserOptions,
         vhost_user::protocol_feature as feature,
     },
 };
@@ -170,7 +169,10 @@ fn without_a_kick_descriptor_a_ring_is_polled_or_refused() {
     front.describe(0, &ring, 0);
     front.tell(id::SET_VRING_KICK, &bytes(&[1 << 8]), &[]);
     front.enable(0, true);
-    assert_eq!(front.device.waits(QueueIndex(0)), [Wait::Until(Duration::from_millis(1))]);
+    assert_eq!(
+        front.device.waits(QueueIndex(0)),
+        [Wait::Until(Duration::from_millis(1))]
+    );
     ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
     front.device.serve(QueueIndex(0));
     assert_eq!(ring.used().len(), 1);

@@ -214,7 +214,10 @@ impl Queue {
     }
 
     /// What is in flight is told to `tracker` from here on.
-    #[cfg_attr(not(all(target_os = "linux", feature = "vhost-user")), allow(dead_code, reason = "a transport's"))]
+    #[cfg_attr(
+        not(all(target_os = "linux", feature = "vhost-user")),
+        allow(dead_code, reason = "a transport's")
+    )]
     pub(crate) fn track(mut self, tracker: Arc<dyn Tracker>) -> Self {
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             // The long way tells it.

@@ -1,6 +1,5 @@
 //! Payloads, in the byte order of the host. A payload may be longer than what is in it: what follows is not looked at.
 
-
 /// The most bytes of a configuration space that a message carries.
 pub(crate) const MAX_CONFIG: usize = 256;
 
@@ -147,7 +146,10 @@ impl Table {
         if count > Self::MAX {
             return None;
         }
-        (0..count).map(|_| Region::read(&mut fields)).collect::<Option<_>>().map(Self)
+        (0..count)
+            .map(|_| Region::read(&mut fields))
+            .collect::<Option<_>>()
+            .map(Self)
     }
 }
 

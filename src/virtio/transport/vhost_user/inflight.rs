@@ -188,7 +188,11 @@ impl Part {
         };
         let mut in_flight: Vec<_> = in_flight.map(|head| (number(head), head)).collect();
         in_flight.sort_unstable();
-        let next = in_flight.last().and_then(|(number, _)| *number).unwrap_or(0).wrapping_add(1);
+        let next = in_flight
+            .last()
+            .and_then(|(number, _)| *number)
+            .unwrap_or(0)
+            .wrapping_add(1);
         self.counter.store(next, Ordering::SeqCst);
         in_flight.into_iter().map(|(_, head)| head).collect()
     }
@@ -217,7 +221,8 @@ impl Tracker for Part {
     fn put(&self, head: u16) {
         let Some(entry) = self.entry(head) else { return };
         let last = self.word(region::LAST_BATCH_HEAD);
-        self.word(entry + state::NEXT).store(last.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.word(entry + state::NEXT)
+            .store(last.load(Ordering::Relaxed), Ordering::Relaxed);
         last.store(head, Ordering::Release);
         // Before the driver sees it.
         fence(Ordering::SeqCst);
@@ -234,7 +239,10 @@ mod tests {
 
     fn part(size: u16) -> Part {
         let (description, descriptor) = create(2, size, false).unwrap();
-        Table::new(description, descriptor, false).unwrap().queue(1, size).unwrap()
+        Table::new(description, descriptor, false)
+            .unwrap()
+            .queue(1, size)
+            .unwrap()
     }
 
     #[test]
@@ -268,7 +276,8 @@ mod tests {
         part.word(region::LAST_BATCH_HEAD).store(0xffff, Ordering::SeqCst);
         assert_eq!(part.recover(60_000, 4), [0, 1, 2, 3]);
         part.word(region::LAST_BATCH_HEAD).store(1, Ordering::SeqCst);
-        part.word(part.entry(1).unwrap() + state::NEXT).store(1, Ordering::SeqCst);
+        part.word(part.entry(1).unwrap() + state::NEXT)
+            .store(1, Ordering::SeqCst);
         assert_eq!(part.recover(0, 4), [0, 2, 3], "a circle ends");
     }
 
@@ -285,6 +294,9 @@ mod tests {
             ..description
         };
         assert!(Table::new(beyond, descriptor.try_clone().unwrap(), false).is_err());
-        assert!(Table::new(description, descriptor, true).is_err(), "a packed ring's is larger");
+        assert!(
+            Table::new(description, descriptor, true).is_err(),
+            "a packed ring's is larger"
+        );
     }
 }

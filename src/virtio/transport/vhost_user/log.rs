@@ -40,7 +40,9 @@ impl Log {
         });
         let len = usize::try_from(size).ok().filter(|_| inside);
         let Some(len) = len else {
-            return Err(format!("a log of {size:#x} bytes at {offset:#x}: it is all of it in a file"));
+            return Err(format!(
+                "a log of {size:#x} bytes at {offset:#x}: it is all of it in a file"
+            ));
         };
         // A mapping begins with a page.
         let before = offset % PAGE;

@@ -291,7 +291,9 @@ impl<D: VirtioDevice> VhostUser<D> {
                 match session.socket.receive() {
                     Ok(Received::Nothing) => return Ok(false),
                     Ok(Received::Message(message)) => self.begin(session, message)?,
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => return Err(ConnectionError::Closed),
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
+                        return Err(ConnectionError::Closed);
+                    }
                     Err(error) => return Err(error.into()),
                 }
                 continue;
@@ -335,11 +337,7 @@ impl<D: VirtioDevice> VhostUser<D> {
                 self.told_failure.store(false, Ordering::SeqCst);
             }
         }
-        session.begun = Some(Begun {
-            request,
-            message,
-            rest,
-        });
+        session.begun = Some(Begun { request, message, rest });
         Ok(())
     }
 
@@ -367,9 +365,14 @@ impl<D: VirtioDevice> VhostUser<D> {
             if ring.runs.is_some() || ring.kick == Kick::None || ring.refused || !enabled || ring.size == 0 {
                 continue;
             }
-            let Some(layout) = ring.layout(&session.regions) else { continue };
+            let Some(layout) = ring.layout(&session.regions) else {
+                continue;
+            };
             let accepted = features & !requests::VHOST;
-            let part = session.inflight.as_ref().and_then(|table| table.queue(index, layout.size));
+            let part = session
+                .inflight
+                .as_ref()
+                .and_then(|table| table.queue(index, layout.size));
             let started = ring.start(layout, accepted, self.core.memory(), part.as_ref());
             let started = started.map_err(|fault| fault.to_string()).and_then(|state| {
                 let tracker = part.map(|part| Arc::new(part) as _);
@@ -395,7 +398,9 @@ impl<D: VirtioDevice> VhostUser<D> {
 
     /// Maps the regions anew, with the log if it is wanted.
     fn map(&self, session: &Session) -> Result<(), String> {
-        let wanted = session.features.is_some_and(|features| features & vhost_feature::LOG_ALL != 0);
+        let wanted = session
+            .features
+            .is_some_and(|features| features & vhost_feature::LOG_ALL != 0);
         let memory = session.regions.memory(session.log.as_ref().filter(|_| wanted))?;
         if let Some(told) = &self.options.memory {
             told.set(&session.regions);
@@ -548,7 +553,9 @@ impl<D: VirtioDevice> Drop for VhostUser<D> {
 
 impl<D: VirtioDevice> fmt::Debug for VhostUser<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VhostUser").field("core", &self.core).finish_non_exhaustive()
+        f.debug_struct("VhostUser")
+            .field("core", &self.core)
+            .finish_non_exhaustive()
     }
 }
 

@@ -34,7 +34,9 @@ impl Reclaim for FrontEndMemory {
     fn granularity(&self, address: u64) -> u64 {
         let regions = lock(&self.0).clone();
         let found = regions.overlaps(address, 1).next();
-        let size = found.and_then(|(file, ..)| file.metadata().ok()).map(|metadata| metadata.blksize());
+        let size = found
+            .and_then(|(file, ..)| file.metadata().ok())
+            .map(|metadata| metadata.blksize());
         size.filter(|size| size.is_power_of_two()).unwrap_or(4096).max(4096)
     }
 

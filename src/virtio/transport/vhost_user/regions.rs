@@ -41,7 +41,11 @@ impl Mapped {
         if size == 0 || !offset.is_multiple_of(PAGE) {
             return refused("it has bytes, and begins with a page of its file, of 4096 bytes");
         }
-        if [guest, user, offset].iter().any(|start| start.checked_add(size).is_none()) || usize::try_from(size).is_err() {
+        if [guest, user, offset]
+            .iter()
+            .any(|start| start.checked_add(size).is_none())
+            || usize::try_from(size).is_err()
+        {
             return refused("it ends within 64 bits");
         }
         let metadata = file.metadata();
@@ -57,7 +61,9 @@ impl Mapped {
     }
 
     fn map<B: Bitmap>(&self, bitmap: B) -> Result<GuestRegionMmap<B>, Refused> {
-        let Region { guest, size, offset, .. } = self.region;
+        let Region {
+            guest, size, offset, ..
+        } = self.region;
         let builder = MmapRegionBuilder::new_with_bitmap(size as usize, bitmap)
             .with_file_offset(FileOffset::from_arc(Arc::clone(&self.file), offset))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -77,7 +83,10 @@ impl Regions {
     pub fn new(mut regions: Vec<Mapped>) -> Result<Self, Refused> {
         regions.sort_by_key(|mapped| mapped.region.guest);
         let overlap = |key: fn(&Region) -> u64| {
-            let mut ranges: Vec<_> = regions.iter().map(|mapped| (key(&mapped.region), mapped.region.size)).collect();
+            let mut ranges: Vec<_> = regions
+                .iter()
+                .map(|mapped| (key(&mapped.region), mapped.region.size))
+                .collect();
             ranges.sort_unstable();
             ranges.windows(2).any(|pair| pair[0].0 + pair[0].1 > pair[1].0)
         };
@@ -124,7 +133,9 @@ impl Regions {
 
     /// Whether a log has a bit for each page.
     fn is_covered_by(&self, log: &Log) -> bool {
-        self.0.iter().all(|Mapped { region, .. }| log.covers(region.guest + (region.size - 1)))
+        self.0
+            .iter()
+            .all(|Mapped { region, .. }| log.covers(region.guest + (region.size - 1)))
     }
 
     /// The guest address of a user address.

@@ -78,7 +78,9 @@ impl<D: VirtioDevice> VhostUser<D> {
             SetVringAddr => {
                 // Once more the same, for its flags, is no reason to stop.
                 let moved = VringAddress::from_bytes(&message.payload).filter(|address| {
-                    let ring = usize::try_from(address.index).ok().and_then(|index| session.rings.get(index));
+                    let ring = usize::try_from(address.index)
+                        .ok()
+                        .and_then(|index| session.rings.get(index));
                     let present = ring.and_then(|ring| ring.address);
                     present.is_none_or(|present| {
                         (present.descriptor, present.available, present.used)
@@ -90,11 +92,13 @@ impl<D: VirtioDevice> VhostUser<D> {
             SetMemTable | RemMemReg | SetLogBase if session.runs_any() => Rest::All,
             SetFeatures => self.rest_for_features(session, message),
             ResetDevice => Rest::Device,
-            SetStatus if Word::from_bytes(&message.payload) == Some(Word(0)) => match session.has(feature::RESET_DEVICE) {
-                // The driver may be gone for a moment only: what resets the device is RESET_DEVICE.
-                true => Rest::Nothing,
-                false => Rest::Device,
-            },
+            SetStatus if Word::from_bytes(&message.payload) == Some(Word(0)) => {
+                match session.has(feature::RESET_DEVICE) {
+                    // The driver may be gone for a moment only: what resets the device is RESET_DEVICE.
+                    true => Rest::Nothing,
+                    false => Rest::Device,
+                }
+            }
             _ => Rest::Nothing,
         }
     }
@@ -156,7 +160,9 @@ impl<D: VirtioDevice> VhostUser<D> {
                 Ok(Answer::Done)
             }
             GetVringBase => self.get_vring_base(session, payload),
-            SetVringKick | SetVringCall | SetVringErr => self.set_vring_file(session, begun.request, payload, descriptors),
+            SetVringKick | SetVringCall | SetVringErr => {
+                self.set_vring_file(session, begun.request, payload, descriptors)
+            }
             SetVringEnable => {
                 let VringState { index, num } = parse(VringState::from_bytes(payload))?;
                 let (index, ring) = session.ring(index)?;
@@ -184,7 +190,9 @@ impl<D: VirtioDevice> VhostUser<D> {
                         self.core.write_config(offset.into(), &data);
                         Ok(Answer::Done)
                     }
-                    _ => Err(format!("flags {flags} for the configuration space: 0 and 1 are accepted")),
+                    _ => Err(format!(
+                        "flags {flags} for the configuration space: 0 and 1 are accepted"
+                    )),
                 }
             }
             ResetDevice => {
@@ -235,7 +243,9 @@ impl<D: VirtioDevice> VhostUser<D> {
             }
             session.disagreed = !self.core.agree(features & !VHOST);
             if session.disagreed && !session.has(feature::STATUS) {
-                return Err(format!("features {features:#x}: the device cannot work with these alone"));
+                return Err(format!(
+                    "features {features:#x}: the device cannot work with these alone"
+                ));
             }
         }
         let logged = |features: Option<u64>| features.unwrap_or(0) & vhost_feature::LOG_ALL != 0;
@@ -246,7 +256,9 @@ impl<D: VirtioDevice> VhostUser<D> {
     }
 
     fn is_packed(session: &Session) -> bool {
-        session.features.is_some_and(|accepted| accepted & features::RING_PACKED != 0)
+        session
+            .features
+            .is_some_and(|accepted| accepted & features::RING_PACKED != 0)
     }
 
     fn has_agreed(&self) -> bool {
@@ -267,7 +279,11 @@ impl<D: VirtioDevice> VhostUser<D> {
     fn set_mem_table(&self, session: &mut Session, payload: &[u8], descriptors: Vec<OwnedFd>) -> Outcome {
         let Table(regions) = parse(Table::from_bytes(payload))?;
         if regions.len() != descriptors.len() {
-            return Err(format!("{} regions with {} descriptors", regions.len(), descriptors.len()));
+            return Err(format!(
+                "{} regions with {} descriptors",
+                regions.len(),
+                descriptors.len()
+            ));
         }
         let mapped = regions.into_iter().zip(descriptors);
         let mapped = mapped.map(|(region, descriptor)| Mapped::new(region, descriptor));

@@ -163,7 +163,11 @@ impl Ring {
         let mut flags = [0; 2];
         let there = memory.pin().read(layout.descriptor_area.wrapping_add(14), &mut flags);
         there.map_err(|outside| Fault::Host(outside.to_string()))?;
-        Ok(if u16::from_le_bytes(flags) & USED == 0 { WRAPPED } else { 0 })
+        Ok(if u16::from_le_bytes(flags) & USED == 0 {
+            WRAPPED
+        } else {
+            0
+        })
     }
 }
 
