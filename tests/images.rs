@@ -202,6 +202,86 @@ fn images_made_here_have_backing_files_and_grow() {
 }
 
 #[test]
+fn an_overlay_that_others_made_is_written_and_checks_clean_with_all_that_is_behind_it() {
+    let place = Place::new();
+    let Some(_) = place.qemu_img(&["create", "-q", "-f", "qcow2", "base", "8M"]) else {
+        return;
+    };
+    let base = exercise(&place.open("base"), 12, 200);
+    // Smaller clusters than what is behind has, and more of the disk.
+    place.qemu_img(&[
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "cluster_size=4k",
+        "-b",
+        "base",
+        "-F",
+        "qcow2",
+        "top",
+        "12M",
+    ]);
+    let before = fs::read(place.path("base")).unwrap();
+    let top = place.open("top");
+    let read_through = read(&top, 0, 12 << 20).unwrap();
+    assert!(read_through[..8 << 20] == base && read_through[8 << 20..].iter().all(|&byte| byte == 0));
+    exercise(&top, 13, 300);
+    top.grow(16 << 20).unwrap();
+    let model = exercise(&top, 14, 300);
+    drop(top);
+    assert!(
+        fs::read(place.path("base")).unwrap() == before,
+        "what is behind is not written"
+    );
+    fs::write(place.path("model"), &model).unwrap();
+    place.qemu_img(&["check", "-q", "-f", "qcow2", "top"]);
+    place.qemu_img(&["compare", "-q", "-f", "qcow2", "-F", "raw", "top", "model"]);
+}
+
+#[test]
+fn an_image_with_internal_snapshots_is_read_and_left_as_it_is() {
+    let place = Place::new();
+    let Some(_) = place.qemu_img(&["create", "-q", "-f", "qcow2", "disk", "4M"]) else {
+        return;
+    };
+    let then = exercise(&place.open("disk"), 15, 150);
+    place.qemu_img(&["snapshot", "-c", "then", "disk"]);
+    // Others write on; what the snapshot has stays.
+    fs::write(place.path("later"), [5; 65536]).unwrap();
+    place.qemu_img(&["convert", "-n", "-f", "raw", "-O", "qcow2", "later", "disk"]);
+    let bytes = fs::read(place.path("disk")).unwrap();
+    let image = place.open("disk");
+    assert!(image.is_read_only());
+    assert!(read(&image, 0, 65536).unwrap().iter().all(|&byte| byte == 5));
+    assert!(write(&image, 0, &[1; 512]).is_err());
+    assert!(image.write_zeroes(0, 512, true).is_err() && image.discard(0, 65536).is_err());
+    assert!(image.grow(8 << 20).is_err());
+    image.flush().unwrap();
+    drop(image);
+    assert!(fs::read(place.path("disk")).unwrap() == bytes, "not a byte has changed");
+    place.qemu_img(&["check", "-q", "-f", "qcow2", "disk"]);
+    // A snapshot is read when it has been made an image of its own, and written as one.
+    place.qemu_img(&[
+        "convert",
+        "-l",
+        "snapshot.name=then",
+        "-f",
+        "qcow2",
+        "-O",
+        "qcow2",
+        "disk",
+        "copy",
+    ]);
+    let copy = place.open("copy");
+    assert!(read(&copy, 0, 4 << 20).unwrap() == then);
+    exercise(&copy, 16, 50);
+    drop(copy);
+    place.qemu_img(&["check", "-q", "-f", "qcow2", "copy"]);
+}
+
+#[test]
 fn data_files_raw_images_and_flat_vmdk_are_read() {
     let place = Place::new();
     let Some(_) = place.qemu_img(&["create", "-q", "-f", "qcow2", "-o", "data_file=data", "disk", "4M"]) else {

@@ -2,7 +2,7 @@
 # The guest's root is a qcow2 image that qemu-nbd serves, which is killed again and again, and started again, while fio writes in the
 # guest and verifies. The guest sees nothing but pauses; afterwards the image is clean, and has what the guest wrote.
 #
-# usage: tests/guest/nbd_killed.sh [OPTION VALUE]...      options of the example `linux`
+# usage: tests/guest/nbd_killed.sh [OPTION VALUE]...      options of the example `linux`, for arm64
 #
 # Needs what tests/guest/fetch.sh makes, and qemu-utils.
 set -eu
@@ -19,7 +19,6 @@ server=
 trap '[ -z "$server" ] || kill "$server" 2>/dev/null; rm -rf "$work"' EXIT
 
 image=$here/build/fio.ext4
-case " $* " in *" x86_64 "*) image=$here/build/x86_64/fio.ext4 ;; esac
 # With lazy refcounts, whoever opens an image that was not closed sets them right.
 qemu-img convert -f raw -O qcow2 -o lazy_refcounts=on "$image" "$work/root.qcow2"
 

@@ -26,14 +26,18 @@ fn header(kind: u32, sector: u64) -> Vec<u8> {
 
 /// Looks at the queues as an event loop does, until each has used so many.
 fn settle(machine: &mut Machine<Block>, clock: &dyn Clock, used: &[u16]) {
+    look_until(machine, clock, |machine| {
+        let mut rings = used.iter().zip(&machine.rings);
+        rings.all(|(used, ring)| ring.used_idx() == *used)
+    });
+}
+
+/// Looks at the queues as an event loop does, until it is so.
+fn look_until(machine: &mut Machine<Block>, clock: &dyn Clock, is_so: impl Fn(&Machine<Block>) -> bool) {
     let begun = Instant::now();
     loop {
         machine.run();
-        if used
-            .iter()
-            .zip(&machine.rings)
-            .all(|(used, ring)| ring.used_idx() == *used)
-        {
+        if is_so(machine) {
             return;
         }
         assert!(begun.elapsed() < PATIENCE, "requests do not end");
@@ -187,7 +191,7 @@ fn a_disk_moves_with_requests_under_way_and_each_is_answered_once() {
                 server = nbdkit(&socket, &slow).expect("it is installed");
             }
             machine.transport().pause();
-            assert!(machine.transport().wait_until_still(Some(Duration::from_secs(10))));
+            look_until(&mut machine, &*clock, |machine| machine.transport().is_still());
             carried += asked
                 .iter()
                 .filter(|(.., status)| machine.bytes(*status, 1) == [0xee])

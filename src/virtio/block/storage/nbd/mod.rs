@@ -57,12 +57,20 @@ pub use uri::{NbdServer, NbdUri};
 ///
 /// | the data is | served by | URI |
 /// |---|---|---|
-/// | an image of QEMU's, with or without backing files | `qemu-nbd -k /run/nbd -e 4 -t -f qcow2 disk.qcow2` | `nbd+unix:///?socket=/run/nbd` |
-/// | an image of VMware's | `nbdkit -U /run/nbd vddk file="[store] vm/vm.vmdk" ...`, or `qemu-nbd -f vmdk` | the same |
-/// | in Ceph | `qemu-nbd -k /run/nbd -t -f raw rbd:pool/image`, `nbdkit -U /run/nbd cdi ...`; without NBD `rbd-nbd map`, as a [file](super::FileStorage) | the same |
-/// | in S3 | `nbdkit -U /run/nbd S3 bucket=BUCKET key=KEY size=10G object-size=1M` (its Python plugin), or `nbdkit curl URL` to read | the same |
+/// | an image of QEMU's, with or without backing files | `qemu-nbd -k /run/nbd -e 16 -t -f qcow2 disk.qcow2` | `nbd+unix:///?socket=/run/nbd` |
+/// | an image of VMware's in a file | `qemu-nbd -k /run/nbd -e 16 -t -f vmdk disk.vmdk` | the same |
+/// | an image of VMware's on its server | `nbdkit -U /run/nbd vddk server=HOST user=USER password=+FILE thumbprint=XX:.. vm=moref=ID file="[store] vm/vm.vmdk"` | the same |
+/// | in Ceph, an RBD image | `qemu-nbd -k /run/nbd -e 16 -t -f raw rbd:POOL/IMAGE` | the same |
+/// | in S3, or in Ceph's, split into objects | `nbdkit -U /run/nbd S3 bucket=BUCKET key=KEY size=10G object-size=1M` | the same |
+/// | in S3, one object, to be read | `nbdkit -U /run/nbd S3 bucket=BUCKET key=KEY` | the same |
+/// | behind a URL, to be read | `nbdkit -U /run/nbd curl https://HOST/disk.img` | the same |
+/// | behind SSH | `nbdkit -U /run/nbd ssh host=HOST path=disk.img` | the same |
 /// | on another host | `nbdkit --tls=require --tls-certificates=DIR file /dev/vg/disk` there | `nbds://HOST/` |
-/// | behind SSH | `nbdkit -U /run/nbd ssh host=HOST path=disk.img` | `nbd+unix:///?socket=/run/nbd` |
+///
+/// `S3` is among nbdkit's plugins in Python, and takes other services than Amazon's by `endpoint-url=URL`. QEMU has RBD in a package of its
+/// own on some systems (Debian: `qemu-block-extra`). An RBD image may also be a block device of the host, `rbd-nbd map POOL/IMAGE` or
+/// `rbd map POOL/IMAGE`, and needs no client then: it is a [`FileStorage`](super::FileStorage). A server that says how to be reached is
+/// tried with `nbdinfo URI`.
 ///
 /// *Connections*: one for each queue of a device, if the server says that a flush on one covers the others (`CAN_MULTI_CONN`), up to
 /// [an option](NbdOptions::connections); else all queues share one. There is no thread: sockets are served in the rounds of the queues,
