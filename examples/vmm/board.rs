@@ -8,6 +8,7 @@ use devisor::{
     interrupt::{LevelInterrupt, NoInterrupt},
     pci::{DeviceFunction, HostBridge, Identity, NoMessages, RootBus},
     platform::{
+        acpi_pm::{AcpiPm, AcpiPmConfig, AcpiPmPlace},
         debugcon::{self, DebugCon},
         fw_cfg::{FwCfg, Key},
         i8042::{I8042, I8042Lines},
@@ -33,11 +34,15 @@ use crate::{
     timers::{Calendar, CalendarSlot, Timers},
 };
 
-const UART_PORT: u64 = 0x3f8;
-const UART_IRQ: Irq = Irq(4);
-const KEYBOARD_IRQ: Irq = Irq(1);
-const RTC_IRQ: Irq = Irq(8);
-const MOUSE_IRQ: Irq = Irq(12);
+pub const UART_PORT: u64 = 0x3f8;
+pub const UART_IRQ: Irq = Irq(4);
+pub const KEYBOARD_IRQ: Irq = Irq(1);
+pub const RTC_IRQ: Irq = Irq(8);
+pub const SCI: Irq = Irq(9);
+pub const MOUSE_IRQ: Irq = Irq(12);
+
+/// ACPI's power management, from here on.
+pub const PM_BASE: u16 = 0x600;
 
 /// Where a kernel finds the disk: it is told so on its command line.
 pub const DISK_ADDRESS: u64 = 0xfeb0_0000;
@@ -70,6 +75,7 @@ pub struct Buses {
 pub struct Board {
     pub buses: Buses,
     pub rtc: Arc<Rtc>,
+    pub pm: AcpiPm,
 }
 
 /// Makes the devices, and places them. `battery` is what the clock has kept from before a reboot.
@@ -144,8 +150,23 @@ pub fn build(
         ),
         None => Box::new(io::sink()),
     };
+    let place = AcpiPmPlace::from_base(PM_BASE);
+    let off = ending.clone();
+    let sleep = move |kind| {
+        if kind == place.s5 {
+            off.end(End::Off);
+        }
+    };
+    // Its slot is behind that of the clock.
+    let pm = AcpiPm::new(
+        AcpiPmConfig::default(),
+        line(SCI)?,
+        sleep,
+        timers.clock(),
+        timers.slot(),
+    )?;
     let fw_cfg = fw_cfg(options, memory)?;
-    let devices: [(u64, u64, Arc<dyn BusDevice>); 10] = [
+    let devices: [(u64, u64, Arc<dyn BusDevice>); 14] = [
         (0xf4, 4, Arc::new(exit_port(ending.clone()))),
         (0x2000, PINS.into(), Arc::new(line_tester(tester))),
         (UART_PORT, uart16550::REGION_SIZE, uart),
@@ -155,6 +176,10 @@ pub fn build(
         (0x92, system_control::PORTS, Arc::new(system_control)),
         (0x402, debugcon::PORTS, Arc::new(DebugCon::new(debugcon))),
         (0x510, 12, Arc::new(fw_cfg.ports())),
+        (place.event.into(), 4, Arc::new(pm.event_block())),
+        (place.control.into(), 2, Arc::new(pm.control_block())),
+        (place.timer.into(), 4, Arc::new(pm.timer_block())),
+        (place.gpe.into(), pm.gpe_block_len(), Arc::new(pm.gpe_block())),
         (0xcf8, 8, pci(options, irqchip, memory, reset_control, &mut buses)?),
     ];
     for (base, len, device) in devices {
@@ -165,7 +190,7 @@ pub fn build(
         let disk = VirtioMmio::new(disk(image)?, Arc::new(memory.clone()), line)?;
         buses.memory.insert(DISK_ADDRESS, mmio::REGION_SIZE, Arc::new(disk))?;
     }
-    Ok(Board { buses, rtc })
+    Ok(Board { buses, rtc, pm })
 }
 
 /// What kernels ask for that run without firmware, and what firmware asks for.

@@ -28,6 +28,7 @@ use crate::{
     irqchip::Irqchip,
     load::Loader,
     options::{Error, Options},
+    tables,
     timers::{NOT_POISONED, Timers, lock},
 };
 
@@ -36,6 +37,8 @@ use crate::{
 pub enum End {
     /// By the exit port.
     Status(u8),
+    /// The guest has powered it off.
+    Off,
     /// The guest wants a reset.
     Reset,
     /// A CPU has shut down: what a board resets it for.
@@ -86,7 +89,7 @@ pub fn run(options: &Options) -> Result<u8, Error> {
     drop(terminal);
     match end {
         End::Status(status) => Ok(status),
-        End::Reset | End::Quit => Ok(0),
+        End::Off | End::Reset | End::Quit => Ok(0),
         End::TripleFault(why) | End::Failed(why) => Err(why.into()),
     }
 }
@@ -105,7 +108,11 @@ fn boot(options: &Options, kvm: &Kvm, keyboard: &Keyboard, battery: &mut Option<
     let ending = Ending::default();
     keyboard.quits(&ending);
     let entry = match &options.kernel {
-        Some(kernel) => Some(load(options, kernel, &memory)?),
+        Some(kernel) => {
+            // Before the kernel, which may lie anywhere.
+            tables::write(options, &memory)?;
+            Some(load(options, kernel, &memory)?)
+        }
         None => None,
     };
     let mut vcpus = Vec::new();
@@ -123,6 +130,8 @@ fn boot(options: &Options, kvm: &Kvm, keyboard: &Keyboard, battery: &mut Option<
     let mut expiries = irqchip.expiries()?;
     let rtc = Arc::clone(&board.rtc);
     expiries.push(Box::new(move || rtc.expire()));
+    let pm = board.pm;
+    expiries.push(Box::new(move || pm.expire()));
     let timers_stop = timers.start(expiries)?;
     let (buses, rtc) = (Arc::new(board.buses), board.rtc);
     let mut threads = Vec::new();

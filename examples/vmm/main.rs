@@ -32,6 +32,7 @@
 //! | `irqchip.rs` | the three modes: lines for devices, vCPUs that take them |
 //! | `machine.rs` | memory and threads; what ends the guest, and what begins it again |
 //! | `board.rs` | the devices, and where they are |
+//! | `tables.rs` | the ACPI tables, where there is no firmware |
 //! | `devices.rs` | what test kernels expect beside them |
 //! | `timers.rs`, `console.rs` | a thread for alarms, a thread for stdin |
 
@@ -51,6 +52,8 @@ mod load;
 mod machine;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod options;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod tables;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod timers;
 

@@ -53,6 +53,61 @@ guest!(hello_code: devisor_hello, devisor_hello_end;
     "2:  jmp 2b",
 );
 
+// Looks for its ACPI tables as a kernel does: the RSDP, the XSDT, the MADT, and there the IOAPIC. Ends with 7 if it is at 0xfec00000,
+// and otherwise with what it has not found.
+guest!(tables_code: devisor_tables, devisor_tables_end;
+    ".code16",
+    "    mov ax, 0xe000",
+    "    mov ds, ax",
+    "    xor si, si",
+    "1:  mov al, 1",
+    "    cmp dword ptr [si], 0x20445352",
+    "    je 2f",
+    "    add si, 16",
+    "    jnz 1b",
+    "    jmp 6f",
+    "2:  mov al, 2",
+    "    mov bx, [si + 24]",
+    "    cmp dword ptr [bx], 0x54445358",
+    "    jne 6f",
+    "    mov cx, [bx + 4]",
+    "    add cx, bx",
+    "    lea si, [bx + 36]",
+    "3:  mov al, 3",
+    "    cmp si, cx",
+    "    jae 6f",
+    "    mov di, [si]",
+    "    add si, 8",
+    "    cmp dword ptr [di], 0x43495041",
+    "    jne 3b",
+    "    mov cx, [di + 4]",
+    "    add cx, di",
+    "    add di, 44",
+    "4:  mov al, 4",
+    "    cmp di, cx",
+    "    jae 6f",
+    "    cmp byte ptr [di], 1",
+    "    je 5f",
+    "    movzx bx, byte ptr [di + 1]",
+    "    add di, bx",
+    "    jmp 4b",
+    "5:  mov al, 5",
+    "    cmp dword ptr [di + 4], 0xfec00000",
+    "    jne 6f",
+    "    mov al, 7",
+    "6:  out 0xf4, al",
+    "7:  jmp 7b",
+);
+
+// Powers off by ACPI: SLP_EN, with the SLP_TYP of \_S5.
+guest!(power_off_code: devisor_power_off, devisor_power_off_end;
+    ".code16",
+    "    mov dx, 0x604",
+    "    mov ax, 0x2000",
+    "    out dx, ax",
+    "1:  jmp 1b",
+);
+
 // Echoes what is typed, up to a `q`.
 guest!(echo_code: devisor_echo, devisor_echo_end;
     ".code16",
@@ -453,7 +508,15 @@ pub fn hello() -> PathBuf {
     boot_sector("hello", hello_code())
 }
 
-/// The same, on a disk.
+pub fn tables() -> PathBuf {
+    boot_sector("tables", tables_code())
+}
+
+pub fn power_off() -> PathBuf {
+    boot_sector("power-off", power_off_code())
+}
+
+/// That of [`hello`], on a disk.
 pub fn bootable_disk() -> PathBuf {
     let path = boot_sector("bootable-disk", hello_code());
     let disk = fs::File::options().write(true).open(&path).unwrap();

@@ -192,6 +192,17 @@ fn a_boot_sector_runs_in_real_mode() {
 }
 
 #[test]
+fn a_kernel_finds_the_ioapic_by_its_acpi_tables() {
+    expect(&[], &guests::tables(), "", status(7));
+    expect(&["--cpus", "64", "--memory", "1"], &guests::tables(), "", status(7));
+}
+
+#[test]
+fn a_kernel_powers_off_by_acpi() {
+    expect(&[], &guests::power_off(), "", 0);
+}
+
+#[test]
 fn a_multiboot_kernel_by_addresses_gets_its_command_line() {
     let kernel = guests::multiboot_by_addresses();
     let stdout = format!("{} one two", kernel.display());
