@@ -85,50 +85,42 @@ impl Events {
         if before == waits {
             return;
         }
-        let mut touched: Vec<RawFd> = Vec::new();
+        let mut touched: Vec<(RawFd, u32)> = Vec::new();
+        let mut touch = |watched: &HashMap<RawFd, Vec<(Target, u32)>>, descriptor| {
+            if !touched.iter().any(|(other, _)| *other == descriptor) {
+                touched.push((descriptor, wanted_of(watched, descriptor)));
+            }
+        };
         for descriptor in before.iter().filter_map(descriptor_of) {
+            touch(watched, descriptor);
             if let Some(entry) = watched.get_mut(&descriptor) {
                 entry.retain(|(other, _)| *other != target);
             }
-            touched.push(descriptor);
         }
         deadlines.remove(&target);
-        let mut hopeless = false;
         for wait in waits {
-            match *wait {
-                Wait::Readable(descriptor) => {
-                    watched
-                        .entry(descriptor)
-                        .or_default()
-                        .push((target, libc::EPOLLIN as u32));
-                    touched.push(descriptor);
-                }
-                Wait::Writable(descriptor) => {
-                    watched
-                        .entry(descriptor)
-                        .or_default()
-                        .push((target, libc::EPOLLOUT as u32));
-                    touched.push(descriptor);
-                }
+            let (descriptor, bits) = match *wait {
+                Wait::Readable(descriptor) => (descriptor, libc::EPOLLIN as u32),
+                Wait::Writable(descriptor) => (descriptor, libc::EPOLLOUT as u32),
                 Wait::Until(time) => {
                     let earliest = deadlines.get(&target).map_or(time, |&other| other.min(time));
                     deadlines.insert(target, earliest);
+                    continue;
                 }
-                _ => {}
-            }
+                _ => continue,
+            };
+            touch(watched, descriptor);
+            watched.entry(descriptor).or_default().push((target, bits));
         }
         before.clear();
         before.extend_from_slice(waits);
-        touched.sort_unstable();
-        touched.dedup();
-        for descriptor in touched {
-            let wanted = watched
-                .get(&descriptor)
-                .map_or(0, |entry| entry.iter().fold(0, |all, (_, bits)| all | bits));
-            if wanted == 0 {
-                watched.remove(&descriptor);
+        let mut hopeless = false;
+        for (descriptor, had) in touched {
+            // What nobody waits for any more stays with the kernel until it has an event: most is waited for again at once.
+            let wanted = wanted_of(watched, descriptor);
+            if wanted != had && wanted != 0 {
+                hopeless |= !self.control(descriptor, wanted);
             }
-            hopeless |= !self.control(descriptor, wanted) && wanted != 0;
         }
         // A regular file is always ready.
         if hopeless {
@@ -193,6 +185,11 @@ impl Events {
             let Some(watching) = state.watched.get(&(event.u64 as RawFd)) else {
                 continue;
             };
+            if watching.is_empty() {
+                state.watched.remove(&(event.u64 as RawFd));
+                self.control(event.u64 as RawFd, 0);
+                continue;
+            }
             for &(target, wanted) in watching {
                 if (gone || bits & wanted != 0) && state.is_due.insert(target) {
                     state.due.push_back(target);
@@ -222,6 +219,12 @@ impl Events {
         state.is_due.clear();
         Ok(())
     }
+}
+
+/// All that is waited for of a descriptor.
+fn wanted_of(watched: &HashMap<RawFd, Vec<(Target, u32)>>, descriptor: RawFd) -> u32 {
+    let entry = watched.get(&descriptor);
+    entry.map_or(0, |entry| entry.iter().fold(0, |all, (_, bits)| all | bits))
 }
 
 fn descriptor_of(wait: &Wait) -> Option<RawFd> {

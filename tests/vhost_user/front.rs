@@ -157,12 +157,9 @@ pub fn receive(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Opti
             return Err(io::Error::last_os_error());
         }
         let message = libc::CMSG_FIRSTHDR(&raw const header);
-        let descriptor = match message.as_ref() {
-            Some(_) => Some(OwnedFd::from_raw_fd(ptr::read_unaligned(
-                libc::CMSG_DATA(message).cast(),
-            ))),
-            None => None,
-        };
+        let descriptor = message
+            .as_ref()
+            .map(|message| OwnedFd::from_raw_fd(ptr::read_unaligned(libc::CMSG_DATA(message).cast())));
         Ok((read as usize, descriptor))
     }
 }
@@ -353,8 +350,8 @@ impl Front {
     pub fn called(&self, at: usize) -> u64 {
         let mut value = [0; 8];
         match (&self.calls[at]).read(&mut value) {
-            Ok(_) => u64::from_ne_bytes(value),
-            Err(_) => 0,
+            Ok(8) => u64::from_ne_bytes(value),
+            _ => 0,
         }
     }
 

@@ -225,8 +225,8 @@ unsafe fn take_descriptors(header: &libc::msghdr, descriptors: &mut Vec<OwnedFd>
         while let Some(present) = message.as_ref() {
             if present.cmsg_level == libc::SOL_SOCKET && present.cmsg_type == libc::SCM_RIGHTS {
                 let data = libc::CMSG_DATA(message).cast::<RawFd>();
-                let bytes = present.cmsg_len as usize - libc::CMSG_LEN(0) as usize;
-                for at in 0..bytes / size_of::<RawFd>() {
+                let bytes = present.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as _) as u64;
+                for at in 0..usize::try_from(bytes).unwrap_or(0) / size_of::<RawFd>() {
                     descriptors.push(OwnedFd::from_raw_fd(ptr::read_unaligned(data.add(at))));
                 }
             }

@@ -96,7 +96,8 @@ impl Disk {
         };
         let mut queues = VirtioBlkQueue::setup_queues(&mut *transport, 1, 256)?;
         transport.map_mem_region(memory as usize, len, file, 0)?;
-        let queue = queues.pop().ok_or_else(|| Error::other("no queue"))?;
+        let mut queue = queues.pop().ok_or_else(|| Error::other("no queue"))?;
+        queue.set_used_notif_enabled(true);
         Ok(Self {
             queue,
             transport,

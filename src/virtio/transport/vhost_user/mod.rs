@@ -88,7 +88,7 @@ pub struct VhostUser<D: VirtioDevice> {
     connection: Mutex<Connection>,
     /// Something has come to rest: the connection waits for it.
     wake: Arc<Event>,
-    when_still: Arc<Mutex<Option<Arc<dyn Fn() + Send + Sync>>>>,
+    when_still: Arc<Mutex<Told>>,
     /// Requests that were refused, and the last reason.
     refusals: FailureLog,
     /// The embedder has paused the device.
@@ -96,6 +96,9 @@ pub struct VhostUser<D: VirtioDevice> {
     /// The front end was told that the device has failed.
     told_failure: AtomicBool,
 }
+
+/// Who hears of what has come to rest.
+type Told = Option<Arc<dyn Fn() + Send + Sync>>;
 
 struct Connection {
     session: Option<Session>,
@@ -124,7 +127,7 @@ impl<D: VirtioDevice + 'static> VhostUser<D> {
             }
         };
         let wake = Arc::new(Event::new(wake)?);
-        let when_still: Arc<Mutex<Option<Arc<dyn Fn() + Send + Sync>>>> = Arc::default();
+        let when_still: Arc<Mutex<Told>> = Arc::default();
         let (waker, told) = (Arc::clone(&wake), Arc::clone(&when_still));
         core.when_still(Box::new(move || {
             // A full one wakes too.
