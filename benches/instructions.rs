@@ -67,9 +67,30 @@ const TRANSLATED: [(&str, Shape, Way, Mapped, usize, u64); 7] = [
     ("chain of 3", Shape::Three, Way::Lent, Mapped::AtOnce, 1, 3),
     ("indirect table of 3", Shape::Indirect, Way::Lent, Mapped::AtOnce, 2, 3),
     ("chain of 3, owned", Shape::Three, Way::Owned, Mapped::AtOnce, 6, 3),
-    ("chain of 1, mapped to be read", Shape::One, Way::Lent, Mapped::Each, 0, 1),
-    ("chain of 3, each mapped by itself", Shape::Three, Way::Lent, Mapped::Each, 1, 3),
-    ("moved, each mapped by itself", Shape::Moved, Way::Lent, Mapped::Each, 4, 2),
+    (
+        "chain of 1, mapped to be read",
+        Shape::One,
+        Way::Lent,
+        Mapped::Each,
+        0,
+        1,
+    ),
+    (
+        "chain of 3, each mapped by itself",
+        Shape::Three,
+        Way::Lent,
+        Mapped::Each,
+        1,
+        3,
+    ),
+    (
+        "moved, each mapped by itself",
+        Shape::Moved,
+        Way::Lent,
+        Mapped::Each,
+        4,
+        2,
+    ),
 ];
 
 /// What a translated buffer may cost more.
@@ -217,7 +238,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         };
         let (more, most) = (translated - plain, MORE * buffers);
-        let verdict = if more.round() as i64 <= most as i64 { "ok" } else { "TOO MANY" };
+        let verdict = if more.round() as i64 <= most as i64 {
+            "ok"
+        } else {
+            "TOO MANY"
+        };
         println!("translated, warm: {name}: {more:.0} instructions more, at most {most}: {verdict}");
         if more.round() as i64 > most as i64 {
             worst = ExitCode::FAILURE;

@@ -85,21 +85,37 @@ impl Span {
         // SAFETY: what the place was filled with is not null, and within its mapping, as the caller says.
         unsafe { NonNull::new_unchecked(self.host.load(Ordering::Relaxed).add(offset)) }
     }
+}
 
-    /// Whether the `len` bytes at `address` are all in this span, or are none at its end.
+/// A span as it is looked at again and again: in the map of the pin that it was found with.
+#[derive(Clone, Copy)]
+pub(crate) struct Stretch {
+    start: u64,
+    len: u64,
+    host: NonNull<u8>,
+}
+
+impl Stretch {
+    const NONE: Self = Self {
+        start: 0,
+        len: 0,
+        host: NonNull::dangling(),
+    };
+
+    /// Whether the `len` bytes at `address` are all in it, or are none at its end.
     #[inline]
     pub fn has(&self, address: u64, len: u32) -> bool {
-        let all = self.len();
-        let end = address.wrapping_sub(self.start()).checked_add(len.into());
-        end.is_some_and(|end| end <= all)
+        let end = address.wrapping_sub(self.start).checked_add(len.into());
+        end.is_some_and(|end| end <= self.len)
     }
 
-    /// The host address of the `len` bytes at `address`, if all of them are in this span.
+    /// The host address of the `len` bytes at `address`, if all of them are in it.
     #[inline]
     pub fn host(&self, address: u64, len: u32) -> Option<NonNull<u8>> {
-        let offset = self.offset(address, len.into())?;
-        // SAFETY: within the span, as was just found.
-        Some(unsafe { self.at(offset) })
+        let offset = address.wrapping_sub(self.start);
+        let within = offset < self.len && u64::from(len) <= self.len - offset;
+        // SAFETY: within the mapping of the span.
+        within.then(|| unsafe { self.host.add(offset as usize) })
     }
 }
 
@@ -176,7 +192,7 @@ impl Map {
     #[cfg(all(target_os = "linux", feature = "io-uring"))]
     pub fn host_ranges(&self) -> impl Iterator<Item = (NonNull<u8>, u64)> {
         let spans = self.spans.iter().filter(|_| self.runs.is_none());
-        spans.filter_map(|span| Some((span.host(span.start(), 0)?, span.len())))
+        spans.filter_map(|span| Some((NonNull::new(span.host.load(Ordering::Relaxed))?, span.len())))
     }
 
     #[inline]
@@ -249,10 +265,31 @@ impl Map {
 
     /// Where short chains have all of their buffers, in both directions.
     #[inline]
-    pub fn span_of(&self, earlier: &Segment) -> Option<&Span> {
-        self.spans
-            .get(earlier.hint as usize)
-            .filter(|span| span.allows(Permissions::ReadWrite))
+    pub fn stretch(&self, earlier: &Segment) -> Stretch {
+        let span = self.spans.get(earlier.hint as usize);
+        let Some(span) = span.filter(|span| span.allows(Permissions::ReadWrite)) else {
+            return Stretch::NONE;
+        };
+        // Before the rest.
+        let len = span.len();
+        match NonNull::new(span.host.load(Ordering::Relaxed)) {
+            Some(host) => Stretch {
+                start: span.start(),
+                len,
+                host,
+            },
+            None => Stretch::NONE,
+        }
+    }
+
+    /// Puts a segment into `place` if it is where a pin that is translated knows it to be: nearly always in the span of what was there
+    /// before. Whether it is.
+    #[inline]
+    pub fn place(&self, place: &mut Segment, address: u64, len: u32, access: Permissions) -> bool {
+        let mut segment = Segment { address, len, ..*place };
+        let found = self.find_span(&mut segment, len.into());
+        *place = segment;
+        found.is_some_and(|(span, _)| span.allows(access))
     }
 
     /// Where to begin to look, with the hint of an earlier segment.
@@ -264,7 +301,12 @@ impl Map {
                 // Before the rest.
                 let len = span.len();
                 let (start, access) = (span.start(), span.access.load(Ordering::Relaxed));
-                Near { start, len, access, index }
+                Near {
+                    start,
+                    len,
+                    access,
+                    index,
+                }
             }
             None => Near {
                 start: 0,
@@ -361,7 +403,9 @@ impl Map {
                     len: segment.len.into(),
                 };
                 let found = self.find(&mut segment, 1);
-                let (host, there) = found.or_else(|| self.runs.as_ref()?.host(segment.address)).ok_or(outside)?;
+                let (host, there) = found
+                    .or_else(|| self.runs.as_ref()?.host(segment.address))
+                    .ok_or(outside)?;
                 let len = there.min(segment.len.into()) as u32;
                 // SAFETY: within the mapping of a span, which `backing` keeps alive for longer than the call of `f`; the slices
                 // are forgotten after it.

@@ -22,7 +22,7 @@ use vm_memory::{GuestAddressSpace, Permissions, VolatileSlice};
 use crate::sync::lock;
 use backing::Backing;
 use map::Map;
-pub(crate) use map::{Near, Span};
+pub(crate) use map::{Near, Stretch};
 #[cfg(all(target_os = "linux", feature = "vhost-user"))]
 pub(crate) use replaceable::Replaceable;
 pub(crate) use tally::Ticket;
@@ -249,17 +249,17 @@ impl Pin {
 
     /// A chain with these segments is taken. Each of them is [left](Self::leave) when it is done with, as it is.
     #[inline]
-    pub(crate) fn enter<'a>(&self, segments: impl IntoIterator<Item = &'a Segment>) {
+    pub(crate) fn enter<'a>(&self, segments: impl FnOnce() -> &'a [Segment]) {
         if let Some(runs) = &self.0.runs {
-            segments.into_iter().for_each(|segment| runs.enter(segment));
+            runs.enter(segments());
         }
     }
 
     /// No byte of these is accessed any more by who has [entered](Self::enter) them.
     #[inline]
-    pub(crate) fn leave<'a>(&self, segments: impl IntoIterator<Item = &'a Segment>) {
+    pub(crate) fn leave<'a>(&self, segments: impl FnOnce() -> &'a [Segment]) {
         if let Some(runs) = &self.0.runs {
-            segments.into_iter().for_each(|segment| runs.leave(segment));
+            runs.leave(segments());
         }
     }
 
@@ -269,10 +269,22 @@ impl Pin {
         self.0.check(segment, access)
     }
 
-    /// The span in which `earlier` was found.
+    /// The span in which `earlier` was found, if it is for both directions; otherwise one that has nothing.
     #[inline]
-    pub(crate) fn span_of(&self, earlier: &Segment) -> Option<&Span> {
-        self.0.span_of(earlier)
+    pub(crate) fn stretch(&self, earlier: &Segment) -> Stretch {
+        self.0.stretch(earlier)
+    }
+
+    /// Whether addresses are translated.
+    #[inline]
+    pub(crate) fn is_translated(&self) -> bool {
+        self.0.runs.is_some()
+    }
+
+    /// Puts a segment into `place` if this pin, which is translated, has seen it before. Whether it has.
+    #[inline]
+    pub(crate) fn place(&self, place: &mut Segment, address: u64, len: u32, access: Permissions) -> bool {
+        self.0.place(place, address, len, access)
     }
 
     /// Where to begin to look, with the hint of an earlier segment.

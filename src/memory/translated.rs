@@ -284,7 +284,10 @@ impl Runs {
         each: &mut dyn FnMut(u64, u64) -> Result<(), Outside>,
     ) -> Result<(), Outside> {
         let outside = Outside { address, len };
-        if len.checked_sub(1).is_some_and(|last| address.checked_add(last).is_none()) {
+        if len
+            .checked_sub(1)
+            .is_some_and(|last| address.checked_add(last).is_none())
+        {
             return Err(outside);
         }
         while len != 0 {
@@ -376,17 +379,17 @@ impl Runs {
         self.tally.leave(VIEWERS);
     }
 
-    /// A chain with this segment is taken.
-    #[inline]
-    pub fn enter(&self, segment: &Segment) {
-        if let Some(thing) = self.thing(segment) {
+    /// A chain with these segments is taken.
+    #[inline(never)]
+    pub fn enter(&self, segments: &[Segment]) {
+        for thing in segments.iter().filter_map(|segment| self.thing(segment)) {
             self.tally.enter(thing);
         }
     }
 
-    #[inline]
-    pub fn leave(&self, segment: &Segment) {
-        if let Some(thing) = self.thing(segment) {
+    #[inline(never)]
+    pub fn leave(&self, segments: &[Segment]) {
+        for thing in segments.iter().filter_map(|segment| self.thing(segment)) {
             self.tally.leave(thing);
         }
     }
@@ -394,15 +397,12 @@ impl Runs {
     /// By which it is counted, which is the same each time: a segment says where it was found, or that it was not in one place.
     #[inline]
     fn thing(&self, segment: &Segment) -> Option<usize> {
-        if segment.len == 0 {
-            return None;
+        let place = segment.hint as usize;
+        match segment.len {
+            0 => None,
+            _ if place < self.spans.len() => Some(FIRST + place),
+            _ => Some(SCATTERED),
         }
-        let place = self.spans.get(segment.hint as usize);
-        let whole = place.and_then(|place| place.offset(segment.address, segment.len.into()));
-        Some(match whole {
-            Some(_) => FIRST + segment.hint as usize,
-            None => SCATTERED,
-        })
     }
 }
 
@@ -424,7 +424,7 @@ impl Backing for Arc<Runs> {
     fn load(&self, address: u64) -> Result<u16, Outside> {
         let mut value = 0;
         let mut load = |physical, len| match len {
-            2 => Ok(value = self.base.backing().load(physical)?),
+            2 => self.base.backing().load(physical).map(|loaded| value = loaded),
             _ => Err(Outside { address, len: 2 }),
         };
         self.pieces(address, 2, Permissions::Read, &mut load)?;
@@ -469,7 +469,8 @@ impl Backing for Arc<Runs> {
                 Ok(())
             })?;
         }
-        self.base.lend(&mut there.into_iter(), access, &mut Scratch::default(), f)
+        self.base
+            .lend(&mut there.into_iter(), access, &mut Scratch::default(), f)
     }
 
     fn mark_dirty(&self, address: u64, len: u64) {

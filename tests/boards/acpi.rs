@@ -399,3 +399,48 @@ fn the_tables_of_a_microvm_are_disassembled_and_assembled_again() {
         assert!(dsdt.contains(expected), "no {expected} in\n{dsdt}");
     }
 }
+
+#[test]
+fn the_viot_says_who_is_behind_which_iommu() {
+    let viot = |parts: &[Part]| tables(parts).get(b"VIOT").map(|table| table.bytes.clone());
+    assert_eq!(viot(&parts::virt()), None);
+    let mmio = viot(&parts::virt_with_iommu()).expect("there is one");
+    assert_eq!(sum(&mmio), 0);
+    assert_eq!(mmio[36..48], [3, 0, 48, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    // The IOMMU, then an endpoint, then all functions.
+    assert_eq!(
+        (mmio[48..52].to_vec(), double(&mmio, 56)),
+        (vec![4, 0, 16, 0], 0x0a00_0200)
+    );
+    let endpoint = &mmio[64..88];
+    assert_eq!(
+        (endpoint[..4].to_vec(), word(endpoint, 4)),
+        (vec![2, 0, 24, 0], 0x1_0007)
+    );
+    assert_eq!(
+        (double(endpoint, 8), endpoint[16..18].to_vec()),
+        (0x0a00_0000, vec![48, 0])
+    );
+    assert_eq!(
+        mmio[88..108],
+        [1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 48, 0, 0, 0]
+    );
+    assert_eq!(mmio.len(), 112);
+    // One that is a function itself, and not behind itself.
+    let pci = viot(&parts::pc_with_iommu()).expect("there is one");
+    assert_eq!(pci[48..64], [3, 0, 16, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(
+        pci[64..84],
+        [1, 0, 24, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x0f, 0, 48, 0, 0, 0]
+    );
+    assert_eq!(
+        pci[88..108],
+        [1, 0, 24, 0, 0x11, 0, 0, 0, 0, 0, 0, 0, 0x11, 0, 0xff, 0xff, 48, 0, 0, 0]
+    );
+    for parts in [parts::virt_with_iommu(), parts::pc_with_iommu()] {
+        let Some(sources) = sources(&tables(&parts)) else {
+            return;
+        };
+        assert!(sources["viot"].contains("VIOT"), "{}", sources["viot"]);
+    }
+}

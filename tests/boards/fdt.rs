@@ -158,3 +158,35 @@ fn a_tree_begins_with_its_header_and_is_as_long_as_that_says() {
         "version, and the last that it is compatible with"
     );
 }
+
+#[test]
+fn who_is_behind_an_iommu_refers_to_it() {
+    let Some(source) = source(&parts::virt_with_iommu()) else {
+        return;
+    };
+    let iommu = node(&source, "virtio_mmio@a000200");
+    assert!(iommu.contains(&"#iommu-cells = <0x01>;".to_owned()), "{iommu:#?}");
+    let phandle = iommu.iter().find_map(|line| line.strip_prefix("phandle = <"));
+    let phandle = phandle.expect("it has one").trim_end_matches(">;");
+    let device = node(&source, "virtio_mmio@a000000");
+    assert!(
+        device.contains(&format!("iommus = <{phandle} 0x10007>;")),
+        "{device:#?}"
+    );
+    let pcie = node(&source, "pcie@3f000000");
+    assert!(
+        pcie.contains(&format!("iommu-map = <0x00 {phandle} 0x00 0x10000>;")),
+        "{pcie:#?}"
+    );
+}
+
+#[test]
+fn without_an_iommu_nobody_refers_to_one() {
+    let parts = parts::virt().into_iter().map(|part| match part.to_string().as_str() {
+        "virtio_mmio@a000000" => part.behind_iommu(7),
+        _ => part,
+    });
+    let parts: Vec<_> = parts.collect();
+    let Some(source) = source(&parts) else { return };
+    assert!(!source.contains("iommu"));
+}

@@ -12,7 +12,7 @@ use devisor::{
         pc::{self, Gsi, PcConfig},
     },
     description::{
-        Part, PciHost, PortWindow, Wire,
+        Acpi, Part, PciHost, PortWindow, Wire,
         arm::{self, Conduit, TimerPpis},
         memory,
     },
@@ -111,6 +111,31 @@ pub fn virt_with_ecam(ecam: u64) -> Vec<Part> {
             wires: [3, 4, 5, 6].map(spi),
         }),
     ]
+}
+
+/// The arm64 board with an IOMMU, which is one of its virtio-mmio devices, and everything else of virtio and PCI behind it.
+pub fn virt_with_iommu() -> Vec<Part> {
+    let behind = |part: Part| match part.to_string().as_str() {
+        "virtio_mmio@a000000" => part.behind_iommu(0x1_0007),
+        "virtio_mmio@a000200" => mmio::describe(0x0a00_0200, Wire::level(Spi(17))).is_iommu(),
+        "pcie" => part.all_behind_iommu(),
+        name if name.starts_with("pcie@") => part.all_behind_iommu(),
+        _ => part,
+    };
+    virt().into_iter().map(behind).collect()
+}
+
+/// A PC whose IOMMU is function 2 of its bus.
+pub fn pc_with_iommu() -> Vec<Part> {
+    let behind = |part: Part| match part
+        .acpi_entries()
+        .iter()
+        .any(|entry| matches!(entry, Acpi::PciHost(_)))
+    {
+        true => part.all_behind_iommu().has_iommu(0x10),
+        false => part,
+    };
+    pc().into_iter().map(behind).collect()
 }
 
 /// With a GICv2 and its messages.

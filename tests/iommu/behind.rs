@@ -28,7 +28,10 @@ fn random(len: usize) -> Vec<u8> {
 
 /// A request of a disk, at the driver's own addresses: its status.
 fn transfer<D: VirtioDevice + 'static>(block: &mut Guest<D>, write: bool, sector: u64, data: Buffer) -> u8 {
-    block.put(REQUEST, &[&[u8::from(write), 0, 0, 0, 0, 0, 0, 0][..], &sector.to_le_bytes()].concat());
+    block.put(
+        REQUEST,
+        &[&[u8::from(write), 0, 0, 0, 0, 0, 0, 0][..], &sector.to_le_bytes()].concat(),
+    );
     block.put(ANSWER, &[0xee]);
     let shift = block.shift;
     let buffers = [readable(REQUEST + shift, 16), data, writable(ANSWER + shift, 1)];
@@ -90,8 +93,19 @@ fn a_buffer_may_lie_in_any_number_of_mappings_and_only_in_their_directions() {
             block.put(0xf_f000 - page * 0x1000, &[page as u8; 0x1000]);
         }
         // One buffer through 8 of them, from the middle of the first; and back into one piece.
-        assert_eq!(transfer(&mut block, true, 0, readable(AT + 100 * 0x1000 + 0x600, 7 * 0x1000 + 0x200)), 0);
-        assert_eq!(transfer(&mut block, false, 0, writable(SHIFT + 0x2_0000, 7 * 0x1000 + 0x200)), 0);
+        assert_eq!(
+            transfer(
+                &mut block,
+                true,
+                0,
+                readable(AT + 100 * 0x1000 + 0x600, 7 * 0x1000 + 0x200)
+            ),
+            0
+        );
+        assert_eq!(
+            transfer(&mut block, false, 0, writable(SHIFT + 0x2_0000, 7 * 0x1000 + 0x200)),
+            0
+        );
         let back = block.get(0x2_0000, 7 * 0x1000 + 0x200);
         let expected: Vec<_> = (0x600..0x7800).map(|at: u32| 100 + (at >> 12) as u8).collect();
         assert!(back == expected);
@@ -228,7 +242,11 @@ fn a_ring_that_is_no_longer_mapped_costs_the_device_until_its_reset() {
         rng.kick(0);
         assert_eq!(rng.status() & 64, 64);
         assert_eq!(rng.used(0), [] as [u32; 0]);
-        assert_eq!(transfer(&mut block, false, 0, writable(SHIFT + 0xc_0000, 512)), 0, "another goes on");
+        assert_eq!(
+            transfer(&mut block, false, 0, writable(SHIFT + 0xc_0000, 512)),
+            0,
+            "another goes on"
+        );
         assert_eq!(world.map_own(ONE), OK);
         rng.reset();
         rng.drive(PLATFORM, &[0]);
@@ -242,7 +260,11 @@ fn an_iommu_that_is_gone_lets_nobody_at_memory() {
         let mut world = World::new(kind);
         let mut rng = world.run_behind(ONE, Entropy::seeded(1), &[0]);
         assert_eq!(rng.run(0, &[writable(SHIFT + 0xc_0000, 16)]), 16);
-        world.iommu = Guest::new(kind, Iommu::new(world.ram.all.clone(), options()).unwrap(), &world.ram.own[0]);
+        world.iommu = Guest::new(
+            kind,
+            Iommu::new(world.ram.all.clone(), options()).unwrap(),
+            &world.ram.own[0],
+        );
         rng.ring(0).request(&[writable(SHIFT + 0xc_0000, 16)]);
         // What is known already is in use, as of a device that goes on for a moment.
         rng.reset();

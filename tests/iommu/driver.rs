@@ -169,7 +169,12 @@ impl World {
             let report = self.iommu.get(REPORT + 24 * u64::from(head), 24);
             assert_eq!([&report[1..4], &report[12..16]].concat(), [0; 7]);
             let word = |at: usize| u32::from_le_bytes(report[at..at + 4].try_into().unwrap());
-            (report[0], word(4), word(8), u64::from_le_bytes(report[16..].try_into().unwrap()))
+            (
+                report[0],
+                word(4),
+                word(8),
+                u64::from_le_bytes(report[16..].try_into().unwrap()),
+            )
         });
         reports.collect()
     }
@@ -190,7 +195,9 @@ impl World {
 /// A request of these words after its type.
 pub fn words(kind: u8, words: &[u32]) -> Vec<u8> {
     let head = [kind, 0, 0, 0];
-    head.into_iter().chain(words.iter().flat_map(|word| word.to_le_bytes())).collect()
+    head.into_iter()
+        .chain(words.iter().flat_map(|word| word.to_le_bytes()))
+        .collect()
 }
 
 pub fn map(domain: u32, (first, len): (u64, u64), physical: u64, flags: u32) -> Vec<u8> {

@@ -50,7 +50,19 @@ fn the_configuration_says_what_can_be_mapped() {
             ..options()
         };
         let world = World::untouched(kind, options);
-        let fields = [(0, 4), (4, 4), (8, 4), (12, 4), (16, 4), (20, 4), (24, 4), (28, 4), (32, 4), (36, 1), (37, 1)];
+        let fields = [
+            (0, 4),
+            (4, 4),
+            (8, 4),
+            (12, 4),
+            (16, 4),
+            (20, 4),
+            (24, 4),
+            (28, 4),
+            (32, 4),
+            (36, 1),
+            (37, 1),
+        ];
         let values = fields.map(|(at, len)| world.iommu.config(at, len));
         assert_eq!(values, [0x4000_4000, 0, 0x4000, 0, 0xffff_ffff, 0, 3, 17, 0x123, 1, 0]);
     }
@@ -95,7 +107,9 @@ fn options_that_contradict_themselves_are_refused() {
     let twice = wrong(|options| options.endpoints.push(IommuEndpoint::new(EndpointId(ONE))));
     assert_eq!(twice, IommuError::Twice(ONE));
     let two_doorbells = wrong(|options| {
-        let endpoint = IommuEndpoint::new(EndpointId(1)).with_msi(0..=0xfff).with_msi(0x1000..=0x1fff);
+        let endpoint = IommuEndpoint::new(EndpointId(1))
+            .with_msi(0..=0xfff)
+            .with_msi(0x1000..=0x1fff);
         options.endpoints.push(endpoint);
     });
     assert_eq!(two_doorbells, IommuError::Reserved(1));
@@ -162,14 +176,7 @@ fn an_endpoint_is_not_attached_where_what_it_keeps_for_itself_is_mapped() {
             addresses: 0x5000..=0x5fff,
             kind: ReservedKind::Reserved,
         });
-        let mut world = World::with(
-            kind,
-            IommuOptions {
-                endpoints,
-                ..options()
-            },
-            u64::MAX,
-        );
+        let mut world = World::with(kind, IommuOptions { endpoints, ..options() }, u64::MAX);
         assert_eq!(world.attach(1, ONE, 0), OK);
         assert_eq!(world.map(1, (0x4000, 0x2000), 0, READ), OK);
         assert_eq!(world.attach(1, TWO, 0), UNSUPP);
@@ -188,7 +195,11 @@ fn what_is_not_attached_so_is_not_detached() {
         assert_eq!(world.detach(1, ONE), INVAL);
         assert_eq!(world.attach(1, ONE, 0), OK);
         assert_eq!(world.detach(2, ONE), INVAL);
-        assert_eq!(world.request(&words(2, &[1, ONE, 0xffff_ffff, 1])), OK, "reserved is ignored");
+        assert_eq!(
+            world.request(&words(2, &[1, ONE, 0xffff_ffff, 1])),
+            OK,
+            "reserved is ignored"
+        );
         assert_eq!(world.detach(1, ONE), INVAL);
         assert_eq!(world.map(1, (0, 0x1000), 0, READ), NOENT, "the domain has gone");
     });
@@ -217,8 +228,16 @@ fn a_mapping_that_cannot_be_is_refused() {
         assert_eq!(world.map(1, (0, 0x1000), 0, READ), RANGE, "below what can be mapped");
         assert_eq!(world.map(1, (0xffff_f000, 0x2000), 0, READ), RANGE, "above it");
         assert_eq!(world.map(1, (0x1000, 0x2000), u64::MAX - 0xfff, READ), RANGE);
-        assert_eq!(world.map(1, (0x2000, 0u64.wrapping_sub(0xfff)), 0, READ), INVAL, "it ends before it begins");
-        assert_eq!(world.map(1, (*DOORBELL.start(), 0x1000), 0, READ), INVAL, "a reserved range");
+        assert_eq!(
+            world.map(1, (0x2000, 0u64.wrapping_sub(0xfff)), 0, READ),
+            INVAL,
+            "it ends before it begins"
+        );
+        assert_eq!(
+            world.map(1, (*DOORBELL.start(), 0x1000), 0, READ),
+            INVAL,
+            "a reserved range"
+        );
         assert_eq!(world.map(1, (*DOORBELL.start() - 0x1000, 0x3000), 0, READ), INVAL);
         assert_eq!(world.map(1, (0x2000, 0x2000), 0, READ), OK);
         for overlap in [(0x2000, 0x2000), (0x1000, 0x2000), (0x3000, 0x2000), (0x1000, 0x5000)] {
@@ -290,8 +309,18 @@ fn mappings_go_whole_as_the_specifications_examples_say() {
             for &(at, len) in maps {
                 assert_eq!(world.map(1, (at * PAGE, len * PAGE), 0x10_0000, READ), OK);
             }
-            assert_eq!(world.unmap(1, (unmap.0 * PAGE, unmap.1 * PAGE)), status, "example {}", number + 1);
-            assert_eq!(world.iommu.with_device(|iommu| iommu.mappings()), left, "example {}", number + 1);
+            assert_eq!(
+                world.unmap(1, (unmap.0 * PAGE, unmap.1 * PAGE)),
+                status,
+                "example {}",
+                number + 1
+            );
+            assert_eq!(
+                world.iommu.with_device(|iommu| iommu.mappings()),
+                left,
+                "example {}",
+                number + 1
+            );
             assert_eq!(world.detach(1, ONE), OK);
         }
     });
@@ -305,7 +334,11 @@ fn a_range_that_cannot_be_unmapped_is_refused() {
         assert_eq!(world.attach(2, TWO, BYPASS), OK);
         assert_eq!(world.unmap(2, (0, 0x1000)), INVAL);
         assert_eq!(world.map(1, (0x1000, 0x1000), 0, READ), OK);
-        assert_eq!(world.unmap(1, (0x2000, 0u64.wrapping_sub(0x1000))), INVAL, "it ends before it begins");
+        assert_eq!(
+            world.unmap(1, (0x2000, 0u64.wrapping_sub(0x1000))),
+            INVAL,
+            "it ends before it begins"
+        );
         let mut reserved = unmap(1, (0x1000, 0x1000));
         reserved[24] = 1;
         assert_eq!(world.request(&reserved), INVAL);
@@ -384,7 +417,11 @@ fn a_request_in_pieces_or_with_more_behind_it_is_one_all_the_same() {
         bytes.extend([9; 30]);
         assert_eq!(world.request(&bytes), OK, "reserved in the head is ignored");
         world.iommu.put(REQUEST, &map(1, (0, 0x1000), 0, READ));
-        let mut pieces = vec![readable(REQUEST, 1), readable(REQUEST + 1, 0), readable(REQUEST + 1, 10)];
+        let mut pieces = vec![
+            readable(REQUEST, 1),
+            readable(REQUEST + 1, 0),
+            readable(REQUEST + 1, 10),
+        ];
         pieces.extend([readable(REQUEST + 11, 25), writable(ANSWER, 1), writable(ANSWER + 1, 3)]);
         assert_eq!(world.iommu.run(0, &pieces), 4);
         assert_eq!(world.iommu.get(ANSWER, 4), [OK, 0, 0, 0]);
@@ -401,5 +438,63 @@ fn a_reset_leaves_nobody_attached() {
         assert_eq!(world.iommu.with_device(|iommu| iommu.mappings()), 0);
         world.drive(u64::MAX);
         assert_eq!(world.detach(1, ONE), INVAL);
+    });
+}
+
+#[test]
+fn room_outside_of_memory_costs_its_request() {
+    each(|mut world| {
+        world.iommu.put(REQUEST, &words(5, &[&[ONE][..], &[0; 16]].concat()));
+        for (address, len) in [(1 << 40, 516), (u64::MAX - 8, 516), (ANSWER, u32::MAX - 3)] {
+            assert_eq!(world.iommu.run(0, &[readable(REQUEST, 72), writable(address, len)]), 0);
+        }
+        assert_eq!(world.attach(1, ONE, 0), OK, "it goes on");
+    });
+}
+
+#[test]
+fn properties_go_into_room_in_pieces() {
+    each(|mut world| {
+        world.iommu.put(REQUEST, &words(5, &[&[ONE][..], &[0; 16]].concat()));
+        let pieces = [(0, 10), (10, 500), (510, 3), (513, 3)].map(|(at, len)| writable(ANSWER + at, len));
+        let chain = [&[readable(REQUEST, 72)][..], &pieces].concat();
+        assert_eq!(world.iommu.run(0, &chain), 516);
+        assert_eq!(world.iommu.get(ANSWER + 512, 4), [OK, 0, 0, 0]);
+        assert_eq!(world.iommu.get(ANSWER, 4), [1, 0, 20, 0]);
+    });
+}
+
+#[test]
+fn a_flood_of_requests_is_answered_to_the_last() {
+    each(|mut world| {
+        assert_eq!(world.attach(1, ONE, 0), OK);
+        for round in 0..20 {
+            for request in 0..32_u64 {
+                let at = REQUEST + 64 * request;
+                world
+                    .iommu
+                    .put(at, &map(1, ((32 * round + request) << 12, 0x1000), 0, READ));
+                let chain = [readable(at, 36), writable(ANSWER + 4 * request, 4)];
+                world.iommu.ring(0).request(&chain);
+            }
+            world.iommu.kick(0);
+            assert_eq!(world.iommu.used(0), [4; 32]);
+            assert_eq!(world.iommu.get(ANSWER, 128), [0; 128]);
+        }
+        assert_eq!(world.iommu.with_device(|iommu| iommu.mappings()), 640);
+    });
+}
+
+#[test]
+fn requests_in_tables_of_their_own_are_answered() {
+    each(|mut world| {
+        world.iommu.put(REQUEST, &words(1, &[1, ONE, 0, 0]));
+        let ring = world.iommu.ring(0);
+        let head = ring.add_indirect(0xb_0000, &[readable(REQUEST, 20), writable(ANSWER, 4)]);
+        ring.offer(head);
+        world.iommu.kick(0);
+        assert_eq!(world.iommu.used(0), [4]);
+        assert_eq!(world.iommu.get(ANSWER, 4), [OK, 0, 0, 0]);
+        assert_eq!(world.detach(1, ONE), OK);
     });
 }

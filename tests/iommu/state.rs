@@ -53,7 +53,9 @@ fn a_restored_machine_goes_on_with_its_mappings_faults_and_requests_that_wait() 
         assert_eq!(world.iommu.offer(0, &waiting), [] as [u32; 0]);
         assert_eq!(rng.run(0, &[writable(0x5000, 4)]), 0);
         // It is answered late, and not done a second time: what is mapped there now is another's.
-        world.iommu.put(REQUEST + 0x1000, &map(ONE, (0x1000, 0x1000), 0xe_0000, WRITE));
+        world
+            .iommu
+            .put(REQUEST + 0x1000, &map(ONE, (0x1000, 0x1000), 0xe_0000, WRITE));
         let again = [readable(REQUEST + 0x1000, 36), writable(ANSWER + 0x1000, 4)];
         assert_eq!(world.iommu.offer(0, &again), [4]);
 
@@ -96,10 +98,13 @@ fn who_is_behind_it_is_refused_before_it() {
         let mut world = World::new(kind);
         let rng = world.run_behind(ONE, Entropy::seeded(3), &[0]);
         let saved = rest::at_rest(rng.transport());
-        let other = World::untouched(kind, devisor::virtio::iommu::IommuOptions {
-            bypass: devisor::virtio::iommu::Bypass::Never,
-            ..options()
-        });
+        let other = World::untouched(
+            kind,
+            devisor::virtio::iommu::IommuOptions {
+                bypass: devisor::virtio::iommu::Bypass::Never,
+                ..options()
+            },
+        );
         let early = other.put_behind(ONE, Entropy::seeded(3));
         let refused = early.transport().restore(&saved).unwrap_err();
         assert!(refused.to_string().contains("not all in guest memory"), "{refused}");
@@ -124,7 +129,9 @@ fn a_state_that_contradicts_itself_is_refused_and_leaves_the_device_as_it_was() 
     assert_eq!(world.map(1, (0x1000, 0x1000), 0, READ), OK);
     let saved = rest::at_rest(world.iommu.transport());
     let wrong: [(&str, fn(&mut IommuState)); 11] = [
-        ("an endpoint that there is not", |state| state.domains[0].endpoints[0] = 77),
+        ("an endpoint that there is not", |state| {
+            state.domains[0].endpoints[0] = 77
+        }),
         ("nobody attached", |state| state.domains[0].endpoints.clear()),
         ("attached twice", |state| state.domains[0].endpoints.push(ONE)),
         ("a domain twice", |state| {
@@ -136,9 +143,15 @@ fn a_state_that_contradicts_itself_is_refused_and_leaves_the_device_as_it_was() 
             let again = state.domains[0].mappings[0];
             state.domains[0].mappings.push(again);
         }),
-        ("a mapping between pages", |state| state.domains[0].mappings[0].first = 1),
-        ("flags that there are not", |state| state.domains[0].mappings[0].flags = 8),
-        ("mappings in a domain that bypasses", |state| state.domains[0].bypass = true),
+        ("a mapping between pages", |state| {
+            state.domains[0].mappings[0].first = 1
+        }),
+        ("flags that there are not", |state| {
+            state.domains[0].mappings[0].flags = 8
+        }),
+        ("mappings in a domain that bypasses", |state| {
+            state.domains[0].bypass = true
+        }),
         ("a fault of nobody", |state| {
             state.faults.push(devisor::virtio::iommu::AccessFault {
                 reason: devisor::virtio::iommu::FaultReason::Domain,

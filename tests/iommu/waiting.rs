@@ -27,7 +27,9 @@ fn late(world: &mut World, stopped: Stopped) -> (Guest<Late>, Held) {
 fn begin(world: &mut World, bytes: &[u8]) -> Option<u8> {
     world.iommu.put(REQUEST, bytes);
     world.iommu.put(ANSWER, &[0xee; 4]);
-    let used = world.iommu.offer(0, &[readable(REQUEST, bytes.len() as u32), writable(ANSWER, 4)]);
+    let used = world
+        .iommu
+        .offer(0, &[readable(REQUEST, bytes.len() as u32), writable(ANSWER, 4)]);
     match used[..] {
         [] => None,
         [4] => Some(world.iommu.get(ANSWER, 1)[0]),

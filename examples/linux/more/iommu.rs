@@ -41,7 +41,10 @@ pub fn plug(
         (right && counts.lost == 0).then(|| how.clone()).ok_or(how)
     };
     let checks = vec![
-        said("the guest has a group for each device behind the IOMMU", "iommu groups: "),
+        said(
+            "the guest has a group for each device behind the IOMMU",
+            "iommu groups: ",
+        ),
         said("a device works in a domain that bypasses", "iommu identity gives "),
         said("and in one that translates again", "iommu DMA gives "),
         ("the guest is told of a fault", Box::new(told) as Box<CheckOf>),

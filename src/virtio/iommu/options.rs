@@ -146,7 +146,9 @@ pub enum IommuError {
     #[error("endpoint {0:#x} is listed twice: each has a number of its own")]
     Twice(u32),
     /// Reserved ranges are empty, overlap, or two are for messages.
-    #[error("the reserved ranges of endpoint {0:#x} must not be empty nor overlap, and one at most can be for messages")]
+    #[error(
+        "the reserved ranges of endpoint {0:#x} must not be empty nor overlap, and one at most can be for messages"
+    )]
     Reserved(u32),
     /// The properties of an endpoint have no room.
     #[error("endpoint {endpoint:#x} has {needed} bytes of properties: probe_size is {probe_size}")]

@@ -14,10 +14,7 @@ use crate::{
     bus::read_le,
     memory::Ticket,
     sync::lock,
-    virtio::{
-        ChainError, Fault, QueueHandler, Round,
-        queue::Chain,
-    },
+    virtio::{ChainError, Fault, QueueHandler, Round, queue::Chain},
 };
 
 /// What a request comes to.

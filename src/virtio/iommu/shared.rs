@@ -2,9 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, Weak,
-    },
+    sync::{Arc, Mutex, Weak},
 };
 
 use vm_memory::Permissions;
@@ -138,7 +136,9 @@ impl Shared {
         // Queues that are idle have no round to come in which they would find it.
         if over.is_known() {
             let endpoints = changed.into_iter().flat_map(|change| change.endpoints);
-            endpoints.filter_map(|id| self.behind.get(&id)).for_each(|endpoint| endpoint.memory.let_go());
+            endpoints
+                .filter_map(|id| self.behind.get(&id))
+                .for_each(|endpoint| endpoint.memory.let_go());
         }
         drop(over);
         Ok(())

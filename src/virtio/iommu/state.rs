@@ -54,7 +54,11 @@ impl Tables {
         let domain = |(&id, domain): (&u32, &super::tables::Domain)| DomainState {
             id,
             bypass: domain.bypass,
-            endpoints: self.attached().filter(|&(_, other)| other == id).map(|(endpoint, _)| endpoint).collect(),
+            endpoints: self
+                .attached()
+                .filter(|&(_, other)| other == id)
+                .map(|(endpoint, _)| endpoint)
+                .collect(),
             mappings: domain
                 .mappings
                 .iter()
@@ -112,7 +116,11 @@ impl Tables {
             return wrong(format!("there is no endpoint {:#x}, which has faulted", fault.endpoint));
         }
         if state.faults.len() > options.max_faults {
-            return wrong(format!("{} faults are kept: {} at most", state.faults.len(), options.max_faults));
+            return wrong(format!(
+                "{} faults are kept: {} at most",
+                state.faults.len(),
+                options.max_faults
+            ));
         }
         let twice = |(at, head): (usize, &u16)| state.waiting[..at].contains(head);
         if state.waiting.iter().enumerate().any(twice) || state.waiting.len() > options.queue_sizes[0].into() {

@@ -47,7 +47,9 @@ impl Domain {
     /// First addresses of the mappings that have something in this range.
     fn within(&self, range: &RangeInclusive<u64>) -> impl Iterator<Item = (u64, Mapping)> {
         let before = self.at(*range.start()).map_or(*range.start(), |(first, _)| first);
-        self.mappings.range(before..=*range.end()).map(|(&first, &mapping)| (first, mapping))
+        self.mappings
+            .range(before..=*range.end())
+            .map(|(&first, &mapping)| (first, mapping))
     }
 }
 
@@ -101,7 +103,9 @@ impl Tables {
 
     /// Who is attached, and to which domain.
     pub fn attached(&self) -> impl Iterator<Item = (u32, u32)> {
-        self.endpoints.iter().filter_map(|(&id, endpoint)| Some((id, endpoint.domain?)))
+        self.endpoints
+            .iter()
+            .filter_map(|(&id, endpoint)| Some((id, endpoint.domain?)))
     }
 
     pub fn mappings(&self) -> usize {
@@ -231,12 +235,17 @@ impl Tables {
             return Err(Status::Invalid);
         }
         let page = self.page;
-        let aligned = [first, last.wrapping_add(1), physical].iter().all(|at| at.is_multiple_of(page));
+        let aligned = [first, last.wrapping_add(1), physical]
+            .iter()
+            .all(|at| at.is_multiple_of(page));
         let fits = physical.checked_add(last - first).is_some();
         if !aligned || !fits || first < *self.input_range.start() || last > *self.input_range.end() {
             return Err(Status::Range);
         }
-        let reserved = self.in_domain(domain).into_iter().any(|id| self.is_reserved(id, &range));
+        let reserved = self
+            .in_domain(domain)
+            .into_iter()
+            .any(|id| self.is_reserved(id, &range));
         let there = self.domains.get_mut(&domain).ok_or(Status::NoEntry)?;
         if there.bypass || reserved || there.within(&range).next().is_some() {
             return Err(Status::Invalid);
@@ -265,7 +274,11 @@ impl Tables {
             return Err(Status::Invalid);
         }
         // Only those at its ends can be in it in part.
-        let cut = |end| there.at(end).is_some_and(|(first, mapping)| first < *range.start() || mapping.last > *range.end());
+        let cut = |end| {
+            there
+                .at(end)
+                .is_some_and(|(first, mapping)| first < *range.start() || mapping.last > *range.end())
+        };
         if cut(*range.start()) || cut(*range.end()) {
             return Err(Status::Range);
         }

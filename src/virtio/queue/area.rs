@@ -9,7 +9,7 @@ use super::{
     packed::{FlatPacked, Spot},
 };
 use crate::{
-    memory::{Outside, Pin, Segment, Span, Viewed},
+    memory::{Outside, Pin, Segment, Stretch, Viewed},
     sync::{Ordering, fence},
 };
 
@@ -293,13 +293,13 @@ impl View {
         })
     }
 
-    /// And to chains all of which is in the span of guest memory in which `near` was found.
+    /// And to chains all of which is in the span of guest memory in which `near` was found, or where a translated buffer was before.
     #[inline]
     pub fn flat_near(&self, near: Segment) -> Option<Format<FlatView<'_, FlatRing<'_>>, FlatView<'_, FlatPacked<'_>>>> {
-        let span = self.pin.span_of(&near)?;
+        let (span, pin) = (self.pin.stretch(&near), &*self.pin);
         Some(match self.flat()? {
-            Format::Split(ring) => Format::Split(FlatView { ring, span, near }),
-            Format::Packed(ring) => Format::Packed(FlatView { ring, span, near }),
+            Format::Split(ring) => Format::Split(FlatView { ring, span, near, pin }),
+            Format::Packed(ring) => Format::Packed(FlatView { ring, span, near, pin }),
         })
     }
 }
@@ -531,8 +531,9 @@ impl<'a> FlatRing<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct FlatView<'a, R> {
     pub ring: R,
-    span: &'a Span,
+    span: Stretch,
     near: Segment,
+    pin: &'a Pin,
 }
 
 impl<'a, R> FlatView<'a, R> {
@@ -540,6 +541,33 @@ impl<'a, R> FlatView<'a, R> {
     #[inline]
     pub fn has(&self, address: u64, len: u32) -> bool {
         self.span.has(address, len)
+    }
+
+    /// Whether buffers have a short way that are not there: as translated ones do which were found before.
+    #[inline]
+    pub fn is_translated(&self) -> bool {
+        self.pin.is_translated()
+    }
+
+    /// Puts such a buffer into `place`. Whether it is one.
+    #[inline]
+    pub fn place(&self, place: &mut Segment, address: u64, len: u32, writable: bool) -> bool {
+        let access = if writable {
+            Permissions::Write
+        } else {
+            Permissions::Read
+        };
+        self.pin.place(place, address, len, access)
+    }
+
+    /// [`table`](Self::table), translated.
+    pub fn table_elsewhere(&self, address: u64, len: u32) -> Option<FlatTable<'a>> {
+        let mut place = self.near;
+        let known = self.place(&mut place, address, len, false);
+        known
+            .then(|| self.pin.host(&mut place))
+            .flatten()
+            .and_then(|host| Self::table_at(host, len))
     }
 
     /// A buffer in that span.
@@ -551,7 +579,11 @@ impl<'a, R> FlatView<'a, R> {
     /// The indirect table in the `len` bytes at `address`: if it is in that span, aligned, and as long as one can be.
     #[inline]
     pub fn table(&self, address: u64, len: u32) -> Option<FlatTable<'a>> {
-        let host = self.span.host(address, len)?;
+        Self::table_at(self.span.host(address, len)?, len)
+    }
+
+    #[inline]
+    fn table_at(host: NonNull<u8>, len: u32) -> Option<FlatTable<'a>> {
         let possible = len != 0 && len.is_multiple_of(DESCRIPTOR as u32) && len / DESCRIPTOR as u32 <= 1 << 16;
         let aligned = host.as_ptr().addr().is_multiple_of(align_of::<[u64; 2]>());
         // Not before: an impossible table has no last index.

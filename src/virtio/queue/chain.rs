@@ -124,7 +124,7 @@ impl Segments {
         }
         // One by itself, as receive queues have them.
         let Some(place) = self.0.first_mut().filter(|_| view.has(address, len)) else {
-            return false;
+            return view.is_translated() && self.walk_ring(outline, view, first);
         };
         *place = view.segment(address, len);
         (outline.readable, outline.count) = ((flags == 0).into(), 1);
@@ -136,6 +136,21 @@ impl Segments {
     #[inline(never)]
     fn walk_ring(&mut self, outline: &mut Outline, view: &FlatView<'_, FlatRing<'_>>, first: Descriptor) -> bool {
         self.walk_table(outline, view, view.ring.descriptors(), first)
+            || view.is_translated() && self.walk_translated(outline, view, view.ring.descriptors(), first)
+    }
+
+    /// In spans that were found before.
+    #[inline(never)]
+    fn walk_translated(
+        &mut self,
+        outline: &mut Outline,
+        view: &FlatView<'_, FlatRing<'_>>,
+        table: FlatTable<'_>,
+        first: Descriptor,
+    ) -> bool {
+        self.walk_table_in(outline, table, first, |place, address, len, writable| {
+            view.place(place, address, len, writable)
+        })
     }
 
     #[inline(never)]
@@ -143,7 +158,24 @@ impl Segments {
         // What is wrong with a table is not said here.
         let inner = view.table(outer.address, outer.len());
         match inner.and_then(|inner| Some((inner, inner.read(0)?))) {
-            Some((inner, first)) => self.walk_table(outline, view, inner, first),
+            Some((inner, first)) => {
+                self.walk_table(outline, view, inner, first)
+                    || view.is_translated() && self.walk_translated(outline, view, inner, first)
+            }
+            None => view.is_translated() && self.walk_indirect_translated(outline, view, outer),
+        }
+    }
+
+    #[inline(never)]
+    fn walk_indirect_translated(
+        &mut self,
+        outline: &mut Outline,
+        view: &FlatView<'_, FlatRing<'_>>,
+        outer: Descriptor,
+    ) -> bool {
+        let inner = view.table_elsewhere(outer.address, outer.len());
+        match inner.and_then(|inner| Some((inner, inner.read(0)?))) {
+            Some((inner, first)) => self.walk_translated(outline, view, inner, first),
             None => false,
         }
     }
@@ -154,7 +186,25 @@ impl Segments {
         outline: &mut Outline,
         view: &FlatView<'_, FlatRing<'_>>,
         table: FlatTable<'_>,
+        first: Descriptor,
+    ) -> bool {
+        self.walk_table_in(outline, table, first, |place, address, len, _| {
+            let has = view.has(address, len);
+            if has {
+                *place = view.segment(address, len);
+            }
+            has
+        })
+    }
+
+    /// `put`: puts a buffer into its place, if it is where it can be.
+    #[inline(always)]
+    fn walk_table_in(
+        &mut self,
+        outline: &mut Outline,
+        table: FlatTable<'_>,
         mut descriptor: Descriptor,
+        put: impl Fn(&mut Segment, u64, u32, bool) -> bool,
     ) -> bool {
         let Some(room) = self.0.first_chunk_mut::<ROOM>() else {
             return false;
@@ -162,10 +212,9 @@ impl Segments {
         let (mut count, mut writable, mut readable_len, mut writable_len) = (0, 0, 0, 0);
         for place in room {
             let (address, len, flags) = (descriptor.address, descriptor.len(), descriptor.flags());
-            if flags & !(WRITE | NEXT) != 0 || !view.has(address, len) {
+            if flags & !(WRITE | NEXT) != 0 || !put(place, address, len, flags & WRITE != 0) {
                 return false;
             }
-            *place = view.segment(address, len);
             count += 1;
             if flags & WRITE != 0 {
                 writable += 1;
@@ -207,7 +256,7 @@ impl Segments {
             };
         }
         let Some(place) = self.0.first_mut().filter(|_| view.has(address, len)) else {
-            return false;
+            return view.is_translated() && self.walk_packed_ring(outline, view, first, spot);
         };
         *place = view.segment(address, len);
         let readable = flags & WRITE == 0;
@@ -283,10 +332,14 @@ impl Segments {
         let (mut count, mut writable, mut readable_len, mut writable_len) = (0, 0, 0, 0);
         for place in room {
             let (address, len, flags) = (descriptor.address, descriptor.len(), descriptor.packed_flags());
-            if flags & never != 0 || !view.has(address, len) {
+            if flags & never != 0 {
                 return false;
             }
-            *place = view.segment(address, len);
+            match view.has(address, len) {
+                true => *place = view.segment(address, len),
+                false if view.is_translated() && view.place(place, address, len, flags & WRITE != 0) => {}
+                false => return false,
+            }
             count += 1;
             if flags & WRITE != 0 {
                 writable += 1;

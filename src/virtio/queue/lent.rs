@@ -127,7 +127,7 @@ impl Chain<'_, '_> {
         }
         let outline = round.outline;
         let pin = Pin::clone(&round.view.pin);
-        pin.enter(segments.all(&outline));
+        pin.enter(|| segments.all(&outline));
         OwnedChain::new(Held {
             outline,
             segments,

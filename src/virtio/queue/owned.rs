@@ -36,7 +36,7 @@ impl Held {
             shared,
         } = self;
         // Before the queue can be still: nothing of a map that was replaced is held then, nor of what was translated.
-        pin.leave(segments.all(&outline));
+        pin.leave(|| segments.all(&outline));
         drop(pin);
         shared.give_back(&outline, segments, written);
     }

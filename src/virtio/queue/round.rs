@@ -366,7 +366,7 @@ impl<'q> Round<'q> {
             pin,
             shared: _,
         } = held;
-        pin.leave(segments.all(&outline));
+        pin.leave(|| segments.all(&outline));
         drop(pin);
         let view = self.view;
         let put = self.with_used(|shared, used| shared.put_taken(used, view, &outline, segments, written));

@@ -171,7 +171,11 @@ impl<D: VirtioDevice + 'static> Core<D> {
         options: &TransportOptions,
         transport: u64,
     ) -> Result<Arc<Self>, TransportError> {
-        let translated = if memory.is_translated() { features::ACCESS_PLATFORM } else { 0 };
+        let translated = if memory.is_translated() {
+            features::ACCESS_PLATFORM
+        } else {
+            0
+        };
         let common = options.features() | translated | transport;
         let queue_sizes: Box<[u16]> = device.queue_sizes().into();
         if queue_sizes.len() > usize::from(u16::MAX) {

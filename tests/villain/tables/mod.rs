@@ -21,5 +21,4 @@ pub mod zoned;
 const HOTPLUG: &str = "tests/pci/bus.rs::a_slot_is_given_once_and_a_foreign_function_is_refused";
 const UNREAD: &str = "what this case does was not in the copy of the suite that was read";
 const LATER_TEXT: &str = "of a text after virtio 1.2, and not offered";
-const NO_IOMMU: &str = "there is no IOMMU yet";
 const NO_ADMIN: &str = "of a text after virtio 1.2: none of our functions has virtual ones or an administration queue";

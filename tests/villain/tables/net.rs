@@ -15,7 +15,7 @@ use crate::{
     world::{MAC, OTHER, World},
 };
 
-use super::{HOTPLUG, LATER_TEXT, NO_IOMMU, UNREAD};
+use super::{HOTPLUG, LATER_TEXT, UNREAD};
 
 /// An address and bits of a table of addresses.
 fn table(entries: u32, addresses: &[[u8; 6]]) -> Vec<u8> {
@@ -267,7 +267,7 @@ pub const ROWS: &[Row] = &[
     Row("N0127", "a configuration of RSS by a driver of hashes", differs(Refused, OK, |w| w.command(STEERING, RSS_CONFIG, &rss(2, 0, 1, 40)))),
     Row("N0128", "a VLAN that was never added is taken away", differs(Refused, OK, |w| w.command(VLAN, DEL, &[9, 0]))),
     Row("N0129", "segments of datagrams are offered with checksums", plays(Holds, |w| needs(w, 56, 1))),
-    Row("N0130", "a frame across what an IOMMU maps and does not", not_here(NO_IOMMU)),
+    Row("N0130", "a frame across what an IOMMU maps and does not", elsewhere("tests/iommu/faults.rs::a_fault_is_told_by_its_reason_direction_endpoint_and_address")),
     Row("N0131", "an answer of no bytes", plays(Refused, |w| {
         let control = w.control();
         hurt_last(w, control, Len(0))
