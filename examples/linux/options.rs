@@ -259,4 +259,58 @@ mod tests {
         let message = parse(&["--arch", "x86_64", "--gic", "3"]).unwrap_err();
         assert!(message.contains("--arch arm64"), "{message}");
     }
+
+    #[test]
+    fn what_a_disk_cannot_be_or_do_is_refused_in_a_sentence() {
+        for (arguments, why) in [
+            (&["--queues", "0"][..], "--queues 0: 1 to 16 are accepted"),
+            (&["--queues", "many"], "--queues many: 1 to 16 are accepted"),
+            (
+                &["--async", "threads", "--completion", "late"],
+                "--completion is for --async sync",
+            ),
+            #[cfg(feature = "nbd")]
+            (&["--disk", "nbd:disk"], "\"disk\" is no URI of an NBD export"),
+            #[cfg(feature = "nbd")]
+            (&["--disk", "nbd:///disk"], "it has no host"),
+            #[cfg(feature = "nbd")]
+            (
+                &["--disk", "nbd://h/", "--completion", "late"],
+                "--completion is for --async sync",
+            ),
+            #[cfg(feature = "nbd")]
+            (
+                &["--disk", "nbd://h/", "--async", "sync"],
+                "--async is for disks in files",
+            ),
+            #[cfg(not(feature = "nbd"))]
+            (&["--disk", "nbd://h/"], "--features nbd"),
+            #[cfg(feature = "images")]
+            (
+                &["--disk", "qcow2:f", "--async", "io_uring"],
+                "is for a disk that is a plain file",
+            ),
+            #[cfg(not(feature = "images"))]
+            (&["--disk", "qcow2:f"], "--features images"),
+        ] {
+            let message = parse(arguments).expect_err("it is refused");
+            assert!(
+                message.contains(why) && !message.contains('\n'),
+                "{arguments:?}: {message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_disk_is_told_by_what_stands_before_it() {
+        let file = |text: &str| Source::parse(text).unwrap();
+        assert_eq!(file("/d/disk.img"), Source::File("/d/disk.img".into()));
+        #[cfg(feature = "images")]
+        assert_eq!(file("qcow2:/d/disk"), Source::Qcow2("/d/disk".into()));
+        #[cfg(feature = "nbd")]
+        for uri in ["nbd://host:1/export", "nbd+unix:///export?socket=/s", "nbds://host"] {
+            assert_eq!(file(uri), Source::Nbd(uri.into()));
+            assert_eq!(file(&format!("nbd:{uri}")), Source::Nbd(uri.into()));
+        }
+    }
 }
