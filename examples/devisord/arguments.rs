@@ -29,7 +29,7 @@ pub struct Arguments {
 
 const USAGE: &str = "usage: devisord blk|net|console|vsock|rng|balloon \
     (--socket-path PATH | --connect PATH | --fd N) [--print-capabilities] [--packed] [--in-order] [--queues N]\n\
-    blk: --image FILE [--read-only] [--direct] [--uring]; net: --tap NAME | --stream PATH [--mac MAC]; \
+    blk: --image FILE [--read-only] [--uring]; net: --tap NAME | --stream PATH [--mac MAC]; \
     console: [--stream PATH]; vsock: --cid N --uds-path PATH; balloon: [--pages N]";
 
 impl Arguments {
@@ -73,7 +73,7 @@ impl Arguments {
                 "--packed" => parsed.packed = true,
                 "--in-order" => parsed.in_order = true,
                 "--queues" => parsed.queues = number(value()?)? as u16,
-                "--direct" | "--uring" => parsed.others.push((name, String::new())),
+                "--uring" => parsed.others.push((name, String::new())),
                 "--tap" | "--stream" | "--mac" | "--cid" | "--uds-path" | "--pages" => {
                     let value = value()?;
                     parsed.others.push((name, value));
@@ -93,6 +93,10 @@ impl Arguments {
     pub fn other(&self, name: &str) -> Option<&str> {
         let mut found = self.others.iter().filter(|(other, _)| other == name);
         found.next_back().map(|(_, value)| value.as_str())
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.other(name).is_some()
     }
 
     pub fn transport(&self) -> TransportOptions {

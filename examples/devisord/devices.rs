@@ -1,13 +1,18 @@
-//! The devices.
+//! The devices, and what stands behind them.
 
-use std::{error::Error, sync::Arc};
+use std::{error::Error, os::unix::net::UnixStream, sync::Arc};
 
 use devisor::{
     time::Clock,
     virtio::{
         VirtioDevice,
+        balloon::{Balloon, BalloonOptions},
         block::{Block, BlockOptions, FileStorage},
+        console::{Console, Port, SocketPeer, Stdio},
         entropy::Entropy,
+        net::{Net, NetOptions, StreamSocket, Tap},
+        transport::vhost_user::FrontEndMemory,
+        vsock::{UnixHost, Vsock, VsockOptions},
     },
 };
 
@@ -15,11 +20,14 @@ use super::arguments::Arguments;
 
 type Made = Result<Box<dyn VirtioDevice>, Box<dyn Error>>;
 
-pub fn make(arguments: &Arguments, clock: Arc<dyn Clock + Send + Sync>) -> Made {
-    let _ = clock;
+pub fn make(arguments: &Arguments, clock: &Arc<dyn Clock>, memory: &FrontEndMemory) -> Made {
     match arguments.kind.as_str() {
         "blk" => block(arguments),
+        "net" => net(arguments, clock),
+        "console" => console(arguments, clock),
+        "vsock" => vsock(arguments, clock),
         "rng" => Ok(Box::new(Entropy::from_os())),
+        "balloon" => balloon(arguments, memory),
         other => Err(format!("no device {other:?}: blk, net, console, vsock, rng and balloon there are").into()),
     }
 }
@@ -27,13 +35,68 @@ pub fn make(arguments: &Arguments, clock: Arc<dyn Clock + Send + Sync>) -> Made 
 fn block(arguments: &Arguments) -> Made {
     let image = arguments.image.as_ref().ok_or("--image is needed: the file that is the disk")?;
     let file = match arguments.read_only {
-        true => FileStorage::open_read_only(image)?,
-        false => FileStorage::open(image)?,
+        true => FileStorage::open_read_only(image),
+        false => FileStorage::open(image),
     };
+    let file = file.map_err(|error| format!("{}: {error}", image.display()))?;
     let options = BlockOptions {
         queues: arguments.queues,
         read_only: arguments.read_only,
         ..BlockOptions::default()
     };
-    Ok(Box::new(Block::new(file, options)?))
+    match arguments.has("--uring") {
+        false => Ok(Box::new(Block::new(file, options)?)),
+        #[cfg(feature = "io-uring")]
+        true => {
+            use devisor::virtio::block::{UringOptions, UringStorage};
+            let storage = UringStorage::new(file, UringOptions::default())?;
+            Ok(Box::new(Block::with_async(storage, options)?))
+        }
+        #[cfg(not(feature = "io-uring"))]
+        true => Err("--uring: built without the feature io-uring".into()),
+    }
+}
+
+fn net(arguments: &Arguments, clock: &Arc<dyn Clock>) -> Made {
+    let options = NetOptions {
+        mac: arguments.other("--mac").map(str::parse).transpose()?,
+        pairs: arguments.queues,
+        ..NetOptions::default()
+    };
+    let net = match (arguments.other("--tap"), arguments.other("--stream")) {
+        (Some(name), None) => Net::new(Tap::open_queues(name, arguments.queues)?, options)?,
+        (None, Some(path)) => {
+            let stream = UnixStream::connect(path).map_err(|error| format!("{path}: {error}"))?;
+            Net::new([StreamSocket::new(stream)?], options)?
+        }
+        _ => return Err("one of --tap and --stream is needed: where the network is".into()),
+    };
+    Ok(Box::new(net.with_clock(Arc::clone(clock))))
+}
+
+fn console(arguments: &Arguments, clock: &Arc<dyn Clock>) -> Made {
+    let port = match arguments.other("--stream") {
+        Some(path) => Port::console(SocketPeer::bind(path, Arc::clone(clock))?),
+        None => Port::console(Stdio::new()?),
+    };
+    Ok(Box::new(Console::single(port)?))
+}
+
+fn vsock(arguments: &Arguments, clock: &Arc<dyn Clock>) -> Made {
+    let cid = arguments.other("--cid").ok_or("--cid is needed: the guest's address")?;
+    let path = arguments.other("--uds-path").ok_or("--uds-path is needed: where the host's sockets are")?;
+    let options = VsockOptions {
+        guest_cid: cid.parse()?,
+        ..VsockOptions::default()
+    };
+    let host = UnixHost::bind(path).map_err(|error| format!("{path}: {error}"))?;
+    Ok(Box::new(Vsock::new(host, Arc::clone(clock), options)?))
+}
+
+fn balloon(arguments: &Arguments, memory: &FrontEndMemory) -> Made {
+    let mut balloon = Balloon::new(memory.clone(), BalloonOptions::default())?;
+    if let Some(pages) = arguments.other("--pages") {
+        balloon.set_target(pages.parse()?);
+    }
+    Ok(Box::new(balloon))
 }

@@ -25,7 +25,7 @@ pub enum Target {
 /// What is waited for, and what is due.
 pub struct Events {
     epoll: OwnedFd,
-    clock: Arc<dyn Clock + Send + Sync>,
+    clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
 
@@ -48,7 +48,7 @@ impl State {
 }
 
 impl Events {
-    pub fn new(clock: Arc<dyn Clock + Send + Sync>) -> io::Result<Self> {
+    pub fn new(clock: Arc<dyn Clock>) -> io::Result<Self> {
         // SAFETY: the call takes a number, and its result is a descriptor that nobody else has, or none.
         let epoll = unsafe {
             match libc::epoll_create1(libc::EPOLL_CLOEXEC) {

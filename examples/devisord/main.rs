@@ -29,7 +29,7 @@ use devisor::{
     time::{Clock, HostClock},
     virtio::{
         QueueIndex, VirtioDevice, VirtioTransport, Wait,
-        transport::vhost_user::{ConnectionError, VhostUser, VhostUserOptions},
+        transport::vhost_user::{ConnectionError, FrontEndMemory, VhostUser, VhostUserOptions},
     },
 };
 
@@ -52,14 +52,16 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         println!("{}", arguments.capabilities());
         return Ok(());
     }
-    let clock: Arc<dyn Clock + Send + Sync> = Arc::new(HostClock::starting_at(Duration::ZERO));
+    let clock: Arc<dyn Clock> = Arc::new(HostClock::starting_at(Duration::ZERO));
     // Before anything else that it could interrupt.
     let signals = signals()?;
     let events = Arc::new(Events::new(Arc::clone(&clock))?);
-    let device = devices::make(&arguments, Arc::clone(&clock))?;
+    let memory = FrontEndMemory::new();
+    let device = devices::make(&arguments, &clock, &memory)?;
     let options = VhostUserOptions {
         transport: arguments.transport(),
         polled: Some((clock, Duration::from_micros(50))),
+        memory: Some(memory),
         ..VhostUserOptions::default()
     };
     let device = VhostUser::new(device, options)?.with_doorbell(Bell(Arc::clone(&events)));

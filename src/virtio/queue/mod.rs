@@ -17,6 +17,7 @@
 //! | `away` | a queue that is served elsewhere |
 //! | `counters`, `state` | what its embedder sees |
 //! | `word`, `inside` | what all threads agree on |
+//! | `track` | who is told what is in flight |
 //!
 //! *What a request costs*: no allocation. A chain that is completed in its round costs no lock and no atomic read-modify-write, a
 //! fence (which the specification asks for). A chain that is taken and completed elsewhere costs nine: the used side locked and unlocked,
@@ -77,6 +78,7 @@ mod split;
 mod split_used;
 mod state;
 mod stillness;
+mod track;
 mod used;
 mod word;
 
@@ -97,6 +99,7 @@ pub use state::{ChainState, Ended, QueueState, QueueStateError};
 pub(crate) use area::is_size;
 pub(crate) use inside::{Inside, is_inside};
 pub(crate) use stillness::Stillness;
+pub(crate) use track::Tracker;
 
 pub(crate) use word::{Begin, End, Stop, Word};
 
@@ -206,6 +209,16 @@ impl Queue {
         self.available.set_kicks_stay(kicks_stay);
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             shared.word = word;
+        }
+        self
+    }
+
+    /// What is in flight is told to `tracker` from here on.
+    #[cfg_attr(not(all(target_os = "linux", feature = "vhost-user")), allow(dead_code, reason = "a transport's"))]
+    pub(crate) fn track(mut self, tracker: Arc<dyn Tracker>) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            // The long way tells it.
+            (shared.plain, shared.tracker) = (false, Some(tracker));
         }
         self
     }

@@ -13,6 +13,7 @@ use super::{
     counters::Counters,
     in_order::{InOrder, Kept},
     inside::Inside,
+    track::Tracker,
     used::{Returned, Used, UsedRing, UsedSide},
     word::Word,
 };
@@ -30,12 +31,14 @@ pub(super) struct Shared {
     pub index: QueueIndex,
     pub layout: QueueLayout,
     pub features: u64,
-    /// The ring is a split one, and in no order.
+    /// The ring is a split one, in no order, and nobody is told of what is in flight.
     pub plain: bool,
     // Plugged in.
     pub memory: Memory,
     pub interrupt: std::sync::Arc<dyn VirtioInterrupt>,
     pub word: std::sync::Arc<Word>,
+    /// Who is told what is in flight.
+    pub tracker: Option<std::sync::Arc<dyn Tracker>>,
     // What the guest moves.
     pub used: UsedSide,
     /// For each head that is in flight beyond its round, when it was taken; zero for others.
@@ -78,6 +81,7 @@ impl Shared {
             memory,
             interrupt,
             word,
+            tracker: None,
             used: UsedSide::new(Used {
                 view: Some(view),
                 ring: UsedRing::new(&layout, features, next_used),
@@ -109,7 +113,11 @@ impl Shared {
         if ring.is_published() {
             return Ok(owed);
         }
-        Ok(ring.publish(view, &self.counters)? || owed)
+        let wanted = ring.publish(view, &self.counters)?;
+        if let Some(tracker) = &self.tracker {
+            tracker.published(ring.next());
+        }
+        Ok(wanted || owed)
     }
 
     /// Interrupts the driver. A refusal is owed: the next call of any kind carries it. `alone`: no other thread does so now.
@@ -197,19 +205,34 @@ impl Shared {
         Ok(())
     }
 
+    /// Puts a chain into the used ring, the long way.
+    pub fn put(
+        &self,
+        ring: &mut UsedRing,
+        view: &View,
+        (head, descriptors): (u16, u16),
+        written: u32,
+    ) -> Result<(), Gone> {
+        ring.put(view, head, descriptors, written)?;
+        if let Some(tracker) = &self.tracker {
+            tracker.put(head);
+        }
+        Ok(())
+    }
+
     /// A chain that was taken has ended: it is put, and if chains are used in order, those after it that waited for it; or it waits
     /// itself.
     pub fn end_taken(&self, used: &mut Used, view: &View, outline: &Outline, written: u32) -> Result<(), Gone> {
         let &Outline { head, descriptors, .. } = outline;
         let Used { ring, order, .. } = used;
         let Some(order) = order else {
-            ring.put(view, head, descriptors, written)?;
+            self.put(ring, view, (head, descriptors), written)?;
             self.is_used(head, descriptors);
             return Ok(());
         };
         order.end(self.place(head), written);
         while let Some((Kept { head, descriptors, .. }, written)) = order.ended() {
-            ring.put(view, head, descriptors, written)?;
+            self.put(ring, view, (head, descriptors), written)?;
             order.pop();
             self.is_used(head, descriptors);
         }
@@ -259,7 +282,8 @@ impl Shared {
     #[inline(never)]
     fn use_other(&self, used: &mut Used, outline: &Outline, written: u32) -> Result<bool, Gone> {
         let near = used.view.as_ref().and_then(|view| Some((view.flat()?, view)));
-        let Some((Format::Packed(flat), view)) = near.filter(|_| used.order.is_none() && !self.owes()) else {
+        let short = used.order.is_none() && self.tracker.is_none() && !self.owes();
+        let Some((Format::Packed(flat), view)) = near.filter(|_| short) else {
             return self.use_far(used, outline, written);
         };
         // As above.

@@ -126,6 +126,7 @@ impl Queue {
             memory: _,
             interrupt: _,
             word: _,
+            tracker: _,
             used,
             // In the heads in flight.
             places: _,

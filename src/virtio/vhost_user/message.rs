@@ -147,10 +147,9 @@ requests! {
     }
 }
 
-requests! {
-    /// What a back end asks (`VHOST_USER_BACKEND_*`).
-    BackRequest {
-        IotlbMsg = 1,
-        ConfigChangeMsg = 2,
-    }
+/// What a back end asks (`VHOST_USER_BACKEND_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum BackRequest {
+    ConfigChangeMsg = 2,
 }

@@ -9,7 +9,7 @@ mod socket;
 
 pub(crate) use message::{BackRequest, FrontRequest, Header, Message};
 pub(crate) use payload::{
-    Config, Log, Region, Single, Table, VringAddress, VringFile, VringState,
+    Config, Inflight, Log, Region, Single, Table, VringAddress, VringFile, VringState,
     Word,
 };
 pub(crate) use socket::{Received, Socket, send_at_once};

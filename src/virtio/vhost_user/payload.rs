@@ -85,6 +85,7 @@ impl VringState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VringAddress {
     pub index: u32,
+    /// Whether writes to the used ring are logged: they are, with all others.
     pub flags: u32,
     /// Descriptor area, as a user address of the front end's.
     pub descriptor: u64,
@@ -97,9 +98,6 @@ pub(crate) struct VringAddress {
 }
 
 impl VringAddress {
-    /// Writes to the used ring are logged.
-    pub const LOG: u32 = 1;
-
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         Some(Self {
@@ -232,61 +230,12 @@ impl Inflight {
         })
     }
 
-    /// With the padding that its C structure has, which the other end may count.
-    pub fn to_bytes(self) -> Vec<u8> {
+    /// Its C structure ends with padding, which the other end may count: as long as what it has sent.
+    pub fn to_bytes(self, len: usize) -> Vec<u8> {
         let mut bytes = [self.mmap_size.to_ne_bytes(), self.mmap_offset.to_ne_bytes()].concat();
         bytes.extend(self.queues.to_ne_bytes());
         bytes.extend(self.queue_size.to_ne_bytes());
+        bytes.resize(len.clamp(bytes.len(), bytes.len() + 4), 0);
         bytes
     }
 }
-
-/// An IOTLB message (`struct vhost_iotlb_msg`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Iotlb {
-    pub iova: u64,
-    pub size: u64,
-    pub user: u64,
-    pub permissions: u8,
-    pub kind: u8,
-}
-
-impl Iotlb {
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let mut fields = Fields(bytes);
-        let (iova, size, user) = (fields.u64()?, fields.u64()?, fields.u64()?);
-        let [permissions, kind] = fields.bytes()?;
-        Some(Self {
-            iova,
-            size,
-            user,
-            permissions,
-            kind,
-        })
-    }
-}
-
-/// What SET_DEVICE_STATE_FD asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DeviceState {
-    pub direction: u32,
-    pub phase: u32,
-}
-
-impl DeviceState {
-    /// The back end writes its state.
-    pub const SAVE: u32 = 0;
-    /// The back end reads its state.
-    pub const LOAD: u32 = 1;
-    /// The device is stopped: the one phase that there is.
-    pub const STOPPED: u32 = 0;
-
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let mut fields = Fields(bytes);
-        Some(Self {
-            direction: fields.u32()?,
-            phase: fields.u32()?,
-        })
-    }
-}
-

@@ -51,6 +51,11 @@ impl Round<'_> {
             shared.forget_returned(&mut shared.used.lock(), head);
         } else {
             let place = self.hands.taken();
+            if let Some(tracker) = &shared.tracker {
+                // What is put and not shown comes before what is taken now. Memory that is gone is found by the next look.
+                let _ = self.publish();
+                tracker.taken(head);
+            }
             self.hands.descriptors = self.hands.descriptors.wrapping_add(descriptors.into());
             // As above.
             shared.places[usize::from(head)].store(place, Ordering::Release);
@@ -256,6 +261,9 @@ impl Round<'_> {
         } else if let Some(order) = used.order.as_mut().filter(|order| !order.is_empty()) {
             // It waits for those before it.
             let place = self.hands.taken();
+            if let Some(tracker) = &shared.tracker {
+                tracker.taken(head);
+            }
             self.hands.descriptors = self.hands.descriptors.wrapping_add(descriptors.into());
             shared.places[usize::from(head)].store(place, Ordering::Release);
             let written = Some(written);
@@ -268,7 +276,7 @@ impl Round<'_> {
                 },
             );
         } else {
-            used.ring.put(view, head, descriptors, written)?;
+            shared.put(&mut used.ring, view, (head, descriptors), written)?;
         }
         Ok(publish && shared.publish(&mut used.ring, view)?)
     }

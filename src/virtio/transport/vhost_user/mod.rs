@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `session`, `requests` | a connection, and what each request does |
 //! | `ring` | a ring as it was described, and the queue that it becomes |
-//! | `regions`, `log` | the front end's memory, and the log of its dirty pages |
+//! | `regions`, `log`, `reclaim` | the front end's memory, the log of its dirty pages, and what is given back of it |
+//! | `inflight` | the table of requests in flight |
 //! | `lines` | kick, call and error descriptors |
 //!
 //! *Who runs it*: no thread and no loop is started. The connection makes progress when [`serve_connection`](VhostUser::serve_connection)
@@ -29,9 +30,11 @@
 //! Descriptors for events are made non-blocking, which the front end shares.
 
 mod error;
+mod inflight;
 mod lines;
 mod log;
 mod options;
+mod reclaim;
 mod regions;
 mod requests;
 mod ring;
@@ -71,6 +74,7 @@ use session::{Answer, Begun, Rest, Session};
 
 pub use error::{AlreadyConnected, ConnectionError};
 pub use options::VhostUserOptions;
+pub use reclaim::FrontEndMemory;
 
 /// How many requests are done in one call.
 const TURN: usize = 64;
@@ -264,6 +268,9 @@ impl<D: VirtioDevice> VhostUser<D> {
             self.told_failure.store(false, Ordering::SeqCst);
             connection.settled = match Regions::default().memory(None) {
                 Ok(nothing) => {
+                    if let Some(told) = &self.options.memory {
+                        told.set(&Regions::default());
+                    }
                     self.memory.replace(&nothing);
                     true
                 }
@@ -362,9 +369,11 @@ impl<D: VirtioDevice> VhostUser<D> {
             }
             let Some(layout) = ring.layout(&session.regions) else { continue };
             let accepted = features & !requests::VHOST;
-            let started = ring.start(layout, accepted, self.core.memory());
+            let part = session.inflight.as_ref().and_then(|table| table.queue(index, layout.size));
+            let started = ring.start(layout, accepted, self.core.memory(), part.as_ref());
             let started = started.map_err(|fault| fault.to_string()).and_then(|state| {
-                let started = self.core.start_ring(index, &state);
+                let tracker = part.map(|part| Arc::new(part) as _);
+                let started = self.core.start_ring(index, &state, tracker);
                 started.map_err(|error| error.to_string())
             });
             let ring = &mut session.rings[index];
@@ -388,6 +397,9 @@ impl<D: VirtioDevice> VhostUser<D> {
     fn map(&self, session: &Session) -> Result<(), String> {
         let wanted = session.features.is_some_and(|features| features & vhost_feature::LOG_ALL != 0);
         let memory = session.regions.memory(session.log.as_ref().filter(|_| wanted))?;
+        if let Some(told) = &self.options.memory {
+            told.set(&session.regions);
+        }
         self.memory.replace(&memory);
         self.core.memory_changed();
         Ok(())

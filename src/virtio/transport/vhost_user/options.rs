@@ -2,10 +2,8 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use crate::{
-    time::Clock,
-    virtio::transport::TransportOptions,
-};
+use super::reclaim::FrontEndMemory;
+use crate::{time::Clock, virtio::transport::TransportOptions};
 
 /// How a device behind a vhost-user socket behaves.
 #[derive(Clone)]
@@ -17,7 +15,9 @@ pub struct VhostUserOptions {
     pub max_regions: u16,
     /// A front end may have no kick descriptor, and have its queue polled: so often, by this clock. `None`: such a queue costs the
     /// connection.
-    pub polled: Option<(Arc<dyn Clock + Send + Sync>, Duration)>,
+    pub polled: Option<(Arc<dyn Clock>, Duration)>,
+    /// Who is told of the front end's memory, if somebody is.
+    pub memory: Option<FrontEndMemory>,
 }
 
 impl Default for VhostUserOptions {
@@ -26,6 +26,7 @@ impl Default for VhostUserOptions {
             transport: TransportOptions::default(),
             max_regions: 32,
             polled: None,
+            memory: None,
         }
     }
 }
@@ -36,11 +37,13 @@ impl fmt::Debug for VhostUserOptions {
             transport,
             max_regions,
             polled,
+            memory,
         } = self;
         f.debug_struct("VhostUserOptions")
             .field("transport", transport)
             .field("max_regions", max_regions)
             .field("polled", &polled.as_ref().map(|(_, interval)| interval))
+            .field("memory", memory)
             .finish()
     }
 }

@@ -111,8 +111,20 @@ impl Regions {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// The parts of a guest physical range that are in regions: file, offset and length.
+    pub fn overlaps(&self, address: u64, len: u64) -> impl Iterator<Item = (&File, u64, u64)> {
+        let end = address.saturating_add(len);
+        self.0.iter().filter_map(move |Mapped { region, file }| {
+            let start = address.max(region.guest);
+            let end = end.min(region.guest + region.size);
+            let offset = region.offset + start.checked_sub(region.guest)?;
+            (start < end).then(|| (&**file, offset, end - start))
+        })
+    }
+
+    /// Whether a log has a bit for each page.
+    fn is_covered_by(&self, log: &Log) -> bool {
+        self.0.iter().all(|Mapped { region, .. }| log.covers(region.guest + (region.size - 1)))
     }
 
     /// The guest address of a user address.
@@ -127,6 +139,9 @@ impl Regions {
     pub fn memory(&self, log: Option<&Arc<Log>>) -> Result<Memory, Refused> {
         match log {
             None => memory_of(self.0.iter().map(|mapped| mapped.map(()))),
+            Some(log) if !self.is_covered_by(log) => {
+                Err("a log that ends before memory does: a bit for each page is needed".into())
+            }
             Some(log) => memory_of(self.0.iter().map(|mapped| {
                 let log = RegionLog::new(log, mapped.region.guest);
                 mapped.map(log)

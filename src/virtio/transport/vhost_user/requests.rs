@@ -3,15 +3,15 @@
 use std::os::fd::OwnedFd;
 
 use super::{
-    VhostUser,
+    VhostUser, inflight,
     lines::Event,
     log::Log,
     regions::{Mapped, Regions},
-    ring::{Kick, base_of},
+    ring::{Kick, Ring, base_of},
     session::{Answer, Begun, Rest, Session},
 };
 use crate::virtio::{
-    QueueIndex, VirtioDevice,
+    QueueIndex, VirtioDevice, features,
     transport::status::{DEVICE_NEEDS_RESET, FEATURES_OK},
     vhost_user::{
         self as protocol, Config, FrontRequest, Message, Single, Table, VringAddress, VringFile, VringState, Word,
@@ -25,6 +25,7 @@ pub(super) const PROTOCOL: u64 = feature::MQ
     | feature::REPLY_ACK
     | feature::BACKEND_REQ
     | feature::CONFIG
+    | feature::INFLIGHT_SHMFD
     | feature::RESET_DEVICE
     | feature::CONFIGURE_MEM_SLOTS
     | feature::STATUS;
@@ -192,6 +193,25 @@ impl<D: VirtioDevice> VhostUser<D> {
                 Ok(Answer::Done)
             }
             SetStatus => self.set_status(session, payload),
+            GetInflightFd => {
+                let asked = parse(protocol::Inflight::from_bytes(payload))?;
+                let queues = usize::from(asked.queues) <= session.rings.len();
+                if !queues || asked.queues == 0 || asked.queue_size == 0 {
+                    return Err(format!("a table for {} queues of {}", asked.queues, asked.queue_size));
+                }
+                let created = inflight::create(asked.queues, asked.queue_size, Self::is_packed(session));
+                let (made, descriptor) = created.map_err(|error| error.to_string())?;
+                Ok(Answer::WithDescriptor(made.to_bytes(payload.len()), descriptor))
+            }
+            SetInflightFd => {
+                let given = parse(protocol::Inflight::from_bytes(payload))?;
+                if session.runs_any() {
+                    return Err("a table of requests in flight while rings run: it comes before they start".into());
+                }
+                let table = inflight::Table::new(given, one(&mut { descriptors })?, Self::is_packed(session))?;
+                session.inflight = Some(table);
+                Ok(Answer::Done)
+            }
             GetStatus => {
                 let failed = (self.core.status() & DEVICE_NEEDS_RESET) as u64;
                 Ok(Answer::Payload(Word(u64::from(session.status) | failed).to_bytes()))
@@ -223,6 +243,10 @@ impl<D: VirtioDevice> VhostUser<D> {
             self.map(session)?;
         }
         Ok(Answer::Done)
+    }
+
+    fn is_packed(session: &Session) -> bool {
+        session.features.is_some_and(|accepted| accepted & features::RING_PACKED != 0)
     }
 
     fn has_agreed(&self) -> bool {
@@ -387,7 +411,10 @@ impl<D: VirtioDevice> VhostUser<D> {
             return;
         }
         self.lines.stops(index);
-        if let Some(state) = self.core.end_ring(index) {
+        if let Some(mut state) = self.core.end_ring(index) {
+            if session.inflight.is_none() {
+                Ring::rewind(&mut state, self.core.memory());
+            }
             ring.base = base_of(&state);
             ring.kept = Some(state);
         }

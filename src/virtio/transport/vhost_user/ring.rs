@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use super::regions::Regions;
+use super::{inflight::Part, regions::Regions};
 use crate::{
     memory::Memory,
     virtio::{
         Fault, QueueIndex, VirtioDevice, features,
-        queue::{Queue, QueueLayout, QueueState, QueueStateError, Stop},
+        queue::{Queue, QueueLayout, QueueState, QueueStateError, Stop, Tracker},
         run::Running,
         transport::{
             Core, QueueSetup,
@@ -66,7 +66,13 @@ impl Ring {
     }
 
     /// Where it goes on, in a device with these features.
-    pub fn start(&self, layout: QueueLayout, features: u64, memory: &Memory) -> Result<QueueState, Fault> {
+    pub fn start(
+        &self,
+        layout: QueueLayout,
+        features: u64,
+        memory: &Memory,
+        inflight: Option<&Part>,
+    ) -> Result<QueueState, Fault> {
         let fresh = QueueState {
             layout,
             features,
@@ -77,7 +83,7 @@ impl Ring {
             ended: Vec::new(),
             signal_owed: false,
         };
-        if let Some(kept) = &self.kept
+        if let Some(kept) = self.kept.as_ref().filter(|_| inflight.is_none())
             && kept.features == features
             && kept.layout.size == layout.size
             && base_of(kept) as u16 == self.base as u16
@@ -98,6 +104,17 @@ impl Ring {
         let there = memory.pin().read(layout.device_area.wrapping_add(2), &mut used);
         there.map_err(|outside| Fault::Host(outside.to_string()))?;
         let used = u16::from_le_bytes(used);
+        if let Some(inflight) = inflight {
+            // It knows more than the base, which the front end has guessed if this process was gone.
+            let in_flight = inflight.recover(used, layout.size);
+            return Ok(QueueState {
+                next_avail: used.wrapping_add(in_flight.len() as u16),
+                next_used: used,
+                in_flight,
+                signal_owed: true,
+                ..fresh
+            });
+        }
         // What was taken before and has not come back is served again; nobody says what of it was done.
         match fresh.next_avail.wrapping_sub(used) {
             lost if lost <= layout.size => Ok(QueueState {
@@ -114,6 +131,26 @@ impl Ring {
 }
 
 impl Ring {
+    /// Puts what was taken and is to be served again where the driver has made it available, in the order in which it was taken: so a
+    /// split ring goes on from what it has used, whoever goes on with it. The driver does not look at these entries, nor write them
+    /// before more is used. Of a packed ring, only this process can go on.
+    pub fn rewind(state: &mut QueueState, memory: &Memory) {
+        if state.features & features::RING_PACKED != 0 || state.in_flight.is_empty() {
+            return;
+        }
+        let pin = memory.pin();
+        let places = (0..).map(|at| state.next_used.wrapping_add(at) % state.layout.size);
+        for (&head, place) in state.in_flight.iter().zip(places) {
+            let entry = state.layout.driver_area + 4 + 2 * u64::from(place);
+            if pin.write(entry, &head.to_le_bytes()).is_err() {
+                return;
+            }
+        }
+        state.next_avail = state.next_used;
+        state.in_flight.clear();
+        state.ended.clear();
+    }
+
     /// Where a packed ring goes on. Some front ends begin a new one with zero, where the wrap counter is to be one. In a ring that has
     /// come there by itself, the first descriptor was used when the wrap counter was one, or has been made available since; both have
     /// the used flag set, and no first descriptor of a new ring has.
@@ -152,7 +189,12 @@ impl<D: VirtioDevice> Core<D> {
     }
 
     /// Starts a ring. The first makes the device live.
-    pub(super) fn start_ring(&self, index: usize, state: &QueueState) -> Result<(), QueueStateError> {
+    pub(super) fn start_ring(
+        &self,
+        index: usize,
+        state: &QueueState,
+        tracker: Option<Arc<dyn Tracker>>,
+    ) -> Result<(), QueueStateError> {
         let (Some(lane), name) = (self.lanes.get(index), QueueIndex(index as u16)) else {
             return Ok(());
         };
@@ -161,6 +203,10 @@ impl<D: VirtioDevice> Core<D> {
         let max = self.queue_sizes[index].max(MAX_SIZE);
         let queue = Queue::restore(name, max, state, &self.memory, interrupt)?;
         let queue = queue.run_by(Arc::clone(&lane.word), self.kicks_stay());
+        let queue = match tracker {
+            Some(tracker) => queue.track(tracker),
+            None => queue,
+        };
         registers.queues[index] = QueueSetup {
             layout: state.layout,
             ready: true,

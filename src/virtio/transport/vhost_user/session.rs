@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{error::ConnectionError, log::Log, regions::Regions, ring::Ring};
+use super::{error::ConnectionError, inflight::Table, log::Log, regions::Regions, ring::Ring};
 use crate::virtio::vhost_user::{FrontRequest, Header, Message, Socket};
 
 /// What has to come to rest before a request can be done.
@@ -51,6 +51,7 @@ pub(super) struct Session {
     pub rings: Box<[Ring]>,
     pub regions: Regions,
     pub log: Option<Arc<Log>>,
+    pub inflight: Option<Table>,
 }
 
 impl Session {
@@ -65,6 +66,7 @@ impl Session {
             rings: (0..queues).map(|_| Ring::default()).collect(),
             regions: Regions::default(),
             log: None,
+            inflight: None,
         }
     }
 
