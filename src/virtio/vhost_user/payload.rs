@@ -51,6 +51,11 @@ pub(crate) struct VringFile {
 impl VringFile {
     const NO_DESCRIPTOR: u64 = 1 << 8;
 
+    pub fn to_bytes(self) -> Vec<u8> {
+        let flag = if self.has_descriptor { 0 } else { Self::NO_DESCRIPTOR };
+        Word(u64::from(self.index) | flag).to_bytes()
+    }
+
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let Word(word) = Word::from_bytes(bytes)?;
         Some(Self {
