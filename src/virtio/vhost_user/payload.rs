@@ -103,6 +103,20 @@ pub(crate) struct VringAddress {
 }
 
 impl VringAddress {
+    pub fn to_bytes(self) -> Vec<u8> {
+        let Self {
+            index,
+            flags,
+            descriptor,
+            used,
+            available,
+            log,
+        } = self;
+        let mut bytes = [index.to_ne_bytes(), flags.to_ne_bytes()].concat();
+        bytes.extend([descriptor, used, available, log].map(u64::to_ne_bytes).concat());
+        bytes
+    }
+
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         Some(Self {
@@ -127,6 +141,16 @@ pub(crate) struct Region {
 }
 
 impl Region {
+    fn to_bytes(self) -> Vec<u8> {
+        let Self {
+            guest,
+            size,
+            user,
+            offset,
+        } = self;
+        [guest, size, user, offset].map(u64::to_ne_bytes).concat()
+    }
+
     fn read(fields: &mut Fields<'_>) -> Option<Self> {
         Some(Self {
             guest: fields.u64()?,
@@ -145,6 +169,12 @@ impl Table {
     /// As many as descriptors come with a message.
     pub const MAX: u32 = 8;
 
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = [(self.0.len() as u32).to_ne_bytes(), [0; 4]].concat();
+        bytes.extend(self.0.iter().flat_map(|region| region.to_bytes()));
+        bytes
+    }
+
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let count = fields.u32()?;
@@ -160,6 +190,12 @@ impl Table {
 pub(crate) struct Single(pub Region);
 
 impl Single {
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 8];
+        bytes.extend(self.0.to_bytes());
+        bytes
+    }
+
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let _padding = fields.u64()?;
