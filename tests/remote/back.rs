@@ -106,7 +106,7 @@ impl QueueHandler for Queue {
 
     fn pause(&mut self) {
         for chain in self.held.drain(..) {
-            let _ = chain.give_back();
+            chain.give_back();
         }
     }
 }

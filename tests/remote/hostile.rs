@@ -88,10 +88,12 @@ fn an_answer_that_is_wrong_costs_the_connection_wherever_it_comes() {
     let all = seen.load(SeqCst);
     drop(front);
     for (name, lie) in LIES {
-        for number in 0..all {
+        // Those that take as long as the patience lasts are tried here and there.
+        let slow = name.starts_with("shorter") || name.starts_with("that never");
+        for number in (0..all).step_by(if slow { 7 } else { 1 }) {
             let (connect, _) = liar(lie, number);
             let mut options = options();
-            options.patience = Duration::from_millis(100);
+            options.patience = Duration::from_millis(if slow { 300 } else { 5000 });
             if number < making {
                 // It is not made, or what was said does not matter to it.
                 let began = Instant::now();

@@ -6,6 +6,7 @@ mod construction;
 mod front;
 mod hostile;
 mod life;
+mod plugged;
 mod wire;
 
 #[path = "../support/machine.rs"]

@@ -256,8 +256,15 @@ impl Link {
 
     // The configuration space.
 
-    /// The back end's, if it has one.
-    pub fn config(&mut self) -> io::Result<Vec<u8>> {
+    /// The back end's, if it is the back end's.
+    pub fn config_now(&mut self) -> io::Result<Option<Vec<u8>>> {
+        match self.options.config {
+            ConfigSpace::BackEnd(1..) => self.config().map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn config(&mut self) -> io::Result<Vec<u8>> {
         let (deadline, ConfigSpace::BackEnd(len)) = (self.deadline(), &self.options.config) else {
             return Err(io::ErrorKind::Unsupported.into());
         };
@@ -537,10 +544,7 @@ impl Link {
             let payload = Word(0).to_bytes();
             session.channel.tell(FrontRequest::SetStatus, &payload, Vec::new(), deadline)?;
         }
-        match self.options.config {
-            ConfigSpace::BackEnd(1..) => self.config().map(Some),
-            _ => Ok(None),
-        }
+        self.config_now()
     }
 
     /// Whether there is a table of requests in flight.

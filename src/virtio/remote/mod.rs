@@ -20,8 +20,8 @@
 //! *A back end that goes* leaves its queues as they are; the driver sees requests that take long. It is tried again to reach one every
 //! [`retry`](RemoteOptions::retry) if there is a [clock](Remote::with_clock), and with each kick, or when the embedder
 //! [says so](Remote::look). It goes on with the table of requests in flight that the last one left (`INFLIGHT_SHMFD`). A back end
-//! without such a table goes on where the used ring ends: nothing is lost if it uses requests in their order, and otherwise some are
-//! done twice. A packed ring does not say where it ends: without the table the device needs a reset then.
+//! without such a table goes on where the used ring ends; what it had not used is put in order there, as long as both rings still
+//! show all since nothing was in flight. Beyond that nothing is lost if it uses requests in their order. A packed ring does not say where it ends: without the table the device needs a reset then.
 //!
 //! *What a back end may do* to the guest's memory is anything: it is trusted as a device is. A back end that is cut off while it still
 //! runs may still write there; an embedder that cannot have that ends its process.
@@ -252,7 +252,7 @@ impl VirtioDevice for Remote {
         let written = self.shared.with_link(|link| {
             link.write_config(offset, data)?;
             // Only some fields are the driver's to write.
-            if link.ends().is_some() { link.config().map(Some) } else { Ok(None) }
+            if link.ends().is_some() { link.config_now() } else { Ok(None) }
         });
         if let Some(Some(config)) = written {
             *lock(&self.shared.config) = config;
@@ -309,7 +309,13 @@ impl VirtioDevice for Remote {
             ));
         }
         // One that cannot be told now is when it is back.
-        let _ = self.shared.with_link(|link| link.write_all(written));
+        let config = self.shared.with_link(|link| {
+            link.write_all(written)?;
+            if link.ends().is_some() { link.config_now() } else { Ok(None) }
+        });
+        if let Some(Some(config)) = config {
+            *lock(&self.shared.config) = config;
+        }
         Ok(())
     }
 }

@@ -4,7 +4,10 @@
 use std::{
     io,
     os::fd::AsRawFd,
-    sync::{Arc, atomic::Ordering::SeqCst},
+    sync::{
+        Arc,
+        atomic::{Ordering::SeqCst, fence},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -41,6 +44,8 @@ struct Lent {
     old_ends: Option<Arc<Ends>>,
     /// The avail index of the last kick that was passed on.
     kicked: Option<u16>,
+    /// Where both rings were when nothing was in flight: as last seen.
+    quiet: u16,
 }
 
 impl RemoteRing {
@@ -62,6 +67,7 @@ impl RemoteRing {
         };
         self.lent = Some(Lent {
             pin: away.memory().pin(),
+            quiet: away.place(),
             away,
             era: 0,
             was_up: false,
@@ -80,15 +86,14 @@ impl RemoteRing {
         if lent.era == self.shared.era() {
             let deadline = Instant::now().checked_add(self.shared.options.drain);
             let deadline = deadline.unwrap_or_else(Instant::now);
-            let stopped = self
-                .shared
-                .with_link(|link| lent.drain(link.stop_ring(self.index.0, deadline)?, deadline));
-            if let Some(place) = stopped {
+            if let Some(place) = lent.stop(&self.shared, self.index.0, deadline) {
                 lent.away.came_to(place);
             }
         }
         if lent.was_up && !lent.is_packed() {
-            lent.note_used();
+            // What cannot be is found by who serves it next.
+            let inflight = crate::sync::lock(&self.shared.link).tracks_inflight();
+            let _ = lent.note_used() && (inflight || lent.put_in_order().is_some());
         }
         if events.call.take() || lent.away.place() != before {
             lent.away.notifier().signal();
@@ -130,6 +135,16 @@ impl Lent {
         can_be
     }
 
+    /// Has the back end stop: where it has come to, if it says so and has used it all in time.
+    fn stop(&self, shared: &Shared, index: u16, deadline: Instant) -> Option<u16> {
+        let base = shared.with_link(|link| link.stop_ring(index, deadline))?;
+        // The link is others' meanwhile.
+        match self.drain(base, deadline) {
+            Ok(place) => Some(place),
+            Err(error) => shared.with_link(|_| Err(error)),
+        }
+    }
+
     /// Waits for what the back end has taken up to `base` and not used yet: some answer before.
     fn drain(&self, base: u16, deadline: Instant) -> io::Result<u16> {
         if self.is_packed() {
@@ -169,8 +184,64 @@ impl Lent {
             };
         }
         match self.note_used() {
-            true => Ok(()),
+            true if crate::sync::lock(&shared.link).tracks_inflight() => Ok(()),
+            true => {
+                let _ = self.put_in_order();
+                Ok(())
+            }
             false => Err(Fault::Elsewhere("the back end has left a ring that was used further than it was filled".into())),
+        }
+    }
+
+    /// Has what was not used come next in the available ring of a back end that has gone without saying what it was at, and has used later
+    /// requests before earlier ones. It is done if all since nothing was in flight is still in the rings: drivers do not read there what
+    /// they have made available.
+    fn put_in_order(&mut self) -> Option<()> {
+        let layout = self.away.layout();
+        let (used, avail) = (self.used()?, self.avail()?);
+        let waiting = avail.wrapping_sub(used);
+        if waiting == 0 {
+            self.quiet = used;
+            return Some(());
+        }
+        if avail.wrapping_sub(self.quiet) > layout.size {
+            return None;
+        }
+        let positions = |from: u16, to: u16| (0..to.wrapping_sub(from)).map(move |at| from.wrapping_add(at));
+        let slot = |position: u16| u64::from(position % layout.size);
+        let head_at = |position| layout.driver_area.checked_add(4 + 2 * slot(position));
+        let mut ended = Vec::new();
+        for position in positions(self.quiet, used) {
+            ended.push(self.load(layout.device_area.checked_add(4 + 8 * slot(position))?)?);
+        }
+        let mut heads = Vec::new();
+        for position in positions(self.quiet, avail) {
+            let head = self.load(head_at(position)?)?;
+            match ended.iter().position(|other| *other == head) {
+                Some(at) => _ = ended.swap_remove(at),
+                None => heads.push(head),
+            }
+        }
+        if !ended.is_empty() || heads.len() != usize::from(waiting) {
+            return None;
+        }
+        for (position, head) in positions(used, avail).zip(heads) {
+            self.pin.write(head_at(position)?, &head.to_le_bytes()).ok()?;
+        }
+        // All from here on is in the rings, and nothing before it is in flight.
+        self.quiet = used;
+        Some(())
+    }
+
+    /// Whether nothing is in flight; noted.
+    fn note_quiet(&mut self) {
+        let used = self.used();
+        // In this order: the used index does not overtake the other.
+        fence(SeqCst);
+        if let (Some(used), Some(avail)) = (used, self.avail())
+            && used == avail
+        {
+            self.quiet = used;
         }
     }
 
@@ -240,9 +311,11 @@ impl QueueHandler for RemoteRing {
             if !keeps {
                 if lent.era == shared.era() {
                     // To be described anew.
-                    let deadline = Instant::now() + shared.options.patience;
+                    let deadline = Instant::now().checked_add(shared.options.patience).unwrap_or_else(Instant::now);
                     let index = self.index.0;
-                    shared.with_link(|link| lent.drain(link.stop_ring(index, deadline)?, deadline));
+                    if let Some(place) = lent.stop(&shared, index, deadline) {
+                        lent.away.came_to(place);
+                    }
                 }
                 lent.recover(&shared)?;
                 let ring = Described {
@@ -251,19 +324,21 @@ impl QueueHandler for RemoteRing {
                     features: lent.away.features(),
                     place: lent.away.place(),
                 };
+                // What fails on the way may have been served for a while.
+                lent.was_up |= !lent.is_packed();
                 match shared.raise(ring)? {
                     Raised::Up(era, ends) => {
                         lent.old_ends = lent.ends.replace(ends);
                         lent.era = era;
                         // What was said to the one before, and by it, may have been lost with it.
                         lent.kicked = None;
-                        called |= lent.was_up;
+                        called = true;
                         lent.was_up = true;
                     }
                     Raised::Later(after) => {
                         lent.old_ends = lent.ends.take();
                         if let Some(clock) = &shared.clock {
-                            round.wait(Wait::Until(clock.now() + after));
+                            round.wait(Wait::Until(clock.now().saturating_add(after)));
                         }
                         return Ok(());
                     }
@@ -277,6 +352,9 @@ impl QueueHandler for RemoteRing {
                 lent.note_used();
             }
             lent.away.notifier().signal();
+        }
+        if !lent.is_packed() {
+            lent.note_quiet();
         }
         round.wait(Wait::Readable(events.call.descriptor()));
         round.wait(Wait::Readable(events.error.descriptor()));

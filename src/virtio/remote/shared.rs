@@ -102,7 +102,7 @@ impl Shared {
                 if is_new {
                     self.returns.fetch_add(1, SeqCst);
                     self.era.fetch_add(1, SeqCst);
-                    returned = link.config().ok();
+                    returned = link.config_now()?;
                 }
                 link.begin(ring.features)?;
                 match (self.regions)() {
@@ -141,7 +141,7 @@ impl Shared {
     /// What comes unasked: the end of the connection, or that the configuration has changed.
     pub fn look(&self) {
         let changed = self.with_link(|link| match link.look()? {
-            true => link.config().map(Some),
+            true => link.config_now(),
             false => Ok(None),
         });
         if let Some(Some(config)) = changed {
