@@ -1,10 +1,7 @@
 //! Back ends of ours: a device that counts, behind a vhost-user socket, on a thread of its own.
 
 use std::{
-    os::{
-        fd::AsRawFd,
-        unix::net::UnixStream,
-    },
+    os::{fd::AsRawFd, unix::net::UnixStream},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -30,6 +27,8 @@ pub struct World {
     pub answered: Mutex<Vec<u64>>,
     /// Numbers are kept from here on, and answered when this is over.
     pub holds: AtomicBool,
+    /// The same for even numbers alone.
+    pub holds_even: AtomicBool,
     pub config: Mutex<[u8; CONFIG]>,
 }
 
@@ -90,13 +89,15 @@ impl Queue {
 
 impl QueueHandler for Queue {
     fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
-        if !self.world.holds.load(SeqCst) {
+        if !self.world.holds.load(SeqCst) && !self.world.holds_even.load(SeqCst) {
             let held = std::mem::take(&mut self.held);
             held.into_iter().for_each(|chain| self.answer(chain));
         }
         while let Some(chain) = round.next()? {
             let chain = chain.take();
-            match self.world.holds.load(SeqCst) {
+            let mut number = [0; 8];
+            let even = chain.reader().read(&mut number).is_ok() && number[0] % 2 == 0;
+            match self.world.holds.load(SeqCst) || even && self.world.holds_even.load(SeqCst) {
                 true => self.held.push(chain),
                 false => self.answer(chain),
             }

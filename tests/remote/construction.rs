@@ -29,7 +29,10 @@ fn memory_without_a_file_is_refused() {
 fn a_back_end_that_is_not_there_is_an_error() {
     let nowhere = SocketPath("/nonexistent/socket".into());
     let error = Remote::new(nowhere, shared_memory(1), options()).unwrap_err();
-    assert!(matches!(&error, RemoteError::BackEnd(error) if error.kind() == io::ErrorKind::NotFound), "{error}");
+    assert!(
+        matches!(&error, RemoteError::BackEnd(error) if error.kind() == io::ErrorKind::NotFound),
+        "{error}"
+    );
     let long = SocketPath("x".repeat(200).into());
     assert!(Remote::new(long, shared_memory(1), options()).is_err());
 }
@@ -147,7 +150,9 @@ fn the_configuration_space_is_the_back_ends_and_the_driver_writes_it() {
         let generation = front.machine.config_generation();
         let before = front.interrupts.0.load(SeqCst);
         let changed = world.clone();
-        backs.lock().unwrap()[0].device.change_config(|_| *changed.config.lock().unwrap() = *b"changed!");
+        backs.lock().unwrap()[0]
+            .device
+            .change_config(|_| *changed.config.lock().unwrap() = *b"changed!");
         let seen = front.work_until(std::time::Duration::from_secs(5), |front| {
             front.machine.read_config(0, 8) == b"changed!"
         });

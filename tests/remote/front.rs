@@ -112,14 +112,18 @@ impl Front {
         }
     }
 
-    pub fn started(
-        bus: Bus,
-        connect: impl FnMut() -> io::Result<UnixStream> + Send + 'static,
-        features: u64,
-    ) -> Self {
+    pub fn started(bus: Bus, connect: impl FnMut() -> io::Result<UnixStream> + Send + 'static, features: u64) -> Self {
         let mut front = Self::cold(bus, connect, shared_memory(1), options());
         front.machine.start(features);
         front
+    }
+
+    /// Reset by its driver, and driven anew: what was asked before is forgotten.
+    pub fn restart(&mut self, features: u64) {
+        self.asked.clear();
+        self.machine.set_status(0);
+        assert_eq!(self.machine.transport().status(), 0);
+        self.machine.start(features);
     }
 
     /// Works as an event loop does until `done`. Whether it came in time.

@@ -46,9 +46,7 @@ const LIES: [(&str, Lie); 8] = [
         Fate::Pass
     }),
     ("with descriptors", |message| {
-        message
-            .descriptors
-            .extend((0..9).map(|_| memfd(4096).into()));
+        message.descriptors.extend((0..9).map(|_| memfd(4096).into()));
         Fate::Pass
     }),
     ("that never comes", |_| Fate::Drop),
@@ -98,14 +96,20 @@ fn an_answer_that_is_wrong_costs_the_connection_wherever_it_comes() {
                 // It is not made, or what was said does not matter to it.
                 let began = Instant::now();
                 let _ = Remote::new(connect, shared_memory(1), options);
-                assert!(began.elapsed() < Duration::from_secs(5), "an answer {name}, number {number}");
+                assert!(
+                    began.elapsed() < Duration::from_secs(5),
+                    "an answer {name}, number {number}"
+                );
                 continue;
             }
             let mut front = Front::cold(Bus::Mmio, connect, shared_memory(1), options);
             front.machine.start(FEATURE);
             (0..3).for_each(|queue| _ = front.ask(queue));
             front.settle();
-            assert!(front.failures().count > 0, "an answer {name}, number {number}, was taken");
+            assert!(
+                front.failures().count > 0,
+                "an answer {name}, number {number}, was taken"
+            );
             front.machine.set_status(0);
             assert_eq!(front.machine.transport().status(), 0);
         }

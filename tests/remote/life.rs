@@ -50,9 +50,7 @@ fn a_device_is_reset_and_driven_anew() {
         for _ in 0..3 {
             front.ask(1);
             front.settle();
-            front.machine.set_status(0);
-            assert_eq!(front.machine.transport().status(), 0);
-            front.machine.start(FEATURE);
+            front.restart(FEATURE);
         }
         front.ask(2);
         front.settle();
@@ -101,7 +99,11 @@ fn a_saved_device_goes_on_with_another_back_end() {
         other.machine.transport().resume();
         other.ask(0);
         other.settle();
-        assert_eq!(&world.config.lock().unwrap()[..1], b"w", "what the driver has written is told");
+        assert_eq!(
+            &world.config.lock().unwrap()[..1],
+            b"w",
+            "what the driver has written is told"
+        );
         assert_eq!(world.answered.lock().unwrap().len(), 2);
     }
 }
@@ -127,6 +129,49 @@ fn a_back_end_that_goes_in_the_middle_of_requests_is_followed_by_one_that_answer
                 let times = answered.iter().filter(|other| **other == number).count();
                 assert_eq!(times, 1, "{number} was answered {times} times");
             }
+        }
+    }
+}
+
+/// GET_PROTOCOL_FEATURES, and the bit of INFLIGHT_SHMFD in its answer.
+const PROTOCOL_FEATURES: u32 = 15;
+const INFLIGHT: u64 = 1 << 12;
+
+#[test]
+fn a_back_end_without_a_table_that_goes_with_later_requests_used_before_earlier_ones_loses_none() {
+    for bus in BUSES {
+        let world = Arc::new(World::default());
+        let backs = Backs::default();
+        let (made, shared) = (Arc::clone(&backs), Arc::clone(&world));
+        let connect = move || {
+            let (front, middle) = pair();
+            let (middle2, back) = pair();
+            made.lock().unwrap().push(Back::new(&shared, back));
+            let _ = between(middle, middle2, |way, message| {
+                if way == Way::ToFront && message.request == PROTOCOL_FEATURES {
+                    let all = u64::from_ne_bytes(message.payload[..].try_into().unwrap());
+                    message.payload = (all & !INFLIGHT).to_ne_bytes().into();
+                }
+                Fate::Pass
+            });
+            Ok(front)
+        };
+        let mut front = Front::started(bus, connect, FEATURE);
+        for round in 1..=4 {
+            world.holds_even.store(true, SeqCst);
+            let asked: Vec<_> = (0..5).map(|_| front.ask(0)).collect();
+            let odd = asked.iter().filter(|number| **number % 2 == 1).count();
+            let before = (round - 1) * 5;
+            assert!(front.work_until(LONG, |_| world.answered.lock().unwrap().len() == before + odd));
+            world.holds_even.store(false, SeqCst);
+            backs.lock().unwrap().clear();
+            front.settle();
+            let answered = world.answered.lock().unwrap().clone();
+            for number in asked {
+                let times = answered.iter().filter(|other| **other == number).count();
+                assert_eq!(times, 1, "{number} was answered {times} times");
+            }
+            assert_eq!(front.returns(), round as u64);
         }
     }
 }
@@ -163,7 +208,10 @@ fn without_a_back_end_requests_wait_and_the_device_can_be_stopped() {
 }
 
 /// A connection that ends before the message with this number, counted over all that go to the back end.
-fn cut_before(world: &Arc<World>, number: usize) -> (impl FnMut() -> io::Result<UnixStream> + Send + use<>, Arc<AtomicUsize>) {
+fn cut_before(
+    world: &Arc<World>,
+    number: usize,
+) -> (impl FnMut() -> io::Result<UnixStream> + Send + use<>, Arc<AtomicUsize>) {
     let seen = Arc::new(AtomicUsize::new(0));
     let (count, world) = (Arc::clone(&seen), Arc::clone(world));
     let mut backs = Vec::new();
@@ -174,17 +222,13 @@ fn cut_before(world: &Arc<World>, number: usize) -> (impl FnMut() -> io::Result<
         let (middle2, back) = pair();
         backs.push(Back::new(&world, back));
         let count = Arc::clone(&count);
-        let _ = between(front_end(middle), middle2, move |way, _| match way {
+        let _ = between(middle, middle2, move |way, _| match way {
             Way::ToBack if count.fetch_add(1, SeqCst) == number => Fate::Cut,
             _ => Fate::Pass,
         });
         Ok(front)
     };
     (connect, seen)
-}
-
-fn front_end(stream: UnixStream) -> UnixStream {
-    stream
 }
 
 #[test]
@@ -205,7 +249,10 @@ fn a_back_end_that_dies_at_any_message_is_followed_by_one_that_answers() {
         (0..3).for_each(|queue| _ = front.ask(queue));
         front.settle();
         front.machine.transport().pause();
-        assert!(front.machine.transport().wait_until_still(Some(LONG)), "cut before {number}");
+        assert!(
+            front.machine.transport().wait_until_still(Some(LONG)),
+            "cut before {number}"
+        );
         front.machine.transport().resume();
         front.ask(1);
         front.settle();

@@ -6,11 +6,14 @@ mod construction;
 mod front;
 mod hostile;
 mod life;
+mod packed_rings;
 mod plugged;
 mod wire;
 
 #[path = "../support/machine.rs"]
 mod machine;
+#[path = "../support/packed.rs"]
+mod packed;
 #[path = "../support/poll.rs"]
 mod poll;
 #[path = "../support/ring.rs"]

@@ -8,7 +8,7 @@ use std::{
 use devisor::{
     bus::BusDevice,
     interrupt::NoInterrupt,
-    virtio::{QueueIndex, VirtioMmio, VirtioTransport, remote::Remote, transport::mmio::Line},
+    virtio::{QueueIndex, VirtioMmio, VirtioTransport, queue::QueueLayout, remote::Remote, transport::mmio::Line},
 };
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
@@ -28,21 +28,23 @@ fn region(at: u64, len: u64) -> Arc<GuestRegionMmap> {
     Arc::new(GuestRegionMmap::new(mapping, GuestAddress(at)).unwrap())
 }
 
-fn start(device: &VirtioMmio<Remote>, ring: &Ring) {
+/// Queue 0 alone, with these features and VERSION_1.
+pub fn start_with(device: &VirtioMmio<Remote>, layout: &QueueLayout, features: u64) {
+    let features = features | VERSION_1;
     let write = |register, value: u64| device.write(register, &(value as u32).to_le_bytes());
     write(0x70, 1);
     write(0x70, 3);
-    for (word, features) in [(0, FEATURE), (1, VERSION_1 >> 32)] {
+    for (word, features) in [(0, features), (1, features >> 32)] {
         write(0x24, word);
         write(0x20, features);
     }
     write(0x70, 0xb);
     write(0x30, 0);
-    write(0x38, ring.layout.size.into());
+    write(0x38, layout.size.into());
     for (register, area) in [
-        (0x80, ring.layout.descriptor_area),
-        (0x90, ring.layout.driver_area),
-        (0xa0, ring.layout.device_area),
+        (0x80, layout.descriptor_area),
+        (0x90, layout.driver_area),
+        (0xa0, layout.device_area),
     ] {
         write(register, area);
         write(register + 4, area >> 32);
@@ -60,7 +62,11 @@ fn ask(device: &VirtioMmio<Remote>, ring: &mut Ring, memory: &GuestMemoryMmap, a
     device.write(0x50, &0_u32.to_le_bytes());
     let end = Instant::now() + Duration::from_secs(10);
     while ring.used_idx() != ring.avail_idx() {
-        assert!(Instant::now() < end, "{:?}", device.with_device(|device| device.host_failures()));
+        assert!(
+            Instant::now() < end,
+            "{:?}",
+            device.with_device(|device| device.host_failures())
+        );
         device.process(QueueIndex(0));
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -75,7 +81,7 @@ fn memory_that_is_plugged_is_shared_and_memory_that_is_unplugged_is_let_go_of() 
     let remote = Remote::new(connect, space.clone(), options()).unwrap();
     let device = VirtioMmio::new(remote, space.clone(), Line::Edge(Arc::new(NoInterrupt))).unwrap();
     let mut ring = Ring::new(&memory, 0x1_0000, 16);
-    start(&device, &ring);
+    start_with(&device, &ring.layout, FEATURE);
     ask(&device, &mut ring, &memory, 0x20_0000);
 
     for round in 0..3 {

@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use devisor::time::HostClock;
 use devisor::virtio::{
     DeviceId,
     remote::{Connect, Remote, RemoteOptions, SocketPath},
 };
-use devisor::time::HostClock;
 
 use crate::{
     front::shared_memory,
@@ -204,7 +204,9 @@ fn a_disk_of_the_storage_daemon_is_read_written_and_flushed() {
 #[test]
 fn a_storage_daemon_that_is_killed_and_started_again_loses_no_request() {
     let place = Place::new("killed");
-    let Some(mut daemon) = Daemon::start(&place.0) else { return };
+    let Some(mut daemon) = Daemon::start(&place.0) else {
+        return;
+    };
     let (device, memory) = disk(&place);
     let mut machine = Machine::in_memory(Bus::Mmio, device, memory);
     machine.start(VERSION_1 | FLUSH_FEATURE);
@@ -212,7 +214,14 @@ fn a_storage_daemon_that_is_killed_and_started_again_loses_no_request() {
     for round in 0..12_u64 {
         // Four under way, and the daemon dies among them.
         let writes: Vec<_> = (0..4)
-            .map(|at| request(&mut machine, OUT, (4 * round + at) * 8, &pattern(4 * round + at, 8 * SECTOR)))
+            .map(|at| {
+                request(
+                    &mut machine,
+                    OUT,
+                    (4 * round + at) * 8,
+                    &pattern(4 * round + at, 8 * SECTOR),
+                )
+            })
             .collect();
         if round % 4 == 1 {
             drop(daemon);

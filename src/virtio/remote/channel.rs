@@ -108,7 +108,10 @@ impl Channel {
         let message = self.ask(request, &[], deadline)?;
         match Word::from_bytes(&message.payload) {
             Some(Word(word)) if message.payload.len() == size_of::<u64>() && message.descriptors.is_empty() => Ok(word),
-            _ => Err(wrong(format!("an answer of {} bytes to {request:?}", message.payload.len()))),
+            _ => Err(wrong(format!(
+                "an answer of {} bytes to {request:?}",
+                message.payload.len()
+            ))),
         }
     }
 
@@ -129,7 +132,10 @@ impl Channel {
         match Word::from_bytes(&message.payload) {
             Some(Word(0)) => Ok(()),
             Some(Word(error)) => Err(wrong(format!("the back end refuses {request:?}: {error:#x}"))),
-            None => Err(wrong(format!("an answer of {} bytes to {request:?}", message.payload.len()))),
+            None => Err(wrong(format!(
+                "an answer of {} bytes to {request:?}",
+                message.payload.len()
+            ))),
         }
     }
 
@@ -137,7 +143,10 @@ impl Channel {
     pub fn look(&mut self) -> io::Result<()> {
         match self.socket.receive()? {
             Received::Nothing => self.serve_back(),
-            Received::Message(message) => Err(wrong(format!("message {} that nobody asked for", message.header.request))),
+            Received::Message(message) => Err(wrong(format!(
+                "message {} that nobody asked for",
+                message.header.request
+            ))),
         }
     }
 
@@ -167,13 +176,12 @@ impl Channel {
         self.serve_back()?;
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "the back end has not answered in time"));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the back end has not answered in time",
+            ));
         }
-        let poll = |fd, events| libc::pollfd {
-            fd,
-            events,
-            revents: 0,
-        };
+        let poll = |fd, events| libc::pollfd { fd, events, revents: 0 };
         // A negative one is left out.
         let back = self.back.as_ref().map_or(-1, Socket::descriptor);
         let mut all = [poll(self.socket.descriptor(), events), poll(back, libc::POLLIN)];

@@ -41,7 +41,11 @@ impl Connect for SocketPath {
         if path.len() >= address.sun_path.len() || path.contains(&0) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("a socket's path of {} bytes: {} are accepted", path.len(), address.sun_path.len() - 1),
+                format!(
+                    "a socket's path of {} bytes: {} are accepted",
+                    path.len(),
+                    address.sun_path.len() - 1
+                ),
             ));
         }
         for (place, &byte) in address.sun_path.iter_mut().zip(path) {

@@ -126,7 +126,11 @@ impl Link {
         let asked = options.queues.unwrap_or(queues.unwrap_or(1));
         let most = queues.unwrap_or(MAX_QUEUES).min(MAX_QUEUES);
         // A network device's are counted in pairs.
-        let counted = if options.device.0 == 1 { asked.div_ceil(2) } else { asked };
+        let counted = if options.device.0 == 1 {
+            asked.div_ceil(2)
+        } else {
+            asked
+        };
         if asked == 0 || counted > most {
             return Err(RemoteError::Queues { asked, most });
         }
@@ -219,12 +223,16 @@ impl Link {
         session.rings = vec![false; self.queues.into()];
         let lacks = self.needed & !session.offered;
         if lacks != 0 {
-            return Err(wrong(format!("the back end that has come offers no features {lacks:#x}, which that before did")));
+            return Err(wrong(format!(
+                "the back end that has come offers no features {lacks:#x}, which that before did"
+            )));
         }
         let pairs = self.options.device.0 == 1;
         let counted = if pairs { self.queues.div_ceil(2) } else { self.queues };
         if queues.is_some_and(|queues| queues < counted) {
-            return Err(wrong(format!("the back end that has come has fewer queues than {counted}")));
+            return Err(wrong(format!(
+                "the back end that has come has fewer queues than {counted}"
+            )));
         }
         self.session = Some(session);
         self.write_config_again()?;
@@ -352,7 +360,11 @@ impl Link {
         let (queues, queue_size) = (self.queues, self.options.queue_size);
         let table = &mut self.inflight;
         let session = self.session.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        let Session { channel, protocol: agreed, .. } = session;
+        let Session {
+            channel,
+            protocol: agreed,
+            ..
+        } = session;
         let has = |feature| *agreed & feature != 0;
         if session.accepted != Some(accepted) {
             let bit = session.offered & vhost_feature::PROTOCOL_FEATURES;
@@ -431,7 +443,12 @@ impl Link {
             }
             let gone = |known: &&SharedRegion| !regions.contains(known);
             for SharedRegion { region, .. } in session.regions.iter().filter(gone) {
-                channel.tell(FrontRequest::RemMemReg, &Single(*region).to_bytes(), Vec::new(), deadline)?;
+                channel.tell(
+                    FrontRequest::RemMemReg,
+                    &Single(*region).to_bytes(),
+                    Vec::new(),
+                    deadline,
+                )?;
             }
             for SharedRegion { region, file } in &regions {
                 let known = |known: &SharedRegion| known.region == *region && Arc::ptr_eq(&known.file, file);
@@ -483,7 +500,12 @@ impl Link {
             has_descriptor: true,
         };
         let channel = &mut session.channel;
-        channel.tell(FrontRequest::SetVringNum, &state(layout.size.into()), Vec::new(), deadline)?;
+        channel.tell(
+            FrontRequest::SetVringNum,
+            &state(layout.size.into()),
+            Vec::new(),
+            deadline,
+        )?;
         channel.tell(FrontRequest::SetVringBase, &state(base), Vec::new(), deadline)?;
         channel.tell(FrontRequest::SetVringAddr, &address.to_bytes(), Vec::new(), deadline)?;
         for (request, event) in [
@@ -502,7 +524,9 @@ impl Link {
         let all = session.rings.iter().filter(|up| **up).count() >= started;
         if all && !session.driver_ok && session.protocol & protocol::STATUS != 0 {
             let payload = Word(status::DRIVER_OK).to_bytes();
-            session.channel.tell(FrontRequest::SetStatus, &payload, Vec::new(), deadline)?;
+            session
+                .channel
+                .tell(FrontRequest::SetStatus, &payload, Vec::new(), deadline)?;
             session.driver_ok = true;
         }
         Ok(())
@@ -523,7 +547,10 @@ impl Link {
         }
         match VringState::from_bytes(&message.payload) {
             Some(state) if state.index == u32::from(index) && message.payload.len() == 8 => Ok(state.num as u16),
-            _ => Err(wrong(format!("an answer of {} bytes to GetVringBase", message.payload.len()))),
+            _ => Err(wrong(format!(
+                "an answer of {} bytes to GetVringBase",
+                message.payload.len()
+            ))),
         }
     }
 
@@ -532,17 +559,23 @@ impl Link {
         self.inflight = None;
         self.written.iter_mut().for_each(|byte| *byte = None);
         let deadline = self.deadline();
-        let Some(session) = &mut self.session else { return Ok(None) };
+        let Some(session) = &mut self.session else {
+            return Ok(None);
+        };
         let began = session.accepted.take().is_some();
         (session.knows_inflight, session.driver_ok) = (false, false);
         if !began {
             return Ok(None);
         }
         if session.protocol & protocol::RESET_DEVICE != 0 {
-            session.channel.tell(FrontRequest::ResetDevice, &[], Vec::new(), deadline)?;
+            session
+                .channel
+                .tell(FrontRequest::ResetDevice, &[], Vec::new(), deadline)?;
         } else if session.protocol & protocol::STATUS != 0 {
             let payload = Word(0).to_bytes();
-            session.channel.tell(FrontRequest::SetStatus, &payload, Vec::new(), deadline)?;
+            session
+                .channel
+                .tell(FrontRequest::SetStatus, &payload, Vec::new(), deadline)?;
         }
         self.config_now()
     }

@@ -21,7 +21,7 @@
 //! [`retry`](RemoteOptions::retry) if there is a [clock](Remote::with_clock), and with each kick, or when the embedder
 //! [says so](Remote::look). It goes on with the table of requests in flight that the last one left (`INFLIGHT_SHMFD`). A back end
 //! without such a table goes on where the used ring ends; what it had not used is put in order there, as long as both rings still
-//! show all since nothing was in flight. Beyond that nothing is lost if it uses requests in their order. A packed ring does not say where it ends: without the table the device needs a reset then.
+//! show all since nothing was in flight. Beyond that nothing is lost if it uses requests in their order. A packed ring does not say where it ends: the device needs a reset then.
 //!
 //! *What a back end may do* to the guest's memory is anything: it is trusted as a device is. A back end that is cut off while it still
 //! runs may still write there; an embedder that cannot have that ends its process.
@@ -99,7 +99,9 @@ pub enum RemoteError {
     #[error("the back end: {0}")]
     BackEnd(#[from] io::Error),
     /// Memory without a file.
-    #[error("guest memory at {0:#x} has no file behind it: memory that is mapped from a file, a memfd say, and shared is accepted")]
+    #[error(
+        "guest memory at {0:#x} has no file behind it: memory that is mapped from a file, a memfd say, and shared is accepted"
+    )]
     NotShared(u64),
     /// Memory that is translated.
     #[error("guest memory that an IOMMU translates: memory with regions of its own is accepted")]
@@ -244,7 +246,9 @@ impl VirtioDevice for Remote {
         let ConfigSpace::BackEnd(len) = self.shared.options.config else {
             return;
         };
-        let within = offset.checked_add(data.len() as u64).is_some_and(|end| end <= len.into());
+        let within = offset
+            .checked_add(data.len() as u64)
+            .is_some_and(|end| end <= len.into());
         if !within || data.is_empty() {
             return;
         }
@@ -252,7 +256,11 @@ impl VirtioDevice for Remote {
         let written = self.shared.with_link(|link| {
             link.write_config(offset, data)?;
             // Only some fields are the driver's to write.
-            if link.ends().is_some() { link.config_now() } else { Ok(None) }
+            if link.ends().is_some() {
+                link.config_now()
+            } else {
+                Ok(None)
+            }
         });
         if let Some(Some(config)) = written {
             *lock(&self.shared.config) = config;
@@ -311,7 +319,11 @@ impl VirtioDevice for Remote {
         // One that cannot be told now is when it is back.
         let config = self.shared.with_link(|link| {
             link.write_all(written)?;
-            if link.ends().is_some() { link.config_now() } else { Ok(None) }
+            if link.ends().is_some() {
+                link.config_now()
+            } else {
+                Ok(None)
+            }
         });
         if let Some(Some(config)) = config {
             *lock(&self.shared.config) = config;

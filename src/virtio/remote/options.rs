@@ -75,7 +75,10 @@ impl RemoteOptions {
         if let Some(queues) = self.queues
             && !(1..=MAX_QUEUES).contains(&queues)
         {
-            return Err(RemoteError::Queues { asked: queues, most: MAX_QUEUES });
+            return Err(RemoteError::Queues {
+                asked: queues,
+                most: MAX_QUEUES,
+            });
         }
         if !self.queue_size.is_power_of_two() {
             return Err(RemoteError::QueueSize(self.queue_size));

@@ -6,8 +6,7 @@ use crate::virtio::features;
 pub(super) const MAX_QUEUES: u16 = 256;
 
 /// Features that are between the driver and its transport: the back end is not told of them, unless it knows them.
-pub(super) const TRANSPORT: u64 =
-    features::RING_RESET | features::NOTIFICATION_DATA | features::NOTIF_CONFIG_DATA;
+pub(super) const TRANSPORT: u64 = features::RING_RESET | features::NOTIFICATION_DATA | features::NOTIF_CONFIG_DATA;
 
 /// Features of rings, which who serves them has to know.
 pub(super) const RINGS: u64 =

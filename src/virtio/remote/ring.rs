@@ -157,7 +157,9 @@ impl Lent {
                 return Ok(base);
             }
             if left > self.away.layout().size {
-                return Err(wrong(format!("a ring that was used up to {used} and taken up to {base}")));
+                return Err(wrong(format!(
+                    "a ring that was used up to {used} and taken up to {base}"
+                )));
             }
             if Instant::now() >= deadline {
                 let what = format!("{left} requests of a queue that is stopped have not ended");
@@ -173,15 +175,10 @@ impl Lent {
             return Ok(());
         }
         if self.is_packed() {
-            // Which descriptors were used is not in the ring.
-            return match crate::sync::lock(&shared.link).tracks_inflight() {
-                true => Ok(()),
-                false => Err(Fault::Elsewhere(
-                    "the back end has gone, and a packed ring does not say how far it has come: one that tracks requests in flight \
-                     (INFLIGHT_SHMFD) is needed"
-                        .into(),
-                )),
-            };
+            // Which descriptors were used is not in the ring, and few tables of requests in flight know of packed ones.
+            return Err(Fault::Elsewhere(
+                "the back end has gone, and a packed ring does not say how far it has come: it is set up anew after a reset".into(),
+            ));
         }
         match self.note_used() {
             true if crate::sync::lock(&shared.link).tracks_inflight() => Ok(()),
@@ -189,7 +186,9 @@ impl Lent {
                 let _ = self.put_in_order();
                 Ok(())
             }
-            false => Err(Fault::Elsewhere("the back end has left a ring that was used further than it was filled".into())),
+            false => Err(Fault::Elsewhere(
+                "the back end has left a ring that was used further than it was filled".into(),
+            )),
         }
     }
 
@@ -289,7 +288,9 @@ impl QueueHandler for RemoteRing {
                 lent.pin = lent.away.memory().pin();
             }
             if lent.away.memory().is_translated() {
-                return Err(Fault::Host("memory behind an IOMMU is not shared with a back end".into()));
+                return Err(Fault::Host(
+                    "memory behind an IOMMU is not shared with a back end".into(),
+                ));
             }
             let up = lent.era == shared.era();
             let keeps = up && memory_changed && {
@@ -311,7 +312,9 @@ impl QueueHandler for RemoteRing {
             if !keeps {
                 if lent.era == shared.era() {
                     // To be described anew.
-                    let deadline = Instant::now().checked_add(shared.options.patience).unwrap_or_else(Instant::now);
+                    let deadline = Instant::now()
+                        .checked_add(shared.options.patience)
+                        .unwrap_or_else(Instant::now);
                     let index = self.index.0;
                     if let Some(place) = lent.stop(&shared, index, deadline) {
                         lent.away.came_to(place);

@@ -161,13 +161,7 @@ impl Shared {
 }
 
 impl Shared {
-    pub fn new(
-        options: RemoteOptions,
-        link: Link,
-        regions: Regions,
-        events: Box<[Events]>,
-        config: Vec<u8>,
-    ) -> Self {
+    pub fn new(options: RemoteOptions, link: Link, regions: Regions, events: Box<[Events]>, config: Vec<u8>) -> Self {
         Self {
             options,
             link: Mutex::new(link),
