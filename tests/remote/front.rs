@@ -17,6 +17,7 @@ use devisor::{
     virtio::{
         DeviceId,
         remote::{ConfigSpace, Remote, RemoteOptions},
+        transport::vhost_user::VhostUserOptions,
     },
 };
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
@@ -72,11 +73,18 @@ impl Interrupt for Interrupts {
 pub type Backs = Arc<Mutex<Vec<Back>>>;
 
 pub fn connect_to(world: &Arc<World>) -> (impl FnMut() -> io::Result<UnixStream> + Send + use<>, Backs) {
+    connect_with(world, VhostUserOptions::default())
+}
+
+pub fn connect_with(
+    world: &Arc<World>,
+    options: VhostUserOptions,
+) -> (impl FnMut() -> io::Result<UnixStream> + Send + use<>, Backs) {
     let backs = Backs::default();
     let (world, made) = (Arc::clone(world), Arc::clone(&backs));
     let connect = move || {
         let (front, back) = pair();
-        made.lock().unwrap().push(Back::new(&world, back));
+        made.lock().unwrap().push(Back::with(&world, back, options.clone()));
         Ok(front)
     };
     (connect, backs)

@@ -163,8 +163,8 @@ fn a_back_end_without_a_table_that_goes_with_later_requests_used_before_earlier_
             let odd = asked.iter().filter(|number| **number % 2 == 1).count();
             let before = (round - 1) * 5;
             assert!(front.work_until(LONG, |_| world.answered.lock().unwrap().len() == before + odd));
-            world.holds_even.store(false, SeqCst);
             backs.lock().unwrap().clear();
+            world.holds_even.store(false, SeqCst);
             front.settle();
             let answered = world.answered.lock().unwrap().clone();
             for number in asked {

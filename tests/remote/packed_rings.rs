@@ -11,14 +11,14 @@ use devisor::{
     virtio::{
         QueueIndex, VirtioMmio, VirtioTransport, features,
         remote::Remote,
-        transport::{TransportOptions, mmio::Line},
+        transport::{TransportOptions, mmio::Line, vhost_user::VhostUserOptions},
     },
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::{
     back::FEATURE,
-    front::{connect_to, options, shared_memory},
+    front::{connect_with, options, shared_memory},
     machine::NEEDS_RESET,
     packed::PackedRing,
     plugged::start_with,
@@ -46,13 +46,15 @@ fn ask(device: &VirtioMmio<Remote>, ring: &mut PackedRing, memory: &GuestMemoryM
 
 #[test]
 fn a_packed_ring_is_served_stopped_and_gone_on_with_and_needs_a_reset_when_its_back_end_goes() {
-    let (connect, backs) = connect_to(&Arc::default());
-    let memory = shared_memory(1);
-    let remote = Remote::new(connect, Arc::clone(&memory), options()).unwrap();
     let transport = TransportOptions {
         packed: true,
         ..TransportOptions::default()
     };
+    let mut back = VhostUserOptions::default();
+    back.transport.packed = true;
+    let (connect, backs) = connect_with(&Arc::default(), back);
+    let memory = shared_memory(1);
+    let remote = Remote::new(connect, Arc::clone(&memory), options()).unwrap();
     let line = Line::Edge(Arc::new(NoInterrupt));
     let device = VirtioMmio::with_options(remote, Arc::clone(&memory), line, &transport).unwrap();
     for _ in 0..2 {
