@@ -58,6 +58,8 @@ fn a_packed_ring_is_served_stopped_and_gone_on_with_and_needs_a_reset_when_its_b
     let line = Line::Edge(Arc::new(NoInterrupt));
     let device = VirtioMmio::with_options(remote, Arc::clone(&memory), line, &transport).unwrap();
     for _ in 0..2 {
+        // Nothing is left of the ring before.
+        memory.write_slice(&[0; 0x4000], GuestAddress(0x1_0000)).unwrap();
         let mut ring = PackedRing::new(&memory, 0x1_0000, 16);
         start_with(&device, &ring.layout, FEATURE | features::RING_PACKED);
         for round in 0..50 {
