@@ -91,6 +91,12 @@ pub trait VirtioDevice: Send {
         0
     }
 
+    /// Which of these features of queues, that the transport would offer, the queues of this device can have: all of them, where this
+    /// crate serves them.
+    fn queue_features(&self, features: u64) -> u64 {
+        features
+    }
+
     /// The maximum size of each queue, a power of two up to 32768. Their number is the number of queues.
     fn queue_sizes(&self) -> &[u16];
 
@@ -189,6 +195,10 @@ impl<D: VirtioDevice + ?Sized> VirtioDevice for Box<D> {
 
     fn features(&self) -> u64 {
         (**self).features()
+    }
+
+    fn queue_features(&self, features: u64) -> u64 {
+        (**self).queue_features(features)
     }
 
     fn queue_sizes(&self) -> &[u16] {

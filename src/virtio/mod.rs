@@ -27,6 +27,8 @@ pub mod net;
 pub mod pmem;
 pub mod queue;
 pub mod reclaim;
+#[cfg(all(target_os = "linux", feature = "vhost-user"))]
+pub mod remote;
 mod run;
 #[cfg(all(feature = "virtio-queue", unix))]
 pub mod seam;

@@ -27,6 +27,9 @@ pub enum DeviceState {
     Net(NetState),
     /// A [PMEM device](super::pmem::Pmem).
     Pmem(PmemState),
+    /// A [device that a back end serves](super::remote::Remote).
+    #[cfg(all(target_os = "linux", feature = "vhost-user"))]
+    Remote(super::remote::RemoteState),
     /// A [socket device](super::vsock::Vsock).
     Vsock(VsockState),
     /// A device of somebody else.
@@ -50,6 +53,8 @@ impl DeviceState {
             Self::Memory(_) => "a memory device's",
             Self::Net(_) => "a network device's",
             Self::Pmem(_) => "a PMEM device's",
+            #[cfg(all(target_os = "linux", feature = "vhost-user"))]
+            Self::Remote(_) => "one of a device that a back end serves",
             Self::Vsock(_) => "a socket device's",
             Self::Other { .. } => "one of a foreign format",
         }

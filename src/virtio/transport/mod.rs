@@ -176,7 +176,7 @@ impl<D: VirtioDevice + 'static> Core<D> {
         } else {
             0
         };
-        let common = options.features() | translated | transport;
+        let common = device.queue_features(options.features() | translated | transport) | translated;
         let queue_sizes: Box<[u16]> = device.queue_sizes().into();
         if queue_sizes.len() > usize::from(u16::MAX) {
             return Err(TransportError::QueueCount(queue_sizes.len()));

@@ -55,6 +55,14 @@ impl Header {
         bytes
     }
 
+    /// The other end is to say whether it was done (`REPLY_ACK`).
+    pub fn with_answer(self) -> Self {
+        Self {
+            flags: self.flags | NEED_REPLY,
+            ..self
+        }
+    }
+
     /// Of the one version that there is.
     pub fn is_sound(self) -> bool {
         self.flags & VERSION_MASK == VERSION && self.size as usize <= MAX_PAYLOAD

@@ -50,6 +50,11 @@ pub(crate) struct VringFile {
 impl VringFile {
     const NO_DESCRIPTOR: u64 = 1 << 8;
 
+    pub fn to_bytes(self) -> Vec<u8> {
+        let flag = if self.has_descriptor { 0 } else { Self::NO_DESCRIPTOR };
+        Word(u64::from(self.index) | flag).to_bytes()
+    }
+
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let Word(word) = Word::from_bytes(bytes)?;
         Some(Self {
@@ -97,6 +102,20 @@ pub(crate) struct VringAddress {
 }
 
 impl VringAddress {
+    pub fn to_bytes(self) -> Vec<u8> {
+        let Self {
+            index,
+            flags,
+            descriptor,
+            used,
+            available,
+            log,
+        } = self;
+        let mut bytes = [index.to_ne_bytes(), flags.to_ne_bytes()].concat();
+        bytes.extend([descriptor, used, available, log].map(u64::to_ne_bytes).concat());
+        bytes
+    }
+
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         Some(Self {
@@ -121,6 +140,16 @@ pub(crate) struct Region {
 }
 
 impl Region {
+    fn to_bytes(self) -> Vec<u8> {
+        let Self {
+            guest,
+            size,
+            user,
+            offset,
+        } = self;
+        [guest, size, user, offset].map(u64::to_ne_bytes).concat()
+    }
+
     fn read(fields: &mut Fields<'_>) -> Option<Self> {
         Some(Self {
             guest: fields.u64()?,
@@ -138,6 +167,12 @@ pub(crate) struct Table(pub Vec<Region>);
 impl Table {
     /// As many as descriptors come with a message.
     pub const MAX: u32 = 8;
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = [(self.0.len() as u32).to_ne_bytes(), [0; 4]].concat();
+        bytes.extend(self.0.iter().flat_map(|region| region.to_bytes()));
+        bytes
+    }
 
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
@@ -157,6 +192,12 @@ impl Table {
 pub(crate) struct Single(pub Region);
 
 impl Single {
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 8];
+        bytes.extend(self.0.to_bytes());
+        bytes
+    }
+
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         let _padding = fields.u64()?;

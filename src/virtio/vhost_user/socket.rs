@@ -41,7 +41,7 @@ pub(crate) struct Socket {
 struct Outgoing {
     bytes: Vec<u8>,
     sent: usize,
-    descriptor: Option<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
 }
 
 impl Socket {
@@ -140,12 +140,23 @@ impl Socket {
     /// # Errors
     /// The other end has gone.
     pub fn send(&mut self, header: Header, payload: &[u8], descriptor: Option<OwnedFd>) -> io::Result<()> {
+        self.send_with(header, payload, descriptor.into_iter().collect())
+    }
+
+    /// As [`send`](Self::send), with up to eight descriptors.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), or there are more.
+    pub fn send_with(&mut self, header: Header, payload: &[u8], descriptors: Vec<OwnedFd>) -> io::Result<()> {
+        if descriptors.len() > MAX_DESCRIPTORS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let mut bytes = header.to_bytes().to_vec();
         bytes.extend(payload);
         self.outgoing.push_back(Outgoing {
             bytes,
             sent: 0,
-            descriptor,
+            descriptors,
         });
         self.flush()
     }
@@ -161,11 +172,10 @@ impl Socket {
     /// The other end has gone.
     pub fn flush(&mut self) -> io::Result<()> {
         while let Some(first) = self.outgoing.front_mut() {
-            let descriptor = first.descriptor.as_ref().map(|descriptor| descriptor.as_raw_fd());
-            match send(&self.stream, &first.bytes[first.sent..], descriptor) {
+            match send(&self.stream, &first.bytes[first.sent..], &first.descriptors) {
                 Ok(sent) => {
-                    // It goes with the first byte.
-                    first.descriptor = None;
+                    // They go with the first byte.
+                    first.descriptors.clear();
                     first.sent += sent;
                     if first.sent == first.bytes.len() {
                         self.outgoing.pop_front();
@@ -180,7 +190,8 @@ impl Socket {
     }
 }
 
-fn send(stream: &UnixStream, bytes: &[u8], descriptor: Option<RawFd>) -> io::Result<usize> {
+/// Up to [`MAX_DESCRIPTORS`].
+fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[OwnedFd]) -> io::Result<usize> {
     let mut iov = libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
         iov_len: bytes.len(),
@@ -190,18 +201,21 @@ fn send(stream: &UnixStream, bytes: &[u8], descriptor: Option<RawFd>) -> io::Res
     let mut header: libc::msghdr = unsafe { mem::zeroed() };
     header.msg_iov = &raw mut iov;
     header.msg_iovlen = 1;
-    if let Some(descriptor) = descriptor {
-        const ONE: u32 = size_of::<RawFd>() as u32;
+    if !descriptors.is_empty() {
+        let len = (descriptors.len().min(MAX_DESCRIPTORS) * size_of::<RawFd>()) as u32;
         header.msg_control = control.0.as_mut_ptr().cast();
         // SAFETY: it computes.
-        header.msg_controllen = unsafe { libc::CMSG_SPACE(ONE) } as _;
-        // SAFETY: there is room for a control message of one descriptor, which is aligned as its header is.
+        header.msg_controllen = unsafe { libc::CMSG_SPACE(len) } as _;
+        // SAFETY: there is room for a control message of so many descriptors, which is aligned as its header is.
         unsafe {
             let message = libc::CMSG_FIRSTHDR(&raw const header);
             (*message).cmsg_level = libc::SOL_SOCKET;
             (*message).cmsg_type = libc::SCM_RIGHTS;
-            (*message).cmsg_len = libc::CMSG_LEN(ONE) as _;
-            ptr::write_unaligned(libc::CMSG_DATA(message).cast(), descriptor);
+            (*message).cmsg_len = libc::CMSG_LEN(len) as _;
+            let data = libc::CMSG_DATA(message).cast::<RawFd>();
+            for (at, descriptor) in descriptors.iter().take(MAX_DESCRIPTORS).enumerate() {
+                ptr::write_unaligned(data.add(at), descriptor.as_raw_fd());
+            }
         }
     }
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;

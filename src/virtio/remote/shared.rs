@@ -1,0 +1,180 @@
+//! What the control face and the handlers of a device share: the link, and what has become of it.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use super::{
+    RemoteOptions,
+    channel::Ends,
+    link::{Described, Events, Link},
+    regions::Regions,
+};
+use crate::{
+    sync::lock,
+    time::Clock,
+    virtio::{FailureLog, Fault, Handle, QueueIndex},
+};
+
+pub(super) struct Shared {
+    pub options: RemoteOptions,
+    pub link: Mutex<Link>,
+    /// Counts connections, and how they were lost: a ring that was handed over in another one has to be again.
+    era: AtomicU64,
+    pub regions: Regions,
+    pub events: Box<[Events]>,
+    pub failures: FailureLog,
+    pub handle: OnceLock<Handle>,
+    pub clock: Option<Arc<dyn Clock>>,
+    /// The configuration space as the driver reads it.
+    pub config: Mutex<Vec<u8>>,
+    /// How many handlers there are.
+    pub started: AtomicUsize,
+    /// How often a back end was reached again.
+    pub returns: AtomicU64,
+}
+
+/// What came of an attempt to have the back end serve a ring.
+pub(super) enum Raised {
+    /// It does, since this era; these are the ends to wait for.
+    Up(u64, Arc<Ends>),
+    /// There is none: to be tried again after so long.
+    Later(Duration),
+}
+
+impl Shared {
+    pub fn era(&self) -> u64 {
+        self.era.load(SeqCst)
+    }
+
+    /// The connection is no good. The link is given up by who calls this, or was.
+    fn lost(&self, link: &mut Link, error: io::Error) {
+        self.failures.record(error);
+        link.lose();
+        self.era.fetch_add(1, SeqCst);
+    }
+
+    /// Has every queue see for itself.
+    fn look_at_all(&self) {
+        if let Some(handle) = self.handle.get() {
+            for index in 0..self.events.len() {
+                handle.look(QueueIndex(index as u16));
+            }
+        }
+    }
+
+    /// Does something with the link; if it fails, that is the end of the connection.
+    pub fn with_link<R>(&self, f: impl FnOnce(&mut Link) -> io::Result<R>) -> Option<R> {
+        let done = {
+            let mut link = lock(&self.link);
+            match f(&mut link) {
+                Ok(done) => Some(done),
+                Err(error) => {
+                    self.lost(&mut link, error);
+                    None
+                }
+            }
+        };
+        if done.is_none() {
+            self.look_at_all();
+        }
+        done
+    }
+
+    /// Sees that there is a connection which knows memory as it is, and that the ring is described in it.
+    ///
+    /// # Errors
+    /// Memory cannot be shared.
+    pub fn raise(&self, ring: Described) -> Result<Raised, Fault> {
+        let mut fault = None;
+        let mut returned = None;
+        let mut lost = false;
+        let raised = {
+            let mut link = lock(&self.link);
+            let had = link.ends().is_some();
+            let mut raise = |link: &mut Link| {
+                let Some(is_new) = link.ensure()? else { return Ok(None) };
+                if is_new {
+                    self.returns.fetch_add(1, SeqCst);
+                    self.era.fetch_add(1, SeqCst);
+                    returned = link.config_now()?;
+                }
+                link.begin(ring.features)?;
+                match (self.regions)() {
+                    Ok(regions) => link.set_memory(regions)?,
+                    Err(error) => {
+                        fault = Some(Fault::Host(error.to_string()));
+                        return Ok(None);
+                    }
+                }
+                let index = usize::from(ring.index);
+                link.start_ring(ring, &self.events[index], self.started.load(SeqCst))?;
+                Ok(link.ends())
+            };
+            match raise(&mut link) {
+                Ok(ends) => ends.map(|ends| (self.era(), ends)),
+                Err(error) => {
+                    lost = had;
+                    self.lost(&mut link, error);
+                    None
+                }
+            }
+        };
+        if let Some(config) = returned {
+            self.show_config(config);
+        }
+        if lost {
+            self.look_at_all();
+        }
+        match (fault, raised) {
+            (Some(fault), _) => Err(fault),
+            (None, Some((era, ends))) => Ok(Raised::Up(era, ends)),
+            (None, None) => Ok(Raised::Later(lock(&self.link).until_next_try())),
+        }
+    }
+
+    /// What comes unasked: the end of the connection, or that the configuration has changed.
+    pub fn look(&self) {
+        let changed = self.with_link(|link| match link.look()? {
+            true => link.config_now(),
+            false => Ok(None),
+        });
+        if let Some(Some(config)) = changed {
+            self.show_config(config);
+        }
+    }
+
+    /// Shows the driver another configuration space, and tells it so, if it is one. Not with the link locked.
+    fn show_config(&self, config: Vec<u8>) {
+        if *lock(&self.config) == config {
+            return;
+        }
+        if let Some(handle) = self.handle.get() {
+            handle.change_config(|| *lock(&self.config) = config);
+        }
+    }
+}
+
+impl Shared {
+    pub fn new(options: RemoteOptions, link: Link, regions: Regions, events: Box<[Events]>, config: Vec<u8>) -> Self {
+        Self {
+            options,
+            link: Mutex::new(link),
+            // Zero is that of a ring which is nowhere.
+            era: AtomicU64::new(1),
+            regions,
+            events,
+            failures: FailureLog::default(),
+            handle: OnceLock::new(),
+            clock: None,
+            config: Mutex::new(config),
+            started: AtomicUsize::new(0),
+            returns: AtomicU64::new(0),
+        }
+    }
+}

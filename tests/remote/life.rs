@@ -1,0 +1,272 @@
+//! What becomes of requests when queues stop, memory changes, and back ends go and come.
+
+use std::{
+    io,
+    os::unix::net::UnixStream,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use devisor::virtio::features;
+
+use crate::{
+    back::{Back, FEATURE, World, pair},
+    front::*,
+    machine::{BUSES, Bus, NEEDS_RESET},
+    wire::{Fate, Way, between},
+};
+
+const LONG: Duration = Duration::from_secs(10);
+
+#[test]
+fn numbers_are_answered_on_all_queues_and_the_driver_is_interrupted() {
+    for bus in BUSES {
+        for features in [FEATURE, FEATURE | features::EVENT_IDX] {
+            let (connect, _backs) = connect_to(&Arc::default());
+            let mut front = Front::started(bus, connect, features);
+            for round in 0..100 {
+                let queue = round % 3;
+                front.machine.rings[usize::from(queue)].want_signal();
+                front.ask(queue);
+                front.settle();
+            }
+            if bus == Bus::Mmio {
+                let told = front.work_until(LONG, |front| front.interrupts.0.load(SeqCst) >= 100);
+                assert!(told, "{} interrupts", front.interrupts.0.load(SeqCst));
+            }
+            assert_eq!(front.failures().count, 0);
+        }
+    }
+}
+
+#[test]
+fn a_device_is_reset_and_driven_anew() {
+    for bus in BUSES {
+        let (connect, _backs) = connect_to(&Arc::default());
+        let mut front = Front::started(bus, connect, FEATURE);
+        for _ in 0..3 {
+            front.ask(1);
+            front.settle();
+            front.restart(FEATURE);
+        }
+        front.ask(2);
+        front.settle();
+        assert_eq!(front.failures().count, 0);
+    }
+}
+
+#[test]
+fn a_paused_device_is_still_and_goes_on_where_it_was() {
+    for bus in BUSES {
+        let world = Arc::new(World::default());
+        let (connect, _backs) = connect_to(&world);
+        let mut front = Front::started(bus, connect, FEATURE);
+        for _ in 0..5 {
+            front.ask(0);
+            front.settle();
+            front.machine.transport().pause();
+            assert!(front.machine.transport().wait_until_still(Some(LONG)));
+            let before = world.answered.lock().unwrap().len();
+            front.ask(0);
+            std::thread::sleep(Duration::from_millis(20));
+            assert_eq!(world.answered.lock().unwrap().len(), before);
+            front.machine.transport().resume();
+            front.settle();
+        }
+        let answered = world.answered.lock().unwrap();
+        assert_eq!(*answered, (1000..1010).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_saved_device_goes_on_with_another_back_end() {
+    for bus in BUSES {
+        let world = Arc::new(World::default());
+        let (connect, _backs) = connect_to(&world);
+        let mut front = Front::started(bus, connect, FEATURE);
+        front.machine.write_config(0, b"w");
+        front.ask(0);
+        front.settle();
+        let state = front.machine.save();
+        *world.config.lock().unwrap() = *b"another.";
+        let (connect, _backs2) = connect_to(&world);
+        let mut other = Front::cold(bus, connect, Arc::clone(&front.machine.memory), options());
+        other.machine.transport().restore(&state).unwrap();
+        other.machine.take_driver(&mut front.machine);
+        other.machine.transport().resume();
+        other.ask(0);
+        other.settle();
+        assert_eq!(
+            &world.config.lock().unwrap()[..1],
+            b"w",
+            "what the driver has written is told"
+        );
+        assert_eq!(world.answered.lock().unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn a_back_end_that_goes_in_the_middle_of_requests_is_followed_by_one_that_answers_them() {
+    for bus in BUSES {
+        let world = Arc::new(World::default());
+        let (connect, backs) = connect_to(&world);
+        let mut front = Front::started(bus, connect, FEATURE);
+        for round in 1..=5 {
+            front.ask(0);
+            front.settle();
+            world.holds.store(true, SeqCst);
+            let asked: Vec<_> = (0..6).map(|at| front.ask(at % 3)).collect();
+            std::thread::sleep(Duration::from_millis(30));
+            backs.lock().unwrap().clear();
+            world.holds.store(false, SeqCst);
+            front.settle();
+            assert_eq!(front.returns(), round);
+            let answered = world.answered.lock().unwrap().clone();
+            for number in asked {
+                let times = answered.iter().filter(|other| **other == number).count();
+                assert_eq!(times, 1, "{number} was answered {times} times");
+            }
+        }
+    }
+}
+
+/// GET_PROTOCOL_FEATURES, and the bit of INFLIGHT_SHMFD in its answer.
+const PROTOCOL_FEATURES: u32 = 15;
+const INFLIGHT: u64 = 1 << 12;
+
+#[test]
+fn a_back_end_without_a_table_that_goes_with_later_requests_used_before_earlier_ones_loses_none() {
+    for bus in BUSES {
+        let world = Arc::new(World::default());
+        let backs = Backs::default();
+        let (made, shared) = (Arc::clone(&backs), Arc::clone(&world));
+        let connect = move || {
+            let (front, middle) = pair();
+            let (middle2, back) = pair();
+            made.lock().unwrap().push(Back::new(&shared, back));
+            let _ = between(middle, middle2, |way, message| {
+                if way == Way::ToFront && message.request == PROTOCOL_FEATURES {
+                    let all = u64::from_ne_bytes(message.payload[..].try_into().unwrap());
+                    message.payload = (all & !INFLIGHT).to_ne_bytes().into();
+                }
+                Fate::Pass
+            });
+            Ok(front)
+        };
+        let mut front = Front::started(bus, connect, FEATURE);
+        for round in 1..=4 {
+            world.holds_even.store(true, SeqCst);
+            let asked: Vec<_> = (0..5).map(|_| front.ask(0)).collect();
+            let odd = asked.iter().filter(|number| **number % 2 == 1).count();
+            let before = (round - 1) * 5;
+            assert!(front.work_until(LONG, |_| world.answered.lock().unwrap().len() == before + odd));
+            backs.lock().unwrap().clear();
+            world.holds_even.store(false, SeqCst);
+            front.settle();
+            let answered = world.answered.lock().unwrap().clone();
+            for number in asked {
+                let times = answered.iter().filter(|other| **other == number).count();
+                assert_eq!(times, 1, "{number} was answered {times} times");
+            }
+            assert_eq!(front.returns(), round as u64);
+        }
+    }
+}
+
+#[test]
+fn without_a_back_end_requests_wait_and_the_device_can_be_stopped() {
+    for bus in BUSES {
+        let world = Arc::new(World::default());
+        let (mut make, backs) = connect_to(&world);
+        let there = Arc::new(AtomicUsize::new(1));
+        let is_there = Arc::clone(&there);
+        let connect = move || match is_there.load(SeqCst) {
+            0 => Err(io::ErrorKind::ConnectionRefused.into()),
+            _ => make(),
+        };
+        let mut front = Front::started(bus, connect, FEATURE);
+        front.ask(0);
+        front.settle();
+        there.store(0, SeqCst);
+        backs.lock().unwrap().clear();
+        front.ask(0);
+        assert!(!front.work_until(Duration::from_millis(50), Front::is_answered));
+        front.machine.transport().pause();
+        assert!(front.machine.transport().wait_until_still(Some(LONG)));
+        front.machine.transport().resume();
+        assert!(!front.work_until(Duration::from_millis(20), Front::is_answered));
+        assert_eq!(front.machine.transport().status() & NEEDS_RESET, 0);
+        there.store(1, SeqCst);
+        front.settle();
+        assert!(front.failures().count >= 2);
+        front.machine.set_status(0);
+        assert_eq!(front.machine.transport().status(), 0);
+    }
+}
+
+/// A connection that ends before the message with this number, counted over all that go to the back end.
+fn cut_before(
+    world: &Arc<World>,
+    number: usize,
+) -> (impl FnMut() -> io::Result<UnixStream> + Send + use<>, Arc<AtomicUsize>) {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let (count, world) = (Arc::clone(&seen), Arc::clone(world));
+    let mut backs = Vec::new();
+    let connect = move || {
+        // One at a time.
+        backs.clear();
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        backs.push(Back::new(&world, back));
+        let count = Arc::clone(&count);
+        let _ = between(middle, middle2, move |way, _| match way {
+            Way::ToBack if count.fetch_add(1, SeqCst) == number => Fate::Cut,
+            _ => Fate::Pass,
+        });
+        Ok(front)
+    };
+    (connect, seen)
+}
+
+#[test]
+fn a_back_end_that_dies_at_any_message_is_followed_by_one_that_answers() {
+    // As many messages as there are, of which those up to the configuration space belong to the making of the device.
+    let (connect, seen) = cut_before(&Arc::default(), usize::MAX);
+    let mut front = Front::started(Bus::Mmio, connect, FEATURE);
+    front.ask(0);
+    front.settle();
+    drop(front);
+    let (connect, making) = cut_before(&Arc::default(), usize::MAX);
+    drop(Front::cold(Bus::Mmio, connect, shared_memory(1), options()));
+    let (making, all) = (making.load(SeqCst), seen.load(SeqCst));
+    assert!(making > 5 && all > making + 20, "{making} of {all}");
+    for number in making..all + 4 {
+        let (connect, _) = cut_before(&Arc::default(), number);
+        let mut front = Front::started(Bus::Mmio, connect, FEATURE);
+        (0..3).for_each(|queue| _ = front.ask(queue));
+        front.settle();
+        front.machine.transport().pause();
+        assert!(
+            front.machine.transport().wait_until_still(Some(LONG)),
+            "cut before {number}"
+        );
+        front.machine.transport().resume();
+        front.ask(1);
+        front.settle();
+        front.machine.set_status(0);
+        assert_eq!(front.machine.transport().status(), 0, "cut before {number}");
+    }
+}
+
+#[test]
+fn memory_in_many_regions_is_told_one_by_one() {
+    let (connect, _backs) = connect_to(&Arc::default());
+    let mut front = Front::cold(Bus::Mmio, connect, shared_memory(16), options());
+    front.machine.start(FEATURE);
+    (0..3).for_each(|queue| _ = front.ask(queue));
+    front.settle();
+    assert_eq!(front.failures().count, 0);
+}

@@ -1,0 +1,83 @@
+//! Packed rings, which a back end serves.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use devisor::{
+    bus::BusDevice,
+    interrupt::NoInterrupt,
+    virtio::{
+        QueueIndex, VirtioMmio, VirtioTransport, features,
+        remote::Remote,
+        transport::{TransportOptions, mmio::Line, vhost_user::VhostUserOptions},
+    },
+};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::{
+    back::FEATURE,
+    front::{connect_with, options, shared_memory},
+    machine::NEEDS_RESET,
+    packed::PackedRing,
+    plugged::start_with,
+    ring::{readable, writable},
+};
+
+fn ask(device: &VirtioMmio<Remote>, ring: &mut PackedRing, memory: &GuestMemoryMmap) {
+    let at = 0x20_0000;
+    memory.write_obj(7_u64, GuestAddress(at)).unwrap();
+    memory.write_obj(0_u64, GuestAddress(at + 8)).unwrap();
+    ring.request(&[readable(at, 8), writable(at + 8, 8)]);
+    device.write(0x50, &0_u32.to_le_bytes());
+    let end = Instant::now() + Duration::from_secs(10);
+    while ring.used().is_empty() {
+        assert!(
+            Instant::now() < end,
+            "{:?}",
+            device.with_device(|device| device.host_failures())
+        );
+        device.process(QueueIndex(0));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(memory.read_obj::<u64>(GuestAddress(at + 8)).unwrap(), 8);
+}
+
+#[test]
+fn a_packed_ring_is_served_stopped_and_gone_on_with_and_needs_a_reset_when_its_back_end_goes() {
+    let transport = TransportOptions {
+        packed: true,
+        ..TransportOptions::default()
+    };
+    let mut back = VhostUserOptions::default();
+    back.transport.packed = true;
+    let (connect, backs) = connect_with(&Arc::default(), back);
+    let memory = shared_memory(1);
+    let remote = Remote::new(connect, Arc::clone(&memory), options()).unwrap();
+    let line = Line::Edge(Arc::new(NoInterrupt));
+    let device = VirtioMmio::with_options(remote, Arc::clone(&memory), line, &transport).unwrap();
+    for _ in 0..2 {
+        // Nothing is left of the ring before.
+        memory.write_slice(&[0; 0x4000], GuestAddress(0x1_0000)).unwrap();
+        let mut ring = PackedRing::new(&memory, 0x1_0000, 16);
+        start_with(&device, &ring.layout, FEATURE | features::RING_PACKED);
+        for round in 0..50 {
+            ask(&device, &mut ring, &memory);
+            if round % 5 == 0 {
+                device.pause();
+                assert!(device.wait_until_still(Some(Duration::from_secs(10))));
+                device.resume();
+            }
+        }
+        assert_eq!(device.status() & NEEDS_RESET, 0);
+        backs.lock().unwrap().clear();
+        let end = Instant::now() + Duration::from_secs(10);
+        while device.status() & NEEDS_RESET == 0 {
+            assert!(Instant::now() < end);
+            device.process(QueueIndex(0));
+        }
+        device.write(0x70, &0_u32.to_le_bytes());
+        assert_eq!(device.status(), 0);
+    }
+}
