@@ -382,15 +382,19 @@ impl Runs {
     /// A chain with these segments is taken.
     #[inline(never)]
     pub fn enter(&self, segments: &[Segment]) {
-        for thing in segments.iter().filter_map(|segment| self.thing(segment)) {
-            self.tally.enter(thing);
+        for segment in segments {
+            if let Some(thing) = self.thing(segment) {
+                self.tally.enter(thing);
+            }
         }
     }
 
     #[inline(never)]
     pub fn leave(&self, segments: &[Segment]) {
-        for thing in segments.iter().filter_map(|segment| self.thing(segment)) {
-            self.tally.leave(thing);
+        for segment in segments {
+            if let Some(thing) = self.thing(segment) {
+                self.tally.leave(thing);
+            }
         }
     }
 
@@ -424,7 +428,10 @@ impl Backing for Arc<Runs> {
     fn load(&self, address: u64) -> Result<u16, Outside> {
         let mut value = 0;
         let mut load = |physical, len| match len {
-            2 => Ok(value = self.base.backing().load(physical)?),
+            2 => {
+                value = self.base.backing().load(physical)?;
+                Ok(())
+            }
             _ => Err(Outside { address, len: 2 }),
         };
         self.pieces(address, 2, Permissions::Read, &mut load)?;
