@@ -382,18 +382,23 @@ impl Runs {
     /// A chain with these segments is taken.
     #[inline(never)]
     pub fn enter(&self, segments: &[Segment]) {
-        for segment in segments {
-            if let Some(thing) = self.thing(segment) {
-                self.tally.enter(thing);
-            }
-        }
+        self.each_thing(segments, |thing| self.tally.enter(thing));
     }
 
     #[inline(never)]
     pub fn leave(&self, segments: &[Segment]) {
+        self.each_thing(segments, |thing| self.tally.leave(thing));
+    }
+
+    /// Several in a row that are in one place count once.
+    #[inline(always)]
+    fn each_thing(&self, segments: &[Segment], each: impl Fn(usize)) {
+        let mut last = None;
         for segment in segments {
-            if let Some(thing) = self.thing(segment) {
-                self.tally.leave(thing);
+            let thing = self.thing(segment);
+            if let Some(thing) = thing.filter(|_| thing != last) {
+                each(thing);
+                last = Some(thing);
             }
         }
     }

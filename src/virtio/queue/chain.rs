@@ -131,7 +131,7 @@ impl Segments {
     fn walk_ring(&mut self, outline: &mut Outline, view: &FlatView<'_, FlatRing<'_>>, first: Descriptor) -> bool {
         // Not one after the other, for which all would have to be kept.
         match view.is_translated() {
-            false => self.walk_table(outline, view, view.ring.descriptors(), first),
+            false => self.walk_table::<false>(outline, view, view.ring.descriptors(), first),
             true => self.walk_translated(outline, view, view.ring.descriptors(), first),
         }
     }
@@ -155,9 +155,7 @@ impl Segments {
         table: FlatTable<'_>,
         first: Descriptor,
     ) -> bool {
-        self.walk_table_in(outline, table, first, |place, address, len, writable| {
-            view.place(place, address, len, writable)
-        })
+        self.walk_table::<true>(outline, view, table, first)
     }
 
     #[inline(never)]
@@ -168,7 +166,7 @@ impl Segments {
         }
         let inner = view.table(outer.address, outer.len());
         match inner.and_then(|inner| Some((inner, inner.read(0)?))) {
-            Some((inner, first)) => self.walk_table(outline, view, inner, first),
+            Some((inner, first)) => self.walk_table::<false>(outline, view, inner, first),
             None => false,
         }
     }
@@ -189,30 +187,12 @@ impl Segments {
     }
 
     #[inline(always)]
-    fn walk_table(
+    fn walk_table<const TRANSLATED: bool>(
         &mut self,
         outline: &mut Outline,
         view: &FlatView<'_, FlatRing<'_>>,
         table: FlatTable<'_>,
-        first: Descriptor,
-    ) -> bool {
-        self.walk_table_in(outline, table, first, |place, address, len, _| {
-            let has = view.has(address, len);
-            if has {
-                *place = view.segment(address, len);
-            }
-            has
-        })
-    }
-
-    /// `put`: puts a buffer into its place, if it is where it can be.
-    #[inline(always)]
-    fn walk_table_in(
-        &mut self,
-        outline: &mut Outline,
-        table: FlatTable<'_>,
         mut descriptor: Descriptor,
-        put: impl Fn(&mut Segment, u64, u32, bool) -> bool,
     ) -> bool {
         let Some(room) = self.0.first_chunk_mut::<ROOM>() else {
             return false;
@@ -220,8 +200,13 @@ impl Segments {
         let (mut count, mut writable, mut readable_len, mut writable_len) = (0, 0, 0, 0);
         for place in room {
             let (address, len, flags) = (descriptor.address, descriptor.len(), descriptor.flags());
-            if flags & !(WRITE | NEXT) != 0 || !put(place, address, len, flags & WRITE != 0) {
+            if flags & !(WRITE | NEXT) != 0 {
                 return false;
+            }
+            match view.has(address, len) {
+                true => *place = view.segment(address, len),
+                false if TRANSLATED && view.place(place, address, len, flags & WRITE != 0) => {}
+                false => return false,
             }
             count += 1;
             if flags & WRITE != 0 {
