@@ -382,15 +382,24 @@ impl Runs {
     /// A chain with these segments is taken.
     #[inline(never)]
     pub fn enter(&self, segments: &[Segment]) {
-        for thing in segments.iter().filter_map(|segment| self.thing(segment)) {
-            self.tally.enter(thing);
-        }
+        self.each_thing(segments, |thing| self.tally.enter(thing));
     }
 
     #[inline(never)]
     pub fn leave(&self, segments: &[Segment]) {
-        for thing in segments.iter().filter_map(|segment| self.thing(segment)) {
-            self.tally.leave(thing);
+        self.each_thing(segments, |thing| self.tally.leave(thing));
+    }
+
+    /// Several in a row that are in one place count once.
+    #[inline(always)]
+    fn each_thing(&self, segments: &[Segment], each: impl Fn(usize)) {
+        let mut last = None;
+        for segment in segments {
+            let thing = self.thing(segment);
+            if let Some(thing) = thing.filter(|_| thing != last) {
+                each(thing);
+                last = Some(thing);
+            }
         }
     }
 
@@ -424,7 +433,10 @@ impl Backing for Arc<Runs> {
     fn load(&self, address: u64) -> Result<u16, Outside> {
         let mut value = 0;
         let mut load = |physical, len| match len {
-            2 => self.base.backing().load(physical).map(|loaded| value = loaded),
+            2 => {
+                value = self.base.backing().load(physical)?;
+                Ok(())
+            }
             _ => Err(Outside { address, len: 2 }),
         };
         self.pieces(address, 2, Permissions::Read, &mut load)?;

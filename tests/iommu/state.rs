@@ -128,7 +128,8 @@ fn a_state_that_contradicts_itself_is_refused_and_leaves_the_device_as_it_was() 
     assert_eq!(world.attach(1, ONE, 0), OK);
     assert_eq!(world.map(1, (0x1000, 0x1000), 0, READ), OK);
     let saved = rest::at_rest(world.iommu.transport());
-    let wrong: [(&str, fn(&mut IommuState)); 11] = [
+    type Change = fn(&mut IommuState);
+    let wrong: [(&str, Change); 11] = [
         ("an endpoint that there is not", |state| {
             state.domains[0].endpoints[0] = 77
         }),

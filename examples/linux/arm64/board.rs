@@ -103,8 +103,13 @@ pub fn places(options: &Options) -> Vec<Place> {
 /// The IOMMU of all others, if there is one: each is the endpoint of its number.
 pub const IOMMU: Place = place(15, "virtio-iommu", "");
 
+/// Whether a device can be behind it: Linux's driver of the balloon does not accept ACCESS_PLATFORM, since its pages are physical ones.
+pub fn may_be_behind(place: &Place) -> bool {
+    place.name != "virtio-balloon"
+}
+
 fn iommu(options: &Options, ram: &Ram) -> Result<Iommu, IommuError> {
-    let endpoints = places(options).into_iter();
+    let endpoints = places(options).into_iter().filter(may_be_behind);
     let endpoints = endpoints.map(|place| IommuEndpoint::new(EndpointId(place.pci.into())));
     let options = IommuOptions {
         endpoints: endpoints.collect(),

@@ -56,7 +56,10 @@ pub fn build(
     } else {
         for place in places {
             let part = mmio::describe(place.mmio.base, Wire::level(board::mmio_spi(place)));
-            parts.push(part.behind_iommu(place.pci.into()));
+            parts.push(match board::may_be_behind(place) {
+                true => part.behind_iommu(place.pci.into()),
+                false => part,
+            });
         }
         if iommu {
             let place = board::IOMMU;

@@ -124,7 +124,7 @@ impl Segments {
         }
         // One by itself, as receive queues have them.
         let Some(place) = self.0.first_mut().filter(|_| view.has(address, len)) else {
-            return view.is_translated() && self.walk_ring(outline, view, first);
+            return view.is_translated() && self.walk_one_translated(outline, view, first);
         };
         *place = view.segment(address, len);
         (outline.readable, outline.count) = ((flags == 0).into(), 1);
@@ -135,8 +135,21 @@ impl Segments {
     /// Not inlined, so that who calls it saves no registers for it where it is not needed; so the next.
     #[inline(never)]
     fn walk_ring(&mut self, outline: &mut Outline, view: &FlatView<'_, FlatRing<'_>>, first: Descriptor) -> bool {
-        self.walk_table(outline, view, view.ring.descriptors(), first)
-            || view.is_translated() && self.walk_translated(outline, view, view.ring.descriptors(), first)
+        // Not one after the other, for which all would have to be kept.
+        match view.is_translated() {
+            false => self.walk_table::<false>(outline, view, view.ring.descriptors(), first),
+            true => self.walk_translated(outline, view, view.ring.descriptors(), first),
+        }
+    }
+
+    /// In a span that was found before.
+    #[inline(never)]
+    fn walk_one_translated<R>(&mut self, outline: &mut Outline, view: &FlatView<'_, R>, first: Descriptor) -> bool {
+        let (address, len, writable) = (first.address, first.len(), first.flags() & WRITE != 0);
+        (outline.readable, outline.count) = ((!writable).into(), 1);
+        (outline.readable_len, outline.writable_len) = if writable { (0, len) } else { (len, 0) };
+        let place = self.0.first_mut();
+        place.is_some_and(|place| view.place(place, address, len, writable))
     }
 
     /// In spans that were found before.
@@ -148,21 +161,19 @@ impl Segments {
         table: FlatTable<'_>,
         first: Descriptor,
     ) -> bool {
-        self.walk_table_in(outline, table, first, |place, address, len, writable| {
-            view.place(place, address, len, writable)
-        })
+        self.walk_table::<true>(outline, view, table, first)
     }
 
     #[inline(never)]
     fn walk_indirect(&mut self, outline: &mut Outline, view: &FlatView<'_, FlatRing<'_>>, outer: Descriptor) -> bool {
         // What is wrong with a table is not said here.
+        if view.is_translated() {
+            return self.walk_indirect_translated(outline, view, outer);
+        }
         let inner = view.table(outer.address, outer.len());
         match inner.and_then(|inner| Some((inner, inner.read(0)?))) {
-            Some((inner, first)) => {
-                self.walk_table(outline, view, inner, first)
-                    || view.is_translated() && self.walk_translated(outline, view, inner, first)
-            }
-            None => view.is_translated() && self.walk_indirect_translated(outline, view, outer),
+            Some((inner, first)) => self.walk_table::<false>(outline, view, inner, first),
+            None => false,
         }
     }
 
@@ -173,7 +184,8 @@ impl Segments {
         view: &FlatView<'_, FlatRing<'_>>,
         outer: Descriptor,
     ) -> bool {
-        let inner = view.table_elsewhere(outer.address, outer.len());
+        let inner = view.table(outer.address, outer.len());
+        let inner = inner.or_else(|| view.table_elsewhere(outer.address, outer.len()));
         match inner.and_then(|inner| Some((inner, inner.read(0)?))) {
             Some((inner, first)) => self.walk_translated(outline, view, inner, first),
             None => false,
@@ -181,30 +193,12 @@ impl Segments {
     }
 
     #[inline(always)]
-    fn walk_table(
+    fn walk_table<const TRANSLATED: bool>(
         &mut self,
         outline: &mut Outline,
         view: &FlatView<'_, FlatRing<'_>>,
         table: FlatTable<'_>,
-        first: Descriptor,
-    ) -> bool {
-        self.walk_table_in(outline, table, first, |place, address, len, _| {
-            let has = view.has(address, len);
-            if has {
-                *place = view.segment(address, len);
-            }
-            has
-        })
-    }
-
-    /// `put`: puts a buffer into its place, if it is where it can be.
-    #[inline(always)]
-    fn walk_table_in(
-        &mut self,
-        outline: &mut Outline,
-        table: FlatTable<'_>,
         mut descriptor: Descriptor,
-        put: impl Fn(&mut Segment, u64, u32, bool) -> bool,
     ) -> bool {
         let Some(room) = self.0.first_chunk_mut::<ROOM>() else {
             return false;
@@ -212,8 +206,13 @@ impl Segments {
         let (mut count, mut writable, mut readable_len, mut writable_len) = (0, 0, 0, 0);
         for place in room {
             let (address, len, flags) = (descriptor.address, descriptor.len(), descriptor.flags());
-            if flags & !(WRITE | NEXT) != 0 || !put(place, address, len, flags & WRITE != 0) {
+            if flags & !(WRITE | NEXT) != 0 {
                 return false;
+            }
+            match view.has(address, len) {
+                true => *place = view.segment(address, len),
+                false if TRANSLATED && view.place(place, address, len, flags & WRITE != 0) => {}
+                false => return false,
             }
             count += 1;
             if flags & WRITE != 0 {
@@ -250,13 +249,15 @@ impl Segments {
     ) -> bool {
         let (address, len, flags) = (first.address, first.len(), first.packed_flags());
         if flags & (NEXT | INDIRECT) != 0 {
-            return match flags & NEXT == 0 {
-                true => indirect && self.walk_packed_indirect(outline, view, first),
-                false => self.walk_packed_ring(outline, view, first, spot),
+            return match (flags & NEXT == 0, view.is_translated()) {
+                (true, false) => indirect && self.walk_packed_indirect::<false>(outline, view, first),
+                (true, true) => indirect && self.walk_packed_indirect::<true>(outline, view, first),
+                (false, false) => self.walk_packed_ring::<false>(outline, view, first, spot),
+                (false, true) => self.walk_packed_ring::<true>(outline, view, first, spot),
             };
         }
         let Some(place) = self.0.first_mut().filter(|_| view.has(address, len)) else {
-            return view.is_translated() && self.walk_packed_ring(outline, view, first, spot);
+            return view.is_translated() && self.walk_packed_ring::<true>(outline, view, first, spot);
         };
         *place = view.segment(address, len);
         let readable = flags & WRITE == 0;
@@ -267,7 +268,7 @@ impl Segments {
     }
 
     #[inline(never)]
-    fn walk_packed_ring(
+    fn walk_packed_ring<const TRANSLATED: bool>(
         &mut self,
         outline: &mut Outline,
         view: &FlatView<'_, FlatPacked<'_>>,
@@ -290,20 +291,23 @@ impl Segments {
                 }
             }
         };
-        let whole = self.walk_forward(outline, view, first, INDIRECT, next);
+        let whole = self.walk_forward::<TRANSLATED>(outline, view, first, INDIRECT, next);
         (outline.head, outline.descriptors) = (id, walked);
         // A chain that is longer than its ring has run into itself.
         whole && view.ring.has(id) && view.ring.has(walked - 1)
     }
 
     #[inline(never)]
-    fn walk_packed_indirect(
+    fn walk_packed_indirect<const TRANSLATED: bool>(
         &mut self,
         outline: &mut Outline,
         view: &FlatView<'_, FlatPacked<'_>>,
         outer: Descriptor,
     ) -> bool {
-        let inner = view.table(outer.address, outer.len());
+        let inner = match view.table(outer.address, outer.len()) {
+            None if TRANSLATED => view.table_elsewhere(outer.address, outer.len()),
+            inner => inner,
+        };
         let Some((inner, first)) = inner.and_then(|inner| Some((inner, inner.read(0)?))) else {
             return false;
         };
@@ -313,12 +317,12 @@ impl Segments {
             inner.read(at).map_or(After::Nothing, After::Next)
         };
         (outline.head, outline.descriptors) = (outer.id(), 1);
-        self.walk_forward(outline, view, first, 0, next) && view.ring.has(outer.id())
+        self.walk_forward::<TRANSLATED>(outline, view, first, 0, next) && view.ring.has(outer.id())
     }
 
     /// Walks descriptors of a packed ring or of a table in one. Flags of `never` are for the long way.
     #[inline(always)]
-    fn walk_forward(
+    fn walk_forward<const TRANSLATED: bool>(
         &mut self,
         outline: &mut Outline,
         view: &FlatView<'_, FlatPacked<'_>>,
@@ -337,7 +341,7 @@ impl Segments {
             }
             match view.has(address, len) {
                 true => *place = view.segment(address, len),
-                false if view.is_translated() && view.place(place, address, len, flags & WRITE != 0) => {}
+                false if TRANSLATED && view.place(place, address, len, flags & WRITE != 0) => {}
                 false => return false,
             }
             count += 1;
