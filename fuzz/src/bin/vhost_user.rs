@@ -83,7 +83,11 @@ fn send(socket: &UnixStream, bytes: &[u8], descriptors: &[RawFd]) {
             (*message).cmsg_len = libc::CMSG_LEN(len) as _;
             std::ptr::copy_nonoverlapping(descriptors.as_ptr(), libc::CMSG_DATA(message).cast(), descriptors.len());
         }
-        libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT);
+        libc::sendmsg(
+            socket.as_raw_fd(),
+            &raw const header,
+            libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
+        );
     }
 }
 

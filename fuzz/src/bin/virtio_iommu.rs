@@ -30,15 +30,44 @@ const PAGES: u64 = 16;
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    Attach { domain: u8, endpoint: u8, flags: u8 },
-    Detach { domain: u8, endpoint: u8 },
-    Map { domain: u8, page: u8, pages: u8, to: u8, flags: u8, odd: u64 },
-    Unmap { domain: u8, page: u8, pages: u8, odd: u64 },
-    Probe { endpoint: u8, room: u16 },
-    Any { bytes: Vec<u8>, room: u8 },
+    Attach {
+        domain: u8,
+        endpoint: u8,
+        flags: u8,
+    },
+    Detach {
+        domain: u8,
+        endpoint: u8,
+    },
+    Map {
+        domain: u8,
+        page: u8,
+        pages: u8,
+        to: u8,
+        flags: u8,
+        odd: u64,
+    },
+    Unmap {
+        domain: u8,
+        page: u8,
+        pages: u8,
+        odd: u64,
+    },
+    Probe {
+        endpoint: u8,
+        room: u16,
+    },
+    Any {
+        bytes: Vec<u8>,
+        room: u8,
+    },
     Report(u8),
     /// The device is given a buffer at these addresses.
-    Use { page: u8, offset: u16, len: u16 },
+    Use {
+        page: u8,
+        offset: u16,
+        len: u16,
+    },
     End(u8),
     GiveBack(u8),
     Bypass(u8),
@@ -63,13 +92,28 @@ fn put(memory: &GuestMemoryMmap, at: u64, bytes: &[u8]) {
 
 fn drive(transport: &dyn BusDevice, rings: &[u64], memory: &GuestMemoryMmap, features: [u32; 2]) {
     let write = |register, value: u32| transport.write(register, &value.to_le_bytes());
-    for (register, value) in [(0x70, 1), (0x70, 3), (0x24, 0), (0x20, features[0]), (0x24, 1), (0x20, features[1]), (0x70, 11)] {
+    for (register, value) in [
+        (0x70, 1),
+        (0x70, 3),
+        (0x24, 0),
+        (0x20, features[0]),
+        (0x24, 1),
+        (0x20, features[1]),
+        (0x70, 11),
+    ] {
         write(register, value);
     }
     for (queue, &ring) in (0..).zip(rings) {
         put(memory, ring + 0x1000, &[0; 0x40]);
         put(memory, ring + 0x2000, &[0; 0x80]);
-        for (register, value) in [(0x30, queue), (0x38, SIZE.into()), (0x80, ring as u32), (0x90, ring as u32 + 0x1000), (0xa0, ring as u32 + 0x2000), (0x44, 1)] {
+        for (register, value) in [
+            (0x30, queue),
+            (0x38, SIZE.into()),
+            (0x80, ring as u32),
+            (0x90, ring as u32 + 0x1000),
+            (0xa0, ring as u32 + 0x2000),
+            (0x44, 1),
+        ] {
             write(register, value);
         }
     }
@@ -199,31 +243,57 @@ impl Guest {
     fn step(&mut self, step: Step) {
         let words = |kind: u8, words: &[u32]| {
             let head = [kind, 0, 0, 0];
-            head.into_iter().chain(words.iter().flat_map(|word| word.to_le_bytes())).collect::<Vec<_>>()
+            head.into_iter()
+                .chain(words.iter().flat_map(|word| word.to_le_bytes()))
+                .collect::<Vec<_>>()
         };
         let range = |page: u8, pages: u8, odd: u64| {
             let first = (u64::from(page) << 12) ^ if odd % 16 == 0 { odd } else { 0 };
             [first, first.wrapping_add(u64::from(pages) << 12).wrapping_sub(1)]
         };
         match step {
-            Step::Attach { domain, endpoint, flags } => {
-                let flags = if flags < 200 { u32::from(flags & 1) } else { flags.into() };
+            Step::Attach {
+                domain,
+                endpoint,
+                flags,
+            } => {
+                let flags = if flags < 200 {
+                    u32::from(flags & 1)
+                } else {
+                    flags.into()
+                };
                 self.request(&words(1, &[(domain % 4).into(), (endpoint % 4).into(), flags, 0]), 4);
             }
             Step::Detach { domain, endpoint } => {
                 self.request(&words(2, &[(domain % 4).into(), (endpoint % 4).into(), 0, 0]), 4);
             }
-            Step::Map { domain, page, pages, to, flags, odd } => {
+            Step::Map {
+                domain,
+                page,
+                pages,
+                to,
+                flags,
+                odd,
+            } => {
                 let mut bytes = words(3, &[(domain % 4).into()]);
                 let to = DATA + (u64::from(to) % PAGES << 12);
                 let [first, last] = range(page, pages, odd);
-                [first, last, to].iter().for_each(|address| bytes.extend(address.to_le_bytes()));
+                [first, last, to]
+                    .iter()
+                    .for_each(|address| bytes.extend(address.to_le_bytes()));
                 bytes.extend(u32::from(flags).to_le_bytes());
                 self.request(&bytes, 4);
             }
-            Step::Unmap { domain, page, pages, odd } => {
+            Step::Unmap {
+                domain,
+                page,
+                pages,
+                odd,
+            } => {
                 let mut bytes = words(4, &[(domain % 4).into()]);
-                range(page, pages, odd).iter().for_each(|address| bytes.extend(address.to_le_bytes()));
+                range(page, pages, odd)
+                    .iter()
+                    .for_each(|address| bytes.extend(address.to_le_bytes()));
                 bytes.extend([0; 4]);
                 self.request(&bytes, 4);
             }

@@ -32,8 +32,8 @@ struct Part {
 
 /// Chains of a round, lent together, in the order of the ring.
 ///
-/// [`next`](Self::next) finds one, and [`push`](Self::push) adds it, with the bytes of it that are meant. All of them are [lent as one
-/// sequence](Self::with_slices) of host memory, which one call fills or writes. Then the first of them are [put](Self::put), each with its
+/// [`next`](Self::next) finds one, and [`push`](Self::push) adds it, with the bytes of it that are meant. All of them are lent as one
+/// sequence of host memory, which one call fills or writes. Then the first of them are [put](Self::put), each with its
 /// own length. Those that are left when this is dropped are left where they are, as a [`Chain`] that is dropped, and the next look finds
 /// them again. The driver sees what was put when the round [publishes](Round::publish) it.
 ///
