@@ -390,27 +390,19 @@ impl Runs {
         self.each_thing(segments, |thing| self.tally.leave(thing));
     }
 
-    /// Several in a row that are in one place count once.
+    /// Calls `each` with by what these are counted, which is the same each time: a segment says where it was found, or that it was not in
+    /// one place. Several in a row that are in one place count once.
     #[inline(always)]
     fn each_thing(&self, segments: &[Segment], each: impl Fn(usize)) {
-        let mut last = None;
+        let places = self.spans.len();
+        let mut last = usize::MAX;
         for segment in segments {
-            let thing = self.thing(segment);
-            if let Some(thing) = thing.filter(|_| thing != last) {
+            let place = segment.hint as usize;
+            let thing = if place < places { FIRST + place } else { SCATTERED };
+            if thing != last && segment.len != 0 {
+                last = thing;
                 each(thing);
-                last = Some(thing);
             }
-        }
-    }
-
-    /// By which it is counted, which is the same each time: a segment says where it was found, or that it was not in one place.
-    #[inline]
-    fn thing(&self, segment: &Segment) -> Option<usize> {
-        let place = segment.hint as usize;
-        match segment.len {
-            0 => None,
-            _ if place < self.spans.len() => Some(FIRST + place),
-            _ => Some(SCATTERED),
         }
     }
 }
