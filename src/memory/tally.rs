@@ -69,6 +69,10 @@ impl Tally {
     #[cold]
     fn nobody_uses(&self, thing: usize) -> Vec<Ticket> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // A viewer may have come to use it since, and has said here who waits for that: it tells them when it leaves.
+        if self.users[thing].load(Ordering::SeqCst) & !ENDED != 0 {
+            return Vec::new();
+        }
         let (over, rest) = mem::take(&mut *waiting).into_iter().partition(|(of, _)| *of == thing);
         *waiting = rest;
         let over: Vec<(usize, Ticket)> = over;
