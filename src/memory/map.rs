@@ -105,8 +105,8 @@ impl Stretch {
     /// Whether the `len` bytes at `address` are all in it, or are none at its end.
     #[inline]
     pub fn has(&self, address: u64, len: u32) -> bool {
-        let end = address.wrapping_sub(self.start).checked_add(len.into());
-        end.is_some_and(|end| end <= self.len)
+        // No span is as long as what this saturates at: one comparison for both.
+        address.wrapping_sub(self.start).saturating_add(len.into()) <= self.len
     }
 
     /// The host address of the `len` bytes at `address`, if all of them are in it.

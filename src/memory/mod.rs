@@ -248,18 +248,18 @@ impl Pin {
     }
 
     /// A chain with these segments is taken. Each of them is [left](Self::leave) when it is done with, as it is.
-    #[inline]
-    pub(crate) fn enter<'a>(&self, segments: impl FnOnce() -> &'a [Segment]) {
+    #[cold]
+    pub(crate) fn enter(&self, segments: &[Segment]) {
         if let Some(runs) = &self.0.runs {
-            runs.enter(segments());
+            runs.enter(segments);
         }
     }
 
     /// No byte of these is accessed any more by who has [entered](Self::enter) them.
-    #[inline]
-    pub(crate) fn leave<'a>(&self, segments: impl FnOnce() -> &'a [Segment]) {
+    #[cold]
+    pub(crate) fn leave(&self, segments: &[Segment]) {
         if let Some(runs) = &self.0.runs {
-            runs.leave(segments());
+            runs.leave(segments);
         }
     }
 

@@ -297,9 +297,22 @@ impl View {
     #[inline]
     pub fn flat_near(&self, near: Segment) -> Option<Format<FlatView<'_, FlatRing<'_>>, FlatView<'_, FlatPacked<'_>>>> {
         let (span, pin) = (self.pin.stretch(&near), &*self.pin);
+        let translated = pin.is_translated();
         Some(match self.flat()? {
-            Format::Split(ring) => Format::Split(FlatView { ring, span, near, pin }),
-            Format::Packed(ring) => Format::Packed(FlatView { ring, span, near, pin }),
+            Format::Split(ring) => Format::Split(FlatView {
+                ring,
+                span,
+                near,
+                pin,
+                translated,
+            }),
+            Format::Packed(ring) => Format::Packed(FlatView {
+                ring,
+                span,
+                near,
+                pin,
+                translated,
+            }),
         })
     }
 }
@@ -534,6 +547,7 @@ pub(super) struct FlatView<'a, R> {
     span: Stretch,
     near: Segment,
     pin: &'a Pin,
+    translated: bool,
 }
 
 impl<'a, R> FlatView<'a, R> {
@@ -546,7 +560,7 @@ impl<'a, R> FlatView<'a, R> {
     /// Whether buffers have a short way that are not there: as translated ones do which were found before.
     #[inline]
     pub fn is_translated(&self) -> bool {
-        self.pin.is_translated()
+        self.translated
     }
 
     /// Puts such a buffer into `place`. Whether it is one.

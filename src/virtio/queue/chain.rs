@@ -117,9 +117,12 @@ impl Segments {
         let first = view.ring.first(head);
         let (address, len, flags) = (first.address, first.len(), first.flags());
         if flags & !WRITE != 0 {
-            return match flags & INDIRECT != 0 {
-                true => flags == INDIRECT && indirect && self.walk_indirect(outline, view, first),
-                false => self.walk_ring(outline, view, first),
+            return match (flags & INDIRECT != 0, view.is_translated()) {
+                (false, false) => self.walk_ring(outline, view, first),
+                (false, true) => self.walk_ring_translated(outline, view, first),
+                (true, _) if flags != INDIRECT || !indirect => false,
+                (true, false) => self.walk_indirect(outline, view, first),
+                (true, true) => self.walk_indirect_translated(outline, view, first),
             };
         }
         // One by itself, as receive queues have them.
@@ -132,14 +135,21 @@ impl Segments {
         true
     }
 
-    /// Not inlined, so that who calls it saves no registers for it where it is not needed; so the next.
+    /// Not inlined, so that who calls it saves no registers for it where it is not needed; so the next ones. Plain chains are walked
+    /// apart from translated ones, or what those need would be kept for both.
     #[inline(never)]
     fn walk_ring(&mut self, outline: &mut Outline, view: &FlatView<'_, FlatRing<'_>>, first: Descriptor) -> bool {
-        // Not one after the other, for which all would have to be kept.
-        match view.is_translated() {
-            false => self.walk_table::<false>(outline, view, view.ring.descriptors(), first),
-            true => self.walk_translated(outline, view, view.ring.descriptors(), first),
-        }
+        self.walk_table::<false>(outline, view, view.ring.descriptors(), first)
+    }
+
+    #[inline(never)]
+    fn walk_ring_translated(
+        &mut self,
+        outline: &mut Outline,
+        view: &FlatView<'_, FlatRing<'_>>,
+        first: Descriptor,
+    ) -> bool {
+        self.walk_table::<true>(outline, view, view.ring.descriptors(), first)
     }
 
     /// In a span that was found before.
@@ -152,24 +162,9 @@ impl Segments {
         place.is_some_and(|place| view.place(place, address, len, writable))
     }
 
-    /// In spans that were found before.
-    #[inline(never)]
-    fn walk_translated(
-        &mut self,
-        outline: &mut Outline,
-        view: &FlatView<'_, FlatRing<'_>>,
-        table: FlatTable<'_>,
-        first: Descriptor,
-    ) -> bool {
-        self.walk_table::<true>(outline, view, table, first)
-    }
-
     #[inline(never)]
     fn walk_indirect(&mut self, outline: &mut Outline, view: &FlatView<'_, FlatRing<'_>>, outer: Descriptor) -> bool {
         // What is wrong with a table is not said here.
-        if view.is_translated() {
-            return self.walk_indirect_translated(outline, view, outer);
-        }
         let inner = view.table(outer.address, outer.len());
         match inner.and_then(|inner| Some((inner, inner.read(0)?))) {
             Some((inner, first)) => self.walk_table::<false>(outline, view, inner, first),
@@ -187,7 +182,7 @@ impl Segments {
         let inner = view.table(outer.address, outer.len());
         let inner = inner.or_else(|| view.table_elsewhere(outer.address, outer.len()));
         match inner.and_then(|inner| Some((inner, inner.read(0)?))) {
-            Some((inner, first)) => self.walk_translated(outline, view, inner, first),
+            Some((inner, first)) => self.walk_table::<true>(outline, view, inner, first),
             None => false,
         }
     }

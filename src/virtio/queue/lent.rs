@@ -125,11 +125,12 @@ impl Chain<'_, '_> {
         if spilled != 0 {
             shared.spilled.fetch_add(spilled, Ordering::SeqCst);
         }
-        let outline = round.outline;
         let pin = Pin::clone(&round.view.pin);
-        pin.enter(|| segments.all(&outline));
+        if pin.is_translated() {
+            round.view.pin.enter(segments.all(&round.outline));
+        }
         OwnedChain::new(Held {
-            outline,
+            outline: round.outline,
             segments,
             pin,
             shared,

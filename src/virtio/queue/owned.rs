@@ -36,7 +36,9 @@ impl Held {
             shared,
         } = self;
         // Before the queue can be still: nothing of a map that was replaced is held then, nor of what was translated.
-        pin.leave(|| segments.all(&outline));
+        if pin.is_translated() {
+            pin.leave(segments.all(&outline));
+        }
         drop(pin);
         shared.give_back(&outline, segments, written);
     }

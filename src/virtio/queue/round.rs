@@ -366,7 +366,9 @@ impl<'q> Round<'q> {
             pin,
             shared: _,
         } = held;
-        pin.leave(|| segments.all(&outline));
+        if pin.is_translated() {
+            pin.leave(segments.all(&outline));
+        }
         drop(pin);
         let view = self.view;
         let put = self.with_used(|shared, used| shared.put_taken(used, view, &outline, segments, written));
@@ -480,7 +482,7 @@ impl<'q> Round<'q> {
 }
 
 impl Drop for Round<'_> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         if !self.ended {
             self.leave();
