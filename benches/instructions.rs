@@ -30,9 +30,9 @@ const WORK: [(&str, u64, Option<usize>); 10] = [
     ("16 bytes read and 512 written, lent", 600, Some(0)),
     ("the same, marked", 710, Some(0)),
     ("chain of 3, owned", 400, Some(0)),
-    ("doorbell on PCI with nothing to do", 580, None),
-    ("doorbell on PCI to a request of a byte, no vector", 1030, Some(2)),
-    ("doorbell on PCI to a request of a byte, message sent", 1130, Some(2)),
+    ("doorbell on PCI with nothing to do", 590, None),
+    ("doorbell on PCI to a request of a byte, no vector", 1060, Some(2)),
+    ("doorbell on PCI to a request of a byte, message sent", 1160, Some(2)),
 ];
 
 /// Of the last of [`WORK`], the first that goes by way of PCI.
@@ -95,6 +95,9 @@ const TRANSLATED: [(&str, Shape, Way, Mapped, usize, u64); 7] = [
 
 /// What a translated buffer may cost more.
 const MORE: u64 = 60;
+
+/// And a chain that is taken: whoever takes its translation back waits for it, so it is counted when it is taken and when it ends.
+const MORE_OWNED: u64 = 20;
 
 /// By numbers from here on.
 const TRANSLATED_WORK: usize = 200;
@@ -232,12 +235,13 @@ fn main() -> ExitCode {
             worst = ExitCode::FAILURE;
         }
     }
-    for (row, (name, _, _, _, plain, buffers)) in TRANSLATED.into_iter().enumerate() {
+    for (row, (name, _, way, _, plain, buffers)) in TRANSLATED.into_iter().enumerate() {
         let [Some(translated), Some(plain)] = [TRANSLATED_WORK + row, plain].map(each) else {
             println!("{name}: valgrind failed");
             return ExitCode::FAILURE;
         };
-        let (more, most) = (translated - plain, MORE * buffers);
+        let counted = if way == Way::Owned { MORE_OWNED } else { 0 };
+        let (more, most) = (translated - plain, MORE * buffers + counted);
         let verdict = if more.round() as i64 <= most as i64 {
             "ok"
         } else {

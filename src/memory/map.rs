@@ -5,7 +5,7 @@ use std::{
     ops::Deref,
     ptr::{self, NonNull},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering},
     },
 };
@@ -27,6 +27,8 @@ pub(crate) struct Span {
     host: AtomicPtr<u8>,
     /// [`Permissions`], as a number.
     access: AtomicU8,
+    /// The same as it is looked at again and again, if it is for both directions.
+    both: OnceLock<Stretch>,
 }
 
 impl Span {
@@ -43,6 +45,7 @@ impl Span {
             len: AtomicU64::new(0),
             host: AtomicPtr::new(ptr::null_mut()),
             access: AtomicU8::new(0),
+            both: OnceLock::new(),
         }
     }
 
@@ -51,6 +54,10 @@ impl Span {
         self.start.store(start, Ordering::Relaxed);
         self.host.store(host.as_ptr(), Ordering::Relaxed);
         self.access.store(access as u8, Ordering::Relaxed);
+        if access == Permissions::ReadWrite {
+            // It is filled once.
+            let _ = self.both.set(Stretch { start, len, host });
+        }
         self.len.store(len, Ordering::Release);
     }
 
@@ -88,12 +95,17 @@ impl Span {
 }
 
 /// A span as it is looked at again and again: in the map of the pin that it was found with.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Stretch {
     start: u64,
     len: u64,
     host: NonNull<u8>,
 }
+
+// SAFETY: the pointer leads to guest memory, as that of a map.
+unsafe impl Send for Stretch {}
+// SAFETY: as above.
+unsafe impl Sync for Stretch {}
 
 impl Stretch {
     const NONE: Self = Self {
@@ -105,8 +117,8 @@ impl Stretch {
     /// Whether the `len` bytes at `address` are all in it, or are none at its end.
     #[inline]
     pub fn has(&self, address: u64, len: u32) -> bool {
-        // No span is as long as what this saturates at: one comparison for both.
-        address.wrapping_sub(self.start).saturating_add(len.into()) <= self.len
+        let end = address.wrapping_sub(self.start).checked_add(len.into());
+        end.is_some_and(|end| end <= self.len)
     }
 
     /// The host address of the `len` bytes at `address`, if all of them are in it.
@@ -265,21 +277,9 @@ impl Map {
 
     /// Where short chains have all of their buffers, in both directions.
     #[inline]
-    pub fn stretch(&self, earlier: &Segment) -> Stretch {
+    pub fn stretch(&self, earlier: &Segment) -> &Stretch {
         let span = self.spans.get(earlier.hint as usize);
-        let Some(span) = span.filter(|span| span.allows(Permissions::ReadWrite)) else {
-            return Stretch::NONE;
-        };
-        // Before the rest.
-        let len = span.len();
-        match NonNull::new(span.host.load(Ordering::Relaxed)) {
-            Some(host) => Stretch {
-                start: span.start(),
-                len,
-                host,
-            },
-            None => Stretch::NONE,
-        }
+        span.and_then(|span| span.both.get()).unwrap_or(&Stretch::NONE)
     }
 
     /// Puts a segment into `place` if it is where a pin that is translated knows it to be: nearly always in the span of what was there

@@ -271,7 +271,7 @@ impl Pin {
 
     /// The span in which `earlier` was found, if it is for both directions; otherwise one that has nothing.
     #[inline]
-    pub(crate) fn stretch(&self, earlier: &Segment) -> Stretch {
+    pub(crate) fn stretch(&self, earlier: &Segment) -> &Stretch {
         self.0.stretch(earlier)
     }
 

@@ -137,6 +137,15 @@ pub(super) enum Format<S, P> {
     Packed(P),
 }
 
+/// By what chains are found the short way: the format of their ring, or that their buffers are translated. Such may be wherever
+/// they were found before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Short {
+    Split,
+    Packed,
+    Translated,
+}
+
 /// The areas of a ring in one map of guest memory.
 #[derive(Clone)]
 pub(super) struct View {
@@ -146,6 +155,8 @@ pub(super) struct View {
     /// The size less one.
     last: u16,
     packed: bool,
+    /// Which short way chains have.
+    pub short: Short,
     /// Of a split ring, and of a packed one.
     flat: Option<Flat>,
     flat_packed: Option<Flat>,
@@ -208,6 +219,11 @@ impl View {
             device,
             last,
             packed,
+            short: match (packed, pin.is_translated()) {
+                (_, true) => Short::Translated,
+                (false, false) => Short::Split,
+                (true, false) => Short::Packed,
+            },
             flat: flat.filter(|_| !packed),
             flat_packed: flat.filter(|_| packed),
             pin,
@@ -297,22 +313,9 @@ impl View {
     #[inline]
     pub fn flat_near(&self, near: Segment) -> Option<Format<FlatView<'_, FlatRing<'_>>, FlatView<'_, FlatPacked<'_>>>> {
         let (span, pin) = (self.pin.stretch(&near), &*self.pin);
-        let translated = pin.is_translated();
         Some(match self.flat()? {
-            Format::Split(ring) => Format::Split(FlatView {
-                ring,
-                span,
-                near,
-                pin,
-                translated,
-            }),
-            Format::Packed(ring) => Format::Packed(FlatView {
-                ring,
-                span,
-                near,
-                pin,
-                translated,
-            }),
+            Format::Split(ring) => Format::Split(FlatView { ring, span, near, pin }),
+            Format::Packed(ring) => Format::Packed(FlatView { ring, span, near, pin }),
         })
     }
 }
@@ -544,10 +547,9 @@ impl<'a> FlatRing<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct FlatView<'a, R> {
     pub ring: R,
-    span: Stretch,
+    span: &'a Stretch,
     near: Segment,
     pin: &'a Pin,
-    translated: bool,
 }
 
 impl<'a, R> FlatView<'a, R> {
@@ -557,13 +559,7 @@ impl<'a, R> FlatView<'a, R> {
         self.span.has(address, len)
     }
 
-    /// Whether buffers have a short way that are not there: as translated ones do which were found before.
-    #[inline]
-    pub fn is_translated(&self) -> bool {
-        self.translated
-    }
-
-    /// Puts such a buffer into `place`. Whether it is one.
+    /// Puts a translated buffer that is elsewhere, and was found before, into `place`. Whether it is one.
     #[inline]
     pub fn place(&self, place: &mut Segment, address: u64, len: u32, writable: bool) -> bool {
         let access = if writable {

@@ -106,7 +106,7 @@ impl Segments {
     /// and all of its buffers in the span of guest memory in which the last one began. Whether it is. Of one that is not, nothing is
     /// known, and [`walk`](Self::walk) finds what it is.
     #[inline(always)]
-    pub fn walk_near(
+    pub fn walk_near<const TRANSLATED: bool>(
         &mut self,
         outline: &mut Outline,
         view: &FlatView<'_, FlatRing<'_>>,
@@ -117,17 +117,14 @@ impl Segments {
         let first = view.ring.first(head);
         let (address, len, flags) = (first.address, first.len(), first.flags());
         if flags & !WRITE != 0 {
-            return match (flags & INDIRECT != 0, view.is_translated()) {
-                (false, false) => self.walk_ring(outline, view, first),
-                (false, true) => self.walk_ring_translated(outline, view, first),
-                (true, _) if flags != INDIRECT || !indirect => false,
-                (true, false) => self.walk_indirect(outline, view, first),
-                (true, true) => self.walk_indirect_translated(outline, view, first),
+            return match flags & INDIRECT != 0 {
+                true => flags == INDIRECT && indirect && self.walk_indirect::<TRANSLATED>(outline, view, first),
+                false => self.walk_ring::<TRANSLATED>(outline, view, first),
             };
         }
         // One by itself, as receive queues have them.
         let Some(place) = self.0.first_mut().filter(|_| view.has(address, len)) else {
-            return view.is_translated() && self.walk_one_translated(outline, view, first);
+            return TRANSLATED && self.walk_one_translated(outline, view, first);
         };
         *place = view.segment(address, len);
         (outline.readable, outline.count) = ((flags == 0).into(), 1);
@@ -135,21 +132,15 @@ impl Segments {
         true
     }
 
-    /// Not inlined, so that who calls it saves no registers for it where it is not needed; so the next ones. Plain chains are walked
-    /// apart from translated ones, or what those need would be kept for both.
+    /// Not inlined, so that who calls it saves no registers for it where it is not needed; so the next ones.
     #[inline(never)]
-    fn walk_ring(&mut self, outline: &mut Outline, view: &FlatView<'_, FlatRing<'_>>, first: Descriptor) -> bool {
-        self.walk_table::<false>(outline, view, view.ring.descriptors(), first)
-    }
-
-    #[inline(never)]
-    fn walk_ring_translated(
+    fn walk_ring<const TRANSLATED: bool>(
         &mut self,
         outline: &mut Outline,
         view: &FlatView<'_, FlatRing<'_>>,
         first: Descriptor,
     ) -> bool {
-        self.walk_table::<true>(outline, view, view.ring.descriptors(), first)
+        self.walk_table::<TRANSLATED>(outline, view, view.ring.descriptors(), first)
     }
 
     /// In a span that was found before.
@@ -163,26 +154,19 @@ impl Segments {
     }
 
     #[inline(never)]
-    fn walk_indirect(&mut self, outline: &mut Outline, view: &FlatView<'_, FlatRing<'_>>, outer: Descriptor) -> bool {
-        // What is wrong with a table is not said here.
-        let inner = view.table(outer.address, outer.len());
-        match inner.and_then(|inner| Some((inner, inner.read(0)?))) {
-            Some((inner, first)) => self.walk_table::<false>(outline, view, inner, first),
-            None => false,
-        }
-    }
-
-    #[inline(never)]
-    fn walk_indirect_translated(
+    fn walk_indirect<const TRANSLATED: bool>(
         &mut self,
         outline: &mut Outline,
         view: &FlatView<'_, FlatRing<'_>>,
         outer: Descriptor,
     ) -> bool {
-        let inner = view.table(outer.address, outer.len());
-        let inner = inner.or_else(|| view.table_elsewhere(outer.address, outer.len()));
+        // What is wrong with a table is not said here.
+        let inner = match view.table(outer.address, outer.len()) {
+            None if TRANSLATED => view.table_elsewhere(outer.address, outer.len()),
+            inner => inner,
+        };
         match inner.and_then(|inner| Some((inner, inner.read(0)?))) {
-            Some((inner, first)) => self.walk_table::<true>(outline, view, inner, first),
+            Some((inner, first)) => self.walk_table::<TRANSLATED>(outline, view, inner, first),
             None => false,
         }
     }
@@ -234,7 +218,7 @@ impl Segments {
 
     /// [`walk_near`](Self::walk_near) in a packed ring, where `first` was found at `spot`.
     #[inline(always)]
-    pub fn walk_packed_near(
+    pub fn walk_packed_near<const TRANSLATED: bool>(
         &mut self,
         outline: &mut Outline,
         view: &FlatView<'_, FlatPacked<'_>>,
@@ -244,15 +228,13 @@ impl Segments {
     ) -> bool {
         let (address, len, flags) = (first.address, first.len(), first.packed_flags());
         if flags & (NEXT | INDIRECT) != 0 {
-            return match (flags & NEXT == 0, view.is_translated()) {
-                (true, false) => indirect && self.walk_packed_indirect::<false>(outline, view, first),
-                (true, true) => indirect && self.walk_packed_indirect::<true>(outline, view, first),
-                (false, false) => self.walk_packed_ring::<false>(outline, view, first, spot),
-                (false, true) => self.walk_packed_ring::<true>(outline, view, first, spot),
+            return match flags & NEXT == 0 {
+                true => indirect && self.walk_packed_indirect::<TRANSLATED>(outline, view, first),
+                false => self.walk_packed_ring::<TRANSLATED>(outline, view, first, spot),
             };
         }
         let Some(place) = self.0.first_mut().filter(|_| view.has(address, len)) else {
-            return view.is_translated() && self.walk_packed_ring::<true>(outline, view, first, spot);
+            return TRANSLATED && self.walk_packed_ring::<TRANSLATED>(outline, view, first, spot);
         };
         *place = view.segment(address, len);
         let readable = flags & WRITE == 0;

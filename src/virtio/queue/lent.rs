@@ -5,7 +5,9 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{ChainError, Gone, OwnedChain, QueueError, Reader, Round, Writer, counters::Kind, owned::Held};
+use super::{
+    ChainError, Gone, OwnedChain, QueueError, Reader, Round, Writer, counters::Kind, owned::Held, shared::Taking,
+};
 use crate::memory::{Pin, Segment};
 
 /// A request of the driver that a round has found: device-readable segments, then device-writable ones, all of them in guest memory.
@@ -115,9 +117,16 @@ impl Chain<'_, '_> {
         shared.word.take();
         // Who completes it needs the lock.
         round.share();
-        match round.returned || !shared.plain {
-            false => round.take_plain(),
-            true => round.take_other(),
+        if round.taking == Taking::Simple {
+            round.take_simple();
+        } else {
+            // It is in use, where it was found.
+            let (pin, segments) = (&round.view.pin, &round.hands.segments);
+            pin.enter(segments.all(&round.outline));
+            match round.taking == Taking::Other && shared.plain {
+                true => round.take_simple(),
+                false => round.take_other(),
+            }
         }
         let fresh = round.hands.spare(&shared);
         let segments = mem::replace(&mut round.hands.segments, fresh);
@@ -126,9 +135,6 @@ impl Chain<'_, '_> {
             shared.spilled.fetch_add(spilled, Ordering::SeqCst);
         }
         let pin = Pin::clone(&round.view.pin);
-        if pin.is_translated() {
-            round.view.pin.enter(segments.all(&round.outline));
-        }
         OwnedChain::new(Held {
             outline: round.outline,
             segments,

@@ -110,7 +110,7 @@ use available::Available;
 use error::Gone;
 use packed::Spot;
 use round::Hands;
-use shared::Shared;
+use shared::{Shared, Taking};
 
 /// Which queue of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -221,7 +221,7 @@ impl Queue {
     pub(crate) fn track(mut self, tracker: Arc<dyn Tracker>) -> Self {
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             // The long way tells it.
-            (shared.plain, shared.tracker) = (false, Some(tracker));
+            (shared.plain, shared.taking, shared.tracker) = (false, Taking::Other, Some(tracker));
         }
         self
     }
@@ -273,7 +273,7 @@ impl Queue {
             Self::look_up(view, shared)?;
         }
         let Some(view) = view else { return Err(shared.gone()) };
-        Ok(Round::new(shared, available, view, hands, closed || away))
+        Ok(Round::new(shared, available, view, hands, closed | away))
     }
 
     #[cold]

@@ -6,7 +6,7 @@ use super::{
     Reader, Writer,
     chain::{Outline, Segments},
     counters::Kind,
-    shared::Shared,
+    shared::{Shared, Taking},
 };
 use crate::memory::{Pin, Segment};
 
@@ -36,7 +36,7 @@ impl Held {
             shared,
         } = self;
         // Before the queue can be still: nothing of a map that was replaced is held then, nor of what was translated.
-        if pin.is_translated() {
+        if shared.taking != Taking::Simple {
             pin.leave(segments.all(&outline));
         }
         drop(pin);

@@ -9,12 +9,12 @@ use std::{fmt, mem, sync::Arc};
 
 use super::{
     Chain, ChainError, Gone, OwnedChain, QueueCounters, QueueError, QueueIndex,
-    area::{FlatRing, FlatView, Format, View},
+    area::{FlatRing, FlatView, Format, Short, View},
     available::Available,
     chain::{Outline, Pool, Segments},
     owned::Held,
     packed::FlatPacked,
-    shared::Shared,
+    shared::{Shared, Taking},
     used::Used,
 };
 use crate::{
@@ -71,6 +71,8 @@ pub(super) struct Hands {
     pub waits: Vec<Wait>,
     /// The ring was handed away, and no round has seen it come back.
     pub away: bool,
+    /// How many of the chains that are set aside were given back untouched before. None between two rounds.
+    pub aside_again: usize,
 }
 
 impl Hands {
@@ -125,17 +127,10 @@ pub struct Round<'q> {
     reading: u64,
     budget: u16,
     indirect: bool,
-    packed: bool,
-    /// No other thread has to do with the queue, nor is there anything of it left to do: no chain is out or was given back untouched,
-    /// and no signal is owed.
-    alone: bool,
-    /// A chain may be in flight or have been given back untouched: the round is not alone, or chains are set aside.
-    checks: bool,
-    /// How many of the chains that are set aside were given back untouched before.
-    aside_again: usize,
+    short: Short,
+    company: Company,
     looked: Looked,
-    /// The chain that was looked at last was in flight when a state was saved, or was given back untouched.
-    pub(super) returned: bool,
+    pub(super) taking: Taking,
     /// The driver is not told yet of what it is shown.
     holds: bool,
     /// The driver has been shown all that was put.
@@ -163,6 +158,17 @@ impl<'q> Ring<'q> {
     }
 }
 
+/// Who else has to do with the queue.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Company {
+    /// No other thread, nor is there anything of it left to do: no chain is out or was given back untouched, and no signal is owed.
+    None,
+    /// None, but chains of this round are set aside, and a chain may be one of them.
+    Aside,
+    /// Others: a chain may be in flight, or have been given back untouched.
+    Others,
+}
+
 impl<'q> Round<'q> {
     #[inline(always)]
     pub(super) fn new(
@@ -184,7 +190,7 @@ impl<'q> Round<'q> {
         Self {
             budget: if closed { 0 } else { shared.layout.size },
             indirect: shared.features & features::INDIRECT_DESC != 0,
-            packed: shared.is_packed(),
+            short: view.short,
             shared,
             counted: shared,
             available,
@@ -193,17 +199,38 @@ impl<'q> Round<'q> {
             hands,
             outline: Outline::default(),
             ring,
-            alone,
-            checks: !alone,
-            aside_again: 0,
+            company: if alone { Company::None } else { Company::Others },
             bytes: ROUND_BYTES - 1,
             reading: 0,
             looked: Looked::Left,
-            returned: false,
+            taking: shared.taking,
             holds: false,
             ended: false,
             closed,
         }
+    }
+
+    /// The chain that was looked at last was in flight when a state was saved, or was given back untouched.
+    #[inline(always)]
+    fn returned(&self) -> bool {
+        self.taking == Taking::Again
+    }
+
+    #[inline(always)]
+    fn set_returned(&mut self, returned: bool) {
+        self.taking = if returned { Taking::Again } else { self.shared.taking };
+    }
+
+    /// No other thread has to do with the queue.
+    #[inline(always)]
+    fn alone(&self) -> bool {
+        self.company != Company::Others
+    }
+
+    /// A chain that is found may be in flight, or have been given back untouched.
+    #[inline(always)]
+    fn checks(&self) -> bool {
+        self.company != Company::None
     }
 
     /// The queue's index in its device.
@@ -232,10 +259,7 @@ impl<'q> Round<'q> {
         reason = "a chain is lent until the next one is looked for"
     )]
     pub fn next(&mut self) -> Result<Option<Chain<'_, 'q>>, QueueError> {
-        // Not asked first which it is: a split ring pays nothing for the other, which is found little later.
-        let found = self.find_near()
-            || self.packed && self.find_packed_near()
-            || self.looked != Looked::Empty && self.find()?;
+        let found = self.find_short() || self.looked != Looked::Empty && self.find()?;
         Ok(found.then_some(Chain(self)))
     }
 
@@ -255,7 +279,7 @@ impl<'q> Round<'q> {
             // One tells of all.
             self.shared.hold(false);
         }
-        self.shared.signal(self.alone);
+        self.shared.signal(self.alone());
         if self.shared.owes() {
             // That is to be told by whoever comes next.
             self.share();
@@ -265,7 +289,7 @@ impl<'q> Round<'q> {
     /// The round is not alone any more.
     #[inline(always)]
     pub(super) fn share(&mut self) {
-        if self.alone {
+        if self.alone() {
             self.share_now();
         }
     }
@@ -273,7 +297,7 @@ impl<'q> Round<'q> {
     #[cold]
     fn share_now(&mut self) {
         self.mark_used();
-        (self.ring, self.alone, self.checks) = (None, false, true);
+        (self.ring, self.company) = (None, Company::Others);
     }
 
     /// Marks what the short way has written into the used ring.
@@ -290,9 +314,9 @@ impl<'q> Round<'q> {
     /// The chain that was looked at is out of the available ring, or of those that were given back untouched.
     #[inline(always)]
     pub(super) fn consumed(&mut self) {
-        match self.returned {
+        match self.returned() {
             false => self.available.advance(self.outline.descriptors),
-            true => self.returned = false,
+            true => self.set_returned(false),
         }
         self.spend();
     }
@@ -366,9 +390,7 @@ impl<'q> Round<'q> {
             pin,
             shared: _,
         } = held;
-        if pin.is_translated() {
-            pin.leave(segments.all(&outline));
-        }
+        pin.leave(segments.all(&outline));
         drop(pin);
         let view = self.view;
         let put = self.with_used(|shared, used| shared.put_taken(used, view, &outline, segments, written));
@@ -457,6 +479,14 @@ impl<'q> Round<'q> {
         }
     }
 
+    /// What is left to do for a round that has ended.
+    #[inline(always)]
+    pub(crate) fn settle(&mut self) {
+        self.mark_used();
+        let all = (ROUND_BYTES - 1).wrapping_sub(self.bytes);
+        self.shared.counters.bytes(all.wrapping_sub(self.reading));
+    }
+
     /// A round that was left by an error or a panic shows what was put all the same; the next call signals it.
     #[cold]
     fn leave(&mut self) {
@@ -482,14 +512,12 @@ impl<'q> Round<'q> {
 }
 
 impl Drop for Round<'_> {
-    #[inline(always)]
+    #[inline]
     fn drop(&mut self) {
         if !self.ended {
             self.leave();
         }
-        self.mark_used();
-        let all = (ROUND_BYTES - 1).wrapping_sub(self.bytes);
-        self.shared.counters.bytes(all.wrapping_sub(self.reading));
+        self.settle();
     }
 }
 

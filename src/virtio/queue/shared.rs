@@ -22,6 +22,17 @@ use crate::{
     virtio::features,
 };
 
+/// What there is to do to take the chain that was looked at last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taking {
+    /// Its place is noted. It is in a plain ring, and in memory that is not translated.
+    Simple,
+    /// More.
+    Other,
+    /// It was in flight when a state was saved, or was given back untouched: it has its place.
+    Again,
+}
+
 /// What a queue and the chains that were taken from it share.
 ///
 /// Lock order: `used` is the last of all, and no interrupt is triggered under it by who completes elsewhere.
@@ -33,6 +44,8 @@ pub(super) struct Shared {
     pub features: u64,
     /// The ring is a split one, in no order, and nobody is told of what is in flight.
     pub plain: bool,
+    /// How its chains are taken.
+    pub taking: Taking,
     // Plugged in.
     pub memory: Memory,
     pub interrupt: std::sync::Arc<dyn VirtioInterrupt>,
@@ -78,6 +91,10 @@ impl Shared {
             layout,
             features,
             plain: features & (features::RING_PACKED | features::IN_ORDER) == 0,
+            taking: match features & (features::RING_PACKED | features::IN_ORDER) == 0 && !memory.is_translated() {
+                true => Taking::Simple,
+                false => Taking::Other,
+            },
             memory,
             interrupt,
             word,

@@ -122,6 +122,7 @@ impl Queue {
             features,
             // By the features.
             plain: _,
+            taking: _,
             // Plugged in.
             memory: _,
             interrupt: _,

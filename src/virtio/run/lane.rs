@@ -152,7 +152,11 @@ impl Lane {
         let rest = {
             let mut round = queue.begin(self.word.is_stopped())?;
             handler.serve(&mut round)?;
-            round.finish()?
+            let rest = round.finish()?;
+            round.settle();
+            // Nothing is left to drop: what that does is not compiled into here twice.
+            mem::forget(round);
+            rest
         };
         if !queue.waits().is_empty() || self.waiting.load(Ordering::Relaxed) {
             self.tell_waits(queue.waits_mut(), around);

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::{
     super::{
         ChainError, Gone, QueueError,
-        area::Format,
+        area::{Format, Short},
         chain::{Broken, MAX_SEGMENTS, Outline},
         counters::Kind,
         split::{Look, LookNear},
@@ -14,12 +14,29 @@ use super::{
 };
 
 impl Round<'_> {
+    /// Looks for a chain the short way, in plain guest memory or in translated one.
+    #[inline(always)]
+    pub(super) fn find_short(&mut self) -> bool {
+        match self.short == Short::Split {
+            true => self.find_near::<false>(),
+            false => self.find_other_short(),
+        }
+    }
+
+    #[cold]
+    fn find_other_short(&mut self) -> bool {
+        match self.short == Short::Packed {
+            true => self.find_packed_near::<false>(),
+            false => self.find_near::<true>() || self.find_packed_near::<true>(),
+        }
+    }
+
     /// The short way of [`find`](Self::find), for what nearly all chains are. Whether it has found one; if not, it may know that there is
     /// none, and otherwise nothing.
     ///
     /// It calls nothing, so that it need not save registers for that.
     #[inline(never)]
-    pub(super) fn find_near(&mut self) -> bool {
+    fn find_near<const TRANSLATED: bool>(&mut self) -> bool {
         self.looked = Looked::Left;
         let Some(Format::Split(view)) = &self.flat else {
             return false;
@@ -29,23 +46,24 @@ impl Round<'_> {
         }
         let head = match self.available.split.look_near(&view.ring, || self.view.pin.tracks()) {
             LookNear::Head(head) => head,
-            LookNear::Nothing if self.alone => {
+            LookNear::Nothing if self.alone() => {
                 self.looked = Looked::Empty;
                 return false;
             }
             LookNear::Nothing | LookNear::Far => return false,
         };
         let shared = self.shared;
-        if self.checks && (shared.returns() || shared.is_in_flight(head.index())) {
+        if self.checks() && (shared.returns() || shared.is_in_flight(head.index())) {
             return false;
         }
         let segments = &mut self.hands.segments;
-        segments.walk_near(&mut self.outline, view, head, self.indirect)
+        segments.walk_near::<TRANSLATED>(&mut self.outline, view, head, self.indirect)
     }
 
     /// [`find_near`](Self::find_near) in a packed ring.
     #[inline(never)]
-    pub(super) fn find_packed_near(&mut self) -> bool {
+    fn find_packed_near<const TRANSLATED: bool>(&mut self) -> bool {
+        self.looked = Looked::Left;
         let Some(Format::Packed(view)) = &self.flat else {
             return false;
         };
@@ -53,13 +71,13 @@ impl Round<'_> {
         let Some(first) = available.look_near(&view.ring) else {
             return false;
         };
-        if self.budget == 0 || self.checks && self.shared.returns() {
+        if self.budget == 0 || self.checks() && self.shared.returns() {
             return false;
         }
-        self.looked = Looked::Left;
         let segments = &mut self.hands.segments;
-        let walked = segments.walk_packed_near(&mut self.outline, view, first, available.next, self.indirect);
-        walked && (!self.checks || self.fits(&self.outline).is_ok())
+        let walked =
+            segments.walk_packed_near::<TRANSLATED>(&mut self.outline, view, first, available.next, self.indirect);
+        walked && (!self.checks() || self.fits(&self.outline).is_ok())
     }
 
     /// Whether a chain of a packed ring can be, beside those that are in flight.
@@ -111,9 +129,7 @@ impl Round<'_> {
     /// is there is found again when they are given back.
     #[inline]
     pub(in super::super) fn find_beside(&mut self) -> bool {
-        self.find_near()
-            || self.packed && self.find_packed_near()
-            || self.looked != Looked::Empty && self.find_beside_far()
+        self.find_short() || self.looked != Looked::Empty && self.find_beside_far()
     }
 
     #[cold]
@@ -144,10 +160,10 @@ impl Round<'_> {
 
     /// Walks the next chain, if there is one. How many descriptors it has read the long way is added to `read`.
     fn walk(&mut self, read: &mut u32) -> Result<Option<Result<(), ChainError>>, Broken> {
-        let returns = !self.alone && self.shared.returns();
+        let returns = !self.alone() && self.shared.returns();
         let again = if returns { self.walk_again(read) } else { None };
-        self.returned = again.is_some();
-        if self.returned {
+        self.set_returned(again.is_some());
+        if self.returned() {
             return Ok(again);
         }
         let walked = match self.view.ring() {
@@ -159,7 +175,7 @@ impl Round<'_> {
                     Look::Broken(found) => return Err(Broken::Ring(available.broken(found))),
                     Look::Gone => return Err(Broken::Gone),
                 };
-                if self.checks && self.shared.is_in_flight(head) {
+                if self.checks() && self.shared.is_in_flight(head) {
                     return Err(Broken::Ring(QueueError::InFlight(head)));
                 }
                 self.walk_split(head, read)
@@ -172,14 +188,16 @@ impl Round<'_> {
                 let (outline, spot, indirect) = (&mut self.outline, available.next, self.indirect);
                 let segments = &mut self.hands.segments;
                 let near = match &self.flat {
-                    Some(Format::Packed(view)) => segments.walk_packed_near(outline, view, first, spot, indirect),
+                    Some(Format::Packed(view)) => {
+                        segments.walk_packed_near::<true>(outline, view, first, spot, indirect)
+                    }
                     _ => false,
                 };
                 let walked = match near {
                     true => Ok(()),
                     false => segments.walk_packed(outline, ring, first, spot, indirect, read)?,
                 };
-                if self.checks {
+                if self.checks() {
                     self.fits(&self.outline).map_err(Broken::Ring)?;
                 }
                 walked
@@ -193,7 +211,7 @@ impl Round<'_> {
         let (segments, outline, indirect) = (&mut self.hands.segments, &mut self.outline, self.indirect);
         if let Some(Format::Split(view)) = &self.flat
             && let Some(head) = view.ring.head(head)
-            && segments.walk_near(outline, view, head, indirect)
+            && segments.walk_near::<true>(outline, view, head, indirect)
         {
             return Ok(());
         }
@@ -207,7 +225,7 @@ impl Round<'_> {
     fn walk_again(&mut self, read: &mut u32) -> Option<Result<(), ChainError>> {
         let shared = self.shared;
         let used = shared.used.lock();
-        let returned = used.resubmit.get(self.aside_again)?;
+        let returned = used.resubmit.get(self.hands.aside_again)?;
         if let Some((outline, segments)) = &returned.chain {
             self.outline = *outline;
             return Some(self.hands.segments.find_again(outline, segments, &self.view.pin));

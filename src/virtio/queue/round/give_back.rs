@@ -1,10 +1,10 @@
 //! What becomes of a chain that a round has found: it is taken, or given back, the short way or the long one.
 
-use std::{mem, sync::atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use super::{
-    super::{Gone, area::Format, chain::Outline, in_order::Kept},
-    Looked, ROUND_BYTES, Ring, Round,
+    super::{Gone, area::Format, chain::Outline, in_order::Kept, shared::Taking},
+    Company, Looked, ROUND_BYTES, Ring, Round,
 };
 use crate::virtio::features;
 
@@ -33,7 +33,7 @@ enum Near {
 impl Round<'_> {
     /// The chain that was looked at is taken, as the last of those that are.
     #[inline(always)]
-    pub(in super::super) fn take_plain(&mut self) {
+    pub(in super::super) fn take_simple(&mut self) {
         let place = self.hands.taken();
         // Seen by who completes it, and by the next round.
         if let Some(taken) = self.shared.places.get(usize::from(self.outline.head)) {
@@ -47,7 +47,7 @@ impl Round<'_> {
     #[inline(never)]
     pub(in super::super) fn take_other(&mut self) {
         let (shared, Outline { head, descriptors, .. }) = (self.shared, self.outline);
-        if self.returned {
+        if self.returned() {
             shared.forget_returned(&mut shared.used.lock(), head);
         } else {
             let place = self.hands.taken();
@@ -82,10 +82,13 @@ impl Round<'_> {
     #[inline(always)]
     pub(in super::super) fn set_aside(&mut self) -> Aside {
         let (outline, budget) = (self.outline, self.budget);
-        self.checks = true;
-        let again = mem::take(&mut self.returned);
+        if self.company == Company::None {
+            self.company = Company::Aside;
+        }
+        let again = self.returned();
+        self.set_returned(false);
         let at = if again {
-            self.aside_again += 1;
+            self.hands.aside_again += 1;
             self.available.next()
         } else {
             self.hands.descriptors = self.hands.descriptors.wrapping_add(outline.descriptors.into());
@@ -131,10 +134,10 @@ impl Round<'_> {
     #[cold]
     fn put_aside_far(&mut self, aside: &Aside, written: u32) -> Result<(), Gone> {
         self.outline = aside.outline;
-        self.returned = aside.again;
-        self.aside_again -= usize::from(aside.again);
+        self.set_returned(aside.again);
+        self.hands.aside_again -= usize::from(aside.again);
         let put = self.put_far(written, false);
-        self.returned = false;
+        self.set_returned(false);
         put.map(drop)
     }
 
@@ -142,7 +145,7 @@ impl Round<'_> {
     pub(in super::super) fn set_back<'a>(&mut self, first: &Aside, all: impl Iterator<Item = &'a Aside>) {
         for Aside { outline, again, .. } in all {
             if *again {
-                self.aside_again -= 1;
+                self.hands.aside_again -= 1;
             } else {
                 self.shared.forget(outline.head);
                 self.hands.descriptors = self.hands.descriptors.wrapping_sub(outline.descriptors.into());
@@ -159,7 +162,9 @@ impl Round<'_> {
     /// None is set aside any more: some were put, if `any`.
     #[inline]
     pub(in super::super) fn none_aside(&mut self, any: bool) {
-        self.checks = !self.alone;
+        if self.company == Company::Aside {
+            self.company = Company::None;
+        }
         if any && self.looked == Looked::Left {
             // What comes next was not taken up because of them.
             self.looked = Looked::Taken;
@@ -171,7 +176,7 @@ impl Round<'_> {
     pub(in super::super) fn give_back<const PUBLISH: bool>(&mut self, written: u32) -> Result<(), Gone> {
         // As in `next`.
         let near = match self.give_back_near::<PUBLISH>(written) {
-            Near::Far if self.packed => self.give_back_packed_near::<PUBLISH>(written),
+            Near::Far if self.shared.is_packed() => self.give_back_packed_near::<PUBLISH>(written),
             near => near,
         };
         match near {
@@ -231,7 +236,7 @@ impl Round<'_> {
     #[cold]
     fn give_back_far(&mut self, written: u32, publish: bool) -> Result<(), Gone> {
         let signal = self.put_far(written, publish)?;
-        if self.alone && self.ring.is_none() {
+        if self.alone() && self.ring.is_none() {
             // SAFETY: as in `new`.
             self.ring = Some(unsafe { Ring::alone(self.shared) });
         }
@@ -257,7 +262,7 @@ impl Round<'_> {
                 &mut *locked
             }
         };
-        if self.returned {
+        if self.taking == Taking::Again {
             shared.forget_returned(used, head);
             shared.end_taken(used, view, &outline, written)?;
         } else if let Some(order) = used.order.as_mut().filter(|order| !order.is_empty()) {
