@@ -45,7 +45,7 @@ enum Step {
     },
     /// What is in the memory of the front end.
     Memory(u16, Vec<u8>),
-    Kick(u8),
+    Kick,
     Serve(u8),
     Leave,
 }
@@ -189,14 +189,16 @@ impl Front {
                     send(&self.socket, &message(request, 1, &payload), &[]);
                 }
                 let event = [self.event.as_raw_fd()];
-                [13, 12].map(|request| send(&self.socket, &message(request, 1, &words(&[index])), &event));
+                for request in [13, 12] {
+                    send(&self.socket, &message(request, 1, &words(&[index])), &event);
+                }
                 send(&self.socket, &message(18, 1, &words(&[index | 1 << 32])), &[]);
             }
             Step::Memory(at, bytes) => {
                 let _ = std::os::unix::fs::FileExt::write_all_at(&self.memory, &bytes, u64::from(at) << 2);
                 let _ = self.memory.set_len(LEN);
             }
-            Step::Kick(_) => _ = (&self.event).write(&1u64.to_ne_bytes()),
+            Step::Kick => _ = (&self.event).write(&1u64.to_ne_bytes()),
             Step::Serve(queue) => {
                 for _ in 0..4 {
                     self.device.serve(QueueIndex((queue % 3).into()));

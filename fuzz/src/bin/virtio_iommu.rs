@@ -248,7 +248,7 @@ impl Guest {
                 .collect::<Vec<_>>()
         };
         let range = |page: u8, pages: u8, odd: u64| {
-            let first = (u64::from(page) << 12) ^ if odd % 16 == 0 { odd } else { 0 };
+            let first = (u64::from(page) << 12) ^ if odd.is_multiple_of(16) { odd } else { 0 };
             [first, first.wrapping_add(u64::from(pages) << 12).wrapping_sub(1)]
         };
         match step {
@@ -276,7 +276,7 @@ impl Guest {
                 odd,
             } => {
                 let mut bytes = words(3, &[(domain % 4).into()]);
-                let to = DATA + (u64::from(to) % PAGES << 12);
+                let to = DATA + ((u64::from(to) % PAGES) << 12);
                 let [first, last] = range(page, pages, odd);
                 [first, last, to]
                     .iter()

@@ -485,6 +485,8 @@ impl<'q> Round<'q> {
         self.mark_used();
         let all = (ROUND_BYTES - 1).wrapping_sub(self.bytes);
         self.shared.counters.bytes(all.wrapping_sub(self.reading));
+        // Others may have it.
+        self.ring = None;
     }
 
     /// A round that was left by an error or a panic shows what was put all the same; the next call signals it.
