@@ -33,7 +33,7 @@ done
     exit 0
 }
 
-tests='' kvm='' qemu=''
+tests='' kvm='' qemu='' daemons=''
 for file in tests/*.rs tests/*/main.rs; do
     name=${file#tests/}
     name=${name%/main.rs}
@@ -42,6 +42,7 @@ for file in tests/*.rs tests/*/main.rs; do
     *kvm*) kvm="$kvm $name" ;;
     vmm | x86_vcpu) kvm="$kvm $name" ;;
     *_qemu) qemu="$qemu $name" ;;
+    remote | vhost_user) daemons="$daemons $name" ;;
     fetch | flaws) ;; # they look at files, which are the same
     loom) ;; # empty without --cfg loom
     *) tests="$tests --test $name" ;;
@@ -49,6 +50,7 @@ for file in tests/*.rs tests/*/main.rs; do
 done
 skip "qemu-user has no /dev/kvm:$kvm"
 skip "the comparisons with QEMU are made on the host:$qemu"
+skip "what is at the other end of vhost-user runs on the host:$daemons"
 skip "loom: its models run on the host"
 skip "examples: the core that they run a guest on makes machine code for x86 only"
 
