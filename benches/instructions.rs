@@ -30,9 +30,9 @@ const WORK: [(&str, u64, Option<usize>); 10] = [
     ("16 bytes read and 512 written, lent", 600, Some(0)),
     ("the same, marked", 710, Some(0)),
     ("chain of 3, owned", 400, Some(0)),
-    ("doorbell on PCI with nothing to do", 590, None),
-    ("doorbell on PCI to a request of a byte, no vector", 1060, Some(2)),
-    ("doorbell on PCI to a request of a byte, message sent", 1160, Some(2)),
+    ("doorbell on PCI with nothing to do", 580, None),
+    ("doorbell on PCI to a request of a byte, no vector", 1030, Some(2)),
+    ("doorbell on PCI to a request of a byte, message sent", 1130, Some(2)),
 ];
 
 /// Of the last of [`WORK`], the first that goes by way of PCI.

@@ -121,13 +121,19 @@ impl Stretch {
         end.is_some_and(|end| end <= self.len)
     }
 
+    /// The host address of the `len` bytes at `address`, if all of them are in it, and how many there are from there on.
+    #[inline]
+    fn find(&self, address: u64, len: u64) -> Option<(NonNull<u8>, u64)> {
+        let offset = address.wrapping_sub(self.start);
+        let within = offset < self.len && len <= self.len - offset;
+        // SAFETY: within the mapping of the span.
+        within.then(|| (unsafe { self.host.add(offset as usize) }, self.len - offset))
+    }
+
     /// The host address of the `len` bytes at `address`, if all of them are in it.
     #[inline]
     pub fn host(&self, address: u64, len: u32) -> Option<NonNull<u8>> {
-        let offset = address.wrapping_sub(self.start);
-        let within = offset < self.len && u64::from(len) <= self.len - offset;
-        // SAFETY: within the mapping of the span.
-        within.then(|| unsafe { self.host.add(offset as usize) })
+        Some(self.find(address, len.into())?.0)
     }
 }
 
@@ -151,6 +157,8 @@ impl Near {
 pub(super) struct Map {
     /// In the order of guest addresses. None, if host addresses are not stable: `backing` does everything then.
     spans: Arc<[Span]>,
+    /// The same as they are looked at again and again, if they stay as they are; none of a map that is translated.
+    stays: Box<[Stretch]>,
     /// Writes by host address are to be marked.
     pub tracks: bool,
     /// Which map of its address space this is.
@@ -175,8 +183,10 @@ impl Map {
     {
         // In its place before it is asked for addresses.
         let held = Box::new(Held(guard));
+        let spans: Arc<[Span]> = held.spans().into();
         Self {
-            spans: held.spans().into(),
+            stays: spans.iter().filter_map(|span| span.both.get().copied()).collect(),
+            spans,
             tracks: held.tracks(),
             identity: held.identity(),
             runs: None,
@@ -188,6 +198,7 @@ impl Map {
     pub fn translated(runs: Arc<Runs>) -> Self {
         Self {
             spans: Arc::clone(&runs.spans),
+            stays: Box::default(),
             tracks: runs.tracks(),
             identity: Arc::as_ptr(&runs).cast(),
             backing: Box::new(Arc::clone(&runs)),
@@ -216,6 +227,15 @@ impl Map {
     /// this span.
     #[inline]
     fn find(&self, segment: &mut Segment, len: u64) -> Option<(NonNull<u8>, u64)> {
+        let hit = self.stays.get(segment.hint as usize);
+        match hit.and_then(|stretch| stretch.find(segment.address, len)) {
+            None => self.find_elsewhere(segment, len),
+            found => found,
+        }
+    }
+
+    #[inline]
+    fn find_elsewhere(&self, segment: &mut Segment, len: u64) -> Option<(NonNull<u8>, u64)> {
         let (span, offset) = self.find_span(segment, len)?;
         // SAFETY: within the span, as was just found.
         Some((unsafe { span.at(offset) }, span.len() - offset as u64))
@@ -254,6 +274,15 @@ impl Map {
 
     #[inline]
     pub fn check(&self, segment: &mut Segment, access: Permissions) -> Result<(), Outside> {
+        let hit = self.stays.get(segment.hint as usize);
+        match hit.and_then(|stretch| stretch.find(segment.address, segment.len.into())) {
+            Some(_) => Ok(()),
+            None => self.check_span(segment, access),
+        }
+    }
+
+    #[inline(never)]
+    fn check_span(&self, segment: &mut Segment, access: Permissions) -> Result<(), Outside> {
         match self.find_span(segment, segment.len.into()) {
             Some((span, _)) if span.allows(access) => Ok(()),
             _ => self.check_elsewhere(segment, access),
@@ -278,6 +307,14 @@ impl Map {
     /// Where short chains have all of their buffers, in both directions.
     #[inline]
     pub fn stretch(&self, earlier: &Segment) -> &Stretch {
+        match self.stays.get(earlier.hint as usize) {
+            Some(stretch) => stretch,
+            None => self.stretch_elsewhere(earlier),
+        }
+    }
+
+    #[inline(never)]
+    fn stretch_elsewhere(&self, earlier: &Segment) -> &Stretch {
         let span = self.spans.get(earlier.hint as usize);
         span.and_then(|span| span.both.get()).unwrap_or(&Stretch::NONE)
     }

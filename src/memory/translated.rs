@@ -395,14 +395,14 @@ impl Runs {
     #[inline(always)]
     fn each_thing(&self, segments: &[Segment], each: impl Fn(usize)) {
         let places = self.spans.len();
-        let mut last = usize::MAX;
+        let mut last = None;
         for segment in segments {
-            let place = segment.hint as usize;
-            let thing = if place < places { FIRST + place } else { SCATTERED };
-            if thing != last && segment.len != 0 {
-                last = thing;
-                each(thing);
+            if last == Some(segment.hint) || segment.len == 0 {
+                continue;
             }
+            last = Some(segment.hint);
+            let place = segment.hint as usize;
+            each(if place < places { FIRST + place } else { SCATTERED });
         }
     }
 }

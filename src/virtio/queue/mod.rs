@@ -221,7 +221,7 @@ impl Queue {
     pub(crate) fn track(mut self, tracker: Arc<dyn Tracker>) -> Self {
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             // The long way tells it.
-            (shared.plain, shared.taking, shared.tracker) = (false, Taking::Other, Some(tracker));
+            (shared.plain, shared.taking, shared.tracker) = (false, Taking::Told, Some(tracker));
         }
         self
     }

@@ -182,7 +182,7 @@ impl<'q> Round<'q> {
         shared.signal_again();
         let flat = view.flat_near(hands.segments.first());
         // Who is told of what is in flight is one more that has to do with it.
-        let alone = shared.word.chains() == 0 && !shared.returns() && !shared.owes() && shared.tracker.is_none();
+        let alone = shared.word.chains() == 0 && !shared.returns() && !shared.owes() && shared.taking != Taking::Told;
         let ring = (alone && flat.is_some()).then(|| {
             // SAFETY: a queue has one round at a time, which takes its chains; it shares this before it takes the first.
             unsafe { Ring::alone(shared) }

@@ -29,6 +29,8 @@ pub(super) enum Taking {
     Simple,
     /// More.
     Other,
+    /// More, and somebody is told of it.
+    Told,
     /// It was in flight when a state was saved, or was given back untouched: it has its place.
     Again,
 }
