@@ -395,12 +395,13 @@ impl Runs {
     #[inline(always)]
     fn each_thing(&self, segments: &[Segment], each: impl Fn(usize)) {
         let places = self.spans.len();
-        let mut last = None;
+        // No hint is that.
+        let mut last = u64::MAX;
         for segment in segments {
-            if last == Some(segment.hint) || segment.len == 0 {
+            if last == u64::from(segment.hint) || segment.len == 0 {
                 continue;
             }
-            last = Some(segment.hint);
+            last = segment.hint.into();
             let place = segment.hint as usize;
             each(if place < places { FIRST + place } else { SCATTERED });
         }

@@ -123,7 +123,7 @@ impl Chain<'_, '_> {
             // It is in use, where it was found.
             let (pin, segments) = (&round.view.pin, &round.hands.segments);
             pin.enter(segments.all(&round.outline));
-            match round.taking == Taking::Other && shared.plain {
+            match round.taking == Taking::Counted {
                 true => round.take_simple(),
                 false => round.take_other(),
             }

@@ -27,6 +27,8 @@ use crate::{
 pub(super) enum Taking {
     /// Its place is noted. It is in a plain ring, and in memory that is not translated.
     Simple,
+    /// The same in translated memory, where it is counted.
+    Counted,
     /// More.
     Other,
     /// More, and somebody is told of it.
@@ -93,9 +95,13 @@ impl Shared {
             layout,
             features,
             plain: features & (features::RING_PACKED | features::IN_ORDER) == 0,
-            taking: match features & (features::RING_PACKED | features::IN_ORDER) == 0 && !memory.is_translated() {
-                true => Taking::Simple,
-                false => Taking::Other,
+            taking: match (
+                features & (features::RING_PACKED | features::IN_ORDER),
+                memory.is_translated(),
+            ) {
+                (0, false) => Taking::Simple,
+                (0, true) => Taking::Counted,
+                _ => Taking::Other,
             },
             memory,
             interrupt,
