@@ -17,8 +17,8 @@ macro_rules! several {
         mod $format {
             use super::*;
             use crate::{
-                $format::setup::{ALL, NO_EVENT_IDX, SIZE, Setup, setup},
                 ring::{INDIRECT, NEXT, WRITE, readable, writable},
+                $format::setup::{ALL, NO_EVENT_IDX, SIZE, Setup, setup},
             };
 
             /// `n` buffers of four bytes, 0x100 apart.
@@ -40,7 +40,9 @@ macro_rules! several {
                         let mut several = all(&mut round, &mut room);
                         assert_eq!((several.len(), several.bytes()), (4, 16));
                         let lens = several.fill(13, |slices| {
-                            slices.iter().for_each(|slice| slice.copy_from(&vec![turn as u8; slice.len()]));
+                            slices
+                                .iter()
+                                .for_each(|slice| slice.copy_from(&vec![turn as u8; slice.len()]));
                             slices.iter().map(|slice| slice.len()).collect::<Vec<_>>()
                         });
                         assert_eq!(lens.unwrap(), [4, 4, 4, 1]);
@@ -58,7 +60,11 @@ macro_rules! several {
                         assert!(round.next().unwrap().is_none());
                         assert_eq!(round.end().unwrap(), Rest::Drained);
                         assert_eq!(s.signals(), signals + 1, "one for all");
-                        assert_eq!(s.ring.get::<[u8; 4]>(0x8300), [turn as u8, 0, 0, 0], "no more than that");
+                        assert_eq!(
+                            s.ring.get::<[u8; 4]>(0x8300),
+                            [turn as u8, 0, 0, 0],
+                            "no more than that"
+                        );
                         s.ring.put(0x8300, 0_u32);
                     }
                     assert_eq!(s.queue.counters().requests, 12 * u64::from(SIZE));
@@ -90,7 +96,10 @@ macro_rules! several {
                         assert_eq!(s.ring.used(), [(heads[0], 1), (heads[1], 2), (heads[2], 3)]);
                         assert!(s.queue.save().in_flight.is_empty());
                         // The next round.
-                        assert_eq!(s.heads().into_iter().map(u32::from).collect::<Vec<_>>(), heads[3..]);
+                        assert_eq!(
+                            s.heads().into_iter().map(u32::from).collect::<Vec<_>>(),
+                            heads[3..]
+                        );
                         s.ring.used();
                     }
                     assert_eq!(s.queue.counters().requests, 15 * u64::from(SIZE));
@@ -107,7 +116,11 @@ macro_rules! several {
                 for _ in 0..3 * SIZE {
                     assert_eq!(all(&mut round, &mut room).len(), usize::from(SIZE));
                 }
-                assert_eq!(round.end().unwrap(), Rest::Left, "who waits is not looked at for ever");
+                assert_eq!(
+                    round.end().unwrap(),
+                    Rest::Left,
+                    "who waits is not looked at for ever"
+                );
                 assert_eq!(s.heads().len(), heads.len());
             }
 
@@ -124,7 +137,10 @@ macro_rules! several {
                 }));
                 assert!(panicked.is_err());
                 assert_eq!(s.ring.used(), [(heads[0], 4)]);
-                assert_eq!(s.heads().into_iter().map(u32::from).collect::<Vec<_>>(), heads[1..]);
+                assert_eq!(
+                    s.heads().into_iter().map(u32::from).collect::<Vec<_>>(),
+                    heads[1..]
+                );
             }
 
             #[test]
@@ -198,6 +214,40 @@ macro_rules! several {
             }
 
             #[test]
+            fn one_that_comes_back_while_a_later_one_is_lent_is_not_taken_for_that_and_comes_next() {
+                for features in [ALL, ALL | features::IN_ORDER] {
+                    let mut s = setup(features);
+                    let mut room = SeveralRoom::default();
+                    let [first, second] = s.take_new();
+                    let [a, b] = [u32::from(first.head()), u32::from(second.head())];
+                    second.give_back();
+                    let c = u32::from(s.ring.request(&[writable(0x8000, 4)]));
+                    let mut round = s.queue.round().unwrap();
+                    let mut several = round.several(&mut room);
+                    several.next().unwrap().unwrap();
+                    several.push(0, 1);
+                    // As another thread may at any time.
+                    first.give_back();
+                    while several.next().unwrap().is_some() {
+                        several.push(0, 1);
+                    }
+                    assert_eq!(
+                        several.len(),
+                        1,
+                        "what was taken before it comes before what was not taken"
+                    );
+                    several.put(1).unwrap();
+                    drop(several);
+                    assert_eq!(round.end().unwrap(), Rest::More);
+                    assert_eq!(s.heads().into_iter().map(u32::from).collect::<Vec<_>>(), [a, c]);
+                    match features & features::IN_ORDER {
+                        0 => assert_eq!(s.ring.used(), [(b, 1), (a, 0), (c, 0)]),
+                        _ => assert_eq!(s.ring.used(), [(a, 0), (b, 1), (c, 0)]),
+                    }
+                }
+            }
+
+            #[test]
             fn a_chain_that_is_out_keeps_its_place() {
                 for features in [ALL, ALL | features::IN_ORDER] {
                     let mut s = setup(features);
@@ -224,7 +274,10 @@ macro_rules! several {
                     let mut all = vec![(first, 1), (heads[0], 2), (heads[1], 3)];
                     all.sort_unstable();
                     assert_eq!(used, all);
-                    assert_eq!(s.heads().into_iter().map(u32::from).collect::<Vec<_>>(), heads[2..]);
+                    assert_eq!(
+                        s.heads().into_iter().map(u32::from).collect::<Vec<_>>(),
+                        heads[2..]
+                    );
                 }
             }
 
@@ -232,9 +285,14 @@ macro_rules! several {
             fn chains_of_many_pieces_are_one_sequence_without_empty_ones() {
                 let mut s = setup(ALL);
                 let mut room = SeveralRoom::default();
-                s.memory.write_slice(b"0123456789abcdef", GuestAddress(0x8000)).unwrap();
-                s.ring.request(&[readable(0x8000, 3), readable(0x8003, 0), readable(0x8003, 2)]);
-                let pieces: Vec<_> = (0..20).map(|n| readable(0x8005 + n / 2, (n % 2) as u32)).collect();
+                s.memory
+                    .write_slice(b"0123456789abcdef", GuestAddress(0x8000))
+                    .unwrap();
+                s.ring
+                    .request(&[readable(0x8000, 3), readable(0x8003, 0), readable(0x8003, 2)]);
+                let pieces: Vec<_> = (0..20)
+                    .map(|n| readable(0x8005 + n / 2, (n % 2) as u32))
+                    .collect();
                 let head = s.ring.add_indirect(0x9000, &pieces);
                 s.ring.offer(head);
                 let mut round = s.queue.round().unwrap();
@@ -263,7 +321,10 @@ macro_rules! several {
                 assert_eq!(several.moved(4), 1);
                 assert_eq!((several.bytes(), several.first_len()), (8, Some(0)));
                 several.put(0).unwrap();
-                assert_eq!((several.first_from(), read(&mut several, 100)), (2, "789abcde".into()));
+                assert_eq!(
+                    (several.first_from(), read(&mut several, 100)),
+                    (2, "789abcde".into())
+                );
             }
 
             proptest! {
@@ -272,13 +333,16 @@ macro_rules! several {
                 #[test]
                 fn no_chain_is_lost_or_used_twice(
                     features in prop::sample::select(vec![ALL, NO_EVENT_IDX, ALL | features::IN_ORDER]),
-                    steps in prop::collection::vec((0..4_u16, 0..9_usize, 0..9_usize, 0..3_usize, any::<bool>(), any::<bool>()), 1..40),
+                    steps in prop::collection::vec(
+                        (0..4_u16, 0..9_usize, 0..9_usize, 0..3_usize, any::<bool>(), any::<bool>(), 0..9_usize),
+                        1..40,
+                    ),
                 ) {
                     let mut s = setup(features);
                     let mut room = SeveralRoom::default();
                     let mut out = VecDeque::new();
                     let (mut offered, mut owed) = (0_u16, Vec::new());
-                    for (offers, pushes, puts, takes, complete, last) in steps {
+                    for (offers, pushes, puts, takes, complete, last, within) in steps {
                         for _ in 0..offers {
                             // A driver names a descriptor again once it has it back.
                             if owed.len() < usize::from(SIZE) && !owed.contains(&u32::from(offered % SIZE)) {
@@ -288,9 +352,12 @@ macro_rules! several {
                         }
                         let mut round = s.queue.round().unwrap();
                         let mut several = round.several(&mut room);
-                        for _ in 0..pushes {
+                        for push in 0..pushes {
                             let Some(_) = several.next().unwrap() else { break };
                             several.push(0, 4);
+                            if push == within {
+                                drop(if last { out.pop_front() } else { out.pop_back() });
+                            }
                         }
                         for _ in 0..puts {
                             several.put(4).unwrap();
@@ -338,7 +405,9 @@ macro_rules! several {
                 several.next().unwrap();
                 several.push(0, u32::MAX);
                 assert_eq!((several.len(), several.bytes()), (2, u32::MAX));
-                let lens = several.fill(u32::MAX, |slices| slices.iter().map(|slice| slice.len()).collect::<Vec<_>>());
+                let lens = several.fill(u32::MAX, |slices| {
+                    slices.iter().map(|slice| slice.len()).collect::<Vec<_>>()
+                });
                 assert_eq!(lens.unwrap(), [2, 4]);
             }
         }

@@ -71,8 +71,10 @@ pub(super) struct Hands {
     pub waits: Vec<Wait>,
     /// The ring was handed away, and no round has seen it come back.
     pub away: bool,
-    /// How many of the chains that are set aside were given back untouched before. None between two rounds.
+    /// How many of the chains that are set aside were given back untouched before, and when the last of them was taken. None between
+    /// two rounds.
     pub aside_again: usize,
+    pub aside_last: u64,
 }
 
 impl Hands {

@@ -135,7 +135,7 @@ impl Round<'_> {
     #[cold]
     fn find_beside_far(&mut self) -> bool {
         self.looked = Looked::Left;
-        if self.budget == 0 {
+        if self.budget == 0 || self.comes_one_before() {
             return false;
         }
         let mut read = 0;
@@ -145,6 +145,17 @@ impl Round<'_> {
             self.looked = Looked::Empty;
         }
         matches!(walked, Ok(Some(Ok(()))))
+    }
+
+    /// Whether a chain that was taken before one of those that are set aside has been given back untouched since: what comes now would
+    /// be one of these again, or one after it.
+    fn comes_one_before(&self) -> bool {
+        let Some(last) = self.hands.aside_again.checked_sub(1) else {
+            return false;
+        };
+        let used = self.shared.used.lock();
+        let last = used.resubmit.get(last);
+        last.is_none_or(|last| self.shared.place(last.head) != self.hands.aside_last)
     }
 
     /// So many descriptors were read the long way.

@@ -89,6 +89,7 @@ impl Round<'_> {
         self.set_returned(false);
         let at = if again {
             self.hands.aside_again += 1;
+            self.hands.aside_last = self.shared.place(outline.head);
             self.available.next()
         } else {
             self.hands.descriptors = self.hands.descriptors.wrapping_add(outline.descriptors.into());
