@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -38,12 +38,17 @@ impl VirtioInterrupt for Signals {
 }
 
 fn queue(features: u64) -> (Queue, Ring, Arc<Signals>) {
+    let signals = Arc::new(Signals::default());
+    let (queue, ring) = queue_with(features, signals.clone());
+    (queue, ring, signals)
+}
+
+fn queue_with(features: u64, line: Arc<dyn VirtioInterrupt>) -> (Queue, Ring) {
     let memory = memory();
     let ring = Ring::new(&memory, 0x1000, 16);
-    let signals = Arc::new(Signals::default());
     let space = Memory::new(Arc::clone(&memory));
-    let queue = Queue::new(QueueIndex(0), 16, ring.layout, features, &space, signals.clone() as _);
-    (queue.expect("a valid layout"), ring, signals)
+    let queue = Queue::new(QueueIndex(0), 16, ring.layout, features, &space, line);
+    (queue.expect("a valid layout"), ring)
 }
 
 /// Serves a request where the queue is.
@@ -134,6 +139,59 @@ fn with_requests_in_flight_it_is_not_handed_away() {
     );
     assert_eq!(serve(&mut queue), 1);
     assert!(queue.round().unwrap().hand_away().is_ok());
+}
+
+/// A line that is slow, until it is told to go on.
+#[derive(Default)]
+struct Slow(Mutex<()>, AtomicU32);
+
+impl VirtioInterrupt for Slow {
+    fn used(&self, _: &[QueueIndex]) -> io::Result<()> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        drop(self.0.lock().unwrap());
+        Ok(())
+    }
+
+    fn config_changed(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn reset(&self) {}
+}
+
+#[test]
+fn a_signal_that_is_under_way_does_not_keep_it_here() {
+    let line = Arc::new(Slow::default());
+    let (mut queue, _ring) = queue_with(COMMON, line.clone());
+    let away = queue.round().unwrap().hand_away().unwrap();
+    let notifier = away.notifier();
+    std::thread::scope(|scope| {
+        let slow = line.0.lock().unwrap();
+        scope.spawn(move || notifier.signal());
+        while line.1.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        away.give_back(0);
+        let again = queue.round().unwrap().hand_away();
+        drop(slow);
+        assert!(again.is_ok(), "{again:?}");
+    });
+}
+
+#[test]
+fn one_that_comes_back_while_a_round_is_at_it_may_be_handed_away_by_that() {
+    let (mut queue, mut ring, _) = queue(COMMON);
+    let away = queue.round().unwrap().hand_away().unwrap();
+    ring.request(&[writable(0x8000, 4)]);
+    let mut round = queue.round().unwrap();
+    // On another thread, say.
+    away.give_back(1);
+    let again = round.hand_away().unwrap();
+    assert_eq!(again.place(), 1);
+    assert_eq!(round.hand_away().expect_err("now it is away"), HandAwayError::Away);
+    drop(round);
+    drop(again);
+    assert_eq!(serve(&mut queue), 0, "it was used elsewhere");
 }
 
 #[test]

@@ -6,11 +6,13 @@ use std::{
 };
 
 use super::{
-    QueueError, QueueIndex, QueueLayout, Round, available::Available, packed::Spot, shared::Shared, used::UsedRing,
+    QueueError, QueueIndex, QueueLayout, Round, available::Available, packed::Spot, round::Hands, shared::Shared,
+    used::UsedRing,
 };
 use crate::{
     memory::Memory,
     sync::{Lock, Locked},
+    virtio::features,
 };
 
 /// Where the ring of a queue is served.
@@ -215,22 +217,23 @@ impl Round<'_> {
     /// # Errors
     /// It is being stopped, is away, or has requests in flight; or its ring is no longer in guest memory.
     pub fn hand_away(&mut self) -> Result<AwayQueue, HandAwayError> {
-        if self.hands.away {
+        if self.hands.away && self.is_still_away() {
             return Err(HandAwayError::Away);
         }
         if self.is_stopping() {
             return Err(HandAwayError::Stopped);
         }
+        // Others have a part in it from here on.
+        self.share();
+        // With it locked: who has said of a chain that it is used has written so as well, and what it still does is to tell the driver.
+        let locked = self.shared.used.lock();
         let in_flight = self.shared.in_flight().len();
-        if in_flight != 0 || self.shared.word.chains() != 0 {
-            return Err(HandAwayError::InFlight(
-                in_flight.max(self.shared.word.chains() as usize),
-            ));
+        drop(locked);
+        if in_flight != 0 {
+            return Err(HandAwayError::InFlight(in_flight));
         }
         self.publish()?;
         self.ask_for_kicks()?;
-        // Others have a part in it from here on.
-        self.share();
         self.close();
         let shared = Arc::clone(self.counted);
         self.hands.away = true;
@@ -241,21 +244,25 @@ impl Round<'_> {
     }
 }
 
+/// Takes back a ring that was handed away and is back. Whether it is still away.
+pub(super) fn is_still_away(shared: &Shared, available: &mut Available, hands: &mut Hands) -> bool {
+    let mut place = shared.away.lock();
+    if let Where::Back(next) = *place {
+        let stay = available.kicks_stay();
+        let event_idx = shared.features & features::EVENT_IDX != 0;
+        *available = Available::new(shared.layout.size, event_idx, shared.is_packed(), next);
+        available.set_kicks_stay(stay);
+        hands.away = false;
+        *place = Where::Here;
+    }
+    hands.away
+}
+
 impl super::Queue {
     /// Takes back a ring that was handed away and is back. Whether it is still away.
     #[cold]
     pub(super) fn look_whether_away(&mut self) -> bool {
-        let mut place = self.shared.away.lock();
-        if let Where::Back(next) = *place {
-            let stay = self.available.kicks_stay();
-            let shared = &*self.shared;
-            let event_idx = shared.features & crate::virtio::features::EVENT_IDX != 0;
-            self.available = Available::new(shared.layout.size, event_idx, shared.is_packed(), next);
-            self.available.set_kicks_stay(stay);
-            self.hands.away = false;
-            *place = Where::Here;
-        }
-        self.hands.away
+        is_still_away(&self.shared, &mut self.available, &mut self.hands)
     }
 
     /// How far it has come, here or elsewhere.

@@ -28,6 +28,8 @@ use crate::{
     },
 };
 
+mod away;
+
 const DRIVER: u64 = 0x400;
 const DEVICE: u64 = 0x800;
 
@@ -115,6 +117,20 @@ impl World {
     }
 
     fn with_features(offered: u16, features: u64) -> loom::sync::Arc<Self> {
+        let taken = Taken::default();
+        let handler = Box::new(Handler {
+            taken: taken.clone(),
+            inside: AtomicBool::new(false),
+        });
+        Self::with_handler(offered, features, handler, taken)
+    }
+
+    fn with_handler(
+        offered: u16,
+        features: u64,
+        handler: Box<dyn QueueHandler>,
+        taken: Taken,
+    ) -> loom::sync::Arc<Self> {
         let ram = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2000)]).unwrap());
         for head in 0..2u16 {
             // A buffer of one byte that the device writes.
@@ -123,7 +139,7 @@ impl World {
             ram.write_obj(head, GuestAddress(DRIVER + 4 + 2 * u64::from(head)))
                 .unwrap();
         }
-        let (line, taken) = (Arc::new(Line::default()), Taken::default());
+        let line = Arc::new(Line::default());
         let stillness = loom::sync::Arc::new(Stillness::default());
         let lane = Lane::new(loom::sync::Arc::clone(&stillness));
         let layout = QueueLayout {
@@ -135,10 +151,6 @@ impl World {
         let space = GuestMemoryAtomic::from(ram.clone());
         let memory = Memory::new(space.clone());
         let queue = Queue::new(QueueIndex(0), 2, layout, features, &memory, line.clone()).unwrap();
-        let handler = Box::new(Handler {
-            taken: taken.clone(),
-            inside: AtomicBool::new(false),
-        });
         let queue = queue.run_by(Arc::clone(&lane.word), true);
         lane.start(Running { handler, queue });
         let world = loom::sync::Arc::new(Self {

@@ -440,6 +440,11 @@ impl<'q> Round<'q> {
         (self.closed, self.budget, self.looked) = (true, 0, Looked::Left);
     }
 
+    /// [`is_still_away`](super::away::is_still_away), of a queue that was handed away.
+    pub(super) fn is_still_away(&mut self) -> bool {
+        super::away::is_still_away(self.shared, self.available, self.hands)
+    }
+
     pub(super) fn available_place(&self) -> u16 {
         self.available.next()
     }
