@@ -34,6 +34,8 @@ pub struct Behind {
     pub answered: AtomicUsize,
     /// Calls of the handler.
     pub calls: AtomicUsize,
+    /// The answer to the request of this number panics, if it is not zero.
+    pub panics_at: AtomicUsize,
     /// Reads one request a call at most.
     pub one_at_a_time: AtomicBool,
     pub handle: Mutex<Option<Handle>>,
@@ -61,7 +63,8 @@ impl Behind {
 
     /// Answers a request: how many bytes were written.
     fn answer(&self, chain: DescriptorChain<Ram>, memory: &Ram) -> u32 {
-        self.answered.fetch_add(1, Ordering::SeqCst);
+        let number = self.answered.fetch_add(1, Ordering::SeqCst) + 1;
+        assert_ne!(number, self.panics_at.load(Ordering::SeqCst), "as told");
         let (Ok(mut reader), Ok(mut writer)) = (chain.clone().reader(memory), chain.writer(memory)) else {
             return 0;
         };

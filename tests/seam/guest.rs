@@ -9,13 +9,14 @@ use devisor::virtio::{
     DeviceState, Fault, QueueIndex,
     block::{Block, BlockOptions, MemoryStorage},
     features,
+    iommu::{EndpointId, Iommu, IommuEndpoint, IommuOptions},
     transport::{TransportOptions, status::DEVICE_NEEDS_RESET},
 };
 use vm_memory::GuestMemoryMmap;
 
 use crate::{
     both::{ANSWER, BOTH, COMMON, Guest, REQUEST, Transport},
-    device::{Behind, Disk, SECTOR},
+    device::{Behind, Disk, QUEUE, SECTOR},
     ring::{self, readable, writable},
 };
 
@@ -238,7 +239,7 @@ fn a_device_of_ours_goes_on_from_the_state_and_the_other_way_around() {
         // Of zeros, as the first sector of the other.
         let storage = MemoryStorage::new(64 * SECTOR);
         let options = BlockOptions {
-            queue_size: crate::device::QUEUE,
+            queue_size: QUEUE,
             ..BlockOptions::default()
         };
         Block::new(storage, options).expect("a disk")
@@ -285,6 +286,63 @@ fn a_ring_that_the_foreign_queue_finds_broken_costs_the_device_and_a_reset_reviv
     }
 }
 
+/// It is popped, and cannot be used: the foreign queue has one in flight for good.
+#[test]
+fn a_head_that_cannot_be_costs_the_device_and_a_reset_revives_it() {
+    for kind in BOTH {
+        let (_, mut guest) = world(kind, COMMON);
+        read(&mut guest, 0);
+        guest.ring(0).offer(QUEUE);
+        guest.kick(0);
+        assert_eq!(guest.status() & DEVICE_NEEDS_RESET, DEVICE_NEEDS_RESET);
+        assert_eq!(guest.transport().waiting(), [], "or the driver would wait for ever");
+        guest.reset();
+        guest.drive(COMMON, &[0]);
+        read(&mut guest, 1);
+    }
+}
+
+#[test]
+fn a_handler_that_panics_loses_no_request_and_holds_up_no_pause() {
+    for kind in BOTH {
+        let (behind, mut guest) = world(kind, COMMON);
+        read(&mut guest, 0);
+        (1..4).for_each(|sector| offer(&mut guest, sector));
+        // One is answered, the next is popped.
+        behind.panics_at.store(3, Ordering::SeqCst);
+        let kick = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| guest.kick(0)));
+        assert!(kick.is_err());
+        guest.transport().pause();
+        assert!(guest.transport().is_still());
+        guest.transport().resume();
+        guest.transport().run();
+        assert_eq!(guest.used(0).len(), 3, "{kind:?}: each once");
+        assert!((1..4).all(|sector| is_read(&guest, sector)));
+        read(&mut guest, 4);
+    }
+}
+
+/// Rounds are over when it stops, and it has ended nothing.
+#[test]
+fn a_device_that_cannot_drain_a_broken_ring_is_stopped_all_the_same() {
+    for kind in BOTH {
+        let (behind, mut guest) = world(kind, COMMON);
+        behind.hold(true);
+        guest.ring(0).offer(QUEUE);
+        guest.kick(0);
+        behind.hold(false);
+        assert_eq!(guest.status() & DEVICE_NEEDS_RESET, 0, "it is held");
+        guest.transport().pause();
+        assert!(guest.transport().is_still());
+        guest.transport().resume();
+        guest.transport().run();
+        assert_eq!(guest.status() & DEVICE_NEEDS_RESET, DEVICE_NEEDS_RESET);
+        guest.reset();
+        guest.drive(COMMON, &[0]);
+        read(&mut guest, 1);
+    }
+}
+
 #[test]
 fn a_request_that_is_malformed_costs_that_request() {
     for kind in BOTH {
@@ -293,6 +351,36 @@ fn a_request_that_is_malformed_costs_that_request() {
         assert_eq!(guest.offer(0, &[writable(ANSWER, 16)]), [0]);
         assert_eq!(guest.offer(0, &[readable(REQUEST, 8), writable(ANSWER, 16)]), [0]);
         read(&mut guest, 2);
+    }
+}
+
+#[test]
+fn a_device_behind_an_iommu_would_not_be_held_to_what_is_mapped_and_is_not_let_at_memory() {
+    for kind in BOTH {
+        let (behind, memory) = (Behind::new(64), ring::memory());
+        let options = IommuOptions {
+            endpoints: vec![IommuEndpoint::new(EndpointId(1))],
+            ..IommuOptions::default()
+        };
+        let iommu = Iommu::new(Arc::clone(&memory), options).expect("an IOMMU");
+        let space = iommu.memory(EndpointId(1)).expect("an endpoint");
+        let device = Disk::new(&behind, &memory);
+        let mut guest = Guest::behind(kind, device, (&memory, space, 0), kind.options());
+        guest.drive(COMMON | features::ACCESS_PLATFORM, &[0]);
+        offer(&mut guest, 3);
+        guest.kick(0);
+        assert_eq!(
+            behind.answered(),
+            0,
+            "its ring is where the driver says, translated or not"
+        );
+        assert_eq!(guest.status() & DEVICE_NEEDS_RESET, DEVICE_NEEDS_RESET);
+        assert!(
+            matches!(guest.transport().fault(), Some(Fault::Host(_))),
+            "{:?}",
+            guest.transport().fault()
+        );
+        guest.reset();
     }
 }
 

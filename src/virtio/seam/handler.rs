@@ -16,7 +16,8 @@ use crate::virtio::{
 };
 
 /// Whether a device that is written for `QueueT` works with these features of queues: it knows no packed rings. For
-/// [`VirtioDevice::accepts`](crate::virtio::VirtioDevice::accepts).
+/// [`VirtioDevice::accepts`](crate::virtio::VirtioDevice::accepts). That it uses chains in order where
+/// [`IN_ORDER`](features::IN_ORDER) is offered is its own to see to.
 pub fn accepts(features: u64) -> bool {
     features & features::RING_PACKED == 0
 }
@@ -71,6 +72,9 @@ impl Signal<'_> {
 /// Between two rounds the ring is the foreign queue's, and this keeps it. A stop takes it back, where `next_avail` and `next_used` have come
 /// to, and the next round hands it away again: so what is saved is the state of any other queue, and a device of ours goes on from it, or the
 /// other way around.
+///
+/// It reads guest memory as the embedder has it, so it is not put behind an [`Iommu`](crate::virtio::iommu::Iommu): it would not be held
+/// to what is mapped for it. There, the device needs a reset as soon as its driver is ready.
 pub struct Foreign<M, H, Q = virtio_queue::Queue> {
     handler: H,
     memory: M,
@@ -85,6 +89,26 @@ struct Lent<Q> {
     away: AwayQueue,
     /// Where the used ring was when the driver was last told of it, or did not want to be.
     told: Cell<u16>,
+}
+
+/// A call of the handler. When it is over, it is noted how far the queue has come.
+///
+/// A call that fails or panics may have left chains popped that nobody ends any more, and a stop would wait for them: the ring comes back
+/// at once, to where its used ring has come, and what was popped after that is there again.
+struct Calling<'a, Q: QueueT> {
+    lent: &'a mut Option<Lent<Q>>,
+    ended: bool,
+}
+
+impl<Q: QueueT> Drop for Calling<'_, Q> {
+    fn drop(&mut self) {
+        if let Some(Lent { queue, away, .. }) = self.lent {
+            away.came_to(queue.next_used());
+        }
+        if !self.ended {
+            *self.lent = None;
+        }
+    }
 }
 
 impl<M, H, Q> Foreign<M, H, Q>
@@ -112,6 +136,11 @@ where
                 Err(HandAwayError::Ring(error)) => return Err(error.into()),
                 Err(error) => return Err(Fault::Elsewhere(error.to_string())),
             };
+            if away.memory().is_translated() {
+                return Err(Fault::Host(
+                    "a device at the seam reads guest memory as it is, and its driver has it behind an IOMMU".into(),
+                ));
+            }
             let queue = foreign_queue(&away, self.max_size)?;
             let notifier = away.notifier();
             let told = Cell::new(away.place());
@@ -133,12 +162,13 @@ where
         let Self {
             handler, memory, lent, ..
         } = self;
+        let mut calling = Calling { lent, ended: false };
         let Some(Lent {
             queue,
             notifier,
             away,
             told,
-        }) = lent
+        }) = calling.lent
         else {
             return Ok(None);
         };
@@ -149,9 +179,9 @@ where
             notifier,
             is_wanted: &is_wanted,
         };
-        let result = call(handler, queue, memory, &signal);
-        away.came_to(queue.next_used());
-        result.map(Some)
+        let result = call(handler, queue, memory, &signal)?;
+        calling.ended = true;
+        Ok(Some(result))
     }
 
     /// Gives the ring back, if nothing is in flight.
