@@ -1,9 +1,29 @@
 //! Buffer space (section 5.10.6.3) and the flow of the queues (section 5.10.6.1).
 
-use devisor::virtio::vsock::{SocketKind, VsockOptions};
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use devisor::{
+    time::ManualClock,
+    virtio::{
+        Wait,
+        vsock::{
+            Boundary, Direction, Host, Incoming, MemoryHost, Ready, Received, SocketKind, Stream, Token, Vsock,
+            VsockOptions, Waker,
+        },
+    },
+};
+use vm_memory::VolatileSlice;
 
 use crate::{
-    machine::{BUSES, NEEDS_RESET},
+    machine::{BUSES, Machine, NEEDS_RESET},
     support::*,
 };
 
@@ -272,5 +292,105 @@ fn buffers_that_are_too_short_for_a_packet_cost_themselves_alone() {
         // Of 44 bytes, a header alone has room.
         assert_eq!(world.guest.counters(RX).malformed, 4);
         assert_eq!(world.guest.transport().status() & NEEDS_RESET, 0);
+    }
+}
+
+/// A host whose streams panic when they are told to, before they take anything.
+struct Panics {
+    host: MemoryHost,
+    now: Arc<AtomicBool>,
+}
+
+struct PanicsToo {
+    stream: Box<dyn Stream>,
+    now: Arc<AtomicBool>,
+}
+
+impl Host for Panics {
+    fn attach(&self, waker: Waker) {
+        Host::attach(&self.host, waker);
+    }
+
+    fn connect(&self, port: u32, guest_port: u32, kind: SocketKind, token: Token) -> io::Result<Box<dyn Stream>> {
+        let stream = Host::connect(&self.host, port, guest_port, kind, token)?;
+        let now = Arc::clone(&self.now);
+        Ok(Box::new(PanicsToo { stream, now }))
+    }
+
+    fn accept(&self, token: Token) -> Option<Incoming> {
+        Host::accept(&self.host, token)
+    }
+
+    fn poll(&self, now: Duration, tell: &mut dyn FnMut(Token, Ready)) {
+        Host::poll(&self.host, now, tell);
+    }
+
+    fn waits(&self, full: bool, wait: &mut dyn FnMut(Wait)) {
+        Host::waits(&self.host, full, wait);
+    }
+}
+
+impl Stream for PanicsToo {
+    fn read(&self, room: &[VolatileSlice<'_>]) -> io::Result<Received> {
+        self.stream.read(room)
+    }
+
+    fn write(&self, data: &[VolatileSlice<'_>], boundary: Boundary) -> io::Result<usize> {
+        assert!(!self.now.swap(false, SeqCst), "as told");
+        self.stream.write(data, boundary)
+    }
+
+    fn shutdown(&self, direction: Direction) {
+        self.stream.shutdown(direction);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.stream.is_gone()
+    }
+}
+
+#[test]
+fn what_a_stream_panics_at_is_counted_once() {
+    for bus in BUSES {
+        for ports in [A, Ports { kind: SEQPACKET, ..A }] {
+            let kind = if ports.kind == STREAM {
+                SocketKind::Stream
+            } else {
+                SocketKind::Seqpacket
+            };
+            let (host, now) = (MemoryHost::new(1 << 16), Arc::new(AtomicBool::new(false)));
+            let panics = Panics {
+                host: host.clone(),
+                now: Arc::clone(&now),
+            };
+            let vsock = Vsock::new(panics, Arc::new(ManualClock::default()), small()).unwrap();
+            let mut guest = Machine::new(bus, vsock, F_STREAM | F_SEQPACKET);
+            host.listen(80, kind);
+            guest.send(TX, &[&ports.packet(REQUEST).bytes()]);
+            guest.run();
+            let socket = host.accept(80, kind).unwrap();
+            let mut sent = Vec::new();
+            // One packet in a round, then several.
+            for packets in [1, 1, 4, 4] {
+                let data = [packets as u8; SMALL as usize];
+                for data in data.chunks(data.len() / packets) {
+                    sent.extend_from_slice(data);
+                    let packet = Packet {
+                        flags: if kind == SocketKind::Seqpacket { EOM } else { 0 },
+                        ..ports.data(data)
+                    };
+                    guest.send(TX, &[&packet.bytes(), data]);
+                }
+                now.store(true, SeqCst);
+                let run = catch_unwind(AssertUnwindSafe(|| guest.run()));
+                assert!(run.is_err());
+                guest.run();
+                assert!(
+                    socket.is_open(),
+                    "{bus:?}, {kind:?}: as if there was more than there is credit for"
+                );
+            }
+            assert_eq!(socket.read(), sent);
+        }
     }
 }

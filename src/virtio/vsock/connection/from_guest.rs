@@ -103,6 +103,8 @@ impl Flow {
         };
         let total = packets.bytes();
         let mut taken = 0;
+        // A stream that panics leaves them where they were, to be admitted again.
+        self.rx_cnt = self.rx_cnt.wrapping_sub(total);
         if !self.write_ended {
             let written = packets.read(total, |slices| stream.write(slices, Boundary::None))?;
             match written {
@@ -114,6 +116,7 @@ impl Flow {
                 Err(error) => self.broken(error, failures),
             }
         }
+        self.rx_cnt = self.rx_cnt.wrapping_add(total);
         self.forwarded(if self.write_ended { total } else { taken });
         if !self.write_ended && taken != total {
             packets.moved(taken);
@@ -168,8 +171,6 @@ impl Flow {
                 false => Ok(()),
             };
         }
-        self.message_got = if boundary == Boundary::None { message } else { 0 };
-        self.rx_cnt = self.rx_cnt.wrapping_add(len);
         if len == 0 && boundary == Boundary::None {
             return Ok(());
         }
@@ -192,6 +193,9 @@ impl Flow {
             }
             self.forwarded(taken);
         }
+        // Now that it is not left where it was, by a stream that panics.
+        self.message_got = if boundary == Boundary::None { message } else { 0 };
+        self.rx_cnt = self.rx_cnt.wrapping_add(len);
         match (done, self.write_ended) {
             // Nobody takes it.
             (_, true) => self.forwarded(len - taken),
