@@ -5,7 +5,7 @@ use std::{io, mem::MaybeUninit, os::fd::RawFd};
 use vm_memory::VolatileSlice;
 
 /// How many pieces of guest memory one system call is given at most; what is beyond them is for the next.
-const PIECES: usize = 128;
+pub(super) const PIECES: usize = 128;
 
 /// Fills `room` with what is at `fd`: a pipe, a terminal, a socket.
 pub(super) fn read(fd: RawFd, room: &[VolatileSlice<'_>]) -> io::Result<usize> {

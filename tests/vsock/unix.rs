@@ -16,6 +16,7 @@ use devisor::{
 
 use crate::{
     machine::{BUSES, Bus, Machine},
+    ring::writable,
     support::*,
 };
 
@@ -32,11 +33,15 @@ impl Wire {
     }
 
     fn with(bus: Bus, name: &str, options: VsockOptions) -> Self {
+        Self::negotiated(bus, name, options, F_STREAM | F_SEQPACKET)
+    }
+
+    fn negotiated(bus: Bus, name: &str, options: VsockOptions, features: u64) -> Self {
         let path = std::env::temp_dir().join(format!("devisor-vsock-{name}-{bus:?}-{}", std::process::id()));
         let clock = Arc::new(ManualClock::default());
         let host = UnixHost::bind(&path).unwrap();
         let vsock = Vsock::new(host, Arc::clone(&clock) as _, options).unwrap();
-        let guest = Machine::new(bus, vsock, F_STREAM | F_SEQPACKET);
+        let guest = Machine::new(bus, vsock, features);
         Self { guest, path, clock }
     }
 
@@ -135,6 +140,43 @@ fn the_host_asks_by_a_line_and_is_answered_by_one() {
         assert_eq!(wire.hear()[0].data, b"hello");
         wire.send(&ports.data(b"world"));
         assert_eq!(read(&mut stream, 5), b"world");
+    }
+}
+
+/// More than the host takes in one call: what is behind them was not looked for.
+#[test]
+fn buffers_in_very_many_pieces_are_filled_with_all_that_there_is() {
+    const INDIRECT_DESC: u64 = 1 << 28;
+    const PIECES: u32 = 300;
+    for bus in BUSES {
+        let mut wire = Wire::negotiated(bus, "pieces", VsockOptions::default(), F_STREAM | INDIRECT_DESC);
+        let listener = wire.listen("_80");
+        let mut stream = wire.open(A, &listener);
+        let sent: Vec<_> = (0..40_000_u32).map(|at| at as u8).collect();
+        stream.write_all(&sent).unwrap();
+        let (table, buffer) = (0xe0_0000, 0xe1_0000);
+        let pieces: Vec<_> = (0..PIECES).map(|n| writable(buffer + 64 * u64::from(n), 64)).collect();
+        let mut got = Vec::new();
+        loop {
+            wire.poll();
+            let ring = &mut wire.guest.rings[usize::from(RX)];
+            let used = ring.used();
+            // Those of before are in one piece.
+            let (heads, head) = (ring.layout.descriptor_area, ring.add_indirect(table, &pieces));
+            let place = |head: u32| wire.guest.bytes(heads + 16 * u64::from(head), 8);
+            for &(head, len) in &used {
+                let at = u64::from_le_bytes(place(head).try_into().unwrap());
+                let at = if at == table { buffer } else { at };
+                got.extend(Packet::decode(&wire.guest.bytes(at, len as usize)).data);
+            }
+            if got.len() == sent.len() {
+                break;
+            }
+            assert!(!used.is_empty(), "{bus:?}: nothing after {} bytes", got.len());
+            wire.guest.rings[usize::from(RX)].offer(head);
+            wire.guest.kick(RX);
+        }
+        assert_eq!(got, sent);
     }
 }
 

@@ -61,8 +61,20 @@ impl UnixEnd {
         }
     }
 
+    /// Fills `room` as far as there is anything, however many pieces it is in: the poller does not tell again of what is left.
     fn receive(&self, room: &[VolatileSlice<'_>]) -> io::Result<usize> {
-        host_io::read(self.stream.as_raw_fd(), room)
+        let fd = self.stream.as_raw_fd();
+        let (first, more) = room.split_at(room.len().min(host_io::PIECES));
+        let mut received = host_io::read(fd, first)?;
+        let mut full = received == bytes(first);
+        let mut calls = more.chunks(host_io::PIECES);
+        while full && let Some(pieces) = calls.next() {
+            // What has failed has been told of.
+            let len = host_io::read(fd, pieces).unwrap_or(0);
+            received += len;
+            full = len == bytes(pieces);
+        }
+        Ok(received)
     }
 
     /// Room is told of only while it is waited for: each read of the other end would be an event.
@@ -110,8 +122,7 @@ impl UnixEnd {
     }
 
     fn write_framed(&self, framing: &mut Framing, data: &[VolatileSlice<'_>], boundary: Boundary) -> io::Result<usize> {
-        let total: usize = data.iter().map(VolatileSlice::len).sum();
-        let total = total.min(LEN as usize);
+        let total = bytes(data).min(LEN as usize);
         if framing.promise_left == 0 && framing.unwritten == 0 {
             let flags = match boundary {
                 Boundary::None => 0,
@@ -134,6 +145,10 @@ impl UnixEnd {
         framing.unwritten -= written;
         Ok(written)
     }
+}
+
+fn bytes(slices: &[VolatileSlice<'_>]) -> usize {
+    slices.iter().map(VolatileSlice::len).sum()
 }
 
 /// Calls `f` with the first `len` bytes of `slices`, which are some, or with fewer, but some.
