@@ -74,6 +74,65 @@ fn a_peer_without_room_takes_the_rest_later_and_nothing_twice() {
     }
 }
 
+/// Takes so many bytes of each call, and panics in the one of this number.
+struct Panics {
+    peer: MemoryPeer,
+    takes: usize,
+    calls: AtomicU32,
+    panics: u32,
+}
+
+impl Peer for Panics {
+    fn read(&self, _: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn write(&self, data: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        assert_ne!(self.calls.fetch_add(1, SeqCst) + 1, self.panics, "as told");
+        let mut taken = 0;
+        for slice in data {
+            let part = slice.subslice(0, slice.len().min(self.takes - taken)).unwrap();
+            taken += self.peer.write(&[part])?;
+        }
+        Ok(taken)
+    }
+
+    fn wait(&self, _: Interest) -> Option<Wait> {
+        None
+    }
+}
+
+#[test]
+fn a_peer_that_panics_gets_what_it_has_not_taken_and_nothing_twice() {
+    for bus in BUSES {
+        for (takes, panics) in [(15, 2), (4, 2), (4, 3), (4, 5), (30, 1)] {
+            for chains in [
+                &[&b"0123456789"[..]][..],
+                &[b"0123456789", b"abcdefghij", b"ABCDEFGHIJ"],
+            ] {
+                let peer = MemoryPeer::new(1 << 16);
+                let console = Console::single(Port::console(Panics {
+                    peer: peer.clone(),
+                    takes,
+                    calls: AtomicU32::new(0),
+                    panics,
+                }));
+                let mut guest = Machine::new(bus, console.unwrap(), 0);
+                for chain in chains {
+                    guest.send(TX, &[chain]);
+                }
+                for _ in 0..3 {
+                    // A driver that kicks.
+                    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| guest.run()));
+                }
+                guest.run();
+                assert_eq!(guest.used(TX), chains.len());
+                assert_eq!(peer.output(), chains.concat(), "{takes} a call, {panics}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_console_without_a_listener_does_not_hold_the_guest_and_keeps_the_last_of_it() {
     for bus in BUSES {

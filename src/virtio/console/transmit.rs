@@ -132,6 +132,8 @@ impl Transmit {
             for _ in 0..done {
                 output.put(0)?;
             }
+            // Before the peer is called again, which may panic.
+            self.note(output.first_from());
             if output.is_empty() {
                 break Sent::All;
             }
@@ -146,7 +148,6 @@ impl Transmit {
                 }
             };
         };
-        self.note(output.first_from());
         Ok(outcome)
     }
 
@@ -158,6 +159,8 @@ impl Transmit {
             if sent == total {
                 break Sent::All;
             }
+            // As above.
+            self.note(sent);
             let len = PIECE.min(total - sent);
             let piece = chain.reader().split_at(sent)?.1.split_at(len)?.0;
             match piece.with_slices(&mut self.room, |slices| give(peer, slices, len, pieces))? {
@@ -165,7 +168,9 @@ impl Transmit {
                 Err(left) => break left,
             }
         };
-        self.note(if matches!(outcome, Sent::All) { 0 } else { sent });
+        if let Sent::All = outcome {
+            self.note(0);
+        }
         Ok(outcome)
     }
 
