@@ -31,18 +31,25 @@ impl<S> Noted<S> {
     }
 }
 
+/// What both kinds of storage say of themselves.
+macro_rules! as_it_is {
+    () => {
+        fn capacity(&self) -> io::Result<u64> {
+            self.storage.capacity()
+        }
+
+        fn abilities(&self) -> Abilities {
+            self.storage.abilities()
+        }
+
+        fn limits(&self) -> Limits {
+            self.storage.limits()
+        }
+    };
+}
+
 impl<S: Storage> Storage for Noted<S> {
-    fn capacity(&self) -> io::Result<u64> {
-        self.storage.capacity()
-    }
-
-    fn abilities(&self) -> Abilities {
-        self.storage.abilities()
-    }
-
-    fn limits(&self) -> Limits {
-        self.storage.limits()
-    }
+    as_it_is!();
 
     fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
         if !buffers.iter().all(is_zero) {
@@ -69,17 +76,7 @@ impl<S: Storage> Storage for Noted<S> {
 }
 
 impl<S: AsyncStorage> AsyncStorage for Noted<S> {
-    fn capacity(&self) -> io::Result<u64> {
-        self.storage.capacity()
-    }
-
-    fn abilities(&self) -> Abilities {
-        self.storage.abilities()
-    }
-
-    fn limits(&self) -> Limits {
-        self.storage.limits()
-    }
+    as_it_is!();
 
     fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
         Ok(Box::new(NotedChannel {
