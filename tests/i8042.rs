@@ -433,6 +433,18 @@ fn a_keyboard_that_is_disabled_hears_no_keys() {
 }
 
 #[test]
+fn a_keyboard_with_its_defaults_scans_if_it_did_before() {
+    let pc = Pc::new();
+    assert_eq!(pc.keyboard(&[0xf6]), [ACK]);
+    assert_eq!(pc.press(key(0x1c)), [0x1c]);
+    pc.keyboard(&[0xf5]);
+    pc.keyboard(&[0xf6]);
+    assert!(!pc.i8042.key(key(0x1c), true));
+    pc.keyboard(&[0xff]);
+    assert_eq!(pc.press(key(0x1c)), [0x1c]);
+}
+
+#[test]
 fn an_answer_comes_before_the_keys_that_wait() {
     let pc = Pc::new();
     pc.command(DISABLE_KEYBOARD);

@@ -172,9 +172,10 @@ impl KeyboardState {
                 self.scanning = true;
                 self.answers(&[ACK]);
             }
+            // The second goes on as it was: it scans if it did.
             DEFAULT_DISABLE | SET_DEFAULT => {
                 self.default();
-                self.scanning = command == SET_DEFAULT;
+                self.scanning &= command == SET_DEFAULT;
                 self.answers(&[ACK]);
             }
             RESEND => self.answers(&[self.last]),
