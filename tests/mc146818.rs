@@ -499,6 +499,24 @@ fn a_clock_that_reads_less_than_the_saved_one_loses_no_time_and_gains_none() {
 }
 
 #[test]
+fn a_clock_that_reads_less_goes_on_within_the_second_where_it_was() {
+    let tenths = |tenths: u64| Duration::from_millis(100 * tenths);
+    let (_clock, rtc) = at(tenths(109));
+    rtc.put(A, NO_RATE);
+    rtc.put(B, UIE | HOURS_24);
+    let state = rtc.save();
+    for began in [50_u64, 53, 109] {
+        let (clock, earlier) = at(tenths(began));
+        earlier.restore(&state).unwrap();
+        let until = earlier.deadline().unwrap() - clock.now();
+        assert!(
+            until.abs_diff(tenths(1)) < Duration::from_millis(1),
+            "{until:?} from {began}"
+        );
+    }
+}
+
+#[test]
 fn a_state_that_no_clock_can_be_in_is_refused() {
     let (_clock, rtc) = now();
     let good = rtc.save();

@@ -73,9 +73,11 @@ impl Rtc {
         if u64::from(*ahead) >= HZ {
             return Err(Mc146818StateError::Divider(*ahead));
         }
+        // Of two numbers less than a second each: where in its second the divider was, it still is.
+        let behind = ticks.saturating_sub(now) % HZ;
         Ok(Self {
             ticks: (*ticks).min(now),
-            ahead: (*ahead).into(),
+            ahead: (u64::from(*ahead) + behind) % HZ,
             index: *index,
             registers: *registers,
         })
