@@ -113,11 +113,30 @@ fn what_is_not_confirmed_is_an_error_of_the_sequence_and_does_nothing() {
         board.write(0x1000, &[setup, 0x33]);
         assert_eq!(board.read(0x1000), READY | ERASE_ERROR | PROGRAM_ERROR);
         board.write(0x1000, &[0x50, 0x70]);
-        assert_eq!(board.read(0x1000), READY, "the error is cleared");
+        assert_eq!(board.read(0x1000), 0, "the error is cleared, and more");
         board.write(0x1000, &[setup, 0xff]);
         assert_eq!(board.flash.mode(), ReadMode::Array);
     }
     assert!(board.heard.lock().unwrap().is_empty());
+}
+
+/// As OVMF looks whether what it has before it is memory, a ROM or a flash.
+#[test]
+fn a_flash_of_a_pc_is_told_by_what_its_status_is_once_it_is_cleared() {
+    let board = Board::pc();
+    board.write(0x1000, &[0x50]);
+    assert!(![0x50, 0].contains(&board.read(0x1000)), "contents");
+    board.write(0x1000, &[0x70]);
+    assert_eq!(board.read(0x1000), 0);
+    let state = board.flash.save();
+    assert_eq!(board.flash.restore(&state), Ok(()));
+    board.write(0x1000, &[0xff, 0x20, 0xd0]);
+    assert_eq!(board.read(0x1000), READY);
+
+    let wide = Board::new(CfiFlashConfig::VIRT);
+    wide.words(0, &[0x0050_0050, 0x0070_0070]);
+    assert_eq!(wide.read(0), READY, "as the data sheet has it");
+    assert!(wide.flash.restore(&state).is_err());
 }
 
 #[test]
@@ -306,7 +325,7 @@ fn a_state_that_no_flash_can_have_is_refused() {
                 buffer: vec![],
             }
         },
-        |state| state.status = 0,
+        |state| state.status = 0x20,
         |state| state.status = 0x81,
         |state| {
             state.expects = Expects::Data {

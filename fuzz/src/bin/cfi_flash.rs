@@ -50,6 +50,7 @@ fuzz_target!(|input: (u8, bool, Vec<Step>)| {
         bank_width,
         device_width,
         read_only,
+        clears_ready: widths / 5 % 2 == 0,
     };
     let kept = Arc::new(Mutex::new(vec![0x5a; SIZE]));
     let keep = Arc::clone(&kept);

@@ -29,6 +29,9 @@ pub struct CfiFlashConfig {
     pub device_width: u64,
     /// Nothing can be programmed or erased.
     pub read_only: bool,
+    /// What clears the status register clears its bit 7 too, until something is programmed or erased. The data sheet's does not, but
+    /// QEMU's does, and OVMF takes that for the sign that it has a flash before it.
+    pub clears_ready: bool,
 }
 
 impl CfiFlashConfig {
@@ -38,6 +41,7 @@ impl CfiFlashConfig {
         bank_width: 1,
         device_width: 1,
         read_only: false,
+        clears_ready: true,
     };
 
     /// As QEMU's `virt` boards have it: two devices of 16 bits side by side, in blocks of 256 KiB.
@@ -46,6 +50,7 @@ impl CfiFlashConfig {
         bank_width: 4,
         device_width: 2,
         read_only: false,
+        clears_ready: false,
     };
 
     /// How many devices lie side by side.
@@ -59,6 +64,7 @@ impl CfiFlashConfig {
             bank_width,
             device_width,
             read_only: _,
+            clears_ready: _,
         } = *self;
         if !matches!((bank_width, device_width), (1 | 2 | 4, 1) | (2 | 4, 2)) {
             return Err(CfiFlashError::Width {

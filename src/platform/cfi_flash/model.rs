@@ -142,7 +142,12 @@ impl Model {
             READ_ID => self.state.mode = ReadMode::Id,
             READ_QUERY => self.state.mode = ReadMode::Query,
             READ_STATUS => self.state.mode = ReadMode::Status,
-            CLEAR_STATUS => self.state.status = status::READY,
+            CLEAR_STATUS => {
+                self.state.status = match self.config.clears_ready {
+                    true => 0,
+                    false => status::READY,
+                };
+            }
             PROGRAM | PROGRAM_ALTERNATE => self.expect(Expects::Word),
             BLOCK_ERASE => self.expect(Expects::EraseConfirm),
             LOCK_SETUP => self.expect(Expects::LockConfirm),
@@ -153,7 +158,7 @@ impl Model {
     }
 
     fn expect(&mut self, expects: Expects) {
-        self.state.mode = ReadMode::Status;
+        self.show_status(status::READY);
         self.state.expects = expects;
     }
 
@@ -227,7 +232,8 @@ impl Model {
             status,
             expects,
         } = state;
-        if status & !status::ALL != 0 || status & status::READY == 0 {
+        let is_ready = status & status::READY != 0 || self.config.clears_ready && *status == 0;
+        if status & !status::ALL != 0 || !is_ready {
             return Err("the status is ready, and has bits 1, 4 and 5 besides");
         }
         let (left, buffer) = match expects {
