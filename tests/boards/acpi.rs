@@ -446,3 +446,59 @@ fn the_viot_says_who_is_behind_which_iommu() {
         assert!(sources["viot"].contains("VIOT"), "{}", sources["viot"]);
     }
 }
+
+/// Does what the script of a firmware configuration device says, as firmware does: `tables` and `rsdp` go to these addresses.
+fn placed_by_firmware(files: &[(&str, Vec<u8>)], tables: u64, rsdp: u64) -> (Vec<u8>, Vec<u8>) {
+    let mut contents: BTreeMap<_, _> = files.iter().cloned().collect();
+    let script = contents.remove("etc/table-loader").unwrap();
+    let addresses = BTreeMap::from([("etc/acpi/tables", tables), ("etc/acpi/rsdp", rsdp)]);
+    let name = |field: &[u8]| {
+        let text = std::str::from_utf8(field).unwrap().trim_end_matches('\0').to_owned();
+        *addresses.keys().find(|known| **known == text).unwrap()
+    };
+    let mut allocated = Vec::new();
+    for command in script.chunks(128) {
+        let file = name(&command[4..60]);
+        match word(command, 0) {
+            1 => {
+                assert_eq!(addresses[file] % u64::from(word(command, 60)), 0);
+                allocated.push(file);
+            }
+            2 => {
+                assert!(allocated.contains(&file));
+                let (at, len) = (word(command, 116) as usize, usize::from(command[120]));
+                let field = &mut contents.get_mut(file).unwrap()[at..at + len];
+                let mut value = [0; 8];
+                value[..len].copy_from_slice(field);
+                let value = u64::from_le_bytes(value) + addresses[name(&command[60..116])];
+                field.copy_from_slice(&value.to_le_bytes()[..len]);
+            }
+            3 => {
+                let [at, start, len] = [60, 64, 68].map(|at| word(command, at) as usize);
+                let bytes = contents.get_mut(file).unwrap();
+                assert_eq!(bytes[at], 0, "who sums up may count it or not");
+                bytes[at] = 0_u8.wrapping_sub(sum(&bytes[start..start + len]));
+            }
+            other => panic!("command {other}"),
+        }
+    }
+    assert_eq!(allocated.len(), 2);
+    let mut take = |name| contents.remove(name).unwrap();
+    (take("etc/acpi/tables"), take("etc/acpi/rsdp"))
+}
+
+#[test]
+fn firmware_that_places_tables_by_itself_comes_to_the_same() {
+    for parts in [parts::pc(), parts::virt(), parts::virt_gicv2(), parts::microvm()] {
+        let (rsdp, first) = (BASE, BASE + 64);
+        let (tables, pointer) = placed_by_firmware(
+            &build(&parts, 0x7000_0000, &Oem::default()).unwrap().files(),
+            first,
+            rsdp,
+        );
+        let mut memory = pointer;
+        memory.resize(64, 0);
+        memory.extend(tables);
+        assert_eq!(memory, self::tables(&parts).bytes());
+    }
+}

@@ -5,6 +5,7 @@ mod aml;
 mod dsdt;
 mod fixed;
 mod interrupts;
+mod loader;
 mod pci;
 mod serial;
 mod viot;
