@@ -24,13 +24,16 @@ usage: cargo run --release --example linux -- [OPTION VALUE]...
   --rings NAME       what the guest is offered: split; packed too; or packed-plain, without event indices [split]
   --completion NAME  when a disk that is run sync completes its requests: in their round; late; shuffled;
                      or by another thread: round, late, shuffled, thread [round]
-  --devices NAME     few: the disk and the entropy device; or all that there are, for arm64 with mmio or pci [few]
+  --devices NAME     few: the disk and the entropy device; or all that there are, with pci, for arm64 with mmio too [few]
   --gic NUMBER       arm64 alone: 2, with a frame for messages; or 3, with an ITS [2]
   --iommu yes        arm64 with mmio alone: all virtio devices are behind a virtio-iommu [no]
+  --firmware FILE    runs first, and gets the kernel from a device that it asks for it: U-Boot and EDK2 for arm64,
+                     OVMF's code for x86_64
+  --shell yes        with --firmware: there is no kernel, and the firmware is to come to its shell [no]
   --cpus NUMBER      x86_64 alone: 1 to 4        [1]
   --chips NAME       x86_64 alone: apic, local APICs and IOAPIC; or pic, 8259s and 8254 [apic]
-  --measure yes      x86_64 alone: how much of the CPU it takes to the guest's first process, beside the same kernel
-                     on rsemu's own devices; and accesses by device
+  --measure yes      how much of the CPU the kernel takes from reset to power-off, beside the same kernel on rsemu's
+                     own devices; and accesses by device. Three times both
   --engine NAME      rsemu's jit-host, jit or interp                  [jit-host]
   --timeout SECONDS  give the guest up after this much of our time    [600]
   --vcd FILE         write the interrupt lines as a waveform
@@ -74,6 +77,8 @@ pub struct Options {
     pub completion: Completion,
     pub devices: DeviceSet,
     pub iommu: bool,
+    pub firmware: Option<PathBuf>,
+    pub shell: bool,
     pub cpus: u32,
     pub chips: Chips,
     pub gic: Gic,
@@ -90,6 +95,15 @@ fn named<T: Copy>(names: &[(&str, T)], name: &str) -> Result<T, &'static str> {
 }
 
 impl Options {
+    /// What the kernel is told besides: where a boot is measured it powers off with its first process.
+    pub fn of_measurement(&self) -> &'static str {
+        if self.measure {
+            " rdinit=/bin/busybox -- poweroff -f"
+        } else {
+            ""
+        }
+    }
+
     /// `None` is for help.
     pub fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
         let (mut arch, mut chips, mut cpus) = (Arch::Arm64, Chips::Apic, 1);
@@ -99,6 +113,7 @@ impl Options {
         let (mut devices, mut measure, mut iommu) = (DeviceSet::Few, false, false);
         let (mut gic, mut of_arm, mut of_x86) = (Gic::V2, None, None);
         let (mut queues, mut runs) = (1, None);
+        let (mut firmware, mut shell) = (None, false);
         while let Some(option) = arguments.next() {
             if option == "--help" || option == "-h" {
                 return Ok(None);
@@ -119,6 +134,8 @@ impl Options {
                 "--completion" => completion = named(&Completion::NAMES, &value)?,
                 "--devices" => devices = named(&DeviceSet::NAMES, &value)?,
                 "--iommu" => iommu = named(&[("yes", true), ("no", false)], &value)?,
+                "--firmware" => firmware = Some(PathBuf::from(value)),
+                "--shell" => shell = named(&[("yes", true), ("no", false)], &value)?,
                 "--cpus" => cpus = value.parse().ok().filter(|cpus| (1..=4).contains(cpus)).ok_or(USAGE)?,
                 "--chips" => chips = named(&[("apic", Chips::Apic), ("pic", Chips::Pic)], &value)?,
                 "--gic" => gic = named(&[("2", Gic::V2), ("3", Gic::V3)], &value)?,
@@ -129,7 +146,7 @@ impl Options {
                 _ => return Err(USAGE.into()),
             }
             match option.as_str() {
-                "--cpus" | "--chips" | "--measure" => of_x86 = Some(option),
+                "--cpus" | "--chips" => of_x86 = Some(option),
                 "--gic" => of_arm = Some(option),
                 _ => {}
             }
@@ -156,10 +173,14 @@ impl Options {
                     .into(),
             );
         }
-        if devices == DeviceSet::All && (arch == Arch::X86_64 || transport == Transport::PciIntx) {
+        let own_interrupts = match arch {
+            Arch::Arm64 => transport != Transport::PciIntx,
+            Arch::X86_64 => transport == Transport::Pci,
+        };
+        if devices == DeviceSet::All && !own_interrupts {
             return Err(
-                "--devices all is for --arch arm64, with --transport mmio or pci: there each device has an \
-                        interrupt of its own"
+                "--devices all is for --transport pci, and mmio with --arch arm64: there each device has an interrupt of \
+                 its own"
                     .into(),
             );
         }
@@ -171,6 +192,12 @@ impl Options {
         }
         if iommu && (arch == Arch::X86_64 || transport != Transport::Mmio) {
             return Err("--iommu yes is for --arch arm64, with --transport mmio".into());
+        }
+        if shell && firmware.is_none() {
+            return Err("--shell yes is for --firmware".into());
+        }
+        if firmware.is_some() && arch == Arch::X86_64 && !transport.is_pci() {
+            return Err("--firmware finds a PC's disk by PCI: --transport pci or pci-intx".into());
         }
         let build = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/build"));
         let build = match arch {
@@ -189,6 +216,8 @@ impl Options {
             completion,
             devices,
             iommu,
+            firmware,
+            shell,
             cpus,
             chips,
             gic,
@@ -199,7 +228,11 @@ impl Options {
         };
         options.disk.runs(runs)?;
         let files = [options.kernel.as_path(), &options.initrd];
-        for file in files.into_iter().chain(options.disk.file()) {
+        for file in files
+            .into_iter()
+            .chain(options.disk.file())
+            .chain(options.firmware.as_deref())
+        {
             if !file.exists() {
                 return Err(format!("{} is missing: run tests/guest/fetch.sh", file.display()));
             }
@@ -251,9 +284,13 @@ mod tests {
             let message = parse(&[&arguments[..], &more].concat()).unwrap_err();
             assert!(message.starts_with("--chips pic: "), "{message}");
         }
-        for more in [&["--transport", "pci-intx"][..], &["--arch", "x86_64"]] {
+        for more in [
+            &["--transport", "pci-intx"][..],
+            &["--arch", "x86_64", "--transport", "mmio"],
+            &["--arch", "x86_64", "--chips", "pic"],
+        ] {
             let message = parse(&[&["--devices", "all"], more].concat()).unwrap_err();
-            assert!(message.starts_with("--devices all is for --arch arm64"), "{message}");
+            assert!(message.starts_with("--devices all is for --transport pci"), "{message}");
         }
         assert!(parse(&["--cpus", "2"]).unwrap_err().contains("--arch x86_64"));
         let message = parse(&["--arch", "x86_64", "--gic", "3"]).unwrap_err();

@@ -58,15 +58,20 @@ pub fn check(evidence: Evidence<'_>) -> bool {
     checks.extend(evidence.more);
     println!();
     for (what, result) in &checks {
-        match result {
-            Ok(how) => println!("ok    {what}: {how}"),
-            Err(why) => println!("FAIL  {what}: {why}"),
-        }
+        print(what, result);
     }
     for why in &evidence.skipped {
         println!("skipped: {why}");
     }
     checks.iter().all(|(_, result)| result.is_ok())
+}
+
+/// Prints what came of looking whether `what` is so.
+pub fn print(what: &str, check: &Check) {
+    match check {
+        Ok(how) => println!("ok    {what}: {how}"),
+        Err(why) => println!("FAIL  {what}: {why}"),
+    }
 }
 
 /// What was found, or what is wrong.

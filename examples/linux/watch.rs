@@ -13,7 +13,7 @@ use std::{
 
 use devisor::virtio::entropy::Source;
 
-use crate::{counts::Id, cpu_time};
+use crate::{counts::Id, spent::cpu_time};
 
 /// How often the guest has acknowledged each interrupt.
 pub type Acknowledged = BTreeMap<Id, u64>;
@@ -64,15 +64,10 @@ impl Watch {
     pub const END: &str = "guest: end of interrupts";
 
     /// What its kernel says when the first process begins.
-    pub const INIT: &str = "Run /init as init process";
+    pub const INIT: &str = " as init process";
 
     /// What it prints when it wants to be answered.
     const QUESTION: &str = "guest: say a word";
-
-    /// What the CPU had spent when the guest's first process began, if it has.
-    pub fn begun(&self) -> Option<Duration> {
-        self.begun.get().copied()
-    }
 
     /// The lines that the guest has ended since `from`, which moves on.
     pub fn lines(&self, from: &mut usize) -> Vec<String> {
@@ -82,6 +77,24 @@ impl Watch {
             *from += ended;
             let text = String::from_utf8_lossy(&new[..ended]).replace('\r', "");
             text.lines().map(str::to_owned).collect()
+        })
+    }
+
+    /// What the CPU had spent when the guest's first process began, if it has.
+    pub fn begun(&self) -> Option<Duration> {
+        self.begun.get().copied()
+    }
+
+    /// How much the guest has printed.
+    pub fn console_len(&self) -> usize {
+        self.with(|seen| seen.console.len())
+    }
+
+    /// The last bytes of that, if there are some after `from`.
+    pub fn console_end(&self, from: usize, len: usize) -> Option<Vec<u8>> {
+        self.with(|seen| {
+            let begin = seen.console.len().saturating_sub(len);
+            (seen.console.len() > from).then(|| seen.console[begin..].to_vec())
         })
     }
 

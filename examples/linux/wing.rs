@@ -62,10 +62,8 @@ pub trait Wing {
     /// What recorded the lines.
     fn recorder(&self) -> &Recorder;
 
-    /// How often the guest has accessed each device, if that is counted.
-    fn accesses(&self) -> Vec<(&'static str, u64)> {
-        Vec::new()
-    }
+    /// How often the guest has accessed each device.
+    fn accesses(&self) -> Vec<(&'static str, u64)>;
 
     /// What the guest is to find, for the verdict.
     fn facts(&self, options: &Options) -> Facts;

@@ -12,6 +12,8 @@ use devisor::{
     interrupt::{LevelInterrupt, NoInterrupt},
     pci::RootBus,
     platform::{
+        cfi_flash::CfiFlashConfig,
+        fw_cfg::FwCfgMmio,
         pl011::{Pl011, Pl011Config},
         pl031::Pl031,
     },
@@ -26,6 +28,7 @@ use super::{
 use crate::{
     counts::{By, Id, Rows, Source},
     devices::Devices,
+    firmware,
     more::Room,
     options::{Gic as GicVersion, Options},
     ram::Ram,
@@ -42,6 +45,25 @@ pub const GIC_MESSAGES: Window = window(0x0802_0000, 0x1000);
 /// In place of these a GICv3 has its one redistributor, and an ITS.
 pub const GIC_ITS: Window = window(0x0808_0000, 0x2_0000);
 pub const GIC_REDISTRIBUTOR: Window = window(0x080a_0000, 0x2_0000);
+/// The firmware's code, which it cannot write to, and its settings.
+pub const CODE: Window = window(0, 0x400_0000);
+pub const SETTINGS: Window = window(0x400_0000, 0x400_0000);
+pub const FW_CFG: Window = window(0x0902_0000, FwCfgMmio::SIZE);
+/// Where each device's registers begin.
+pub const REGIONS: [(u64, &str); 12] = [
+    (CODE.base, "flash"),
+    (GIC_DISTRIBUTOR.base, "GIC distributor"),
+    (GIC_CPU_INTERFACE.base, "GICv2 CPU interface"),
+    (GIC_MESSAGES.base, "GICv2m"),
+    (GIC_ITS.base, "ITS"),
+    (GIC_REDISTRIBUTOR.base, "GIC redistributor"),
+    (UART.base, "uart"),
+    (RTC.base, "clock"),
+    (FW_CFG.base, "fw_cfg"),
+    (place(0, "", "").mmio.base, "virtio-mmio"),
+    (PCI_MEMORY.base, "virtio-pci"),
+    (PCI_CONFIG.base, "PCI, ECAM"),
+];
 pub const UART: Window = window(0x0900_0000, 0x1000);
 pub const RTC: Window = window(0x0901_0000, 0x1000);
 /// Where the guest may place BARs, and the configuration space of the one bus.
@@ -56,6 +78,8 @@ const PLUGGABLE: Window = window(0x8000_0000, 128 << 20);
 const PERSISTENT: Window = window(0xa000_0000, 16 << 20);
 /// An arm64 `Image` wants to be at a multiple of 2 MiB (plus its `text_offset`, which is 0 in each recent kernel).
 pub const KERNEL: u64 = 0x4020_0000;
+/// Where firmware finds its device tree: where RAM begins.
+pub const FIRMWARE_DEVICE_TREE: u64 = RAM.base;
 /// At most 2 MiB, and it must not cross a multiple of 2 MiB.
 pub const DEVICE_TREE: u64 = 0x47e0_0000;
 pub const INITRD: u64 = 0x4800_0000;
@@ -232,6 +256,12 @@ impl Board {
             [(UART, Arc::clone(&uart) as _), (RTC, Arc::clone(&rtc) as _)];
         for (window, device) in platform {
             bus.insert(window.base, window.len, device)?;
+        }
+        if let Some(image) = &plan.options.firmware {
+            let settings = firmware::settings(image, SETTINGS, CfiFlashConfig::VIRT)?;
+            bus.insert(SETTINGS.base, SETTINGS.len, Arc::new(settings))?;
+            let fw_cfg = firmware::fw_cfg(plan.options, ram, &super::command_line(plan.options))?;
+            bus.insert(FW_CFG.base, FW_CFG.len, Arc::new(fw_cfg.mmio()))?;
         }
         machine.plug(bus, DEVICES.len)?;
         machine.connect("cntv", timer(TIMER, VIRTUAL_TIMER_PPI)?)?;

@@ -4,31 +4,37 @@ use std::ops::Range;
 
 use devisor::{
     description::{
-        BoardError, PciHost, Wire,
+        BoardError, Part, PciHost, Wire,
         arm::{self, Conduit, TimerPpis},
         fdt::{self, Boot},
         memory,
     },
     pci,
-    platform::{pl011, pl031},
+    platform::{
+        cfi_flash::{self, CfiFlashConfig},
+        fw_cfg, pl011, pl031,
+    },
     virtio::transport::mmio,
 };
 
 use super::{board, gic};
-use crate::{
-    options::Gic,
-    virtio::{Place, Transport},
-};
+use crate::{options::Options, virtio::Window};
 
-/// The device tree of the [`board`], for a kernel with this command line and this initial RAM disk.
-pub fn build(
-    command_line: &str,
-    initrd: Range<u64>,
-    version: Gic,
-    transport: Transport,
-    places: &[Place],
-    iommu: bool,
-) -> Result<Vec<u8>, BoardError> {
+/// The device tree of the [`board`], for a kernel with this command line and this initial RAM disk; or for firmware, which knows of
+/// another way to both.
+pub fn build(options: &Options, kernel: Option<(String, Range<u64>)>) -> Result<Vec<u8>, BoardError> {
+    let (command_line, initrd) = kernel.unzip();
+    let boot = Boot {
+        compatible: vec!["linux,dummy-virt".into()],
+        model: "devisor on rsemu".into(),
+        command_line: command_line.unwrap_or_default(),
+        initrd,
+    };
+    fdt::build(&parts(options), &boot)
+}
+
+fn parts(options: &Options) -> Vec<Part> {
+    let (version, transport) = (options.gic, options.transport);
     let timer = TimerPpis {
         physical: board::PHYSICAL_TIMER_PPI.0,
         virtual_: board::VIRTUAL_TIMER_PPI.0,
@@ -54,23 +60,22 @@ pub fn build(
             wires: board::PCI_WIRES.map(Wire::level),
         }));
     } else {
-        for place in places {
+        for place in &board::places(options) {
             let part = mmio::describe(place.mmio.base, Wire::level(board::mmio_spi(place)));
             parts.push(match board::may_be_behind(place) {
                 true => part.behind_iommu(place.pci.into()),
                 false => part,
             });
         }
-        if iommu {
+        if options.iommu {
             let place = board::IOMMU;
             parts.push(mmio::describe(place.mmio.base, Wire::level(board::mmio_spi(&place))).is_iommu());
         }
     }
-    let boot = Boot {
-        compatible: vec!["linux,dummy-virt".into()],
-        model: "devisor on rsemu".into(),
-        command_line: command_line.into(),
-        initrd: Some(initrd),
-    };
-    fdt::build(&parts, &boot)
+    if options.firmware.is_some() {
+        let Window { base, len } = board::SETTINGS;
+        parts.push(cfi_flash::describe(&CfiFlashConfig::VIRT, base, len));
+        parts.push(fw_cfg::describe_in_memory(board::FW_CFG.base));
+    }
+    parts
 }

@@ -4,7 +4,11 @@
 //! interrupt lines are up.
 
 use std::{
-    sync::{Arc, OnceLock},
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,7 +24,7 @@ use rsemu::{
         exec::{Exit, ExitMask, ExitReason, ExitingCore},
         hosts::HostObjects,
         props::Props,
-        space::{AddressSpace, MemAttrs, MemOps, MemResult, Region},
+        space::{AddressSpace, MemAttrs, MemOps, MemResult, Region, RomStore, RomWrite},
         wire::{Level, Wire, WireId, WireIdAllocator, WireSink, WireSource},
     },
     cpu::arm::a64::{
@@ -31,14 +35,16 @@ use rsemu::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::{ram::Ram, wing::PowerRequest};
+use super::board;
+use crate::{accesses::Accesses, ram::Ram, wing::PowerRequest};
 
 /// One tick of the core is one memory access, and one count of its generic timer.
 pub const TICKS_PER_SECOND: u64 = 62_500_000;
 
 /// How long the core runs before it looks up: 160 microseconds of the guest's time.
 const QUANTUM: u64 = 10_000;
-/// How long it runs before it is asked whether it sleeps: in WFI it takes ticks one by one, and each costs us as much as an instruction.
+/// How long it runs before it is asked whether it sleeps, after it has slept: in WFI it takes ticks one by one, and each costs us as much
+/// as an instruction. While it does not sleep it is twice as long each time, as to begin a run costs too.
 const SLICE: u64 = 500;
 
 /// The interrupt inputs of the core. Taken before there is a [`Machine`], for the interrupt controller to drive.
@@ -79,6 +85,9 @@ pub struct Machine {
     power: Arc<OnceLock<PowerRequest>>,
     wires: WireIdAllocator,
     registers: OnceLock<Box<dyn SystemRegisters>>,
+    accesses: Arc<Accesses>,
+    /// How long the next run is: see [`SLICE`].
+    slice: AtomicU64,
 }
 
 impl Machine {
@@ -111,6 +120,8 @@ impl Machine {
             power: Arc::default(),
             wires: WireIdAllocator::new(),
             registers: OnceLock::new(),
+            accesses: Arc::new(Accesses::new(&board::REGIONS)),
+            slice: AtomicU64::new(SLICE),
         };
         for (output, request) in [("poweroff", PowerRequest::Off), ("reboot", PowerRequest::Reset)] {
             let power = Arc::clone(&machine.power);
@@ -127,8 +138,19 @@ impl Machine {
 
     /// Plugs the devices in: accesses to the `len` bytes from guest address 0 on go to `bus`.
     pub fn plug(&self, bus: Bus, len: u64) -> rsemu::Result<()> {
-        let region = Region::io("devices", len, Arc::new(Exits(bus)));
+        let accesses = Arc::clone(&self.accesses);
+        let region = Region::io("devices", len, Arc::new(Exits { bus, accesses }));
         self.space.topology().map(region, 0)?;
+        Ok(())
+    }
+
+    /// Plugs in memory with these bytes, before whatever else is there: the core runs them, and writes to them go nowhere. So a
+    /// hypervisor maps a flash while it shows its contents.
+    pub fn plug_code(&self, mut code: Vec<u8>, base: u64) -> rsemu::Result<()> {
+        const PAGE: usize = 4096;
+        code.resize(code.len().next_multiple_of(PAGE), 0xff);
+        let region = Region::rom("code", Arc::new(RomStore::new(code)), RomWrite::Ignore);
+        self.space.topology().map_with_priority(region, base, 1)?;
         Ok(())
     }
 
@@ -145,17 +167,27 @@ impl Machine {
         self.cpu.set_exit_mask(FAULTS);
     }
 
+    /// How often each of [`board::REGIONS`] was accessed.
+    pub fn accesses(&self) -> Vec<(&'static str, u64)> {
+        self.accesses.counts()
+    }
+
     /// Runs a little, or until it sleeps. Devices are called on this thread.
     pub fn run(&self) {
         if self.sleeps() {
             // Has it see whether one of its timers is due.
             self.cpu.run_budget(1);
         }
-        for _ in 0..QUANTUM / SLICE {
+        let mut left = QUANTUM;
+        while left != 0 {
+            let slice = self.slice.load(Ordering::Relaxed).min(left);
             if self.sleeps() {
+                self.slice.store(SLICE, Ordering::Relaxed);
                 break;
             }
-            self.advance(SLICE);
+            self.advance(slice);
+            left -= slice;
+            self.slice.store((2 * slice).min(QUANTUM), Ordering::Relaxed);
         }
     }
 
@@ -300,22 +332,32 @@ fn time_to_ticks(time: Duration) -> u64 {
 }
 
 /// rsemu calls us for an access: what an MMIO exit is to a VMM.
-#[derive(Debug)]
-struct Exits(Bus);
+struct Exits {
+    bus: Bus,
+    accesses: Arc<Accesses>,
+}
+
+impl fmt::Debug for Exits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exits").field("bus", &self.bus).finish_non_exhaustive()
+    }
+}
 
 impl MemOps for Exits {
     fn read(&self, address: u64, data: &mut [u8], attributes: MemAttrs) -> MemResult {
         if attributes.debug {
             return Err(BusError::BadAccess); // it must not have side effects, and ours have
         }
-        self.0.read(address, data).map_err(|_| BusError::Unassigned)
+        self.accesses.note(address);
+        self.bus.read(address, data).map_err(|_| BusError::Unassigned)
     }
 
     fn write(&self, address: u64, data: &[u8], attributes: MemAttrs) -> MemResult {
         if attributes.debug {
             return Err(BusError::BadAccess);
         }
-        self.0.write(address, data).map_err(|_| BusError::Unassigned)
+        self.accesses.note(address);
+        self.bus.write(address, data).map_err(|_| BusError::Unassigned)
     }
 }
 

@@ -5,7 +5,7 @@ mod devicetree;
 mod gic;
 mod machine;
 
-use std::{error::Error, fs, sync::Arc, time::Duration};
+use std::{error::Error, fs, path::Path, sync::Arc, time::Duration};
 
 use devisor::{backends::recorder::Recorder, time::ManualClock};
 use vm_memory::{Bytes, GuestAddress};
@@ -19,6 +19,7 @@ use crate::{
 };
 use board::Board;
 use machine::Machine;
+pub use machine::TICKS_PER_SECOND;
 
 pub struct Arm64 {
     machine: Machine,
@@ -29,8 +30,15 @@ pub struct Arm64 {
 impl Arm64 {
     pub fn new(plan: &Plan<'_>) -> Result<Self, Box<dyn Error>> {
         let ram = plan.options.devices.memory(&board::ROOM, &plan.options.initrd)?;
-        load(plan.options, &ram)?;
-        let (machine, pins) = Machine::new(&plan.options.engine, &ram, board::KERNEL, board::DEVICE_TREE)?;
+        let (entry, x0) = match &plan.options.firmware {
+            None => (board::KERNEL, board::DEVICE_TREE),
+            Some(_) => (board::CODE.base, 0),
+        };
+        let (machine, pins) = Machine::new(&plan.options.engine, &ram, entry, x0)?;
+        match &plan.options.firmware {
+            None => load(plan.options, &ram)?,
+            Some(image) => load_firmware(plan.options, image, &ram, &machine)?,
+        }
         // The guest's time is all the time there is: the clock stands still while the guest does.
         let clock = Arc::new(ManualClock::new(board::EPOCH));
         let recorder = Recorder::builder().clock(clock.clone()).capacity(1 << 20).build();
@@ -88,6 +96,10 @@ impl Wing for Arm64 {
         &self.recorder
     }
 
+    fn accesses(&self) -> Vec<(&'static str, u64)> {
+        self.machine.accesses()
+    }
+
     fn facts(&self, options: &Options) -> Facts {
         board::facts(options)
     }
@@ -100,16 +112,8 @@ fn load(options: &Options, ram: &Ram) -> Result<(), Box<dyn Error>> {
         return Err(format!("{} is not an arm64 boot Image", options.kernel.display()).into());
     }
     let initrd = fs::read(&options.initrd)?;
-    // The kernel's self-tests of its ciphers take as long as all the rest of its boot, and test nothing of ours.
-    let mut command_line = "console=ttyAMA0 panic=1 cryptomgr.notests".to_owned();
-    command_line += options.devices.command_line();
-    if options.transport == Transport::PciIntx {
-        command_line += " pci=nomsi";
-    }
     let initrd_range = board::INITRD..board::INITRD + initrd.len() as u64;
-    let places = board::places(options);
-    let (gic, iommu) = (options.gic, options.iommu);
-    let tree = devicetree::build(&command_line, initrd_range, gic, options.transport, &places, iommu)?;
+    let tree = devicetree::build(options, Some((command_line(options), initrd_range)))?;
     for (data, address, what) in [
         (&kernel, board::KERNEL, "kernel"),
         (&tree, board::DEVICE_TREE, "device tree"),
@@ -120,4 +124,27 @@ fn load(options: &Options, ram: &Ram) -> Result<(), Box<dyn Error>> {
             .map_err(|error| format!("the {what} does not fit into RAM: {error}"))?;
     }
     Ok(())
+}
+
+/// Puts firmware where the core begins, and the device tree where it looks for it.
+fn load_firmware(options: &Options, image: &Path, ram: &Ram, machine: &Machine) -> Result<(), Box<dyn Error>> {
+    let code = fs::read(image)?;
+    if code.len() as u64 > board::CODE.len {
+        return Err(format!("{} has more than 64 MiB, the room for firmware", image.display()).into());
+    }
+    machine.plug_code(code, board::CODE.base)?;
+    let tree = devicetree::build(options, None)?;
+    ram.memory()
+        .write_slice(&tree, GuestAddress(board::FIRMWARE_DEVICE_TREE))?;
+    Ok(())
+}
+
+pub fn command_line(options: &Options) -> String {
+    // The kernel's self-tests of its ciphers take as long as all the rest of its boot, and test nothing of ours.
+    let mut line = "console=ttyAMA0 panic=1 cryptomgr.notests".to_owned();
+    line += options.devices.command_line();
+    if options.transport == Transport::PciIntx {
+        line += " pci=nomsi";
+    }
+    line + options.of_measurement()
 }

@@ -15,16 +15,18 @@ use devisor::{
     pci,
     platform::{
         acpi_pm::{self, AcpiPmConfig, AcpiPmPlace},
-        i8042, mc146818, reset_control, uart16550,
+        fw_cfg, i8042, mc146818, reset_control, uart16550,
     },
     virtio::transport::mmio,
 };
 
 use super::board;
-use crate::{
-    options::{Chips, Options},
-    virtio::Window,
-};
+use crate::options::{Chips, Options};
+
+/// The same tables for firmware that places them itself.
+pub fn files(options: &Options) -> Result<[(&'static str, Vec<u8>); 3], BoardError> {
+    Ok(build(board::TABLES.base, options)?.files())
+}
 
 /// The tables as they are to be at `base`: first of all what the guest looks for (ACPI Specification 6.5, section 5.2.5).
 pub fn build(base: u64, options: &Options) -> Result<Tables, BoardError> {
@@ -54,9 +56,12 @@ fn parts(options: &Options) -> Vec<Part> {
         acpi_pm::describe(&AcpiPmConfig::default(), place, sci),
         reset_control::describe(),
     ];
+    if options.firmware.is_some() {
+        parts.push(fw_cfg::describe(board::FW_CFG as u16));
+    }
     parts.extend(pc::describe(&PcConfig::default()));
     if options.transport.is_pci() {
-        parts.push(pci::describe(bus(options.chips)));
+        parts.push(pci::describe(bus(options)));
     } else {
         parts.extend(board::places(options).iter().map(|place| {
             let line = Wire::level(board::mmio_gsi(place, options.chips));
@@ -67,7 +72,8 @@ fn parts(options: &Options) -> Vec<Part> {
 }
 
 /// The one bus there is.
-fn bus(chips: Chips) -> PciHost {
+fn bus(options: &Options) -> PciHost {
+    let chips = options.chips;
     let wire = |wire| {
         let wire = Wire::level(board::wire_gsi(wire, chips));
         match chips {
@@ -75,7 +81,6 @@ fn bus(chips: Chips) -> PciHost {
             Chips::Pic => wire.shared(),
         }
     };
-    let Window { base, len } = board::PCI_MEMORY;
     let ports = |base: u16, end: u32| PortWindow {
         base,
         len: end - u32::from(base),
@@ -86,7 +91,10 @@ fn bus(chips: Chips) -> PciHost {
         ecam: Some(board::PCI_CONFIG.base),
         config_ports: true,
         buses: 0..=0,
-        memory: vec![(base, len)],
+        memory: board::pci_memory(options)
+            .iter()
+            .map(|window| (window.base, window.len))
+            .collect(),
         ports: vec![ports(0, own.into()), ports(own + 8, 0x1_0000)],
         wires: [wire(0), wire(1), wire(2), wire(3)],
     }

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     error::Error,
+    fs,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -22,6 +23,8 @@ use devisor::{
     interrupt::{LevelInterrupt, MsiMessage, RequesterId},
     platform::{
         acpi_pm::{AcpiPm, AcpiPmConfig},
+        cfi_flash::CfiFlashConfig,
+        fw_cfg::{FwCfg, FwCfgPorts},
         i8042::{I8042, I8042Lines},
         mc146818::{self, Mc146818},
         reset_control::{self, ResetControl},
@@ -30,6 +33,7 @@ use devisor::{
 };
 
 use super::{
+    chipset,
     clock::{Calendar, GuestClock, HZ},
     controller::Attention,
     machine::Around,
@@ -38,6 +42,7 @@ use super::{
 use crate::{
     counts::{By, Id, Rows, Source},
     devices::Devices,
+    firmware,
     more::Room,
     options::{Chips, Options},
     ram::Ram,
@@ -71,10 +76,31 @@ pub const PM_EVENTS: u64 = 0x600;
 pub const PM_CONTROL: u64 = 0x604;
 pub const PM_TIMER: u64 = 0x608;
 pub const GPES: u64 = 0x620;
+pub const FW_CFG: u64 = 0x510;
 pub const PCI_PORTS: u64 = 0xcf8;
 
+/// Where firmware places BARs, besides [`PCI_MEMORY`]: up to where it has its flash.
+const PCI_MEMORY_BELOW_CONFIG: Window = window(0xd000_0000, 0x1000_0000);
+const PCI_MEMORY_ABOVE_CONFIG: Window = window(0xe010_0000, 0x1bf0_0000);
+
+/// Where BARs may be.
+pub fn pci_memory(options: &Options) -> Vec<Window> {
+    match options.firmware {
+        None => vec![PCI_MEMORY],
+        Some(_) => vec![PCI_MEMORY, PCI_MEMORY_BELOW_CONFIG, PCI_MEMORY_ABOVE_CONFIG],
+    }
+}
+
+/// Where firmware with so much code keeps its settings: before the code, both together a power of two. `None` if that is too much.
+pub fn settings(code: u64) -> Option<Window> {
+    const MOST: u64 = 8 << 20;
+    let all = code.next_power_of_two();
+    let len = all - code;
+    (code <= MOST && len != 0).then(|| window((1 << 32) - all, len))
+}
+
 /// Where each device's part of an address space begins, ports and memory together: what is below the next one is its own.
-pub const REGIONS: [(u64, &str); 16] = [
+pub const REGIONS: [(u64, &str); 17] = [
     (0, "other ports"),
     (0x20, "8259"),
     (0x40, "8254"),
@@ -91,6 +117,7 @@ pub const REGIONS: [(u64, &str); 16] = [
     (PCI_MEMORY.base + PCI_MEMORY.len, "virtio-mmio"),
     (PCI_CONFIG.base, "PCI, ECAM"),
     (IOAPIC.base, "IOAPIC"),
+    (0xfee0_0000, "local APICs"),
 ];
 
 pub const KEYBOARD_IRQ: Irq = Irq(1);
@@ -239,6 +266,7 @@ impl Board {
         clock: &Arc<GuestClock>,
         attention: &[Attention],
         recorder: &Recorder,
+        fw_cfg: Option<FwCfg>,
     ) -> Result<(Self, Around), Box<dyn Error>> {
         let options = plan.options;
         let config = LocalApicsConfig {
@@ -313,6 +341,16 @@ impl Board {
             ports.insert(port, len, device)?;
         }
 
+        if let Some(image) = &options.firmware {
+            rtc.set_memory_size(RAM.len, 0);
+            let fw_cfg = fw_cfg.ok_or("firmware asks for its machine")?;
+            ports.insert(FW_CFG, FwCfgPorts::SIZE, Arc::new(fw_cfg.ports()))?;
+            if let Some(window) = settings(fs::metadata(image)?.len()) {
+                let settings = firmware::settings(image, window, CfiFlashConfig::PC)?;
+                in_memory.insert(window.base, window.len, Arc::new(settings))?;
+            }
+        }
+
         let acknowledged = Arc::new(Acknowledged::new(Arc::clone(plan.watch)));
         acknowledged.look_at(pc.ioapic());
         let slots = match options.transport {
@@ -338,8 +376,12 @@ impl Board {
                     recorder.wrap_sink(MESSAGE_LINE, messages),
                 )?;
                 in_memory.insert(PCI_CONFIG.base, PCI_CONFIG.len, Arc::new(root.ecam()))?;
-                let window = root.memory_window(PCI_MEMORY.base);
-                in_memory.insert(PCI_MEMORY.base, PCI_MEMORY.len, Arc::new(window))?;
+                for Window { base, len } in pci_memory(options) {
+                    in_memory.insert(base, len, Arc::new(root.memory_window(base)))?;
+                }
+                if options.firmware.is_some() {
+                    chipset::plug(&root)?;
+                }
                 ports.insert(PCI_PORTS, 8, Arc::new(root.config_ports().beside(reset)))?;
                 Slots::Pci(options.rings, root)
             }

@@ -5,10 +5,7 @@
 use std::{
     error::Error,
     fmt,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -21,7 +18,7 @@ use rsemu::{
         device::Device,
         error::BusError,
         props::Props,
-        space::{AddressSpace, MemAttrs, MemOps, MemResult, Region, RequesterId},
+        space::{AddressSpace, MemAttrs, MemOps, MemResult, Region, RequesterId, RomStore, RomWrite},
         wire::{IntAck, LocalController, WireIdAllocator},
     },
     cpu::x86::{Variant, X86},
@@ -31,9 +28,10 @@ use super::{
     board::REGIONS,
     clock::GuestClock,
     controller::{Attention, Controller, Inputs},
+    faults::Faults,
     vectors::Acknowledged,
 };
-use crate::{ram::Ram, virtio::Window};
+use crate::{accesses::Accesses, ram::Ram, virtio::Window};
 
 /// How long a core runs before it looks up: 100 microseconds of the guest's time. Where there are others that it may wait for, and
 /// that wait for their turn meanwhile, it is less.
@@ -83,24 +81,10 @@ pub struct Machine {
     accesses: Arc<Accesses>,
 }
 
-/// How often each of [`REGIONS`] was accessed, and last, the local APICs.
-#[derive(Default)]
-struct Accesses([AtomicU64; REGIONS.len() + 1]);
-
-impl Accesses {
-    fn note(&self, address: u64) {
-        let region = REGIONS.partition_point(|(start, _)| *start <= address) - 1;
-        self.0[region].fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn note_apic(&self) {
-        self.0[REGIONS.len()].fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 struct Core {
     cpu: Arc<X86>,
     controller: Arc<Controller>,
+    faults: Faults,
 }
 
 /// What the cores are connected to.
@@ -138,7 +122,11 @@ impl Machine {
             let controller = Arc::new(Controller::new(number, apic, pic, attention, inputs, acknowledged));
             cpu.attach_int_ack("intr", Arc::downgrade(&controller) as Weak<dyn IntAck>);
             cpu.attach_local_controller("intr", Arc::downgrade(&controller) as Weak<dyn LocalController>);
-            connected.push(Core { cpu, controller });
+            connected.push(Core {
+                cpu,
+                controller,
+                faults: Faults::default(),
+            });
         }
 
         let controllers: Vec<_> = connected.iter().map(|core| Arc::clone(&core.controller)).collect();
@@ -147,7 +135,7 @@ impl Machine {
             space.topology().map(region, base)?;
         }
         let Window { base, len } = around.window;
-        let accesses = Arc::<Accesses>::default();
+        let accesses = Arc::new(Accesses::new(&REGIONS));
         let memory = Exits {
             accesses: Arc::clone(&accesses),
             bus: around.memory,
@@ -181,14 +169,23 @@ impl Machine {
         })
     }
 
-    /// How often each of [`REGIONS`] was accessed, and last, the local APICs.
-    pub fn accesses(&self) -> impl Iterator<Item = u64> {
-        self.accesses.0.iter().map(|count| count.load(Ordering::Relaxed))
+    /// How often each of [`REGIONS`] was accessed.
+    pub fn accesses(&self) -> Vec<(&'static str, u64)> {
+        self.accesses.counts()
     }
 
     /// The address space of memory.
     pub fn space(&self) -> &Arc<AddressSpace> {
         &self.space
+    }
+
+    /// Plugs in memory with these bytes that ends where addresses of 32 bits do: cores begin there, and writes to it go nowhere. So a
+    /// hypervisor maps a flash while it shows its contents.
+    pub fn plug_code(&self, code: Vec<u8>) -> rsemu::Result<()> {
+        let base = (1 << 32) - code.len() as u64;
+        let region = Region::rom("code", Arc::new(RomStore::new(code)), RomWrite::Ignore);
+        self.space.topology().map_with_priority(region, base, 1)?;
+        Ok(())
     }
 
     /// Runs each core a little, and not past `deadline`. Devices are called on this thread.
@@ -203,8 +200,7 @@ impl Machine {
             let left = until.saturating_sub(position.ticks());
             if left != 0 && !core.sleeps() {
                 let ran = core.cpu.run(left);
-                // It keeps the translation that has caused a page fault, and would run into it for ever: this drops it.
-                core.cpu.set_sys(core.cpu.sys());
+                core.faults.forget(&core.cpu);
                 position.ran(ran);
             }
             if core.sleeps() {
@@ -280,7 +276,7 @@ impl MemOps for Exits {
         let (controller, address) = self.access(offset, attributes)?;
         match controller.page_offset(address).filter(|_| self.apics) {
             Some(offset) => {
-                self.accesses.note_apic();
+                self.accesses.note(address);
                 controller.read(offset, data);
             }
             None => {
@@ -297,7 +293,7 @@ impl MemOps for Exits {
         let (controller, address) = self.access(offset, attributes)?;
         match controller.page_offset(address).filter(|_| self.apics) {
             Some(offset) => {
-                self.accesses.note_apic();
+                self.accesses.note(address);
                 controller.write(offset, data);
             }
             None => {

@@ -3,17 +3,21 @@
 
 mod acpi;
 mod board;
+mod chipset;
 mod clock;
 mod controller;
+mod faults;
 mod machine;
-mod peer;
 mod vectors;
 
-pub use peer::cpu_time_to_init as cpu_time_on_others;
+pub use board::HIGH;
+
+/// Bytes of RAM.
+pub const RAM: u64 = board::RAM.len;
 
 use std::{error::Error, fs, path::Path, sync::Arc, time::Duration};
 
-use devisor::backends::recorder::Recorder;
+use devisor::{backends::recorder::Recorder, platform::fw_cfg::FwCfg};
 use rsemu::{
     core::{
         device::Device,
@@ -26,6 +30,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::{
     devices::Devices,
+    firmware,
     options::{Chips, Options},
     ram::Ram,
     virtio::Transport,
@@ -46,9 +51,18 @@ impl X86_64 {
         let cores = Cores::new(&plan.options.engine, plan.options.cpus)?;
         let clock = Arc::clone(cores.clock());
         let recorder = Recorder::builder().clock(clock.clone()).capacity(1 << 20).build();
-        let (board, around) = Board::new(plan, &ram, &clock, cores.attention(), &recorder)?;
+        let fw_cfg = plan
+            .options
+            .firmware
+            .as_ref()
+            .map(|_| fw_cfg(plan.options, &ram))
+            .transpose()?;
+        let (board, around) = Board::new(plan, &ram, &clock, cores.attention(), &recorder, fw_cfg)?;
         let machine = Machine::new(cores, &ram, around)?;
-        load(plan.options, &ram, &machine)?;
+        match &plan.options.firmware {
+            None => load(plan.options, &ram, &machine)?,
+            Some(image) => machine.plug_code(firmware_code(image)?)?,
+        }
         Ok(Self {
             machine,
             board,
@@ -103,8 +117,7 @@ impl Wing for X86_64 {
     }
 
     fn accesses(&self) -> Vec<(&'static str, u64)> {
-        let names = board::REGIONS.iter().map(|(_, name)| *name).chain(["local APICs"]);
-        names.zip(self.machine.accesses()).collect()
+        self.machine.accesses()
     }
 
     fn facts(&self, options: &Options) -> Facts {
@@ -136,7 +149,24 @@ fn load(options: &Options, ram: &Ram, machine: &Machine) -> Result<(), Box<dyn E
     Ok(())
 }
 
-fn command_line(options: &Options) -> String {
+/// What firmware asks for, with the tables among it.
+fn fw_cfg(options: &Options, ram: &Ram) -> Result<FwCfg, Box<dyn Error>> {
+    let fw_cfg = firmware::fw_cfg(options, ram, &command_line(options))?;
+    for (name, bytes) in acpi::files(options)? {
+        fw_cfg.add_file(name, bytes)?;
+    }
+    Ok(fw_cfg)
+}
+
+fn firmware_code(image: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
+    let code = fs::read(image).map_err(|error| format!("{}: {error}", image.display()))?;
+    match code.len().is_multiple_of(4096) && board::settings(code.len() as u64).is_some() {
+        true => Ok(code),
+        false => Err(format!("{} is no code of OVMF: OVMF_CODE.fd is", image.display()).into()),
+    }
+}
+
+pub fn command_line(options: &Options) -> String {
     // The kernel's self-tests of its ciphers take as long as all the rest of its boot, and test nothing of ours; nor is there
     // anything to mitigate.
     let mut line = "console=ttyS0 panic=1 nokaslr cryptomgr.notests mitigations=off".to_owned();
@@ -151,5 +181,5 @@ fn command_line(options: &Options) -> String {
     if options.transport == Transport::PciIntx {
         line += " pci=nomsi";
     }
-    line
+    line + options.of_measurement()
 }
