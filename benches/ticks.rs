@@ -187,8 +187,9 @@ fn by_local_apics() -> Cost {
     let (_, apics, cpus) = local_apics(2);
     Box::new(move || {
         let _ = &apics;
-        write(&cpus[0], ICR, 3 << 18 | 0xfd);
-        serve(&cpus[1]);
+        // The first is the one that waits for no start-up.
+        write(&cpus[1], ICR, 3 << 18 | 0xfd);
+        serve(&cpus[0]);
     })
 }
 
