@@ -220,6 +220,7 @@ fn memory_that_may_not_be_locked_is_used_all_the_same() {
             rings,
             registered,
             refused,
+            unpolled: _,
         } = rig.status();
         assert_eq!((rings, registered), (1, 0));
         let refused = refused.expect("why it was not");

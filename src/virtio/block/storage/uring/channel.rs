@@ -1,13 +1,15 @@
 //! A ring, and the requests that are under way in it.
 
-use std::{collections::VecDeque, io, mem, os::fd::AsRawFd, sync::Arc, task::Waker};
+use std::{collections::VecDeque, io, mem, sync::Arc, task::Waker};
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{opcode, types};
 
 use super::{
-    super::{Buffers, Channel, Ended, Operation, Piece, Tag, adapter, file::is_refusal},
+    super::{Buffers, Channel, Ended, Operation, Tag, adapter, file::is_refusal},
     Shared,
+    lane::{FILE, Kind, Lane, NOBODY},
     registered::Registered,
+    transfer::{is_part, straight, transfer},
 };
 use crate::{sync::lock, virtio::Wait};
 
@@ -17,34 +19,14 @@ const BOUNCE: u64 = 64 * 1024;
 const ZEROS: u64 = 256 * 1024;
 /// The most pieces that one operation takes.
 const IOV_MAX: usize = 1024;
-/// Of entries that are no request's.
-const NOBODY: u64 = u64::MAX;
-
-/// The file, as a ring knows it.
-const FILE: types::Fixed = types::Fixed(0);
-
-/// A ring with the file of `shared`.
-pub fn ring(shared: &Shared) -> io::Result<IoUring> {
-    let mut builder = IoUring::builder();
-    builder.dontfork();
-    if let Some(idle) = shared.options.poll_submissions {
-        builder.setup_sqpoll(u32::try_from(idle.as_millis()).unwrap_or(u32::MAX));
-    }
-    let ring = builder.build(shared.options.entries)?;
-    ring.submitter().register_files(&[shared.file.file().as_raw_fd()])?;
-    Ok(ring)
-}
-
 pub struct Ring {
     shared: Arc<Shared>,
-    ring: IoUring,
+    plain: Lane,
+    /// For what is polled for.
+    polled: Option<Lane>,
     waker: Waker,
     requests: Vec<Option<Request>>,
     free: Vec<usize>,
-    /// Entries that the kernel has or is about to get.
-    in_kernel: usize,
-    /// Entries for which the submission queue has had no room.
-    backlog: VecDeque<squeue::Entry>,
     /// Requests that wait at the gate.
     waiting: VecDeque<usize>,
     /// Ended without the kernel, or reaped and not handed over yet.
@@ -69,6 +51,8 @@ struct Request {
     canceled: bool,
     /// Its memory is known to the kernel as registered.
     registered: bool,
+    /// It goes where it is polled for.
+    polled: bool,
 }
 
 /// What the kernel does for a request, or will.
@@ -96,18 +80,24 @@ const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
 impl Ring {
     pub fn new(shared: Arc<Shared>, waker: Waker) -> io::Result<Self> {
-        let ring = ring(&shared)?;
+        let lane = |kind| Lane::new(&shared.file, &shared.options, kind);
+        let plain = lane(Kind::Plain)?;
+        let polled = shared
+            .options
+            .poll_completions
+            .then(|| lane(Kind::Polled))
+            .transpose()?;
         lock(&shared.status).rings += 1;
+        let transfers = polled.as_ref().unwrap_or(&plain);
         Ok(Self {
-            registered: Registered::new(&shared, &ring),
+            registered: Registered::new(&shared, transfers.ring()),
             by_registered: 0,
             shared,
-            ring,
+            plain,
+            polled,
             waker,
             requests: Vec::new(),
             free: Vec::new(),
-            in_kernel: 0,
-            backlog: VecDeque::new(),
             waiting: VecDeque::new(),
             ended: Vec::new(),
             completions: Vec::new(),
@@ -213,6 +203,7 @@ impl Ring {
             buffers,
             step,
             registered,
+            polled,
             ..
         }) = self.requests[index].as_mut()
         else {
@@ -222,9 +213,14 @@ impl Ring {
             (&Step::Straight(count), operation) => {
                 let pieces = &buffers.pieces()[..count];
                 let idle = self.by_registered == 0;
-                let place = match buffers.guest() {
-                    Some(pin) => self.registered.place(&self.ring, &self.shared, pin, pieces, idle),
-                    None => None,
+                // Where transfers go, and nowhere else.
+                let ring = match &self.polled {
+                    None => Some(self.plain.ring()),
+                    Some(lane) => polled.then(|| lane.ring()),
+                };
+                let place = match (buffers.guest(), ring) {
+                    (Some(pin), Some(ring)) => self.registered.place(ring, &self.shared, pin, pieces, idle),
+                    _ => None,
                 };
                 *registered = place.is_some();
                 self.by_registered += usize::from(*registered);
@@ -258,20 +254,12 @@ impl Ring {
             }
             _ => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
         };
-        self.push(entry.user_data(index as u64));
-    }
-
-    fn push(&mut self, entry: squeue::Entry) {
-        self.in_kernel += 1;
-        if !self.backlog.is_empty() || !self.try_push(&entry) {
-            self.backlog.push_back(entry);
-        }
-    }
-
-    fn try_push(&mut self, entry: &squeue::Entry) -> bool {
+        let lane = match &mut self.polled {
+            Some(lane) if *polled => lane,
+            _ => &mut self.plain,
+        };
         // SAFETY: what the entry points to is kept in `requests` or `zeros` until its completion was seen, also when this is dropped.
-        let pushed = |ring: &mut IoUring| unsafe { ring.submission().push(entry) }.is_ok();
-        pushed(&mut self.ring) || self.ring.submit().is_ok() && pushed(&mut self.ring)
+        unsafe { lane.push(entry.user_data(index as u64)) };
     }
 
     /// The kernel has done with the step of a request.
@@ -279,9 +267,17 @@ impl Ring {
         let Some(Some(request)) = self.requests.get_mut(index) else {
             return;
         };
+        // The device has no queue for that any more, or no room there.
+        let unpolled = mem::take(&mut request.polled) && [-libc::EOPNOTSUPP, -libc::EAGAIN].contains(&result);
         let result = match result {
-            code if code == -libc::ECANCELED && request.canceled => {
+            code if request.canceled && (code == -libc::ECANCELED || unpolled) => {
                 self.take(index, Ended::canceled);
+                return;
+            }
+            _ if unpolled => {
+                self.by_registered -= usize::from(mem::take(&mut request.registered));
+                lock(&self.shared.status).unpolled += 1;
+                self.push_step(index);
                 return;
             }
             // The thread that has submitted it has gone.
@@ -362,18 +358,24 @@ impl Ring {
     fn see(&mut self) {
         let mut completions = mem::take(&mut self.completions);
         loop {
-            completions.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+            self.plain.take(&mut completions);
+            if let Some(lane) = &mut self.polled {
+                lane.take(&mut completions);
+            }
             if completions.is_empty() {
                 break;
             }
             for (index, result) in completions.drain(..) {
-                self.in_kernel -= 1;
                 if index != NOBODY {
                     self.stepped(index as usize, result);
                 }
             }
         }
         self.completions = completions;
+    }
+
+    fn lanes(&mut self) -> impl Iterator<Item = &mut Lane> {
+        std::iter::once(&mut self.plain).chain(&mut self.polled)
     }
 }
 
@@ -387,6 +389,8 @@ impl Channel for Ring {
             inside: false,
             canceled: false,
             registered: false,
+            polled: self.polled.is_some()
+                && matches!(operation, Operation::Read { .. } | Operation::Write { fua: false, .. }),
         };
         let index = match self.free.pop() {
             Some(index) => {
@@ -402,16 +406,7 @@ impl Channel for Ring {
     }
 
     fn commit(&mut self) {
-        while let Some(entry) = self.backlog.pop_front() {
-            if !self.try_push(&entry) {
-                self.backlog.push_front(entry);
-                break;
-            }
-        }
-        if !self.ring.submission().is_empty() {
-            // Refused while completions wait to be seen: the next round comes for these, and for what could not be submitted.
-            let _ = self.ring.submit();
-        }
+        self.lanes().for_each(Lane::commit);
     }
 
     fn reap(&mut self, ended: &mut dyn FnMut(Ended)) {
@@ -419,17 +414,12 @@ impl Channel for Ring {
         if !self.waiting.is_empty() {
             self.let_in();
         }
-        if self.ring.submission().cq_overflow() {
-            let _ = self.ring.submit();
-            self.see();
-        }
         self.ended.drain(..).for_each(ended);
-        if !self.ring.submission().is_empty() {
-            // What follows from it.
-            self.commit();
-        }
+        // What follows from it.
+        self.commit();
         if self.by_registered == 0 {
-            self.registered.let_go_of_old(&self.ring, &self.shared);
+            let transfers = self.polled.as_ref().unwrap_or(&self.plain);
+            self.registered.let_go_of_old(transfers.ring(), &self.shared);
         }
     }
 
@@ -441,25 +431,20 @@ impl Channel for Ring {
             }
             self.take(index, Ended::canceled);
         }
-        for entry in mem::take(&mut self.backlog) {
-            self.in_kernel -= 1;
-            if entry.get_user_data() != NOBODY {
-                self.take(entry.get_user_data() as usize, Ended::canceled);
+        let never_seen: Vec<_> = self.lanes().flat_map(Lane::take_back).collect();
+        for index in never_seen {
+            if index != NOBODY {
+                self.take(index as usize, Ended::canceled);
             }
         }
         for request in self.requests.iter_mut().flatten() {
             request.canceled = true;
         }
-        if self.in_kernel != 0 {
-            let every = types::CancelBuilder::any().all();
-            self.push(opcode::AsyncCancel2::new(every).build().user_data(NOBODY));
-        }
+        self.lanes().for_each(Lane::cancel);
     }
 
     fn waits(&mut self, wait: &mut dyn FnMut(Wait)) {
-        if self.in_kernel != 0 {
-            wait(Wait::Readable(self.ring.as_raw_fd()));
-        }
+        self.lanes().filter_map(|lane| lane.wait()).for_each(wait);
     }
 }
 
@@ -467,92 +452,16 @@ impl Drop for Ring {
     /// Nothing touches the memory of requests once this has returned.
     fn drop(&mut self) {
         self.cancel();
-        self.commit();
-        while self.in_kernel != 0 {
+        loop {
             self.see();
             self.commit();
-            if self.in_kernel != 0
-                && self
-                    .ring
-                    .submit_and_wait(1)
-                    .is_err_and(|error| error.raw_os_error() != Some(libc::EINTR))
-            {
-                std::thread::yield_now();
+            match self.lanes().find(|lane| lane.in_kernel() != 0) {
+                Some(lane) => lane.block(),
+                None => break,
             }
         }
-        self.registered.let_go(&self.ring, &self.shared);
+        let transfers = self.polled.as_ref().unwrap_or(&self.plain);
+        self.registered.let_go(transfers.ring(), &self.shared);
         lock(&self.shared.status).rings -= 1;
     }
-}
-
-/// A read or write of `pieces`, `head` bytes before its offset; they lie in the memory that is registered as `place`, if there is one.
-fn transfer(operation: Operation, pieces: &[Piece], head: u64, place: Option<u16>) -> squeue::Entry {
-    let vectors: *const libc::iovec = pieces.as_ptr().cast();
-    let count = pieces.len() as u32;
-    match operation {
-        Operation::Write { offset, fua } => {
-            let (offset, flags) = (offset - head, if fua { libc::RWF_DSYNC } else { 0 });
-            match (pieces, place) {
-                ([piece], Some(place)) => opcode::WriteFixed::new(FILE, piece.as_ptr(), length(piece), place)
-                    .offset(offset)
-                    .rw_flags(flags)
-                    .build(),
-                ([piece], None) => opcode::Write::new(FILE, piece.as_ptr(), length(piece))
-                    .offset(offset)
-                    .rw_flags(flags)
-                    .build(),
-                (_, Some(place)) => opcode::WritevFixed::new(FILE, vectors, count, place)
-                    .offset(offset)
-                    .rw_flags(flags)
-                    .build(),
-                (_, None) => opcode::Writev::new(FILE, vectors, count)
-                    .offset(offset)
-                    .rw_flags(flags)
-                    .build(),
-            }
-        }
-        Operation::Read { offset } => {
-            let offset = offset - head;
-            match (pieces, place) {
-                ([piece], Some(place)) => opcode::ReadFixed::new(FILE, piece.as_ptr(), length(piece), place)
-                    .offset(offset)
-                    .build(),
-                ([piece], None) => opcode::Read::new(FILE, piece.as_ptr(), length(piece))
-                    .offset(offset)
-                    .build(),
-                (_, Some(place)) => opcode::ReadvFixed::new(FILE, vectors, count, place)
-                    .offset(offset)
-                    .build(),
-                (_, None) => opcode::Readv::new(FILE, vectors, count).offset(offset).build(),
-            }
-        }
-        // Only those two are transfers.
-        _ => opcode::Nop::new().build(),
-    }
-}
-
-/// A transfer may be short.
-fn length(piece: &Piece) -> u32 {
-    u32::try_from(piece.len()).unwrap_or(1 << 30)
-}
-
-/// How many of the first pieces direct I/O takes as they are: those whose addresses are multiples of `memory`, and whose lengths are of
-/// `block`.
-fn straight(offset: u64, buffers: &Buffers, block: u64, memory: usize) -> usize {
-    if !offset.is_multiple_of(block) {
-        return 0;
-    }
-    let fits =
-        |piece: &&Piece| (piece.as_ptr() as usize).is_multiple_of(memory) && (piece.len() as u64).is_multiple_of(block);
-    buffers.pieces().iter().take_while(fits).count()
-}
-
-/// Whether what is changed begins or ends within a block.
-fn is_part(operation: &Operation, transferred: u64, block: u64) -> bool {
-    let (offset, len) = match *operation {
-        Operation::Write { offset, .. } => (offset, transferred),
-        Operation::WriteZeroes { offset, len, .. } => (offset, len),
-        _ => return false,
-    };
-    !offset.is_multiple_of(block) || !len.is_multiple_of(block)
 }

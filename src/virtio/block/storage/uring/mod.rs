@@ -2,7 +2,11 @@
 
 mod channel;
 mod gate;
+mod lane;
 mod registered;
+#[cfg(test)]
+mod tests;
+mod transfer;
 
 use std::{
     io,
@@ -14,6 +18,7 @@ use std::{
 use super::{Abilities, AsyncStorage, Channel, FileStorage, Limits, Storage};
 use crate::sync::lock;
 use gate::Gate;
+use lane::{Kind, Lane};
 
 /// A [`FileStorage`] whose requests are under way in the kernel: a ring for each queue, with the file registered, and one system call
 /// for all requests of a round.
@@ -37,6 +42,10 @@ use gate::Gate;
 pub struct UringStorage(Arc<Shared>);
 
 /// How a [`UringStorage`] uses its rings.
+///
+/// *What is not among them*: `IORING_SETUP_SINGLE_ISSUER` and `IORING_SETUP_DEFER_TASKRUN` bind a ring to the thread that has entered it
+/// first. A queue here is served by whoever looks at it, and a device may be dropped elsewhere, where such a ring could neither be asked
+/// what has ended nor be waited for until the kernel has let go of the guest's memory. `IORING_SETUP_COOP_TASKRUN` would leave a completion untold while the thread that has submitted it computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UringOptions {
     /// Entries of the submission queue, a power of two up to 32768. Requests beyond it are submitted by more system calls.
@@ -44,6 +53,16 @@ pub struct UringOptions {
     /// Has a thread of the kernel's look for submissions (`IORING_SETUP_SQPOLL`), so that a busy queue needs no system call; it sleeps
     /// after so long without one. It costs a CPU.
     pub poll_submissions: Option<Duration>,
+    /// Looks for the completions of reads and writes in place of being told (`IORING_SETUP_IOPOLL`): less latency, no interrupt of the
+    /// host's device, and a CPU that is busy for as long as requests are under way. The file has to be open with `O_DIRECT`, and what it is
+    /// on must have queues for that.
+    ///
+    /// *Who looks* is whoever serves the queue: it waits for a time that has come
+    /// ([`Wait::Until`](crate::virtio::Wait::Until) zero), so that it is served again and again, and others in turn with it. With
+    /// [`poll_submissions`](Self::poll_submissions) it is the kernel's thread, and a descriptor is waited for. Everything that cannot be polled
+    /// for (flushes, forced unit access, discards, zeros) goes through another ring beside it, which is waited for as always. Polled
+    /// requests are not canceled: they end.
+    pub poll_completions: bool,
     /// Has each ring register the guest's memory (`IORING_REGISTER_BUFFERS`) with its first request, and again when the map has changed:
     /// then the kernel need not find the pages of a request each time, which costs as much as a small request itself.
     ///
@@ -61,6 +80,7 @@ impl Default for UringOptions {
         Self {
             entries: 256,
             poll_submissions: None,
+            poll_completions: false,
             register_memory: false,
         }
     }
@@ -83,13 +103,17 @@ pub struct UringStatus {
     pub registered: u32,
     /// Why it was refused, when that happened last.
     pub refused: Option<String>,
+    /// Requests that were to be [polled for](UringOptions::poll_completions), which the device then would not: they have gone the plain
+    /// way.
+    pub unpolled: u64,
 }
 
 impl UringStorage {
     /// Over an open file or block device.
     ///
     /// # Errors
-    /// The kernel has no `io_uring`, or not for this process: so an embedder can take another way.
+    /// The kernel has no `io_uring`, or not for this process: so an embedder can take another way. Completions are to be
+    /// [polled for](UringOptions::poll_completions), and the file or what it is on is not fit for that; one block is read to find out.
     pub fn new(file: FileStorage, options: UringOptions) -> io::Result<Self> {
         let shared = Shared {
             file,
@@ -98,7 +122,10 @@ impl UringStorage {
             status: Mutex::default(),
         };
         // Tried once, so that it does not show when the guest runs.
-        channel::ring(&shared)?;
+        Lane::new(&shared.file, &options, Kind::Plain)?;
+        if options.poll_completions {
+            lane::try_polling(&shared.file, &options)?;
+        }
         Ok(Self(Arc::new(shared)))
     }
 

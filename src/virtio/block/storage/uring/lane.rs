@@ -1,0 +1,189 @@
+//! A ring of the kernel's, and what it has not taken or not given back yet.
+
+use std::{
+    collections::VecDeque,
+    io, mem,
+    os::fd::{AsRawFd, RawFd},
+    time::Duration,
+};
+
+use io_uring::{IoUring, opcode, squeue, types};
+
+use super::{
+    super::{Buffers, FileStorage},
+    UringOptions,
+};
+use crate::virtio::Wait;
+
+/// Of entries that are no request's.
+pub const NOBODY: u64 = u64::MAX;
+
+/// The file, as a ring knows it.
+pub const FILE: types::Fixed = types::Fixed(0);
+
+/// For what a ring is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Everything; the kernel says when something has ended.
+    Plain,
+    /// Reads and writes past the host's cache; it is looked whether they have ended (`IORING_SETUP_IOPOLL`).
+    Polled,
+}
+
+pub struct Lane {
+    ring: IoUring,
+    /// Entries that the kernel has or is about to get.
+    in_kernel: usize,
+    /// Entries for which the submission queue has had no room.
+    backlog: VecDeque<squeue::Entry>,
+    /// Nobody but who enters the ring looks whether something has ended.
+    looked_for: bool,
+    /// That was done since completions were taken last.
+    entered: bool,
+}
+
+impl Lane {
+    pub fn new(file: &FileStorage, options: &UringOptions, kind: Kind) -> io::Result<Self> {
+        let mut builder = IoUring::builder();
+        builder.dontfork();
+        // Beside a polled ring the plain one has little to do.
+        let submissions = options
+            .poll_submissions
+            .filter(|_| kind == Kind::Polled || !options.poll_completions);
+        if let Some(idle) = submissions {
+            builder.setup_sqpoll(u32::try_from(idle.as_millis()).unwrap_or(u32::MAX));
+        }
+        if kind == Kind::Polled {
+            builder.setup_iopoll();
+        }
+        let ring = builder.build(options.entries)?;
+        ring.submitter().register_files(&[file.file().as_raw_fd()])?;
+        Ok(Self {
+            ring,
+            in_kernel: 0,
+            backlog: VecDeque::new(),
+            looked_for: kind == Kind::Polled && submissions.is_none(),
+            entered: false,
+        })
+    }
+
+    pub fn ring(&self) -> &IoUring {
+        &self.ring
+    }
+
+    /// Entries that have not come back.
+    pub fn in_kernel(&self) -> usize {
+        self.in_kernel
+    }
+
+    /// # Safety
+    /// What the entry points to stays there until its completion was [taken](Self::take), or this has gone.
+    pub unsafe fn push(&mut self, entry: squeue::Entry) {
+        self.in_kernel += 1;
+        if !self.backlog.is_empty() || !self.try_push(&entry) {
+            self.backlog.push_back(entry);
+        }
+    }
+
+    fn try_push(&mut self, entry: &squeue::Entry) -> bool {
+        // SAFETY: who has pushed it keeps what it points to.
+        let pushed = |ring: &mut IoUring| unsafe { ring.submission().push(entry) }.is_ok();
+        pushed(&mut self.ring) || self.ring.submit().is_ok() && pushed(&mut self.ring)
+    }
+
+    /// Hands the kernel what it has room for.
+    pub fn commit(&mut self) {
+        while let Some(entry) = self.backlog.pop_front() {
+            if !self.try_push(&entry) {
+                self.backlog.push_front(entry);
+                break;
+            }
+        }
+        if !self.ring.submission().is_empty() {
+            // Refused while completions wait to be seen: the next round comes for these, and for what could not be submitted.
+            let _ = self.ring.submit();
+            self.entered = true;
+        }
+    }
+
+    /// Takes completions: whose they are, and with what result. Waits for none.
+    pub fn take(&mut self, completions: &mut Vec<(u64, i32)>) {
+        let overflown = self.ring.submission().cq_overflow();
+        if overflown || self.looked_for && self.in_kernel != 0 && !self.entered {
+            // Interrupted, it is done again in the next round.
+            let _ = self.ring.submit();
+        }
+        self.entered = false;
+        let before = completions.len();
+        completions.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+        self.in_kernel -= completions.len() - before;
+    }
+
+    /// Takes back what the kernel has never seen, by its user data.
+    pub fn take_back(&mut self) -> impl Iterator<Item = u64> + use<> {
+        let backlog = mem::take(&mut self.backlog);
+        self.in_kernel -= backlog.len();
+        backlog.into_iter().map(|entry| entry.get_user_data())
+    }
+
+    /// Has the kernel give back what it has not begun with. A device that is polled does not.
+    pub fn cancel(&mut self) {
+        if self.in_kernel != 0 && !self.looked_for {
+            let every = types::CancelBuilder::any().all();
+            let entry = opcode::AsyncCancel2::new(every).build().user_data(NOBODY);
+            // SAFETY: it points to nothing.
+            unsafe { self.push(entry) };
+        }
+    }
+
+    /// What tells that something has ended: at once, for who has to look.
+    pub fn wait(&self) -> Option<Wait> {
+        match (self.in_kernel, self.looked_for) {
+            (0, _) => None,
+            (_, true) => Some(Wait::Until(Duration::ZERO)),
+            (_, false) => Some(Wait::Readable(self.descriptor())),
+        }
+    }
+
+    fn descriptor(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+
+    /// Waits until something has ended.
+    pub fn block(&mut self) {
+        let waited = self.ring.submit_and_wait(1);
+        if waited.is_err_and(|error| error.raw_os_error() != Some(libc::EINTR)) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Whether requests to `file` can be polled for: one is tried.
+pub fn try_polling(file: &FileStorage, options: &UringOptions) -> io::Result<()> {
+    let Some((block, memory)) = file.direct_alignment() else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "completions cannot be polled for on a file that is open without O_DIRECT: it must be open with it",
+        ));
+    };
+    let mut lane = Lane::new(file, options, Kind::Polled)?;
+    let buffers = Buffers::zeroed(block as usize, memory.max(block as usize));
+    let piece = buffers.pieces()[0];
+    let entry = opcode::Read::new(FILE, piece.as_ptr(), block as u32).build();
+    // SAFETY: the buffers are there until it has ended.
+    unsafe { lane.push(entry) };
+    let mut ended = Vec::new();
+    while ended.is_empty() {
+        lane.block();
+        lane.take(&mut ended);
+    }
+    match ended[0].1 {
+        0.. => Ok(()),
+        code if code == -libc::EOPNOTSUPP => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "completions cannot be polled for, as what the file is on has no queue for that: a device that has one is accepted \
+             (an NVMe disk with `nvme.poll_queues`, say)",
+        )),
+        code => Err(io::Error::from_raw_os_error(-code)),
+    }
+}

@@ -1,0 +1,262 @@
+//! Polled rings where the device has no queue for that: some file systems end polled writes all the same, and refuse polled reads.
+
+use std::{
+    env,
+    fs::{self, File, OpenOptions},
+    os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use super::{
+    super::{Buffers, Ended, Operation, Outcome, Tag},
+    channel::Ring,
+    *,
+};
+use crate::virtio::Wait;
+
+const BLOCK: usize = 4096;
+const BLOCKS: usize = 64;
+
+struct Rig {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    ring: Ring,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Rig {
+    /// `None` where this cannot be tried.
+    fn new(poll_submissions: Option<Duration>) -> Option<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("devisor-polled-{}-{number}", process::id()));
+        fs::write(&path, vec![0x11; BLOCKS * BLOCK]).expect("room");
+        File::open(&path)
+            .and_then(|file| file.sync_all())
+            .expect("it is written");
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_DIRECT);
+        let file = options
+            .open(&path)
+            .and_then(|file| FileStorage::new(file).map_err(io::Error::other));
+        let options = UringOptions {
+            poll_submissions,
+            poll_completions: true,
+            ..UringOptions::default()
+        };
+        let opened = file.and_then(|file| {
+            let shared = Arc::new(Shared {
+                file,
+                options,
+                gate: Gate::default(),
+                status: Mutex::default(),
+            });
+            let ring = Ring::new(Arc::clone(&shared), Waker::noop().clone())?;
+            Ok((shared, ring))
+        });
+        match opened {
+            Ok((shared, ring)) => Some(Self { path, shared, ring }),
+            Err(error) => {
+                let _ = fs::remove_file(&path);
+                println!("skipped: no polled io_uring, or no direct I/O: {error}");
+                None
+            }
+        }
+    }
+
+    fn submit(&mut self, tag: u64, operation: Operation, value: u8) {
+        let buffers = match operation.is_transfer() {
+            true => Buffers::zeroed(BLOCK, BLOCK),
+            false => Buffers::default(),
+        };
+        buffers.fill(value);
+        self.ring.submit(Tag(tag), operation, buffers);
+    }
+
+    fn waits(&mut self) -> Vec<Wait> {
+        let mut waits = Vec::new();
+        self.ring.waits(&mut |wait| waits.push(wait));
+        waits
+    }
+
+    /// As an event loop does, until `count` have ended.
+    fn end(&mut self, count: usize) -> Vec<Ended> {
+        let mut all = Vec::new();
+        self.ring.commit();
+        while all.len() < count {
+            self.ring.reap(&mut |ended| all.push(ended));
+            let waits = self.waits();
+            assert!(
+                all.len() == count || !waits.is_empty(),
+                "what is under way is waited for"
+            );
+            let descriptors = waits.iter().filter_map(|wait| match *wait {
+                Wait::Readable(descriptor) => Some(libc::pollfd {
+                    fd: descriptor,
+                    events: libc::POLLIN,
+                    revents: 0,
+                }),
+                _ => None,
+            });
+            let mut polled: Vec<_> = descriptors.collect();
+            if !waits.is_empty() && polled.len() == waits.len() {
+                // SAFETY: as many structures as are told.
+                let there = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as _, 20_000) };
+                assert!(there > 0, "it ends, and the descriptor tells");
+            }
+        }
+        assert_eq!(all.len(), count);
+        all
+    }
+
+    /// How many were not polled for.
+    fn unpolled(&self) -> u64 {
+        lock(&self.shared.status).unpolled
+    }
+}
+
+fn write(block: usize) -> Operation {
+    Operation::Write {
+        offset: (block * BLOCK) as u64,
+        fua: false,
+    }
+}
+
+fn read(block: usize) -> Operation {
+    Operation::Read {
+        offset: (block * BLOCK) as u64,
+    }
+}
+
+/// Writes all blocks, and reads them, by whichever way the host lets each go.
+fn whatever_the_host_polls_for_is_done(poll_submissions: Option<Duration>) {
+    let Some(mut rig) = Rig::new(poll_submissions) else {
+        return;
+    };
+    (0..BLOCKS).for_each(|block| rig.submit(block as u64, write(block), block as u8));
+    let mut ended = rig.end(BLOCKS);
+    ended.sort_by_key(|ended| ended.tag);
+    for (
+        tag,
+        Ended {
+            tag: Tag(was), outcome, ..
+        },
+    ) in (0..).zip(ended)
+    {
+        assert!(
+            was == tag && matches!(outcome, Outcome::Done(Ok(4096))),
+            "{was}: {outcome:?}"
+        );
+    }
+    if rig.unpolled() == BLOCKS as u64 {
+        println!("skipped: this host polls for no writes either");
+    }
+    assert_eq!(rig.waits(), [], "nothing is under way");
+    (0..BLOCKS).for_each(|block| rig.submit(block as u64, read(block), 0xee));
+    for Ended {
+        tag: Tag(tag),
+        buffers,
+        outcome,
+    } in rig.end(BLOCKS)
+    {
+        assert!(matches!(outcome, Outcome::Done(Ok(4096))), "{tag}: {outcome:?}");
+        let mut data = [0; BLOCK];
+        buffers.read(0, &mut data);
+        assert_eq!(data, [tag as u8; BLOCK]);
+    }
+    assert_eq!(rig.waits(), []);
+}
+
+#[test]
+fn who_serves_looks_for_what_has_ended() {
+    whatever_the_host_polls_for_is_done(None);
+}
+
+#[test]
+fn the_kernels_thread_looks_for_what_has_ended_and_the_descriptor_tells() {
+    whatever_the_host_polls_for_is_done(Some(Duration::from_millis(5)));
+}
+
+#[test]
+fn what_cannot_be_polled_for_goes_another_way_beside_what_is() {
+    let Some(mut rig) = Rig::new(None) else { return };
+    (0..8).for_each(|block| rig.submit(block as u64, write(block), 7));
+    rig.submit(100, Operation::Flush, 0);
+    rig.submit(
+        101,
+        Operation::Write {
+            offset: (9 * BLOCK) as u64,
+            fua: true,
+        },
+        9,
+    );
+    let (offset, len) = ((20 * BLOCK) as u64, (3 * BLOCK) as u64);
+    rig.submit(
+        102,
+        Operation::WriteZeroes {
+            offset,
+            len,
+            may_unmap: false,
+        },
+        0,
+    );
+    rig.submit(103, Operation::Discard { offset: 40 * 4096, len }, 0);
+    rig.ring.commit();
+    let waits = rig.waits();
+    assert!(waits.contains(&Wait::Until(Duration::ZERO)), "{waits:?}");
+    assert!(waits.iter().any(|wait| matches!(wait, Wait::Readable(_))), "{waits:?}");
+    for Ended { tag, outcome, .. } in rig.end(12) {
+        assert!(matches!(outcome, Outcome::Done(Ok(_))), "{tag:?}: {outcome:?}");
+    }
+    let now = fs::read(&rig.path).expect("it is there");
+    assert_eq!(now[..8 * BLOCK], [7; 8 * BLOCK]);
+    assert_eq!(now[9 * BLOCK..10 * BLOCK], [9; BLOCK]);
+    assert_eq!(now[20 * BLOCK..23 * BLOCK], [0; 3 * BLOCK]);
+    assert_eq!(now[19 * BLOCK..20 * BLOCK], [0x11; BLOCK]);
+}
+
+#[test]
+fn a_cancel_ends_all_and_a_channel_that_goes_waits_for_the_device() {
+    for _ in 0..20 {
+        let Some(mut rig) = Rig::new(None) else { return };
+        (0..BLOCKS).for_each(|block| rig.submit(block as u64, write(block), 3));
+        rig.ring.commit();
+        rig.ring.cancel();
+        (0..BLOCKS).for_each(|block| rig.submit((BLOCKS + block) as u64, read(block), 0));
+        let ended = rig.end(2 * BLOCKS);
+        let begun = |ended: &&Ended| matches!(ended.outcome, Outcome::Done(Ok(4096)));
+        assert!(
+            ended.iter().filter(begun).count() >= BLOCKS,
+            "what came after the cancel is done"
+        );
+        // Gone with requests under way.
+        (0..BLOCKS).for_each(|block| rig.submit(block as u64, write(block), 4));
+        rig.ring.commit();
+    }
+}
+
+#[test]
+fn a_storage_says_beforehand_that_it_cannot_poll() {
+    let Some(rig) = Rig::new(None) else { return };
+    let options = rig.shared.options;
+    let cached = FileStorage::open(&rig.path).expect("a storage");
+    let error = UringStorage::new(cached, options).expect_err("it is open without O_DIRECT");
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    assert!(error.to_string().contains("O_DIRECT"), "{error}");
+    let direct = rig.shared.file.file().try_clone().expect("a descriptor");
+    let direct = FileStorage::new(direct).expect("a storage");
+    match UringStorage::new(direct, options) {
+        Ok(_) => println!("skipped: this host has a queue to poll"),
+        Err(error) => {
+            assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+            assert!(error.to_string().contains("no queue for that"), "{error}");
+        }
+    }
+}
