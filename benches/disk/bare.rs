@@ -1,10 +1,10 @@
-//! A ring, as many reads or writes in it as its depth, and nothing else.
+//! A ring, as many reads or writes in it as its depth, and nothing else: waited for in the ring, or as who waits for other things as well.
 
 use std::{fs::File, os::fd::AsRawFd};
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::{Side, Work};
+use super::{Side, Work, waiter::Waiter};
 
 pub struct Bare {
     work: Work,
@@ -13,6 +13,8 @@ pub struct Bare {
     offsets: Box<dyn FnMut() -> u64 + Send>,
     /// Its memory is known to the kernel.
     registered: bool,
+    /// By which it waits, if not in the ring.
+    waiter: Option<Waiter>,
     _file: File,
 }
 
@@ -41,7 +43,7 @@ impl Drop for Memory {
 }
 
 impl Bare {
-    pub fn new(work: Work, file: File, seed: u64, registered: bool) -> Self {
+    pub fn new(work: Work, file: File, seed: u64, registered: bool, waiter: Option<Waiter>) -> Self {
         let ring = IoUring::new(256).expect("io_uring");
         ring.submitter()
             .register_files(&[file.as_raw_fd()])
@@ -60,6 +62,7 @@ impl Bare {
             ring,
             memory,
             registered,
+            waiter,
             offsets: Box::new(work.offsets(seed)),
             _file: file,
         }
@@ -93,7 +96,17 @@ impl Side for Bare {
         let (mut asked, mut done) = (first, 0);
         let mut ended = Vec::new();
         while done < requests {
-            self.ring.submit_and_wait(1).expect("submitted");
+            match &mut self.waiter {
+                None => _ = self.ring.submit_and_wait(1).expect("submitted"),
+                Some(waiter) => {
+                    if !self.ring.submission().is_empty() {
+                        self.ring.submit().expect("submitted");
+                    }
+                    if self.ring.completion().is_empty() {
+                        waiter.wait(self.ring.as_raw_fd());
+                    }
+                }
+            }
             ended.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
             for (slot, result) in ended.drain(..) {
                 assert_eq!(result, self.work.len as i32);

@@ -3,6 +3,7 @@
 mod bare;
 mod fio;
 mod ours;
+mod waiter;
 
 use std::{
     env,
@@ -169,18 +170,27 @@ enum Who {
     /// With memory registered.
     BareRegistered,
     OursRegistered,
+    /// Waits as who waits for other things as well.
+    BareWaiting,
 }
 
 impl Who {
-    const ALL: [Self; 4] = [Self::Bare, Self::Ours, Self::BareRegistered, Self::OursRegistered];
+    const ALL: [Self; 5] = [
+        Self::Bare,
+        Self::Ours,
+        Self::BareRegistered,
+        Self::OursRegistered,
+        Self::BareWaiting,
+    ];
 
     fn sides(self, work: Work, files: &Files) -> Vec<Box<dyn Side>> {
         let registered = matches!(self, Self::BareRegistered | Self::OursRegistered);
         match self {
-            Self::Bare | Self::BareRegistered => (0..work.queues)
+            Self::Bare | Self::BareRegistered | Self::BareWaiting => (0..work.queues)
                 .map(|queue| {
                     let file = work.open(files);
-                    Box::new(bare::Bare::new(work, file, queue.into(), registered)) as Box<dyn Side>
+                    let waiter = (self == Self::BareWaiting).then(waiter::Waiter::new);
+                    Box::new(bare::Bare::new(work, file, queue.into(), registered, waiter)) as Box<dyn Side>
                 })
                 .collect(),
             Self::Ours | Self::OursRegistered => ours::new(work, work.open(files), registered),
@@ -310,7 +320,7 @@ pub fn main() {
             by_fio.extend(fio::turn(&work, work.path(&files)));
             beside_fio.push(turn(&mut sides[1], requests));
         }
-        let [bare, ours, bare_registered, ours_registered] = taken;
+        let [bare, ours, bare_registered, ours_registered, bare_waiting] = taken;
         let calls = |who| {
             if test {
                 None
@@ -330,6 +340,13 @@ pub fn main() {
             calls_of_bare.map_or(String::new(), |calls| format!("; {calls:.2} system calls"))
         );
         compare("ours beside it", &ours, &bare, calls(1));
+        compare(
+            "a bare loop that waits for descriptors, beside it",
+            &bare_waiting,
+            &bare,
+            calls(4),
+        );
+        compare("ours beside that one", &ours, &bare_waiting, None);
         compare("ours, memory registered, beside it", &ours_registered, &bare, calls(3));
         compare(
             "the same beside a bare loop that has it registered",

@@ -20,7 +20,7 @@ use devisor::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::{Side, Work};
+use super::{Side, Work, waiter::Waiter};
 
 const SIZE: u16 = 512;
 /// Memory of a queue.
@@ -48,6 +48,7 @@ struct Guest {
     work: Work,
     device: Arc<VirtioMmio<Block>>,
     waits: Waits,
+    waiter: Waiter,
     index: QueueIndex,
     base: *mut u8,
     _memory: Arc<GuestMemoryMmap>,
@@ -122,6 +123,7 @@ pub fn new(work: Work, file: File, register_memory: bool) -> Vec<Box<dyn Side>> 
             work,
             device: Arc::clone(&device),
             waits: waits.clone(),
+            waiter: Waiter::new(),
             index: QueueIndex(index),
             base: memory.get_host_address(GuestAddress(base)).expect("in memory"),
             _memory: Arc::clone(&memory),
@@ -194,14 +196,7 @@ impl Side for Guest {
             // The embedder: the doorbell has rung, or what the device waits for is there.
             if !kicked {
                 let fd = self.waits.0[usize::from(self.index.0)].load(Ordering::SeqCst);
-                let mut polled = libc::pollfd {
-                    fd,
-                    events: libc::POLLIN,
-                    revents: 0,
-                };
-                // SAFETY: one structure.
-                let there = unsafe { libc::poll(&raw mut polled, 1, 10_000) };
-                assert_eq!(there, 1, "it ends");
+                self.waiter.wait(fd);
             }
             while self.device.serve(self.index) {}
             let before = self.avail;

@@ -357,18 +357,13 @@ impl Ring {
     /// Sees what the kernel has done with.
     fn see(&mut self) {
         let mut completions = mem::take(&mut self.completions);
-        loop {
-            self.plain.take(&mut completions);
-            if let Some(lane) = &mut self.polled {
-                lane.take(&mut completions);
-            }
-            if completions.is_empty() {
-                break;
-            }
-            for (index, result) in completions.drain(..) {
-                if index != NOBODY {
-                    self.stepped(index as usize, result);
-                }
+        self.plain.take(&mut completions);
+        if let Some(lane) = &mut self.polled {
+            lane.take(&mut completions);
+        }
+        for (index, result) in completions.drain(..) {
+            if index != NOBODY {
+                self.stepped(index as usize, result);
             }
         }
         self.completions = completions;

@@ -36,6 +36,10 @@ pub struct Lane {
     in_kernel: usize,
     /// Entries for which the submission queue has had no room.
     backlog: VecDeque<squeue::Entry>,
+    /// Some are in the submission queue, and nobody there takes them.
+    pushed: bool,
+    /// A thread of the kernel's takes them.
+    by_thread: bool,
     /// Nobody but who enters the ring looks whether something has ended.
     looked_for: bool,
     /// That was done since completions were taken last.
@@ -62,6 +66,8 @@ impl Lane {
             ring,
             in_kernel: 0,
             backlog: VecDeque::new(),
+            pushed: false,
+            by_thread: submissions.is_some(),
             looked_for: kind == Kind::Polled && submissions.is_none(),
             entered: false,
         })
@@ -88,6 +94,7 @@ impl Lane {
     fn try_push(&mut self, entry: &squeue::Entry) -> bool {
         // SAFETY: who has pushed it keeps what it points to.
         let pushed = |ring: &mut IoUring| unsafe { ring.submission().push(entry) }.is_ok();
+        self.pushed = true;
         pushed(&mut self.ring) || self.ring.submit().is_ok() && pushed(&mut self.ring)
     }
 
@@ -99,17 +106,22 @@ impl Lane {
                 break;
             }
         }
-        if !self.ring.submission().is_empty() {
-            // Refused while completions wait to be seen: the next round comes for these, and for what could not be submitted.
-            let _ = self.ring.submit();
+        if self.pushed {
+            // Refused, as when completions wait to be seen or the kernel has no memory: there is another round for what is left. A thread
+            // of the kernel's takes its time.
+            let submitted = self.ring.submit();
             self.entered = true;
+            self.pushed = submitted.is_err() || !self.by_thread && !self.ring.submission().is_empty();
         }
     }
 
     /// Takes completions: whose they are, and with what result. Waits for none.
     pub fn take(&mut self, completions: &mut Vec<(u64, i32)>) {
+        if self.in_kernel == 0 {
+            return;
+        }
         let overflown = self.ring.submission().cq_overflow();
-        if overflown || self.looked_for && self.in_kernel != 0 && !self.entered {
+        if overflown || self.looked_for && !self.entered {
             // Interrupted, it is done again in the next round.
             let _ = self.ring.submit();
         }
@@ -136,9 +148,10 @@ impl Lane {
         }
     }
 
-    /// What tells that something has ended: at once, for who has to look.
+    /// What tells that something has ended: at once, for who has to look, or has to submit again.
     pub fn wait(&self) -> Option<Wait> {
-        match (self.in_kernel, self.looked_for) {
+        let again = self.looked_for || self.pushed || !self.backlog.is_empty();
+        match (self.in_kernel, again) {
             (0, _) => None,
             (_, true) => Some(Wait::Until(Duration::ZERO)),
             (_, false) => Some(Wait::Readable(self.descriptor())),

@@ -158,6 +158,7 @@ fn whatever_the_host_polls_for_is_done(poll_submissions: Option<Duration>) {
     if rig.unpolled() == BLOCKS as u64 {
         println!("skipped: this host polls for no writes either");
     }
+    let before = rig.unpolled();
     assert_eq!(rig.waits(), [], "nothing is under way");
     (0..BLOCKS).for_each(|block| rig.submit(block as u64, read(block), 0xee));
     for Ended {
@@ -172,6 +173,10 @@ fn whatever_the_host_polls_for_is_done(poll_submissions: Option<Duration>) {
         assert_eq!(data, [tag as u8; BLOCK]);
     }
     assert_eq!(rig.waits(), []);
+    // What was tried beforehand is what comes of it.
+    let refused = lane::try_polling(&rig.shared.file, &rig.shared.options).is_err();
+    assert_eq!(rig.unpolled() - before, if refused { BLOCKS as u64 } else { 0 });
+    println!("{} reads were polled for", if refused { "no" } else { "all" });
 }
 
 #[test]
