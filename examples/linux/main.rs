@@ -149,6 +149,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
         verdict::queues(&console, options, requests),
     ));
     more.extend(verdict::fio(&console, &data).map(|check| ("the image has what fio wrote", check)));
+    more.extend(verdict::verify(&console, &data).map(|check| ("the image has what was verified", check)));
     more.extend(tool.map(|check| ("the image is in order", check)));
     let verdict = verdict::check(verdict::Evidence {
         facts: &wing.facts(options),

@@ -196,6 +196,43 @@ pub fn fio(console: &str, disk: &Path) -> Option<Check> {
     }))
 }
 
+/// If there is our own `verify` in the guest: whether it has verified what it wrote, and that is in the image.
+pub fn verify(console: &str, disk: &Path) -> Option<Check> {
+    line(console, "verify begins").ok()?;
+    Some(line(console, "verify verified ").and_then(|verified| {
+        let left = console
+            .lines()
+            .filter_map(|line| line.strip_prefix("guest: verify left "));
+        let mut files = 0;
+        for (number, name) in (0..).zip(left) {
+            let found = e2fsprogs("debugfs", &["-R", &format!("cat {name}")], disk);
+            let found = found.map_err(|error| format!("debugfs: {error}"))?.stdout;
+            let expected: Vec<_> = (0..VERIFIED / 8)
+                .flat_map(|at| written(number, at).to_le_bytes())
+                .collect();
+            if found != expected {
+                return Err(format!("{name} is not in the image as it was written"));
+            }
+            files += 1;
+        }
+        match files {
+            0 => Err("it has left no file".into()),
+            _ => Ok(format!("it verified {verified}, and debugfs finds them")),
+        }
+    }))
+}
+
+/// Bytes of each file that `tests/guest/verify.rs` writes.
+const VERIFIED: u64 = 64 * 4096;
+
+/// What it has as word `at` of a file, in its second and last generation.
+fn written(file: u64, at: u64) -> u64 {
+    let mut mixed = (file << 40 | at << 8 | 2).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ mixed >> 31
+}
+
 /// Runs a program that users other than root may not have in their PATH.
 pub fn e2fsprogs(program: &str, arguments: &[&str], disk: &Path) -> io::Result<Output> {
     let run = |program: &str| Command::new(program).args(arguments).arg(disk).output();

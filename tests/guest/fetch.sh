@@ -6,7 +6,8 @@
 #   initrd.cpio  loads the virtio modules and hands over to the disk (initramfs-init)
 #   root.ext4    the root file system that the guest mounts from our disk (root-init), with busybox, socat and xxhsum
 #   fio.ext4     the same with fio, which the guest runs if it is there; for arm64 alone, as the emulated x86_64 core does not say of
-#                itself what Debian's C library asks for
+#                itself what Debian's C library asks for. The root file system of x86_64 has verify.rs in its place, where there is a
+#                rustc for that on an x86_64 host
 #
 # usage: tests/guest/fetch.sh [arm64|x86_64]...
 #
@@ -103,7 +104,7 @@ download() {
 recipe() {
     # shellcheck disable=SC2086 # Several words.
     apt-cache show --no-all-versions $packages $fio_packages | grep -E '^(Package|Version):'
-    for script in fetch.sh initramfs-init root-init lease; do
+    for script in fetch.sh initramfs-init root-init lease verify.rs; do
         cksum <"$here/$script"
     done
 }
@@ -163,6 +164,10 @@ guest() {
     install -m 755 "$busybox" root/bin/busybox
     install -m 755 "$here/root-init" root/sbin/init
     install -m 755 "$here/lease" root/sbin/lease
+    if [ "$arch $(uname -m)" = "amd64 x86_64" ]; then
+        rustc --edition 2024 -O -C strip=symbols -C target-feature=+crt-static "$here/verify.rs" -o root/bin/verify ||
+            echo "fetch.sh: without verify.rs, which was not compiled"
+    fi
     install -m 755 unpacked/usr/bin/socat unpacked/usr/bin/xxhsum root/bin/
     # With the libraries that its packages bring, and who links them.
     mkdir root/lib
