@@ -352,3 +352,65 @@ fn zones_that_cannot_be_are_refused() {
     );
     assert_eq!(made(511, LIMITS), ZonedError::Capacity);
 }
+
+/// A null_blk with zones, such as `tests/guest/polled.sh` has: of megabytes, the first two conventional, four of them open at most.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_zoned_device_of_the_host_is_the_guests() {
+    use std::{
+        fs::{self, OpenOptions},
+        os::unix::fs::OpenOptionsExt,
+    };
+
+    use devisor::virtio::block::ZonedDevice;
+
+    const ZONE: u64 = 2048;
+    if fs::read_to_string("/sys/block/nullb0/queue/zoned").is_ok_and(|zoned| zoned.trim() == "host-managed") {
+        for pooled in [false, true] {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).custom_flags(libc::O_DIRECT);
+            let device = ZonedDevice::new(options.open("/dev/nullb0").expect("a device")).expect("zones");
+            let pool = Pool::new();
+            let block = match pooled {
+                false => Block::new(device, BlockOptions::default()),
+                true => Block::with_async(pool.storage(device), BlockOptions::default()),
+            };
+            let mut guest = Guest::new(block.expect("valid options"), 1, u64::MAX >> 16);
+            let mut ask = |kind, sector, data: &[u8], room| {
+                let asked = guest.ask(0, kind, sector, data, room);
+                guest.kick(0);
+                while pool.run_one() {
+                    guest.device.run();
+                }
+                guest.answer(asked)
+            };
+            assert_eq!(ask(T_ZONE_RESET_ALL, 0, &[], 0).0, OK);
+            let (status, report) = ask(T_ZONE_REPORT, ZONE, &[], 3 * 64);
+            let kinds = report[64..].chunks(64).map(|zone| (zone[24], zone[25]));
+            assert_eq!((status, kinds.collect::<Vec<_>>()), (OK, vec![(1, 0), (2, 1)]));
+            assert_eq!(ask(T_OUT, 700, &[3; 1024], 0).0, OK, "anywhere in a conventional zone");
+            let at = 2 * ZONE;
+            assert_eq!(ask(T_OUT, at, &[1; 4096], 0).0, OK);
+            assert_eq!(ask(T_OUT, at, &[2; 4096], 0).0, UNALIGNED_WP);
+            let (status, answer) = ask(T_ZONE_APPEND, at, &[2; 2048], 8);
+            assert_eq!((status, &answer[..8]), (OK, &(at + 8).to_le_bytes()[..]));
+            assert_eq!(ask(T_IN, at + 7, &[], 1024).1, [[1; 512], [2; 512]].concat());
+            assert_eq!(
+                ask(T_ZONE_APPEND, 0, &[2; 2048], 8).0,
+                INVALID_CMD,
+                "it has no write pointer"
+            );
+            let opened: Vec<_> = (3..8).map(|zone| ask(T_ZONE_OPEN, zone * ZONE, &[], 0).0).collect();
+            assert_eq!(opened, [OK, OK, OK, OK, OPEN_RESOURCE]);
+            assert_eq!(ask(T_ZONE_CLOSE, 3 * ZONE, &[], 0).0, OK);
+            assert_eq!(ask(T_ZONE_FINISH, at, &[], 0).0, OK);
+            assert_eq!(ask(T_OUT, at + 12, &[2; 512], 0).0, INVALID_CMD, "it is full");
+            assert_eq!(ask(T_ZONE_RESET, at, &[], 0).0, OK);
+            assert_eq!(ask(T_IN, at, &[], 512), (OK, vec![0; 512]));
+            assert_eq!(ask(T_ZONE_OPEN, at + 8, &[], 0).0, INVALID_CMD, "no zone begins there");
+            assert_eq!(ask(T_FLUSH, 0, &[], 0).0, OK);
+        }
+    } else {
+        crate::skip::skipped("no zoned null_blk, as tests/guest/polled.sh has one");
+    }
+}

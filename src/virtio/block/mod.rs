@@ -36,6 +36,8 @@ pub use storage::{ImageError, ImageFormat, ImageOptions, ImageStorage, Reference
 pub use storage::{NbdError, NbdOptions, NbdServer, NbdStatus, NbdStorage, NbdUri};
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 pub use storage::{UringOptions, UringStatus, UringStorage};
+#[cfg(target_os = "linux")]
+pub use storage::{ZonedDevice, ZonedDeviceError};
 
 /// A disk.
 ///

@@ -98,6 +98,8 @@ pub mod request {
     pub const ZONE: usize = 64;
     /// The type of zones that must be written in order.
     pub const ZONE_SEQUENTIAL: u8 = 2;
+    /// `VIRTIO_BLK_ZT_CONV`.
+    pub const ZONE_CONVENTIONAL: u8 = 1;
     /// Bytes of `append_sector`, before the status.
     pub const APPEND_SECTOR: u32 = 8;
     /// Bytes of `struct virtio_blk_discard_write_zeroes`.

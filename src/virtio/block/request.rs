@@ -3,7 +3,7 @@
 use std::{io, ops::Range};
 
 use super::{
-    RangeLimits, ZoneAction, ZoneError, ZoneLimits,
+    RangeLimits, ZoneAction, ZoneError, ZoneLimits, ZoneState,
     disk::Disk,
     registers::{
         SECTOR, Status, feature,
@@ -125,7 +125,11 @@ fn report(output: Writer<'_>, disk: &Disk, mut index: usize, count: usize) -> Re
             for (at, bytes) in [(0, zone.capacity), (8, zone.start), (16, zone.write_pointer)] {
                 descriptor[at..at + 8].copy_from_slice(&(bytes / SECTOR).to_le_bytes());
             }
-            descriptor[24..26].copy_from_slice(&[request::ZONE_SEQUENTIAL, zone.state as u8]);
+            let kind = match zone.state {
+                ZoneState::NotWritePointer => request::ZONE_CONVENTIONAL,
+                _ => request::ZONE_SEQUENTIAL,
+            };
+            descriptor[24..26].copy_from_slice(&[kind, zone.state as u8]);
             zones.write(&descriptor)?;
         }
     }

@@ -164,6 +164,12 @@ impl FileStorage {
             .map(|direct| (direct.block() as u64, direct.memory()))
     }
 
+    /// Whether the file is open for direct I/O.
+    #[cfg(target_os = "linux")]
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
     fn len(&self) -> io::Result<u64> {
         match self.kind {
             Kind::Regular => Ok(self.file.metadata()?.len()),

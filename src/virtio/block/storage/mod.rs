@@ -8,6 +8,7 @@
 //! | `file`, `direct`, `memory` | what there is to keep data in |
 //! | `limits` | in what units it does so best |
 //! | `zones` | zoned storages, and one that emulates its zones |
+//! | `zoned_device` | a zoned block device of the host |
 //! | `pool` | a storage that answers at once, called on threads of the embedder's |
 //! | `uring` | a file by way of `io_uring` |
 //! | `limited` | what stacks on any: so much in a time |
@@ -60,6 +61,8 @@ mod pool;
 mod recorder;
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 mod uring;
+#[cfg(target_os = "linux")]
+mod zoned_device;
 mod zones;
 
 use std::{io, sync::Arc};
@@ -86,6 +89,8 @@ pub use pool::{Pool, Pooled};
 pub use recorder::{Event, Recorder, Recording};
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 pub use uring::{UringOptions, UringStatus, UringStorage};
+#[cfg(target_os = "linux")]
+pub use zoned_device::{ZonedDevice, ZonedDeviceError};
 pub use zones::{Zone, ZoneAction, ZoneError, ZoneLimits, ZoneState, ZonedError, ZonedStorage, Zones};
 
 /// What a storage can do besides being read and flushed.

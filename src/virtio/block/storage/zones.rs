@@ -42,6 +42,8 @@ pub enum ZoneAction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ZoneState {
+    /// A conventional zone, which is written anywhere: it has no write pointer.
+    NotWritePointer = 0,
     /// Nothing is written in it.
     Empty = 1,
     /// A write has opened it.
@@ -50,8 +52,12 @@ pub enum ZoneState {
     ExplicitlyOpen = 3,
     /// Something is written in it, and it is not open.
     Closed = 4,
+    /// Nothing can be written in it any more.
+    ReadOnly = 13,
     /// Nothing can be written behind what is.
     Full = 14,
+    /// It is lost.
+    Offline = 15,
 }
 
 impl ZoneState {
@@ -215,7 +221,11 @@ impl<S: Storage> ZonedStorage<S> {
                 ZoneState::Empty => written == Some(0),
                 ZoneState::Full => written == Some(zone.capacity),
                 ZoneState::ExplicitlyOpen => written.is_some_and(|written| written < zone.capacity),
-                _ => written.is_some_and(|written| written != 0 && written < zone.capacity),
+                ZoneState::ImplicitlyOpen | ZoneState::Closed => {
+                    written.is_some_and(|written| written != 0 && written < zone.capacity)
+                }
+                // There are none of these here.
+                ZoneState::NotWritePointer | ZoneState::ReadOnly | ZoneState::Offline => false,
             };
             right
                 && written.is_some_and(|written| written.is_multiple_of(granularity))

@@ -10,8 +10,10 @@ pub struct Gate(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     shared: usize,
-    /// Who wants to be alone, and holds up the others.
+    /// Who wants to be alone, or is, and holds up the others.
     wanting: usize,
+    /// One of them is.
+    alone: bool,
     sleeping: Vec<Waker>,
 }
 
@@ -51,14 +53,17 @@ impl Gate {
     /// Does `alone` with nobody else inside, if that is so: then it is not [wanted](Self::want) any more. If not, `waker` is called
     /// when it may be tried again.
     pub fn alone<R>(&self, waker: &Waker, alone: impl FnOnce() -> R) -> Option<R> {
-        let mut state = lock(&self.0);
-        if state.shared != 0 {
-            state.sleep(waker);
-            return None;
+        {
+            let mut state = lock(&self.0);
+            if state.shared != 0 || state.alone {
+                state.sleep(waker);
+                return None;
+            }
+            state.alone = true;
         }
-        // Under the lock: another one that wants to be alone waits for it.
+        // Nothing is locked: it takes as long as the disk does, and whoever serves another queue must not wait so long.
         let result = alone();
-        drop(state);
+        lock(&self.0).alone = false;
         self.want_no_more();
         Some(result)
     }
@@ -79,5 +84,50 @@ impl State {
         if !self.sleeping.iter().any(|other| other.will_wake(waker)) {
             self.sleeping.push(waker.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+        task::Wake,
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicU32);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_is_alone_holds_up_nobody_who_asks_and_wakes_them_then() {
+        let (gate, woken) = (Gate::default(), Arc::new(Woken::default()));
+        let waker = Waker::from(Arc::clone(&woken));
+        gate.want();
+        gate.want();
+        let noop = Waker::noop();
+        let done = gate.alone(noop, || {
+            // From the threads of other queues: refused at once, where the disk has yet to answer.
+            assert!(!gate.share(&waker));
+            assert_eq!(gate.alone(&waker, || panic!("two are alone")), None::<()>);
+            7
+        });
+        assert_eq!((done, woken.0.load(Ordering::Relaxed)), (Some(7), 1));
+        assert!(!gate.share(noop), "the other one is still to come");
+        assert_eq!(gate.alone(noop, || 8), Some(8));
+        assert!(gate.share(noop));
+        gate.want();
+        assert_eq!(gate.alone(noop, || panic!("somebody is inside")), None::<i32>);
+        gate.leave();
+        assert_eq!(gate.alone(noop, || 9), Some(9));
     }
 }
