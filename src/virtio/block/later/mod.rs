@@ -114,6 +114,11 @@ impl Requests {
         self.slots.get_mut(index)?.as_mut()
     }
 
+    /// Whether none is under way.
+    fn are_none(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
     fn take(&mut self, index: usize) -> Option<Request> {
         let request = self.slots.get_mut(index)?.take()?;
         self.free.push(index);
@@ -136,7 +141,7 @@ impl QueueHandler for Later {
         self.channel.commit();
         // What has ended at once; what follows from that is committed too.
         let mut again = false;
-        while self.reap(Some(round))? {
+        while !self.requests.are_none() && self.reap(Some(round))? {
             self.channel.commit();
             again = true;
         }

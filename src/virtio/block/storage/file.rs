@@ -164,6 +164,17 @@ impl FileStorage {
             .map(|direct| (direct.block() as u64, direct.memory()))
     }
 
+    /// What a direct write must be aligned to in all, memory included, so that it can be polled for. The file system waits for the end of
+    /// one that is not of whole blocks of its own, and then nobody polls.
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
+    pub(super) fn polled_alignment(&self) -> u64 {
+        let block = self.direct.as_ref().map_or(1, |direct| direct.block() as u64);
+        match self.kind {
+            Kind::Regular => block.max(self.limits.minimum_io.into()),
+            Kind::BlockDevice => block,
+        }
+    }
+
     /// Whether the file is open for direct I/O.
     #[cfg(target_os = "linux")]
     pub(super) fn is_direct(&self) -> bool {

@@ -195,11 +195,12 @@ impl Zones for ZonedDevice {
     fn act(&self, action: ZoneAction, start: u64) -> io::Result<()> {
         let _writing = lock(&self.writing);
         let state = self.zone(start)?.state;
-        let refused = match (action, state) {
-            (_, ZoneState::NotWritePointer | ZoneState::ReadOnly | ZoneState::Offline) => true,
-            (ZoneAction::Open, ZoneState::Full) | (ZoneAction::Close, ZoneState::Empty | ZoneState::Full) => true,
-            _ => false,
-        };
+        let refused = matches!(
+            (action, state),
+            (_, ZoneState::NotWritePointer | ZoneState::ReadOnly | ZoneState::Offline)
+                | (ZoneAction::Open, ZoneState::Full)
+                | (ZoneAction::Close, ZoneState::Empty | ZoneState::Full)
+        );
         if refused {
             return Err(ZoneError::Invalid.into());
         }

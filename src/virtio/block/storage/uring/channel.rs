@@ -9,7 +9,7 @@ use super::{
     Shared,
     lane::{FILE, Kind, Lane, NOBODY},
     registered::Registered,
-    transfer::{is_part, straight, transfer},
+    transfer::{are_whole, is_part, straight, transfer},
 };
 use crate::{sync::lock, virtio::Wait};
 
@@ -51,7 +51,9 @@ struct Request {
     canceled: bool,
     /// Its memory is known to the kernel as registered.
     registered: bool,
-    /// It goes where it is polled for.
+    /// It may go where it is polled for.
+    may_poll: bool,
+    /// It is there.
     polled: bool,
 }
 
@@ -203,12 +205,24 @@ impl Ring {
             buffers,
             step,
             registered,
+            may_poll,
             polled,
             ..
         }) = self.requests[index].as_mut()
         else {
             return;
         };
+        *polled = *may_poll
+            && match (&*step, *operation) {
+                (_, Operation::Read { .. }) => true,
+                (&Step::Straight(count), Operation::Write { offset, .. }) => {
+                    are_whole(offset, &buffers.pieces()[..count], self.shared.file.polled_alignment())
+                }
+                (Step::Bounced { own, head }, Operation::Write { offset, .. }) => {
+                    are_whole(offset - head, own.pieces(), self.shared.file.polled_alignment())
+                }
+                _ => false,
+            };
         let entry = match (&*step, *operation) {
             (&Step::Straight(count), operation) => {
                 let pieces = &buffers.pieces()[..count];
@@ -275,6 +289,7 @@ impl Ring {
                 return;
             }
             _ if unpolled => {
+                request.may_poll = false;
                 self.by_registered -= usize::from(mem::take(&mut request.registered));
                 lock(&self.shared.status).unpolled += 1;
                 self.push_step(index);
@@ -384,7 +399,8 @@ impl Channel for Ring {
             inside: false,
             canceled: false,
             registered: false,
-            polled: self.polled.is_some()
+            polled: false,
+            may_poll: self.polled.is_some()
                 && matches!(operation, Operation::Read { .. } | Operation::Write { fua: false, .. }),
         };
         let index = match self.free.pop() {
@@ -405,11 +421,15 @@ impl Channel for Ring {
     }
 
     fn reap(&mut self, ended: &mut dyn FnMut(Ended)) {
-        self.see();
+        if self.lanes().any(|lane| lane.in_kernel() != 0) {
+            self.see();
+        }
         if !self.waiting.is_empty() {
             self.let_in();
         }
-        self.ended.drain(..).for_each(ended);
+        if !self.ended.is_empty() {
+            self.ended.drain(..).for_each(ended);
+        }
         // What follows from it.
         self.commit();
         if self.by_registered == 0 {

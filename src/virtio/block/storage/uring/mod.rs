@@ -60,7 +60,7 @@ pub struct UringOptions {
     /// *Who looks* is whoever serves the queue: it waits for a time that has come
     /// ([`Wait::Until`](crate::virtio::Wait::Until) zero), so that it is served again and again, and others in turn with it. With
     /// [`poll_submissions`](Self::poll_submissions) it is the kernel's thread, and a descriptor is waited for. Everything that cannot be polled
-    /// for (flushes, forced unit access, discards, zeros) goes through another ring beside it, which is waited for as always. Polled
+    /// for (flushes, forced unit access, discards, zeros, writes that are not whole blocks of the file system, in memory too) goes through another ring beside it, which is waited for as always. Polled
     /// requests are not canceled: they end.
     pub poll_completions: bool,
     /// Has each ring register the guest's memory (`IORING_REGISTER_BUFFERS`) with its first request, and again when the map has changed:

@@ -265,3 +265,40 @@ fn a_storage_says_beforehand_that_it_cannot_poll() {
         }
     }
 }
+
+/// Of these a file system awaits the end itself, in a thread of the kernel's, and nobody would poll meanwhile.
+#[test]
+fn what_is_not_in_whole_blocks_of_the_file_system_is_not_polled_for() {
+    let Some(mut rig) = Rig::new(None) else { return };
+    let page = Buffers::zeroed(2 * BLOCK, BLOCK);
+    page.fill(5);
+    let aside = page.part(512, BLOCK as u64);
+    let Some((block, memory)) = rig.shared.file.direct_alignment() else {
+        unreachable!("it is direct");
+    };
+    if memory > 512 {
+        return println!("skipped: direct I/O is of memory at multiples of {memory}");
+    }
+    rig.ring.submit(Tag(0), write(3), aside);
+    rig.ring.commit();
+    assert!(matches!(rig.waits()[..], [Wait::Readable(_)]), "{:?}", rig.waits());
+    rig.end(1);
+    if block < BLOCK as u64 {
+        let operation = Operation::Write {
+            offset: block,
+            fua: false,
+        };
+        rig.ring.submit(Tag(1), operation, page.part(0, block));
+        rig.ring.commit();
+        assert!(matches!(rig.waits()[..], [Wait::Readable(_)]), "{:?}", rig.waits());
+        rig.end(1);
+    }
+    rig.submit(2, write(4), 6);
+    rig.ring.commit();
+    assert_eq!(rig.waits(), [Wait::Until(Duration::ZERO)]);
+    rig.end(1);
+    assert_eq!(
+        fs::read(&rig.path).expect("it is there")[3 * BLOCK..5 * BLOCK],
+        [[5; BLOCK], [6; BLOCK]].concat()
+    );
+}

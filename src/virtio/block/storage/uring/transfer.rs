@@ -78,3 +78,9 @@ pub fn is_part(operation: &Operation, transferred: u64, block: u64) -> bool {
     };
     !offset.is_multiple_of(block) || !len.is_multiple_of(block)
 }
+
+/// Whether all of them are whole blocks, in the file and in memory.
+pub fn are_whole(offset: u64, pieces: &[Piece], block: u64) -> bool {
+    let whole = |piece: &Piece| (piece.as_ptr() as u64 | piece.len() as u64).is_multiple_of(block);
+    offset.is_multiple_of(block) && pieces.iter().all(whole)
+}
