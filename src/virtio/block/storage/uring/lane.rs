@@ -179,6 +179,8 @@ pub fn try_polling(file: &FileStorage, options: &UringOptions) -> io::Result<()>
             "completions cannot be polled for on a file that is open without O_DIRECT: it must be open with it",
         ));
     };
+    // A file system waits itself for a write behind what it has noted of a file's length, and nobody polls meanwhile.
+    file.file().sync_all()?;
     let mut lane = Lane::new(file, options, Kind::Polled)?;
     let buffers = Buffers::zeroed(block as usize, memory.max(block as usize));
     let piece = buffers.pieces()[0];

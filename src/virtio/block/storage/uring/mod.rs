@@ -113,7 +113,8 @@ impl UringStorage {
     ///
     /// # Errors
     /// The kernel has no `io_uring`, or not for this process: so an embedder can take another way. Completions are to be
-    /// [polled for](UringOptions::poll_completions), and the file or what it is on is not fit for that; one block is read to find out.
+    /// [polled for](UringOptions::poll_completions), and the file or what it is on is not fit for that; it is
+    /// flushed, and one block is read, to find out.
     pub fn new(file: FileStorage, options: UringOptions) -> io::Result<Self> {
         let shared = Shared {
             file,
