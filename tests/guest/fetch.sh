@@ -6,8 +6,8 @@
 #   initrd.cpio  loads the virtio modules and hands over to the disk (initramfs-init)
 #   root.ext4    the root file system that the guest mounts from our disk (root-init), with busybox, socat and xxhsum
 #   fio.ext4     the same with fio, which the guest runs if it is there; for arm64 alone, as the emulated x86_64 core does not say of
-#                itself what Debian's C library asks for. The root file system of x86_64 has verify.rs in its place, where there is a
-#                rustc for that on an x86_64 host
+#                itself what Debian's C library asks for
+#   verify.ext4  the same with verify.rs in the place of fio, for x86_64 alone, where a rustc on an x86_64 host compiles it
 #
 # usage: tests/guest/fetch.sh [arm64|x86_64]...
 #
@@ -164,10 +164,6 @@ guest() {
     install -m 755 "$busybox" root/bin/busybox
     install -m 755 "$here/root-init" root/sbin/init
     install -m 755 "$here/lease" root/sbin/lease
-    if [ "$arch $(uname -m)" = "amd64 x86_64" ]; then
-        rustc --edition 2024 -O -C strip=symbols -C target-feature=+crt-static "$here/verify.rs" -o root/bin/verify ||
-            echo "fetch.sh: without verify.rs, which was not compiled"
-    fi
     install -m 755 unpacked/usr/bin/socat unpacked/usr/bin/xxhsum root/bin/
     # With the libraries that its packages bring, and who links them.
     mkdir root/lib
@@ -183,6 +179,12 @@ guest() {
     (cd initrd && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >initrd.cpio
     truncate -s 64M root.ext4
     mkfs.ext4 -q -F -L devisor -E root_owner=0:0 -d root root.ext4
+    if [ "$arch $(uname -m)" = "amd64 x86_64" ] &&
+        rustc --edition 2024 -O -C strip=symbols -C target-feature=+crt-static "$here/verify.rs" -o root/bin/verify; then
+        truncate -s 64M verify.ext4
+        mkfs.ext4 -q -F -L devisor -E root_owner=0:0 -d root verify.ext4
+        mv verify.ext4 "$directory/"
+    fi
     if [ -n "$fio_packages" ]; then
         for package in fio/*.deb; do
             dpkg -x "$package" fio/unpacked
