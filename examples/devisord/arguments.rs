@@ -16,7 +16,8 @@ pub enum Meeting {
 #[derive(Debug)]
 pub struct Arguments {
     pub kind: String,
-    pub meeting: Meeting,
+    /// One; or several, each of which is a network interface on one switch.
+    pub meetings: Vec<Meeting>,
     pub print_capabilities: bool,
     pub image: Option<PathBuf>,
     pub read_only: bool,
@@ -29,14 +30,15 @@ pub struct Arguments {
 
 const USAGE: &str = "usage: devisord blk|net|console|vsock|rng|balloon \
     (--socket-path PATH | --connect PATH | --fd N) [--print-capabilities] [--packed] [--in-order] [--queues N]\n\
-    blk: --image FILE [--read-only] [--uring]; net: --tap NAME | --stream PATH [--mac MAC]; \
+    blk: --image FILE [--read-only] [--uring]; \
+    net: --tap NAME | --stream PATH | --switch (with --socket-path for each of its ports) [--mac MAC]; \
     console: [--stream PATH]; vsock: --cid N --uds-path PATH; balloon: [--pages N]";
 
 impl Arguments {
     pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut parsed = Self {
             kind: String::new(),
-            meeting: Meeting::Inherited(-1),
+            meetings: Vec::new(),
             print_capabilities: false,
             image: None,
             read_only: false,
@@ -45,7 +47,6 @@ impl Arguments {
             in_order: false,
             others: Vec::new(),
         };
-        let mut meetings = 0;
         let mut arguments = arguments;
         while let Some(argument) = arguments.next() {
             let (name, attached) = match argument.split_once('=') {
@@ -60,25 +61,16 @@ impl Arguments {
             };
             let number = |text: String| text.parse().map_err(|_| format!("{name}: {text} is no number"));
             match name.as_str() {
-                "--socket-path" | "--socket" => {
-                    parsed.meeting = Meeting::Listen(value()?.into());
-                    meetings += 1;
-                }
-                "--connect" => {
-                    parsed.meeting = Meeting::Connect(value()?.into());
-                    meetings += 1;
-                }
-                "--fd" => {
-                    parsed.meeting = Meeting::Inherited(number(value()?)?);
-                    meetings += 1;
-                }
+                "--socket-path" | "--socket" => parsed.meetings.push(Meeting::Listen(value()?.into())),
+                "--connect" => parsed.meetings.push(Meeting::Connect(value()?.into())),
+                "--fd" => parsed.meetings.push(Meeting::Inherited(number(value()?)?)),
                 "--print-capabilities" => parsed.print_capabilities = true,
                 "--image" | "--blk-file" => parsed.image = Some(value()?.into()),
                 "--read-only" => parsed.read_only = true,
                 "--packed" => parsed.packed = true,
                 "--in-order" => parsed.in_order = true,
                 "--queues" => parsed.queues = number(value()?)? as u16,
-                "--uring" => parsed.others.push((name, String::new())),
+                "--uring" | "--switch" => parsed.others.push((name, String::new())),
                 "--tap" | "--stream" | "--mac" | "--cid" | "--uds-path" | "--pages" => {
                     let value = value()?;
                     parsed.others.push((name, value));
@@ -87,9 +79,10 @@ impl Arguments {
                 _ => return Err(format!("{argument} is not known\n{USAGE}")),
             }
         }
-        match meetings {
+        match parsed.meetings.len() {
             _ if parsed.print_capabilities => Ok(parsed),
             1 => Ok(parsed),
+            2.. if parsed.kind == "net" && parsed.has("--switch") => Ok(parsed),
             _ => Err(format!("one of --socket-path, --connect and --fd is needed\n{USAGE}")),
         }
     }

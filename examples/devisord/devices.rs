@@ -10,7 +10,7 @@ use devisor::{
         block::{Block, BlockOptions, FileStorage},
         console::{Console, Port, SocketPeer, Stdio},
         entropy::Entropy,
-        net::{Net, NetOptions, StreamSocket, Tap},
+        net::{Net, NetOptions, StreamSocket, Switch, Tap},
         transport::vhost_user::FrontEndMemory,
         vsock::{UnixHost, Vsock, VsockOptions},
     },
@@ -20,10 +20,11 @@ use super::arguments::Arguments;
 
 type Made = Result<Box<dyn VirtioDevice>, Box<dyn Error>>;
 
-pub fn make(arguments: &Arguments, clock: &Arc<dyn Clock>, memory: &FrontEndMemory) -> Made {
+/// One of the devices of this process. `switch` is what is between them.
+pub fn make(arguments: &Arguments, clock: &Arc<dyn Clock>, memory: &FrontEndMemory, switch: &Switch) -> Made {
     match arguments.kind.as_str() {
         "blk" => block(arguments),
-        "net" => net(arguments, clock),
+        "net" => net(arguments, clock, switch),
         "console" => console(arguments, clock),
         "vsock" => vsock(arguments, clock),
         "rng" => Ok(Box::new(Entropy::from_os())),
@@ -60,19 +61,29 @@ fn block(arguments: &Arguments) -> Made {
     }
 }
 
-fn net(arguments: &Arguments, clock: &Arc<dyn Clock>) -> Made {
+fn net(arguments: &Arguments, clock: &Arc<dyn Clock>, switch: &Switch) -> Made {
     let options = NetOptions {
         mac: arguments.other("--mac").map(str::parse).transpose()?,
         pairs: arguments.queues,
+        // QEMU and DPDK have the control queue of an interface to themselves, and accept of the features only those that are without it.
+        control_queue_size: match arguments.queues {
+            1 => 0,
+            _ => NetOptions::default().control_queue_size,
+        },
         ..NetOptions::default()
     };
-    let net = match (arguments.other("--tap"), arguments.other("--stream")) {
-        (Some(name), None) => Net::new(Tap::open_queues(name, arguments.queues)?, options)?,
-        (None, Some(path)) => {
+    let net = match (
+        arguments.other("--tap"),
+        arguments.other("--stream"),
+        arguments.has("--switch"),
+    ) {
+        (Some(name), None, false) => Net::new(Tap::open_queues(name, arguments.queues)?, options)?,
+        (None, None, true) => Net::new([switch.port()], options)?,
+        (None, Some(path), false) => {
             let stream = UnixStream::connect(path).map_err(|error| format!("{path}: {error}"))?;
             Net::new([StreamSocket::new(stream)?], options)?
         }
-        _ => return Err("one of --tap and --stream is needed: where the network is".into()),
+        _ => return Err("one of --tap, --stream and --switch is needed: where the network is".into()),
     };
     Ok(Box::new(net.with_clock(Arc::clone(clock))))
 }

@@ -13,12 +13,12 @@ use devisor::{
     virtio::{QueueIndex, Wait, transport::Doorbell},
 };
 
-/// Whom something is for.
+/// Whom something is for: of which device, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
-    Queue(u16),
-    Connection,
-    Listener,
+    Queue(usize, u16),
+    Connection(usize),
+    Listener(usize),
     Signal,
 }
 
@@ -234,17 +234,20 @@ fn descriptor_of(wait: &Wait) -> Option<RawFd> {
     }
 }
 
-/// The loop as a device's doorbell.
+/// The loop as the doorbell of a device.
 #[derive(Clone)]
-pub struct Bell(pub Arc<Events>);
+pub struct Bell {
+    pub events: Arc<Events>,
+    pub device: usize,
+}
 
 impl Doorbell for Bell {
     fn ring(&self, queue: QueueIndex) -> io::Result<()> {
-        self.0.make_due(Target::Queue(queue.0));
+        self.events.make_due(Target::Queue(self.device, queue.0));
         Ok(())
     }
 
     fn wait(&self, queue: QueueIndex, waits: &[Wait]) {
-        self.0.wait(Target::Queue(queue.0), waits);
+        self.events.wait(Target::Queue(self.device, queue.0), waits);
     }
 }

@@ -13,6 +13,7 @@ mod devices;
 mod events;
 
 use std::{
+    cell::Cell,
     error::Error,
     fs, io, mem,
     os::{
@@ -29,6 +30,7 @@ use devisor::{
     time::{Clock, HostClock},
     virtio::{
         QueueIndex, VirtioDevice, VirtioTransport, Wait,
+        net::{Switch, SwitchOptions},
         transport::vhost_user::{ConnectionError, FrontEndMemory, VhostUser, VhostUserOptions},
     },
 };
@@ -58,20 +60,30 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     // Before anything else that it could interrupt.
     let signals = signals()?;
     let events = Arc::new(Events::new(Arc::clone(&clock))?);
-    let memory = FrontEndMemory::new();
-    let device = devices::make(&arguments, &clock, &memory)?;
-    let options = VhostUserOptions {
-        transport: arguments.transport(),
-        polled: Some((clock, Duration::from_micros(50))),
-        memory: Some(memory),
-        ..VhostUserOptions::default()
-    };
-    let device = VhostUser::new(device, options)?.with_doorbell(Bell(Arc::clone(&events)));
+    let switch = Switch::new(SwitchOptions::default());
+    let mut served = Vec::new();
+    for (number, meeting) in arguments.meetings.iter().enumerate() {
+        let memory = FrontEndMemory::new();
+        let device = devices::make(&arguments, &clock, &memory, &switch)?;
+        let options = VhostUserOptions {
+            transport: arguments.transport(),
+            polled: Some((Arc::clone(&clock), Duration::from_micros(50))),
+            memory: Some(memory),
+            ..VhostUserOptions::default()
+        };
+        let bell = Bell {
+            events: Arc::clone(&events),
+            device: number,
+        };
+        let device = VhostUser::new(device, options)?.with_doorbell(bell);
+        served.push(Served::new(number, device, meeting)?);
+    }
     events.wait(Target::Signal, &[Wait::Readable(signals.as_raw_fd())]);
-    let daemon = Daemon::new(device, events, &arguments.meeting)?;
-    let result = daemon.run(&arguments.meeting);
-    if let Meeting::Listen(path) = &arguments.meeting {
-        let _ = fs::remove_file(path);
+    let result = Daemon { served, events }.run();
+    for meeting in &arguments.meetings {
+        if let Meeting::Listen(path) = meeting {
+            let _ = fs::remove_file(path);
+        }
     }
     result
 }
@@ -93,17 +105,51 @@ fn signals() -> io::Result<OwnedFd> {
 }
 
 struct Daemon {
-    device: VhostUser<Box<dyn VirtioDevice>>,
+    served: Vec<Served>,
     events: Arc<Events>,
+}
+
+/// A device, and where its front ends come from.
+struct Served {
+    number: usize,
+    device: VhostUser<Box<dyn VirtioDevice>>,
     listener: Option<UnixListener>,
+    refusals: Cell<u64>,
 }
 
 impl Daemon {
-    fn new(
-        device: VhostUser<Box<dyn VirtioDevice>>,
-        events: Arc<Events>,
-        meeting: &Meeting,
-    ) -> Result<Self, Box<dyn Error>> {
+    /// Until it is told to end, or the last front end is gone of those that were given to it.
+    fn run(&self) -> Result<(), Box<dyn Error>> {
+        let (mut due, mut left) = (Vec::new(), self.served.len());
+        self.served.iter().for_each(|served| served.say_waits(&self.events));
+        loop {
+            self.events.next(&mut due)?;
+            for target in &due {
+                let more = match *target {
+                    Target::Signal => return Ok(()),
+                    Target::Queue(number, index) => self.served[number].device.serve(QueueIndex(index)),
+                    Target::Listener(number) => self.served[number].accept(&self.events),
+                    Target::Connection(number) => match self.served[number].serve_connection(&self.events)? {
+                        Some(more) => more,
+                        None => {
+                            left -= 1;
+                            if left == 0 {
+                                return Ok(());
+                            }
+                            false
+                        }
+                    },
+                };
+                if more {
+                    self.events.make_due(*target);
+                }
+            }
+        }
+    }
+}
+
+impl Served {
+    fn new(number: usize, device: VhostUser<Box<dyn VirtioDevice>>, meeting: &Meeting) -> Result<Self, Box<dyn Error>> {
         let listener = match meeting {
             Meeting::Listen(path) => {
                 let _ = fs::remove_file(path);
@@ -119,79 +165,64 @@ impl Daemon {
             Meeting::Inherited(descriptor) => inherited(*descriptor, &device)?,
         };
         Ok(Self {
+            number,
             device,
-            events,
             listener,
+            refusals: Cell::new(0),
         })
     }
 
-    fn run(&self, meeting: &Meeting) -> Result<(), Box<dyn Error>> {
-        let (mut due, mut refusals) = (Vec::new(), 0);
-        self.say_waits();
-        loop {
-            self.events.next(&mut due)?;
-            for target in &due {
-                match target {
-                    Target::Signal => return Ok(()),
-                    Target::Queue(index) => {
-                        if self.device.serve(QueueIndex(*index)) {
-                            self.events.make_due(*target);
-                        }
-                    }
-                    Target::Listener => self.accept(),
-                    Target::Connection => {
-                        let served = self.device.serve_connection();
-                        self.tell_refusals(&mut refusals);
-                        match served {
-                            Ok(true) => self.events.make_due(Target::Connection),
-                            Ok(false) => {}
-                            Err(error) => {
-                                if !matches!(error, ConnectionError::Closed) {
-                                    eprintln!("devisord: {error}");
-                                }
-                                if self.listener.is_none() {
-                                    return match (error, meeting) {
-                                        (ConnectionError::Closed, _) => Ok(()),
-                                        (error, _) => Err(error.into()),
-                                    };
-                                }
-                            }
-                        }
-                        self.say_waits();
-                    }
+    /// Whether there is more to do at once; nothing, if the front end is gone and there will be no other.
+    fn serve_connection(&self, events: &Events) -> Result<Option<bool>, ConnectionError> {
+        let served = self.device.serve_connection();
+        self.tell_refusals();
+        let more = match served {
+            Ok(more) => Some(more),
+            Err(error) if self.listener.is_some() => {
+                if !matches!(error, ConnectionError::Closed) {
+                    eprintln!("devisord: {error}");
                 }
+                Some(false)
             }
-        }
+            Err(ConnectionError::Closed) => None,
+            Err(error) => return Err(error),
+        };
+        self.say_waits(events);
+        Ok(more)
     }
 
     /// Says why a request was refused, if the front end is told no more than that: the first times.
-    fn tell_refusals(&self, told: &mut u64) {
+    fn tell_refusals(&self) {
         let refusals = self.device.refusals();
-        if let Some(last) = refusals.last.filter(|_| refusals.count > *told && *told < 16) {
+        if let Some(last) = refusals
+            .last
+            .filter(|_| refusals.count > self.refusals.get() && self.refusals.get() < 16)
+        {
             eprintln!("devisord: refused: {last}");
         }
-        *told = refusals.count;
+        self.refusals.set(refusals.count);
     }
 
-    fn accept(&self) {
+    fn accept(&self, events: &Events) -> bool {
         let accepted = self.listener.as_ref().map(UnixListener::accept);
         if let Some(Ok((stream, _))) = accepted
             && self.device.connect(stream).is_ok()
         {
-            self.events.make_due(Target::Connection);
+            events.make_due(Target::Connection(self.number));
         }
-        self.say_waits();
+        self.say_waits(events);
+        false
     }
 
     /// Who waits for another front end while there is one finds it in the listener's queue.
-    fn say_waits(&self) {
-        self.events.wait(Target::Connection, &self.device.connection_waits());
+    fn say_waits(&self, events: &Events) {
+        events.wait(Target::Connection(self.number), &self.device.connection_waits());
         let listener = self.listener.as_ref().filter(|_| !self.device.is_connected());
         let waits: Vec<_> = listener
             .iter()
             .map(|listener| Wait::Readable(listener.as_raw_fd()))
             .collect();
-        self.events.wait(Target::Listener, &waits);
+        events.wait(Target::Listener(self.number), &waits);
     }
 }
 

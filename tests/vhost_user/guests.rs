@@ -17,7 +17,7 @@ use super::{
 };
 
 /// A program of the host's, if it is there.
-fn program(name: &str) -> Option<PathBuf> {
+pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let found = std::env::split_paths(&path)
         .map(|folder| folder.join(name))
@@ -28,28 +28,37 @@ fn program(name: &str) -> Option<PathBuf> {
     found
 }
 
-fn devisord_with(arguments: &[&str], socket: &Path) -> Option<Running> {
-    let _ = fs::remove_file(socket);
+pub fn devisord_with(arguments: &[&str], socket: &Path) -> Option<Running> {
+    devisord_at(arguments, &[socket])
+}
+
+pub fn devisord_at(arguments: &[&str], sockets: &[&Path]) -> Option<Running> {
     let mut command = Command::new(devisord()?);
-    command.args(arguments).arg("--socket-path").arg(socket);
+    command.args(arguments);
+    for socket in sockets {
+        let _ = fs::remove_file(socket);
+        command.arg("--socket-path").arg(socket);
+    }
     let running = Running(command.spawn().expect("devisord starts"));
-    wait_for(socket);
+    sockets.iter().for_each(|socket| wait_for(socket));
     Some(running)
 }
 
-/// A guest's console, a line at a time.
-struct Guest {
+/// A guest's console, a line at a time; or that of another program.
+pub struct Guest {
     running: Running,
     lines: mpsc::Receiver<String>,
-    all: String,
+    pub all: String,
 }
 
 impl Guest {
     fn start(mut command: Command) -> Self {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null());
+        Self::start_with_input(command)
+    }
+
+    pub fn start_with_input(mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         // So that all of its processes end with it.
         command.process_group(0);
         let mut child = command.spawn().expect("it starts");
@@ -77,7 +86,7 @@ impl Guest {
     }
 
     /// Reads on until a line has `text`, or nothing more comes.
-    fn until(&mut self, text: &str, limit: Duration) -> bool {
+    pub fn until(&mut self, text: &str, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         while let Ok(line) = self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
             self.all += &line;
@@ -89,12 +98,12 @@ impl Guest {
         false
     }
 
-    fn assert_says(&mut self, text: &str, limit: Duration) {
+    pub fn assert_says(&mut self, text: &str, limit: Duration) {
         let said = self.until(text, limit);
         assert!(said, "it does not say {text:?}:\n{}", self.all);
     }
 
-    fn child(&mut self) -> &mut Child {
+    pub fn child(&mut self) -> &mut Child {
         &mut self.running.0
     }
 }
@@ -299,7 +308,7 @@ const BEGIN: &str = "#!/bin/busybox sh\nexport PATH=/bin\n\
     echo guest: up\n";
 
 /// QEMU, without an accelerator, with the kernel and modules of the other guests here.
-fn qemu(folder: &Path, arch: &str, devices: &[String], script: &str) -> Option<Guest> {
+pub fn qemu(folder: &Path, arch: &str, devices: &[String], script: &str) -> Option<Guest> {
     let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build");
     let (program_name, build, machine, console) = match arch {
         "x86_64" => ("qemu-system-x86_64", build.join("x86_64"), ["q35", "max"], "ttyS0"),
@@ -341,14 +350,14 @@ fn qemu(folder: &Path, arch: &str, devices: &[String], script: &str) -> Option<G
     Some(guest)
 }
 
-fn chardev(id: &str, socket: &Path, more: &str) -> [String; 2] {
+pub fn chardev(id: &str, socket: &Path, more: &str) -> [String; 2] {
     [
         "-chardev".into(),
         format!("socket,id={id},path={}{more}", socket.display()),
     ]
 }
 
-fn device(text: &str) -> [String; 2] {
+pub fn device(text: &str) -> [String; 2] {
     ["-device".into(), text.into()]
 }
 

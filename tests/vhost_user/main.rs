@@ -4,11 +4,13 @@
 mod connection;
 mod daemon;
 mod devices;
+mod dpdk;
 mod front;
 mod guests;
 mod hostile;
 mod inflight;
 mod memory;
+mod qemu;
 #[path = "../support/ring.rs"]
 mod ring;
 mod rings;

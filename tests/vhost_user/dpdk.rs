@@ -1,0 +1,218 @@
+//! DPDK's virtio-user as the front end of two network interfaces on one switch: what goes in at one comes out at the other.
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{ChildStdin, Command, Stdio},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use super::{
+    daemon::folder,
+    guests::{Guest, devisord_at, program},
+};
+
+const FRAMES: usize = 3000;
+/// `LINKTYPE_ETHERNET`.
+const ETHERNET: u32 = 1;
+
+/// Frames of all lengths, from one station to another, whose bytes follow no rule.
+fn frames(from: u8, to: u8) -> Vec<Vec<u8>> {
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64 ^ u64::from(from);
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let frame = |_| {
+        let len = 60 + random() as usize % 1455;
+        let mut frame = vec![0x52, 0x54, 0, 0, 0, to, 0x52, 0x54, 0, 0, 0, from, 0x88, 0xb5];
+        frame.resize_with(len, || random() as u8);
+        frame
+    };
+    (0..FRAMES).map(frame).collect()
+}
+
+fn write_pcap(path: &Path, frames: &[Vec<u8>]) {
+    let mut file = Vec::new();
+    for word in [0xa1b2_c3d4, 4 << 16 | 2, 0, 0, 65535, ETHERNET] {
+        file.extend(u32::to_le_bytes(word));
+    }
+    for frame in frames {
+        for word in [0, 0, frame.len() as u32, frame.len() as u32] {
+            file.extend(word.to_le_bytes());
+        }
+        file.extend(frame);
+    }
+    fs::write(path, file).unwrap();
+}
+
+fn read_pcap(path: &Path) -> Vec<Vec<u8>> {
+    let file = fs::read(path).unwrap();
+    let (mut rest, mut frames) = (&file[24..], Vec::new());
+    while let Some((head, after)) = rest.split_first_chunk::<16>() {
+        let len = u32::from_le_bytes(*head[8..].first_chunk().unwrap()) as usize;
+        frames.push(after[..len].to_vec());
+        rest = &after[len..];
+    }
+    frames
+}
+
+/// `dpdk-testpmd` at work, and its prompt.
+struct Testpmd {
+    output: Guest,
+    input: ChildStdin,
+}
+
+impl Testpmd {
+    /// Port 0 reads and writes files, 1 and 2 are ours, 3 reads and writes files: what comes in at 0 goes out at 1, and at 2 to 3, and
+    /// the other way round.
+    fn start(program: &Path, folder: &Path, sockets: &[&Path; 2], ring: &str, more: &[&str]) -> Self {
+        let prefix = format!("devisor{}", std::process::id());
+        // What it prints is to come at once.
+        let mut command = Command::new("stdbuf");
+        let file = |number: usize| {
+            let name = |way: &str| folder.join(format!("{way}{number}")).display().to_string();
+            format!("net_pcap{number},rx_pcap={},tx_pcap={}", name("in"), name("out"))
+        };
+        let ours = |number: usize| {
+            let socket = sockets[number].display();
+            format!("net_virtio_user{number},path={socket},queues=1,queue_size=256,{ring}")
+        };
+        command
+            .arg("-oL")
+            .arg(program)
+            .args([
+                "-l",
+                "0,1",
+                "--no-huge",
+                "-m",
+                "128",
+                "--no-pci",
+                "--no-telemetry",
+                "--single-file-segments",
+                "--file-prefix",
+                &prefix,
+            ])
+            .args([
+                "--vdev",
+                &file(0),
+                "--vdev",
+                &ours(0),
+                "--vdev",
+                &ours(1),
+                "--vdev",
+                &file(1),
+            ])
+            .args([
+                "--",
+                "-i",
+                // What waits when it starts is not thrown away.
+                "--no-flush-rx",
+                "--nb-cores=1",
+                "--total-num-mbufs=8192",
+                "--port-topology=paired",
+            ])
+            .args(more)
+            .stdin(Stdio::piped());
+        let mut output = Guest::start_with_input(command);
+        let input = output.child().stdin.take().unwrap();
+        Self { output, input }
+    }
+
+    fn say(&mut self, line: &str) {
+        writeln!(self.input, "{line}").unwrap();
+    }
+
+    /// How many packets a port has sent.
+    fn sent(&mut self, port: usize) -> usize {
+        self.say(&format!("show port stats {port}"));
+        self.output.assert_says("TX-packets:", Duration::from_secs(10));
+        let line = self.output.all.lines().next_back().unwrap();
+        let number = line
+            .split("TX-packets:")
+            .nth(1)
+            .and_then(|rest| rest.split_whitespace().next());
+        number.unwrap().parse().unwrap()
+    }
+}
+
+/// Each polls with all that a core has.
+static ONE_BY_ONE: Mutex<()> = Mutex::new(());
+
+/// Sends frames both ways at once, and compares what has come out. `None`: it does not run here.
+fn exchange(name: &str, arguments: &[&str], ring: &str, more: &[&str]) -> Option<()> {
+    let testpmd = program("dpdk-testpmd")?;
+    let _alone = ONE_BY_ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = folder(&format!("dpdk-{name}"));
+    let sockets = [folder.join("s0"), folder.join("s1")];
+    let sockets = sockets.each_ref().map(|socket| &**socket);
+    let _daemon = devisord_at(&[&["net", "--switch"], arguments].concat(), &sockets)?;
+    let sent = [frames(1, 2), frames(2, 1)];
+    write_pcap(&folder.join("in0"), &sent[0]);
+    write_pcap(&folder.join("in1"), &sent[1]);
+    let mut testpmd = Testpmd::start(&testpmd, &folder, &sockets, ring, more);
+    // A full ring is tried again.
+    testpmd.say("set fwd io retry");
+    testpmd.say("set burst tx delay 10 retry 100000");
+    testpmd.say("start");
+    for _ in 0..100 {
+        if testpmd.sent(0) >= FRAMES && testpmd.sent(3) >= FRAMES {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    testpmd.say("stop");
+    testpmd.say("quit");
+    testpmd.output.until("Bye", Duration::from_secs(20));
+    let _ = testpmd.output.child().wait();
+    let said = &testpmd.output.all;
+    for (number, sent) in [(1, &sent[0]), (0, &sent[1])] {
+        let got = read_pcap(&folder.join(format!("out{number}")));
+        assert_eq!(got.len(), sent.len(), "{name}: frames to {number}:\n{said}");
+        let wrong = got.iter().zip(sent).position(|(got, sent)| got != sent);
+        assert_eq!(wrong, None, "{name}: a frame to {number} is another");
+    }
+    let _ = fs::remove_dir_all(&folder);
+    Some(())
+}
+
+#[test]
+fn dpdk_gets_from_one_interface_what_it_has_sent_by_the_other_in_each_ring_format() {
+    for packed in [0, 1] {
+        for in_order in [0, 1] {
+            for mergeable in [0, 1] {
+                let name = format!("{packed}{in_order}{mergeable}");
+                let ring = format!("packed_vq={packed},in_order={in_order},mrg_rxbuf={mergeable}");
+                if exchange(&name, &["--packed", "--in-order"], &ring, &[]).is_none() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dpdks_vectorized_drivers_get_what_they_have_sent() {
+    for packed in [0, 1] {
+        let ring = format!("packed_vq={packed},in_order=1,mrg_rxbuf=0,vectorized=1");
+        if exchange(&format!("v{packed}"), &["--packed", "--in-order"], &ring, &[]).is_none() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn frames_that_are_longer_than_dpdks_buffers_are_spread_over_several() {
+    // Buffers of 512 bytes behind a headroom of 128; frames are chains of several when they are sent.
+    let more = ["--mbuf-size=640", "--enable-scatter", "--tx-offloads=0x8000"];
+    for packed in [0, 1] {
+        let ring = format!("packed_vq={packed},in_order=0,mrg_rxbuf=1");
+        if exchange(&format!("m{packed}"), &["--packed"], &ring, &more).is_none() {
+            return;
+        }
+    }
+}
