@@ -104,8 +104,9 @@ fn talks(arch: &str, packed: bool) {
     for (number, socket) in nets.iter().enumerate() {
         devices.extend(chardev(&format!("n{number}"), socket, ""));
         devices.extend(["-netdev".into(), format!("vhost-user,id=net{number},chardev=n{number}")]);
+        // No MSI-X: QEMU 7.2 without an accelerator falls over the mask of a vector of such an interface.
         devices.extend(device(&format!(
-            "virtio-net-pci,netdev=net{number},mac=52:54:00:00:00:0{number},romfile=,{ring}"
+            "virtio-net-pci,netdev=net{number},mac=52:54:00:00:00:0{number},romfile=,vectors=0,{ring}"
         )));
     }
     devices.extend(chardev("r", &rng, ""));
