@@ -7,7 +7,7 @@ use vm_memory::{
     VolatileSlice, bitmap::Bitmap,
 };
 
-use super::{Outside, Segment, map::Span};
+use super::{Outside, Segment, span::Span};
 
 pub(crate) trait Backing: Send + Sync {
     fn check(&self, address: u64, len: u64, access: Permissions) -> bool;

@@ -7,6 +7,8 @@ mod backing;
 mod map;
 #[cfg(all(target_os = "linux", feature = "vhost-user"))]
 mod replaceable;
+mod runs;
+mod span;
 mod tally;
 mod translated;
 
@@ -22,11 +24,12 @@ use vm_memory::{GuestAddressSpace, Permissions, VolatileSlice};
 use crate::sync::lock;
 use backing::Backing;
 use map::Map;
-pub(crate) use map::{Near, Stretch};
 #[cfg(all(target_os = "linux", feature = "vhost-user"))]
 pub(crate) use replaceable::Replaceable;
+pub(crate) use runs::{Piece, Translate};
+pub(crate) use span::{Near, Stretch};
 pub(crate) use tally::Ticket;
-pub(crate) use translated::{Behind, Over, Piece, Translate, Translated};
+pub(crate) use translated::{Behind, Over, Translated};
 
 /// Bytes of guest memory.
 #[derive(Clone, Copy)]

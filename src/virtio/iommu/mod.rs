@@ -40,6 +40,7 @@
 //! ```
 
 mod events;
+mod faults;
 mod options;
 mod pending;
 mod registers;
@@ -62,7 +63,7 @@ use requests::RequestQueue;
 use shared::Shared;
 use tables::Tables;
 
-pub use events::AccessFault;
+pub use faults::AccessFault;
 pub use options::{Bypass, EndpointId, IommuEndpoint, IommuError, IommuOptions, Reserved, ReservedKind};
 pub use registers::{F_BYPASS, F_BYPASS_CONFIG, F_DOMAIN_RANGE, F_INPUT_RANGE, F_MAP_UNMAP, F_MMIO, F_PROBE};
 pub use state::{DomainState, IommuState, MappingState};
@@ -111,8 +112,8 @@ impl Iommu {
 
     /// How many accesses were refused.
     pub fn faults(&self) -> FaultCounts {
-        let events = lock(&self.shared.events);
-        let (faults, lost) = (events.faults, events.lost);
+        let counted = lock(&self.shared.faults);
+        let (faults, lost) = (counted.faults, counted.lost);
         FaultCounts { faults, lost }
     }
 
@@ -200,7 +201,7 @@ impl VirtioDevice for Iommu {
     fn reset(&mut self) {
         self.features = 0;
         self.shared.change_all(Tables::reset);
-        lock(&self.shared.events).backlog.clear();
+        lock(&self.shared.faults).backlog.clear();
         lock(&self.shared.pending).restore(&[]);
     }
 
@@ -210,17 +211,17 @@ impl VirtioDevice for Iommu {
             probe_size: _,
             max_faults: _,
             tables,
-            events,
+            faults,
             pending,
             ..
         } = &*self.shared;
         let tables = lock(tables);
-        let events = lock(events);
+        let faults = lock(faults);
         DeviceState::Iommu(IommuState {
             bypass: tables.bypass,
             domains: tables.save(),
-            faults: events.backlog.iter().copied().collect(),
-            lost: events.lost,
+            faults: faults.backlog.iter().copied().collect(),
+            lost: faults.lost,
             waiting: lock(pending).heads(),
         })
     }
@@ -231,9 +232,9 @@ impl VirtioDevice for Iommu {
         };
         let restored = Tables::restored(&self.options, state)?;
         self.shared.change_all(|tables| *tables = restored);
-        let mut events = lock(&self.shared.events);
-        events.backlog = state.faults.iter().copied().collect();
-        events.lost = state.lost;
+        let mut faults = lock(&self.shared.faults);
+        faults.backlog = state.faults.iter().copied().collect();
+        faults.lost = state.lost;
         lock(&self.shared.pending).restore(&state.waiting);
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::{
 use vm_memory::Permissions;
 
 use super::{
-    events::{AccessFault, Events},
+    faults::{AccessFault, Faults},
     options::{IommuOptions, ReservedKind},
     pending::Pending,
     registers::{PROBE_T_RESV_MEM, RESV_MEM_LEN, Status},
@@ -28,7 +28,7 @@ pub(super) struct Shared {
     behind: BTreeMap<u32, Endpoint>,
     // What the guest changes.
     pub tables: Mutex<Tables>,
-    pub events: Mutex<Events>,
+    pub faults: Mutex<Faults>,
     pub pending: Mutex<Pending>,
 }
 
@@ -101,7 +101,7 @@ impl Shared {
                 max_faults: options.max_faults,
                 behind: behind.collect(),
                 tables: Mutex::new(Tables::new(options)),
-                events: Mutex::default(),
+                faults: Mutex::default(),
                 pending: Mutex::default(),
             }
         })
@@ -151,5 +151,13 @@ impl Shared {
             change(tables);
             Ok(Some(tables.everything()))
         });
+    }
+
+    /// Tells of a fault. Nothing of the IOMMU is locked.
+    pub fn fault(&self, fault: AccessFault) {
+        let buffer = lock(&self.faults).add(fault, self.max_faults);
+        if let Some(buffer) = buffer {
+            fault.tell(buffer);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Save and restore of an IOMMU.
 
 use super::{
-    events::AccessFault,
+    faults::AccessFault,
     options::{Bypass, IommuOptions},
     registers::{MAP_F_MMIO, MAP_F_READ, MAP_F_WRITE},
     tables::{Mapping, Tables},
