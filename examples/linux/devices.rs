@@ -19,7 +19,7 @@ use devisor::{
         QueueIndex, VirtioTransport, Wait,
         block::BlockOptions,
         entropy::{Entropy, OsRandom},
-        iommu::Iommu,
+        iommu::{EndpointId, Iommu},
     },
 };
 
@@ -48,7 +48,7 @@ pub struct Devices {
 
 impl Devices {
     /// Plugs them into `slots`, in which the places of the two that are always there are `disk_at` and `entropy_at`. `bus` is that
-    /// of registers in memory. `iommu` has made what some see of memory.
+    /// of registers in memory. `iommu` has made what some see of memory, and one of its endpoints accesses what it may not.
     pub fn new(
         plan: &Plan<'_>,
         [disk_at, entropy_at]: &[Place; 2],
@@ -56,7 +56,7 @@ impl Devices {
         slots: &Slots<'_>,
         bus: &mut Bus,
         ram: &Ram,
-        iommu: Option<(Place, Iommu)>,
+        iommu: Option<(Place, Iommu, EndpointId)>,
     ) -> Result<Self, Box<dyn Error>> {
         let (completion, memory) = (plan.options.completion, ram.memory());
         let events = EventLoop::new()?;
@@ -100,7 +100,7 @@ impl Devices {
             virtio.push(device);
             others.push(added);
         }
-        if let Some((place, iommu)) = iommu {
+        if let Some((place, iommu, endpoint)) = iommu {
             let around = Around {
                 place,
                 room,
@@ -110,7 +110,7 @@ impl Devices {
                 bus,
                 persistent: None,
             };
-            let (device, added) = more::iommu::plug(around, iommu, entropy_at.pci)?;
+            let (device, added) = more::iommu::plug(around, iommu, endpoint)?;
             virtio.push(device);
             others.push(added);
         }

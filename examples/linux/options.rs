@@ -26,7 +26,7 @@ usage: cargo run --release --example linux -- [OPTION VALUE]...
                      or by another thread: round, late, shuffled, thread [round]
   --devices NAME     few: the disk and the entropy device; or all that there are, with pci, for arm64 with mmio too [few]
   --gic NUMBER       arm64 alone: 2, with a frame for messages; or 3, with an ITS [2]
-  --iommu yes        arm64 with mmio alone: all virtio devices are behind a virtio-iommu [no]
+  --iommu yes        arm64 alone, with mmio or pci: all virtio devices are behind a virtio-iommu [no]
   --firmware FILE    runs first, and gets the kernel from a device that it asks for it: U-Boot and EDK2 for arm64,
                      OVMF's code for x86_64
   --shell yes        with --firmware: there is no kernel, and the firmware is to come to its shell [no]
@@ -190,8 +190,8 @@ impl Options {
                 "--completion is for --async sync: all other disks complete their requests by themselves".into(),
             );
         }
-        if iommu && (arch == Arch::X86_64 || transport != Transport::Mmio) {
-            return Err("--iommu yes is for --arch arm64, with --transport mmio".into());
+        if iommu && (arch == Arch::X86_64 || transport == Transport::PciIntx) {
+            return Err("--iommu yes is for --arch arm64, with --transport mmio or pci".into());
         }
         if shell && firmware.is_none() {
             return Err("--shell yes is for --firmware".into());

@@ -116,12 +116,14 @@ type Memory = Arc<GuestMemoryMmap>;
 /// The line of a virtio-mmio device.
 pub type LineOf<'a> = Box<dyn Fn(&Place) -> Result<Arc<dyn LevelInterrupt>, Box<dyn Error>> + 'a>;
 
+/// Memory as it is translated for the device of each number, where it is.
+pub type Behind = BTreeMap<u8, Translated>;
+
 /// Where the devices are plugged in.
 pub enum Slots<'a> {
-    /// On the bus of all the others, each with the line that this makes for it; and with memory as it is translated for its number, if
-    /// it is.
-    Mmio(Rings, LineOf<'a>, BTreeMap<u8, Translated>),
-    Pci(Rings, RootBus),
+    /// On the bus of all the others, each with the line that this makes for it.
+    Mmio(Rings, LineOf<'a>, Behind),
+    Pci(Rings, RootBus, Behind),
 }
 
 /// A PCI bus with a host bridge. `wires` are INTA to INTD, `messages` takes what functions send.
@@ -158,25 +160,25 @@ impl Slots<'_> {
         events: &EventLoop,
         bus: &mut Bus,
     ) -> Result<Plugged<D>, Box<dyn Error>> {
-        let ram = Arc::clone(memory);
+        let (Self::Mmio(.., behind) | Self::Pci(.., behind)) = self;
+        let memory = behind.get(&place.pci).cloned();
+        let memory = memory.unwrap_or_else(|| Translated::new(Arc::clone(memory)));
         let seat = events.seat();
         let device = match self {
-            Self::Mmio(rings, line_of, behind) => {
+            Self::Mmio(rings, line_of, _) => {
                 let line = Line::Level(line_of(place)?);
-                let memory = behind.get(&place.pci).cloned();
-                let memory = memory.unwrap_or_else(|| Translated::new(ram));
                 let device = VirtioMmio::with_memory(device, memory, line, &rings.options())?;
                 let device = Arc::new(device.with_doorbell(seat.clone()));
                 bus.insert(place.mmio.base, place.mmio.len, Arc::clone(&device) as _)?;
                 Plugged::Mmio(device)
             }
-            Self::Pci(rings, root) => {
+            Self::Pci(rings, root, _) => {
                 let slot = root.slot(place.address())?;
                 let options = VirtioPciOptions {
                     transport: rings.options(),
                     ..VirtioPciOptions::default()
                 };
-                let device = VirtioPci::with_options(device, ram, slot, &options)?;
+                let device = VirtioPci::with_memory(device, memory, slot, &options)?;
                 let device = Arc::new(device.with_doorbell(seat.clone()));
                 root.insert(Arc::clone(&device) as _)?;
                 Plugged::Pci(device)

@@ -22,7 +22,7 @@ use devisor::{
 };
 
 use super::{
-    gic::{Gic, id_of_lpi, id_of_spi},
+    gic::{self, Gic, id_of_lpi, id_of_spi},
     machine::{InterruptPins, Machine},
 };
 use crate::{
@@ -121,10 +121,22 @@ const fn place(number: u8, name: &'static str, guest_name: &'static str) -> Plac
 
 /// Where all virtio devices are.
 pub fn places(options: &Options) -> Vec<Place> {
-    options.devices.places(VIRTIO, &ROOM)
+    let mut places = options.devices.places(VIRTIO, &ROOM);
+    if options.iommu {
+        // The guest's first virtio device is the IOMMU: all others wait for it.
+        for (place, guest_name) in places.iter_mut().zip(AFTER_IOMMU) {
+            place.guest_name = guest_name;
+        }
+    }
+    places
 }
 
-/// The IOMMU of all others, if there is one: each is the endpoint of its number.
+/// What the guest calls those that wait for an IOMMU.
+const AFTER_IOMMU: [&str; 9] = [
+    "virtio1", "virtio2", "virtio3", "virtio4", "virtio5", "virtio6", "virtio7", "virtio8", "virtio9",
+];
+
+/// The IOMMU of all others, if there is one.
 pub const IOMMU: Place = place(15, "virtio-iommu", "");
 
 /// Whether a device can be behind it: Linux's driver of the balloon does not accept ACCESS_PLATFORM, since its pages are physical ones.
@@ -132,9 +144,24 @@ pub fn may_be_behind(place: &Place) -> bool {
     place.name != "virtio-balloon"
 }
 
+/// By which the IOMMU knows a device.
+pub fn endpoint(place: &Place, transport: Transport) -> EndpointId {
+    EndpointId(match transport {
+        Transport::Mmio => place.pci.into(),
+        Transport::Pci | Transport::PciIntx => place.requester().0.into(),
+    })
+}
+
 fn iommu(options: &Options, ram: &Ram) -> Result<Iommu, IommuError> {
-    let endpoints = places(options).into_iter().filter(may_be_behind);
-    let endpoints = endpoints.map(|place| IommuEndpoint::new(EndpointId(place.pci.into())));
+    let transport = options.transport;
+    let endpoints = places(options).into_iter().filter(may_be_behind).map(|place| {
+        let endpoint = IommuEndpoint::new(endpoint(&place, transport));
+        match transport {
+            Transport::Mmio => endpoint,
+            // What functions send to the interrupt controller is not translated.
+            Transport::Pci | Transport::PciIntx => endpoint.with_msi(gic::doorbell(options.gic)),
+        }
+    });
     let options = IommuOptions {
         endpoints: endpoints.collect(),
         ..IommuOptions::default()
@@ -230,12 +257,13 @@ impl Board {
 
         let mut bus = Bus::new();
         let iommu = plan.options.iommu.then(|| iommu(plan.options, ram)).transpose()?;
+        let transport = plan.options.transport;
         let behind = iommu.iter().flat_map(|iommu| {
-            let memory = |place: &Place| Some((place.pci, iommu.memory(EndpointId(place.pci.into()))?));
+            let memory = |place: &Place| Some((place.pci, iommu.memory(endpoint(place, transport))?));
             places(plan.options).iter().filter_map(memory).collect::<Vec<_>>()
         });
         let behind = behind.collect();
-        let slots = match plan.options.transport {
+        let slots = match transport {
             Transport::Mmio => Slots::Mmio(
                 plan.options.rings,
                 Box::new(|place| Ok(Arc::new(line(place.name, mmio_spi(place))?) as _)),
@@ -244,9 +272,11 @@ impl Board {
             Transport::Pci | Transport::PciIntx => Slots::Pci(
                 plan.options.rings,
                 pci(&gic, &places(plan.options), recorder, &mut bus)?,
+                behind,
             ),
         };
-        let iommu = iommu.map(|iommu| (IOMMU, iommu));
+        let watched = endpoint(&VIRTIO[1], transport);
+        let iommu = iommu.map(|iommu| (IOMMU, iommu, watched));
         let devices = Devices::new(plan, &VIRTIO, &ROOM, &slots, &mut bus, ram, iommu)?;
 
         if let Some(registers) = gic.plug(&mut bus, plan.watch)? {

@@ -51,14 +51,18 @@ fn parts(options: &Options) -> Vec<Part> {
     ];
     if transport.is_pci() {
         parts.push(gic::describe_messages(version));
-        parts.push(pci::describe(PciHost {
+        let bus = pci::describe(PciHost {
             ecam: Some(board::PCI_CONFIG.base),
             config_ports: false,
             buses: 0..=0,
             memory: vec![(board::PCI_MEMORY.base, board::PCI_MEMORY.len)],
             ports: Vec::new(),
             wires: board::PCI_WIRES.map(Wire::level),
-        }));
+        });
+        parts.push(match iommu {
+            true => bus.all_behind_iommu().has_iommu(board::IOMMU.requester().0),
+            false => bus,
+        });
     } else {
         for place in &board::places(options) {
             let part = mmio::describe(place.mmio.base, Wire::level(board::mmio_spi(place)));

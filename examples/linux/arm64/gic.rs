@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     error::Error,
     io,
+    ops::RangeInclusive,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -147,6 +148,18 @@ pub fn describe(version: Version) -> Part {
         Version::V2 => gicv2::describe(&GicV2Config::default(), GIC_DISTRIBUTOR.base, GIC_CPU_INTERFACE.base),
         Version::V3 => gicv3::describe(&config_v3(), GIC_DISTRIBUTOR.base, &[GIC_REDISTRIBUTOR.base]),
     }
+}
+
+/// Where messages go.
+pub fn doorbell(version: Version) -> RangeInclusive<u64> {
+    let (base, len) = match version {
+        Version::V2 => (GIC_MESSAGES.base, GIC_MESSAGES.len),
+        Version::V3 => (
+            GIC_ITS.base + its::ControlFrame::SIZE,
+            GIC_ITS.len - its::ControlFrame::SIZE,
+        ),
+    };
+    base..=base + len - 1
 }
 
 /// And what takes messages.

@@ -17,9 +17,9 @@ const NOWHERE: u64 = 0xdead_0000;
 pub fn plug(
     around: Around<'_>,
     iommu: Iommu,
-    endpoint: u8,
+    endpoint: EndpointId,
 ) -> Result<(Arc<dyn VirtioTransport>, More), Box<dyn Error>> {
-    let memory = iommu.memory(EndpointId(endpoint.into())).ok_or("no such endpoint")?;
+    let memory = iommu.memory(endpoint).ok_or("no such endpoint")?;
     let iommu = around.plug(iommu)?;
     let device = iommu.transport();
     let hear = move |line: &str| {
@@ -36,7 +36,7 @@ pub fn plug(
     let told = move |console: &str| -> Check {
         let told = line(console, "iommu told ")?;
         let counts = iommu.with(|iommu| iommu.faults());
-        let right = told.contains(&format!("fault from EP {endpoint} at {NOWHERE:#x}"));
+        let right = told.contains(&format!("fault from EP {} at {NOWHERE:#x}", endpoint.0));
         let how = format!("{told}; {counts:?}");
         (right && counts.lost == 0).then(|| how.clone()).ok_or(how)
     };

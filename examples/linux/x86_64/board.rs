@@ -2,7 +2,6 @@
 //! finds by its tables.
 
 use std::{
-    collections::BTreeMap,
     error::Error,
     fs,
     sync::{Arc, OnceLock},
@@ -46,7 +45,7 @@ use crate::{
     more::Room,
     options::{Chips, Options},
     ram::Ram,
-    virtio::{MESSAGE_LINE, Place, Slots, Transport, Window, pci_bus, recorded, window},
+    virtio::{Behind, MESSAGE_LINE, Place, Slots, Transport, Window, pci_bus, recorded, window},
     watch::Console,
     wing::{Facts, Plan, PowerRequest},
 };
@@ -362,7 +361,7 @@ impl Board {
                         let line = pc.gsi_level_line(mmio_gsi(place, options.chips))?;
                         Ok(Arc::new(recorder.wrap_level(place.name, line)))
                     }),
-                    BTreeMap::new(),
+                    Behind::new(),
                 )
             }
             Transport::Pci | Transport::PciIntx => {
@@ -383,7 +382,7 @@ impl Board {
                     chipset::plug(&root)?;
                 }
                 ports.insert(PCI_PORTS, 8, Arc::new(root.config_ports().beside(reset)))?;
-                Slots::Pci(options.rings, root)
+                Slots::Pci(options.rings, root, Behind::new())
             }
         };
         let devices = Devices::new(plan, &VIRTIO, &ROOM, &slots, &mut in_memory, ram, None)?;
