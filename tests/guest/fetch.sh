@@ -9,9 +9,12 @@
 #                itself what Debian's C library asks for
 #   verify.ext4  the same with verify.rs in the place of fio, for x86_64 alone, where a rustc on an x86_64 host compiles it
 #
-# usage: tests/guest/fetch.sh [arm64|x86_64]...
+# usage: tests/guest/fetch.sh [arm64|x86_64|backports]...
 #
-# Without a name it is both. What is there already, of these packages and these scripts, is left as it is.
+# Without a name it is the first two. What is there already, of these packages and these scripts, is left as it is.
+#
+# backports is arm64 with the newer kernel of Debian's backports, in tests/guest/build/backports/: it has a driver of virtio-iommu. Its
+# packages come by way of an apt of its own, which knows Debian's release and the backports of that.
 #
 # Needs Debian with cpio, xz-utils and e2fsprogs, and says what is missing. Root is needed only where apt does not know the
 # guest's packages yet. KERNEL names another kernel meta package for arm64, such as linux-image-arm64, and KERNEL_X86_64 for
@@ -20,9 +23,9 @@ set -eu
 
 for guest in "$@"; do
     case $guest in
-    arm64 | x86_64) ;;
+    arm64 | x86_64 | backports) ;;
     *)
-        echo "fetch.sh: no guest is called $guest: there are arm64 and x86_64" >&2
+        echo "fetch.sh: no guest is called $guest: there are arm64, x86_64 and backports" >&2
         exit 1
         ;;
     esac
@@ -205,10 +208,37 @@ guest() {
     echo "fetch.sh: $image and its guest are in $directory"
 }
 
+# An apt for arm64 that prefers the backports of this release.
+backports() {
+    apt=$build/backports/apt
+    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial"
+    for suite in "$release" "$release-backports"; do
+        echo "deb [arch=arm64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $suite main"
+    done >"$apt/sources.list"
+    cat >"$apt/conf" <<END
+Dir::Etc::sourcelist "$apt/sources.list";
+Dir::Etc::sourceparts "$apt/none";
+Dir::Etc::preferencesparts "$apt/none";
+Dir::State "$apt/state";
+Dir::State::status "/dev/null";
+Dir::Cache "$apt/cache";
+APT::Architectures { "$(dpkg --print-architecture)"; "arm64"; };
+APT::Default-Release "$release-backports";
+APT::Sandbox::User "root";
+END
+    mkdir -p "$apt/none"
+    export APT_CONFIG="$apt/conf"
+}
+
 [ $# -ne 0 ] || set -- arm64 x86_64
 for name in "$@"; do
     case $name in
     arm64) guest arm64 arm64 "${KERNEL:-linux-image-cloud-arm64}" "$build" ;;
     x86_64) guest x86_64 amd64 "${KERNEL_X86_64:-linux-image-cloud-amd64}" "$build/x86_64" ;;
+    backports)
+        # What it exports is for it alone.
+        (backports && guest backports arm64 "${KERNEL_BACKPORTS:-linux-image-arm64}" "$build/backports") || exit 1
+        ;;
     esac
 done
