@@ -456,14 +456,20 @@ impl Segments {
         Ok(())
     }
 
-    /// Takes over a chain that was found before, if all of it is in memory still.
+    /// Takes over a chain that was found before. Whether it can be accessed still is to be [checked](Self::check).
     #[cold]
-    pub fn find_again(&mut self, outline: &Outline, found: &Self, pin: &Pin) -> Result<(), ChainError> {
-        while self.0.len() < outline.count.into() {
+    pub fn copy(&mut self, outline: &Outline, found: &Self) {
+        let count = usize::from(outline.count);
+        while self.0.len() < count {
             self.grow(Segment::new(0, 0));
         }
-        let (readable, count) = (usize::from(outline.readable), usize::from(outline.count));
         self.0[..count].copy_from_slice(&found.0[..count]);
+    }
+
+    /// Whether all of a chain is in memory.
+    #[cold]
+    pub fn check(&mut self, outline: &Outline, pin: &Pin) -> Result<(), ChainError> {
+        let (readable, count) = (usize::from(outline.readable), usize::from(outline.count));
         for (number, segment) in self.0[..count].iter_mut().enumerate() {
             let access = if number < readable {
                 Permissions::Read

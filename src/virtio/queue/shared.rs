@@ -14,7 +14,7 @@ use super::{
     in_order::{InOrder, Kept},
     inside::Inside,
     track::Tracker,
-    used::{Returned, Used, UsedRing, UsedSide},
+    used::{Returned, Used, UsedGuard, UsedRing, UsedSide},
     word::Word,
 };
 use crate::{
@@ -39,7 +39,8 @@ pub(super) enum Taking {
 
 /// What a queue and the chains that were taken from it share.
 ///
-/// Lock order: `used` is the last of all, and no interrupt is triggered under it by who completes elsewhere.
+/// Lock order: `used` is the last of all, and no interrupt is triggered under it by who completes elsewhere; nor is anything looked up
+/// in guest memory, which can be another device's interrupt where that is translated.
 #[repr(align(128))]
 pub(super) struct Shared {
     // Configured.
@@ -198,11 +199,11 @@ impl Shared {
         let signal = match written {
             _ if self.closed.load(Ordering::SeqCst) => false,
             Some(written) => {
-                let used = self.use_elsewhere(&mut used, outline, written.min(outline.writable_len));
-                used.unwrap_or_else(|Gone| {
-                    self.stranded.store(true, Ordering::SeqCst);
-                    false
-                })
+                let written = written.min(outline.writable_len);
+                match self.use_elsewhere(&mut used, outline, written) {
+                    Ok(signal) => signal,
+                    Err(Gone) => return self.give_back_far(used, outline, segments, written),
+                }
             }
             None => return self.return_untouched(&mut used, outline, segments),
         };
@@ -210,6 +211,36 @@ impl Shared {
         drop(used);
         if signal {
             self.signal(false);
+        }
+    }
+
+    /// The same where the ring is no longer in guest memory, or has to be looked up: with nothing locked, since where it is translated,
+    /// somebody is told of what is not mapped.
+    #[cold]
+    fn give_back_far(&self, used: UsedGuard<'_>, outline: &Outline, segments: Segments, written: u32) {
+        let was_there = used.view.is_some();
+        drop(used);
+        let view = if was_there { None } else { self.look_up().ok() };
+        let mut used = self.used.lock();
+        let shown = match &view {
+            _ if self.closed.load(Ordering::SeqCst) => Ok(false),
+            Some(view) => match self.end_taken(&mut used, view, outline, written) {
+                Ok(()) => self.publish(&mut used.ring, view),
+                Err(Gone) => Err(Gone),
+            },
+            None => Err(Gone),
+        };
+        // What was taken back before is not kept: who did that has had the queue let go already.
+        if let Some(view) = view.as_ref().filter(|view| self.memory.is_current(&view.pin)) {
+            used.view.get_or_insert_with(|| view.clone());
+        }
+        self.is_back(&mut used, outline, segments);
+        drop(used);
+        match shown {
+            Ok(true) => self.signal(false),
+            Ok(false) => {}
+            // It stays in flight. The next round, which has somebody to tell, finds that.
+            Err(Gone) => self.stranded.store(true, Ordering::SeqCst),
         }
     }
 
@@ -284,8 +315,8 @@ impl Shared {
         used.pool.push(segments);
     }
 
-    /// Puts a chain into the used ring and shows it. Whether the driver is to be told. If the ring is no longer in guest memory, the
-    /// chain stays in flight: the next round, which has somebody to tell, finds that.
+    /// Puts a chain into the used ring and shows it. Whether the driver is to be told. The error is of a ring that is no longer in guest
+    /// memory, or has to be looked up first.
     #[inline(always)]
     fn use_elsewhere(&self, used: &mut Used, outline: &Outline, written: u32) -> Result<bool, Gone> {
         let near = used.view.as_ref().and_then(|view| Some((view.flat_split()?, view)));
@@ -324,10 +355,8 @@ impl Shared {
 
     #[cold]
     fn use_far(&self, used: &mut Used, outline: &Outline, written: u32) -> Result<bool, Gone> {
-        let view = match &used.view {
-            Some(view) => view.clone(),
-            None => used.view.insert(self.look_up().map_err(|_| Gone)?).clone(),
-        };
+        // It stays where it is, so this is not the last that goes.
+        let view = used.view.clone().ok_or(Gone)?;
         self.end_taken(used, &view, outline, written)?;
         self.publish(&mut used.ring, &view)
     }

@@ -239,7 +239,9 @@ impl Round<'_> {
         let returned = used.resubmit.get(self.hands.aside_again)?;
         if let Some((outline, segments)) = &returned.chain {
             self.outline = *outline;
-            return Some(self.hands.segments.find_again(outline, segments, &self.view.pin));
+            self.hands.segments.copy(outline, segments);
+            drop(used);
+            return Some(self.hands.segments.check(&self.outline, &self.view.pin));
         }
         let head = returned.head;
         drop(used);
