@@ -75,42 +75,44 @@ impl Map {
         spans.filter_map(|span| Some((span.host()?, span.len())))
     }
 
+    /// The caller has [checked](Self::check) it.
     #[inline]
     pub fn host(&self, segment: &mut Segment) -> Option<NonNull<u8>> {
-        self.find(segment, segment.len.into()).map(|(host, _)| host)
+        self.find(segment, segment.len.into(), Permissions::No)
+            .map(|(host, _)| host)
     }
 
     /// The host address of the first byte of `segment`, if `len` bytes from there on are in one span; and how many there are in
-    /// this span.
+    /// this span: the one in which it was found, or another that may be accessed so.
     #[inline]
-    fn find(&self, segment: &mut Segment, len: u64) -> Option<(NonNull<u8>, u64)> {
+    fn find(&self, segment: &mut Segment, len: u64, access: Permissions) -> Option<(NonNull<u8>, u64)> {
         let hit = self.stays.get(segment.hint as usize);
         match hit.and_then(|stretch| stretch.find(segment.address, len)) {
-            None => self.find_elsewhere(segment, len),
+            None => self.find_elsewhere(segment, len, access),
             found => found,
         }
     }
 
     #[inline]
-    fn find_elsewhere(&self, segment: &mut Segment, len: u64) -> Option<(NonNull<u8>, u64)> {
-        let (span, offset) = self.find_span(segment, len)?;
+    fn find_elsewhere(&self, segment: &mut Segment, len: u64, access: Permissions) -> Option<(NonNull<u8>, u64)> {
+        let (span, offset) = self.find_span(segment, len, access)?;
         // SAFETY: within the span, as was just found.
         Some((unsafe { span.at(offset) }, span.len() - offset as u64))
     }
 
     #[inline]
-    fn find_span(&self, segment: &mut Segment, len: u64) -> Option<(&Span, usize)> {
+    fn find_span(&self, segment: &mut Segment, len: u64, access: Permissions) -> Option<(&Span, usize)> {
         let hit = self.spans.get(segment.hint as usize);
         match hit.and_then(|span| Some((span, span.offset(segment.address, len)?))) {
-            None => self.search(segment, len),
+            None => self.search(segment, len, access),
             found => found,
         }
     }
 
     #[cold]
-    fn search(&self, segment: &mut Segment, len: u64) -> Option<(&Span, usize)> {
+    fn search(&self, segment: &mut Segment, len: u64, access: Permissions) -> Option<(&Span, usize)> {
         let at = match &self.runs {
-            Some(runs) => runs.search(segment.address, len)?,
+            Some(runs) => runs.search(segment.address, len, access)?,
             None => {
                 let after = self.spans.partition_point(|span| span.start() <= segment.address);
                 after.checked_sub(1)?
@@ -124,7 +126,7 @@ impl Map {
 
     /// The host address of `address`; and how many bytes before it, and from it on, there are in its span.
     pub fn extent(&self, address: u64) -> Option<(NonNull<u8>, u64, u64)> {
-        let (host, after) = self.find(&mut Segment::new(address, 1), 1)?;
+        let (host, after) = self.find(&mut Segment::new(address, 1), 1, Permissions::No)?;
         let span = self.spans.iter().find(|span| span.offset(address, 1).is_some())?;
         Some((host, address - span.start(), after))
     }
@@ -140,7 +142,7 @@ impl Map {
 
     #[inline(never)]
     fn check_span(&self, segment: &mut Segment, access: Permissions) -> Result<(), Outside> {
-        match self.find_span(segment, segment.len.into()) {
+        match self.find_span(segment, segment.len.into(), access) {
             Some((span, _)) if span.allows(access) => Ok(()),
             _ => self.check_elsewhere(segment, access),
         }
@@ -154,7 +156,7 @@ impl Map {
         if !self.backing.check(address, len, access) {
             return Err(Outside { address, len });
         }
-        if self.runs.is_some() && self.search(segment, len).is_none() {
+        if self.runs.is_some() && self.search(segment, len, access).is_none() {
             // In several, as it stays: see `Runs::enter`.
             segment.hint = u32::MAX;
         }
@@ -181,7 +183,7 @@ impl Map {
     #[inline]
     pub fn place(&self, place: &mut Segment, address: u64, len: u32, access: Permissions) -> bool {
         let mut segment = Segment { address, len, ..*place };
-        let found = self.find_span(&mut segment, len.into());
+        let found = self.find_span(&mut segment, len.into(), access);
         *place = segment;
         found.is_some_and(|(span, _)| span.allows(access))
     }
@@ -213,7 +215,7 @@ impl Map {
 
     #[inline]
     pub fn read(&self, segment: &mut Segment, data: &mut [u8]) -> Result<(), Outside> {
-        match self.find(segment, data.len() as u64) {
+        match self.find(segment, data.len() as u64, Permissions::Read) {
             Some((host, _)) => {
                 // SAFETY: as many bytes from `host` on are in the mapping of a span, which `backing` keeps alive.
                 unsafe { VolatileSlice::new(host.as_ptr(), data.len()) }.copy_to(data);
@@ -225,7 +227,7 @@ impl Map {
 
     #[inline]
     pub fn write(&self, segment: &mut Segment, data: &[u8]) -> Result<(), Outside> {
-        match self.find(segment, data.len() as u64) {
+        match self.find(segment, data.len() as u64, Permissions::Write) {
             Some((host, _)) => {
                 // SAFETY: as in `read`.
                 unsafe { VolatileSlice::new(host.as_ptr(), data.len()) }.copy_from(data);
@@ -278,9 +280,9 @@ impl Map {
                     address: segment.address,
                     len: segment.len.into(),
                 };
-                let found = self.find(&mut segment, 1);
+                let found = self.find(&mut segment, 1, access);
                 let (host, there) = found
-                    .or_else(|| self.runs.as_ref()?.host(segment.address))
+                    .or_else(|| self.runs.as_ref()?.host(segment.address, access))
                     .ok_or(outside)?;
                 let len = there.min(segment.len.into()) as u32;
                 // SAFETY: within the mapping of a span, which `backing` keeps alive for longer than the call of `f`; the slices

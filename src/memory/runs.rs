@@ -75,7 +75,8 @@ impl Run {
 struct Learnt {
     /// What is in the spans, at the same places.
     first: Vec<Run>,
-    /// The rest, by where it begins: each as it was mapped, so that none overlaps another.
+    /// The rest, by where it begins: each as it was mapped. Two overlap where one was taken back before the other was learnt, or was
+    /// asked for with more of what is mapped beside it.
     more: BTreeMap<u64, Run>,
 }
 
@@ -97,8 +98,8 @@ impl Learnt {
 
     fn hit<'a>(&'a mut self, addresses: &'a RangeInclusive<u64>) -> impl Iterator<Item = (usize, &'a mut Run)> {
         let (&from, &to) = (addresses.start(), addresses.end());
-        let more = self.more.range_mut(..=to).rev().map(|(_, run)| run);
-        let more = more.take_while(move |run| run.last >= from);
+        // All of them: a long one can begin before many that end sooner.
+        let more = self.more.range_mut(..=to).map(|(_, run)| run);
         let first = self.first.iter_mut().enumerate();
         first
             .map(|(at, run)| (FIRST + at, run))
@@ -176,17 +177,18 @@ impl Runs {
         self.learnt.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The span in which `len` bytes at `address` are: what was learnt last has not been taken back.
-    pub fn search(&self, address: u64, len: u64) -> Option<usize> {
+    /// The span in which `len` bytes at `address` are and may be accessed so: what was learnt last has not been taken back.
+    pub fn search(&self, address: u64, len: u64, access: Permissions) -> Option<usize> {
         let filled = self.filled.load(Ordering::Acquire);
-        (0..filled)
-            .rev()
-            .find(|&at| self.spans[at].offset(address, len).is_some())
+        (0..filled).rev().find(|&at| {
+            let span = &self.spans[at];
+            span.offset(address, len).is_some() && span.allows(access)
+        })
     }
 
-    /// The host address of `address`, and how many bytes there are from there on.
-    pub fn host(&self, address: u64) -> Option<(NonNull<u8>, u64)> {
-        let run = self.learnt().find(address, Permissions::No)?;
+    /// The host address of `address`, which may be accessed so, and how many bytes there are from there on.
+    pub fn host(&self, address: u64, access: Permissions) -> Option<(NonNull<u8>, u64)> {
+        let run = self.learnt().find(address, access)?;
         // SAFETY: within the run, all of which is in one piece of mapped memory.
         let host = unsafe { run.host?.add((address - run.start) as usize) };
         Some((host, run.rest(address)))
@@ -330,7 +332,7 @@ impl Backing for Arc<Runs> {
     fn check(&self, address: u64, len: u64, access: Permissions) -> bool {
         // In one piece, if it is that: several mappings can be.
         let places = !self.is_full() && !self.spans.is_empty() && len != 0;
-        if places && self.search(address, len).is_none() && self.ask(address, len, access).is_none() {
+        if places && self.search(address, len, access).is_none() && self.ask(address, len, access).is_none() {
             return false;
         }
         let base = self.base.backing();

@@ -132,3 +132,121 @@ fn a_region_is_where_its_slices_are_whatever_host_address_it_says() {
     let bytes = [0, 0x1000].map(|address| backing.read_obj::<u8>(GuestAddress(address)).unwrap());
     assert_eq!(bytes, [7, 0]);
 }
+
+// Translated.
+
+/// What it is told of, the last first, by addresses and permissions.
+#[derive(Default)]
+struct Pages(Mutex<Vec<Piece>>);
+
+impl Pages {
+    fn map(&self, start: u64, len: u64, physical: u64, access: Permissions) {
+        let last = start + (len - 1);
+        lock(&self.0).push(Piece {
+            start,
+            last,
+            physical,
+            access,
+        });
+    }
+}
+
+impl Translate for Pages {
+    fn translate(&self, address: u64, _: u64, access: Permissions, found: &mut dyn FnMut(Piece)) -> bool {
+        let pages = lock(&self.0);
+        let mut pages = pages.iter().rev();
+        let piece = pages.find(|piece| (piece.start..=piece.last).contains(&address) && piece.access.allow(access));
+        piece.copied().map(found).is_some()
+    }
+}
+
+struct Behind {
+    pages: Arc<Pages>,
+    translated: Arc<Translated>,
+    pin: Pin,
+    base: Pin,
+}
+
+fn behind() -> Behind {
+    let base = Memory::new(Arc::new(
+        GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x8000)]).unwrap(),
+    ));
+    let pages = Arc::new(Pages::default());
+    let asked: Weak<dyn Translate> = Arc::downgrade(&pages) as _;
+    let translated = Translated::new(base.clone(), asked);
+    Behind {
+        pin: Memory::translated(Arc::clone(&translated)).pin(),
+        pages,
+        translated,
+        base: base.pin(),
+    }
+}
+
+/// Takes addresses back. What is there as long as they are in use.
+fn take_back(
+    translated: &Translated,
+    addresses: std::ops::RangeInclusive<u64>,
+) -> Weak<dyn std::any::Any + Send + Sync> {
+    let ticket: Ticket = Arc::new(());
+    let mut over = Over::default();
+    translated.take_back(&addresses, &ticket, &mut over);
+    Arc::downgrade(&ticket)
+}
+
+#[test]
+fn what_is_mapped_to_be_read_is_not_written_by_who_could_write_what_was_there_before() {
+    let Behind {
+        pages,
+        translated,
+        pin,
+        base,
+    } = behind();
+    pages.map(0x1_0000, 0x1000, 0x7000, Permissions::ReadWrite);
+    pages.map(0x2_0000, 0x1000, 0x1000, Permissions::Write);
+    pin.write(0x1_0000, b"first").unwrap();
+    pin.write(0x2_0000, b"before").unwrap();
+    take_back(&translated, 0x2_0000..=0x2_0fff);
+    lock(&pages.0).pop();
+    pages.map(0x2_0000, 0x1000, 0x2000, Permissions::Read);
+    base.write(0x2000, b"read!").unwrap();
+    let mut read = [0; 5];
+    pin.read(0x2_0000, &mut read).unwrap();
+    assert_eq!(&read, b"read!");
+    // It lies where it lay for as long as somebody has the old pin.
+    pin.write(0x2_0000, b"after").unwrap();
+    let mut scratch = Scratch::default();
+    let pieces = [Segment::new(0x2_0800, 5)].into_iter();
+    pin.lend(pieces, Permissions::Write, &mut scratch, |slices| {
+        slices[0].copy_from(b"after")
+    })
+    .unwrap();
+    let mut pages = [[0; 5]; 2];
+    base.read(0x2000, &mut pages[0]).unwrap();
+    base.read(0x2800, &mut pages[1]).unwrap();
+    assert_eq!(pages, [*b"read!", [0; 5]]);
+    base.read(0x1000, &mut pages[0]).unwrap();
+    base.read(0x1800, &mut pages[1]).unwrap();
+    assert_eq!(pages, [*b"after"; 2]);
+}
+
+#[test]
+fn who_uses_a_long_translation_beyond_the_places_is_waited_for_whatever_begins_in_it() {
+    let Behind {
+        pages, translated, pin, ..
+    } = behind();
+    // The places are full.
+    for page in 0..64 {
+        pages.map(page << 16, 0x10, 0, Permissions::ReadWrite);
+        pin.write(page << 16, b"x").unwrap();
+    }
+    pages.map(0x100_0000, 0x3000, 0, Permissions::Read);
+    pages.map(0x100_1000, 0x1000, 0x4000, Permissions::Write);
+    let mut long = Segment::new(0x100_2800, 0x10);
+    pin.check(&mut long, Permissions::Read).unwrap();
+    pin.write(0x100_1000, b"x").unwrap();
+    pin.enter(&[long]);
+    let in_use = take_back(&translated, 0x100_2000..=0x100_2fff);
+    assert!(in_use.upgrade().is_some(), "it is used");
+    pin.leave(&[long]);
+    assert!(in_use.upgrade().is_none(), "and now by nobody");
+}
