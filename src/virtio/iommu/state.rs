@@ -89,6 +89,9 @@ impl Tables {
             mappings,
         } in &state.domains
         {
+            if *bypass && !matches!(options.bypass, Bypass::Config(_)) {
+                return wrong(format!("domain {id} bypasses, which is not offered"));
+            }
             if tables.domains.contains_key(id) || endpoints.is_empty() {
                 return wrong(format!("domain {id} is there twice, or without an endpoint"));
             }
@@ -105,7 +108,8 @@ impl Tables {
                 flags,
             } in mappings
             {
-                let known = flags & !(MAP_F_READ | MAP_F_WRITE | MAP_F_MMIO) == 0;
+                let mmio = if options.mmio { MAP_F_MMIO } else { 0 };
+                let known = flags & !(MAP_F_READ | MAP_F_WRITE | mmio) == 0;
                 if !known || tables.map(*id, first..=last, physical, flags).is_err() {
                     return wrong(format!("{first:#x}..={last:#x} cannot be mapped in domain {id}"));
                 }
@@ -122,9 +126,10 @@ impl Tables {
                 options.max_faults
             ));
         }
-        let twice = |(at, head): (usize, &u16)| state.waiting[..at].contains(head);
-        if state.waiting.iter().enumerate().any(twice) || state.waiting.len() > options.queue_sizes[0].into() {
-            return wrong("requests that wait are listed twice, or are more than the queue has".into());
+        let size = options.queue_sizes[0];
+        let wrong_head = |(at, head): (usize, &u16)| *head >= size || state.waiting[..at].contains(head);
+        if state.waiting.iter().enumerate().any(wrong_head) {
+            return wrong("requests that wait are listed twice, or beyond what the queue has".into());
         }
         Ok(tables)
     }

@@ -158,7 +158,7 @@ impl Tables {
             match next {
                 Some((next, mapping))
                     if permissions(mapping.flags) == piece.access
-                        && mapping.physical == piece.physical.wrapping_add(next - start) =>
+                        && piece.physical.checked_add(next - start) == Some(mapping.physical) =>
                 {
                     piece.last = mapping.last;
                 }
@@ -335,5 +335,62 @@ fn permissions(flags: u32) -> Permissions {
         (true, false) => Permissions::Read,
         (false, true) => Permissions::Write,
         (false, false) => Permissions::No,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::iommu::EndpointId;
+
+    const ALL: u32 = MAP_F_READ | MAP_F_WRITE;
+
+    fn tables() -> Tables {
+        let mut tables = Tables::new(&IommuOptions {
+            endpoints: vec![IommuEndpoint::new(EndpointId(1))],
+            ..IommuOptions::default()
+        });
+        tables.attach(1, 1, false).expect("an endpoint");
+        tables
+    }
+
+    #[test]
+    fn mappings_side_by_side_are_one_piece_as_far_as_they_lead_on() {
+        let mut tables = tables();
+        for (first, physical, flags) in [
+            (0x1000, 0x8000, ALL),
+            (0x2000, 0x9000, ALL),
+            (0x3000, 0xb000, ALL),
+            (0x4000, 0xc000, MAP_F_READ),
+        ] {
+            tables.map(1, first..=first + 0xfff, physical, flags).expect("a page");
+        }
+        let last = |address, len| {
+            let piece = tables.translate(1, address, len, Permissions::Read);
+            piece.map(|piece| (piece.start, piece.last, piece.physical))
+        };
+        assert_eq!(
+            last(0x1800, 1),
+            Ok((0x1000, 0x1fff, 0x8000)),
+            "no more than is asked for"
+        );
+        assert_eq!(last(0x1800, 0x1000), Ok((0x1000, 0x2fff, 0x8000)));
+        assert_eq!(
+            last(0x1800, 0x2000),
+            Ok((0x1000, 0x2fff, 0x8000)),
+            "the next leads elsewhere"
+        );
+        assert_eq!(last(0x3800, 0x1000), Ok((0x3000, 0x3fff, 0xb000)), "for another access");
+        assert_eq!(last(0x4fff, 2), Ok((0x4000, 0x4fff, 0xc000)));
+        assert_eq!(last(0x5000, 1), Err(FaultReason::Mapping));
+    }
+
+    #[test]
+    fn what_leads_to_the_last_address_does_not_go_on_at_the_first() {
+        let mut tables = tables();
+        tables.map(1, 0x1000..=0x1fff, !0xfff, ALL).expect("the last page");
+        tables.map(1, 0x2000..=0x2fff, 0, ALL).expect("the first page");
+        let piece = tables.translate(1, 0x1800, 0x1000, Permissions::Write);
+        assert_eq!(piece.map(|piece| piece.last), Ok(0x1fff));
     }
 }
