@@ -161,8 +161,8 @@ impl Slots<'_> {
         bus: &mut Bus,
     ) -> Result<Plugged<D>, Box<dyn Error>> {
         let (Self::Mmio(.., behind) | Self::Pci(.., behind)) = self;
-        let memory = behind.get(&place.pci).cloned();
-        let memory = memory.unwrap_or_else(|| Translated::new(Arc::clone(memory)));
+        let translated = behind.get(&place.pci).cloned();
+        let memory = translated.unwrap_or_else(|| Translated::new(Arc::clone(memory)));
         let seat = events.seat();
         let device = match self {
             Self::Mmio(rings, line_of, _) => {

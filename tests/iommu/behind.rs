@@ -14,7 +14,7 @@ use crate::{
     ring::{Buffer, INDIRECT, readable, writable},
 };
 
-const PLATFORM: u64 = COMMON | features::ACCESS_PLATFORM;
+pub const PLATFORM: u64 = COMMON | features::ACCESS_PLATFORM;
 
 pub fn disk() -> Block {
     Block::new(MemoryStorage::new(1 << 16), BlockOptions::default()).expect("a disk")
@@ -272,5 +272,83 @@ fn an_iommu_that_is_gone_lets_nobody_at_memory() {
         rng.enable(0);
         rng.set_status(15);
         assert_eq!(rng.status() & 64, 64);
+    }
+}
+
+/// A device that is written for another crate's queues: it accesses its own guest memory by the driver's addresses.
+#[cfg(feature = "virtio-queue")]
+mod foreign {
+    use std::sync::Arc;
+
+    use devisor::virtio::{
+        DeviceId, Fault, QueueHandler, QueueIndex, VirtioDevice,
+        queue::Rest,
+        seam::{
+            Foreign, QueueTHandler, Signal, accepts,
+            virtio_queue::{Queue, QueueT},
+        },
+    };
+    use vm_memory::{Bytes, GuestMemoryMmap};
+
+    use super::*;
+
+    struct Loops;
+
+    impl QueueTHandler<Arc<GuestMemoryMmap>> for Loops {
+        fn serve(&mut self, queue: &mut Queue, memory: &Arc<GuestMemoryMmap>, _: &Signal<'_>) -> Result<Rest, Fault> {
+            while let Some(chain) = queue.pop_descriptor_chain(Arc::clone(memory)) {
+                let head = chain.head_index();
+                let room = chain.writable().next();
+                let written = room.is_some_and(|room| memory.write_obj(7_u8, room.addr()).is_ok());
+                queue.add_used(&**memory, head, written.into())?;
+            }
+            Ok(Rest::Drained)
+        }
+    }
+
+    struct Device(Arc<GuestMemoryMmap>);
+
+    impl VirtioDevice for Device {
+        fn device_id(&self) -> DeviceId {
+            DeviceId::ENTROPY
+        }
+
+        fn queue_sizes(&self) -> &[u16] {
+            &[64]
+        }
+
+        fn accepts(&self, features: u64) -> bool {
+            accepts(features)
+        }
+
+        fn start(&mut self, _: QueueIndex) -> Box<dyn QueueHandler> {
+            Box::new(Foreign::new(Loops, Arc::clone(&self.0), 64))
+        }
+    }
+
+    #[test]
+    fn a_device_that_sees_no_translation_is_not_let_at_memory_by_translated_addresses() {
+        for kind in BOTH {
+            let mut world = World::new(kind);
+            let mut guest = world.put_behind(TWO, Device(Arc::clone(&world.ram.all)));
+            // Where a driver has its ring as the first driver's memory has it: that is what it would reach.
+            assert_eq!(world.attach(TWO, TWO, 0), OK);
+            assert_eq!(world.map(TWO, (0, OWN), OWN, READ | WRITE), OK);
+            guest.shift = 0;
+            guest.drive(PLATFORM & !features::INDIRECT_DESC, &[0]);
+            guest.ring(0).request(&[writable(0xc_0000, 16)]);
+            let theirs = guest.ring(0).layout.descriptor_area;
+            let ring = guest.get(theirs, 0x4000);
+            world.ram.own[0]
+                .write_slice(&ring, vm_memory::GuestAddress(theirs))
+                .expect("the same ring, in the memory of another driver");
+            guest.kick(0);
+            assert_eq!(guest.status() & 64, 64);
+            let mut byte = [0];
+            world.ram.own[0]
+                .read_slice(&mut byte, vm_memory::GuestAddress(0xc_0000))
+                .expect("in memory");
+            assert_eq!(byte, [0], "another driver's memory");
+        }
     }
 }

@@ -5,8 +5,12 @@ use std::{fs::File, sync::Arc};
 use devisor::virtio::{
     VirtioDevice, features,
     iommu::{EndpointId, Iommu, IommuEndpoint, IommuOptions},
+    transport::TransportOptions,
 };
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryMmap,
+    bitmap::{AtomicBitmap, NewBitmap},
+};
 
 use crate::{
     both::{COMMON, Guest, Transport},
@@ -49,6 +53,16 @@ pub fn options() -> IommuOptions {
 pub struct Ram {
     pub all: Arc<GuestMemoryMmap>,
     pub own: [Arc<GuestMemoryMmap>; 2],
+    file: Arc<File>,
+}
+
+/// All of a memory, in two regions.
+fn regions<B: NewBitmap>(file: &Arc<File>) -> Arc<GuestMemoryMmap<B>> {
+    let part = |at| {
+        let file = FileOffset::from_arc(Arc::clone(file), at);
+        (GuestAddress(at), OWN as usize, Some(file))
+    };
+    Arc::new(GuestMemoryMmap::from_ranges_with_files([part(0), part(OWN)]).expect("mapped"))
 }
 
 impl Ram {
@@ -56,14 +70,29 @@ impl Ram {
         let file = File::from(nameless());
         file.set_len(2 * OWN).expect("room");
         let file = Arc::new(file);
-        let part = |at, offset| {
+        let own = |offset| {
             let file = FileOffset::from_arc(Arc::clone(&file), offset);
-            (GuestAddress(at), OWN as usize, Some(file))
+            let range = (GuestAddress(0), OWN as usize, Some(file));
+            Arc::new(GuestMemoryMmap::from_ranges_with_files([range]).expect("mapped"))
         };
-        let memory = |ranges: &[_]| Arc::new(GuestMemoryMmap::from_ranges_with_files(ranges).expect("mapped"));
         Self {
-            all: memory(&[part(0, 0), part(OWN, OWN)]),
-            own: [memory(&[part(0, 0)]), memory(&[part(0, OWN)])],
+            all: regions(&file),
+            own: [own(0), own(OWN)],
+            file,
+        }
+    }
+
+    /// The same memory as who keeps marks of what is written sees it.
+    pub fn tracked(&self) -> Arc<GuestMemoryMmap<AtomicBitmap>> {
+        regions(&self.file)
+    }
+
+    /// The same again.
+    pub fn again(&self) -> Self {
+        Self {
+            all: Arc::clone(&self.all),
+            own: self.own.clone(),
+            file: Arc::clone(&self.file),
         }
     }
 }
@@ -114,10 +143,18 @@ impl World {
 
     /// A device that is endpoint [`ONE`] or [`TWO`]; its driver has not come yet.
     pub fn put_behind<D: VirtioDevice + 'static>(&self, endpoint: u32, device: D) -> Guest<D> {
+        self.put_behind_with(endpoint, device, self.kind.options())
+    }
+
+    /// The same, behind a transport of these options.
+    pub fn put_behind_with<D>(&self, endpoint: u32, device: D, options: TransportOptions) -> Guest<D>
+    where
+        D: VirtioDevice + 'static,
+    {
         let memory = self.iommu.with_device(|iommu| iommu.memory(EndpointId(endpoint)));
         let own = &self.ram.own[(endpoint - ONE) as usize];
         let memory = (own, memory.expect("an endpoint"), SHIFT);
-        Guest::behind(self.kind, device, memory, self.kind.options())
+        Guest::behind(self.kind, device, memory, options)
     }
 
     /// The same, with all of its driver's memory mapped in a domain of its number, and a driver.

@@ -5,14 +5,18 @@
 mod both;
 #[path = "../support/late.rs"]
 mod late;
+#[path = "../support/packed.rs"]
+mod packed_ring;
 #[path = "../support/rest.rs"]
 mod rest;
 #[path = "../support/ring.rs"]
 mod ring;
 
 mod behind;
+mod dirty;
 mod driver;
 mod faults;
+mod packed;
 mod requests;
 mod state;
 mod vm_memory_iommu;

@@ -498,3 +498,99 @@ fn requests_in_tables_of_their_own_are_answered() {
         assert_eq!(world.detach(1, ONE), OK);
     });
 }
+
+#[test]
+fn a_request_of_any_length_with_any_room_is_done_whole_or_not_at_all() {
+    each(|mut world| {
+        assert_eq!(world.attach(1, ONE, 0), OK);
+        let page = (0x1000, 0x1000);
+        // What each of them comes to where nothing is mapped and one endpoint is attached.
+        let requests = [
+            (words(1, &[2, TWO, 0, 0]), 4),
+            (words(2, &[2, TWO, 0, 0]), 4),
+            (map(1, page, 0, READ), 4),
+            (unmap(1, page), 4),
+            (words(5, &[&[ONE][..], &[0; 16]].concat()), 516),
+        ];
+        for (whole, needed) in &requests {
+            for len in 0..whole.len() + 9 {
+                let mut bytes = whole.clone();
+                bytes.resize(len, 0);
+                for room in [0, 1, 3, 4, 5, 515, 516, 517] {
+                    let mappings = world.iommu.with_device(|iommu| iommu.mappings());
+                    let (used, answer) = world.iommu.ask(0, &bytes, room);
+                    let status = |at: u32| answer[at as usize..][..4] == [OK, 0, 0, 0];
+                    let now = world.iommu.with_device(|iommu| iommu.mappings());
+                    if len < whole.len() || room < 4 {
+                        assert_eq!((used, now), (0, mappings), "{whole:?}, {len}, {room}");
+                        assert_eq!(answer, vec![0xee; room as usize]);
+                    } else if room < *needed {
+                        // Properties that have no room.
+                        assert_eq!((used, answer[room as usize - 4]), (room, INVAL));
+                    } else {
+                        assert!(used == *needed && status(needed - 4), "{whole:?}, {len}, {room}");
+                        // And back, for the next.
+                        match whole[0] {
+                            1 => assert_eq!(world.detach(2, TWO), OK),
+                            2 => assert_eq!(world.attach(2, TWO, 0), OK),
+                            3 => assert_eq!(world.unmap(1, page), OK),
+                            4 => assert_eq!(world.map(1, page, 0, READ), OK),
+                            _ => {}
+                        }
+                    }
+                }
+            }
+            // What the next one takes back is there.
+            match whole[0] {
+                1 => assert_eq!(world.attach(2, TWO, 0), OK),
+                3 => assert_eq!(world.map(1, page, 0, READ), OK),
+                _ => {}
+            }
+        }
+    });
+}
+
+#[test]
+fn ranges_at_both_ends_of_the_address_space_are_mapped_or_refused_as_they_fit() {
+    const EDGES: [u64; 9] = [
+        0,
+        1,
+        0xfff,
+        0x1000,
+        0x1fff,
+        u64::MAX - 0x1000,
+        u64::MAX - 0xfff,
+        u64::MAX - 1,
+        u64::MAX,
+    ];
+    let endpoints = vec![IommuEndpoint::new(EndpointId(ONE))];
+    for kind in BOTH {
+        let options = IommuOptions {
+            endpoints: endpoints.clone(),
+            ..options()
+        };
+        let mut world = World::with(kind, options, u64::MAX);
+        assert_eq!(world.attach(1, ONE, 0), OK);
+        for first in EDGES {
+            for last in EDGES {
+                // As many as 2^64 are a length of zero here.
+                let range = (first, last.wrapping_sub(first).wrapping_add(1));
+                for physical in EDGES {
+                    let whole = |at: u128| at.is_multiple_of(0x1000);
+                    let (from, to) = (u128::from(first), u128::from(last) + 1);
+                    let expected = match () {
+                        _ if to <= from => INVAL,
+                        _ if !whole(from) || !whole(to) || !whole(physical.into()) => RANGE,
+                        _ if u128::from(physical) + (to - from) > 1 << 64 => RANGE,
+                        _ => OK,
+                    };
+                    let what = format!("{first:#x}..={last:#x} at {physical:#x}");
+                    assert_eq!(world.map(1, range, physical, READ), expected, "{what}");
+                    let status = if to <= from { INVAL } else { OK };
+                    assert_eq!(world.unmap(1, range), status, "{what}");
+                    assert_eq!(world.iommu.with_device(|iommu| iommu.mappings()), 0, "{what}");
+                }
+            }
+        }
+    }
+}

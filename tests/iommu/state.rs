@@ -3,7 +3,7 @@
 use devisor::virtio::{
     DeviceState,
     entropy::Entropy,
-    iommu::{Iommu, IommuState},
+    iommu::{Bypass, Iommu, IommuOptions, IommuState},
     transport::SavedDevice,
 };
 
@@ -29,10 +29,7 @@ fn moved(world: &mut World, saved: &SavedDevice) -> Result<World, String> {
     iommu.transport().restore(saved).map_err(|error| error.to_string())?;
     iommu.rings = std::mem::take(&mut world.iommu.rings);
     Ok(World {
-        ram: Ram {
-            all: world.ram.all.clone(),
-            own: world.ram.own.clone(),
-        },
+        ram: world.ram.again(),
         iommu,
         kind: world.kind,
     })
@@ -129,7 +126,7 @@ fn a_state_that_contradicts_itself_is_refused_and_leaves_the_device_as_it_was() 
     assert_eq!(world.map(1, (0x1000, 0x1000), 0, READ), OK);
     let saved = rest::at_rest(world.iommu.transport());
     type Change = fn(&mut IommuState);
-    let wrong: [(&str, Change); 11] = [
+    let wrong: [(&str, Change); 12] = [
         ("an endpoint that there is not", |state| {
             state.domains[0].endpoints[0] = 77
         }),
@@ -163,6 +160,7 @@ fn a_state_that_contradicts_itself_is_refused_and_leaves_the_device_as_it_was() 
             });
         }),
         ("a request that waits twice", |state| state.waiting = vec![1, 1]),
+        ("a request that waits and cannot be", |state| state.waiting = vec![128]),
         ("too many faults", |state| {
             let fault = devisor::virtio::iommu::AccessFault {
                 reason: devisor::virtio::iommu::FaultReason::Mapping,
@@ -180,4 +178,38 @@ fn a_state_that_contradicts_itself_is_refused_and_leaves_the_device_as_it_was() 
         assert!(moved(&mut world, &saved).is_err(), "{what}");
     }
     assert!(moved(&mut world, &saved).is_ok());
+}
+
+#[test]
+fn a_state_of_more_than_the_device_offers_is_refused() {
+    let saved = |bypass| {
+        let mut world = World::new(BOTH[0]);
+        assert_eq!(world.attach(1, ONE, bypass), OK);
+        if bypass == 0 {
+            assert_eq!(world.map(1, (0x1000, 0x1000), 0, MMIO), OK);
+        }
+        rest::at_rest(world.iommu.transport()).device
+    };
+    let restored = |state: &DeviceState, options: IommuOptions| {
+        let mut iommu = Iommu::new(crate::ring::memory(), options).unwrap();
+        devisor::virtio::VirtioDevice::restore(&mut iommu, state)
+    };
+    for rule in [Bypass::Feature, Bypass::Never] {
+        let options = IommuOptions {
+            bypass: rule,
+            ..options()
+        };
+        let mut state = saved(1);
+        if let DeviceState::Iommu(state) = &mut state {
+            state.bypass = false;
+        }
+        assert!(restored(&state, options).is_err(), "a domain that bypasses");
+    }
+    let no_mmio = IommuOptions {
+        mmio: false,
+        ..options()
+    };
+    assert!(restored(&saved(0), no_mmio).is_err(), "a mapping of registers");
+    assert!(restored(&saved(0), options()).is_ok());
+    assert!(restored(&saved(1), options()).is_ok());
 }

@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 
 use devisor::{
     bus::{BusDevice, read_le, write_le},
-    interrupt::{MsiMessage, MsiSink, NoInterrupt, RequesterId, SinkVectors},
+    interrupt::{Interrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId, SinkVectors},
     memory::Memory,
     pci::{BarIndex, DeviceFunction, Function, Slot},
     virtio::{
@@ -125,6 +125,18 @@ impl<D: VirtioDevice + 'static> Guest<D> {
             face,
             rings: Vec::new(),
             shift,
+        }
+    }
+
+    /// A device that nobody has touched behind virtio-mmio, on this line.
+    pub fn on_line(device: D, memory: &Arc<GuestMemoryMmap>, line: Arc<dyn Interrupt>) -> Self {
+        let mmio = VirtioMmio::new(device, Arc::clone(memory), Line::Edge(line)).expect("a valid device");
+        Self {
+            memory: Arc::clone(memory),
+            kind: Transport::Mmio,
+            face: Face::Mmio(mmio),
+            rings: Vec::new(),
+            shift: 0,
         }
     }
 
