@@ -71,6 +71,9 @@ letters! {
     cases_of_administration: "A", Block, &BOTH, 36, admin;
     cases_of_zones: "Z", Zoned, &BOTH, 29, zoned;
     cases_of_translation: "I", Block, &BOTH, 111, iommu;
+    cases_of_watchdogs: "D", Block, &BOTH, 38, watchdog;
+    cases_of_file_systems: "F", Block, &BOTH, 44, folder;
+    cases_of_clocks: "RTC", Block, &BOTH, 42, clock;
 }
 
 /// What a table is worth: rows that do not hold are told of, each by its number.

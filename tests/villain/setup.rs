@@ -160,3 +160,47 @@ pub fn status_after(w: &World, status: u32) -> u32 {
     w.guest.set_status(status);
     w.guest.status()
 }
+
+/// A feature that is not offered, and with which no driver gets anywhere.
+pub fn not_offered(w: &mut World, feature: u32) -> Seen {
+    assert_eq!(w.guest.offered() & 1 << feature, 0, "bit {feature}");
+    let features = w.wanted() | 1 << feature;
+    w.guest.reset();
+    assert!(!w.guest.negotiate(features), "bit {feature}");
+    Seen::Holds
+}
+
+/// The same of one beyond the first 64, of which ours are none.
+pub fn not_offered_beyond(w: &mut World, feature: u64) -> Seen {
+    assert_eq!(w.device_features(feature / 32), 0, "bit {feature}");
+    Seen::Holds
+}
+
+/// No administration queue (virtio 1.3, section 2.13): not offered, not said where it would be, and not there behind the last queue.
+pub fn no_administration(w: &mut World) -> Seen {
+    // `admin_queue_index` and `admin_queue_num`, behind what there is in virtio 1.2.
+    if w.is_pci() {
+        assert_eq!((w.guest.read(0, 0x3c, 2), w.guest.read(0, 0x3e, 2)), (0, 0));
+    }
+    let behind = u64::from(w.guest.queues());
+    w.set(QUEUE_SEL, behind);
+    w.set(QUEUE_SIZE, 16);
+    w.set(QUEUE_READY, 1);
+    assert_eq!((w.get(QUEUE_MAX), w.get(QUEUE_READY)), (0, 0));
+    w.guest.kick(behind as u16);
+    not_offered(w, 41)
+}
+
+/// A function has no capability of this number.
+pub fn no_capability(w: &mut World, wrong: u64) -> Seen {
+    let mut at = w.pci_config(0x34, 1);
+    let mut count = 0;
+    while at != 0 {
+        assert_ne!(w.pci_config(at, 1), wrong, "at {at:#x}");
+        at = w.pci_config(at + 1, 1);
+        count += 1;
+        assert!((1..=48).contains(&count), "the list has an end");
+    }
+    assert!(count >= 5, "structures of virtio, and MSI-X");
+    Seen::Holds
+}

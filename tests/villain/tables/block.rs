@@ -13,7 +13,7 @@ use crate::{
     },
     ring::{INDIRECT, WRITE, readable, writable},
     rings::*,
-    setup::{STATUS as DEVICE_STATUS, before_the_driver_is_ready, with_layout},
+    setup::{STATUS as DEVICE_STATUS, before_the_driver_is_ready, not_offered, with_layout},
     world::{
         Kind::{BlockReadOnly, BlockWorn},
         SECTORS, World,
@@ -21,7 +21,7 @@ use crate::{
     worn::WORN,
 };
 
-use super::{HOTPLUG, LATER_TEXT, UNREAD};
+use super::{HOTPLUG, UNREAD};
 
 /// What a driver without the feature is told.
 const NO: Seen = Says(UNSUPP);
@@ -586,6 +586,9 @@ pub const ROWS: &[Row] = &[
         Holds
     })),
     Row("B0229", "not known to us", not_here(UNREAD)),
-    Row("B0230", "a write that is stable before it is done, if it says so", not_here(LATER_TEXT)),
+    Row("B0230", "a write that is stable before it is done, if it says so", plays(Holds, |w| {
+        not_offered(w, 18);
+        not_offered(w, 19)
+    })),
     Row("B0231", "flags of a request, by who did not ask for any", plays(YES, |w| with_priority(w, OUT, 0x5a5a_5a5a))),
 ];

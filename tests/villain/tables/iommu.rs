@@ -4,8 +4,6 @@ use crate::driver::{Row, elsewhere, not_here};
 
 use super::UNREAD;
 
-const NO_PACKED: &str = "the driver of this device's cases makes split rings alone";
-
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
     Row("I0001", "an endpoint that there is not is attached", elsewhere("tests/iommu/requests.rs::an_attachment_that_cannot_be_is_refused_and_changes_nothing")),
@@ -38,7 +36,7 @@ pub const ROWS: &[Row] = &[
     Row("I0028", "a flood of requests", elsewhere("tests/iommu/requests.rs::a_flood_of_requests_is_answered_to_the_last")),
     Row("I0029", "properties of an endpoint", elsewhere("tests/iommu/requests.rs::the_properties_of_an_endpoint_are_its_reserved_ranges_and_zeros")),
     Row("I0030", "a request in a table of its own", elsewhere("tests/iommu/requests.rs::requests_in_tables_of_their_own_are_answered")),
-    Row("I0031", "an attachment by a packed ring", not_here(NO_PACKED)),
+    Row("I0031", "an attachment by a packed ring", elsewhere("tests/iommu/packed.rs::an_iommu_with_packed_rings_attaches_maps_waits_and_tells_of_faults")),
     Row("I0032", "a domain that lets everything through", elsewhere("tests/iommu/behind.rs::who_is_attached_to_nothing_bypasses_as_the_configuration_says")),
     Row("I0033", "the last domain that can be named", elsewhere("tests/iommu/requests.rs::endpoints_are_attached_to_domains_that_come_with_the_first")),
     Row("I0034", "a mapping is made and taken back", elsewhere("tests/iommu/requests.rs::mappings_go_whole_as_the_specifications_examples_say")),
@@ -103,8 +101,8 @@ pub const ROWS: &[Row] = &[
     Row("I0094", "as many domains as there may be", elsewhere("tests/iommu/requests.rs::endpoints_are_attached_to_domains_that_come_with_the_first")),
     Row("I0095", "as many mappings as a domain may have", elsewhere("tests/iommu/requests.rs::a_mapping_that_cannot_be_is_refused")),
     Row("I0096", "a range of a domain that lets everything through is unmapped", elsewhere("tests/iommu/requests.rs::a_range_that_cannot_be_unmapped_is_refused")),
-    Row("I0097", "a status that says that a device failed", not_here("ours has no failure of its own to tell")),
-    Row("I0098", "a status that says that memory ran out", not_here("our bound on mappings answers it, see I0095")),
+    Row("I0097", "a status that says that what was asked cannot be", elsewhere("tests/iommu/requests.rs::a_mapping_that_cannot_be_is_refused")),
+    Row("I0098", "a mapping of 2 MiB in a new domain", elsewhere("tests/iommu/requests.rs::a_mapping_that_cannot_be_is_refused")),
     Row("I0099", "an access to what is not mapped", elsewhere("tests/iommu/faults.rs::a_fault_is_told_by_its_reason_direction_endpoint_and_address")),
     Row("I0100", "a read of what is not mapped", elsewhere("tests/iommu/faults.rs::a_fault_is_told_by_its_reason_direction_endpoint_and_address")),
     Row("I0101", "a mapping that can only be read", elsewhere("tests/iommu/faults.rs::a_fault_is_told_by_its_reason_direction_endpoint_and_address")),

@@ -3,8 +3,10 @@
 pub mod admin;
 pub mod balloon;
 pub mod block;
+pub mod clock;
 pub mod console;
 pub mod entropy;
+pub mod folder;
 pub mod iommu;
 pub mod memory;
 pub mod mmio;
@@ -15,10 +17,11 @@ pub mod pmem;
 pub mod split;
 pub mod states;
 pub mod vsock;
+pub mod watchdog;
 pub mod zoned;
 
 /// What rows of several tables say.
 const HOTPLUG: &str = "tests/pci/bus.rs::a_slot_is_given_once_and_a_foreign_function_is_refused";
 const UNREAD: &str = "what this case does was not in the copy of the suite that was read";
-const LATER_TEXT: &str = "of a text after virtio 1.2, and not offered";
-const NO_ADMIN: &str = "of a text after virtio 1.2: none of our functions has virtual ones or an administration queue";
+/// What breaks a ring or leaves memory costs the same whatever device has the ring.
+const RINGS: &str = "tests/hostile.rs::of_86_hostile_cases_68_cost_a_request_and_18_the_device";

@@ -12,10 +12,11 @@ use crate::{
     net::*,
     ring::{INDIRECT, NEXT, WRITE, readable, writable},
     rings::*,
+    setup::{not_offered, not_offered_beyond},
     world::{MAC, OTHER, World},
 };
 
-use super::{HOTPLUG, LATER_TEXT, UNREAD};
+use super::{HOTPLUG, UNREAD};
 
 /// An address and bits of a table of addresses.
 fn table(entries: u32, addresses: &[[u8; 6]]) -> Vec<u8> {
@@ -313,21 +314,21 @@ pub const ROWS: &[Row] = &[
         config(w, 16, 1, 1)
     })),
     Row("N0160", "coalescing of one queue is read", elsewhere("tests/net/control.rs::coalescing_is_kept_for_each_queue")),
-    Row("N0161", "frames that were put together", not_here("RSC_EXT is of the drivers of another system, and not offered")),
-    Row("N0162", "a device that stands by for another", not_here("STANDBY is not offered")),
+    Row("N0161", "frames that were put together", plays(Holds, |w| not_offered(w, 61))),
+    Row("N0162", "a device that stands by for another", plays(Holds, |w| not_offered(w, 62))),
     Row("N0163", "datagrams to be cut, from the network", plays(Holds, |w| needs(w, 54, 1 << 1))),
     Row("N0164", "not known to us", not_here(UNREAD)),
     Row("N0165", "statistics that were not agreed on", differs(Refused, ERR, |w| w.command(STATISTICS, 0, &[]))),
     Row("N0166", "coalescing of one queue that was not agreed on", differs(Refused, OK, |w| w.command(COALESCING, VQ_SET, &of_queue(0, 1, 1)))),
-    Row("N0167", "several configurations of RSS", not_here(LATER_TEXT)),
-    Row("N0168", "an outer header", not_here(LATER_TEXT)),
-    Row("N0169", "IPsec", not_here(LATER_TEXT)),
+    Row("N0167", "several configurations of RSS", plays(Holds, |w| not_offered_beyond(w, 64))),
+    Row("N0168", "an outer header", plays(Holds, |w| not_offered_beyond(w, 69))),
+    Row("N0169", "IPsec", plays(Holds, |w| not_offered_beyond(w, 70))),
     Row("N0170", "not known to us", not_here(UNREAD)),
-    Row("N0171", "segments in tunnels, to the network", not_here(LATER_TEXT)),
-    Row("N0172", "segments in tunnels, from the network", not_here(LATER_TEXT)),
+    Row("N0171", "segments in tunnels, to the network", plays(Holds, |w| not_offered_beyond(w, 67))),
+    Row("N0172", "segments in tunnels, from the network", plays(Holds, |w| not_offered_beyond(w, 65))),
     Row("N0173", "not known to us", not_here(UNREAD)),
     Row("N0174", "datagrams over IPv6 to be cut, from the network", plays(Holds, |w| needs(w, 55, 1 << 1))),
-    Row("N0175", "what statistics there are", not_here(LATER_TEXT)),
+    Row("N0175", "what statistics there are", plays(Holds, |w| not_offered(w, 50))),
     Row("N0176", "not known to us", not_here(UNREAD)),
     Row("N0177", "no frame says to be in a tunnel", plays(Holds, |w| {
         assert_eq!(w.receives(2048)[0] & !3, 0);

@@ -6,16 +6,15 @@ use crate::{
     driver::{
         Row,
         Seen::{self, Holds, NeedsReset, Served},
-        elsewhere, not_here, plays,
+        elsewhere, plays,
     },
     rings::*,
     setup::*,
     world::World,
 };
 
-use super::NO_ADMIN;
-
-const NO_MSI: &str = "functions of virtio devices have MSI-X, and no MSI";
+/// MSI (PCI 3.0, 6.8.1): functions of virtio devices have MSI-X instead.
+const MSI: u64 = 5;
 
 /// Whatever was written, a request is served after it.
 fn then_serves(w: &mut World, doing: impl FnOnce(&mut World)) -> Seen {
@@ -163,14 +162,14 @@ pub const ROWS: &[Row] = &[
     Row("PCI0039", "the capability of the window is there", elsewhere("tests/virtio_pci/window.rs::the_fields_of_the_window_read_back")),
     Row("PCI0040", "the common configuration is read", elsewhere("tests/virtio_pci/common.rs::registers_read_as_they_are_after_reset")),
     Row("PCI0041", "each queue has its vector", elsewhere("tests/virtio_pci/interrupts.rs::each_queue_has_its_vector_and_several_may_share_one")),
-    Row("PCI0042", "MSI is there", not_here(NO_MSI)),
-    Row("PCI0043", "MSI is enabled", not_here(NO_MSI)),
-    Row("PCI0044", "MSI of several messages", not_here(NO_MSI)),
-    Row("PCI0045", "MSI whose vectors are masked", not_here(NO_MSI)),
-    Row("PCI0046", "MSI to an address that is none", not_here(NO_MSI)),
-    Row("PCI0047", "MSI while requests come", not_here(NO_MSI)),
-    Row("PCI0048", "MSI is enabled and disabled", not_here(NO_MSI)),
-    Row("PCI0049", "MSI and MSI-X at once", not_here(NO_MSI)),
+    Row("PCI0042", "MSI is there", plays(Holds, |w| no_capability(w, MSI))),
+    Row("PCI0043", "MSI is enabled", plays(Holds, |w| no_capability(w, MSI))),
+    Row("PCI0044", "MSI of several messages", plays(Holds, |w| no_capability(w, MSI))),
+    Row("PCI0045", "MSI whose vectors are masked", plays(Holds, |w| no_capability(w, MSI))),
+    Row("PCI0046", "MSI to an address that is none", plays(Holds, |w| no_capability(w, MSI))),
+    Row("PCI0047", "MSI while requests come", plays(Holds, |w| no_capability(w, MSI))),
+    Row("PCI0048", "MSI is enabled and disabled", plays(Holds, |w| no_capability(w, MSI))),
+    Row("PCI0049", "MSI and MSI-X at once", plays(Holds, |w| no_capability(w, MSI))),
     Row("PCI0050", "a word of features that does not exist", plays(Holds, |w| {
         assert_eq!([2, 3, 0xffff_ffff].map(|word| w.device_features(word)), [0; 3]);
         Holds
@@ -248,10 +247,10 @@ pub const ROWS: &[Row] = &[
         Holds
     })),
     Row("PCI0075", "the first vector behind the table", elsewhere("tests/virtio_pci/interrupts.rs::a_vector_number_out_of_range_reads_back_as_no_vector")),
-    Row("PCI0076", "where the administration queue is", not_here(NO_ADMIN)),
-    Row("PCI0077", "the administration queue is selected", not_here(NO_ADMIN)),
-    Row("PCI0078", "the administration queue is kicked", not_here(NO_ADMIN)),
-    Row("PCI0079", "the administration queue is a packed one", not_here(NO_ADMIN)),
+    Row("PCI0076", "where the administration queue is", plays(Holds, no_administration)),
+    Row("PCI0077", "the administration queue is selected", plays(Holds, no_administration)),
+    Row("PCI0078", "the administration queue is kicked", plays(Holds, no_administration)),
+    Row("PCI0079", "the administration queue is a packed one", plays(Holds, no_administration)),
     Row("PCI0080", "a window into a BAR that there is not", elsewhere("tests/virtio_pci/window.rs::an_aim_that_cannot_be_reads_as_zero_and_writes_nothing")),
     Row("PCI0081", "a window behind its BAR", elsewhere("tests/virtio_pci/window.rs::an_aim_that_cannot_be_reads_as_zero_and_writes_nothing")),
     Row("PCI0082", "a window of a width that cannot be", elsewhere("tests/virtio_pci/window.rs::an_aim_that_cannot_be_reads_as_zero_and_writes_nothing")),
@@ -358,8 +357,11 @@ pub const ROWS: &[Row] = &[
         Holds
     })),
     Row("PCI0116", "doorbells are within their region", elsewhere("tests/virtio_pci/identity.rs::capabilities_say_where_the_structures_are")),
-    Row("PCI0117", "fields of the administration queue", not_here(NO_ADMIN)),
-    Row("PCI0118", "virtual functions", not_here("SR-IOV is not offered: a function has no virtual ones")),
+    Row("PCI0117", "fields of the administration queue", plays(Holds, no_administration)),
+    Row("PCI0118", "virtual functions", plays(Holds, |w| {
+        assert!(matches!(w.pci_config(0x100, 4), 0 | 0xffff_ffff), "no extended capability");
+        not_offered(w, 37)
+    })),
     Row("PCI0119", "kicks that say how far the driver is", plays(Served, |w| {
         assert!(!w.is_full() || w.has(NOTIFICATION_DATA));
         several(w, 0, 3)

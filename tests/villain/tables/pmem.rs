@@ -7,14 +7,15 @@ use crate::{
     driver::{
         Row,
         Seen::{self, Holds, Kept, Refused, Says, Served},
-        differs, elsewhere, not_here, plays,
+        differs, elsewhere, plays,
     },
     ring::{readable, writable},
     rings::*,
+    setup::not_offered,
     world::{REGION, World},
 };
 
-use super::{HOTPLUG, LATER_TEXT};
+use super::HOTPLUG;
 
 const OK: u32 = 0;
 const FAILED: u32 = u32::MAX;
@@ -86,7 +87,7 @@ pub const ROWS: &[Row] = &[
     })),
     Row("E0025", "a flush in a table of its own", differs(Refused, Served, |w| tabled(w, 0, Whole))),
     Row("E0026", "room for a response in the registers of a device", plays(Refused, |w| hurt_last(w, 0, IN_REGISTERS))),
-    Row("E0027", "memory of which a part can be discarded", not_here(LATER_TEXT)),
+    Row("E0027", "memory of which a part can be discarded", plays(Holds, |w| not_offered(w, 1))),
     Row("E0028", "the memory as a region of shared memory", elsewhere("tests/pmem.rs::the_region_is_in_the_registers_of_virtio_mmio_and_in_a_capability_of_virtio_pci")),
     Row("E0029", "a flush after a reset", plays(Says(OK), |w| {
         w.restart();

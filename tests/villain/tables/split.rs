@@ -419,7 +419,7 @@ pub const ROWS: &[Row] = &[
         after(w, |ring| ring.set_used_event(0))
     })),
     Row("T0118", "a table whose entries are chained", differs(Refused, Served, |w| tabled(w, 0, Whole))),
-    Row("T0119", "barriers of the platform", not_here("ORDER_PLATFORM is of devices outside of the processor's caches, and not offered")),
+    Row("T0119", "barriers of the platform", plays(Holds, |w| not_offered(w, 36))),
     Row("T0120", "not known to us", not_here(UNREAD)),
     Row("T0121", "data to be read from the registers of a device", plays(Refused, |w| hurt_first(w, 0, IN_REGISTERS))),
     Row("T0122", "data in the registers of an interrupt controller", plays(Refused, |w| data(w, Address(0xfee0_0000)))),

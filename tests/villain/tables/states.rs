@@ -7,14 +7,12 @@ use crate::{
     driver::{
         Row,
         Seen::{self, Holds, NeedsReset, Served},
-        elsewhere, not_here, packs, plays,
+        elsewhere, packs, plays,
     },
     rings::*,
     setup::*,
     world::{REGISTERS, SECTORS, World},
 };
-
-use super::LATER_TEXT;
 
 /// A device that was reset is set up anew, and serves.
 fn revived(w: &mut World) -> Seen {
@@ -43,6 +41,18 @@ fn without_version_1(w: &mut World, features: u64) -> Seen {
 fn stays(w: &mut World, status: u32) -> Seen {
     let before = w.guest.status();
     assert_eq!(status_after(w, status), before);
+    several(w, 0, 1)
+}
+
+/// What a proposal has for a device that is to pause: a bit of the status and a feature, neither of which ours has.
+const SUSPEND: u32 = 0x10;
+
+/// The driver writes this besides, and the device goes on as before.
+fn suspends(w: &mut World, bits: &[u32]) -> Seen {
+    assert_eq!(w.guest.offered() & 1 << 43, 0);
+    for bits in bits {
+        assert_eq!(status_after(w, WORKING | bits), WORKING);
+    }
     several(w, 0, 1)
 }
 
@@ -329,14 +339,17 @@ pub const ROWS: &[Row] = &[
         several(w, 1, 2)
     })),
     Row("S0066", "one queue is reset and has another size", elsewhere("tests/virtio_mmio/queues.rs::a_queue_can_be_reset_by_itself_and_set_up_elsewhere; tests/virtio_pci/common.rs::a_queue_is_reset_by_itself_and_set_up_again")),
-    Row("S0067", "a device is suspended", not_here(LATER_TEXT)),
-    Row("S0068", "a device is suspended and goes on", not_here(LATER_TEXT)),
-    Row("S0069", "a device is suspended before its driver is ready", not_here(LATER_TEXT)),
+    Row("S0067", "a device is suspended", plays(Served, |w| suspends(w, &[SUSPEND]))),
+    Row("S0068", "a device is suspended and goes on", plays(Served, |w| suspends(w, &[SUSPEND, 0]))),
+    Row("S0069", "a device is suspended before its driver is ready", plays(Holds, |w| leads(w, &[ACKNOWLEDGE, ACKNOWLEDGE | DRIVER | SUSPEND], ACKNOWLEDGE | DRIVER))),
     Row("S0070", "a device is suspended by who did not ask for it", plays(Served, |w| stays(w, WORKING | 0x10))),
-    Row("S0071", "a device is suspended twice", not_here(LATER_TEXT)),
-    Row("S0072", "a device that is suspended takes nothing", not_here(LATER_TEXT)),
-    Row("S0073", "a device that is suspended tells later of its configuration", not_here(LATER_TEXT)),
-    Row("S0074", "a device that is suspended needs a reset", not_here(LATER_TEXT)),
+    Row("S0071", "a device is suspended twice", plays(Served, |w| suspends(w, &[SUSPEND, SUSPEND]))),
+    Row("S0072", "a device that is suspended takes nothing", plays(Served, |w| suspends(w, &[SUSPEND]))),
+    Row("S0073", "a device that is suspended tells later of its configuration", plays(Holds, |w| not_offered(w, 43))),
+    Row("S0074", "a device that is suspended needs a reset", plays(NeedsReset, |w| {
+        assert_eq!(suspends(w, &[SUSPEND]), Served);
+        w.watch(0, |ring| ring.offer(u16::MAX))
+    })),
     Row("S0075", "features that nobody knows yet", plays(Holds, |w| {
         // Of those between the transports' and the devices', none.
         assert_eq!(w.guest.offered() >> 42 & 0xff, 0);

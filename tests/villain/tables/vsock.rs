@@ -10,7 +10,7 @@ use crate::{
     driver::{
         Row,
         Seen::{Holds, Kept, Refused, Served},
-        differs, elsewhere, not_here, plays,
+        differs, elsewhere, plays,
     },
     ring::{readable, writable},
     rings::*,
@@ -20,14 +20,18 @@ use crate::{
 
 use super::HOTPLUG;
 
-const NO_DATAGRAMS: &str = "the specification has no datagrams: a type that does not exist, see V0013";
-
 /// A packet that costs the connection it belongs to.
 fn ends(w: &mut World, packet: &Packet) -> crate::driver::Seen {
     answered_when_connected(w, packet, &[RST])
 }
 
 /// A type that there is not, in a packet that asks for a connection.
+/// Datagrams are a proposal: no feature, and a type like any other that does not exist.
+fn datagrams(w: &mut World) -> crate::driver::Seen {
+    assert_eq!(w.guest.offered() & 1 << 3, 0);
+    unknown_type(w, 3)
+}
+
 fn unknown_type(w: &mut World, kind: u16) -> crate::driver::Seen {
     answered(w, &packet(REQUEST).with(|p| p.kind = kind), &[RST])
 }
@@ -279,8 +283,8 @@ pub const ROWS: &[Row] = &[
         w.offer(EVENT, &[writable(ANSWER, 4)]);
         w.offer(EVENT, &[writable(ANSWER, 4096)])
     })),
-    Row("V0072", "datagrams and the credit of others", not_here(NO_DATAGRAMS)),
-    Row("V0073", "datagrams from their first to their last", not_here(NO_DATAGRAMS)),
+    Row("V0072", "datagrams and the credit of others", plays(Holds, datagrams)),
+    Row("V0073", "datagrams from their first to their last", plays(Holds, datagrams)),
     Row("V0074", "a header in many pieces", plays(Served, |w| {
         w.guest.put(AT, &packet(RST).bytes());
         let pieces: Vec<_> = (0..44).map(|at| readable(AT + at, 1)).collect();
