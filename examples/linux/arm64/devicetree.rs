@@ -59,7 +59,7 @@ fn parts(options: &Options) -> Vec<Part> {
             ports: Vec::new(),
             wires: board::PCI_WIRES.map(Wire::level),
         });
-        parts.push(match iommu {
+        parts.push(match options.iommu {
             true => bus.all_behind_iommu().has_iommu(board::IOMMU.requester().0),
             false => bus,
         });
