@@ -18,6 +18,7 @@ pub mod device;
 pub mod entropy;
 mod failures;
 pub mod features;
+mod format;
 pub mod guide;
 #[cfg(unix)]
 mod host_io;
@@ -41,6 +42,7 @@ mod wait;
 
 pub use device::{DeviceId, Handle, QueueHandler, SharedMemoryRegion, VirtioDevice};
 pub use failures::{FailureLog, HostFailures};
+pub use format::StateBytesError;
 pub use queue::{ChainError, Fault, Queue, QueueError, QueueIndex, Round};
 pub use state::{DeviceState, DeviceStateError};
 pub use transport::{VirtioTransport, mmio::VirtioMmio, pci::VirtioPci};
