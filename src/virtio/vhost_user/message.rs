@@ -152,12 +152,15 @@ requests! {
         GetSharedObject = 41,
         SetDeviceStateFd = 42,
         CheckDeviceState = 43,
+        GetShmemConfig = 44,
     }
 }
 
-/// What a back end asks (`VHOST_USER_BACKEND_*`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum BackRequest {
-    ConfigChangeMsg = 2,
+requests! {
+    /// What a back end asks (`VHOST_USER_BACKEND_*`).
+    BackRequest {
+        ConfigChangeMsg = 2,
+        ShmemMap = 9,
+        ShmemUnmap = 10,
+    }
 }

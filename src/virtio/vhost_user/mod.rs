@@ -8,7 +8,10 @@ mod payload;
 mod socket;
 
 pub(crate) use message::{BackRequest, FrontRequest, Header, Message};
-pub(crate) use payload::{Config, Inflight, Log, Region, Single, Table, VringAddress, VringFile, VringState, Word};
+pub(crate) use payload::{
+    Config, Inflight, Log, MemoryMap, Region, ShmemConfig, Single, StateTransfer, Table, VringAddress, VringFile,
+    VringState, Word,
+};
 pub(crate) use socket::{Received, Socket, send_at_once};
 
 /// Bits of the feature mask that mean something to vhost alone.
@@ -41,4 +44,6 @@ pub mod protocol_feature {
     pub const STATUS: u64 = 1 << 16;
     /// The device's own state can be moved through a pipe.
     pub const DEVICE_STATE: u64 = 1 << 19;
+    /// The back end may have files mapped in shared memory regions of the device (`SHMEM_MAP`).
+    pub const SHMEM: u64 = 1 << 22;
 }

@@ -213,6 +213,10 @@ pub(crate) struct Log {
 }
 
 impl Log {
+    pub fn to_bytes(self) -> Vec<u8> {
+        [self.size, self.offset].map(u64::to_ne_bytes).concat()
+    }
+
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         Some(Self {
@@ -280,5 +284,73 @@ impl Inflight {
         bytes.extend(self.queue_size.to_ne_bytes());
         bytes.resize(len.clamp(bytes.len(), bytes.len() + 4), 0);
         bytes
+    }
+}
+
+/// Device state transfer parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StateTransfer {
+    pub direction: u32,
+    pub phase: u32,
+}
+
+impl StateTransfer {
+    /// From the back end to the front end.
+    pub const SAVE: u32 = 0;
+    /// From the front end to the back end.
+    pub const LOAD: u32 = 1;
+    /// The device and all its rings are stopped: the one phase that there is.
+    pub const STOPPED: u32 = 0;
+    /// In the answer: no descriptor comes with it.
+    pub const NO_DESCRIPTOR: u64 = 1 << 8;
+    /// In the answer: why not, or zero.
+    pub const ERROR: u64 = 0xff;
+
+    pub fn to_bytes(self) -> Vec<u8> {
+        [self.direction, self.phase].map(u32::to_ne_bytes).concat()
+    }
+}
+
+/// What is mapped in a shared memory region of the device, or is no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryMap {
+    pub id: u8,
+    pub file_offset: u64,
+    /// From the start of the region.
+    pub offset: u64,
+    pub len: u64,
+    pub flags: u64,
+}
+
+impl MemoryMap {
+    /// In the flags: pages can be written.
+    pub const WRITABLE: u64 = 1;
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        let [id, ..] = fields.bytes::<8>()?;
+        Some(Self {
+            id,
+            file_offset: fields.u64()?,
+            offset: fields.u64()?,
+            len: fields.u64()?,
+            flags: fields.u64()?,
+        })
+    }
+}
+
+/// The size of each shared memory region, by its ID. A region of no size is not there.
+pub(crate) struct ShmemConfig(pub Vec<u64>);
+
+impl ShmemConfig {
+    /// As many as there are IDs.
+    const REGIONS: usize = 256;
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        let _count = fields.u32()?;
+        let _padding = fields.u32()?;
+        let sizes = std::iter::from_fn(|| fields.u64()).take(Self::REGIONS);
+        Some(Self(sizes.collect()))
     }
 }
