@@ -16,7 +16,7 @@ use devisor::{
     time::{Clock, HostClock},
     virtio::{
         DeviceId,
-        remote::{ConfigSpace, Remote, RemoteOptions},
+        remote::{ConfigSpace, Connect, Remote, RemoteOptions},
         transport::vhost_user::VhostUserOptions,
     },
 };
@@ -102,7 +102,7 @@ pub struct Front {
 impl Front {
     pub fn cold(
         bus: Bus,
-        connect: impl FnMut() -> io::Result<UnixStream> + Send + 'static,
+        connect: impl Connect + 'static,
         memory: Arc<GuestMemoryMmap>,
         options: RemoteOptions,
     ) -> Self {
@@ -120,18 +120,30 @@ impl Front {
         }
     }
 
-    pub fn started(bus: Bus, connect: impl FnMut() -> io::Result<UnixStream> + Send + 'static, features: u64) -> Self {
+    pub fn started(bus: Bus, connect: impl Connect + 'static, features: u64) -> Self {
         let mut front = Self::cold(bus, connect, shared_memory(1), options());
         front.machine.start(features);
         front
     }
 
-    /// Reset by its driver, and driven anew: what was asked before is forgotten.
-    pub fn restart(&mut self, features: u64) {
+    /// Reset by its driver: what was asked before is forgotten.
+    pub fn forget(&mut self) {
         self.asked.clear();
         self.machine.set_status(0);
         assert_eq!(self.machine.transport().status(), 0);
+    }
+
+    /// The same, and driven anew.
+    pub fn restart(&mut self, features: u64) {
+        self.forget();
         self.machine.start(features);
+    }
+
+    /// The driver of `other`, and what it has asked, are this one's.
+    pub fn take_driver(&mut self, other: &mut Self) {
+        self.machine.take_driver(&mut other.machine);
+        self.asked.append(&mut other.asked);
+        self.next = other.next;
     }
 
     /// Works as an event loop does until `done`. Whether it came in time.

@@ -15,7 +15,7 @@ use devisor::virtio::remote::Remote;
 use crate::{
     back::{Back, FEATURE, World, pair},
     front::*,
-    machine::Bus,
+    machine::{Bus, NEEDS_RESET},
     wire::{Fate, Message, Way, between, send},
 };
 
@@ -185,4 +185,237 @@ fn a_back_end_that_never_answers_holds_nobody_for_longer_than_its_patience() {
     assert_eq!(front.machine.transport().status(), 0);
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     assert!(front.failures().count > 0);
+}
+
+/// A back end whose answers to one request are changed, for as long as it lies.
+fn changed<F: Fn(&mut Message) + Clone + Send + Sync + 'static>(
+    request: u32,
+    lies: &Arc<AtomicBool>,
+    lie: F,
+) -> (impl FnMut() -> io::Result<UnixStream> + Send + use<F>, Backs) {
+    let (lies, backs) = (Arc::clone(lies), Backs::default());
+    let (world, made) = (Arc::default(), Arc::clone(&backs));
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        *made.lock().unwrap() = vec![Back::new(&world, back)];
+        let (lies, lie) = (Arc::clone(&lies), lie.clone());
+        let _ = between(middle, middle2, move |way, message| {
+            if way == Way::ToFront && message.request == request && lies.load(SeqCst) {
+                lie(message);
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    (connect, backs)
+}
+
+#[test]
+fn a_configuration_space_that_is_not_what_was_asked_for_costs_the_connection() {
+    const GET_CONFIG: u32 = 24;
+    let word = |message: &mut Message, at: usize, word: u32| {
+        message.payload[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+    };
+    type Set<'a> = &'a dyn Fn(&mut Message, usize, u32);
+    let lies: [fn(&mut Message, Set<'_>); 6] = [
+        // Of more bytes than were asked for, which are there.
+        |message, word| {
+            message.payload.extend([7; 248]);
+            word(message, 4, 256);
+        },
+        // Of more than are there.
+        |message, word| word(message, 4, 9),
+        |message, word| word(message, 4, u32::MAX),
+        |message, word| word(message, 4, 7),
+        |message, word| word(message, 0, 1),
+        |message, _| message.descriptors.push(memfd(4096).into()),
+    ];
+    for (number, lie) in lies.into_iter().enumerate() {
+        let now = Arc::new(AtomicBool::new(true));
+        let (connect, _backs) = changed(GET_CONFIG, &now, move |message| lie(message, &word));
+        assert!(
+            Remote::new(connect, shared_memory(1), options()).is_err(),
+            "lie {number}"
+        );
+        now.store(false, SeqCst);
+        let (connect, _backs) = changed(GET_CONFIG, &now, move |message| lie(message, &word));
+        let mut front = Front::started(Bus::Mmio, connect, FEATURE);
+        now.store(true, SeqCst);
+        front.machine.write_config(0, b"x");
+        assert!(front.failures().count > 0, "lie {number}");
+        assert_eq!(front.machine.read_config(8, 4), [0; 4]);
+        now.store(false, SeqCst);
+        front.ask(0);
+        front.settle();
+        assert_eq!(front.machine.read_config(0, 1), b"x");
+    }
+}
+
+#[test]
+fn a_table_of_requests_in_flight_that_is_not_there_costs_the_connection() {
+    const GET_INFLIGHT_FD: u32 = 31;
+    let lies: [fn(&mut Message); 4] = [
+        |message| message.descriptors.clear(),
+        |message| message.descriptors.push(memfd(4096).into()),
+        |message| message.payload.truncate(8),
+        |message| message.payload[..8].fill(0),
+    ];
+    for lie in lies {
+        let now = Arc::new(AtomicBool::new(true));
+        let (connect, _backs) = changed(GET_INFLIGHT_FD, &now, lie);
+        let mut front = Front::started(Bus::Mmio, connect, FEATURE);
+        front.ask(0);
+        assert!(!front.work_until(Duration::from_millis(20), Front::is_answered));
+        assert!(front.failures().count > 0);
+        now.store(false, SeqCst);
+        front.settle();
+    }
+}
+
+#[test]
+fn a_back_end_that_comes_with_less_than_the_one_before_is_none() {
+    const GET_FEATURES: u32 = 1;
+    const GET_QUEUE_NUM: u32 = 17;
+    type Change = fn(&mut Message);
+    let lies: [(u32, Change); 2] = [
+        (GET_FEATURES, |message| message.payload[0] &= !(FEATURE as u8)),
+        (GET_QUEUE_NUM, |message| message.payload[0] = 2),
+    ];
+    for (request, lie) in lies {
+        let now = Arc::new(AtomicBool::new(false));
+        let (connect, backs) = changed(request, &now, lie);
+        let mut front = Front::started(Bus::Mmio, connect, FEATURE);
+        front.ask(0);
+        front.settle();
+        now.store(true, SeqCst);
+        // It goes.
+        backs.lock().unwrap().clear();
+        front.ask(0);
+        assert!(!front.work_until(Duration::from_millis(20), Front::is_answered));
+        assert!(front.failures().count > 1);
+        now.store(false, SeqCst);
+        front.settle();
+    }
+}
+
+#[test]
+fn a_ring_that_was_used_further_than_it_was_filled_costs_the_device_until_its_reset() {
+    for further in [1, 100, 0x8000] {
+        let (connect, _backs) = connect_to(&Arc::default());
+        let mut options = options();
+        (options.patience, options.drain) = (Duration::from_millis(200), Duration::from_millis(200));
+        let mut front = Front::cold(Bus::Mmio, connect, shared_memory(1), options);
+        front.machine.start(FEATURE);
+        front.ask(0);
+        front.settle();
+        let ring = &front.machine.rings[0];
+        let index = ring.avail_idx().wrapping_add(further);
+        ring.put(ring.layout.device_area + 2, index);
+        let began = Instant::now();
+        front.machine.kick(0);
+        front.machine.run();
+        front.machine.transport().pause();
+        assert!(front.machine.transport().wait_until_still(Some(Duration::from_secs(5))));
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        front.machine.transport().resume();
+        front.work_until(Duration::from_millis(50), |_| false);
+        assert_ne!(front.machine.transport().status() & NEEDS_RESET, 0, "{further}");
+        front.restart(FEATURE);
+        front.ask(0);
+        front.settle();
+    }
+}
+
+#[test]
+fn a_ring_that_says_the_same_request_was_used_twice_harms_nobody_else() {
+    let (connect, backs) = connect_to(&Arc::default());
+    let mut front = Front::started(Bus::Mmio, connect, FEATURE);
+    for _ in 0..4 {
+        front.ask(0);
+        front.settle();
+    }
+    // All entries are the same, or of no descriptor; what was in flight is looked for in them when the back end goes.
+    for head in [0_u32, 1, 0xffff, u32::MAX] {
+        let ring = &front.machine.rings[0];
+        for entry in 0..u64::from(ring.layout.size) {
+            ring.put(ring.layout.device_area + 4 + 8 * entry, head);
+        }
+        backs.lock().unwrap().clear();
+        front.ask(0);
+        front.ask(1);
+        front.settle();
+    }
+}
+
+#[test]
+fn calls_and_requests_without_end_hold_nobody() {
+    const SET_VRING_CALL: u32 = 13;
+    const SET_BACKEND_REQ_FD: u32 = 21;
+    let world = Arc::new(World::default());
+    let ends = Arc::new(AtomicBool::new(false));
+    let (stop, mut backs) = (Arc::clone(&ends), Vec::new());
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        backs.push(Back::new(&world, back));
+        let stop = Arc::clone(&stop);
+        let _ = between(middle, middle2, move |way, message| {
+            if way == Way::ToBack && [SET_VRING_CALL, SET_BACKEND_REQ_FD].contains(&message.request) {
+                let descriptor = message.descriptors[0].try_clone().unwrap();
+                let (stop, calls) = (Arc::clone(&stop), message.request == SET_VRING_CALL);
+                std::thread::spawn(move || {
+                    let stream = UnixStream::from(descriptor);
+                    // CONFIG_CHANGE_MSG, and one that nobody knows, without an answer.
+                    let storm = [2_u32, 1, 0, 77, 1, 0].map(u32::to_ne_bytes).concat();
+                    while !stop.load(SeqCst) {
+                        let bytes: &[u8] = if calls { &[1, 0, 0, 0, 0, 0, 0, 0] } else { &storm };
+                        if io::Write::write_all(&mut AsFile(&stream), bytes).is_err() && !calls {
+                            return;
+                        }
+                    }
+                });
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    let mut front = Front::started(Bus::Mmio, connect, FEATURE);
+    let mut longest = Duration::ZERO;
+    for round in 0..50 {
+        let queue = round % 3;
+        let began = Instant::now();
+        front.ask(queue);
+        front.machine.write_config(0, b"x");
+        for queue in 0..3 {
+            front.machine.transport().process(devisor::virtio::QueueIndex(queue));
+        }
+        longest = longest.max(began.elapsed());
+    }
+    let end = Instant::now() + Duration::from_secs(10);
+    while !front.is_answered() {
+        assert!(Instant::now() < end, "not answered");
+        (0..3).for_each(|queue| front.machine.transport().process(devisor::virtio::QueueIndex(queue)));
+    }
+    let began = Instant::now();
+    front.machine.set_status(0);
+    assert_eq!(front.machine.transport().status(), 0);
+    ends.store(true, SeqCst);
+    assert!(longest.max(began.elapsed()) < Duration::from_secs(4), "{longest:?}");
+}
+
+/// Written to as it is, a socket or not.
+struct AsFile<'a>(&'a UnixStream);
+
+impl io::Write for AsFile<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        use std::os::fd::AsRawFd;
+        // SAFETY: the bytes outlive the call.
+        let written = unsafe { libc::write(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+        usize::try_from(written).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -1,8 +1,12 @@
 //! What becomes of requests when queues stop, memory changes, and back ends go and come.
 
 use std::{
-    io,
-    os::unix::net::UnixStream,
+    fs::File,
+    io::{self, Read},
+    os::{
+        fd::{FromRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -10,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use devisor::virtio::features;
+use devisor::virtio::{QueueIndex, features};
 
 use crate::{
     back::{Back, FEATURE, World, pair},
@@ -269,4 +273,39 @@ fn memory_in_many_regions_is_told_one_by_one() {
     (0..3).for_each(|queue| _ = front.ask(queue));
     front.settle();
     assert_eq!(front.failures().count, 0);
+}
+
+#[test]
+fn a_back_end_calls_what_the_embedder_says_and_us_again_and_so_does_one_that_comes_later() {
+    for bus in BUSES {
+        let (connect, backs) = connect_to(&Arc::default());
+        let mut front = Front::started(bus, connect, FEATURE);
+        front.ask(0);
+        front.settle();
+        // SAFETY: the call takes numbers, and its result is a descriptor that nobody else has.
+        let other = unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK)) };
+        let direct = || Some(OwnedFd::from(other.try_clone().unwrap()));
+        front
+            .machine
+            .with_device(|device| device.set_call(QueueIndex(0), direct()));
+        let called = || (&other).read(&mut [0; 8]).is_ok();
+        for round in 0..4 {
+            if round == 2 {
+                backs.lock().unwrap().clear();
+            }
+            called();
+            front.machine.rings[0].want_signal();
+            front.ask(0);
+            front.settle();
+            assert!(front.work_until(LONG, |_| called()), "round {round}");
+        }
+        front.machine.with_device(|device| device.set_call(QueueIndex(0), None));
+        called();
+        let before = front.interrupts.0.load(SeqCst);
+        front.machine.rings[0].want_signal();
+        front.ask(0);
+        front.settle();
+        assert!(bus == Bus::Pci || front.work_until(LONG, |front| front.interrupts.0.load(SeqCst) > before));
+        assert!(!called());
+    }
 }

@@ -3,13 +3,32 @@
 
 mod back;
 mod construction;
+mod daemon;
+mod dpdk;
+mod entropy_daemon;
+mod files;
 mod front;
+mod fuse;
 mod hostile;
+mod input_daemon;
+mod kernel;
+mod kvm_kicks;
 mod life;
+mod middle;
+mod moved;
 mod packed_rings;
+mod packet;
 mod plugged;
+mod shared_memory;
+mod stand_in;
+mod storage_daemon;
+mod vsock_daemon;
 mod wire;
 
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
+#[allow(dead_code, reason = "shared with tests, which need other parts of it")]
+#[path = "../support/kvm_guest.rs"]
+mod kvm_guest;
 #[path = "../support/machine.rs"]
 mod machine;
 #[path = "../support/packed.rs"]
@@ -20,4 +39,3 @@ mod poll;
 mod ring;
 #[path = "../support/skip.rs"]
 mod skip;
-mod storage_daemon;

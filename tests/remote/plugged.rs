@@ -1,7 +1,10 @@
 //! Guest memory that comes and goes while a back end serves.
 
 use std::{
-    sync::Arc,
+    collections::BTreeMap,
+    io,
+    os::unix::net::UnixStream,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -15,10 +18,11 @@ use vm_memory::{
 };
 
 use crate::{
-    back::FEATURE,
-    front::{MEMORY, connect_to, memfd, options, shared_memory},
+    back::{Back, FEATURE, pair},
+    front::{MEMORY, memfd, options, shared_memory},
     machine::VERSION_1,
     ring::{Ring, readable, writable},
+    wire::{Fate, Way, between},
 };
 
 const PLUGGED: u64 = 1 << 32;
@@ -73,9 +77,78 @@ fn ask(device: &VirtioMmio<Remote>, ring: &mut Ring, memory: &GuestMemoryMmap, a
     assert_eq!(memory.read_obj::<u64>(GuestAddress(at + 8)).unwrap(), 8);
 }
 
+/// How often it was told what.
+type Told = Arc<Mutex<BTreeMap<u32, usize>>>;
+
+/// Reaches a back end of ours that does not take regions one by one if it does not say so; what it was told is counted.
+fn counted(by_region: bool) -> (impl FnMut() -> io::Result<UnixStream> + Send, Told) {
+    const GET_PROTOCOL_FEATURES: u32 = 15;
+    const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+    let told = Told::default();
+    let (counts, mut backs) = (Arc::clone(&told), Vec::new());
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        backs.push(Back::new(&Arc::default(), back));
+        let counts = Arc::clone(&counts);
+        let _ = between(middle, middle2, move |way, message| {
+            match (way, message.request) {
+                (Way::ToFront, GET_PROTOCOL_FEATURES) if !by_region => {
+                    let all = u64::from_ne_bytes(message.payload[..].try_into().unwrap());
+                    message.payload = (all & !CONFIGURE_MEM_SLOTS).to_ne_bytes().into();
+                }
+                (Way::ToBack, request) => *counts.lock().unwrap().entry(request).or_default() += 1,
+                _ => {}
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    (connect, told)
+}
+
 #[test]
 fn memory_that_is_plugged_is_shared_and_memory_that_is_unplugged_is_let_go_of() {
-    let (connect, _backs) = connect_to(&Arc::default());
+    const SET_MEM_TABLE: u32 = 5;
+    const GET_VRING_BASE: u32 = 11;
+    const ADD_MEM_REG: u32 = 37;
+    const REM_MEM_REG: u32 = 38;
+    for by_region in [true, false] {
+        let (connect, told) = counted(by_region);
+        plug_and_unplug(connect);
+        let told = told.lock().unwrap();
+        let count = |request| told.get(&request).copied().unwrap_or(0);
+        // Two at first, then each that comes and goes, or all of it as often.
+        let expected = if by_region { [0, 2 + 3, 3] } else { [1 + 6, 0, 0] };
+        assert_eq!([SET_MEM_TABLE, ADD_MEM_REG, REM_MEM_REG].map(count), expected);
+        // The ring goes on meanwhile: it is stopped once, in the end.
+        assert!(count(GET_VRING_BASE) <= 1);
+    }
+}
+
+#[test]
+fn memory_with_more_regions_than_the_back_end_takes_costs_its_connection_and_comes_back_with_fewer() {
+    let (connect, _) = counted(false);
+    let memory = shared_memory(8);
+    let space = GuestMemoryAtomic::from(Arc::clone(&memory));
+    let remote = Remote::new(connect, space.clone(), options()).unwrap();
+    let device = VirtioMmio::new(remote, space.clone(), Line::Edge(Arc::new(NoInterrupt))).unwrap();
+    let mut ring = Ring::new(&memory, 0x1_0000, 16);
+    start_with(&device, &ring.layout, FEATURE);
+    ask(&device, &mut ring, &memory, 0x10_0000);
+    space
+        .lock()
+        .unwrap()
+        .replace(memory.insert_region(region(PLUGGED, 1 << 20)).unwrap());
+    device.memory_changed();
+    device.process(QueueIndex(0));
+    assert!(device.with_device(|device| device.host_failures().count > 0));
+    space.lock().unwrap().replace((*memory).clone());
+    device.memory_changed();
+    ask(&device, &mut ring, &memory, 0x10_0000);
+}
+
+fn plug_and_unplug(connect: impl FnMut() -> io::Result<UnixStream> + Send + 'static) {
     let memory = shared_memory(2);
     let space = GuestMemoryAtomic::from(Arc::clone(&memory));
     let remote = Remote::new(connect, space.clone(), options()).unwrap();

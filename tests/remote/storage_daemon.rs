@@ -1,25 +1,21 @@
 //! A disk of qemu-storage-daemon's as a device of ours: read, written, flushed, and its daemon killed in the middle.
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
 use devisor::time::HostClock;
 use devisor::virtio::{
     DeviceId,
-    remote::{Connect, Remote, RemoteOptions, SocketPath},
+    remote::{Remote, RemoteOptions},
 };
 
 use crate::{
-    front::shared_memory,
+    daemon::{Daemon, Place, clock, device},
     machine::{BUSES, Bus, Machine, VERSION_1},
     poll::poll,
     ring::{Buffer, readable, writable},
-    skip::skipped,
 };
 
 const SECTOR: usize = 512;
@@ -28,89 +24,32 @@ const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 
-/// A directory with a disk image and a socket, which goes with this.
-struct Place(PathBuf);
-
-impl Place {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("devisor-{}-{name}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        fs::write(path.join("disk"), vec![0; 8 << 20]).unwrap();
-        Self(path)
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.0.join("socket")
-    }
-
-    fn disk(&self) -> Vec<u8> {
-        fs::read(self.0.join("disk")).unwrap()
-    }
+/// An image of a disk, and a socket.
+fn place(name: &str) -> Place {
+    let place = Place::new(name);
+    fs::write(place.join("disk"), vec![0; 8 << 20]).unwrap();
+    place
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+fn contents(place: &Place) -> Vec<u8> {
+    fs::read(place.join("disk")).unwrap()
 }
 
-struct Daemon(Child);
-
-impl Daemon {
-    fn start(place: &Path) -> Option<Self> {
-        let socket = place.join("socket");
-        let _ = fs::remove_file(&socket);
-        let (disk, path) = (place.join("disk"), socket.display().to_string());
-        let child = Command::new("qemu-storage-daemon")
-            .arg("--blockdev")
-            .arg(format!("driver=file,node-name=disk,filename={}", disk.display()))
-            .arg("--export")
-            .arg(format!(
-                "type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path={path}"
-            ))
-            .stdin(Stdio::null())
-            .spawn();
-        let daemon = match child {
-            Ok(child) => Self(child),
-            Err(error) => {
-                skipped(format!("qemu-storage-daemon (Debian package qemu-utils): {error}"));
-                return None;
-            }
-        };
-        let end = Instant::now() + Duration::from_secs(20);
-        while !socket.exists() {
-            assert!(Instant::now() < end, "it does not listen");
-            thread::sleep(Duration::from_millis(10));
-        }
-        Some(daemon)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn connect(place: &Place) -> SocketPath {
-    SocketPath(place.socket())
+fn start(place: &Place) -> Option<Daemon> {
+    let program = Daemon::find(&["qemu-storage-daemon"])?;
+    let (disk, socket) = (place.text("disk"), place.text("socket"));
+    let arguments = [
+        "--blockdev".into(),
+        format!("driver=file,node-name=disk,filename={disk}"),
+        "--export".into(),
+        format!("type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path={socket}"),
+    ];
+    Some(Daemon::start(&program, &arguments, &place.socket()))
 }
 
 /// The disk, as soon as the daemon accepts.
 fn disk(place: &Place) -> (Remote, std::sync::Arc<vm_memory::GuestMemoryMmap>) {
-    let mut options = RemoteOptions::new(DeviceId::BLOCK);
-    options.patience = Duration::from_secs(10);
-    options.retry = Duration::from_millis(20);
-    let memory = shared_memory(1);
-    let end = Instant::now() + Duration::from_secs(10);
-    let mut connect = connect(place);
-    while connect.connect().is_err() && Instant::now() < end {
-        thread::sleep(Duration::from_millis(10));
-    }
-    let clock = HostClock::starting_at(Duration::ZERO);
-    let remote = Remote::new(connect, memory.clone(), options).unwrap();
-    (remote.with_clock(clock), memory)
+    device(place.socket(), RemoteOptions::new(DeviceId::BLOCK))
 }
 
 struct Request {
@@ -163,15 +102,11 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(|at| (at * 7 + seed * 131) as u8).collect()
 }
 
-fn clock() -> HostClock {
-    HostClock::starting_at(Duration::ZERO)
-}
-
 #[test]
 fn a_disk_of_the_storage_daemon_is_read_written_and_flushed() {
     for bus in BUSES {
-        let place = Place::new(&format!("rw-{bus:?}"));
-        let Some(_daemon) = Daemon::start(&place.0) else { return };
+        let place = place(&format!("rw-{bus:?}"));
+        let Some(_daemon) = start(&place) else { return };
         let (device, memory) = disk(&place);
         let mut machine = Machine::in_memory(bus, device, memory);
         machine.start(VERSION_1 | FLUSH_FEATURE);
@@ -186,7 +121,7 @@ fn a_disk_of_the_storage_daemon_is_read_written_and_flushed() {
         }
         let flush = request(&mut machine, FLUSH, 0, &[]);
         finish(&mut machine, &clock, &flush);
-        let disk = place.disk();
+        let disk = contents(&place);
         for round in 0..64 {
             let at = round * 8 * SECTOR;
             assert_eq!(disk[at..at + 8 * SECTOR], pattern(round as u64, 8 * SECTOR), "{round}");
@@ -203,8 +138,8 @@ fn a_disk_of_the_storage_daemon_is_read_written_and_flushed() {
 
 #[test]
 fn a_storage_daemon_that_is_killed_and_started_again_loses_no_request() {
-    let place = Place::new("killed");
-    let Some(mut daemon) = Daemon::start(&place.0) else {
+    let place = place("killed");
+    let Some(mut daemon) = start(&place) else {
         return;
     };
     let (device, memory) = disk(&place);
@@ -225,7 +160,7 @@ fn a_storage_daemon_that_is_killed_and_started_again_loses_no_request() {
             .collect();
         if round % 4 == 1 {
             drop(daemon);
-            daemon = Daemon::start(&place.0).expect("it was there before");
+            daemon = start(&place).expect("it was there before");
         }
         for write in &writes {
             finish(&mut machine, &clock, write);
@@ -233,7 +168,7 @@ fn a_storage_daemon_that_is_killed_and_started_again_loses_no_request() {
     }
     let flush = request(&mut machine, FLUSH, 0, &[]);
     finish(&mut machine, &clock, &flush);
-    let disk = place.disk();
+    let disk = contents(&place);
     for at in 0..48 {
         let start = at * 8 * SECTOR;
         assert_eq!(disk[start..start + 8 * SECTOR], pattern(at as u64, 8 * SECTOR), "{at}");

@@ -1,7 +1,7 @@
 //! How a back end is reached.
 
 use std::{
-    io, mem,
+    fmt, io, mem,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::{ffi::OsStrExt, net::UnixStream},
@@ -9,21 +9,46 @@ use std::{
     path::PathBuf,
 };
 
+use super::peer::Peer;
+
 /// Reaches a back end: the first time, and again after it has gone.
 ///
 /// Any `FnMut() -> io::Result<UnixStream>` does: one that starts the daemon, or takes one that was accepted on a socket of the embedder's.
-/// It may be called on the thread of a vCPU, and does not wait.
+/// So do [`SocketPath`] and what reaches [the kernel's](super::kernel). It may be called on the thread of a vCPU, and does not wait.
 pub trait Connect: Send {
     /// A new connection.
     ///
     /// # Errors
     /// There is none to be had now; it is tried again later.
-    fn connect(&mut self) -> io::Result<UnixStream>;
+    fn connect(&mut self) -> io::Result<Connection>;
+}
+
+/// A back end that was reached: a stream to a vhost-user back end, or [one in the kernel](super::kernel).
+pub struct Connection(pub(super) Reached);
+
+pub(super) enum Reached {
+    Socket(UnixStream),
+    Here(Box<dyn Peer>),
+}
+
+impl From<UnixStream> for Connection {
+    fn from(stream: UnixStream) -> Self {
+        Self(Reached::Socket(stream))
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Reached::Socket(stream) => f.debug_tuple("Connection").field(stream).finish(),
+            Reached::Here(_) => f.debug_struct("Connection").finish_non_exhaustive(),
+        }
+    }
 }
 
 impl<F: FnMut() -> io::Result<UnixStream> + Send> Connect for F {
-    fn connect(&mut self) -> io::Result<UnixStream> {
-        self()
+    fn connect(&mut self) -> io::Result<Connection> {
+        self().map(Into::into)
     }
 }
 
@@ -33,7 +58,7 @@ pub struct SocketPath(pub PathBuf);
 
 impl Connect for SocketPath {
     /// Not by the standard library's, which waits for a listener that does not accept.
-    fn connect(&mut self) -> io::Result<UnixStream> {
+    fn connect(&mut self) -> io::Result<Connection> {
         let path = self.0.as_os_str().as_bytes();
         // SAFETY: all zeros are a valid address.
         let mut address: libc::sockaddr_un = unsafe { mem::zeroed() };
@@ -64,6 +89,6 @@ impl Connect for SocketPath {
         if unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(socket.into())
+        Ok(UnixStream::from(socket).into())
     }
 }

@@ -7,10 +7,14 @@
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `connect`, `channel` | how a back end is reached; requests and answers |
-//! | `link` | what is agreed: features, memory, rings, the table of requests in flight |
+//! | `connect` | how a back end is reached |
+//! | `peer` | what one is, whoever it is |
+//! | `socket`, [`kernel`] | one at the end of a socket; one in the kernel, by ioctls |
+//! | `link` | what is agreed with it, and what outlives a connection |
 //! | `ring` | the handler of a queue: kicks, calls, back ends that go and come |
-//! | `regions` | guest memory that can be shared |
+//! | `regions`, `log` | guest memory as it is shared, and what of it was written |
+//! | `windows` | files that it has mapped for the guest |
+//! | `state`, `written` | what is saved, and what the driver has written |
 //! | `kinds`, `options` | what is known of device types, what the embedder says |
 //!
 //! *Patience*: what is asked of a back end has a deadline ([`RemoteOptions::patience`], and [`drain`](RemoteOptions::drain) for what is
@@ -23,15 +27,21 @@
 //! without such a table goes on where the used ring ends; what it had not used is put in order there, as long as both rings still
 //! show all since nothing was in flight. Beyond that nothing is lost if it uses requests in their order. A packed ring does not say where it ends: the device needs a reset then.
 //!
-//! *What a back end may do* to the guest's memory is anything: it is trusted as a device is. A back end that is cut off while it still
+//! *What a back end may do* to the guest's memory is anything: it is trusted as a device is. That includes to make its files shorter, which
+//! ends whoever uses it with SIGBUS: seal them (`F_SEAL_SHRINK`). A back end that is cut off while it still
 //! runs may still write there; an embedder that cannot have that ends its process.
 //!
 //! *Rings*: of the features of queues those are offered that the back end has, as far as the transport's options offer them too. Memory behind
 //! an IOMMU is not shared (ACCESS_PLATFORM).
 //!
-//! *vhost in the kernel* is not here: its requests are ioctls with the same payloads but for memory (`VHOST_SET_MEM_TABLE` has no
-//! files) and a call for each device type that starts it (`VHOST_NET_SET_BACKEND`, `VHOST_VSOCK_SET_RUNNING`), and it needs the channel
-//! to be a trait.
+//! *Migration*: a saved device has the back end's own state with it (DEVICE_STATE), if that can be had and a driver has begun to use it;
+//! what it writes meanwhile [is noted](Remote::start_dirty_log). The back end of before is told nothing but that its rings stop.
+//!
+//! *Memory that comes and goes* is told region by region (CONFIGURE_MEM_SLOTS), or as a whole, when the embedder says
+//! [so](super::VirtioTransport::memory_changed); rings whose memory stays go on meanwhile.
+//!
+//! *Without our threads*: [`kick`](Remote::kick) is what the hypervisor signals in the place of an exit, and what the back end
+//! [calls](Remote::set_call) may be the hypervisor's too.
 //!
 //! ```no_run
 //! use devisor::{
@@ -59,77 +69,49 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod channel;
 mod connect;
+mod error;
 mod event;
+pub mod kernel;
 mod kinds;
 mod link;
+mod log;
 mod options;
+mod peer;
 mod regions;
 mod registers;
 mod ring;
 mod shared;
+mod socket;
+mod state;
+mod windows;
+mod written;
 
 use std::{
     fmt, io,
-    os::fd::BorrowedFd,
-    sync::{Arc, atomic::Ordering::SeqCst},
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, atomic::Ordering::SeqCst},
 };
 
 use vm_memory::GuestAddressSpace;
 
 use super::{
-    DeviceId, DeviceState, DeviceStateError, Handle, HostFailures, QueueHandler, QueueIndex, VirtioDevice,
-    device::read_config_bytes, features,
+    DeviceId, DeviceState, DeviceStateError, Handle, HostFailures, QueueHandler, QueueIndex, SharedMemoryRegion,
+    VirtioDevice, device::read_config_bytes, features,
 };
 use crate::{sync::lock, time::Clock};
-use link::{Events, Link};
+use event::{Event, Events};
+use link::Link;
 use registers::{RESERVED, RINGS, TRANSPORT};
-use ring::RemoteRing;
+use ring::{OurRing, RemoteRing};
 use shared::Shared;
+use windows::Windows;
 
-pub use connect::{Connect, SocketPath};
+pub use connect::{Connect, Connection, SocketPath};
+pub use error::RemoteError;
 pub use options::{ConfigSpace, RemoteOptions};
-
-/// A device cannot be made of a back end.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RemoteError {
-    /// The back end cannot be reached, or what it says is no vhost-user.
-    #[error("the back end: {0}")]
-    BackEnd(#[from] io::Error),
-    /// Memory without a file.
-    #[error(
-        "guest memory at {0:#x} has no file behind it: memory that is mapped from a file, a memfd say, and shared is accepted"
-    )]
-    NotShared(u64),
-    /// Memory that is translated.
-    #[error("guest memory that an IOMMU translates: memory with regions of its own is accepted")]
-    Translated,
-    /// More regions than a message carries.
-    #[error("{0} regions of guest memory: up to {1} are accepted by this back end")]
-    Regions(usize, u64),
-    /// A back end for legacy drivers.
-    #[error("a back end with features {0:#x}: one that offers VERSION_1 is accepted")]
-    Features(u64),
-    /// More queues than it has, or none.
-    #[error("{asked} queues: 1 to {most} are accepted by this back end")]
-    Queues {
-        /// What was asked for.
-        asked: u16,
-        /// What it has; of a network device, pairs.
-        most: u16,
-    },
-    /// No such queue size.
-    #[error("queue size {0}: a power of two up to 32768 is accepted")]
-    QueueSize(u16),
-    /// No such configuration space.
-    #[error("a configuration space of {0} bytes: up to 256 are accepted")]
-    ConfigSize(usize),
-    /// The back end has no configuration space.
-    #[error("the back end has no configuration space (CONFIG): one that is said in the options is accepted")]
-    NoConfig,
-}
+pub use state::{BackEndState, RemoteState};
+pub use windows::{MapShared, Mapping};
 
 /// A device that a vhost-user back end serves. See [the module](self).
 ///
@@ -140,18 +122,9 @@ pub struct Remote {
     features: u64,
     back_end: u64,
     queue_sizes: Box<[u16]>,
+    /// The queues that the back end leaves to us.
+    ours: Vec<u16>,
     shared: Arc<Shared>,
-}
-
-/// The state of a device that a back end serves, as plain data. What the back end keeps is the back end's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RemoteState {
-    /// The device type.
-    pub device: u32,
-    /// Size of each queue.
-    pub queue_sizes: Vec<u16>,
-    /// What the driver has written to the configuration space: where, and what.
-    pub written: Vec<(u16, u8)>,
 }
 
 impl Remote {
@@ -167,8 +140,15 @@ impl Remote {
     {
         options.check()?;
         let regions = regions::of(memory);
-        let count = regions()?.len();
-        let (link, found) = Link::new(Box::new(connect), &options)?;
+        let (count, not_shared) = {
+            let now = regions()?;
+            (now.len(), regions::not_shared(&now))
+        };
+        let windows = Arc::new(Mutex::new(Windows::new(&options.shared_memory)));
+        let (link, found) = Link::new(Box::new(connect), &options, Arc::clone(&windows))?;
+        if found.needs_files {
+            not_shared?;
+        }
         if count as u64 > found.most_regions {
             return Err(RemoteError::Regions(count, found.most_regions));
         }
@@ -178,7 +158,8 @@ impl Remote {
             features: of_type | options.more_features & !RESERVED,
             back_end: found.features,
             queue_sizes: vec![options.queue_size; found.queues.into()].into(),
-            shared: Arc::new(Shared::new(options, link, regions, events?, found.config)),
+            ours: found.ours,
+            shared: Arc::new(Shared::new(options, link, regions, events?, found.config, windows)),
         })
     }
 
@@ -187,6 +168,53 @@ impl Remote {
     pub fn with_clock(mut self, clock: impl Clock + 'static) -> Self {
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             shared.clock = Some(Arc::new(clock));
+        }
+        self
+    }
+
+    /// With somebody who maps files for the back end in the [shared memory regions](RemoteOptions::shared_memory): without, none is.
+    pub fn with_shared_memory(self, mapper: impl MapShared + 'static) -> Self {
+        lock(&self.shared.windows).mapper = Some(Box::new(mapper));
+        self
+    }
+
+    /// Has the back end note which pages of guest memory it writes, from here on and until [that ends](Self::stop_dirty_log): for a
+    /// migration, besides what the embedder's own bitmaps know of other devices. It goes on with back ends that come later, and with memory
+    /// that is plugged meanwhile.
+    ///
+    /// # Errors
+    /// Memory cannot be shared, the back end cannot do that, or it has gone in the attempt; then there is no log.
+    pub fn start_dirty_log(&self) -> Result<(), RemoteError> {
+        if !lock(&self.shared.link).can_log() {
+            return Err(RemoteError::NoLog);
+        }
+        let regions = (self.shared.regions)()?;
+        let started = self.shared.with_link(|link| link.set_logging(Some(regions)));
+        match started {
+            Some(()) => Ok(()),
+            None => Err(io::Error::from(io::ErrorKind::NotConnected).into()),
+        }
+    }
+
+    /// Tells the guest address of each page of 4096 bytes that was noted since this was last called, and forgets it. Once the device is
+    /// [still](super::VirtioTransport::is_still), nothing more comes.
+    pub fn take_dirty(&self, page: impl FnMut(u64)) {
+        if let Some(log) = lock(&self.shared.link).log() {
+            log.take(page);
+        }
+    }
+
+    /// Ends what [`start_dirty_log`](Self::start_dirty_log) has begun.
+    pub fn stop_dirty_log(&self) {
+        let _ = self.shared.with_link(|link| link.set_logging(None));
+    }
+
+    /// With an eventfd of the embedder's that the back end is [kicked](Self::kick) by: one that its hypervisor signals anyway, when it
+    /// [catches](crate::bus::Doorbells) a kick. Before the device is put behind a transport; of a queue that there is not, nothing.
+    pub fn with_kick(mut self, queue: QueueIndex, event: OwnedFd) -> Self {
+        let events = Arc::get_mut(&mut self.shared).map(|shared| &mut shared.events);
+        if let Some(events) = events.and_then(|events| events.get_mut(usize::from(queue.0))) {
+            events.kick = Event::of(event);
         }
         self
     }
@@ -206,6 +234,17 @@ impl Remote {
         if let Some(handle) = self.shared.handle.get() {
             (0..self.queue_sizes.len()).for_each(|index| handle.look(QueueIndex(index as u16)));
         }
+    }
+
+    /// Has the back end of `queue` call this descriptor from here on, or us again: one that interrupts the guest by itself, such as an irqfd
+    /// of the [vector](crate::pci::MsiX::export) that the driver has mapped. It is for the embedder to take it away when it is dead. Behind
+    /// virtio-mmio there is none: its driver reads an interrupt status that is ours.
+    pub fn set_call(&self, queue: QueueIndex, call: Option<OwnedFd>) {
+        let Some(events) = self.shared.events.get(usize::from(queue.0)) else {
+            return;
+        };
+        events.set_direct(call);
+        let _ = self.shared.with_link(|link| link.set_call(queue.0, events));
     }
 
     /// What the back end is kicked by: an eventfd, to be registered where the hypervisor has kicks signal one (an ioeventfd), so that
@@ -267,16 +306,25 @@ impl VirtioDevice for Remote {
         }
     }
 
+    fn shared_memory(&self, id: u8) -> Option<SharedMemoryRegion> {
+        lock(&self.shared.windows).region(id)
+    }
+
     fn accepts(&self, features: u64) -> bool {
         let rings = features & RINGS;
         features & features::ACCESS_PLATFORM == 0 && rings & !self.back_end == 0
     }
 
     fn start(&mut self, queue: QueueIndex) -> Box<dyn QueueHandler> {
-        Box::new(RemoteRing::new(Arc::clone(&self.shared), queue))
+        let shared = Arc::clone(&self.shared);
+        if self.ours.contains(&queue.0) {
+            return Box::new(OurRing(shared));
+        }
+        Box::new(RemoteRing::new(shared, queue))
     }
 
     fn reset(&mut self) {
+        self.shared.has_moved.store(false, SeqCst);
         if let Some(Some(config)) = self.shared.with_link(Link::reset) {
             *lock(&self.shared.config) = config;
         }
@@ -287,48 +335,14 @@ impl VirtioDevice for Remote {
             features: _,
             back_end: _,
             queue_sizes,
+            ours: _,
             shared,
         } = self;
-        DeviceState::Remote(RemoteState {
-            device: shared.options.device.0,
-            queue_sizes: queue_sizes.to_vec(),
-            written: lock(&shared.link).written(),
-        })
+        DeviceState::Remote(state::save(shared, queue_sizes))
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
-        let DeviceState::Remote(RemoteState {
-            device,
-            queue_sizes,
-            written,
-        }) = state
-        else {
-            return Err(DeviceStateError::kind(state, "one of a device that a back end serves"));
-        };
-        let (id, sizes) = (self.shared.options.device.0, &self.queue_sizes);
-        if *device != id || **queue_sizes != **sizes {
-            return Err(DeviceStateError::Otherwise(format!(
-                "device type {id} with queues of {sizes:?}, where the state has {device} and {queue_sizes:?}"
-            )));
-        }
-        if !lock(&self.shared.link).can_write(written) {
-            return Err(DeviceStateError::Otherwise(
-                "the driver has written beyond its configuration space".into(),
-            ));
-        }
-        // One that cannot be told now is when it is back.
-        let config = self.shared.with_link(|link| {
-            link.write_all(written)?;
-            if link.ends().is_some() {
-                link.config_now()
-            } else {
-                Ok(None)
-            }
-        });
-        if let Some(Some(config)) = config {
-            *lock(&self.shared.config) = config;
-        }
-        Ok(())
+        state::restore(&self.shared, &self.queue_sizes, state)
     }
 }
 

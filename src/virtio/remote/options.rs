@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{kinds, registers::MAX_QUEUES};
-use crate::virtio::DeviceId;
+use super::{error::RemoteError, kinds, registers::MAX_QUEUES};
+use crate::virtio::{DeviceId, SharedMemoryRegion};
 
 /// Where the configuration space comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +51,11 @@ pub struct RemoteOptions {
     pub drain: Duration,
     /// How long to wait before it is tried again to reach a back end that has gone.
     pub retry: Duration,
+    /// Shared memory regions of the device, each with its ID: guest addresses that the embedder has kept free, where a back end has files
+    /// [mapped](super::MapShared). As long as the back end's, if it has any.
+    pub shared_memory: Vec<(u8, SharedMemoryRegion)>,
+    /// The most bytes of a state of the back end's own (DEVICE_STATE) that are saved.
+    pub most_state: usize,
 }
 
 impl RemoteOptions {
@@ -67,11 +72,12 @@ impl RemoteOptions {
             patience: Duration::from_secs(1),
             drain: Duration::from_secs(10),
             retry: Duration::from_millis(100),
+            shared_memory: Vec::new(),
+            most_state: 64 << 20,
         }
     }
 
-    pub(super) fn check(&self) -> Result<(), super::RemoteError> {
-        use super::RemoteError;
+    pub(super) fn check(&self) -> Result<(), RemoteError> {
         if let Some(queues) = self.queues
             && !(1..=MAX_QUEUES).contains(&queues)
         {

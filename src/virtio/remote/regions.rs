@@ -1,22 +1,27 @@
-//! Guest memory that can be shared: what a back end is told of each region.
+//! Guest memory as it is shared: what a back end is told of each region.
 
 use std::{fs::File, sync::Arc};
 
 use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
-use super::RemoteError;
+use super::error::RemoteError;
 use crate::virtio::vhost_user::Region;
 
-/// A region and the file that is mapped there.
+/// A region, and the file that is mapped there, if it is one.
 #[derive(Clone)]
 pub(super) struct SharedRegion {
     pub region: Region,
-    pub file: Arc<File>,
+    pub file: Option<Arc<File>>,
 }
 
 impl PartialEq for SharedRegion {
     fn eq(&self, other: &Self) -> bool {
-        self.region == other.region && Arc::ptr_eq(&self.file, &other.file)
+        let same_file = match (&self.file, &other.file) {
+            (Some(file), Some(other)) => Arc::ptr_eq(file, other),
+            (None, None) => true,
+            _ => false,
+        };
+        self.region == other.region && same_file
     }
 }
 
@@ -35,21 +40,28 @@ where
         for region in physical.iter() {
             let guest = region.start_addr().0;
             let host = region.get_host_address(MemoryRegionAddress(0));
-            let (Some(file), Ok(host)) = (region.file_offset(), host) else {
-                return Err(RemoteError::NotShared(guest));
-            };
+            let host = host.map_err(|_| RemoteError::NotShared(guest))?;
+            let file = region.file_offset();
             regions.push(SharedRegion {
                 region: Region {
                     guest,
                     size: region.len(),
                     user: host as u64,
-                    offset: file.start(),
+                    offset: file.map_or(0, |file| file.start()),
                 },
-                file: Arc::clone(file.arc()),
+                file: file.map(|file| Arc::clone(file.arc())),
             });
         }
         Ok(regions)
     })
+}
+
+/// A region that only this process has.
+pub(super) fn not_shared(regions: &[SharedRegion]) -> Result<(), RemoteError> {
+    match regions.iter().find(|shared| shared.file.is_none()) {
+        Some(SharedRegion { region, .. }) => Err(RemoteError::NotShared(region.guest)),
+        None => Ok(()),
+    }
 }
 
 /// The address by which the back end knows the `len` bytes at guest address `address`, if they are in one region.

@@ -4,16 +4,18 @@ use std::{
     io,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
 
 use super::{
-    RemoteOptions,
-    channel::Ends,
-    link::{Described, Events, Link},
+    event::{Ends, Events},
+    link::Link,
+    options::RemoteOptions,
+    peer::Described,
     regions::Regions,
+    windows::Windows,
 };
 use crate::{
     sync::lock,
@@ -37,6 +39,9 @@ pub(super) struct Shared {
     pub started: AtomicUsize,
     /// How often a back end was reached again.
     pub returns: AtomicU64,
+    pub windows: Arc<Mutex<Windows>>,
+    /// A state was restored, and the driver of a queue of ours not told yet.
+    pub has_moved: AtomicBool,
 }
 
 /// What came of an attempt to have the back end serve a ring.
@@ -138,6 +143,19 @@ impl Shared {
         }
     }
 
+    /// Tells the back end of memory that has changed, if that leaves the ring where it is. Whether it does.
+    pub fn keep_ring(&self, ring: &Described) -> bool {
+        let kept = self.with_link(|link| {
+            let regions = (self.regions)().map_err(io::Error::other)?;
+            if link.knows_ring(ring) != ring.user_addresses(&regions) {
+                return Ok(false);
+            }
+            link.set_memory(regions)?;
+            Ok(true)
+        });
+        kept == Some(true)
+    }
+
     /// What comes unasked: the end of the connection, or that the configuration has changed.
     pub fn look(&self) {
         let changed = self.with_link(|link| match link.look()? {
@@ -161,7 +179,14 @@ impl Shared {
 }
 
 impl Shared {
-    pub fn new(options: RemoteOptions, link: Link, regions: Regions, events: Box<[Events]>, config: Vec<u8>) -> Self {
+    pub fn new(
+        options: RemoteOptions,
+        link: Link,
+        regions: Regions,
+        events: Box<[Events]>,
+        config: Vec<u8>,
+        windows: Arc<Mutex<Windows>>,
+    ) -> Self {
         Self {
             options,
             link: Mutex::new(link),
@@ -175,6 +200,8 @@ impl Shared {
             config: Mutex::new(config),
             started: AtomicUsize::new(0),
             returns: AtomicU64::new(0),
+            windows,
+            has_moved: AtomicBool::new(false),
         }
     }
 }

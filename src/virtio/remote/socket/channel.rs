@@ -3,62 +3,53 @@
 use std::{
     io,
     net::Shutdown,
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::net::UnixStream,
-    },
-    sync::Arc,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::{Arc, Mutex},
     time::Instant,
 };
 
-use crate::virtio::vhost_user::{BackRequest, FrontRequest, Header, Message, Received, Socket, Word};
-
-/// How many requests of the back end's are done at a time.
-const TURN: usize = 16;
-
-/// The ends of a connection, to be waited for: open for as long as somebody waits.
-pub(super) struct Ends {
-    pub main: UnixStream,
-    pub back: Option<UnixStream>,
-}
+use super::{
+    super::{
+        event::Ends,
+        peer::{timed_out, wrong},
+        windows::Windows,
+    },
+    unasked::Unasked,
+};
+use crate::virtio::vhost_user::{FrontRequest, Header, Message, Received, Socket, Word};
 
 pub(super) struct Channel {
     socket: Socket,
+    stream: UnixStream,
     /// For the back end's own requests.
-    back: Option<Socket>,
-    pub ends: Arc<Ends>,
+    unasked: Option<Unasked>,
+    ends: Arc<Ends>,
     /// REPLY_ACK is negotiated.
     pub acknowledges: bool,
-    /// The back end has said that its configuration space has changed.
-    pub config_changed: bool,
-}
-
-/// What an answer should not be.
-pub(super) fn wrong(what: impl Into<String>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what.into())
 }
 
 impl Channel {
     pub fn new(stream: UnixStream) -> io::Result<Self> {
-        let main = stream.try_clone()?;
         Ok(Self {
-            socket: Socket::new(stream),
-            back: None,
-            ends: Arc::new(Ends { main, back: None }),
+            ends: Arc::new(Ends([Some(stream.try_clone()?.into()), None])),
+            socket: Socket::new(stream.try_clone()?),
+            stream,
+            unasked: None,
             acknowledges: false,
-            config_changed: false,
         })
     }
 
+    pub fn ends(&self) -> Arc<Ends> {
+        Arc::clone(&self.ends)
+    }
+
     /// A channel for the back end's own requests: its end. Before anybody waits for this connection.
-    pub fn open_back(&mut self) -> io::Result<OwnedFd> {
-        let (ours, theirs) = UnixStream::pair()?;
-        self.ends = Arc::new(Ends {
-            main: self.ends.main.try_clone()?,
-            back: Some(ours.try_clone()?),
-        });
-        self.back = Some(Socket::new(ours));
-        Ok(theirs.into())
+    pub fn open_unasked(&mut self, windows: Arc<Mutex<Windows>>) -> io::Result<OwnedFd> {
+        let (unasked, theirs) = Unasked::new(windows)?;
+        let main = self.stream.try_clone()?.into();
+        self.ends = Arc::new(Ends([Some(main), Some(unasked.share()?)]));
+        self.unasked = Some(unasked);
+        Ok(theirs)
     }
 
     fn send(
@@ -99,7 +90,18 @@ impl Channel {
 
     /// Asks, and waits for the answer.
     pub fn ask(&mut self, request: FrontRequest, payload: &[u8], deadline: Instant) -> io::Result<Message> {
-        self.send(request, payload, Vec::new(), false, deadline)?;
+        self.ask_with(request, payload, Vec::new(), deadline)
+    }
+
+    /// The same with descriptors.
+    pub fn ask_with(
+        &mut self,
+        request: FrontRequest,
+        payload: &[u8],
+        descriptors: Vec<OwnedFd>,
+        deadline: Instant,
+    ) -> io::Result<Message> {
+        self.send(request, payload, descriptors, false, deadline)?;
         self.receive(request, deadline)
     }
 
@@ -139,52 +141,42 @@ impl Channel {
         }
     }
 
-    /// Looks at what comes unasked. On the connection itself that can be its end alone.
-    pub fn look(&mut self) -> io::Result<()> {
-        match self.socket.receive()? {
-            Received::Nothing => self.serve_back(),
-            Received::Message(message) => Err(wrong(format!(
+    /// Looks at what comes unasked: whether the configuration space has changed. On the connection itself that can be its end alone.
+    pub fn look(&mut self) -> io::Result<bool> {
+        if let Received::Message(message) = self.socket.receive()? {
+            return Err(wrong(format!(
                 "message {} that nobody asked for",
                 message.header.request
-            ))),
+            )));
+        }
+        self.serve_unasked()?;
+        Ok(self.unasked.as_mut().is_some_and(Unasked::take_config_changed))
+    }
+
+    fn serve_unasked(&mut self) -> io::Result<()> {
+        match &mut self.unasked {
+            Some(unasked) => unasked.serve(),
+            None => Ok(()),
         }
     }
 
-    fn serve_back(&mut self) -> io::Result<()> {
-        let Some(back) = &mut self.back else { return Ok(()) };
-        for _ in 0..TURN {
-            back.flush()?;
-            if back.is_full() {
-                return Ok(());
-            }
-            let Received::Message(Message { header, .. }) = back.receive()? else {
-                return Ok(());
-            };
-            let known = header.request == BackRequest::ConfigChangeMsg as u32;
-            self.config_changed |= known;
-            if header.needs_reply() {
-                // Not zero: it was not done.
-                let answer = Word(u64::from(!known)).to_bytes();
-                back.send(Header::reply(header.request, answer.len()), &answer, None)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits for the connection. A back end that waits for an answer of ours before it gives its own is given it.
+    /// Waits for the connection.
     fn wait(&mut self, events: i16, deadline: Instant) -> io::Result<()> {
-        self.serve_back()?;
+        let descriptor = self.socket.descriptor();
+        self.wait_for(descriptor, events, deadline)
+    }
+
+    /// Waits for a descriptor. A back end that waits for an answer of ours before it gives its own is given it.
+    pub fn wait_for(&mut self, descriptor: libc::c_int, events: i16, deadline: Instant) -> io::Result<()> {
+        self.serve_unasked()?;
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the back end has not answered in time",
-            ));
+            return Err(timed_out("the back end has not answered in time"));
         }
         let poll = |fd, events| libc::pollfd { fd, events, revents: 0 };
         // A negative one is left out.
-        let back = self.back.as_ref().map_or(-1, Socket::descriptor);
-        let mut all = [poll(self.socket.descriptor(), events), poll(back, libc::POLLIN)];
+        let unasked = self.unasked.as_ref().map_or(-1, Unasked::descriptor);
+        let mut all = [poll(descriptor, events), poll(unasked, libc::POLLIN)];
         // At least one, or the last millisecond is spent turning around.
         let limit = left.as_millis().clamp(1, 60_000) as i32;
         // SAFETY: both entries outlive the call.
@@ -202,26 +194,6 @@ impl Channel {
 /// What others still have of it, to wait for, does not keep the other end from seeing that it is over.
 impl Drop for Channel {
     fn drop(&mut self) {
-        let _ = self.ends.main.shutdown(Shutdown::Both);
-        if let Some(back) = &self.ends.back {
-            let _ = back.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-impl Ends {
-    /// Whether something is there to look at, here or at the events; and which of the events.
-    pub fn ready(&self, events: [libc::c_int; 2]) -> (bool, [bool; 2]) {
-        let poll = |fd| libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let back = self.back.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-        let mut all = [self.main.as_raw_fd(), back, events[0], events[1]].map(poll);
-        // SAFETY: the entries outlive the call, which does not wait.
-        let ready = unsafe { libc::poll(all.as_mut_ptr(), all.len() as _, 0) };
-        let is_ready = |at: usize| ready > 0 && all[at].revents != 0;
-        (is_ready(0) || is_ready(1), [is_ready(2), is_ready(3)])
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }

@@ -1,0 +1,128 @@
+//! The back end's own state, through a pipe (DEVICE_STATE).
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::{FileTypeExt, OpenOptionsExt},
+    },
+    time::Instant,
+};
+
+use super::{
+    super::peer::{timed_out, wrong},
+    channel::Channel,
+};
+use crate::virtio::vhost_user::{FrontRequest, StateTransfer, Word};
+
+/// How much is moved between two looks at the time.
+const PIECE: usize = 64 << 10;
+
+/// What the back end writes until it closes its end.
+pub(super) fn save(channel: &mut Channel, most: usize, deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut ours = begin(channel, StateTransfer::SAVE, deadline)?;
+    let mut state = Vec::new();
+    let mut piece = vec![0; PIECE];
+    loop {
+        match ours.read(&mut piece) {
+            Ok(0) => break,
+            Ok(read) if state.len() + read > most => {
+                return Err(wrong(format!("a state of more than {most} bytes")));
+            }
+            Ok(read) => state.extend(&piece[..read]),
+            Err(error) => wait(channel, &ours, libc::POLLIN, error, deadline)?,
+        }
+        // One that never ends does not last longer than one that never comes.
+        if Instant::now() >= deadline {
+            return Err(timed_out("the back end has not ended its state in time"));
+        }
+    }
+    check(channel, deadline)?;
+    Ok(state)
+}
+
+/// Gives it all that there is, and closes our end.
+pub(super) fn load(channel: &mut Channel, state: &[u8], deadline: Instant) -> io::Result<()> {
+    let mut ours = begin(channel, StateTransfer::LOAD, deadline)?;
+    let mut left = state;
+    while !left.is_empty() {
+        match ours.write(&left[..left.len().min(PIECE)]) {
+            Ok(written) => left = &left[written..],
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                return Err(wrong("a state that the back end does not read to its end"));
+            }
+            Err(error) => wait(channel, &ours, libc::POLLOUT, error, deadline)?,
+        }
+    }
+    drop(ours);
+    check(channel, deadline)
+}
+
+fn wait(channel: &mut Channel, ours: &File, events: i16, error: io::Error, deadline: Instant) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => channel.wait_for(ours.as_raw_fd(), events, deadline),
+        io::ErrorKind::Interrupted => Ok(()),
+        _ => Err(error),
+    }
+}
+
+/// A pipe to it or from it: our end, which does not wait. It may have one of its own.
+///
+/// Writing where nobody reads is an error, in a process that ignores SIGPIPE, as those of Rust do.
+fn begin(channel: &mut Channel, direction: u32, deadline: Instant) -> io::Result<File> {
+    let [reads, writes] = pipe()?;
+    let (ours, theirs) = match direction {
+        StateTransfer::SAVE => (reads, writes),
+        _ => (writes, reads),
+    };
+    let phase = StateTransfer::STOPPED;
+    let payload = StateTransfer { direction, phase }.to_bytes();
+    let mut answer = channel.ask_with(FrontRequest::SetDeviceStateFd, &payload, vec![theirs], deadline)?;
+    let Some(Word(word)) = Word::from_bytes(&answer.payload) else {
+        return Err(wrong("an answer to SetDeviceStateFd, cut short"));
+    };
+    if word & StateTransfer::ERROR != 0 {
+        return Err(wrong(format!("the back end does not move its state: {word:#x}")));
+    }
+    let ours = match (word & StateTransfer::NO_DESCRIPTOR != 0, answer.descriptors.pop()) {
+        (true, None) => ours,
+        (false, Some(other)) if answer.descriptors.is_empty() => other,
+        _ => return Err(wrong("a descriptor for the state that is there and is not")),
+    };
+    own(&ours, direction)
+}
+
+/// Opens a pipe's end once more: what the back end has of it, it can make wait.
+fn own(end: &OwnedFd, direction: u32) -> io::Result<File> {
+    let end = end.try_clone().map(File::from)?;
+    if !end.metadata()?.file_type().is_fifo() {
+        return Err(wrong("a state that comes through no pipe"));
+    }
+    let (reads, path) = (
+        direction == StateTransfer::SAVE,
+        format!("/proc/self/fd/{}", end.as_raw_fd()),
+    );
+    let mut options = OpenOptions::new();
+    options.read(reads).write(!reads).custom_flags(libc::O_NONBLOCK);
+    options.open(path)
+}
+
+fn check(channel: &mut Channel, deadline: Instant) -> io::Result<()> {
+    match channel.ask_word(FrontRequest::CheckDeviceState, deadline)? {
+        0 => Ok(()),
+        error => Err(wrong(format!("the back end's state was not moved: {error:#x}"))),
+    }
+}
+
+/// Reading and writing end.
+fn pipe() -> io::Result<[OwnedFd; 2]> {
+    let mut ends = [0; 2];
+    // SAFETY: two descriptors are written, which nobody else has.
+    unsafe {
+        match libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) {
+            0 => Ok(ends.map(|end| OwnedFd::from_raw_fd(end))),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
