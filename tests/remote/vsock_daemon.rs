@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
+    time::Duration,
 };
 
 use devisor::virtio::{
@@ -92,6 +93,7 @@ fn connections_by_vhost_device_vsock_carry_data_both_ways() {
         let response = guest.next(RESPONSE);
         assert_eq!((response.source, response.destination), (1024, 5000));
         let (mut accepted, _) = listener.accept().unwrap();
+        accepted.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         for round in 0..20_u8 {
             let data = vec![round; 1 + usize::from(round) * 100];
             guest.send((5000, 1024), RW, 0, &data);
@@ -110,6 +112,7 @@ fn connections_by_vhost_device_vsock_carry_data_both_ways() {
 
         // The host connects to port 77 of the guest.
         let mut stream = UnixStream::connect(place.join("host")).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.write_all(b"CONNECT 77\n").unwrap();
         let request = guest.next(REQUEST);
         assert_eq!(request.destination, 77);

@@ -321,6 +321,10 @@ impl Peer for SocketPeer {
             self.channel
                 .tell(FrontRequest::SetVringEnable, &state(1), Vec::new(), deadline)?;
         }
+        if !self.channel.acknowledges {
+            // Some forget a kick that comes before they have enabled the ring: they have once they answer.
+            self.channel.ask_word(FrontRequest::GetFeatures, deadline)?;
+        }
         Ok(())
     }
 
