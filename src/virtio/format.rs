@@ -335,10 +335,30 @@ records! {
 }
 
 #[cfg(all(target_os = "linux", feature = "vhost-user"))]
-use super::remote::RemoteState;
+use super::remote::{BackEndState, RemoteState};
 #[cfg(all(target_os = "linux", feature = "vhost-user"))]
 records! {
-    RemoteState { device queue_sizes written }
+    RemoteState { device queue_sizes written back_end }
+}
+
+#[cfg(all(target_os = "linux", feature = "vhost-user"))]
+impl Bytes for BackEndState {
+    fn put(&self, to: &mut Vec<u8>) {
+        let state = match self {
+            Self::None => None,
+            Self::Lost => Some(None),
+            Self::Saved(state) => Some(Some(state.clone())),
+        };
+        state.put(to);
+    }
+
+    fn get(from: &mut Source<'_>) -> Option<Self> {
+        Some(match Option::<Option<Vec<u8>>>::get(from)? {
+            None => Self::None,
+            Some(None) => Self::Lost,
+            Some(Some(state)) => Self::Saved(state),
+        })
+    }
 }
 
 enumerations! {
