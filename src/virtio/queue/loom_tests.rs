@@ -29,9 +29,30 @@ use crate::{
 };
 
 mod away;
+mod several;
 
 const DRIVER: u64 = 0x400;
 const DEVICE: u64 = 0x800;
+
+const LAYOUT: QueueLayout = QueueLayout {
+    size: 2,
+    descriptor_area: 0,
+    driver_area: DRIVER,
+    device_area: DEVICE,
+};
+
+/// Memory with a ring of two buffers of one byte, which the device writes.
+fn ram() -> Arc<GuestMemoryMmap> {
+    let ram = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2000)]).unwrap());
+    for head in 0..2u16 {
+        // A buffer of one byte that the device writes.
+        ram.write_obj([0x1000u64, 1 | 2 << 32], GuestAddress(16 * u64::from(head)))
+            .unwrap();
+        ram.write_obj(head, GuestAddress(DRIVER + 4 + 2 * u64::from(head)))
+            .unwrap();
+    }
+    ram
+}
 
 fn model(run: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -131,26 +152,13 @@ impl World {
         handler: Box<dyn QueueHandler>,
         taken: Taken,
     ) -> loom::sync::Arc<Self> {
-        let ram = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2000)]).unwrap());
-        for head in 0..2u16 {
-            // A buffer of one byte that the device writes.
-            ram.write_obj([0x1000u64, 1 | 2 << 32], GuestAddress(16 * u64::from(head)))
-                .unwrap();
-            ram.write_obj(head, GuestAddress(DRIVER + 4 + 2 * u64::from(head)))
-                .unwrap();
-        }
+        let ram = ram();
         let line = Arc::new(Line::default());
         let stillness = loom::sync::Arc::new(Stillness::default());
         let lane = Lane::new(loom::sync::Arc::clone(&stillness));
-        let layout = QueueLayout {
-            size: 2,
-            descriptor_area: 0,
-            driver_area: DRIVER,
-            device_area: DEVICE,
-        };
         let space = GuestMemoryAtomic::from(ram.clone());
         let memory = Memory::new(space.clone());
-        let queue = Queue::new(QueueIndex(0), 2, layout, features, &memory, line.clone()).unwrap();
+        let queue = Queue::new(QueueIndex(0), 2, LAYOUT, features, &memory, line.clone()).unwrap();
         let queue = queue.run_by(Arc::clone(&lane.word), true);
         lane.start(Running { handler, queue });
         let world = loom::sync::Arc::new(Self {

@@ -236,7 +236,13 @@ impl Round<'_> {
     fn walk_again(&mut self, read: &mut u32) -> Option<Result<(), ChainError>> {
         let shared = self.shared;
         let used = shared.used.lock();
-        let returned = used.resubmit.get(self.hands.aside_again)?;
+        // By its place: more may come back before those that are set aside at any time.
+        let after = match self.hands.aside_again {
+            0 => 0,
+            _ => self.hands.aside_last,
+        };
+        let mut returned = used.resubmit.iter();
+        let returned = returned.find(|returned| shared.place(returned.head) > after)?;
         if let Some((outline, segments)) = &returned.chain {
             self.outline = *outline;
             self.hands.segments.copy(outline, segments);
