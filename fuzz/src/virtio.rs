@@ -4,11 +4,14 @@
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
-use devisor::virtio::{
-    VirtioDevice,
-    block::{Block, BlockOptions, MemoryStorage},
-    queue::{QueueLayout, QueueState},
-    transport::TransportState,
+use devisor::{
+    bus::BusDevice,
+    virtio::{
+        VirtioDevice,
+        block::{Block, BlockOptions, MemoryStorage},
+        queue::{QueueLayout, QueueState},
+        transport::TransportState,
+    },
 };
 use late::{Held, Late, Stopped};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -75,6 +78,43 @@ pub fn empty_ring(memory: &GuestMemoryMmap) {
     memory.write_slice(&[0; 128], GuestAddress(LAYOUT.device_area)).unwrap();
 }
 
+/// Sets the one queue of a device behind virtio-mmio up, after a reset. `accepts` says which features of a word are accepted, by its
+/// number and by what is offered of it.
+pub fn up(device: &impl BusDevice, accepts: impl Fn(u32, u32) -> u32) {
+    let write = |register, value: u32| device.write(register, &value.to_le_bytes());
+    for status in [0, 1, 3] {
+        write(0x70, status);
+    }
+    for sel in 0..2 {
+        write(0x14, sel);
+        let mut offered = [0; 4];
+        device.read(0x10, &mut offered);
+        write(0x24, sel);
+        write(0x20, accepts(sel, u32::from_le_bytes(offered)));
+    }
+    write(0x70, 11);
+    write(0x30, 0);
+    write(0x38, LAYOUT.size.into());
+    write(0x80, LAYOUT.descriptor_area as u32);
+    write(0x90, LAYOUT.driver_area as u32);
+    write(0xa0, LAYOUT.device_area as u32);
+    write(0x44, 1);
+    write(0x70, 15);
+}
+
+/// Makes the chain at `head` the one that is available before `available`.
+pub fn offer(memory: &GuestMemoryMmap, head: u16, available: &mut u16) {
+    let slot = u64::from(*available % LAYOUT.size);
+    let put = |offset, value: u16| {
+        memory
+            .write_obj(value, GuestAddress(LAYOUT.driver_area + offset))
+            .unwrap()
+    };
+    put(4 + 2 * slot, head);
+    *available = available.wrapping_add(1);
+    put(2, *available);
+}
+
 /// A request of a header, data and a status byte.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub struct Request {
@@ -113,14 +153,7 @@ impl Request {
                 u64::from(len) | u64::from(flags) << 32 | u64::from(index + 1) << 48,
             );
         }
-        let slot = u64::from(*available % LAYOUT.size);
-        memory
-            .write_obj(head, GuestAddress(LAYOUT.driver_area + 4 + 2 * slot))
-            .unwrap();
-        *available = available.wrapping_add(1);
-        memory
-            .write_obj(*available, GuestAddress(LAYOUT.driver_area + 2))
-            .unwrap();
+        offer(memory, head, available);
     }
 }
 

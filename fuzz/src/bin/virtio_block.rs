@@ -17,7 +17,7 @@ use devisor::{
         transport::mmio::Line,
     },
 };
-use devisor_fuzz::virtio::{LAYOUT, contents, empty_ring, memory};
+use devisor_fuzz::virtio::{LAYOUT, contents, empty_ring, memory, offer};
 use late::Late;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -195,24 +195,8 @@ impl Machine {
     }
 
     fn up(&self) {
-        for status in [0, 1, 3] {
-            self.write(0x70, status);
-        }
-        for sel in 0..2 {
-            self.write(0x14, sel);
-            let offered = self.read(0x10);
-            self.write(0x24, sel);
-            // Without EVENT_IDX.
-            self.write(0x20, offered & if sel == 0 { !(1 << 29) } else { 1 });
-        }
-        self.write(0x70, 11);
-        self.write(0x30, 0);
-        self.write(0x38, LAYOUT.size.into());
-        self.write(0x80, LAYOUT.descriptor_area as u32);
-        self.write(0x90, LAYOUT.driver_area as u32);
-        self.write(0xa0, LAYOUT.device_area as u32);
-        self.write(0x44, 1);
-        self.write(0x70, 15);
+        // Without EVENT_IDX.
+        devisor_fuzz::virtio::up(&self.device, |sel, offered| offered & [!(1 << 29), 1][sel as usize]);
     }
 
     fn put(&self, address: u64, value: u64) {
@@ -241,12 +225,7 @@ impl Machine {
                 len | flags << 32 | (index + 1) << 48,
             );
         }
-        let entry = LAYOUT.driver_area + 4 + 2 * u64::from(self.avail % LAYOUT.size);
-        self.memory.write_obj(head as u16, GuestAddress(entry)).unwrap();
-        self.avail = self.avail.wrapping_add(1);
-        self.memory
-            .write_obj(self.avail, GuestAddress(LAYOUT.driver_area + 2))
-            .unwrap();
+        offer(&self.memory, head as u16, &mut self.avail);
         self.out[slot] = true;
     }
 

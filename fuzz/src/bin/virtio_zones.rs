@@ -16,7 +16,7 @@ use devisor::{
         transport::mmio::Line,
     },
 };
-use devisor_fuzz::virtio::{LAYOUT, memory};
+use devisor_fuzz::virtio::{LAYOUT, memory, offer};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -117,22 +117,8 @@ impl Machine {
     fn up(&mut self) {
         devisor_fuzz::virtio::empty_ring(&self.memory);
         self.avail = 0;
-        for status in [0, 1, 3] {
-            self.write(0x70, status);
-        }
         // VIRTIO_BLK_F_ZONED and FLUSH, and the version.
-        for (sel, features) in [(0, 1 << 17 | 1 << 9), (1, 1)] {
-            self.write(0x24, sel);
-            self.write(0x20, features);
-        }
-        self.write(0x70, 11);
-        self.write(0x30, 0);
-        self.write(0x38, LAYOUT.size.into());
-        self.write(0x80, LAYOUT.descriptor_area as u32);
-        self.write(0x90, LAYOUT.driver_area as u32);
-        self.write(0xa0, LAYOUT.device_area as u32);
-        self.write(0x44, 1);
-        self.write(0x70, 15);
+        devisor_fuzz::virtio::up(&self.device, |sel, _| [1 << 17 | 1 << 9, 1][sel as usize]);
     }
 
     fn put(&self, address: u64, value: u64) {
@@ -158,12 +144,7 @@ impl Machine {
             self.put(at + 8, u64::from(len) | flags << 32 | index << 48);
             at += 16;
         }
-        let entry = LAYOUT.driver_area + 4 + 2 * u64::from(self.avail % LAYOUT.size);
-        self.memory.write_obj(0_u16, GuestAddress(entry)).unwrap();
-        self.avail = self.avail.wrapping_add(1);
-        self.memory
-            .write_obj(self.avail, GuestAddress(LAYOUT.driver_area + 2))
-            .unwrap();
+        offer(&self.memory, 0, &mut self.avail);
         self.write(0x50, 0);
         for _ in 0..8 {
             self.device.run();
