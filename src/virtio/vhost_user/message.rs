@@ -159,5 +159,6 @@ requests! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum BackRequest {
+    IotlbMsg = 1,
     ConfigChangeMsg = 2,
 }

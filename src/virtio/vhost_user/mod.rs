@@ -8,7 +8,10 @@ mod payload;
 mod socket;
 
 pub(crate) use message::{BackRequest, FrontRequest, Header, Message};
-pub(crate) use payload::{Config, Inflight, Log, Region, Single, Table, VringAddress, VringFile, VringState, Word};
+pub(crate) use payload::{
+    Config, DeviceStateTransfer, Inflight, Iotlb, IotlbKind, Log, Region, Single, Table, VringAddress, VringFile,
+    VringState, Word,
+};
 pub(crate) use socket::{Received, Socket, send_at_once};
 
 /// Bits of the feature mask that mean something to vhost alone.

@@ -13,6 +13,10 @@ impl Fields<'_> {
         Some(*bytes)
     }
 
+    fn u8(&mut self) -> Option<u8> {
+        self.bytes().map(u8::from_ne_bytes)
+    }
+
     fn u16(&mut self) -> Option<u16> {
         self.bytes().map(u16::from_ne_bytes)
     }
@@ -279,6 +283,80 @@ impl Inflight {
         bytes.extend(self.queues.to_ne_bytes());
         bytes.extend(self.queue_size.to_ne_bytes());
         bytes.resize(len.clamp(bytes.len(), bytes.len() + 4), 0);
+        bytes
+    }
+}
+
+/// Device state transfer parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceStateTransfer {
+    pub direction: u32,
+    pub phase: u32,
+}
+
+impl DeviceStateTransfer {
+    /// From the back end to the front end.
+    pub const SAVE: u32 = 0;
+    /// From the front end to the back end.
+    pub const LOAD: u32 = 1;
+    /// All rings are stopped.
+    pub const STOPPED: u32 = 0;
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        Some(Self {
+            direction: fields.u32()?,
+            phase: fields.u32()?,
+        })
+    }
+}
+
+/// Kinds of IOTLB messages.
+pub(crate) struct IotlbKind;
+
+impl IotlbKind {
+    pub const MISS: u8 = 1;
+    pub const UPDATE: u8 = 2;
+    pub const INVALIDATE: u8 = 3;
+    pub const ACCESS_FAIL: u8 = 4;
+}
+
+/// An IOTLB message (`struct vhost_iotlb_msg`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Iotlb {
+    /// I/O virtual address.
+    pub address: u64,
+    pub size: u64,
+    /// Where that is, for the front end.
+    pub user: u64,
+    /// One for reading, two for writing, three for both.
+    pub access: u8,
+    pub kind: u8,
+}
+
+impl Iotlb {
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        Some(Self {
+            address: fields.u64()?,
+            size: fields.u64()?,
+            user: fields.u64()?,
+            access: fields.u8()?,
+            kind: fields.u8()?,
+        })
+    }
+
+    /// With the padding at the end of the C structure.
+    pub fn to_bytes(self) -> Vec<u8> {
+        let Self {
+            address,
+            size,
+            user,
+            access,
+            kind,
+        } = self;
+        let mut bytes = [address, size, user].map(u64::to_ne_bytes).concat();
+        bytes.extend([access, kind, 0, 0, 0, 0, 0, 0]);
         bytes
     }
 }
