@@ -24,12 +24,14 @@ pub struct Arguments {
     pub queues: u16,
     pub packed: bool,
     pub in_order: bool,
+    /// The front end may have an IOMMU.
+    pub iommu: bool,
     /// What is behind a network interface, a console or a socket device: options by their names.
     pub others: Vec<(String, String)>,
 }
 
 const USAGE: &str = "usage: devisord blk|net|console|vsock|rng|balloon \
-    (--socket-path PATH | --connect PATH | --fd N) [--print-capabilities] [--packed] [--in-order] [--queues N]\n\
+    (--socket-path PATH | --connect PATH | --fd N) [--print-capabilities] [--packed] [--in-order] [--iommu] [--queues N]\n\
     blk: --image FILE [--read-only] [--uring]; \
     net: --tap NAME | --stream PATH | --switch (with --socket-path for each of its ports) [--mac MAC]; \
     console: [--stream PATH]; vsock: --cid N --uds-path PATH; balloon: [--pages N]";
@@ -45,6 +47,7 @@ impl Arguments {
             queues: 1,
             packed: false,
             in_order: false,
+            iommu: false,
             others: Vec::new(),
         };
         let mut arguments = arguments;
@@ -69,6 +72,7 @@ impl Arguments {
                 "--read-only" => parsed.read_only = true,
                 "--packed" => parsed.packed = true,
                 "--in-order" => parsed.in_order = true,
+                "--iommu" => parsed.iommu = true,
                 "--queues" => parsed.queues = number(value()?)? as u16,
                 "--uring" | "--switch" => parsed.others.push((name, String::new())),
                 "--tap" | "--stream" | "--mac" | "--cid" | "--uds-path" | "--pages" => {

@@ -11,6 +11,7 @@
 mod arguments;
 mod devices;
 mod events;
+mod faults;
 
 use std::{
     cell::Cell,
@@ -59,6 +60,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let clock: Arc<dyn Clock> = Arc::new(HostClock::starting_at(Duration::ZERO));
     // Before anything else that it could interrupt.
     let signals = signals()?;
+    faults::handle()?;
     let events = Arc::new(Events::new(Arc::clone(&clock))?);
     let switch = Switch::new(SwitchOptions::default());
     let mut served = Vec::new();
@@ -67,6 +69,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         let device = devices::make(&arguments, &clock, &memory, &switch)?;
         let options = VhostUserOptions {
             transport: arguments.transport(),
+            max_translations: if arguments.iommu { 4096 } else { 0 },
             polled: Some((Arc::clone(&clock), Duration::from_micros(50))),
             memory: Some(memory),
             ..VhostUserOptions::default()
@@ -143,6 +146,11 @@ impl Daemon {
                 if more {
                     self.events.make_due(*target);
                 }
+                if faults::take()
+                    && let Target::Queue(number, _) | Target::Connection(number) = *target
+                {
+                    self.served[number].end_for_fault(&self.events)?;
+                }
             }
         }
     }
@@ -189,6 +197,17 @@ impl Served {
         };
         self.say_waits(events);
         Ok(more)
+    }
+
+    /// What was taken for its front end's memory was none.
+    fn end_for_fault(&self, events: &Events) -> Result<(), Box<dyn Error>> {
+        eprintln!("devisord: the front end has taken away memory that it shares");
+        self.device.disconnect();
+        if self.listener.is_none() {
+            return Err("the connection has ended".into());
+        }
+        self.say_waits(events);
+        Ok(())
     }
 
     /// Says why a request was refused, if the front end is told no more than that: the first times.

@@ -9,6 +9,8 @@ mod map;
 mod replaceable;
 mod runs;
 mod span;
+#[cfg(all(target_os = "linux", feature = "vhost-user"))]
+mod switched;
 mod tally;
 mod translated;
 
@@ -26,8 +28,10 @@ use backing::Backing;
 use map::Map;
 #[cfg(all(target_os = "linux", feature = "vhost-user"))]
 pub(crate) use replaceable::Replaceable;
-pub(crate) use runs::{Piece, Translate};
+pub(crate) use runs::{Asked, Piece, Translate};
 pub(crate) use span::{Near, Stretch};
+#[cfg(all(target_os = "linux", feature = "vhost-user"))]
+pub(crate) use switched::Switched;
 pub(crate) use tally::Ticket;
 pub(crate) use translated::{Behind, Over, Translated};
 
@@ -282,6 +286,12 @@ impl Pin {
     #[inline]
     pub(crate) fn is_translated(&self) -> bool {
         self.0.runs.is_some()
+    }
+
+    /// Whether a translation that was missed since this was called last is still to come, instead of being refused.
+    #[cold]
+    pub(crate) fn awaits(&self) -> bool {
+        self.0.runs.as_ref().is_some_and(|runs| runs.awaits())
     }
 
     /// Puts a segment into `place` if this pin, which is translated, has seen it before. Whether it has.

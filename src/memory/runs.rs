@@ -39,11 +39,22 @@ pub(crate) struct Piece {
     pub access: Permissions,
 }
 
+/// What comes of asking for a translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// It was told.
+    Found,
+    /// There is none.
+    Refused,
+    /// Who knows it has been asked in turn, and nobody waits for the answer: who needs it looks again when it is there.
+    Later,
+}
+
 /// Who translates the addresses of a device.
 pub(crate) trait Translate: Send + Sync {
     /// Tells of a piece in which `address` is, and may be accessed so; with as many of the `len` bytes there as there are, if it can.
-    /// Whether there is one. While `found` is called, nothing is taken back.
-    fn translate(&self, address: u64, len: u64, access: Permissions, found: &mut dyn FnMut(Piece)) -> bool;
+    /// While `found` is called, nothing is taken back.
+    fn translate(&self, address: u64, len: u64, access: Permissions, found: &mut dyn FnMut(Piece)) -> Asked;
 }
 
 /// A translation that a pin has learnt.
@@ -118,6 +129,8 @@ pub(crate) struct Runs {
     tally: Tally,
     /// Something was taken back.
     stale: AtomicBool,
+    /// Something was asked for that comes later.
+    awaits: AtomicBool,
     base: Pin,
     source: Weak<dyn Translate>,
 }
@@ -137,6 +150,7 @@ impl Runs {
             learnt: RwLock::default(),
             tally: Tally::new(FIRST + places),
             stale: AtomicBool::new(false),
+            awaits: AtomicBool::new(false),
             base,
             source,
         }
@@ -225,8 +239,19 @@ impl Runs {
     fn ask(&self, address: u64, len: u64, access: Permissions) -> Option<Run> {
         let mut run = None;
         let mut found = |piece| run = self.learn(piece, address);
-        let there = self.source.upgrade()?.translate(address, len, access, &mut found);
-        run.filter(|_| there)
+        match self.source.upgrade()?.translate(address, len, access, &mut found) {
+            Asked::Found => run,
+            Asked::Refused => None,
+            Asked::Later => {
+                self.awaits.store(true, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+
+    /// Whether something that was asked for since this was called last comes later.
+    pub fn awaits(&self) -> bool {
+        self.awaits.swap(false, Ordering::Relaxed)
     }
 
     /// Keeps as much of `piece` as is in one piece of memory, around `address`.

@@ -152,11 +152,14 @@ impl Pages {
 }
 
 impl Translate for Pages {
-    fn translate(&self, address: u64, _: u64, access: Permissions, found: &mut dyn FnMut(Piece)) -> bool {
+    fn translate(&self, address: u64, _: u64, access: Permissions, found: &mut dyn FnMut(Piece)) -> Asked {
         let pages = lock(&self.0);
         let mut pages = pages.iter().rev();
         let piece = pages.find(|piece| (piece.start..=piece.last).contains(&address) && piece.access.allow(access));
-        piece.copied().map(found).is_some()
+        match piece.copied().map(found) {
+            Some(()) => Asked::Found,
+            None => Asked::Refused,
+        }
     }
 }
 

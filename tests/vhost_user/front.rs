@@ -47,6 +47,7 @@ pub mod id {
     pub const GET_QUEUE_NUM: u32 = 17;
     pub const SET_VRING_ENABLE: u32 = 18;
     pub const SET_BACKEND_REQ_FD: u32 = 21;
+    pub const IOTLB_MSG: u32 = 22;
     pub const SET_VRING_ENDIAN: u32 = 23;
     pub const GET_CONFIG: u32 = 24;
     pub const SET_CONFIG: u32 = 25;
@@ -59,6 +60,8 @@ pub mod id {
     pub const REM_MEM_REG: u32 = 38;
     pub const SET_STATUS: u32 = 39;
     pub const GET_STATUS: u32 = 40;
+    pub const SET_DEVICE_STATE_FD: u32 = 42;
+    pub const CHECK_DEVICE_STATE: u32 = 43;
 }
 
 /// Both ends: the device behind its socket, and the socket's other end.

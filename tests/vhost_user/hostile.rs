@@ -195,6 +195,170 @@ fn a_call_descriptor_that_is_full_or_closed_holds_up_nobody() {
     exchange(&front, &mut ring, 2);
 }
 
+/// Has a descriptor waited for, as a front end can that shares it.
+fn make_blocking(file: &impl AsRawFd) {
+    // SAFETY: a call that takes numbers.
+    assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+}
+
+#[test]
+fn a_call_or_kick_descriptor_that_the_front_end_has_made_blocking_since_holds_up_nobody() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::ready(device, 0);
+    let mut ring = front.start(0);
+    // A full counter.
+    std::io::Write::write_all(&mut &front.calls[0], &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    make_blocking(&front.calls[0]);
+    make_blocking(&front.kicks[0]);
+    exchange(&front, &mut ring, 3);
+    // Looked at without a kick.
+    front.device.serve(devisor::virtio::QueueIndex(0));
+    front.device.run();
+    // A full pipe.
+    let mut ends = [0; 2];
+    // SAFETY: there is room for two descriptors, which are this test's.
+    let [_reader, writer] = unsafe {
+        assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK), 0);
+        ends.map(|end| <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(end))
+    };
+    let writer = fs::File::from(writer);
+    while std::io::Write::write(&mut &writer, &[0; 4096]).is_ok() {}
+    front.tell(id::SET_VRING_CALL, &bytes(&[0]), &[writer.as_raw_fd()]);
+    make_blocking(&writer);
+    exchange(&front, &mut ring, 3);
+    // A file can be on a file system that never answers.
+    let file = memfd(0x1000);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, feature::REPLY_ACK);
+    assert!(!front.acknowledged(id::SET_VRING_CALL, &bytes(&[0]), &[file.as_raw_fd()]));
+    exchange(&front, &mut ring, 3);
+    // And one that is full of what it has been called with.
+    let error = eventfd();
+    std::io::Write::write_all(&mut &error, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    front.tell(id::SET_VRING_ERR, &bytes(&[0]), &[error.as_raw_fd()]);
+    make_blocking(&error);
+    ring.set_avail_idx(5000);
+    front.kick(0);
+    assert_ne!(front.device.status() & 64, 0);
+}
+
+#[test]
+fn thousands_of_malformed_messages_with_descriptors_leak_none() {
+    let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
+    let file = memfd(0x3000);
+    let mut random = 7u64;
+    let mut next = move || {
+        random = random
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        random >> 32
+    };
+    let (mut refused, mut ended) = (0, 0);
+    let all = feature::MQ
+        | feature::LOG_SHMFD
+        | feature::REPLY_ACK
+        | feature::BACKEND_REQ
+        | feature::CONFIG
+        | feature::INFLIGHT_SHMFD
+        | feature::CONFIGURE_MEM_SLOTS
+        | feature::STATUS
+        | feature::DEVICE_STATE;
+    for _ in 0..40 {
+        let (device, _) = Device::new(2);
+        let mut front = Front::with_options(
+            device,
+            VhostUserOptions {
+                max_translations: 16,
+                ..VhostUserOptions::default()
+            },
+        );
+        front.negotiate(
+            VERSION_1 | PROTOCOL_FEATURES | devisor::virtio::features::ACCESS_PLATFORM,
+            all,
+        );
+        for _ in 0..100 {
+            let request = 1 + next() as u32 % 45;
+            let words: Vec<u64> = (0..next() % 9)
+                .map(|_| match next() % 6 {
+                    0 => u64::MAX - next() % 4,
+                    1 => super::front::USER + next() % 4 * 0x1000,
+                    2 => next() % 4 * 0x1000,
+                    _ => next() % 4,
+                })
+                .collect();
+            let descriptors: Vec<_> = (0..next() % 10)
+                .map(|at| match at % 3 {
+                    0 => file.as_raw_fd(),
+                    1 => reader.as_raw_fd(),
+                    _ => writer.as_raw_fd(),
+                })
+                .collect();
+            let refusals = front.device.refusals().count;
+            if front
+                .try_send(request, super::front::NEED_REPLY, &bytes(&words), &descriptors)
+                .is_err()
+            {
+                ended += 1;
+                break;
+            }
+            refused += front.device.refusals().count - refusals;
+            while front.answer().is_some() {}
+        }
+        front.device.disconnect();
+        assert_eq!(descriptors_of(&file), 1);
+        assert_eq!(descriptors_of(&reader), 1);
+        assert_eq!(descriptors_of(&writer), 1);
+    }
+    assert!(refused > 100 && ended > 10, "{refused} refused, {ended} ended");
+}
+
+#[test]
+fn postcopy_is_not_offered_and_refused_cleanly() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::ready(device, feature::REPLY_ACK);
+    // `VHOST_USER_PROTOCOL_F_PAGEFAULT`.
+    assert_eq!(front.ask_word(id::GET_PROTOCOL_FEATURES, &[]) & 1 << 8, 0);
+    assert!(!front.acknowledged(id::SET_PROTOCOL_FEATURES, &bytes(&[1 << 8 | feature::REPLY_ACK]), &[]));
+    let mut ring = front.start(0);
+    let file = memfd(0x1000);
+    for request in [28, 29, 30] {
+        assert!(!front.acknowledged(request, &[], &[file.as_raw_fd()]), "{request}");
+        exchange(&front, &mut ring, 1);
+    }
+    assert_eq!(descriptors_of(&file), 1);
+}
+
+#[test]
+fn logs_that_cannot_be_are_refused_and_the_one_before_stays() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::new(device);
+    let features = VERSION_1 | PROTOCOL_FEATURES | devisor::virtio::vhost_user::vhost_feature::LOG_ALL;
+    front.negotiate(features, feature::LOG_SHMFD | feature::REPLY_ACK);
+    front.share_memory();
+    let log = memfd(0x1000);
+    let (answer, _) = front.ask(id::SET_LOG_BASE, &bytes(&[0x20, 0]), &[log.as_raw_fd()]);
+    assert_eq!(answer, bytes(&[0]));
+    let mut ring = front.start(0);
+    let directory = fs::File::open("/").unwrap();
+    for (size, offset, file) in [
+        (0, 0, log.as_raw_fd()),
+        (0x1001, 0, log.as_raw_fd()),
+        (0x20, 0xff1, log.as_raw_fd()),
+        (0x20, u64::MAX, log.as_raw_fd()),
+        (u64::MAX, 1, log.as_raw_fd()),
+        (0x20, 0, directory.as_raw_fd()),
+        // A bit for each page of memory is needed.
+        (0x1f, 0, log.as_raw_fd()),
+    ] {
+        let refused = front.acknowledged(id::SET_LOG_BASE, &bytes(&[size, offset]), &[file]);
+        assert!(!refused, "{size:#x} at {offset:#x}");
+    }
+    assert!(!front.acknowledged(id::SET_LOG_BASE, &bytes(&[0x20, 0]), &[]));
+    exchange(&front, &mut ring, 2);
+    let mut bits = [0; 32];
+    std::os::unix::fs::FileExt::read_exact_at(&log, &mut bits, 0).unwrap();
+    assert_ne!(bits, [0; 32], "the first one is in use");
+}
+
 #[test]
 fn rings_that_point_anywhere_harm_nobody() {
     let addresses = [

@@ -13,6 +13,7 @@ use devisor::virtio::{
 use super::{
     devices::{Device, Seen},
     front::{Front, PROTOCOL_FEATURES, VERSION_1, halves, id},
+    packed::PackedRing,
     ring::{NEXT, Ring, WRITE, readable, writable},
 };
 
@@ -142,6 +143,78 @@ fn one_that_comes_back_untouched_stays_in_the_table() {
     let used: Vec<_> = ring.used().iter().map(|(head, _)| *head as u16).collect();
     assert_eq!(used, [heads[0], heads[2]]);
     assert_eq!(seen.requests.load(Ordering::SeqCst), 2);
+}
+
+/// One packed ring for all of them, whose table says what is in flight.
+#[test]
+fn in_a_packed_ring_back_ends_go_on_and_on_and_lose_and_repeat_nothing() {
+    let packed = VERSION_1 | PROTOCOL_FEATURES | devisor::virtio::features::RING_PACKED;
+    let options = || VhostUserOptions {
+        transport: devisor::virtio::transport::TransportOptions {
+            packed: true,
+            ..Default::default()
+        },
+        ..VhostUserOptions::default()
+    };
+    let (device, mut seen) = Device::keeping(1);
+    let mut front = Front::with_options(device, options());
+    front.negotiate(packed, feature::INFLIGHT_SHMFD);
+    front.share_memory();
+    let asked = [vec![0; 16], halves(&[1 | 32 << 16, 0])].concat();
+    let (description, table) = front.ask(id::GET_INFLIGHT_FD, &asked, &[]);
+    let table = table.unwrap();
+    front.tell(id::SET_INFLIGHT_FD, &description, &[table.as_raw_fd()]);
+    let mut ring = PackedRing::new(&front.memory, 0x1_0000, 32);
+    let place = Ring::at(&front.memory, ring.layout);
+    let begin = |front: &mut Front| {
+        // As QEMU does for a back end that was gone: it does not know better.
+        front.describe(0, &place, 0);
+        front.set_kick(0);
+        front.enable(0, true);
+        front.device.run();
+    };
+    begin(&mut front);
+    let (mut out, mut total, mut random) = (BTreeSet::new(), 0, 4321u64);
+    let mut fronts = Vec::new();
+    for _ in 0..60 {
+        for _ in 0..20 {
+            random = random
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            let kept = seen.kept.lock().unwrap().len();
+            if ring.free() >= 2 && random >> 60 < 8 {
+                let id = ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
+                assert!(out.insert(id));
+                total += 1;
+                front.kick(0);
+            } else if kept != 0 {
+                let chain = seen.kept.lock().unwrap().remove((random >> 33) as usize % kept);
+                chain.complete(1);
+                for (id, _) in ring.used() {
+                    assert!(out.remove(&(id as u16)), "{id} came back twice");
+                }
+            }
+        }
+        std::mem::forget(std::mem::take(&mut *seen.kept.lock().unwrap()));
+        let (device, next) = Device::keeping(1);
+        let mut other = Front::with_memory(device, options(), Arc::clone(&front.file));
+        other.negotiate(packed, feature::INFLIGHT_SHMFD);
+        other.share_memory();
+        other.tell(id::SET_INFLIGHT_FD, &description, &[table.as_raw_fd()]);
+        begin(&mut other);
+        let kept: BTreeSet<_> = next.kept.lock().unwrap().iter().map(|chain| chain.head()).collect();
+        assert_eq!(kept, out);
+        fronts.push(std::mem::replace(&mut front, other));
+        seen = next;
+    }
+    let rest = std::mem::take(&mut *seen.kept.lock().unwrap());
+    rest.into_iter().for_each(|chain| chain.complete(1));
+    for (id, written) in ring.used() {
+        assert!(out.remove(&(id as u16)) && written == 1);
+    }
+    assert!(out.is_empty(), "{out:?} of {total} were lost");
+    assert!(total > 300, "{total}");
+    std::mem::forget(fronts);
 }
 
 #[test]

@@ -9,10 +9,16 @@ mod front;
 mod guests;
 mod hostile;
 mod inflight;
+mod iotlb;
 mod memory;
+mod migration;
+#[path = "../support/packed.rs"]
+mod packed;
 mod qemu;
 #[path = "../support/ring.rs"]
 mod ring;
 mod rings;
+mod shrunk;
 #[path = "../support/skip.rs"]
 mod skip;
+mod transfer;

@@ -17,6 +17,7 @@ use devisor::{
 use super::{
     devices::Device,
     front::{Front, PROTOCOL_FEATURES, VERSION_1, bytes, eventfd, halves, id},
+    packed::PackedRing,
     ring::{Ring, readable, writable},
 };
 
@@ -151,6 +152,52 @@ fn requests_that_come_back_untouched_are_found_by_whoever_goes_on_from_the_base(
     other.device.run();
     let used: Vec<_> = ring.used().iter().map(|(head, _)| *head as u16).collect();
     assert_eq!(used, [heads[0], heads[1], heads[3]]);
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn in_a_packed_ring_too_requests_that_come_back_untouched_are_found_by_another_process() {
+    let packed = VERSION_1 | PROTOCOL_FEATURES | devisor::virtio::features::RING_PACKED;
+    let options = || VhostUserOptions {
+        transport: devisor::virtio::transport::TransportOptions {
+            packed: true,
+            ..Default::default()
+        },
+        ..VhostUserOptions::default()
+    };
+    let (device, seen) = Device::keeping(1);
+    seen.gives_back.store(true, Ordering::SeqCst);
+    let mut front = Front::with_options(device, options());
+    front.negotiate(packed, 0);
+    front.share_memory();
+    let mut ring = PackedRing::new(&front.memory, 0x1_0000, 8);
+    let place = Ring::at(&front.memory, ring.layout);
+    front.describe(0, &place, 0x8000_8000);
+    front.set_kick(0);
+    front.enable(0, true);
+    // Over the end of the ring.
+    for _ in 0..3 {
+        ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
+        front.kick(0);
+        seen.kept.lock().unwrap().pop().unwrap().complete(1);
+        assert_eq!(ring.used().len(), 1);
+    }
+    let ids = [(); 4].map(|()| ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]));
+    front.kick(0);
+    seen.kept.lock().unwrap().remove(2).complete(1);
+    assert_eq!(ring.used(), [(ids[2].into(), 1)]);
+    let base = front.base(0);
+    assert_eq!(base & 0xffff, base >> 16, "as far as was used");
+    let (device, seen) = Device::new(1);
+    let mut other = Front::with_memory(device, options(), Arc::clone(&front.file));
+    other.negotiate(packed, 0);
+    other.share_memory();
+    other.describe(0, &place, base);
+    other.set_kick(0);
+    other.enable(0, true);
+    other.device.run();
+    let used: Vec<_> = ring.used().iter().map(|(id, _)| *id as u16).collect();
+    assert_eq!(used, [ids[0], ids[1], ids[3]]);
     assert_eq!(seen.requests.load(Ordering::SeqCst), 3);
 }
 

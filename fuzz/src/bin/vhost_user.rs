@@ -15,7 +15,10 @@ use arbitrary::Arbitrary;
 use devisor::virtio::{
     QueueIndex, VirtioTransport,
     block::{Block, BlockOptions, MemoryStorage},
-    transport::vhost_user::{VhostUser, VhostUserOptions},
+    transport::{
+        TransportOptions,
+        vhost_user::{VhostUser, VhostUserOptions},
+    },
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -43,6 +46,25 @@ enum Step {
         base: u32,
         areas: [u16; 3],
     },
+    /// Features that there are, and all protocol features.
+    Agree {
+        packed: bool,
+        translated: bool,
+        logs: bool,
+    },
+    /// What an IOMMU does; and the channel on which it is asked.
+    Translation {
+        page: u8,
+        pages: u8,
+        user: u16,
+        access: u8,
+        kind: u8,
+        channel: bool,
+    },
+    /// A state, to or from the device.
+    State { loads: bool, bytes: Vec<u8>, whole: bool },
+    /// A table of what is in flight, anywhere in memory.
+    Inflight { at: u16, queues: u8, size: u8 },
     /// What is in the memory of the front end.
     Memory(u16, Vec<u8>),
     Kick,
@@ -105,7 +127,15 @@ struct Front {
 impl Front {
     fn new() -> Self {
         let disk = Block::new(MemoryStorage::new(1 << 16), BlockOptions::default()).unwrap();
-        let device = VhostUser::new(disk, VhostUserOptions::default()).unwrap();
+        let options = VhostUserOptions {
+            transport: TransportOptions {
+                packed: true,
+                ..TransportOptions::default()
+            },
+            max_translations: 8,
+            ..VhostUserOptions::default()
+        };
+        let device = VhostUser::new(disk, options).unwrap();
         // SAFETY: two new descriptors.
         let (memory, event) = unsafe {
             (
@@ -193,6 +223,60 @@ impl Front {
                     send(&self.socket, &message(request, 1, &words(&[index])), &event);
                 }
                 send(&self.socket, &message(18, 1, &words(&[index | 1 << 32])), &[]);
+            }
+            Step::Agree {
+                packed,
+                translated,
+                logs,
+            } => {
+                let bits = [(packed, 34), (translated, 33), (logs, 26), (true, 30), (true, 32)];
+                let features = bits.iter().fold(0, |all, &(set, bit)| all | u64::from(set) << bit);
+                // MQ, LOG_SHMFD, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT_SHMFD, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS, DEVICE_STATE.
+                let protocol = [0, 1, 3, 5, 9, 12, 13, 15, 16, 19].iter().fold(0u64, |all, bit| all | 1 << bit);
+                send(&self.socket, &message(16, 1, &words(&[protocol])), &[]);
+                send(&self.socket, &message(2, 1, &words(&[features])), &[]);
+            }
+            Step::Translation {
+                page,
+                pages,
+                user,
+                access,
+                kind,
+                channel,
+            } => {
+                let (address, size) = (USER + (u64::from(page) << 12), u64::from(pages) << 12);
+                let mut payload = words(&[address, size, USER + (u64::from(user) << 10)]);
+                payload.extend([access % 5, kind % 6, 0, 0, 0, 0, 0, 0]);
+                send(&self.socket, &message(22, 9, &payload), &[]);
+                if channel {
+                    let (_ours, theirs) = UnixStream::pair().unwrap();
+                    send(&self.socket, &message(21, 1, &[]), &[theirs.as_raw_fd()]);
+                }
+            }
+            Step::State { loads, bytes, whole } => {
+                let mut ends = [0; 2];
+                // SAFETY: there is room for two descriptors, which are new.
+                let [read, write] = unsafe {
+                    assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK), 0);
+                    ends.map(|end| File::from_raw_fd(end))
+                };
+                let mut state = b"devisor\0\x01\0\x03\0".to_vec();
+                state.extend((bytes.len() as u32).to_le_bytes());
+                if !whole {
+                    state.clear();
+                }
+                state.extend(&bytes);
+                let _ = (&write).write(&state);
+                let end = if loads { &read } else { &write };
+                send(&self.socket, &message(42, 1, &words(&[u64::from(loads)])), &[end.as_raw_fd()]);
+                drop((read, write));
+                self.pump();
+                send(&self.socket, &message(43, 1, &[]), &[]);
+            }
+            Step::Inflight { at, queues, size } => {
+                let sizes = u64::from(queues % 3) | u64::from(size) << 16;
+                let payload = words(&[LEN / 2, u64::from(at), sizes]);
+                send(&self.socket, &message(32, 1, &payload), &[self.memory.as_raw_fd()]);
             }
             Step::Memory(at, bytes) => {
                 let _ = std::os::unix::fs::FileExt::write_all_at(&self.memory, &bytes, u64::from(at) << 2);

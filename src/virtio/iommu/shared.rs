@@ -15,7 +15,7 @@ use super::{
     tables::{Change, Tables},
 };
 use crate::{
-    memory::{Memory, Over, Piece, Ticket, Translate, Translated},
+    memory::{Asked, Memory, Over, Piece, Ticket, Translate, Translated},
     sync::lock,
 };
 
@@ -47,22 +47,22 @@ struct Source {
 }
 
 impl Translate for Source {
-    fn translate(&self, address: u64, len: u64, access: Permissions, found: &mut dyn FnMut(Piece)) -> bool {
+    fn translate(&self, address: u64, len: u64, access: Permissions, found: &mut dyn FnMut(Piece)) -> Asked {
         let Some(iommu) = self.iommu.upgrade() else {
-            return false;
+            return Asked::Refused;
         };
         let refused = {
             let tables = lock(&iommu.tables);
             match tables.translate(self.endpoint, address, len, access) {
                 Ok(piece) => {
                     found(piece);
-                    return true;
+                    return Asked::Found;
                 }
                 Err(reason) => AccessFault::new(reason, self.endpoint, address, access),
             }
         };
         iommu.fault(refused);
-        false
+        Asked::Refused
     }
 }
 

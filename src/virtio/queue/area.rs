@@ -169,6 +169,23 @@ unsafe impl Send for View {}
 // SAFETY: as above.
 unsafe impl Sync for View {}
 
+/// The three areas of a ring: where each is, how long, and how the device accesses it.
+pub(crate) fn areas(layout: &QueueLayout, packed: bool) -> [(u64, u64, Permissions); 3] {
+    let n = u64::from(layout.size);
+    let avail = RING_HEADER + AVAIL_ENTRY * n + RING_TAIL;
+    let used = RING_HEADER + USED_ENTRY * n + RING_TAIL;
+    let (access, avail, used) = match packed {
+        false => (Permissions::Read, avail, used),
+        // Used descriptors are written there too.
+        true => (Permissions::ReadWrite, EVENT, EVENT),
+    };
+    [
+        (layout.descriptor_area, DESCRIPTOR * n, access),
+        (layout.driver_area, avail, Permissions::Read),
+        (layout.device_area, used, Permissions::Write),
+    ]
+}
+
 impl View {
     /// Checks a layout as section 2.7 or, for a packed ring, section 2.8.10.1 asks for it, sizes, alignment, and all three areas in
     /// guest memory; and finds them.
@@ -184,8 +201,7 @@ impl View {
         }
         // Before anything is found.
         let pin = pin.view();
-        let n = u64::from(size);
-        let find = |area, address: u64, align: u64, len: u64, access| {
+        let find = |area, address: u64, align: u64, (len, access): (u64, Permissions)| {
             if !address.is_multiple_of(align) {
                 return Err(QueueError::Alignment { area, address, align });
             }
@@ -193,16 +209,11 @@ impl View {
             let mut segment = Segment::new(address, len as u32);
             Ok(Area::find(&pin, &mut segment, align as usize, access)?)
         };
-        let avail = RING_HEADER + AVAIL_ENTRY * n + RING_TAIL;
-        let used = RING_HEADER + USED_ENTRY * n + RING_TAIL;
-        let (access, driver_align, avail, used) = match packed {
-            false => (Permissions::Read, 2, avail, used),
-            // Used descriptors are written there too.
-            true => (Permissions::ReadWrite, 4, EVENT, EVENT),
-        };
-        let descriptors = find("descriptor", descriptor_area, 16, DESCRIPTOR * n, access)?;
-        let driver = find("driver", driver_area, driver_align, avail, Permissions::Read)?;
-        let device = find("device", device_area, 4, used, Permissions::Write)?;
+        let driver_align = if packed { 4 } else { 2 };
+        let [descriptors, driver, device] = areas(layout, packed).map(|(_, len, access)| (len, access));
+        let descriptors = find("descriptor", descriptor_area, 16, descriptors)?;
+        let driver = find("driver", driver_area, driver_align, driver)?;
+        let device = find("device", device_area, 4, device)?;
         let last = size - 1;
         let flat = match (descriptors.host, driver.host, device.host) {
             (Some(descriptors), Some(driver), Some(device)) => Some(Flat {
@@ -689,6 +700,11 @@ impl Descriptor {
     #[inline]
     pub fn new([address, rest]: [u64; 2]) -> Self {
         Self { address, rest }
+    }
+
+    /// As [`new`](Self::new) has them.
+    pub fn words(&self) -> [u64; 2] {
+        [self.address, self.rest]
     }
 
     #[inline]

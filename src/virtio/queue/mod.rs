@@ -96,9 +96,19 @@ pub use several::{Found, Several, SeveralRoom};
 pub use shared::Silent;
 pub use state::{ChainState, Ended, QueueState, QueueStateError};
 
+#[cfg_attr(
+    not(all(target_os = "linux", feature = "vhost-user")),
+    allow(unused_imports, reason = "a transport's")
+)]
+pub(crate) use area::areas;
 pub(crate) use area::is_size;
 pub(crate) use inside::{Inside, is_inside};
 pub(crate) use stillness::Stillness;
+#[cfg_attr(
+    not(all(target_os = "linux", feature = "vhost-user")),
+    allow(unused_imports, reason = "a transport's")
+)]
+pub(crate) use track::Taken;
 pub(crate) use track::Tracker;
 
 pub(crate) use word::{Begin, End, Stop, Word};

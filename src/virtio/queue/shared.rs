@@ -271,7 +271,7 @@ impl Shared {
     ) -> Result<(), Gone> {
         ring.put(view, head, descriptors, written)?;
         if let Some(tracker) = &self.tracker {
-            tracker.put(head);
+            tracker.put(head, descriptors);
         }
         Ok(())
     }

@@ -101,6 +101,8 @@ pub(crate) struct Core<D> {
     /// What the device offers, and these. A restored device offers what it did where it was saved.
     offered: AtomicU64,
     queue_sizes: Box<[u16]>,
+    /// What a driver has to accept.
+    needed: u64,
     /// A driver without VERSION_1 is taken.
     without_version_1: bool,
     // Plugged in.
@@ -191,6 +193,8 @@ impl<D: VirtioDevice + 'static> Core<D> {
         let core = Arc::new(Self {
             common,
             offered: AtomicU64::new(device.features() | common),
+            // What the transport brings, it can do without.
+            needed: features::VERSION_1 | (options.features() | translated) & common & features::ACCESS_PLATFORM,
             without_version_1: options.without_version_1,
             memory,
             interrupt,
@@ -313,8 +317,7 @@ impl<D: VirtioDevice> Core<D> {
 
     /// Whether nothing is missing that the device does not work without.
     pub(super) fn accepts_enough(&self, accepted: u64) -> bool {
-        let needed = features::VERSION_1 | self.common & features::ACCESS_PLATFORM;
-        accepted & needed == needed
+        accepted & self.needed == self.needed
     }
 
     /// What a driver has accepted that writes these features.

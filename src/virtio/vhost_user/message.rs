@@ -159,6 +159,7 @@ requests! {
 requests! {
     /// What a back end asks (`VHOST_USER_BACKEND_*`).
     BackRequest {
+        IotlbMsg = 1,
         ConfigChangeMsg = 2,
         ShmemMap = 9,
         ShmemUnmap = 10,

@@ -9,8 +9,8 @@ mod socket;
 
 pub(crate) use message::{BackRequest, FrontRequest, Header, Message};
 pub(crate) use payload::{
-    Config, Inflight, Log, MemoryMap, Region, ShmemConfig, Single, StateTransfer, Table, VringAddress, VringFile,
-    VringState, Word,
+    Config, DeviceStateTransfer, Inflight, Iotlb, IotlbKind, Log, MemoryMap, Region, ShmemConfig, Single, Table,
+    VringAddress, VringFile, VringState, Word,
 };
 pub(crate) use socket::{Received, Socket, send_at_once};
 

@@ -13,6 +13,10 @@ impl Fields<'_> {
         Some(*bytes)
     }
 
+    fn u8(&mut self) -> Option<u8> {
+        self.bytes().map(u8::from_ne_bytes)
+    }
+
     fn u16(&mut self) -> Option<u16> {
         self.bytes().map(u16::from_ne_bytes)
     }
@@ -289,17 +293,17 @@ impl Inflight {
 
 /// Device state transfer parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct StateTransfer {
+pub(crate) struct DeviceStateTransfer {
     pub direction: u32,
     pub phase: u32,
 }
 
-impl StateTransfer {
+impl DeviceStateTransfer {
     /// From the back end to the front end.
     pub const SAVE: u32 = 0;
     /// From the front end to the back end.
     pub const LOAD: u32 = 1;
-    /// The device and all its rings are stopped: the one phase that there is.
+    /// All rings are stopped.
     pub const STOPPED: u32 = 0;
     /// In the answer: no descriptor comes with it.
     pub const NO_DESCRIPTOR: u64 = 1 << 8;
@@ -308,6 +312,64 @@ impl StateTransfer {
 
     pub fn to_bytes(self) -> Vec<u8> {
         [self.direction, self.phase].map(u32::to_ne_bytes).concat()
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        Some(Self {
+            direction: fields.u32()?,
+            phase: fields.u32()?,
+        })
+    }
+}
+
+/// Kinds of IOTLB messages.
+pub(crate) struct IotlbKind;
+
+impl IotlbKind {
+    pub const MISS: u8 = 1;
+    pub const UPDATE: u8 = 2;
+    pub const INVALIDATE: u8 = 3;
+    pub const ACCESS_FAIL: u8 = 4;
+}
+
+/// An IOTLB message (`struct vhost_iotlb_msg`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Iotlb {
+    /// I/O virtual address.
+    pub address: u64,
+    pub size: u64,
+    /// Where that is, for the front end.
+    pub user: u64,
+    /// One for reading, two for writing, three for both.
+    pub access: u8,
+    pub kind: u8,
+}
+
+impl Iotlb {
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        Some(Self {
+            address: fields.u64()?,
+            size: fields.u64()?,
+            user: fields.u64()?,
+            access: fields.u8()?,
+            kind: fields.u8()?,
+        })
+    }
+
+    /// With the padding at the end of the C structure.
+    pub fn to_bytes(self) -> Vec<u8> {
+        let Self {
+            address,
+            size,
+            user,
+            access,
+            kind,
+        } = self;
+        let mut bytes = [address, size, user].map(u64::to_ne_bytes).concat();
+        bytes.extend([access, kind, 0, 0, 0, 0, 0, 0]);
+        bytes
     }
 }
 

@@ -117,6 +117,8 @@ impl Round<'_> {
                 // What comes again in a packed ring has been held all along.
                 Ok(()) if read == 0 || spilled + self.outline.spilled() <= MAX_SEGMENTS => return Ok(true),
                 Ok(()) => Kind::Held,
+                // It stays where it is: who tells of the translation that is missing has this looked at again.
+                Err(_) if self.view.pin.awaits() => return Ok(false),
                 Err(error) => error.into(),
             };
             self.shared.counters.malformed(kind);

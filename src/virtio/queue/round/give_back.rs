@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::{
-    super::{Gone, area::Format, chain::Outline, in_order::Kept, shared::Taking},
+    super::{Gone, area::Format, chain::Outline, in_order::Kept, shared::Taking, track::Taken},
     Company, Looked, ROUND_BYTES, Ring, Round,
 };
 use crate::virtio::features;
@@ -54,7 +54,8 @@ impl Round<'_> {
             if let Some(tracker) = &shared.tracker {
                 // What is put and not shown comes before what is taken now. Memory that is gone is found by the next look.
                 let _ = self.publish();
-                tracker.taken(head);
+                let at = self.available.next();
+                tracker.taken(&Taken::new(head, descriptors, at, shared.layout.size, self.view));
             }
             self.hands.descriptors = self.hands.descriptors.wrapping_add(descriptors.into());
             // As above.
@@ -137,7 +138,7 @@ impl Round<'_> {
         self.outline = aside.outline;
         self.set_returned(aside.again);
         self.hands.aside_again -= usize::from(aside.again);
-        let put = self.put_far(written, false);
+        let put = self.put_far(written, false, aside.at);
         self.set_returned(false);
         put.map(drop)
     }
@@ -236,7 +237,7 @@ impl Round<'_> {
 
     #[cold]
     fn give_back_far(&mut self, written: u32, publish: bool) -> Result<(), Gone> {
-        let signal = self.put_far(written, publish)?;
+        let signal = self.put_far(written, publish, self.available.next())?;
         if self.alone() && self.ring.is_none() {
             // SAFETY: as in `new`.
             self.ring = Some(unsafe { Ring::alone(self.shared) });
@@ -248,8 +249,8 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Puts the chain, and shows it if `publish`. Whether the driver is to be told.
-    fn put_far(&mut self, written: u32, publish: bool) -> Result<bool, Gone> {
+    /// Puts the chain, which was found `at` this place, and shows it if `publish`. Whether the driver is to be told.
+    fn put_far(&mut self, written: u32, publish: bool, at: u16) -> Result<bool, Gone> {
         let outline = self.outline;
         let Outline { head, descriptors, .. } = outline;
         let written = written.min(outline.writable_len);
@@ -270,7 +271,7 @@ impl Round<'_> {
             // It waits for those before it.
             let place = self.hands.taken();
             if let Some(tracker) = &shared.tracker {
-                tracker.taken(head);
+                tracker.taken(&Taken::new(head, descriptors, at, shared.layout.size, view));
             }
             self.hands.descriptors = self.hands.descriptors.wrapping_add(descriptors.into());
             shared.places[usize::from(head)].store(place, Ordering::Release);
@@ -284,6 +285,9 @@ impl Round<'_> {
                 },
             );
         } else {
+            if let Some(tracker) = shared.tracker.as_ref().filter(|_| shared.is_packed()) {
+                tracker.taken(&Taken::new(head, descriptors, at, shared.layout.size, view));
+            }
             shared.put(&mut used.ring, view, (head, descriptors), written)?;
         }
         Ok(publish && shared.publish(&mut used.ring, view)?)

@@ -14,14 +14,14 @@ use super::{
     super::peer::{timed_out, wrong},
     channel::Channel,
 };
-use crate::virtio::vhost_user::{FrontRequest, StateTransfer, Word};
+use crate::virtio::vhost_user::{DeviceStateTransfer, FrontRequest, Word};
 
 /// How much is moved between two looks at the time.
 const PIECE: usize = 64 << 10;
 
 /// What the back end writes until it closes its end.
 pub(super) fn save(channel: &mut Channel, most: usize, deadline: Instant) -> io::Result<Vec<u8>> {
-    let mut ours = begin(channel, StateTransfer::SAVE, deadline)?;
+    let mut ours = begin(channel, DeviceStateTransfer::SAVE, deadline)?;
     let mut state = Vec::new();
     let mut piece = vec![0; PIECE];
     loop {
@@ -44,7 +44,7 @@ pub(super) fn save(channel: &mut Channel, most: usize, deadline: Instant) -> io:
 
 /// Gives it all that there is, and closes our end.
 pub(super) fn load(channel: &mut Channel, state: &[u8], deadline: Instant) -> io::Result<()> {
-    let mut ours = begin(channel, StateTransfer::LOAD, deadline)?;
+    let mut ours = begin(channel, DeviceStateTransfer::LOAD, deadline)?;
     let mut left = state;
     while !left.is_empty() {
         match ours.write(&left[..left.len().min(PIECE)]) {
@@ -73,19 +73,19 @@ fn wait(channel: &mut Channel, ours: &File, events: i16, error: io::Error, deadl
 fn begin(channel: &mut Channel, direction: u32, deadline: Instant) -> io::Result<File> {
     let [reads, writes] = pipe()?;
     let (ours, theirs) = match direction {
-        StateTransfer::SAVE => (reads, writes),
+        DeviceStateTransfer::SAVE => (reads, writes),
         _ => (writes, reads),
     };
-    let phase = StateTransfer::STOPPED;
-    let payload = StateTransfer { direction, phase }.to_bytes();
+    let phase = DeviceStateTransfer::STOPPED;
+    let payload = DeviceStateTransfer { direction, phase }.to_bytes();
     let mut answer = channel.ask_with(FrontRequest::SetDeviceStateFd, &payload, vec![theirs], deadline)?;
     let Some(Word(word)) = Word::from_bytes(&answer.payload) else {
         return Err(wrong("an answer to SetDeviceStateFd, cut short"));
     };
-    if word & StateTransfer::ERROR != 0 {
+    if word & DeviceStateTransfer::ERROR != 0 {
         return Err(wrong(format!("the back end does not move its state: {word:#x}")));
     }
-    let ours = match (word & StateTransfer::NO_DESCRIPTOR != 0, answer.descriptors.pop()) {
+    let ours = match (word & DeviceStateTransfer::NO_DESCRIPTOR != 0, answer.descriptors.pop()) {
         (true, None) => ours,
         (false, Some(other)) if answer.descriptors.is_empty() => other,
         _ => return Err(wrong("a descriptor for the state that is there and is not")),
@@ -100,7 +100,7 @@ fn own(end: &OwnedFd, direction: u32) -> io::Result<File> {
         return Err(wrong("a state that comes through no pipe"));
     }
     let (reads, path) = (
-        direction == StateTransfer::SAVE,
+        direction == DeviceStateTransfer::SAVE,
         format!("/proc/self/fd/{}", end.as_raw_fd()),
     );
     let mut options = OpenOptions::new();

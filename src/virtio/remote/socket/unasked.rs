@@ -83,7 +83,8 @@ impl Unasked {
             }
             Some(BackRequest::ShmemMap) => lock(&self.windows).map(message),
             Some(BackRequest::ShmemUnmap) => lock(&self.windows).unmap(message),
-            None => Err(io::ErrorKind::Unsupported.into()),
+            // Memory that is translated is not shared.
+            Some(BackRequest::IotlbMsg) | None => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }

@@ -3,7 +3,10 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        unix::fs::FileTypeExt,
+    },
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -25,12 +28,32 @@ use crate::{
 /// An eventfd, or a pipe, of the front end's.
 pub(super) struct Event(File);
 
+/// Whether a descriptor can be read or written without waiting, as far as is known now: whoever shares it may come first.
+pub(super) fn is_ready(descriptor: &impl AsRawFd, events: libc::c_short) -> bool {
+    let mut poll = libc::pollfd {
+        fd: descriptor.as_raw_fd(),
+        events,
+        revents: 0,
+    };
+    // SAFETY: one structure, as is said, which outlives the call.
+    (unsafe { libc::poll(&raw mut poll, 1, 0) }) == 1
+}
+
 impl Event {
     /// It is not waited for: a front end that has not made it so shares this.
     ///
     /// # Errors
-    /// It cannot be made so.
+    /// It cannot be made so, or is one whose writes may be waited for whatever is said.
     pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        let file = File::from(descriptor);
+        let kind = file.metadata()?.file_type();
+        if kind.is_file() || kind.is_dir() || kind.is_block_device() || kind.is_char_device() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a file: an eventfd, a pipe or a socket is accepted",
+            ));
+        }
+        let descriptor = OwnedFd::from(file);
         let raw = descriptor.as_raw_fd();
         // SAFETY: a call that takes and gives numbers.
         let flags = unsafe { libc::fcntl(raw, libc::F_GETFL) };
@@ -50,16 +73,32 @@ impl Event {
 
     /// Takes what is there. Whether there was anything.
     pub fn take(&self) -> bool {
-        let mut value = [0; 8];
-        matches!((&self.0).read(&mut value), Ok(1..))
+        let mut value = [0u8; 8];
+        let iov = libc::iovec {
+            iov_base: value.as_mut_ptr().cast(),
+            iov_len: value.len(),
+        };
+        // Whatever the front end has made of its flags.
+        // SAFETY: one buffer of the length that is said, which outlives the call.
+        let read = unsafe { libc::preadv2(self.0.as_raw_fd(), &raw const iov, 1, -1, libc::RWF_NOWAIT) };
+        match read {
+            ..0 if io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                is_ready(&self.0, libc::POLLIN) && matches!((&self.0).read(&mut value), Ok(1..))
+            }
+            read => read > 0,
+        }
     }
 }
 
 impl Interrupt for Event {
     fn trigger(&self) -> io::Result<()> {
+        // The front end shares its flags, and may have made it one that is waited for. One that is as full as can be needs no more: the
+        // front end has not looked since.
+        if !is_ready(&self.0, libc::POLLOUT) {
+            return Ok(());
+        }
         match (&self.0).write(&1u64.to_ne_bytes()) {
             Ok(_) => Ok(()),
-            // It is as full as can be: the front end has not looked since.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(error) => Err(error),
         }
@@ -111,6 +150,21 @@ impl Lines {
         self.queues.get(index).map(|lines| f(&mut lock(lines)))
     }
 
+    /// Says something on the back end's own channel, if there is one.
+    ///
+    /// # Errors
+    /// There is no room, or the other end has gone.
+    pub fn say(&self, header: Header, payload: &[u8]) -> io::Result<()> {
+        match &*lock(&self.channel) {
+            Some(channel) => send_at_once(channel.as_fd(), header, payload),
+            None => Ok(()),
+        }
+    }
+
+    pub fn channel_descriptor(&self) -> Option<RawFd> {
+        lock(&self.channel).as_ref().map(AsRawFd::as_raw_fd)
+    }
+
     pub fn set_channel(&self, channel: Option<OwnedFd>) {
         let before = std::mem::replace(&mut *lock(&self.channel), channel);
         drop(before);
@@ -127,16 +181,16 @@ impl Lines {
         self.set_channel(None);
     }
 
-    /// Takes a kick, before its queue is looked at.
-    pub fn take_kick(&self, index: usize) {
-        self.with(index, |lines| {
+    /// Takes a kick, before its queue is looked at. Whether there was one.
+    pub fn take_kick(&self, index: usize) -> bool {
+        let taken = self.with(index, |lines| {
             lines.told = false;
-            if let Some(kick) = &lines.kick
-                && lines.runs
-            {
-                kick.take();
+            match &lines.kick {
+                Some(kick) if lines.runs => kick.take(),
+                _ => false,
             }
         });
+        taken == Some(true)
     }
 
     /// A queue runs from here on.
@@ -228,12 +282,9 @@ impl VirtioInterrupt for Lines {
     }
 
     fn config_changed(&self) -> io::Result<()> {
-        match &*lock(&self.channel) {
-            Some(channel) if self.hears_config.load(Ordering::SeqCst) => {
-                let header = Header::request(BackRequest::ConfigChangeMsg as u32, 0);
-                send_at_once(channel.as_fd(), header, &[])
-            }
-            _ => Ok(()),
+        match self.hears_config.load(Ordering::SeqCst) {
+            true => self.say(Header::request(BackRequest::ConfigChangeMsg as u32, 0), &[]),
+            false => Ok(()),
         }
     }
 
@@ -277,5 +328,11 @@ impl Lines {
     pub fn set_error(&self, index: usize, error: Option<Event>) {
         let before = self.with(index, |lines| std::mem::replace(&mut lines.error, error));
         drop(before);
+    }
+}
+
+impl AsRawFd for Event {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor()
     }
 }

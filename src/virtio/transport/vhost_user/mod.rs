@@ -5,11 +5,15 @@
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `session`, `requests` | a connection, and what each request does |
+//! | `connection`, `session` | a connection, and what was said on it |
+//! | `requests`, `map`, `rings` | what each request does: in general, to memory, and to rings |
 //! | `ring` | a ring as it was described, and the queue that it becomes |
 //! | `regions`, `log`, `reclaim` | the front end's memory, the log of its dirty pages, and what is given back of it |
+//! | `iotlb` | translations that the front end tells |
 //! | `inflight` | the table of requests in flight |
+//! | `transfer` | the device's state on its way |
 //! | `lines` | kick, call and error descriptors |
+//! | `face` | what an embedder sees of any transport |
 //!
 //! *Who runs it*: no thread and no loop is started. The connection makes progress when [`serve_connection`](VhostUser::serve_connection)
 //! is called, and says what it waits for; queues are [served](VirtioTransport::serve) as those of any transport, and the kick descriptor is
@@ -24,66 +28,70 @@
 //! and when the connection ends. A driver that is stopped for a while (the front end asks for the base of all rings, and starts them
 //! again with it) finds the device as it was.
 //!
+//! *Behind an IOMMU* (ACCESS_PLATFORM, [if it is offered](VhostUserOptions::max_translations)), addresses of rings and buffers are
+//! the driver's, and the front end tells where they are when it is asked. A request whose translation is missing stays in its ring, and
+//! its queue is looked at again when it has come; a ring starts when all of it is translated. A translation that is taken back is
+//! answered for when nobody uses it any more: a ring that lies there comes to rest first, and begins again when it is translated anew.
+//!
 //! *What a front end may do wrong* costs its connection: [`ConnectionError`]. If it has asked for an answer, it is told instead, and
 //! nothing has changed. Files that it sends are mapped if they are as long as they have to be; one that it makes shorter afterwards
 //! raises SIGBUS where it is used. What a process does then is its own choice: seals can be asked for, or the signal be handled.
 //! Descriptors for events are made non-blocking, which the front end shares.
 
+mod connection;
 mod error;
+mod face;
 mod inflight;
+mod iotlb;
 mod lines;
 mod log;
+mod map;
 mod options;
 mod reclaim;
 mod regions;
 mod requests;
 mod ring;
+mod rings;
 mod session;
+mod transfer;
 
 use std::{
     fmt, io,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
+        fd::{FromRawFd, OwnedFd},
         unix::net::UnixStream,
     },
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
 };
 
-use super::{
-    Core, Doorbell, NotStill, RestoreError, SavedDevice, SavedTransport, TransportError, VirtioTransport,
-    status::DEVICE_NEEDS_RESET,
-};
+use super::{Core, Doorbell, TransportError, status::DEVICE_NEEDS_RESET};
 use crate::{
     interrupt::Interrupt,
-    memory::{Memory, Replaceable},
+    memory::{Replaceable, Switched, Translate, Translated},
     sync::lock,
-    virtio::{
-        Descriptor, FailureLog, Fault, HostFailures, QueueIndex, VirtioDevice, Wait, features,
-        queue::QueueCounters,
-        vhost_user::{FrontRequest, Received, Socket, protocol_feature, vhost_feature},
-    },
+    virtio::{FailureLog, HostFailures, VirtioDevice, Wait, features, vhost_user::Socket},
 };
+use iotlb::Iotlb;
 use lines::{Bell, Event, Lines};
 use regions::Regions;
-use ring::Kick;
-use session::{Answer, Begun, Rest, Session};
+use session::Session;
+use transfer::Transfer;
 
 pub use error::{AlreadyConnected, ConnectionError};
 pub use options::VhostUserOptions;
 pub use reclaim::FrontEndMemory;
-
-/// How many requests are done in one call.
-const TURN: usize = 64;
 
 /// A device behind a vhost-user socket.
 pub struct VhostUser<D: VirtioDevice> {
     core: Arc<Core<D>>,
     lines: Arc<Lines>,
     memory: Replaceable,
+    /// The same, or as it is translated.
+    platform: Switched,
+    iotlb: Arc<Iotlb>,
     options: VhostUserOptions,
     connection: Mutex<Connection>,
     /// Something has come to rest: the connection waits for it.
@@ -116,9 +124,6 @@ impl<D: VirtioDevice + 'static> VhostUser<D> {
         let memory = Replaceable::new(&nothing);
         let queues = device.queue_sizes().len();
         let lines = Arc::new(Lines::new(queues, options.clone()));
-        let interrupt = Arc::clone(&lines) as _;
-        let core = Core::new(device, memory.memory(), interrupt, &options.transport, 0)?;
-        core.set_doorbell(Box::new(Bell(Arc::clone(&lines))));
         // SAFETY: the call takes numbers, and its result is a descriptor that nobody else has, or none.
         let wake = unsafe {
             match libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) {
@@ -127,6 +132,19 @@ impl<D: VirtioDevice + 'static> VhostUser<D> {
             }
         };
         let wake = Arc::new(Event::new(wake)?);
+        let max = options.max_translations as usize;
+        let iotlb = Iotlb::new(max, Arc::clone(&lines), Arc::clone(&wake));
+        let source: Weak<dyn Translate> = Arc::downgrade(&iotlb) as _;
+        let translated = Translated::new(memory.memory(), source);
+        iotlb.set_memory(Arc::clone(&translated));
+        let platform = Switched::new(memory.memory(), translated);
+        let interrupt = Arc::clone(&lines) as _;
+        let brought = match iotlb.is_offered() {
+            true => features::ACCESS_PLATFORM,
+            false => 0,
+        };
+        let core = Core::new(device, platform.memory(), interrupt, &options.transport, brought)?;
+        core.set_doorbell(Box::new(Bell(Arc::clone(&lines))));
         let when_still: Arc<Mutex<Told>> = Arc::default();
         let (waker, told) = (Arc::clone(&wake), Arc::clone(&when_still));
         core.when_still(Box::new(move || {
@@ -141,6 +159,8 @@ impl<D: VirtioDevice + 'static> VhostUser<D> {
             core,
             lines,
             memory,
+            platform,
+            iotlb,
             options,
             connection: Mutex::new(Connection {
                 session: None,
@@ -198,34 +218,22 @@ impl<D: VirtioDevice> VhostUser<D> {
     pub fn connection_waits(&self) -> Vec<Wait> {
         let connection = lock(&self.connection);
         let wake = Wait::Readable(self.wake.descriptor());
-        match &connection.session {
+        let mut waits = match &connection.session {
             None if connection.settled => Vec::new(),
             None => vec![wake],
             Some(session) if session.socket.is_full() => vec![Wait::Writable(session.socket.descriptor()), wake],
             // Its end is not seen before the request is done.
             Some(session) if session.begun.is_some() || !connection.settled => vec![wake],
+            Some(session) if self.translates() => vec![Wait::Readable(session.socket.descriptor()), wake],
             Some(session) => vec![Wait::Readable(session.socket.descriptor())],
-        }
-    }
-
-    /// Does what the front end asks for, a bounded number of requests. Whether there may be more to do at once.
-    ///
-    /// # Errors
-    /// The connection has ended. The device is reset, and takes [another](Self::connect).
-    pub fn serve_connection(&self) -> Result<bool, ConnectionError> {
-        self.wake.take();
-        let mut connection = lock(&self.connection);
-        if !self.settle(&mut connection) {
-            return Ok(false);
-        }
-        let Some(session) = &mut connection.session else {
-            return Ok(false);
         };
-        let result = self.advance(session);
-        if result.is_err() {
-            self.end_connection(&mut connection);
+        if let Some(session) = &connection.session {
+            waits.extend(session.transfer.as_ref().and_then(Transfer::wait));
         }
-        result
+        if self.translates() && self.iotlb.send() {
+            waits.extend(self.lines.channel_descriptor().map(Wait::Writable));
+        }
+        waits
     }
 
     /// Ends the connection, if there is one.
@@ -251,298 +259,15 @@ impl<D: VirtioDevice> VhostUser<D> {
         self.core.change_device(true, f)
     }
 
-    fn end_connection(&self, connection: &mut Connection) {
-        let session = connection.session.take();
-        self.lines.forget_all();
-        self.core.begin_reset();
-        self.core.end_bus_stops();
-        connection.settled = false;
-        self.settle(connection);
-        drop(session);
-    }
-
-    /// Whether the device has come to rest after the last connection.
-    fn settle(&self, connection: &mut Connection) -> bool {
-        if connection.settled {
-            return true;
-        }
-        self.core.finish_reset();
-        if !self.core.is_resetting() {
-            self.told_failure.store(false, Ordering::SeqCst);
-            connection.settled = match Regions::default().memory(None) {
-                Ok(nothing) => {
-                    if let Some(told) = &self.options.memory {
-                        told.set(&Regions::default());
-                    }
-                    self.memory.replace(&nothing);
-                    true
-                }
-                Err(_) => false,
-            };
-        }
-        connection.settled
-    }
-
-    fn advance(&self, session: &mut Session) -> Result<bool, ConnectionError> {
-        for _ in 0..TURN {
-            session.socket.flush()?;
-            // Who does not read answers is not heard.
-            if session.socket.is_full() {
-                return Ok(false);
-            }
-            let Some(mut begun) = session.begun.take() else {
-                match session.socket.receive() {
-                    Ok(Received::Nothing) => return Ok(false),
-                    Ok(Received::Message(message)) => self.begin(session, message)?,
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
-                        return Err(ConnectionError::Closed);
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-                continue;
-            };
-            if !self.is_at_rest(begun.rest) {
-                session.begun = Some(begun);
-                return Ok(false);
-            }
-            let answer = self.perform(session, &mut begun);
-            let answer = answer.unwrap_or_else(|reason| {
-                self.refusals.record(io::Error::other(reason.clone()));
-                Answer::Refused(reason)
-            });
-            if begun.rest == Rest::All && !self.paused.load(Ordering::SeqCst) {
-                self.core.resume();
-            }
-            let needed = session.has(protocol_feature::REPLY_ACK) && begun.message.header.needs_reply();
-            self.start_rings(session);
-            session.answer(begun.request, needed, answer)?;
-        }
-        Ok(true)
-    }
-
-    fn begin(&self, session: &mut Session, message: crate::virtio::vhost_user::Message) -> Result<(), ConnectionError> {
-        let number = message.header.request;
-        let request = FrontRequest::new(number).filter(|_| !message.header.is_reply());
-        let negotiated = |request: &FrontRequest| requests::needs(*request).is_none_or(|feature| session.has(feature));
-        let Some(request) = request.filter(negotiated) else {
-            return Err(ConnectionError::Request(number));
-        };
-        let rest = self.rest_for(session, request, &message);
-        match rest {
-            Rest::Nothing => {}
-            Rest::Ring(index) => self.core.begin_ring_stop(index),
-            Rest::All => self.core.pause(),
-            Rest::Device => {
-                (0..session.rings.len()).for_each(|index| self.lines.stops(index));
-                session.rings.iter_mut().for_each(|ring| ring.runs = None);
-                self.core.begin_reset();
-                self.core.end_bus_stops();
-                self.told_failure.store(false, Ordering::SeqCst);
-            }
-        }
-        session.begun = Some(Begun { request, message, rest });
-        Ok(())
-    }
-
-    fn is_at_rest(&self, rest: Rest) -> bool {
-        match rest {
-            Rest::Nothing => true,
-            Rest::Ring(index) => self.core.is_ring_still(index),
-            Rest::All => self.core.is_still(),
-            Rest::Device => {
-                self.core.finish_reset();
-                !self.core.is_resetting()
-            }
-        }
-    }
-
-    /// Starts each ring that is to run and does not.
-    fn start_rings(&self, session: &mut Session) {
-        let Some(features) = session.features.filter(|_| !session.disagreed) else {
-            return;
-        };
-        for index in 0..session.rings.len() {
-            let ring = &session.rings[index];
-            // "If VHOST_USER_F_PROTOCOL_FEATURES has not been negotiated, the ring starts directly in the enabled state."
-            let enabled = ring.enabled.unwrap_or(features & vhost_feature::PROTOCOL_FEATURES == 0);
-            if ring.runs.is_some() || ring.kick == Kick::None || ring.refused || !enabled || ring.size == 0 {
-                continue;
-            }
-            let Some(layout) = ring.layout(&session.regions) else {
-                continue;
-            };
-            let accepted = features & !requests::VHOST;
-            let part = session
-                .inflight
-                .as_ref()
-                .and_then(|table| table.queue(index, layout.size));
-            let started = ring.start(layout, accepted, self.core.memory(), part.as_ref());
-            let started = started.map_err(|fault| fault.to_string()).and_then(|state| {
-                let tracker = part.map(|part| Arc::new(part) as _);
-                let started = self.core.start_ring(index, &state, tracker);
-                started.map_err(|error| error.to_string())
-            });
-            let ring = &mut session.rings[index];
-            match started {
-                Ok(()) => {
-                    ring.runs = Some(layout);
-                    ring.kept = None;
-                    self.lines.starts(index);
-                }
-                Err(reason) => {
-                    ring.refused = true;
-                    self.core.become_live();
-                    self.core.refuse_ring(reason);
-                    self.look_for_failure();
-                }
-            }
-        }
-    }
-
-    /// Maps the regions anew, with the log if it is wanted.
-    fn map(&self, session: &Session) -> Result<(), String> {
-        let wanted = session
-            .features
-            .is_some_and(|features| features & vhost_feature::LOG_ALL != 0);
-        let memory = session.regions.memory(session.log.as_ref().filter(|_| wanted))?;
-        if let Some(told) = &self.options.memory {
-            told.set(&session.regions);
-        }
-        self.memory.replace(&memory);
-        self.core.memory_changed();
-        Ok(())
-    }
-
-    fn offered(&self) -> u64 {
-        self.core.offered() & !features::NOTIFICATION_DATA | requests::VHOST
-    }
-
-    fn protocol(&self) -> u64 {
-        requests::PROTOCOL
-    }
-
-    fn max_regions(&self) -> usize {
-        self.options.max_regions.clamp(1, 509).into()
+    /// Whether the addresses of the device are translated.
+    fn translates(&self) -> bool {
+        self.core.memory().is_translated()
     }
 
     /// Tells the front end, once, if the device has failed.
     fn look_for_failure(&self) {
         if self.core.status() & DEVICE_NEEDS_RESET != 0 && !self.told_failure.swap(true, Ordering::SeqCst) {
             self.lines.fail();
-        }
-    }
-}
-
-impl<D: VirtioDevice> VirtioTransport for VhostUser<D> {
-    fn status(&self) -> u32 {
-        self.core.status()
-    }
-
-    fn fault(&self) -> Option<Fault> {
-        self.core.fault()
-    }
-
-    fn queue_counters(&self, queue: QueueIndex) -> Option<QueueCounters> {
-        self.core.queue_counters(queue)
-    }
-
-    fn counters(&self) -> QueueCounters {
-        self.core.counters()
-    }
-
-    fn is_still(&self) -> bool {
-        self.core.is_still()
-    }
-
-    fn waiting(&self) -> Vec<(QueueIndex, u64)> {
-        self.core.waiting()
-    }
-
-    fn waiting_for(&self) -> Option<Duration> {
-        self.core.waiting_for()
-    }
-
-    fn cancel(&self) {
-        self.core.cancel_all();
-    }
-
-    fn wait_until_still(&self, limit: Option<Duration>) -> bool {
-        self.core
-            .wait_until_still(limit.and_then(|limit| Instant::now().checked_add(limit)))
-    }
-
-    fn memory_changed(&self) {
-        self.core.memory_changed();
-    }
-
-    fn memory(&self) -> &Memory {
-        self.core.memory()
-    }
-
-    fn run(&self) {
-        for index in 0..self.core.queue_count() {
-            self.process(QueueIndex(index));
-        }
-    }
-
-    fn process(&self, queue: QueueIndex) {
-        self.lines.take_kick(queue.0.into());
-        self.core.process(queue);
-        self.look_for_failure();
-        self.lines.tell_again(queue.0.into());
-    }
-
-    fn serve(&self, queue: QueueIndex) -> bool {
-        self.lines.take_kick(queue.0.into());
-        let more = self.core.serve_once(queue);
-        self.look_for_failure();
-        self.lines.tell_again(queue.0.into());
-        more
-    }
-
-    fn waits(&self, queue: QueueIndex) -> Vec<Wait> {
-        self.lines.waits(queue.0.into(), &self.core.waits(queue))
-    }
-
-    fn pause(&self) {
-        self.paused.store(true, Ordering::SeqCst);
-        self.core.pause();
-    }
-
-    fn resume(&self) {
-        self.paused.store(false, Ordering::SeqCst);
-        self.core.resume();
-    }
-
-    fn when_still(&self, told: Box<dyn Fn() + Send + Sync>) {
-        let before = lock(&self.when_still).replace(told.into());
-        drop(before);
-    }
-
-    /// Ends the connection too: the rings are the front end's.
-    fn reset(&self) {
-        self.disconnect();
-        self.core.begin_reset();
-        self.core.end_bus_stops();
-        self.core.wait_for_reset(None);
-    }
-
-    /// What the device keeps. Rings are the front end's, which keeps how far they have come.
-    fn save(&self) -> Result<SavedDevice, NotStill> {
-        let (_, device) = self.core.save()?;
-        Ok(SavedDevice {
-            transport: SavedTransport::VhostUser,
-            device,
-        })
-    }
-
-    fn restore(&self, state: &SavedDevice) -> Result<(), RestoreError> {
-        let SavedTransport::VhostUser = &state.transport else {
-            return Err(RestoreError::Transport("vhost-user"));
-        };
-        match self.core.status() {
-            0 => Ok(self.with_device(|device| device.restore(&state.device))?),
-            status => Err(RestoreError::InUse(status)),
         }
     }
 }
@@ -559,11 +284,5 @@ impl<D: VirtioDevice> fmt::Debug for VhostUser<D> {
         f.debug_struct("VhostUser")
             .field("core", &self.core)
             .finish_non_exhaustive()
-    }
-}
-
-impl AsRawFd for Event {
-    fn as_raw_fd(&self) -> Descriptor {
-        self.descriptor()
     }
 }

@@ -13,6 +13,10 @@ pub struct VhostUserOptions {
     /// How many regions of memory a front end may have. The specification has eight in one message; a front end that adds them one by one
     /// is told this number. At most 509, as in the kernel's vhost.
     pub max_regions: u16,
+    /// How many translations of a front end's IOMMU are kept; others are asked for again. With any, ACCESS_PLATFORM is offered, which a
+    /// front end takes that tells them. None, as it is by default, is right for those that hand features through to the driver and have no
+    /// IOMMU: user-mode Linux does so.
+    pub max_translations: u32,
     /// A front end may have no kick descriptor, and have its queue polled: so often, by this clock. `None`: such a queue costs the
     /// connection.
     pub polled: Option<(Arc<dyn Clock>, Duration)>,
@@ -25,6 +29,7 @@ impl Default for VhostUserOptions {
         Self {
             transport: TransportOptions::default(),
             max_regions: 32,
+            max_translations: 0,
             polled: None,
             memory: None,
         }
@@ -36,12 +41,14 @@ impl fmt::Debug for VhostUserOptions {
         let Self {
             transport,
             max_regions,
+            max_translations,
             polled,
             memory,
         } = self;
         f.debug_struct("VhostUserOptions")
             .field("transport", transport)
             .field("max_regions", max_regions)
+            .field("max_translations", max_translations)
             .field("polled", &polled.as_ref().map(|(_, interval)| interval))
             .field("memory", memory)
             .finish()

@@ -140,9 +140,14 @@ impl Regions {
 
     /// The guest address of a user address.
     pub fn translate(&self, user: u64) -> Option<u64> {
+        Some(self.around(user)?.0)
+    }
+
+    /// The guest address of a user address; and how many bytes before it, and from it on, there are in its region.
+    pub fn around(&self, user: u64) -> Option<(u64, u64, u64)> {
         self.0.iter().find_map(|Mapped { region, .. }| {
             let offset = user.checked_sub(region.user)?;
-            (offset < region.size).then(|| region.guest + offset)
+            (offset < region.size).then(|| (region.guest + offset, offset, region.size - offset))
         })
     }
 

@@ -4,17 +4,13 @@ use std::os::fd::OwnedFd;
 
 use super::{
     VhostUser, inflight,
-    lines::Event,
-    log::Log,
-    regions::{Mapped, Regions},
-    ring::{Kick, Ring, base_of},
     session::{Answer, Begun, Rest, Session},
 };
 use crate::virtio::{
-    QueueIndex, VirtioDevice, features,
+    VirtioDevice, features,
     transport::status::{DEVICE_NEEDS_RESET, FEATURES_OK},
     vhost_user::{
-        self as protocol, Config, FrontRequest, Message, Single, Table, VringAddress, VringFile, VringState, Word,
+        self as protocol, Config, FrontRequest, Message, Single, VringAddress, VringState, Word,
         protocol_feature as feature, vhost_feature,
     },
 };
@@ -28,18 +24,24 @@ pub(super) const PROTOCOL: u64 = feature::MQ
     | feature::INFLIGHT_SHMFD
     | feature::RESET_DEVICE
     | feature::CONFIGURE_MEM_SLOTS
-    | feature::STATUS;
+    | feature::STATUS
+    | feature::DEVICE_STATE;
 
 /// Features of vhost's own.
 pub(super) const VHOST: u64 = vhost_feature::LOG_ALL | vhost_feature::PROTOCOL_FEATURES;
 
-type Outcome = Result<Answer, String>;
+/// The payload of an answer that says that it was done.
+pub(super) const DONE: [u8; 8] = [0; 8];
+/// The payload of one that says that it was not.
+const REFUSED: [u8; 8] = 1u64.to_ne_bytes();
 
-fn parse<T>(found: Option<T>) -> Result<T, String> {
+pub(super) type Outcome = Result<Answer, String>;
+
+pub(super) fn parse<T>(found: Option<T>) -> Result<T, String> {
     found.ok_or_else(|| "a payload as the specification has it, which may be longer, is accepted".into())
 }
 
-fn one(descriptors: &mut Vec<OwnedFd>) -> Result<OwnedFd, String> {
+pub(super) fn one(descriptors: &mut Vec<OwnedFd>) -> Result<OwnedFd, String> {
     match descriptors.len() {
         1 => descriptors.pop().ok_or_else(String::new),
         count => Err(format!("{count} descriptors: one is accepted")),
@@ -63,6 +65,18 @@ pub(super) fn needs(request: FrontRequest) -> Option<u64> {
 }
 
 impl<D: VirtioDevice> VhostUser<D> {
+    fn offered(&self) -> u64 {
+        self.core.offered() & !features::NOTIFICATION_DATA | VHOST
+    }
+
+    fn protocol(&self) -> u64 {
+        PROTOCOL
+    }
+
+    pub(super) fn max_regions(&self) -> usize {
+        self.options.max_regions.clamp(1, 509).into()
+    }
+
     /// What has to come to rest first. A request that is refused later asks for nothing more than another one of its kind.
     pub(super) fn rest_for(&self, session: &Session, request: FrontRequest, message: &Message) -> Rest {
         use FrontRequest::*;
@@ -71,7 +85,11 @@ impl<D: VirtioDevice> VhostUser<D> {
             let index = usize::try_from(index).ok()?;
             session.rings.get(index)?.runs.map(|_| index)
         };
-        let of_ring = |index: Option<u32>| index.and_then(running).map_or(Rest::Nothing, Rest::Ring);
+        let of_ring = |index: Option<u32>| {
+            index
+                .and_then(running)
+                .map_or(Rest::Nothing, |index| Rest::Rings(vec![index]))
+        };
         match request {
             GetVringBase | SetVringNum | SetVringBase => of_ring(state.map(|state| state.index)),
             SetVringEnable => of_ring(state.filter(|state| state.num == 0).map(|state| state.index)),
@@ -91,7 +109,15 @@ impl<D: VirtioDevice> VhostUser<D> {
             }
             SetMemTable | RemMemReg | SetLogBase if session.runs_any() => Rest::All,
             SetFeatures => self.rest_for_features(session, message),
+            IotlbMsg => {
+                let told = protocol::Iotlb::from_bytes(&message.payload).filter(|_| self.translates());
+                match told.and_then(|told| self.iotlb.takes_back(&told)) {
+                    Some(range) => Rest::Rings(self.rings_at(session, &range)),
+                    None => Rest::Nothing,
+                }
+            }
             ResetDevice => Rest::Device,
+            CheckDeviceState => Rest::Transfer,
             SetStatus if Word::from_bytes(&message.payload) == Some(Word(0)) => {
                 match session.has(feature::RESET_DEVICE) {
                     // The driver may be gone for a moment only: what resets the device is RESET_DEVICE.
@@ -177,11 +203,18 @@ impl<D: VirtioDevice> VhostUser<D> {
                 }
                 Ok(Answer::Done)
             }
+            // It is always answered.
+            IotlbMsg => self.change_translations(session, payload).or_else(|reason| {
+                self.refuse(reason);
+                Ok(Answer::Payload(REFUSED.into()))
+            }),
             SetBackendReqFd => {
                 let channel = one(&mut { descriptors })?;
                 self.lines.set_channel(Some(channel));
                 Ok(Answer::Done)
             }
+            SetDeviceStateFd => self.begin_transfer(session, payload, &mut { descriptors }),
+            CheckDeviceState => self.check_transfer(session),
             GetConfig => self.get_config(payload),
             SetConfig => {
                 let Config { offset, flags, data } = parse(Config::from_bytes(payload))?;
@@ -207,7 +240,7 @@ impl<D: VirtioDevice> VhostUser<D> {
                 if !queues || asked.queues == 0 || asked.queue_size == 0 {
                     return Err(format!("a table for {} queues of {}", asked.queues, asked.queue_size));
                 }
-                let created = inflight::create(asked.queues, asked.queue_size, Self::is_packed(session));
+                let created = inflight::create(asked.queues, asked.queue_size, session.is_packed());
                 let (made, descriptor) = created.map_err(|error| error.to_string())?;
                 Ok(Answer::WithDescriptor(made.to_bytes(payload.len()), descriptor))
             }
@@ -216,7 +249,7 @@ impl<D: VirtioDevice> VhostUser<D> {
                 if session.runs_any() {
                     return Err("a table of requests in flight while rings run: it comes before they start".into());
                 }
-                let table = inflight::Table::new(given, one(&mut { descriptors })?, Self::is_packed(session))?;
+                let table = inflight::Table::new(given, one(&mut { descriptors })?, session.is_packed())?;
                 session.inflight = Some(table);
                 Ok(Answer::Done)
             }
@@ -241,6 +274,11 @@ impl<D: VirtioDevice> VhostUser<D> {
             if session.runs_any() {
                 return Err("other features than before: they are accepted when all rings are stopped".into());
             }
+            let translated = features & crate::virtio::features::ACCESS_PLATFORM != 0;
+            if translated != self.translates() {
+                self.iotlb.forget();
+                self.platform.translate(translated);
+            }
             session.disagreed = !self.core.agree(features & !VHOST);
             if session.disagreed && !session.has(feature::STATUS) {
                 return Err(format!(
@@ -255,12 +293,6 @@ impl<D: VirtioDevice> VhostUser<D> {
         Ok(Answer::Done)
     }
 
-    fn is_packed(session: &Session) -> bool {
-        session
-            .features
-            .is_some_and(|accepted| accepted & features::RING_PACKED != 0)
-    }
-
     fn has_agreed(&self) -> bool {
         self.core.status() & FEATURES_OK != 0
     }
@@ -273,114 +305,6 @@ impl<D: VirtioDevice> VhostUser<D> {
         }
         session.protocol = features;
         self.lines.hear_config(session.has(feature::CONFIG));
-        Ok(Answer::Done)
-    }
-
-    fn set_mem_table(&self, session: &mut Session, payload: &[u8], descriptors: Vec<OwnedFd>) -> Outcome {
-        let Table(regions) = parse(Table::from_bytes(payload))?;
-        if regions.len() != descriptors.len() {
-            return Err(format!(
-                "{} regions with {} descriptors",
-                regions.len(),
-                descriptors.len()
-            ));
-        }
-        let mapped = regions.into_iter().zip(descriptors);
-        let mapped = mapped.map(|(region, descriptor)| Mapped::new(region, descriptor));
-        self.change_regions(session, Regions::new(mapped.collect::<Result<_, _>>()?)?)
-    }
-
-    fn add_mem_reg(&self, session: &mut Session, payload: &[u8], mut descriptors: Vec<OwnedFd>) -> Outcome {
-        let Single(region) = parse(Single::from_bytes(payload))?;
-        let region = Mapped::new(region, one(&mut descriptors)?)?;
-        let regions = session.regions.with(region, self.max_regions())?;
-        self.change_regions(session, regions)
-    }
-
-    /// All or nothing.
-    fn change_regions(&self, session: &mut Session, regions: Regions) -> Outcome {
-        let before = std::mem::replace(&mut session.regions, regions);
-        if let Err(error) = self.map(session) {
-            session.regions = before;
-            return Err(error);
-        }
-        // Rings that are elsewhere now begin there, and those that are nowhere end.
-        for index in 0..session.rings.len() {
-            let ring = &session.rings[index];
-            if ring.runs.is_some() && ring.runs != ring.layout(&session.regions) {
-                if !self.core.is_ring_still(index) {
-                    return Err("a ring that runs is in no region any more".into());
-                }
-                self.end(session, index);
-            }
-        }
-        Ok(Answer::Done)
-    }
-
-    fn set_log_base(&self, session: &mut Session, payload: &[u8], mut descriptors: Vec<OwnedFd>) -> Outcome {
-        if !session.has(feature::LOG_SHMFD) {
-            return Err("a log without LOG_SHMFD is in no memory that could be reached".into());
-        }
-        let log = parse(protocol::Log::from_bytes(payload))?;
-        let log = Log::new(log, one(&mut descriptors)?)?;
-        session.log = Some(std::sync::Arc::new(log));
-        self.map(session)?;
-        Ok(Answer::Payload(Word(0).to_bytes()))
-    }
-
-    fn set_vring_addr(&self, session: &mut Session, payload: &[u8]) -> Outcome {
-        let address = parse(VringAddress::from_bytes(payload))?;
-        let (index, ring) = session.ring(address.index)?;
-        ring.address = Some(address);
-        let ring = &session.rings[index];
-        if ring.runs.is_some() && ring.runs != ring.layout(&session.regions) {
-            self.end(session, index);
-        }
-        Ok(Answer::Done)
-    }
-
-    fn get_vring_base(&self, session: &mut Session, payload: &[u8]) -> Outcome {
-        let VringState { index, .. } = parse(VringState::from_bytes(payload))?;
-        let (at, _) = session.ring(index)?;
-        self.end(session, at);
-        let ring = &mut session.rings[at];
-        ring.kick = Kick::None;
-        let base = ring.base;
-        // Its kick and call are for the ring as it was.
-        self.lines.forget_kick(at);
-        Ok(Answer::Payload(VringState { index, num: base }.to_bytes()))
-    }
-
-    fn set_vring_file(
-        &self,
-        session: &mut Session,
-        request: FrontRequest,
-        payload: &[u8],
-        mut descriptors: Vec<OwnedFd>,
-    ) -> Outcome {
-        let VringFile { index, has_descriptor } = parse(VringFile::from_bytes(payload))?;
-        let (index, ring) = session.ring(index)?;
-        let event = match has_descriptor {
-            true => Some(Event::new(one(&mut descriptors)?).map_err(|error| format!("an event descriptor: {error}"))?),
-            false if descriptors.is_empty() => None,
-            false => return Err("a descriptor that is said not to be there".into()),
-        };
-        match request {
-            FrontRequest::SetVringKick => {
-                if event.is_none() && !self.lines.polls() {
-                    return Err("a ring without a kick: one with a kick is accepted".into());
-                }
-                ring.kick = Kick::Set;
-                ring.refused = false;
-                self.lines.set_kick(index, event);
-            }
-            FrontRequest::SetVringCall => {
-                self.lines.set_call(index, event);
-                // What was told to nobody.
-                self.core.process(QueueIndex(index as u16));
-            }
-            _ => self.lines.set_error(index, event),
-        }
         Ok(Answer::Done)
     }
 
@@ -404,35 +328,5 @@ impl<D: VirtioDevice> VhostUser<D> {
             self.forget_rings(session);
         }
         Ok(Answer::Done)
-    }
-
-    /// The device was reset: all rings are disabled, and the front end describes them again.
-    fn forget_rings(&self, session: &mut Session) {
-        for (index, ring) in session.rings.iter_mut().enumerate() {
-            ring.kept = None;
-            ring.runs = None;
-            ring.kick = Kick::None;
-            ring.enabled = None;
-            ring.base = 0;
-            self.lines.forget_kick(index);
-        }
-        session.features = None;
-        session.disagreed = false;
-    }
-
-    /// Ends a ring that is at rest, and keeps what is to be kept of it.
-    pub(super) fn end(&self, session: &mut Session, index: usize) {
-        let ring = &mut session.rings[index];
-        if ring.runs.take().is_none() {
-            return;
-        }
-        self.lines.stops(index);
-        if let Some(mut state) = self.core.end_ring(index) {
-            if session.inflight.is_none() {
-                Ring::rewind(&mut state, self.core.memory());
-            }
-            ring.base = base_of(&state);
-            ring.kept = Some(state);
-        }
     }
 }

@@ -2,12 +2,15 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use super::{inflight::Part, regions::Regions};
+use super::{
+    inflight::{self, Part},
+    regions::Regions,
+};
 use crate::{
-    memory::Memory,
+    memory::Pin,
     virtio::{
-        Fault, QueueIndex, VirtioDevice, features,
-        queue::{Queue, QueueLayout, QueueState, QueueStateError, Stop, Tracker},
+        DeviceState, DeviceStateError, Fault, QueueIndex, VirtioDevice, features,
+        queue::{ChainState, Queue, QueueLayout, QueueState, QueueStateError, Stop, Tracker},
         run::Running,
         transport::{
             Core, QueueSetup,
@@ -19,6 +22,45 @@ use crate::{
 
 /// The most entries of a ring, whatever the device says: a front end is not told. As in QEMU.
 pub(super) const MAX_SIZE: u16 = 1024;
+
+/// A ring cannot be started.
+#[derive(Debug)]
+pub(super) enum Unstarted {
+    /// It is not what it says.
+    Wrong(String),
+    /// Of what was in flight, this address is not translated yet.
+    Missing(u64),
+}
+
+/// The front end's memory, by addresses of rings.
+pub(super) struct Found<'a> {
+    pub pin: Pin,
+    /// How many bytes from this address on are where.
+    pub find: &'a dyn Fn(u64) -> Option<(u64, u64)>,
+}
+
+impl Found<'_> {
+    /// Reads, piece by piece.
+    pub fn read(&self, mut address: u64, mut data: &mut [u8]) -> Result<(), Unstarted> {
+        while !data.is_empty() {
+            let (at, len) = (self.find)(address).ok_or(Unstarted::Missing(address))?;
+            let (now, rest) = data.split_at_mut(data.len().min(usize::try_from(len).unwrap_or(usize::MAX)));
+            let read = self.pin.read(at, now);
+            read.map_err(|outside| Unstarted::Wrong(outside.to_string()))?;
+            address = address.wrapping_add(now.len() as u64);
+            data = rest;
+        }
+        Ok(())
+    }
+
+    /// Writes what is in one piece: an entry of a ring.
+    fn write(&self, address: u64, data: &[u8]) -> Option<()> {
+        let (at, len) = (self.find)(address)?;
+        (data.len() as u64 <= len)
+            .then(|| self.pin.write(at, data).ok())
+            .flatten()
+    }
+}
 
 /// How the front end starts a ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,30 +91,34 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Where it is, if all of that was said and is in memory.
-    pub fn layout(&self, regions: &Regions) -> Option<QueueLayout> {
+    /// Where it is, if all of that was said and is in memory. `translated`: its addresses are the driver's, which are translated.
+    pub fn layout(&self, regions: &Regions, translated: bool) -> Option<QueueLayout> {
         let VringAddress {
             descriptor,
             used,
             available,
             ..
         } = self.address?;
+        let find = |address| match translated {
+            true => Some(address),
+            false => regions.translate(address),
+        };
         Some(QueueLayout {
             size: self.size,
-            descriptor_area: regions.translate(descriptor)?,
-            driver_area: regions.translate(available)?,
-            device_area: regions.translate(used)?,
+            descriptor_area: find(descriptor)?,
+            driver_area: find(available)?,
+            device_area: find(used)?,
         })
     }
 
-    /// Where it goes on, in a device with these features.
+    /// Where it goes on, in a device with these features. `memory` is looked at where `find` says that an address is.
     pub fn start(
         &self,
         layout: QueueLayout,
         features: u64,
-        memory: &Memory,
+        memory: &Found<'_>,
         inflight: Option<&Part>,
-    ) -> Result<QueueState, Fault> {
+    ) -> Result<QueueState, Unstarted> {
         let fresh = QueueState {
             layout,
             features,
@@ -90,9 +136,26 @@ impl Ring {
         {
             return Ok(QueueState { layout, ..kept.clone() });
         }
+        if let Some(Part::Packed(table)) = inflight {
+            // It knows more than the base, which the front end has guessed if this process was gone.
+            let begin = self.packed_base(layout, memory)?;
+            let inflight::Found {
+                next_used,
+                next_avail,
+                in_flight,
+                chains,
+            } = table.recover(begin, layout.size, layout.descriptor_area, memory)?;
+            return Ok(QueueState {
+                next_avail,
+                next_used,
+                in_flight,
+                chains,
+                signal_owed: true,
+                ..fresh
+            });
+        }
         if features & features::RING_PACKED != 0 {
-            // Where it was used last is in the message of those who know, and as far as it was made available if nothing is under
-            // way; what is under way is known from the table alone.
+            // Where it was used last, or as far as it was made available if that is not said.
             let begin = self.packed_base(layout, memory)?;
             return Ok(QueueState {
                 next_avail: begin,
@@ -101,11 +164,10 @@ impl Ring {
             });
         }
         let mut used = [0; 2];
-        let there = memory.pin().read(layout.device_area.wrapping_add(2), &mut used);
-        there.map_err(|outside| Fault::Host(outside.to_string()))?;
+        memory.read(layout.device_area.wrapping_add(2), &mut used)?;
         let used = u16::from_le_bytes(used);
-        if let Some(inflight) = inflight {
-            // It knows more than the base, which the front end has guessed if this process was gone.
+        if let Some(Part::Split(inflight)) = inflight {
+            // As above.
             let in_flight = inflight.recover(used, layout.size);
             return Ok(QueueState {
                 next_avail: used.wrapping_add(in_flight.len() as u16),
@@ -122,7 +184,7 @@ impl Ring {
                 next_used: used,
                 ..fresh
             }),
-            _ => Err(Fault::Host(format!(
+            _ => Err(Unstarted::Wrong(format!(
                 "a ring of {} begins at {} and has used up to {used}",
                 layout.size, fresh.next_avail
             ))),
@@ -132,37 +194,81 @@ impl Ring {
 
 impl Ring {
     /// Puts what was taken and is to be served again where the driver has made it available, in the order in which it was taken: so a
-    /// split ring goes on from what it has used, whoever goes on with it. The driver does not look at these entries, nor write them
-    /// before more is used. Of a packed ring, only this process can go on.
-    pub fn rewind(state: &mut QueueState, memory: &Memory) {
-        if state.features & features::RING_PACKED != 0 || state.in_flight.is_empty() {
+    /// ring goes on from what it has used, whoever goes on with it. The driver does not look at these entries, nor write them before
+    /// more is used. With a packed ring, only this process can go on if one of them was in a table, for it is not known where.
+    pub fn rewind(state: &mut QueueState, memory: &Found<'_>) {
+        if state.in_flight.is_empty() {
             return;
         }
-        let pin = memory.pin();
+        let written = match state.features & features::RING_PACKED != 0 {
+            false => Self::rewind_split(state, memory),
+            true => Self::rewind_packed(state, memory),
+        };
+        if written.is_some() {
+            state.next_avail = state.next_used;
+            state.in_flight.clear();
+            state.chains.clear();
+            state.ended.clear();
+        }
+    }
+
+    fn rewind_split(state: &QueueState, memory: &Found<'_>) -> Option<()> {
         let places = (0..).map(|at| state.next_used.wrapping_add(at) % state.layout.size);
         for (&head, place) in state.in_flight.iter().zip(places) {
-            let entry = state.layout.driver_area + 4 + 2 * u64::from(place);
-            if pin.write(entry, &head.to_le_bytes()).is_err() {
-                return;
+            memory.write(state.layout.driver_area + 4 + 2 * u64::from(place), &head.to_le_bytes())?;
+        }
+        Some(())
+    }
+
+    fn rewind_packed(state: &QueueState, memory: &Found<'_>) -> Option<()> {
+        const WRAP: u16 = 1 << 15;
+        let (next, write, avail, used) = (1u16, 2u16, 1u16 << 7, 1u16 << 15);
+        let count = |chain: &ChainState| chain.readable.len() + chain.writable.len();
+        if !state.ended.is_empty()
+            || state
+                .chains
+                .iter()
+                .any(|chain| count(chain) != usize::from(chain.descriptors))
+        {
+            return None;
+        }
+        let size = state.layout.size;
+        let mut place = state.next_used;
+        for (&id, chain) in state.in_flight.iter().zip(&state.chains) {
+            let readable = chain.readable.iter().map(|segment| (segment, 0));
+            let segments = readable.chain(chain.writable.iter().map(|segment| (segment, write)));
+            for ((segment, direction), number) in segments.zip(1u16..) {
+                let more = if number < chain.descriptors { next } else { 0 };
+                let marks = if place & WRAP != 0 { avail } else { used };
+                let mut bytes = segment.address.to_le_bytes().to_vec();
+                bytes.extend(segment.len.to_le_bytes());
+                bytes.extend(id.to_le_bytes());
+                bytes.extend((direction | more | marks).to_le_bytes());
+                let slot = place & !WRAP;
+                memory.write(state.layout.descriptor_area + 16 * u64::from(slot), &bytes)?;
+                place = match slot + 1 == size {
+                    false => place + 1,
+                    true => (place & WRAP) ^ WRAP,
+                };
             }
         }
-        state.next_avail = state.next_used;
-        state.in_flight.clear();
-        state.ended.clear();
+        Some(())
     }
 
     /// Where a packed ring goes on. Some front ends begin a new one with zero, where the wrap counter is to be one. In a ring that has
     /// come there by itself, the first descriptor was used when the wrap counter was one, or has been made available since; both have
     /// the used flag set, and no first descriptor of a new ring has.
-    fn packed_base(&self, layout: QueueLayout, memory: &Memory) -> Result<u16, Fault> {
+    fn packed_base(&self, layout: QueueLayout, memory: &Found<'_>) -> Result<u16, Unstarted> {
         const USED: u16 = 1 << 15;
         const WRAPPED: u16 = 1 << 15;
-        if self.base != 0 {
-            return Ok(self.base as u16);
+        match (self.base >> 16) as u16 {
+            0 if self.base != 0 => return Ok(self.base as u16),
+            0 => {}
+            // What was taken and has not come back is there again, if that could be.
+            used => return Ok(used),
         }
         let mut flags = [0; 2];
-        let there = memory.pin().read(layout.descriptor_area.wrapping_add(14), &mut flags);
-        there.map_err(|outside| Fault::Host(outside.to_string()))?;
+        memory.read(layout.descriptor_area.wrapping_add(14), &mut flags)?;
         Ok(if u16::from_le_bytes(flags) & USED == 0 {
             WRAPPED
         } else {
@@ -190,6 +296,16 @@ impl<D: VirtioDevice> Core<D> {
             self.status.fetch_or(FEATURES_OK, Ordering::SeqCst);
         }
         agreed
+    }
+
+    /// The device keeps this from here on, with the features that were agreed on. No ring runs.
+    pub(super) fn restore_device(&self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let agreed = self.has(FEATURES_OK).then(|| self.registers().driver_features);
+        self.with_control(|device| {
+            device.restore(state)?;
+            agreed.into_iter().for_each(|features| device.negotiated(features));
+            Ok(())
+        })
     }
 
     /// Starts a ring. The first makes the device live.

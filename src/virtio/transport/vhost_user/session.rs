@@ -1,19 +1,28 @@
 //! A connection: what the front end has said so far, and the request that is being worked on.
 
-use std::sync::Arc;
+use std::{
+    any::Any,
+    sync::{Arc, Weak},
+};
 
-use super::{error::ConnectionError, inflight::Table, log::Log, regions::Regions, ring::Ring};
-use crate::virtio::vhost_user::{FrontRequest, Header, Message, Socket};
+use super::{error::ConnectionError, inflight::Table, log::Log, regions::Regions, ring::Ring, transfer::Transfer};
+use crate::virtio::{
+    features,
+    vhost_user::{FrontRequest, Header, Message, Socket},
+};
 
 /// What has to come to rest before a request can be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
     /// Nothing.
     Nothing,
-    /// A ring.
-    Ring(usize),
+    /// These rings.
+    Rings(Vec<usize>),
+    /// Translations that were taken back and are in use, which this counts; all rings go on then.
+    Unused(Weak<dyn Any + Send + Sync>),
     /// All of them, which go on then.
     All,
+    /// The transfer of the device's state.
+    Transfer,
     /// The device, which is reset.
     Device,
 }
@@ -33,6 +42,8 @@ pub(super) enum Answer {
     Refused(String),
     /// A payload.
     Payload(Vec<u8>),
+    /// It was done, and is answered when nobody uses what was taken back, which this counts.
+    Unused(Weak<dyn Any + Send + Sync>),
     /// A payload and a descriptor.
     WithDescriptor(Vec<u8>, std::os::fd::OwnedFd),
 }
@@ -52,6 +63,7 @@ pub(super) struct Session {
     pub regions: Regions,
     pub log: Option<Arc<Log>>,
     pub inflight: Option<Table>,
+    pub transfer: Option<Transfer>,
 }
 
 impl Session {
@@ -67,12 +79,19 @@ impl Session {
             regions: Regions::default(),
             log: None,
             inflight: None,
+            transfer: None,
         }
     }
 
     /// Whether a protocol feature was negotiated.
     pub fn has(&self, feature: u64) -> bool {
         self.protocol & feature == feature
+    }
+
+    /// Whether rings are packed.
+    pub fn is_packed(&self) -> bool {
+        self.features
+            .is_some_and(|accepted| accepted & features::RING_PACKED != 0)
     }
 
     pub fn ring(&mut self, index: impl TryInto<usize>) -> Result<(usize, &mut Ring), String> {
@@ -93,7 +112,7 @@ impl Session {
         let number = request as u32;
         let (payload, descriptor) = match answer {
             Answer::Done if needed => (0u64.to_ne_bytes().to_vec(), None),
-            Answer::Done => return Ok(()),
+            Answer::Done | Answer::Unused(_) => return Ok(()),
             Answer::Refused(_) if needed => (1u64.to_ne_bytes().to_vec(), None),
             Answer::Refused(reason) => {
                 return Err(ConnectionError::Payload {

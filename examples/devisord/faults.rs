@@ -1,0 +1,50 @@
+//! Memory that a front end takes away under us: a file that it makes shorter raises SIGBUS where it is used. What is missing becomes
+//! zeros, for this process alone, until the connection is ended for it.
+
+use std::{
+    io, mem, ptr,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+static FAULTED: AtomicBool = AtomicBool::new(false);
+
+/// Sizes of pages that a front end's file may have.
+const PAGES: [usize; 3] = [4096, 2 << 20, 1 << 30];
+
+/// Has SIGBUS handled so, for the whole process.
+pub fn handle() -> io::Result<()> {
+    // SAFETY: all zeros are a valid `sigaction`; the handler calls what a handler may, and nothing else.
+    unsafe {
+        let mut action: libc::sigaction = mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        match libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Whether there was a fault since this was asked last.
+pub fn take() -> bool {
+    FAULTED.swap(false, Ordering::SeqCst)
+}
+
+extern "C" fn handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    FAULTED.store(true, Ordering::SeqCst);
+    // SAFETY: the kernel has filled it in. The page at this address is one of a mapping that cannot be accessed: nothing is lost by
+    // putting another in its place. What it is a part of is unmapped as before.
+    unsafe {
+        let replaced = (*info).si_code == libc::BUS_ADRERR
+            && PAGES.iter().any(|page| {
+                let start = ((*info).si_addr() as usize & !(page - 1)) as *mut libc::c_void;
+                let prot = libc::PROT_READ | libc::PROT_WRITE;
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+                libc::mmap(start, *page, prot, flags, -1, 0) != libc::MAP_FAILED
+            });
+        if !replaced {
+            // It comes again, and ends the process.
+            libc::signal(libc::SIGBUS, libc::SIG_DFL);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! A connection makes progress: requests are read, begun, and done once what has to come to rest has.
+
+use std::{io, sync::atomic::Ordering};
+
+use super::{
+    Connection, VhostUser,
+    error::ConnectionError,
+    regions::Regions,
+    requests,
+    session::{Answer, Begun, Rest, Session},
+    transfer::Transfer,
+};
+use crate::{
+    sync::lock,
+    virtio::{
+        VirtioDevice,
+        vhost_user::{FrontRequest, Message, Received, protocol_feature},
+    },
+};
+
+/// How many requests are done in one call.
+const TURN: usize = 64;
+
+impl<D: VirtioDevice> VhostUser<D> {
+    /// Does what the front end asks for, a bounded number of requests. Whether there may be more to do at once.
+    ///
+    /// # Errors
+    /// The connection has ended. The device is reset, and takes [another](Self::connect).
+    pub fn serve_connection(&self) -> Result<bool, ConnectionError> {
+        self.wake.take();
+        let mut connection = lock(&self.connection);
+        if !self.settle(&mut connection) {
+            return Ok(false);
+        }
+        let Some(session) = &mut connection.session else {
+            return Ok(false);
+        };
+        let result = self.advance(session);
+        if result.is_err() {
+            self.end_connection(&mut connection);
+        }
+        result
+    }
+
+    pub(super) fn end_connection(&self, connection: &mut Connection) {
+        let session = connection.session.take();
+        self.lines.forget_all();
+        self.iotlb.forget();
+        self.core.begin_reset();
+        self.core.end_bus_stops();
+        connection.settled = false;
+        self.settle(connection);
+        drop(session);
+    }
+
+    /// Whether the device has come to rest after the last connection.
+    fn settle(&self, connection: &mut Connection) -> bool {
+        if connection.settled {
+            return true;
+        }
+        self.core.finish_reset();
+        if !self.core.is_resetting() {
+            self.told_failure.store(false, Ordering::SeqCst);
+            connection.settled = match Regions::default().memory(None) {
+                Ok(nothing) => {
+                    if let Some(told) = &self.options.memory {
+                        told.set(&Regions::default());
+                    }
+                    self.memory.replace(&nothing);
+                    self.iotlb.set_regions(&Regions::default());
+                    self.platform.translate(false);
+                    true
+                }
+                Err(_) => false,
+            };
+        }
+        connection.settled
+    }
+
+    fn advance(&self, session: &mut Session) -> Result<bool, ConnectionError> {
+        let more = self.advance_transfer(session);
+        Ok(self.advance_requests(session)? || more)
+    }
+
+    fn advance_requests(&self, session: &mut Session) -> Result<bool, ConnectionError> {
+        for _ in 0..TURN {
+            session.socket.flush()?;
+            // Who does not read answers is not heard.
+            if session.socket.is_full() {
+                return Ok(false);
+            }
+            let Some(mut begun) = session.begun.take() else {
+                match session.socket.receive() {
+                    Ok(Received::Nothing) => return Ok(false),
+                    Ok(Received::Message(message)) => self.begin(session, message)?,
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
+                        return Err(ConnectionError::Closed);
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+                continue;
+            };
+            let moved = session.transfer.as_ref().is_none_or(Transfer::is_over);
+            if !self.is_at_rest(&begun.rest) || matches!(begun.rest, Rest::Transfer) && !moved {
+                session.begun = Some(begun);
+                return Ok(false);
+            }
+            let answer = match begun.rest {
+                // It was done before.
+                Rest::Unused(_) => Ok(Answer::Payload(requests::DONE.into())),
+                _ => self.perform(session, &mut begun),
+            };
+            let answer = answer.unwrap_or_else(|reason| {
+                if let Rest::Rings(rings) = &begun.rest {
+                    // They begin again as they were.
+                    rings.iter().for_each(|&index| self.end(session, index));
+                }
+                self.refuse(reason.clone());
+                Answer::Refused(reason)
+            });
+            if let Answer::Unused(ticket) = answer {
+                // Devices give back what they keep for later.
+                self.core.pause();
+                begun.rest = Rest::Unused(ticket);
+                session.begun = Some(begun);
+                continue;
+            }
+            if let Rest::All | Rest::Unused(_) = begun.rest
+                && !self.paused.load(Ordering::SeqCst)
+            {
+                self.core.resume();
+            }
+            let needed = session.has(protocol_feature::REPLY_ACK) && begun.message.header.needs_reply();
+            self.start_rings(session);
+            session.answer(begun.request, needed, answer)?;
+        }
+        Ok(true)
+    }
+
+    /// Notes why a request was refused.
+    pub(super) fn refuse(&self, reason: String) {
+        self.refusals.record(io::Error::other(reason));
+    }
+
+    fn begin(&self, session: &mut Session, message: Message) -> Result<(), ConnectionError> {
+        let number = message.header.request;
+        let request = FrontRequest::new(number).filter(|_| !message.header.is_reply());
+        let negotiated = |request: &FrontRequest| requests::needs(*request).is_none_or(|feature| session.has(feature));
+        let Some(request) = request.filter(negotiated) else {
+            return Err(ConnectionError::Request(number));
+        };
+        let rest = self.rest_for(session, request, &message);
+        match &rest {
+            Rest::Nothing | Rest::Unused(_) | Rest::Transfer => {}
+            Rest::Rings(rings) => rings.iter().for_each(|&index| self.core.begin_ring_stop(index)),
+            Rest::All => self.core.pause(),
+            Rest::Device => {
+                (0..session.rings.len()).for_each(|index| self.lines.stops(index));
+                session.rings.iter_mut().for_each(|ring| ring.runs = None);
+                self.core.begin_reset();
+                self.core.end_bus_stops();
+                self.told_failure.store(false, Ordering::SeqCst);
+            }
+        }
+        session.begun = Some(Begun { request, message, rest });
+        Ok(())
+    }
+
+    fn is_at_rest(&self, rest: &Rest) -> bool {
+        match rest {
+            Rest::Nothing | Rest::Transfer => true,
+            Rest::Rings(rings) => rings.iter().all(|&index| self.core.is_ring_still(index)),
+            Rest::Unused(ticket) => ticket.strong_count() == 0,
+            Rest::All => self.core.is_still(),
+            Rest::Device => {
+                self.core.finish_reset();
+                !self.core.is_resetting()
+            }
+        }
+    }
+}

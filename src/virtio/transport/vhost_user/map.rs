@@ -1,0 +1,131 @@
+//! The front end's memory as requests change it, and its log.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, Weak},
+};
+
+use super::{
+    VhostUser,
+    iotlb::Wake,
+    log::Log,
+    regions::{Mapped, Regions},
+    requests::{Outcome, one, parse},
+    session::{Answer, Session},
+};
+use crate::{
+    memory::Ticket,
+    virtio::{
+        VirtioDevice,
+        vhost_user::{self as protocol, IotlbKind, Single, Table, Word, protocol_feature as feature, vhost_feature},
+    },
+};
+
+impl<D: VirtioDevice> VhostUser<D> {
+    /// Maps the regions anew, with the log if it is wanted.
+    pub(super) fn map(&self, session: &Session) -> Result<(), String> {
+        let wanted = session
+            .features
+            .is_some_and(|features| features & vhost_feature::LOG_ALL != 0);
+        let memory = session.regions.memory(session.log.as_ref().filter(|_| wanted))?;
+        if let Some(told) = &self.options.memory {
+            told.set(&session.regions);
+        }
+        self.iotlb.set_regions(&session.regions);
+        self.memory.replace(&memory);
+        self.core.memory_changed();
+        Ok(())
+    }
+
+    pub(super) fn set_mem_table(&self, session: &mut Session, payload: &[u8], descriptors: Vec<OwnedFd>) -> Outcome {
+        let Table(regions) = parse(Table::from_bytes(payload))?;
+        if regions.len() != descriptors.len() {
+            return Err(format!(
+                "{} regions with {} descriptors",
+                regions.len(),
+                descriptors.len()
+            ));
+        }
+        let mapped = regions.into_iter().zip(descriptors);
+        let mapped = mapped.map(|(region, descriptor)| Mapped::new(region, descriptor));
+        self.change_regions(session, Regions::new(mapped.collect::<Result<_, _>>()?)?)
+    }
+
+    pub(super) fn add_mem_reg(&self, session: &mut Session, payload: &[u8], mut descriptors: Vec<OwnedFd>) -> Outcome {
+        let Single(region) = parse(Single::from_bytes(payload))?;
+        let region = Mapped::new(region, one(&mut descriptors)?)?;
+        let regions = session.regions.with(region, self.max_regions())?;
+        self.change_regions(session, regions)
+    }
+
+    /// All or nothing.
+    pub(super) fn change_regions(&self, session: &mut Session, regions: Regions) -> Outcome {
+        let before = std::mem::replace(&mut session.regions, regions);
+        if let Err(error) = self.map(session) {
+            session.regions = before;
+            return Err(error);
+        }
+        // Rings that are elsewhere now begin there, and those that are nowhere end.
+        for index in 0..session.rings.len() {
+            let runs = session.rings[index].runs;
+            if runs.is_some() && (self.translates() || runs != self.layout(session, index)) {
+                if !self.core.is_ring_still(index) {
+                    return Err("a ring that runs is in no region any more".into());
+                }
+                self.end(session, index);
+            }
+        }
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn set_log_base(&self, session: &mut Session, payload: &[u8], mut descriptors: Vec<OwnedFd>) -> Outcome {
+        if !session.has(feature::LOG_SHMFD) {
+            return Err("a log without LOG_SHMFD is in no memory that could be reached".into());
+        }
+        let log = parse(protocol::Log::from_bytes(payload))?;
+        let log = Log::new(log, one(&mut descriptors)?)?;
+        session.log = Some(Arc::new(log));
+        self.map(session)?;
+        Ok(Answer::Payload(Word(0).to_bytes()))
+    }
+
+    /// What the front end's IOMMU does with addresses of the device.
+    pub(super) fn change_translations(&self, session: &mut Session, payload: &[u8]) -> Outcome {
+        let told = parse(protocol::Iotlb::from_bytes(payload))?;
+        if !self.translates() {
+            return Err("a translation without ACCESS_PLATFORM: addresses are those of memory".into());
+        }
+        let mut used: Weak<Wake> = Weak::new();
+        if let Some(range) = self.iotlb.takes_back(&told) {
+            // While what is in flight can be put back where the driver has it. They are started again when they are translated.
+            for index in self.rings_at(session, &range) {
+                self.end(session, index);
+            }
+            let wake = Arc::new(Wake(Arc::clone(&self.wake)));
+            used = Arc::downgrade(&wake);
+            let ticket: Ticket = wake;
+            self.iotlb.take_back(&range, &ticket);
+        }
+        match told.kind {
+            IotlbKind::INVALIDATE => {}
+            IotlbKind::UPDATE => {
+                if self.iotlb.update(&told, &self.ring_addresses(session))? {
+                    // Those that miss it look again.
+                    let rings = session.rings.iter().enumerate();
+                    rings
+                        .filter(|(_, ring)| ring.runs.is_some())
+                        .for_each(|(index, _)| self.core.mark_and_ring(index));
+                }
+            }
+            kind => {
+                return Err(format!(
+                    "a translation message {kind}: 2 (update) and 3 (invalidate) are accepted"
+                ));
+            }
+        }
+        match used.strong_count() {
+            0 => Ok(Answer::Payload(Word(0).to_bytes())),
+            _ => Ok(Answer::Unused(used)),
+        }
+    }
+}
