@@ -1,11 +1,6 @@
 //! The available side of a queue, whatever the format of its ring.
 
-use super::{
-    Gone,
-    area::{Format, View},
-    packed::{PackedAvailable, Spot},
-    split::SplitAvailable,
-};
+use super::{Gone, format::Format, packed::PackedAvailable, split::SplitAvailable, spot::Spot, view::View};
 
 /// The device's place among what is available: one of both, side by side so that nobody has to look which on the short way.
 pub(super) struct Available {

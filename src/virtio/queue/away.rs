@@ -2,46 +2,13 @@
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
 };
 
 use super::{
-    QueueError, QueueIndex, QueueLayout, Round, available::Available, packed::Spot, round::Hands, shared::Shared,
-    used::UsedRing,
+    QueueError, QueueIndex, QueueLayout, Round, shared::Shared, spot::Spot, used::UsedRing, whereabouts::Where,
 };
-use crate::{
-    memory::Memory,
-    sync::{Lock, Locked},
-    virtio::features,
-};
-
-/// Where the ring of a queue is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Where {
-    /// In rounds of the queue.
-    Here,
-    /// Elsewhere.
-    Away,
-    /// It has come back, at this place, and no round has seen it yet.
-    Back(u16),
-}
-
-/// The same, behind a lock of its own: who is not away from a queue has no part in its used side.
-pub(super) struct Whereabouts(Lock<Where>);
-
-impl Whereabouts {
-    pub fn new() -> Self {
-        Self(Lock::new(Where::Here))
-    }
-
-    fn lock(&self) -> Locked<'_, Where> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn get(&self) -> Where {
-        *self.lock()
-    }
-}
+use crate::memory::Memory;
 
 /// A queue is not handed away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -244,25 +211,11 @@ impl Round<'_> {
     }
 }
 
-/// Takes back a ring that was handed away and is back. Whether it is still away.
-pub(super) fn is_still_away(shared: &Shared, available: &mut Available, hands: &mut Hands) -> bool {
-    let mut place = shared.away.lock();
-    if let Where::Back(next) = *place {
-        let stay = available.kicks_stay();
-        let event_idx = shared.features & features::EVENT_IDX != 0;
-        *available = Available::new(shared.layout.size, event_idx, shared.is_packed(), next);
-        available.set_kicks_stay(stay);
-        hands.away = false;
-        *place = Where::Here;
-    }
-    hands.away
-}
-
 impl super::Queue {
     /// Takes back a ring that was handed away and is back. Whether it is still away.
     #[cold]
     pub(super) fn look_whether_away(&mut self) -> bool {
-        is_still_away(&self.shared, &mut self.available, &mut self.hands)
+        self.hands.is_still_away(&self.shared, &mut self.available)
     }
 
     /// How far it has come, here or elsewhere.

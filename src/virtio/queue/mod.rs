@@ -8,13 +8,15 @@
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `area` | where a ring lies, and its loads and stores |
-//! | `chain` | a chain, walked and checked |
+//! | `view`, `area` | where a ring lies |
+//! | `split_ring`, `packed_ring`, `format` | its loads and stores |
+//! | `table`, `spot` | descriptors, and places in a packed ring |
+//! | `chain`, `walk`, `walk_near` | a chain, walked and checked: the long way, and the short one |
 //! | `available`, `split`, `packed` | what the driver has made available |
 //! | `used`, `split_used`, `packed_used`, `in_order` | what is used |
 //! | `shared` | giving back from any thread, and the signal |
 //! | `round`, `lent`, `several`, `owned` | what a handler sees |
-//! | `away` | a queue that is served elsewhere |
+//! | `away`, `whereabouts` | a queue that is served elsewhere |
 //! | `counters`, `state` | what its embedder sees |
 //! | `word`, `inside` | what all threads agree on |
 //! | `track` | who is told what is in flight |
@@ -65,21 +67,30 @@ mod buffers;
 mod chain;
 mod counters;
 mod error;
+mod format;
 mod in_order;
 mod inside;
 mod lent;
 mod owned;
 mod packed;
+mod packed_ring;
 mod packed_used;
 mod round;
 mod several;
 mod shared;
 mod split;
+mod split_ring;
 mod split_used;
+mod spot;
 mod state;
 mod stillness;
+mod table;
 mod track;
 mod used;
+mod view;
+mod walk;
+mod walk_near;
+mod whereabouts;
 mod word;
 
 use std::{fmt, io, sync::Arc};
@@ -96,12 +107,6 @@ pub use several::{Found, Several, SeveralRoom};
 pub use shared::Silent;
 pub use state::{ChainState, Ended, QueueState, QueueStateError};
 
-#[cfg_attr(
-    not(all(target_os = "linux", feature = "vhost-user")),
-    allow(unused_imports, reason = "a transport's")
-)]
-pub(crate) use area::areas;
-pub(crate) use area::is_size;
 pub(crate) use inside::{Inside, is_inside};
 pub(crate) use stillness::Stillness;
 #[cfg_attr(
@@ -110,17 +115,23 @@ pub(crate) use stillness::Stillness;
 )]
 pub(crate) use track::Taken;
 pub(crate) use track::Tracker;
+#[cfg_attr(
+    not(all(target_os = "linux", feature = "vhost-user")),
+    allow(unused_imports, reason = "a transport's")
+)]
+pub(crate) use view::areas;
+pub(crate) use view::is_size;
 
 pub(crate) use word::{Begin, End, Stop, Word};
 
 use super::{Wait, features};
 use crate::memory::Memory;
-use area::View;
 use available::Available;
 use error::Gone;
-use packed::Spot;
 use round::Hands;
 use shared::{Shared, Taking};
+use spot::Spot;
+use view::View;
 
 /// Which queue of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

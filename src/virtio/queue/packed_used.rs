@@ -4,9 +4,9 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::{
     Gone,
-    area::PackedView,
-    packed::{FlatPacked, Spot, wants},
-    shared::Shared,
+    counters::Counters,
+    packed_ring::{FlatPacked, PackedView},
+    spot::{Spot, wants},
 };
 
 /// Where used descriptors go.
@@ -67,7 +67,7 @@ impl PackedUsed {
         id: u16,
         descriptors: u16,
         written: u32,
-        shared: &Shared,
+        counters: &Counters,
     ) -> bool {
         let (slot, rest) = (self.next.slot, self.next.used(id, written));
         self.skip(descriptors);
@@ -86,7 +86,7 @@ impl PackedUsed {
         // As in `publish`.
         fence(Ordering::SeqCst);
         let (shown, wanted) = self.shown(view.driver_event());
-        shared.counters.used(shown, wanted);
+        counters.used(shown, wanted);
         wanted
     }
 

@@ -1,21 +1,26 @@
 //! A round: the bounded time in which a handler has a queue to itself, and the chains that it finds there.
 
+mod end;
 mod find;
 mod give_back;
+mod hands;
 
 pub(super) use give_back::Aside;
+pub(super) use hands::Hands;
 
 use std::{fmt, mem, sync::Arc};
 
 use super::{
     Chain, ChainError, Gone, OwnedChain, QueueCounters, QueueError, QueueIndex,
-    area::{FlatRing, FlatView, Format, Short, View},
     available::Available,
-    chain::{Outline, Pool, Segments},
+    chain::Outline,
+    format::{FlatView, Format},
     owned::Held,
-    packed::FlatPacked,
+    packed_ring::FlatPacked,
     shared::{Shared, Taking},
+    split_ring::FlatRing,
     used::Used,
+    view::{Short, View},
 };
 use crate::{
     sync::Opened,
@@ -27,9 +32,6 @@ use crate::{
 const ROUND_BYTES: u64 = 16 << 20;
 /// What a descriptor counts for in these, where a chain is not short: a driver can name the same ones in each of its chains.
 const DESCRIPTOR_BYTES: u64 = 256;
-
-/// For so many chains that are taken a queue has room at least, before it looks for that of those that came back.
-const SPARE: u16 = 16;
 
 /// What is left after a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,53 +54,6 @@ enum Looked {
     Taken,
     /// Nothing was there.
     Empty,
-}
-
-/// What a queue keeps from one round to the next besides its place in the ring.
-#[derive(Default)]
-pub(super) struct Hands {
-    /// The chain that was looked at last.
-    pub segments: Segments,
-    /// How many chains were taken away from their rounds.
-    pub order: u64,
-    /// How many descriptors of a packed ring these took. Wraps.
-    pub descriptors: u32,
-    /// Room for chains that are taken.
-    spare: Pool,
-    /// How many there is room for, in `spare`, in those that are out, and among those that came back.
-    made: u16,
-    /// What the handler waits for since the last round.
-    pub waits: Vec<Wait>,
-    /// The ring was handed away, and no round has seen it come back.
-    pub away: bool,
-    /// How many of the chains that are set aside were given back untouched before, and when the last of them was taken. None between
-    /// two rounds.
-    pub aside_again: usize,
-    pub aside_last: u64,
-}
-
-impl Hands {
-    /// A chain is taken, or waits for one that was: the number by which it is the last of them.
-    #[inline(always)]
-    pub fn taken(&mut self) -> u64 {
-        self.order += 1;
-        self.order
-    }
-
-    /// Room for another chain, in place of one that is taken. Those that came back are fetched several at a time.
-    #[inline]
-    pub fn spare(&mut self, shared: &Shared) -> Segments {
-        if let Some(segments) = self.spare.pop() {
-            return segments;
-        }
-        if self.made >= SPARE {
-            mem::swap(&mut shared.used.lock().pool, &mut self.spare);
-        }
-        self.spare.pop().unwrap_or_else(|| {
-            self.made = self.made.saturating_add(1);
-            Segments::default()
-        })
-    }
 }
 
 /// One bounded look at a queue, for a handler.
@@ -440,9 +395,9 @@ impl<'q> Round<'q> {
         (self.closed, self.budget, self.looked) = (true, 0, Looked::Left);
     }
 
-    /// [`is_still_away`](super::away::is_still_away), of a queue that was handed away.
+    /// Whether a queue that was handed away has not come back.
     pub(super) fn is_still_away(&mut self) -> bool {
-        super::away::is_still_away(self.shared, self.available, self.hands)
+        self.hands.is_still_away(self.shared, self.available)
     }
 
     pub(super) fn available_place(&self) -> u16 {
@@ -453,80 +408,6 @@ impl<'q> Round<'q> {
     pub(super) fn ask_for_kicks(&mut self) -> Result<(), QueueError> {
         let asked = self.available.expect_kicks(self.view);
         asked.map(|_| ()).map_err(|Gone| self.shared.gone())
-    }
-
-    /// Ends the round, and arranges for the next kick if nothing is left.
-    ///
-    /// # Errors
-    /// The ring is no longer in guest memory.
-    pub fn end(mut self) -> Result<Rest, QueueError> {
-        self.finish()
-    }
-
-    /// [`end`](Self::end), where the round is. Nothing but its drop follows.
-    #[inline(always)]
-    pub(crate) fn finish(&mut self) -> Result<Rest, QueueError> {
-        self.publish()?;
-        if !self.holds && self.shared.holds() {
-            self.signal();
-        }
-        self.ended = true;
-        if self.closed {
-            let again = self.looked == Looked::Taken;
-            return Ok(if again { Rest::More } else { Rest::Left });
-        }
-        match self.looked {
-            _ if self.budget == 0 => Ok(Rest::More),
-            Looked::Taken => Ok(Rest::More),
-            Looked::Left if !self.available.kicks_stay() => Ok(Rest::Left),
-            Looked::Empty if self.available.is_asked() => Ok(Rest::Drained),
-            // A kick is all that has the queue looked at again.
-            Looked::Left => self.rest(Rest::Left, Available::expect_kicks_for_more),
-            Looked::Empty => self.rest(Rest::Drained, Available::expect_kicks),
-        }
-    }
-
-    /// What is left to do for a round that has ended.
-    #[inline(always)]
-    pub(crate) fn settle(&mut self) {
-        self.mark_used();
-        let all = (ROUND_BYTES - 1).wrapping_sub(self.bytes);
-        self.shared.counters.bytes(all.wrapping_sub(self.reading));
-        // Others may have it.
-        self.ring = None;
-    }
-
-    /// A round that was left by an error or a panic shows what was put all the same; the next call signals it.
-    #[cold]
-    fn leave(&mut self) {
-        let view = self.view;
-        if self.with_used(|shared, used| shared.publish(&mut used.ring, view)) == Ok(true) {
-            self.shared.owe(true);
-        }
-    }
-
-    /// Asks for kicks: there is `rest`, or there is more.
-    #[inline]
-    fn rest(
-        &mut self,
-        rest: Rest,
-        expect: impl FnOnce(&mut Available, &View) -> Result<bool, Gone>,
-    ) -> Result<Rest, QueueError> {
-        match expect(self.available, self.view) {
-            Ok(true) => Ok(Rest::More),
-            Ok(false) => Ok(rest),
-            Err(Gone) => Err(self.shared.gone()),
-        }
-    }
-}
-
-impl Drop for Round<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        if !self.ended {
-            self.leave();
-        }
-        self.settle();
     }
 }
 

@@ -7,14 +7,15 @@ use std::{
 
 use super::{
     Gone, QueueCounters, QueueError, QueueIndex, QueueLayout, VirtioInterrupt,
-    area::{Format, View},
-    away::Whereabouts,
     chain::{Outline, Segments},
     counters::Counters,
+    format::Format,
     in_order::{InOrder, Kept},
     inside::Inside,
     track::Tracker,
     used::{Returned, Used, UsedGuard, UsedRing, UsedSide},
+    view::View,
+    whereabouts::Whereabouts,
     word::Word,
 };
 use crate::{
@@ -327,7 +328,7 @@ impl Shared {
         self.forget(outline.head);
         let ring = &mut used.ring.split;
         let from = ring.next;
-        let wanted = ring.use_near::<true>(&flat, outline.head, written, self);
+        let wanted = ring.use_near::<true>(&flat, outline.head, written, &self.counters);
         if view.pin.tracks() {
             view.mark_used(from, ring.next);
         }
@@ -346,7 +347,7 @@ impl Shared {
         self.is_used(outline.head, outline.descriptors);
         let ring = &mut used.ring.packed;
         let from = ring.total;
-        let wanted = ring.use_near::<true>(&flat, outline.head, outline.descriptors, written, self);
+        let wanted = ring.use_near::<true>(&flat, outline.head, outline.descriptors, written, &self.counters);
         if view.pin.tracks() {
             view.mark_packed(ring.next, ring.total.wrapping_sub(from));
         }

@@ -4,7 +4,7 @@ use virtio_bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
 
 use super::{
     Gone, QueueError,
-    area::{FlatRing, Head, SplitView},
+    split_ring::{FlatRing, Head, SplitView},
 };
 use crate::sync::{Ordering, fence};
 

@@ -4,8 +4,8 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 
 use super::{
     Gone,
-    area::{FlatRing, SplitView},
-    shared::Shared,
+    counters::Counters,
+    split_ring::{FlatRing, SplitView},
 };
 use crate::sync::{Ordering, fence};
 
@@ -46,7 +46,7 @@ impl SplitUsed {
         view: &FlatRing<'_>,
         head: u16,
         written: u32,
-        shared: &Shared,
+        counters: &Counters,
     ) -> bool {
         let new = self.next.wrapping_add(1);
         view.set_used_entry(self.next, head.into(), written);
@@ -63,7 +63,7 @@ impl SplitUsed {
         } else {
             u32::from(view.avail_flags()) & VRING_AVAIL_F_NO_INTERRUPT == 0
         };
-        shared.counters.used(added.into(), wanted);
+        counters.used(added.into(), wanted);
         wanted
     }
 

@@ -4,11 +4,11 @@ use std::sync::{Arc, atomic::Ordering};
 
 use super::{
     Queue, QueueError, QueueIndex, QueueLayout, Shared, VirtioInterrupt,
-    area::View,
     chain::{MAX_SEGMENTS, Segments},
     in_order::{InOrder, Kept},
-    packed::Spot,
+    spot::Spot,
     used::Returned,
+    view::View,
 };
 use crate::{
     memory::{Memory, Segment},

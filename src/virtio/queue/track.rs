@@ -1,9 +1,6 @@
 //! What a queue has in flight, told to somebody who keeps it where it outlives this process.
 
-use super::{
-    area::{Format, View},
-    packed::Spot,
-};
+use super::{format::Format, spot::Spot, view::View};
 
 /// A table of what is in flight: what it says is what a queue goes on from if this process ends at any point.
 ///

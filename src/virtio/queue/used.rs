@@ -7,13 +7,14 @@ use std::{
 
 use super::{
     Gone, QueueLayout,
-    area::{Format, View},
     chain::{Outline, Pool, Segments},
     counters::Counters,
+    format::Format,
     in_order::InOrder,
-    packed::Spot,
     packed_used::PackedUsed,
     split_used::SplitUsed,
+    spot::Spot,
+    view::View,
 };
 use crate::{
     sync::{Guarded, Lock, Locked, Opened},

@@ -5,10 +5,12 @@ use std::sync::atomic::Ordering;
 use super::{
     super::{
         ChainError, Gone, QueueError,
-        area::{Format, Short},
-        chain::{Broken, MAX_SEGMENTS, Outline},
+        chain::{MAX_SEGMENTS, Outline},
         counters::Kind,
+        format::Format,
         split::{Look, LookNear},
+        view::Short,
+        walk::Broken,
     },
     DESCRIPTOR_BYTES, Looked, Round,
 };

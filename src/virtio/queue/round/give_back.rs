@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::{
-    super::{Gone, area::Format, chain::Outline, in_order::Kept, shared::Taking, track::Taken},
+    super::{Gone, chain::Outline, format::Format, in_order::Kept, shared::Taking, track::Taken},
     Company, Looked, ROUND_BYTES, Ring, Round,
 };
 use crate::virtio::features;
@@ -122,11 +122,11 @@ impl Round<'_> {
         match (&mut self.ring, &self.flat) {
             (Some(ring), Some(Format::Split(view))) => {
                 let ring = &mut ring.used.ring.split;
-                ring.use_near::<false>(&view.ring, outline.head, written, shared);
+                ring.use_near::<false>(&view.ring, outline.head, written, &shared.counters);
             }
             (Some(ring), Some(Format::Packed(view))) => {
                 let ring = &mut ring.used.ring.packed;
-                ring.use_near::<false>(&view.ring, outline.head, outline.descriptors, written, shared);
+                ring.use_near::<false>(&view.ring, outline.head, outline.descriptors, written, &shared.counters);
             }
             _ => return self.put_aside_far(aside, written),
         }
@@ -207,7 +207,7 @@ impl Round<'_> {
         }
         let written = written.min(self.outline.writable_len);
         let ring = &mut ring.used.ring.split;
-        match ring.use_near::<PUBLISH>(&view.ring, self.outline.head, written, self.shared) {
+        match ring.use_near::<PUBLISH>(&view.ring, self.outline.head, written, &self.shared.counters) {
             true => Near::Signal,
             false => Near::Done,
         }
@@ -227,7 +227,7 @@ impl Round<'_> {
         } = self.outline;
         self.available.packed.advance(descriptors);
         let (ring, written) = (&mut ring.used.ring.packed, written.min(writable_len));
-        let wanted = ring.use_near::<PUBLISH>(&view.ring, head, descriptors, written, self.shared);
+        let wanted = ring.use_near::<PUBLISH>(&view.ring, head, descriptors, written, &self.shared.counters);
         self.spend();
         match wanted {
             true => Near::Signal,
