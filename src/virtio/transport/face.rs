@@ -2,38 +2,11 @@
 
 use std::time::Duration;
 
-use super::{RestoreError, mmio::VirtioMmioState, pci::VirtioPciState};
+use super::saved::{NotStill, RestoreError, SavedDevice};
 use crate::{
     memory::Memory,
-    virtio::{DeviceState, Fault, QueueIndex, Wait, queue::QueueCounters},
+    virtio::{Fault, QueueIndex, Wait, queue::QueueCounters},
 };
-
-/// A device cannot be saved while it is not at rest.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the device is not still: pause it and wait until it is; queues with requests under way, and how many: {0:?}")]
-pub struct NotStill(pub Vec<(QueueIndex, u64)>);
-
-/// The state of a transport.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-#[allow(clippy::large_enum_variant, reason = "plain data, of which there is one a device")]
-pub enum SavedTransport {
-    /// Of a [`VirtioMmio`](super::mmio::VirtioMmio).
-    Mmio(VirtioMmioState),
-    /// Of a [`VirtioPci`](super::pci::VirtioPci).
-    Pci(VirtioPciState),
-    /// Of a device behind a vhost-user socket: its front end keeps all of it.
-    VhostUser,
-}
-
-/// The state of a device and its transport, as plain data.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SavedDevice {
-    /// What the guest can see of the transport.
-    pub transport: SavedTransport,
-    /// What the device keeps.
-    pub device: DeviceState,
-}
 
 /// A virtio device behind a transport, whatever either is: what an embedder does with all of them.
 ///

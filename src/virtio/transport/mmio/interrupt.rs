@@ -11,7 +11,11 @@ use std::{
 use super::registers::{CONFIGURATION_CHANGE, USED_BUFFER};
 use crate::{
     interrupt::{Interrupt, LevelInterrupt, LevelOutput, NoInterrupt},
-    virtio::{QueueIndex, queue::VirtioInterrupt, transport::RestoreError},
+    virtio::{
+        QueueIndex,
+        queue::VirtioInterrupt,
+        transport::saved::{MmioInterruptState, RestoreError},
+    },
 };
 
 /// The line of a virtio-mmio device: as the platform has declared it to the guest.
@@ -55,19 +59,6 @@ pub(super) struct MmioInterrupt {
     /// In place of the level, which leads nowhere then.
     edge: Option<Arc<dyn Interrupt>>,
     edge_failures: AtomicU64,
-}
-
-/// InterruptStatus as plain data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MmioInterruptState {
-    /// Value of the register.
-    pub status: u32,
-    /// Bits that the driver has read as set and not acknowledged.
-    pub seen: u32,
-    /// Of those, bits whose event has happened again since.
-    pub again: u32,
-    /// An edge that was to follow an acknowledgement was refused.
-    pub owed: bool,
 }
 
 impl MmioInterruptState {

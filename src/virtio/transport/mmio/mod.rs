@@ -15,8 +15,13 @@ use std::{
 use vm_memory::GuestAddressSpace;
 
 use super::{
-    Core, Doorbell, NotStill, RestoreError, SavedDevice, SavedTransport, TransportError, TransportOptions,
-    TransportState, VirtioTransport, face::forward_to_core, replace_high, replace_low, status::DRIVER_OK,
+    common::{Core, TransportError},
+    doorbell::Doorbell,
+    face::{VirtioTransport, forward_to_core},
+    options::TransportOptions,
+    registers::{replace_high, replace_low},
+    saved::{NotStill, RestoreError, SavedDevice, SavedTransport},
+    status::DRIVER_OK,
 };
 use crate::{
     bus::{BusDevice, read_le, write_le},
@@ -25,8 +30,10 @@ use crate::{
 };
 
 pub use describe::describe;
+pub use interrupt::Line;
 use interrupt::MmioInterrupt;
-pub use interrupt::{Line, MmioInterruptState};
+
+pub use super::saved::{MmioInterruptState, VirtioMmioState};
 
 /// Bytes of address space that one device takes in the usual layouts. The configuration space starts at 0x100.
 pub const REGION_SIZE: u64 = 0x200;
@@ -63,17 +70,6 @@ pub struct VirtioMmio<D> {
     core: Arc<Core<D>>,
     interrupt: Arc<MmioInterrupt>,
     shm_sel: AtomicU32,
-}
-
-/// The state of virtio-mmio, as plain data.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VirtioMmioState {
-    /// Status, features and queues.
-    pub transport: TransportState,
-    /// InterruptStatus and what is remembered with it.
-    pub interrupt: MmioInterruptState,
-    /// Selected shared memory region.
-    pub shm_sel: u32,
 }
 
 impl<D: VirtioDevice + 'static> VirtioMmio<D> {

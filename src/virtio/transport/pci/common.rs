@@ -4,7 +4,10 @@ use super::{VirtioPci, registers::*};
 use crate::virtio::{
     QueueIndex, VirtioDevice, features,
     queue::QueueLayout,
-    transport::{Core, replace_high, replace_low},
+    transport::{
+        common::Core,
+        registers::{replace_high, replace_low},
+    },
 };
 
 /// The three addresses of a queue, each a register of 64 bits that is also accessed by halves.

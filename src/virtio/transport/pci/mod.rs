@@ -26,8 +26,11 @@ use std::{
 use vm_memory::GuestAddressSpace;
 
 use super::{
-    Core, Doorbell, NotStill, RestoreError, SavedDevice, TransportError, TransportOptions, VirtioTransport,
-    face::forward_to_core,
+    common::{Core, TransportError},
+    doorbell::Doorbell,
+    face::{VirtioTransport, forward_to_core},
+    options::TransportOptions,
+    saved::{NotStill, RestoreError, SavedDevice},
 };
 use crate::{
     bus::{Doorbells, read_le, write_le},
@@ -37,11 +40,11 @@ use crate::{
     virtio::{VirtioDevice, features, queue::VirtioInterrupt},
 };
 
+pub use super::saved::VirtioPciState;
 use interrupt::PciInterrupt;
 use layout::{Layout, Region, STRUCTURES, Structure};
 use outside::Outside;
 pub use outside::SharedMemoryMap;
-pub use state::VirtioPciState;
 
 /// The end of the command register in configuration space, with Bus Master in it.
 const COMMAND_END: u64 = 6;

@@ -1,26 +1,13 @@
 //! Save and restore of a device behind virtio-pci.
 
 use super::{VirtioPci, interrupt::PciInterrupt, registers::*};
-use crate::{
-    pci::EndpointState,
-    virtio::{
-        QueueIndex, VirtioDevice,
-        transport::{NotStill, RestoreError, SavedDevice, SavedTransport, TransportState, status::DRIVER_OK},
+use crate::virtio::{
+    QueueIndex, VirtioDevice,
+    transport::{
+        saved::{NotStill, RestoreError, SavedDevice, SavedTransport, VirtioPciState},
+        status::DRIVER_OK,
     },
 };
-
-/// The state of virtio-pci, as plain data.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VirtioPciState {
-    /// Status, features and queues.
-    pub transport: TransportState,
-    /// Configuration space, MSI-X, and the ISR status as the causes of INTx.
-    pub endpoint: EndpointState,
-    /// `config_msix_vector`.
-    pub config_vector: u16,
-    /// `queue_msix_vector` of each queue.
-    pub queue_vectors: Vec<u16>,
-}
 
 impl PciInterrupt {
     fn check(&self, state: &VirtioPciState) -> Result<(), RestoreError> {
