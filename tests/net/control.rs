@@ -326,9 +326,10 @@ fn a_hash_is_configured_as_it_was_told_to_be_possible() {
     assert_eq!(guest.command(MQ_CLASS, 2, &hash_config(0, &[])), OK);
     assert_eq!(guest.command(MQ_CLASS, 2, &hash_config(8, &[1; 40])), ERR);
     assert_eq!(guest.command(MQ_CLASS, 2, &hash_config(7, &[1; 41])), ERR);
+    // Linux 6.12 has the number of its queues where it should have zero.
     let mut reserved = hash_config(7, &[1; 40]);
-    reserved[4] = 1;
-    assert_eq!(guest.command(MQ_CLASS, 2, &reserved), ERR);
+    reserved[10] = 1;
+    assert_eq!(guest.command(MQ_CLASS, 2, &reserved), OK);
 }
 
 #[test]

@@ -207,12 +207,10 @@ impl Control {
             }
             control::MQ_HASH_CONFIG if settings.has(feature::HASH_REPORT) => {
                 let types = self.read_types(command)?;
-                let reserved: [u16; 4] = read_numbers(command)?;
+                // "MUST contain all zeroes", but Linux has the number of its queues in the last, as for the command above.
+                let _reserved: [u16; 4] = read_numbers(command)?;
                 let key = read_key(command)?;
                 ended(command)?;
-                if reserved != [0; 4] {
-                    return Err(Refused);
-                }
                 let hashing = Arc::new(Hashing::new(types, &key, None));
                 self.shared.change(|settings| settings.hash = Some(hashing));
             }
