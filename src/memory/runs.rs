@@ -47,6 +47,10 @@ pub(crate) enum Asked {
     /// There is none.
     Refused,
     /// Who knows it has been asked in turn, and nobody waits for the answer: who needs it looks again when it is there.
+    #[cfg_attr(
+        not(all(target_os = "linux", feature = "vhost-user")),
+        allow(dead_code, reason = "a transport's")
+    )]
     Later,
 }
 

@@ -115,6 +115,10 @@ impl Descriptor {
     }
 
     /// As [`new`](Self::new) has them.
+    #[cfg_attr(
+        not(all(target_os = "linux", feature = "vhost-user")),
+        allow(dead_code, reason = "a transport's")
+    )]
     pub fn words(&self) -> [u64; 2] {
         [self.address, self.rest]
     }

@@ -20,6 +20,10 @@ pub(crate) trait Tracker: Send + Sync {
 }
 
 /// A chain that is taken.
+#[cfg_attr(
+    not(all(target_os = "linux", feature = "vhost-user")),
+    allow(dead_code, reason = "a transport's")
+)]
 pub(crate) struct Taken<'a> {
     pub head: u16,
     /// How many descriptors of a packed ring it takes.
@@ -42,6 +46,10 @@ impl<'a> Taken<'a> {
     }
 
     /// Its descriptor in a packed ring with this number in it: address, and length, ID and flags.
+    #[cfg_attr(
+        not(all(target_os = "linux", feature = "vhost-user")),
+        allow(dead_code, reason = "a transport's")
+    )]
     pub fn descriptor(&self, number: u16) -> Option<[u64; 2]> {
         let Format::Packed(view) = self.view.ring() else {
             return None;

@@ -16,7 +16,7 @@
 //! | `face` | what an embedder sees of any transport |
 //!
 //! *Who runs it*: no thread and no loop is started. The connection makes progress when [`serve_connection`](VhostUser::serve_connection)
-//! is called, and says what it waits for; queues are [served](VirtioTransport::serve) as those of any transport, and the kick descriptor is
+//! is called, and says what it waits for; queues are [served](super::VirtioTransport::serve) as those of any transport, and the kick descriptor is
 //! one more thing that a queue waits for. Nothing waits in a call: a request whose answer depends on a queue that has to come to rest is
 //! answered once it has, and no other request is read before.
 //!
@@ -174,8 +174,8 @@ impl<D: VirtioDevice + 'static> VhostUser<D> {
         })
     }
 
-    /// Who hears that a queue is to be [served](VirtioTransport::serve), and [what it waits for](Doorbell::wait), its kick included.
-    /// Without, a queue is served by whoever calls for it, and [`waits`](VirtioTransport::waits) is asked.
+    /// Who hears that a queue is to be [served](super::VirtioTransport::serve), and [what it waits for](Doorbell::wait), its kick included.
+    /// Without, a queue is served by whoever calls for it, and [`waits`](super::VirtioTransport::waits) is asked.
     pub fn with_doorbell(self, doorbell: impl Doorbell + 'static) -> Self {
         self.lines.set_doorbell(Box::new(doorbell));
         self
