@@ -28,6 +28,9 @@
 //! and when the connection ends. A driver that is stopped for a while (the front end asks for the base of all rings, and starts them
 //! again with it) finds the device as it was.
 //!
+//! *The device's state* goes through a pipe of the front end's. Have the process ignore SIGPIPE, as the runtime of a Rust program does:
+//! a pipe whose other end is closed is an error then, and costs the state alone.
+//!
 //! *Behind an IOMMU* (ACCESS_PLATFORM, [if it is offered](VhostUserOptions::max_translations)), addresses of rings and buffers are
 //! the driver's, and the front end tells where they are when it is asked. A request whose translation is missing stays in its ring, and
 //! its queue is looked at again when it has come; a ring starts when all of it is translated. A translation that is taken back is
