@@ -212,9 +212,11 @@ guest() {
 backports() {
     apt=$build/backports/apt
     release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    # From where this machine has Debian.
+    archive=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $release" | head -n 1)
     mkdir -p "$apt/state/lists/partial" "$apt/cache/archives/partial"
     for suite in "$release" "$release-backports"; do
-        echo "deb [arch=arm64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $suite main"
+        echo "deb [arch=arm64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $archive $suite main"
     done >"$apt/sources.list"
     cat >"$apt/conf" <<END
 Dir::Etc::sourcelist "$apt/sources.list";
