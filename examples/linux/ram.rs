@@ -1,9 +1,15 @@
 //! Memory of rsemu's, as devisor's devices want it.
 
-use std::{error::Error, fs::File, io, os::fd::AsRawFd, sync::Arc};
+use std::{
+    error::Error,
+    fs::File,
+    io,
+    os::fd::{AsRawFd, FromRawFd},
+    sync::Arc,
+};
 
 use rsemu::core::space::{RamStore, Region};
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, mmap::MmapRegionBuilder};
 
 use crate::virtio::Window;
 
@@ -36,15 +42,15 @@ impl Ram {
         let store = Arc::new(RamStore::new(size));
         // Devices may hold clones of the memory for as long as they like, and those do not know the store.
         std::mem::forget(Arc::clone(&store));
+        // In a file, so that daemons can have a part in it.
+        let file = shared_file(size)?;
+        place(&file, &store)?;
+        let mapping = MmapRegionBuilder::new(usize::try_from(size)?)
+            .with_file_offset(FileOffset::new(file, 0))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED);
         // SAFETY: the store owns `size` bytes at its host address, neither moves nor resizes them, and is never freed.
-        let mapping = unsafe {
-            MmapRegion::build_raw(
-                store.host_addr() as *mut u8,
-                usize::try_from(size)?,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            )?
-        };
+        let mapping = unsafe { mapping.with_raw_mmap_pointer(store.host_addr() as *mut u8) }.build()?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(base)).ok_or("the RAM ends past the address space")?;
         Ok((store, region))
     }
@@ -64,6 +70,19 @@ impl Ram {
     pub fn file(&self) -> Option<&File> {
         self.file.as_ref()
     }
+}
+
+/// A file of so many bytes that has no name.
+fn shared_file(size: u64) -> io::Result<File> {
+    // SAFETY: the name is a string, and the descriptor is nobody else's, or none.
+    let file = unsafe {
+        match libc::memfd_create(c"ram".as_ptr(), libc::MFD_CLOEXEC) {
+            ..0 => return Err(io::Error::last_os_error()),
+            descriptor => File::from_raw_fd(descriptor),
+        }
+    };
+    file.set_len(size)?;
+    Ok(file)
 }
 
 /// Maps a file in the place of a store's first bytes: the emulator has only memory of its own.

@@ -147,7 +147,7 @@ guest() {
         libcrc32c crc32c_generic crc16 mbcache jbd2 ext4 rtc-pl031 \
         virtio_balloon virtio_mem libnvdimm dax nd_btt nd_pmem nd_virtio virtio_pmem \
         virtio_console vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport \
-        failover net_failover virtio_net; do
+        failover net_failover virtio_net fuse virtiofs; do
         found=$(find unpacked/lib/modules unpacked/usr/lib/modules -name "$module.ko*" 2>/dev/null | head -n 1)
         case $found in
         '') continue ;;

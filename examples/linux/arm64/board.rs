@@ -139,9 +139,10 @@ const AFTER_IOMMU: [&str; 9] = [
 /// The IOMMU of all others, if there is one.
 pub const IOMMU: Place = place(15, "virtio-iommu", "");
 
-/// Whether a device can be behind it: Linux's driver of the balloon does not accept ACCESS_PLATFORM, since its pages are physical ones.
+/// Whether a device can be behind it: Linux's driver of the balloon does not accept ACCESS_PLATFORM, since its pages are physical ones, and
+/// a daemon is not told how memory is translated.
 pub fn may_be_behind(place: &Place) -> bool {
-    place.name != "virtio-balloon"
+    !["virtio-balloon", "virtio-fs by virtiofsd"].contains(&place.name)
 }
 
 /// By which the IOMMU knows a device.

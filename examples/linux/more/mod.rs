@@ -5,6 +5,8 @@
 
 mod balloon;
 mod console;
+#[cfg(feature = "vhost-user")]
+mod files;
 mod folder;
 pub mod iommu;
 mod memory;
@@ -77,7 +79,7 @@ const fn row(name: &'static str, plug: Plug) -> Row {
     }
 }
 
-const TABLE: [Row; 7] = [
+const TABLE: [Row; 7 + cfg!(feature = "vhost-user") as usize] = [
     row("virtio-balloon", balloon::plug),
     row("virtio-mem", memory::plug),
     row("virtio-pmem", pmem::plug),
@@ -93,12 +95,19 @@ const TABLE: [Row; 7] = [
         plug: net::plug_tap,
         is_possible: net::is_tap_here,
     },
+    #[cfg(feature = "vhost-user")]
+    Row {
+        name: "virtio-fs by virtiofsd",
+        plug: files::plug,
+        is_possible: files::is_virtiofsd_here,
+    },
 ];
 
 /// What the guest calls its virtio devices, after the two on every board.
-const GUEST_NAMES: [&str; TABLE.len()] = [
-    "virtio2", "virtio3", "virtio4", "virtio5", "virtio6", "virtio7", "virtio8",
+const GUEST_NAMES: [&str; 8] = [
+    "virtio2", "virtio3", "virtio4", "virtio5", "virtio6", "virtio7", "virtio8", "virtio9",
 ];
+const _: () = assert!(TABLE.len() <= GUEST_NAMES.len());
 
 impl DeviceSet {
     /// By the names that the command line has for them.
