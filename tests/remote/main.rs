@@ -17,10 +17,12 @@ mod life;
 mod middle;
 mod moved;
 mod packed_rings;
+mod packet;
 mod plugged;
 mod shared_memory;
 mod stand_in;
 mod storage_daemon;
+mod vsock_daemon;
 mod wire;
 
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
