@@ -20,8 +20,6 @@ use crate::{
 /// Protocol features that it adds.
 pub const DEVICE_STATE: u64 = 1 << 19;
 pub const SHMEM: u64 = 1 << 22;
-/// The one that it takes away: requests that are given back when a ring stops would stay in that table, and not move.
-const INFLIGHT_SHMFD: u64 = 1 << 12;
 
 const GET_PROTOCOL_FEATURES: u32 = 15;
 const SET_PROTOCOL_FEATURES: u32 = 16;
@@ -179,7 +177,7 @@ pub fn connect(world: &Arc<World>, more: &Arc<More>) -> impl FnMut() -> io::Resu
             let word = |message: &Message| u64::from_ne_bytes(message.payload[..8].try_into().unwrap());
             match (way, message.request) {
                 (Way::ToFront, GET_PROTOCOL_FEATURES) => {
-                    message.payload = (word(message) & !INFLIGHT_SHMFD | more.features).to_ne_bytes().into();
+                    message.payload = (word(message) | more.features).to_ne_bytes().into();
                 }
                 (Way::ToBack, SET_PROTOCOL_FEATURES) => {
                     message.payload = (word(message) & !(DEVICE_STATE | SHMEM)).to_ne_bytes().into();

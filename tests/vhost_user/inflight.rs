@@ -131,13 +131,13 @@ fn a_back_end_that_goes_on_and_on_loses_and_repeats_nothing() {
 }
 
 #[test]
-fn one_that_comes_back_untouched_stays_in_the_table() {
+fn one_that_comes_back_untouched_is_in_the_ring_again_whose_base_is_what_was_used() {
     let (front, seen, mut ring, description, table) = first();
     seen.gives_back.store(true, Ordering::SeqCst);
     let heads = [(); 3].map(|()| request(&mut ring));
     front.kick(0);
     seen.kept.lock().unwrap().remove(1).complete(1);
-    front.base(0);
+    assert_eq!(front.base(0), 1, "nothing is taken beyond what was used");
     assert_eq!(ring.used(), [(heads[1].into(), 1)]);
     let (_other, seen) = second(&front, &ring, &description, &table);
     let used: Vec<_> = ring.used().iter().map(|(head, _)| *head as u16).collect();

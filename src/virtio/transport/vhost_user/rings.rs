@@ -197,8 +197,20 @@ impl<D: VirtioDevice> VhostUser<D> {
         }
         self.lines.stops(index);
         if let Some(mut state) = self.core.end_ring(index) {
-            if session.inflight.is_none() {
-                self.with_found(|memory| Ring::rewind(&mut state, memory));
+            let table = session.inflight.as_ref();
+            let part = table.and_then(|table| table.queue(index, state.layout.size));
+            match part {
+                None => self.with_found(|memory| Ring::rewind(&mut state, memory)),
+                // The base of a ring that is stopped is not beyond what was used: nothing is under way any more.
+                Some(Part::Split(part)) => {
+                    let taken = state.in_flight.clone();
+                    self.with_found(|memory| Ring::rewind(&mut state, memory));
+                    if state.in_flight.is_empty() {
+                        part.forget(&taken);
+                    }
+                }
+                // It says how far the ring was used beside what was taken, and the table has what may be in the ring no more.
+                Some(Part::Packed(_)) => {}
             }
             ring.base = base_of(&state);
             ring.kept = Some(state);

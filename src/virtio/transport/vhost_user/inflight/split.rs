@@ -78,6 +78,14 @@ impl Split {
         in_flight.into_iter().map(|(_, head)| head).collect()
     }
 
+    /// These, in the order in which they were taken, are at the end of what was used in the available ring again, and not in flight.
+    pub fn forget(&self, heads: &[u16]) {
+        // Whoever goes on when this process ends in between takes as many as are left as taken, and what comes after them from the ring.
+        for entry in heads.iter().rev().filter_map(|&head| self.entry(head)) {
+            self.words.byte(entry + state::INFLIGHT).store(0, Ordering::SeqCst);
+        }
+    }
+
     /// The driver has been shown what was put last, up to `used`.
     fn end_batch(&self, used: u16) {
         let count = used.wrapping_sub(self.words.word(region::USED_IDX).load(Ordering::SeqCst));
@@ -148,6 +156,17 @@ mod tests {
         assert_eq!(part.recover(1, 8), [5, 7]);
         part.take(2);
         assert_eq!(part.recover(1, 8), [5, 7, 2], "numbers go on");
+    }
+
+    #[test]
+    fn what_is_in_the_ring_again_is_forgotten_from_the_last_on() {
+        let part = part(8);
+        part.recover(0, 8);
+        [5, 2, 7].into_iter().for_each(|head| part.take(head));
+        part.forget(&[7]);
+        assert_eq!(part.recover(0, 8), [5, 2], "as many come first in the ring");
+        part.forget(&[5, 2]);
+        assert!(part.recover(0, 8).is_empty());
     }
 
     #[test]
