@@ -323,12 +323,18 @@ pub fn qemu_command(folder: &Path, arch: &str, more: &str, devices: &[String], s
     let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build");
     let (program_name, build, machine, console) = match arch {
         "x86_64" => ("qemu-system-x86_64", build.join("x86_64"), ["q35", "max"], "ttyS0"),
+        "backports" => (
+            "qemu-system-aarch64",
+            build.join("backports"),
+            ["virt", "cortex-a57"],
+            "ttyAMA0",
+        ),
         _ => ("qemu-system-aarch64", build, ["virt", "cortex-a57"], "ttyAMA0"),
     };
     let qemu = program(program_name)?;
     let kernel = build.join("kernel");
     let Ok(mut initrd) = fs::read(build.join("initrd.cpio")) else {
-        skipped("no guest: tests/guest/fetch.sh gets it");
+        skipped(format_args!("no guest {arch}: tests/guest/fetch.sh gets it"));
         return None;
     };
     initrd.resize(initrd.len().next_multiple_of(512), 0);
@@ -422,9 +428,14 @@ fn guests_of_qemu_write_and_read_a_disk_and_get_entropy() {
 /// together.
 #[test]
 fn guests_of_qemu_behind_an_iommu_write_and_read_a_disk() {
-    for (name, kernel, packed) in [
-        ("strict", "intel_iommu=on iommu.strict=1", "off"),
-        ("lazy", "intel_iommu=on iommu.strict=0", "on"),
+    const INTEL: &str = "intel-iommu,intremap=on,device-iotlb=on";
+    const VIRTIO: &str = "virtio-iommu-pci";
+    for (name, arch, iommu, kernel, packed) in [
+        ("strict", "x86_64", INTEL, "intel_iommu=on iommu.strict=1", "off"),
+        ("lazy", "x86_64", INTEL, "intel_iommu=on iommu.strict=0", "on"),
+        // Kernels of before have no driver for it.
+        ("virtio-strict", "backports", VIRTIO, "iommu.strict=1", "on"),
+        ("virtio-lazy", "backports", VIRTIO, "iommu.strict=0", "off"),
     ] {
         let folder = folder(&format!("qemu-iommu-{name}"));
         let (disk, socket) = (folder.join("disk"), folder.join("s"));
@@ -440,7 +451,7 @@ fn guests_of_qemu_behind_an_iommu_write_and_read_a_disk() {
             "vhost-user-blk-pci,bus=rp0,chardev=c0,num-queues=1,iommu_platform=on,ats=on,disable-legacy=on,packed={packed}"
         );
         let devices = [
-            device("intel-iommu,intremap=on,device-iotlb=on"),
+            device(iommu),
             // QEMU tells of what is unmapped only where the guest enables ATS, which a device of the root bus does not have.
             device("pcie-root-port,id=rp0,chassis=1"),
             chardev("c0", &socket, ""),
@@ -451,8 +462,8 @@ fn guests_of_qemu_behind_an_iommu_write_and_read_a_disk() {
             busybox dd if=/run/a of=/dev/vda bs=64k seek=128 conv=fsync 2>/dev/null; echo 3 > /proc/sys/vm/drop_caches\n\
             busybox dd if=/dev/vda bs=64k skip=128 count=32 2>/dev/null | busybox cmp - /run/a && echo guest: same $round; done\n\
             echo guest: groups $(busybox ls /sys/kernel/iommu_groups | busybox wc -l)\necho guest: end\n";
-        let Some(mut guest) = qemu_with(&folder, "x86_64", kernel, &devices, script) else {
-            return;
+        let Some(mut guest) = qemu_with(&folder, arch, kernel, &devices, script) else {
+            continue;
         };
         guest.assert_says("guest: end", Duration::from_secs(120));
         assert!(guest.all.contains("guest: same 3"), "{name}: {}", guest.all);
