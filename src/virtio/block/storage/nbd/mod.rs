@@ -22,6 +22,7 @@ mod socket;
 #[cfg(feature = "nbd-tls")]
 mod tls;
 mod uri;
+mod vectors;
 mod wire;
 
 use std::{

@@ -16,7 +16,7 @@ use vm_memory::VolatileSlice;
 
 use super::{
     NbdError,
-    socket::{Vector, Vectors},
+    vectors::{Vector, Vectors},
 };
 use crate::virtio::host_io;
 

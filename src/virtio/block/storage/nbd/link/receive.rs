@@ -5,7 +5,8 @@ use super::{
         NbdError,
         job::{Job, Owner, State},
         reply::{self, Meaning},
-        socket::{Stream, Vector, Vectors},
+        socket::Stream,
+        vectors::{Vector, Vectors},
     },
     Link, Place, Ready,
 };

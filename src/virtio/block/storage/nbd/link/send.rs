@@ -8,7 +8,7 @@ use super::{
         NbdError,
         job::{Job, Owner, Plan, State},
         journal::Data,
-        socket::{Vector, Vectors},
+        vectors::{Vector, Vectors},
         wire::{REQUEST_LEN, kind},
     },
     Link, Phase,
