@@ -594,3 +594,54 @@ fn ranges_at_both_ends_of_the_address_space_are_mapped_or_refused_as_they_fit() 
         }
     }
 }
+
+// Whatever is asked.
+
+/// A grid of requests, most of which no driver would make: each is answered within its room, by a status that there is, and costs nothing
+/// else.
+#[test]
+fn whatever_is_asked_is_answered_and_the_next_too() {
+    let domains = [0, 1, ONE, TWO, u32::MAX];
+    let addresses = [0, 0xfff, 0x1000, SHIFT, OWN, 0x802_0000, u64::MAX - 0xfff, u64::MAX];
+    each(|mut world| {
+        let mut at = 0_usize;
+        let mut turn = |values: usize| {
+            at = at
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (at >> 33) % values
+        };
+        for kind in (0..=6).chain([0x80, 0xff]) {
+            for length in [0, 1, 3, 4, 8, 16, 20, 36, 40, 64, 4096] {
+                for room in [0, 1, 3, 4, 5, 512, 600] {
+                    for _ in 0..6 {
+                        let mut bytes = vec![kind, 0, 0, 0];
+                        bytes.extend(domains[turn(5)].to_le_bytes());
+                        // An endpoint, or the first half of an address.
+                        match turn(2) {
+                            0 => bytes.extend([ONE, TWO, 7, u32::MAX][turn(4)].to_le_bytes()),
+                            _ => bytes.extend(addresses[turn(8)].to_le_bytes()),
+                        }
+                        bytes.extend([0_u32, 1, 2, 8][turn(4)].to_le_bytes());
+                        bytes.extend(addresses[turn(8)].to_le_bytes());
+                        bytes.extend(addresses[turn(8)].to_le_bytes());
+                        bytes.extend([0_u32, READ, WRITE, READ | WRITE, MMIO, u32::MAX][turn(6)].to_le_bytes());
+                        bytes.resize(length, 0);
+                        let (used, answer) = world.iommu.ask(0, &bytes, room);
+                        assert!(used <= room, "{bytes:x?}: {used} bytes where there is room for {room}");
+                        if used >= 4 {
+                            let status = answer[used as usize - 4];
+                            assert!(status <= NOMEM, "{bytes:x?}: a status of {status}");
+                        }
+                    }
+                }
+            }
+        }
+        assert_eq!(world.iommu.status() & 0x40, 0, "the device needs a reset");
+        world.iommu.reset();
+        world.drive(u64::MAX);
+        assert_eq!(world.attach(ONE, ONE, 0), OK);
+        assert_eq!(world.map_own(ONE), OK);
+        assert_eq!(world.unmap(ONE, (SHIFT, OWN)), OK);
+    });
+}

@@ -31,6 +31,7 @@ mod memory;
 mod net;
 mod packed;
 mod setup;
+mod sweep;
 mod tables;
 mod vsock;
 mod worn;

@@ -9,7 +9,7 @@ use crate::{
     driver::{
         Row,
         Seen::{self, Holds, Kept, Refused, Says, Served},
-        differs, elsewhere, not_here, plays,
+        differs, elsewhere, plays, unread,
     },
     ring::{INDIRECT, WRITE, readable, writable},
     rings::*,
@@ -21,7 +21,7 @@ use crate::{
     worn::WORN,
 };
 
-use super::{HOTPLUG, UNREAD};
+use super::HOTPLUG;
 
 /// What a driver without the feature is told.
 const NO: Seen = Says(UNSUPP);
@@ -118,6 +118,9 @@ fn without_status(w: &mut World, kind: u32, room: u32) -> Seen {
     assert_eq!(w.guest.get(DATA + u64::from(room) - 1, 1), [IOERR as u8]);
     seen
 }
+
+/// Where whatever a driver can ask is asked.
+const ANYTHING: &str = "tests/villain/sweep.rs::whatever_a_disk_is_asked_it_answers_and_changes_nothing_else";
 
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
@@ -270,9 +273,9 @@ pub const ROWS: &[Row] = &[
     Row("B0097", "a status of no bytes, again", plays(Served, |w| without_status(w, IN, 1024))),
     Row("B0098", "a read in pieces", plays(YES, |w| framed(w, &[100, 12, 400]))),
     Row("B0099", "a write of a sector and a byte", plays(BAD, |w| w.writes(0, &[1; 513]))),
-    Row("B0100", "not known to us", not_here(UNREAD)),
-    Row("B0101", "not known to us", not_here(UNREAD)),
-    Row("B0102", "not known to us", not_here(UNREAD)),
+    Row("B0100", "not known to us", unread(ANYTHING)),
+    Row("B0101", "not known to us", unread(ANYTHING)),
+    Row("B0102", "not known to us", unread(ANYTHING)),
     Row("B0103", "two reads with one kick", plays(Served, |w| several(w, 0, 2))),
     Row("B0104", "a write and a read of one sector with one kick", plays(Served, |w| {
         w.guest.put(REQUEST, &header(OUT, 0));
@@ -285,12 +288,12 @@ pub const ROWS: &[Row] = &[
         assert_eq!(w.guest.get(DATA + 512, 512), text(512, 8));
         seen
     })),
-    Row("B0105", "not known to us", not_here(UNREAD)),
+    Row("B0105", "not known to us", unread(ANYTHING)),
     Row("B0106", "two sectors of which one is there", plays(BAD, |w| w.reads(SECTORS - 1, 1024))),
     Row("B0107", "a header of zeros, which is a read", plays(YES, |w| w.reads(0, 512))),
-    Row("B0108", "not known to us", not_here(UNREAD)),
-    Row("B0109", "not known to us", not_here(UNREAD)),
-    Row("B0110", "not known to us", not_here(UNREAD)),
+    Row("B0108", "not known to us", unread(ANYTHING)),
+    Row("B0109", "not known to us", unread(ANYTHING)),
+    Row("B0110", "not known to us", unread(ANYTHING)),
     Row("B0111", "a read of what was discarded", plays(YES, |w| {
         discard(w, 0, 4);
         w.reads(0, 2048)
@@ -304,12 +307,12 @@ pub const ROWS: &[Row] = &[
         w.reads(capacity - 1, 512)
     })),
     Row("B0114", "requests on all queues", plays(Served, on_both)),
-    Row("B0115", "not known to us", not_here(UNREAD)),
-    Row("B0116", "not known to us", not_here(UNREAD)),
+    Row("B0115", "not known to us", unread(ANYTHING)),
+    Row("B0116", "not known to us", unread(ANYTHING)),
     Row("B0117", "a flush", differs(NO, YES, |w| w.flushes())),
-    Row("B0118", "not known to us", not_here(UNREAD)),
-    Row("B0119", "not known to us", not_here(UNREAD)),
-    Row("B0120", "not known to us", not_here(UNREAD)),
+    Row("B0118", "not known to us", unread(ANYTHING)),
+    Row("B0119", "not known to us", unread(ANYTHING)),
+    Row("B0120", "not known to us", unread(ANYTHING)),
     Row("B0121", "a write and a flush", differs(NO, YES, |w| {
         assert_eq!(w.writes(0, &[3; 512]), YES);
         w.flushes()
@@ -317,15 +320,15 @@ pub const ROWS: &[Row] = &[
     Row("B0122", "a discard that ends beyond the disk", differs(NO, BAD, |w| discard(w, SECTORS - 2, 4))),
     Row("B0123", "a kick for nothing", plays(Kept, |w| w.watch(0, |_| ()))),
     Row("B0124", "a read by a table", differs(Refused, Served, |w| tabled(w, 0, Whole))),
-    Row("B0125", "not known to us but for what it does to others, which T0001 to T0003 do", not_here(UNREAD)),
-    Row("B0126", "not known to us", not_here(UNREAD)),
-    Row("B0127", "not known to us", not_here(UNREAD)),
-    Row("B0128", "not known to us", not_here(UNREAD)),
+    Row("B0125", "not known to us but for what it does to others, which T0001 to T0003 do", unread(ANYTHING)),
+    Row("B0126", "not known to us", unread(ANYTHING)),
+    Row("B0127", "not known to us", unread(ANYTHING)),
+    Row("B0128", "not known to us", unread(ANYTHING)),
     Row("B0129", "several questions for the identity", plays(YES, |w| {
         assert_eq!([(); 3].map(|()| identity(w, 0, 20)), [YES; 3]);
         YES
     })),
-    Row("B0130", "not known to us", not_here(UNREAD)),
+    Row("B0130", "not known to us", unread(ANYTHING)),
     Row("B0131", "writes of one sector by two queues", plays(YES, |w| {
         w.guest.put(DATA, &text(512, 6));
         assert_eq!(w.disk_asks(0, OUT, 0, &[readable(DATA, 512)]), YES);
@@ -346,9 +349,9 @@ pub const ROWS: &[Row] = &[
         Holds
     })),
     Row("B0136", "a configuration that changes while it is read", elsewhere("tests/virtio_pci/common.rs::a_torn_read_of_the_configuration_is_detectable; tests/virtio_mmio/registers.rs::a_torn_read_of_the_configuration_is_detectable")),
-    Row("B0137", "not known to us", not_here(UNREAD)),
+    Row("B0137", "not known to us", unread(ANYTHING)),
     Row("B0138", "zeros up to the last sector", differs(NO, YES, |w| zeroes(w, SECTORS - 2, 2, 0))),
-    Row("B0139", "not known to us", not_here(UNREAD)),
+    Row("B0139", "not known to us", unread(ANYTHING)),
     Row("B0140", "a request before the driver is ready", plays(Served, before_the_driver_is_ready)),
     Row("B0141", "a kick of a queue that was stopped", elsewhere("tests/virtio_mmio/queues.rs::a_queue_that_is_not_ready_is_not_touched")),
     Row("B0142", "a request with the reset of its device", plays(Holds, |w| {
@@ -370,7 +373,7 @@ pub const ROWS: &[Row] = &[
         w.reads(SECTORS - 1, 512)
     })),
     Row("B0146", "an empty buffer among the data", plays(YES, |w| w.disk_asks(0, IN, 0, &[writable(DATA, 256), writable(DATA, 0), writable(DATA + 256, 256)]))),
-    Row("B0147", "not known to us", not_here(UNREAD)),
+    Row("B0147", "not known to us", unread(ANYTHING)),
     Row("B0148", "the same head on two queues", plays(Served, on_both)),
     Row("B0149", "a kick reaches its own queue alone", plays(Holds, |w| {
         let good = w.good(0);
@@ -407,7 +410,7 @@ pub const ROWS: &[Row] = &[
     Row("B0156", "a flush with a priority, again", differs(NO, YES, |w| with_priority(w, FLUSH, 7))),
     Row("B0157", "zeros whose space may go, by who cannot discard", differs(NO, YES, |w| zeroes(w, 0, 1, 1))),
     Row("B0158", "a discard of which the last sector is not there", differs(NO, BAD, |w| discard(w, SECTORS - 1, 2))),
-    Row("B0159", "not known to us", not_here(UNREAD)),
+    Row("B0159", "not known to us", unread(ANYTHING)),
     Row("B0160", "zeros behind the disk", differs(NO, BAD, |w| zeroes(w, SECTORS + 5, 1, 0))),
     Row("B0161", "the identity into a buffer that can only be read", plays(BAD, |w| w.disk_asks(0, GET_ID, 0, &[readable(DATA, 20)]))),
     Row("B0162", "data that leaves memory at its end", plays(Refused, |w| hurt(w, 0, 1, PastMemory))),
@@ -415,7 +418,7 @@ pub const ROWS: &[Row] = &[
         discard(w, 8, 8);
         w.reads(8, 4096)
     })),
-    Row("B0164", "not known to us", not_here(UNREAD)),
+    Row("B0164", "not known to us", unread(ANYTHING)),
     Row("B0165", "a flush of a high priority", differs(NO, YES, |w| with_priority(w, FLUSH, u32::MAX))),
     Row("B0166", "zeros of no sectors at all", differs(NO, YES, |w| zeroes(w, 1, 0, 0))),
     Row("B0167", "a write with two statuses, of which the last is it", plays(YES, |w| {
@@ -489,9 +492,9 @@ pub const ROWS: &[Row] = &[
         w.is_kept(0, &[0x99; 512])
     })),
     Row("B0187", "a read behind the disk says so", plays(BAD, |w| w.reads(SECTORS, 512))),
-    Row("B0188", "not known to us", not_here(UNREAD)),
+    Row("B0188", "not known to us", unread(ANYTHING)),
     Row("B0189", "a flush says that it is done", differs(NO, YES, |w| w.flushes())),
-    Row("B0190", "not known to us", not_here(UNREAD)),
+    Row("B0190", "not known to us", unread(ANYTHING)),
     Row("B0191", "a write says that it is done", plays(YES, |w| w.writes(0, &[1; 512]))),
     Row("B0192", "sectors are apart", plays(Holds, |w| {
         assert_eq!((w.writes(0, &[0xaa; 512]), w.writes(1, &[0xbb; 512])), (YES, YES));
@@ -543,7 +546,7 @@ pub const ROWS: &[Row] = &[
     })),
     Row("B0212", "a header alone", plays(Refused, |w| w.offer(0, &[readable(REQUEST, 16)]))),
     Row("B0213", "a status that says it is a table", plays(Refused, |w| hurt_last(w, 0, Flags(WRITE | INDIRECT)))),
-    Row("B0214", "not known to us", not_here(UNREAD)),
+    Row("B0214", "not known to us", unread(ANYTHING)),
     Row("B0215", "the identity says that it is done", plays(YES, |w| identity(w, 0, 20))),
     Row("B0216", "a kibibyte is written and read", plays(YES, |w| w.is_kept(0, &text(1024, 0)))),
     Row("B0217", "ones are written and read", plays(YES, |w| w.is_kept(0, &[0xff; 512]))),
@@ -585,7 +588,7 @@ pub const ROWS: &[Row] = &[
         }
         Holds
     })),
-    Row("B0229", "not known to us", not_here(UNREAD)),
+    Row("B0229", "not known to us", unread(ANYTHING)),
     Row("B0230", "a write that is stable before it is done, if it says so", plays(Holds, |w| {
         not_offered(w, 18);
         not_offered(w, 19)

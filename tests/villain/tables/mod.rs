@@ -22,6 +22,5 @@ pub mod zoned;
 
 /// What rows of several tables say.
 const HOTPLUG: &str = "tests/pci/bus.rs::a_slot_is_given_once_and_a_foreign_function_is_refused";
-const UNREAD: &str = "what this case does was not in the copy of the suite that was read";
 /// What breaks a ring or leaves memory costs the same whatever device has the ring.
 const RINGS: &str = "tests/hostile.rs::of_86_hostile_cases_68_cost_a_request_and_18_the_device";
