@@ -66,10 +66,8 @@ fn net(arguments: &Arguments, clock: &Arc<dyn Clock>, switch: &Switch) -> Made {
         mac: arguments.other("--mac").map(str::parse).transpose()?,
         pairs: arguments.queues,
         // QEMU and DPDK have the control queue of an interface to themselves, and accept of the features only those that are without it.
-        control_queue_size: match arguments.queues {
-            1 => 0,
-            _ => NetOptions::default().control_queue_size,
-        },
+        control_queue_size: 0,
+        front_end_controls: true,
         ..NetOptions::default()
     };
     let net = match (

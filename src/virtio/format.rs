@@ -254,6 +254,59 @@ impl Bytes for Mac {
     }
 }
 
+/// That a control queue is elsewhere is not in the format: where there are several pairs and none is here, it is.
+impl Bytes for NetOptions {
+    fn put(&self, to: &mut Vec<u8>) {
+        let Self {
+            mac,
+            pairs,
+            queue_size,
+            control_queue_size,
+            front_end_controls: _,
+            mtu,
+            speed,
+            mergeable,
+            offloads,
+            hash_types,
+            rss,
+            hash_report,
+            backlog,
+        } = self;
+        mac.put(to);
+        pairs.put(to);
+        queue_size.put(to);
+        control_queue_size.put(to);
+        mtu.put(to);
+        speed.put(to);
+        mergeable.put(to);
+        offloads.put(to);
+        hash_types.put(to);
+        rss.put(to);
+        hash_report.put(to);
+        backlog.put(to);
+    }
+
+    fn get(from: &mut Source<'_>) -> Option<Self> {
+        let mac = Bytes::get(from)?;
+        let (pairs, queue_size, control_queue_size) = (u16::get(from)?, u16::get(from)?, u16::get(from)?);
+        Some(Self {
+            mac,
+            pairs,
+            queue_size,
+            control_queue_size,
+            front_end_controls: pairs > 1 && control_queue_size == 0,
+            mtu: Bytes::get(from)?,
+            speed: Bytes::get(from)?,
+            mergeable: Bytes::get(from)?,
+            offloads: Bytes::get(from)?,
+            hash_types: Bytes::get(from)?,
+            rss: Bytes::get(from)?,
+            hash_report: Bytes::get(from)?,
+            backlog: Bytes::get(from)?,
+        })
+    }
+}
+
 /// Structures, all of whose fields are named here in their order in the format.
 macro_rules! records {
     ($($record:ident { $($field:ident)* })*) => {$(
@@ -316,9 +369,6 @@ records! {
     MemoryDeviceOptions { region block_size requested_size usable_extra node_id unplugged_access queue_size }
     NetState {
         options features link_up announce mac modes unicast multicast vlans pairs offloads hash coalescing frames
-    }
-    NetOptions {
-        mac pairs queue_size control_queue_size mtu speed mergeable offloads hash_types rss hash_report backlog
     }
     Speed { megabits full_duplex }
     RxModes { promiscuous all_multicast all_unicast no_multicast no_unicast no_broadcast }

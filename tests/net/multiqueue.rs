@@ -438,3 +438,25 @@ fn a_command_is_done_when_no_queue_works_by_what_was_before_it() {
         "what was received by the old settings was there before"
     );
 }
+
+#[test]
+fn where_the_control_queue_is_elsewhere_those_pairs_are_in_use_whose_queues_were_started() {
+    let wires: Vec<_> = (0..4).map(|_| Arc::new(Wire::new(64))).collect();
+    let elsewhere = NetOptions {
+        control_queue_size: 0,
+        front_end_controls: true,
+        ..several()
+    };
+    let active = |wires: &[Arc<Wire>]| wires.iter().filter(|wire| wire.is_active()).count();
+    let mut guest = Guest::over(wires.clone(), elsewhere, MQ);
+    fill(&mut guest);
+    assert_eq!(guest.nic.with_device(|nic| nic.active_pairs()), 4);
+    assert_eq!(active(&wires), 4);
+    for (pair, wire) in wires.iter().enumerate() {
+        assert_eq!(goes_to(&mut guest, wire, &frame(OWN, 60)), [pair]);
+    }
+    // A driver that has not accepted MQ knows of one, however many queues it starts.
+    assert!(guest.start(0));
+    assert_eq!(guest.nic.with_device(|nic| nic.active_pairs()), 1);
+    assert_eq!(active(&wires), 1);
+}

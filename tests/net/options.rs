@@ -82,6 +82,11 @@ fn options_out_of_range_are_refused() {
         ..default()
     });
     assert_eq!(control, NetError::Control(2));
+    let controls = refused(NetOptions {
+        front_end_controls: true,
+        ..default()
+    });
+    assert_eq!(controls, NetError::TwoControls);
     assert_eq!(
         refused(NetOptions {
             hash_types: 0x200,

@@ -37,6 +37,39 @@ fn frames(from: u8, to: u8) -> Vec<Vec<u8>> {
     (0..FRAMES).map(frame).collect()
 }
 
+/// Makes datagrams of them, each from a port of its own, so that they go by all queues.
+fn make_flows(frames: &mut [Vec<u8>]) {
+    for (port, frame) in (1..).zip(frames) {
+        let len = (frame.len() - 14) as u16;
+        let ip = [
+            0x45,
+            0,
+            (len >> 8) as u8,
+            len as u8,
+            0,
+            0,
+            0,
+            0,
+            64,
+            17,
+            0,
+            0,
+            10,
+            0,
+            0,
+            1,
+            10,
+            0,
+            0,
+            2,
+        ];
+        frame[12..14].copy_from_slice(&[8, 0]);
+        frame[14..34].copy_from_slice(&ip);
+        frame[34..36].copy_from_slice(&u16::to_be_bytes(port));
+        frame[36..40].copy_from_slice(&[0, 9, ((len - 20) >> 8) as u8, (len - 20) as u8]);
+    }
+}
+
 fn write_pcap(path: &Path, frames: &[Vec<u8>]) {
     let mut file = Vec::new();
     for word in [0xa1b2_c3d4, 4 << 16 | 2, 0, 0, 65535, ETHERNET] {
@@ -71,17 +104,20 @@ struct Testpmd {
 impl Testpmd {
     /// Port 0 reads and writes files, 1 and 2 are ours, 3 reads and writes files: what comes in at 0 goes out at 1, and at 2 to 3, and
     /// the other way round.
-    fn start(program: &Path, folder: &Path, sockets: &[&Path; 2], ring: &str) -> Self {
+    /// Each has so many pairs of queues.
+    fn start(program: &Path, folder: &Path, sockets: &[&Path; 2], queues: usize, ring: &str) -> Self {
         let prefix = format!("devisor{}", std::process::id());
         // What it prints is to come at once.
         let mut command = Command::new("stdbuf");
         let file = |number: usize| {
-            let name = |way: &str| folder.join(format!("{way}{number}")).display().to_string();
-            format!("net_pcap{number},rx_pcap={},tx_pcap={}", name("in"), name("out"))
+            let name = |way: &str, queue| folder.join(format!("{way}{number}-{queue}")).display().to_string();
+            let files =
+                (0..queues).map(|queue| format!(",rx_pcap={},tx_pcap={}", name("in", queue), name("out", queue)));
+            format!("net_pcap{number}{}", files.collect::<String>())
         };
         let ours = |number: usize| {
             let socket = sockets[number].display();
-            format!("net_virtio_user{number},path={socket},queues=1,queue_size=256,{ring}")
+            format!("net_virtio_user{number},path={socket},queues={queues},queue_size=256,{ring}")
         };
         command
             .arg("-oL")
@@ -116,6 +152,8 @@ impl Testpmd {
                 "--nb-cores=1",
                 "--total-num-mbufs=8192",
                 "--port-topology=paired",
+                &format!("--rxq={queues}"),
+                &format!("--txq={queues}"),
             ])
             .stdin(Stdio::piped());
         let mut output = Guest::start_with_input(command);
@@ -144,23 +182,37 @@ impl Testpmd {
 static ONE_BY_ONE: Mutex<()> = Mutex::new(());
 
 /// Sends frames both ways at once, and compares what has come out. `None`: it does not run here.
-fn exchange(name: &str, ring: &str) -> Option<()> {
+fn exchange(name: &str, queues: usize, ring: &str) -> Option<()> {
     let testpmd = program("dpdk-testpmd")?;
     let _alone = ONE_BY_ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = folder(&format!("dpdk-{name}"));
     let sockets = [folder.join("s0"), folder.join("s1")];
     let sockets = sockets.each_ref().map(|socket| &**socket);
-    let _daemon = devisord_at(&["net", "--switch", "--packed", "--in-order"], &sockets)?;
-    let sent = [frames(1, 2), frames(2, 1)];
-    write_pcap(&folder.join("in0"), &sent[0]);
-    write_pcap(&folder.join("in1"), &sent[1]);
-    let mut testpmd = Testpmd::start(&testpmd, &folder, &sockets, ring);
+    let count = queues.to_string();
+    let _daemon = devisord_at(
+        &["net", "--switch", "--packed", "--in-order", "--queues", &count],
+        &sockets,
+    )?;
+    let mut sent = [frames(1, 2), frames(2, 1)];
+    if queues > 1 {
+        // Some wait for another queue than the one that they have come to, in a device that lets fewer wait than the switch does.
+        sent.iter_mut().for_each(|frames| {
+            frames.truncate(400);
+            make_flows(frames);
+        });
+    }
+    for (number, frames) in sent.iter().enumerate() {
+        for (queue, frames) in frames.chunks(frames.len() / queues).enumerate() {
+            write_pcap(&folder.join(format!("in{number}-{queue}")), frames);
+        }
+    }
+    let mut testpmd = Testpmd::start(&testpmd, &folder, &sockets, queues, ring);
     // A full ring is tried again.
     testpmd.say("set fwd io retry");
     testpmd.say("set burst tx delay 10 retry 100000");
     testpmd.say("start");
     for _ in 0..100 {
-        if testpmd.sent(0) >= FRAMES && testpmd.sent(3) >= FRAMES {
+        if testpmd.sent(0) >= sent[0].len() && testpmd.sent(3) >= sent[1].len() {
             break;
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -170,10 +222,22 @@ fn exchange(name: &str, ring: &str) -> Option<()> {
     testpmd.output.until("Bye", Duration::from_secs(20));
     let _ = testpmd.output.child().wait();
     let said = &testpmd.output.all;
-    for (number, sent) in [(1, &sent[0]), (0, &sent[1])] {
-        let got = read_pcap(&folder.join(format!("out{number}")));
+    let [to_second, to_first] = sent;
+    for (number, mut sent) in [(1, to_second), (0, to_first)] {
+        let files = (0..queues).map(|queue| read_pcap(&folder.join(format!("out{number}-{queue}"))));
+        let by_queue: Vec<_> = files.collect();
+        assert!(
+            by_queue.iter().all(|got| !got.is_empty()),
+            "{name}: a queue of {number} got nothing:\n{said}"
+        );
+        let mut got = by_queue.concat();
+        if queues > 1 {
+            // Of several queues, each has an order of its own.
+            got.sort_unstable();
+            sent.sort_unstable();
+        }
         assert_eq!(got.len(), sent.len(), "{name}: frames to {number}:\n{said}");
-        let wrong = got.iter().zip(sent).position(|(got, sent)| got != sent);
+        let wrong = got.iter().zip(&sent).position(|(got, sent)| got != sent);
         assert_eq!(wrong, None, "{name}: a frame to {number} is another");
     }
     let _ = fs::remove_dir_all(&folder);
@@ -187,7 +251,7 @@ fn dpdk_gets_from_one_interface_what_it_has_sent_by_the_other_in_each_ring_forma
             for mergeable in [0, 1] {
                 let name = format!("{packed}{in_order}{mergeable}");
                 let ring = format!("packed_vq={packed},in_order={in_order},mrg_rxbuf={mergeable}");
-                if exchange(&name, &ring).is_none() {
+                if exchange(&name, 1, &ring).is_none() {
                     return;
                 }
             }
@@ -199,7 +263,17 @@ fn dpdk_gets_from_one_interface_what_it_has_sent_by_the_other_in_each_ring_forma
 fn dpdks_vectorized_drivers_get_what_they_have_sent() {
     for packed in [0, 1] {
         let ring = format!("packed_vq={packed},in_order=1,mrg_rxbuf=0,vectorized=1");
-        if exchange(&format!("v{packed}"), &ring).is_none() {
+        if exchange(&format!("v{packed}"), 1, &ring).is_none() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn dpdk_sends_and_gets_by_two_pairs_of_queues_without_a_control_queue_of_ours() {
+    for packed in [0, 1] {
+        let ring = format!("packed_vq={packed},in_order=0,mrg_rxbuf=1");
+        if exchange(&format!("q{packed}"), 2, &ring).is_none() {
             return;
         }
     }

@@ -337,12 +337,14 @@ impl VirtioDevice for Net {
         read_config_bytes(&self.config(), offset, data);
     }
 
-    /// Whether each feature comes with those that it needs (section 5.1.3.1).
+    /// Whether each feature comes with those that it needs (section 5.1.3.1). A control queue that is elsewhere is not told of.
     fn accepts(&self, features: u64) -> bool {
-        let needs = feature::NEEDS.iter();
-        let complete = needs
-            .clone()
-            .all(|&(of, one)| features & of == 0 || features & one != 0);
+        let elsewhere = match self.shared.options.front_end_controls {
+            true => feature::MQ,
+            false => 0,
+        };
+        let mut needs = feature::NEEDS.iter();
+        let complete = needs.all(|&(of, one)| features & of & !elsewhere == 0 || features & one != 0);
         complete && state::fits(&self.shared, features)
     }
 

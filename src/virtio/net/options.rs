@@ -90,6 +90,10 @@ pub struct NetOptions {
     pub queue_size: u16,
     /// Size of the control queue, a power of two from 4 to 32768; zero if there is to be none, and with it none of what it does.
     pub control_queue_size: u16,
+    /// Whether the front end of a vhost-user device has the control queue to itself, as QEMU and DPDK do: there is none here then
+    /// (`control_queue_size` is zero), several pairs come without CTRL_VQ, and those are in use whose queues were started, from the first
+    /// on.
+    pub front_end_controls: bool,
     /// The maximum MTU, from 68 to 65535, if the guest is to be told one.
     pub mtu: Option<u16>,
     /// How fast the link is, if the guest is to be told.
@@ -117,6 +121,7 @@ impl Default for NetOptions {
             pairs: 1,
             queue_size: 256,
             control_queue_size: 64,
+            front_end_controls: false,
             mtu: None,
             speed: None,
             mergeable: true,
@@ -160,8 +165,13 @@ pub enum NetError {
         min: u16,
     },
     /// Several pairs that nobody could enable.
-    #[error("{0} queue pairs without a control queue, which enables them: one pair, or a control queue, is needed")]
+    #[error(
+        "{0} queue pairs without a control queue, which enables them: one pair, a control queue, or a front end that has it, is needed"
+    )]
     Control(u16),
+    /// Two that enable pairs.
+    #[error("a control queue beside that of the front end: one of both is accepted")]
+    TwoControls,
     /// No such hash types.
     #[error("hash types {0:#x}: bits of 0x1ff are accepted")]
     HashTypes(u32),
@@ -182,6 +192,7 @@ impl NetOptions {
             pairs,
             queue_size,
             control_queue_size,
+            front_end_controls,
             mtu,
             speed,
             mergeable: _,
@@ -206,7 +217,10 @@ impl NetOptions {
         queue(queue_size, 2)?;
         if control_queue_size != 0 {
             queue(control_queue_size, 4)?;
-        } else if pairs != 1 {
+            if front_end_controls {
+                return Err(NetError::TwoControls);
+            }
+        } else if pairs != 1 && !front_end_controls {
             return Err(NetError::Control(pairs));
         }
         if let Some(mtu) = mtu {

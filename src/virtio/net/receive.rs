@@ -87,7 +87,7 @@ enum Delivery {
 
 impl Receiver {
     pub fn new(shared: Arc<Shared>, pair: usize, handle: Arc<OnceLock<Handle>>) -> Self {
-        shared.pairs[pair].receives.store(true, SeqCst);
+        shared.set_receiving(pair, true);
         Self {
             seen: Seen::new(&shared),
             shared,
@@ -569,6 +569,6 @@ impl QueueHandler for Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        self.shared.pairs[self.pair].receives.store(false, SeqCst);
+        self.shared.set_receiving(self.pair, false);
     }
 }

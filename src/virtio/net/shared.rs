@@ -225,6 +225,22 @@ impl Shared {
         }
     }
 
+    /// A receive queue has a handler from here on, or no longer. Where the control queue is elsewhere, that says which pairs are in use.
+    pub fn set_receiving(&self, pair: usize, receives: bool) {
+        self.pairs[pair].receives.store(receives, SeqCst);
+        if !self.options.front_end_controls {
+            return;
+        }
+        let started = self.pairs.iter().take_while(|pair| pair.receives.load(SeqCst)).count();
+        let changed = self.change(|settings| {
+            let before = std::mem::replace(&mut settings.pairs, started.max(1) as u16);
+            before != settings.pairs
+        });
+        if changed {
+            self.tell_ports();
+        }
+    }
+
     /// Tells the ports what the guest takes, and which of them are in use.
     pub fn tell_ports(&self) {
         let settings = self.settings();
