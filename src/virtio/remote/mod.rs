@@ -14,6 +14,7 @@
 //! | `ring` | the handler of a queue: kicks, calls, back ends that go and come |
 //! | `regions`, `log` | guest memory as it is shared, and what of it was written |
 //! | `windows` | files that it has mapped for the guest |
+//! | `objects` | what back ends share with each other |
 //! | `state`, `written` | what is saved, and what the driver has written |
 //! | `kinds`, `options` | what is known of device types, what the embedder says |
 //!
@@ -76,6 +77,7 @@ pub mod kernel;
 mod kinds;
 mod link;
 mod log;
+mod objects;
 mod options;
 mod peer;
 mod regions;
@@ -109,6 +111,7 @@ use windows::Windows;
 
 pub use connect::{Connect, Connection, SocketPath};
 pub use error::RemoteError;
+pub use objects::SharedObjects;
 pub use options::{ConfigSpace, RemoteOptions};
 pub use state::{BackEndState, RemoteState};
 pub use windows::{MapShared, Mapping};
@@ -275,6 +278,7 @@ impl VirtioDevice for Remote {
 
     fn attach(&mut self, handle: Handle) {
         let _ = self.shared.handle.set(handle);
+        self.shared.join();
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

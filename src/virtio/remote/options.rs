@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{error::RemoteError, kinds, registers::MAX_QUEUES};
+use super::{error::RemoteError, kinds, objects::SharedObjects, registers::MAX_QUEUES};
 use crate::virtio::{DeviceId, SharedMemoryRegion};
 
 /// Where the configuration space comes from.
@@ -54,6 +54,8 @@ pub struct RemoteOptions {
     /// Shared memory regions of the device, each with its ID: guest addresses that the embedder has kept free, where a back end has files
     /// [mapped](super::MapShared). As long as the back end's, if it has any.
     pub shared_memory: Vec<(u8, SharedMemoryRegion)>,
+    /// Where the back end exports objects to others, and finds theirs, if it may (SHARED_OBJECT).
+    pub shared_objects: Option<SharedObjects>,
     /// The most bytes of a state of the back end's own (DEVICE_STATE) that are saved.
     pub most_state: usize,
 }
@@ -73,6 +75,7 @@ impl RemoteOptions {
             drain: Duration::from_secs(10),
             retry: Duration::from_millis(100),
             shared_memory: Vec::new(),
+            shared_objects: None,
             most_state: 64 << 20,
         }
     }

@@ -10,6 +10,7 @@ use std::{
 use super::{
     event::{Ends, Events},
     log::Log,
+    objects::Uuid,
     regions::{SharedRegion, user_address},
 };
 use crate::virtio::{features, queue::QueueLayout, vhost_user::Inflight};
@@ -137,6 +138,12 @@ pub(super) trait Peer: Send {
 
     /// What to wait for.
     fn ends(&self) -> Arc<Ends>;
+
+    /// An object that it has exported, if it gives it.
+    fn shared_object(&mut self, uuid: Uuid, deadline: Instant) -> io::Result<Option<OwnedFd>> {
+        let _ = (uuid, deadline);
+        Ok(None)
+    }
 
     /// Whether it has a state of its own that can be moved.
     fn has_state(&self) -> bool {

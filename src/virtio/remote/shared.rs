@@ -2,18 +2,21 @@
 
 use std::{
     io,
+    os::fd::OwnedFd,
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc, Mutex, OnceLock, TryLockError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use super::{
     event::{Ends, Events},
     link::Link,
+    objects::{Export, Uuid},
     options::RemoteOptions,
-    peer::Described,
+    peer::{Described, after},
     regions::Regions,
     windows::Windows,
 };
@@ -70,6 +73,14 @@ impl Shared {
             for index in 0..self.events.len() {
                 handle.look(QueueIndex(index as u16));
             }
+        }
+    }
+
+    /// It is behind a transport: what its back end exports can be asked for.
+    pub fn join(self: &Arc<Self>) {
+        let device: Weak<Self> = Arc::downgrade(self);
+        if let Some(objects) = &lock(&self.link).objects {
+            objects.join(device);
         }
     }
 
@@ -203,5 +214,32 @@ impl Shared {
             windows,
             has_moved: AtomicBool::new(false),
         }
+    }
+}
+
+impl Export for Shared {
+    /// Who looks up has its own link: two that look for what the other one exports are not to wait for each other.
+    fn export(&self, uuid: Uuid) -> io::Result<OwnedFd> {
+        let end = after(self.options.patience / 4);
+        let found = loop {
+            let mut link = match self.link.try_lock() {
+                Ok(link) => link,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) if Instant::now() < end => {
+                    thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
+                Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::ResourceBusy.into()),
+            };
+            break link.shared_object(uuid).map_err(|error| {
+                let kind = error.kind();
+                self.lost(&mut link, error);
+                io::Error::from(kind)
+            });
+        };
+        if found.is_err() {
+            self.look_at_all();
+        }
+        found?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }

@@ -161,6 +161,9 @@ requests! {
     BackRequest {
         IotlbMsg = 1,
         ConfigChangeMsg = 2,
+        SharedObjectAdd = 6,
+        SharedObjectRemove = 7,
+        SharedObjectLookup = 8,
         ShmemMap = 9,
         ShmemUnmap = 10,
     }

@@ -42,6 +42,8 @@ pub mod protocol_feature {
     pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
     /// The back end is told the device status.
     pub const STATUS: u64 = 1 << 16;
+    /// Back ends share objects with each other by UUIDs.
+    pub const SHARED_OBJECT: u64 = 1 << 18;
     /// The device's own state can be moved through a pipe.
     pub const DEVICE_STATE: u64 = 1 << 19;
     /// The back end may have files mapped in shared memory regions of the device (`SHMEM_MAP`).

@@ -4,6 +4,7 @@ mod moves;
 
 use std::{
     io,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -13,6 +14,7 @@ use super::{
     error::RemoteError,
     event::{Ends, Events},
     log::Log,
+    objects::{Member, Uuid},
     options::{ConfigSpace, RemoteOptions},
     peer::{Described, InflightTable, Peer, after, wrong},
     regions::SharedRegion,
@@ -58,6 +60,8 @@ pub(super) struct Link {
     /// A state that the back end is to have before a ring starts.
     state: Option<Vec<u8>>,
     windows: Arc<Mutex<Windows>>,
+    /// What back ends share with each other, if this one may.
+    pub objects: Option<Arc<Member>>,
     /// Not tried again before.
     next_try: Option<Instant>,
     pub written: Written,
@@ -93,6 +97,10 @@ impl Link {
             log: None,
             state: None,
             windows,
+            objects: options
+                .shared_objects
+                .as_ref()
+                .map(|objects| Arc::new(Member::new(objects))),
             next_try: None,
             written: Written::default(),
         };
@@ -148,7 +156,7 @@ impl Link {
             Reached::Here(peer) => return Ok(peer),
             Reached::Socket(stream) => stream,
         };
-        let mut peer = SocketPeer::reach(stream, &self.windows, deadline)?;
+        let mut peer = SocketPeer::reach(stream, &self.windows, self.objects.as_ref(), deadline)?;
         for (id, needed) in (0..=u8::MAX).zip(peer.shared_memory(deadline)?) {
             match lock(&self.windows).region(id) {
                 Some(region) if region.len < needed => {
@@ -216,6 +224,9 @@ impl Link {
     pub fn lose(&mut self) {
         self.session = None;
         lock(&self.windows).clear();
+        if let Some(objects) = &self.objects {
+            objects.forget();
+        }
         self.next_try.get_or_insert_with(|| after(self.options.retry));
     }
 
@@ -381,6 +392,15 @@ impl Link {
         session.peer.reset(deadline)?;
         lock(&self.windows).clear();
         self.config_now()
+    }
+
+    /// An object that the back end has exported, if it gives it.
+    pub fn shared_object(&mut self, uuid: Uuid) -> io::Result<Option<OwnedFd>> {
+        let deadline = self.deadline();
+        match &mut self.session {
+            Some(session) => session.peer.shared_object(uuid, deadline),
+            None => Ok(None),
+        }
     }
 
     /// Whether there is a table of requests in flight.

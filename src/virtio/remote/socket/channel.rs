@@ -11,6 +11,7 @@ use std::{
 use super::{
     super::{
         event::Ends,
+        objects::Member,
         peer::{timed_out, wrong},
         windows::Windows,
     },
@@ -44,8 +45,8 @@ impl Channel {
     }
 
     /// A channel for the back end's own requests: its end. Before anybody waits for this connection.
-    pub fn open_unasked(&mut self, windows: Arc<Mutex<Windows>>) -> io::Result<OwnedFd> {
-        let (unasked, theirs) = Unasked::new(windows)?;
+    pub fn open_unasked(&mut self, windows: Arc<Mutex<Windows>>, objects: Option<Arc<Member>>) -> io::Result<OwnedFd> {
+        let (unasked, theirs) = Unasked::new(windows, objects)?;
         let main = self.stream.try_clone()?.into();
         self.ends = Arc::new(Ends([Some(main), Some(unasked.share()?)]));
         self.unasked = Some(unasked);

@@ -14,6 +14,7 @@ use std::{
 use super::{
     event::{Ends, Events},
     log::Log,
+    objects::{Member, Uuid},
     peer::{Described, InflightTable, Peer, wrong},
     regions::{SharedRegion, not_shared},
     registers::{MAX_QUEUES, status},
@@ -51,14 +52,21 @@ pub(super) struct SocketPeer {
 
 impl SocketPeer {
     /// A new connection, as far as it goes without a driver.
-    pub fn reach(stream: UnixStream, windows: &Arc<Mutex<Windows>>, deadline: Instant) -> io::Result<Self> {
+    pub fn reach(
+        stream: UnixStream,
+        windows: &Arc<Mutex<Windows>>,
+        objects: Option<&Arc<Member>>,
+        deadline: Instant,
+    ) -> io::Result<Self> {
         let mut channel = Channel::new(stream)?;
         let offered = channel.ask_word(FrontRequest::GetFeatures, deadline)?;
         let mut agreed = 0;
         if offered & vhost_feature::PROTOCOL_FEATURES != 0 {
             // Mappings are made where there is room for them.
             let shared_memory = if lock(windows).are_there() { protocol::SHMEM } else { 0 };
-            agreed = channel.ask_word(FrontRequest::GetProtocolFeatures, deadline)? & (WANTED | shared_memory);
+            let shared_objects = objects.map_or(0, |_| protocol::SHARED_OBJECT);
+            let wanted = WANTED | shared_memory | shared_objects;
+            agreed = channel.ask_word(FrontRequest::GetProtocolFeatures, deadline)? & wanted;
             let payload = Word(agreed).to_bytes();
             channel.tell(FrontRequest::SetProtocolFeatures, &payload, Vec::new(), deadline)?;
             channel.acknowledges = agreed & protocol::REPLY_ACK != 0;
@@ -71,7 +79,7 @@ impl SocketPeer {
         }
         channel.tell(FrontRequest::SetOwner, &[], Vec::new(), deadline)?;
         if agreed & protocol::BACKEND_REQ != 0 {
-            let theirs = channel.open_unasked(Arc::clone(windows))?;
+            let theirs = channel.open_unasked(Arc::clone(windows), objects.cloned())?;
             channel.tell(FrontRequest::SetBackendReqFd, &[], vec![theirs], deadline)?;
         }
         Ok(Self {
@@ -379,6 +387,17 @@ impl Peer for SocketPeer {
 
     fn ends(&self) -> Arc<Ends> {
         self.channel.ends()
+    }
+
+    fn shared_object(&mut self, uuid: Uuid, deadline: Instant) -> io::Result<Option<OwnedFd>> {
+        if !self.has(protocol::SHARED_OBJECT) {
+            return Ok(None);
+        }
+        let mut message = self.channel.ask(FrontRequest::GetSharedObject, &uuid, deadline)?;
+        match (message.descriptors.pop(), message.descriptors.is_empty()) {
+            (file, true) => Ok(file),
+            _ => Err(wrong("several files for an object")),
+        }
     }
 
     fn has_state(&self) -> bool {

@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::super::windows::Windows;
+use super::super::{objects::Member, windows::Windows};
 use crate::{
     sync::lock,
     virtio::vhost_user::{BackRequest, Header, Message, Received, Socket, Word},
@@ -23,18 +23,20 @@ pub(super) struct Unasked {
     socket: Socket,
     stream: UnixStream,
     windows: Arc<Mutex<Windows>>,
+    objects: Option<Arc<Member>>,
     /// It has said that its configuration space has changed.
     config_changed: bool,
 }
 
 impl Unasked {
     /// A new channel, and the back end's end of it.
-    pub fn new(windows: Arc<Mutex<Windows>>) -> io::Result<(Self, OwnedFd)> {
+    pub fn new(windows: Arc<Mutex<Windows>>, objects: Option<Arc<Member>>) -> io::Result<(Self, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
         let unasked = Self {
             stream: ours.try_clone()?,
             socket: Socket::new(ours),
             windows,
+            objects,
             config_changed: false,
         };
         Ok((unasked, theirs.into()))
@@ -63,13 +65,20 @@ impl Unasked {
             let Received::Message(mut message) = self.socket.receive()? else {
                 return Ok(());
             };
-            // Not zero: it was not done.
-            let answer = u64::from(self.perform(&mut message).is_err());
             let header = message.header;
-            if header.needs_reply() {
-                let answer = Word(answer).to_bytes();
+            let (done, file, answered) = match BackRequest::new(header.request) {
+                // It is always answered.
+                Some(BackRequest::SharedObjectLookup) => match self.look_up(&message) {
+                    Ok(file) => (true, Some(file), true),
+                    Err(_) => (false, None, true),
+                },
+                _ => (self.perform(&mut message).is_ok(), None, header.needs_reply()),
+            };
+            if answered {
+                // Not zero: it was not done.
+                let answer = Word(u64::from(!done)).to_bytes();
                 self.socket
-                    .send(Header::reply(header.request, answer.len()), &answer, None)?;
+                    .send(Header::reply(header.request, answer.len()), &answer, file)?;
             }
         }
         Ok(())
@@ -83,10 +92,28 @@ impl Unasked {
             }
             Some(BackRequest::ShmemMap) => lock(&self.windows).map(message),
             Some(BackRequest::ShmemUnmap) => lock(&self.windows).unmap(message),
+            Some(BackRequest::SharedObjectAdd) => self.objects()?.add(uuid_of(message)?),
+            Some(BackRequest::SharedObjectRemove) => self.objects()?.remove(uuid_of(message)?),
             // Memory that is translated is not shared.
-            Some(BackRequest::IotlbMsg) | None => Err(io::ErrorKind::Unsupported.into()),
+            Some(BackRequest::IotlbMsg | BackRequest::SharedObjectLookup) | None => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
         }
     }
+
+    fn objects(&self) -> io::Result<&Member> {
+        self.objects.as_deref().ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    fn look_up(&self, message: &Message) -> io::Result<OwnedFd> {
+        self.objects()?.look_up(uuid_of(message)?)
+    }
+}
+
+/// `VhostUserShared`.
+fn uuid_of(message: &Message) -> io::Result<[u8; 16]> {
+    let uuid = message.payload.first_chunk().copied();
+    uuid.ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
 /// What others still have of it, to wait for, does not keep the other end from seeing that it is over.
