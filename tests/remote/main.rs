@@ -16,6 +16,7 @@ mod kvm_kicks;
 mod life;
 mod middle;
 mod moved;
+mod objects;
 mod packed_rings;
 mod packet;
 mod plugged;

@@ -4,6 +4,7 @@ use std::{io, sync::atomic::Ordering};
 
 use super::{
     Connection, VhostUser,
+    channel::{Expected, file_of},
     error::ConnectionError,
     regions::Regions,
     requests,
@@ -28,6 +29,8 @@ impl<D: VirtioDevice> VhostUser<D> {
     /// The connection has ended. The device is reset, and takes [another](Self::connect).
     pub fn serve_connection(&self) -> Result<bool, ConnectionError> {
         self.wake.take();
+        self.objects.tell(&self.lines);
+        self.hear();
         let mut connection = lock(&self.connection);
         if !self.settle(&mut connection) {
             return Ok(false);
@@ -42,10 +45,22 @@ impl<D: VirtioDevice> VhostUser<D> {
         result
     }
 
+    /// Hears what the front end answers to requests of the back end's own.
+    fn hear(&self) {
+        for _ in 0..TURN {
+            match self.lines.next_answer() {
+                None => return,
+                Some((Expected::Object(found), message)) => found(message.and_then(file_of)),
+                Some((Expected::Translation(page, access), _)) => self.iotlb.hear(page, access),
+            }
+        }
+    }
+
     pub(super) fn end_connection(&self, connection: &mut Connection) {
         let session = connection.session.take();
         self.lines.forget_all();
         self.iotlb.forget();
+        self.objects.forget();
         self.core.begin_reset();
         self.core.end_bus_stops();
         connection.settled = false;
@@ -79,7 +94,13 @@ impl<D: VirtioDevice> VhostUser<D> {
 
     fn advance(&self, session: &mut Session) -> Result<bool, ConnectionError> {
         let more = self.advance_transfer(session);
-        Ok(self.advance_requests(session)? || more)
+        let more = self.advance_requests(session)? || more;
+        // What is to come was said before the answer.
+        let is_heard = !more && session.begun.is_none() && !session.socket.is_full();
+        if is_heard && self.translates() && self.iotlb.give_up() {
+            self.look_again(session);
+        }
+        Ok(more)
     }
 
     fn advance_requests(&self, session: &mut Session) -> Result<bool, ConnectionError> {

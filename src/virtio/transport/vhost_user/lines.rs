@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, Read, Write},
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::fs::FileTypeExt,
     },
     sync::{
@@ -13,7 +13,10 @@ use std::{
     },
 };
 
-use super::options::VhostUserOptions;
+use super::{
+    channel::{Channel, Expected},
+    options::VhostUserOptions,
+};
 use crate::{
     interrupt::Interrupt,
     sync::lock,
@@ -21,7 +24,7 @@ use crate::{
         QueueIndex, Wait,
         queue::VirtioInterrupt,
         transport::Doorbell,
-        vhost_user::{BackRequest, Header, send_at_once},
+        vhost_user::{BackRequest, Header, Message},
     },
 };
 
@@ -124,7 +127,9 @@ pub(super) struct QueueLines {
 /// Of the device. No lock is held while another is taken.
 pub(super) struct Lines {
     queues: Box<[Mutex<QueueLines>]>,
-    channel: Mutex<Option<OwnedFd>>,
+    channel: Mutex<Option<Channel>>,
+    /// The front end answers requests of the back end's own, if it is asked to.
+    answers: AtomicBool,
     /// The front end hears of changes of the configuration.
     pub hears_config: AtomicBool,
     doorbell: OnceLock<Box<dyn Doorbell>>,
@@ -136,6 +141,7 @@ impl Lines {
         Self {
             queues: (0..queues).map(|_| Mutex::default()).collect(),
             channel: Mutex::new(None),
+            answers: AtomicBool::new(false),
             hears_config: AtomicBool::new(false),
             doorbell: OnceLock::new(),
             options,
@@ -156,16 +162,54 @@ impl Lines {
     /// There is no room, or the other end has gone.
     pub fn say(&self, header: Header, payload: &[u8]) -> io::Result<()> {
         match &*lock(&self.channel) {
-            Some(channel) => send_at_once(channel.as_fd(), header, payload),
+            Some(channel) => channel.say(header, payload),
             None => Ok(()),
         }
     }
 
+    /// Says something that is answered, if that can be. Whether it was said.
+    ///
+    /// # Errors
+    /// As of [`say`](Self::say).
+    pub fn ask(&self, header: Header, payload: &[u8], expected: impl FnOnce() -> Expected) -> io::Result<bool> {
+        match &mut *lock(&self.channel) {
+            Some(channel) if self.answers.load(Ordering::SeqCst) && channel.has_room() => {
+                channel.ask(header, payload, expected).map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// What was answered. `None`: nothing for now.
+    pub fn next_answer(&self) -> Option<(Expected, Option<Message>)> {
+        lock(&self.channel).as_mut()?.next_answer()
+    }
+
+    /// Whether the same translation was asked for once more.
+    pub fn expects(&self, page: u64, access: u8) -> bool {
+        let channel = lock(&self.channel);
+        channel.as_ref().is_some_and(|channel| channel.expects(page, access))
+    }
+
+    /// The channel, if answers are waited for there.
+    pub fn awaited(&self) -> Option<RawFd> {
+        let channel = lock(&self.channel);
+        channel
+            .as_ref()
+            .filter(|channel| channel.awaits())
+            .map(Channel::descriptor)
+    }
+
+    pub fn hear_answers(&self, answers: bool) {
+        self.answers.store(answers, Ordering::SeqCst);
+    }
+
     pub fn channel_descriptor(&self) -> Option<RawFd> {
-        lock(&self.channel).as_ref().map(AsRawFd::as_raw_fd)
+        lock(&self.channel).as_ref().map(Channel::descriptor)
     }
 
     pub fn set_channel(&self, channel: Option<OwnedFd>) {
+        let channel = channel.map(Channel::new);
         let before = std::mem::replace(&mut *lock(&self.channel), channel);
         drop(before);
     }
@@ -178,6 +222,7 @@ impl Lines {
             drop(before);
         }
         self.hears_config.store(false, Ordering::SeqCst);
+        self.hear_answers(false);
         self.set_channel(None);
     }
 

@@ -90,6 +90,14 @@ impl<D: VirtioDevice> VhostUser<D> {
     }
 
     /// What the front end's IOMMU does with addresses of the device.
+    /// Has rings that miss a translation look again.
+    pub(super) fn look_again(&self, session: &Session) {
+        let rings = session.rings.iter().enumerate();
+        rings
+            .filter(|(_, ring)| ring.runs.is_some())
+            .for_each(|(index, _)| self.core.mark_and_ring(index));
+    }
+
     pub(super) fn change_translations(&self, session: &mut Session, payload: &[u8]) -> Outcome {
         let told = parse(protocol::Iotlb::from_bytes(payload))?;
         if !self.translates() {
@@ -110,11 +118,7 @@ impl<D: VirtioDevice> VhostUser<D> {
             IotlbKind::INVALIDATE => {}
             IotlbKind::UPDATE => {
                 if self.iotlb.update(&told, &self.ring_addresses(session))? {
-                    // Those that miss it look again.
-                    let rings = session.rings.iter().enumerate();
-                    rings
-                        .filter(|(_, ring)| ring.runs.is_some())
-                        .for_each(|(index, _)| self.core.mark_and_ring(index));
+                    self.look_again(session);
                 }
             }
             kind => {

@@ -12,6 +12,7 @@
 //! | `iotlb` | translations that the front end tells |
 //! | `inflight` | the table of requests in flight |
 //! | `transfer` | the device's state on its way |
+//! | `objects`, `channel` | what is shared with other devices; what the back end asks, and is answered |
 //! | `lines` | kick, call and error descriptors |
 //! | `face` | what an embedder sees of any transport |
 //!
@@ -33,7 +34,8 @@
 //!
 //! *Behind an IOMMU* (ACCESS_PLATFORM, [if it is offered](VhostUserOptions::max_translations)), addresses of rings and buffers are
 //! the driver's, and the front end tells where they are when it is asked. A request whose translation is missing stays in its ring, and
-//! its queue is looked at again when it has come; a ring starts when all of it is translated. A translation that is taken back is
+//! its queue is looked at again when it has come, or with the next kick; one that the front end says is not to come costs the request
+//! (if it says so: REPLY_ACK). A ring starts when all of it is translated. A translation that is taken back is
 //! answered for when nobody uses it any more: a ring that lies there comes to rest first, and begins again when it is translated anew.
 //!
 //! *What a front end may do wrong* costs its connection: [`ConnectionError`]. If it has asked for an answer, it is told instead, and
@@ -41,6 +43,7 @@
 //! raises SIGBUS where it is used. What a process does then is its own choice: seals can be asked for, or the signal be handled.
 //! Descriptors for events are made non-blocking, which the front end shares.
 
+mod channel;
 mod connection;
 mod error;
 mod face;
@@ -49,6 +52,7 @@ mod iotlb;
 mod lines;
 mod log;
 mod map;
+mod objects;
 mod options;
 mod reclaim;
 mod regions;
@@ -75,10 +79,14 @@ use crate::{
     interrupt::Interrupt,
     memory::{Replaceable, Switched, Translate, Translated},
     sync::lock,
-    virtio::{FailureLog, HostFailures, VirtioDevice, Wait, features, vhost_user::Socket},
+    virtio::{
+        FailureLog, HostFailures, VirtioDevice, Wait, features,
+        vhost_user::{Socket, protocol_feature},
+    },
 };
 use iotlb::Iotlb;
 use lines::{Bell, Event, Lines};
+use objects::Objects;
 use regions::Regions;
 use session::Session;
 use transfer::Transfer;
@@ -95,6 +103,7 @@ pub struct VhostUser<D: VirtioDevice> {
     /// The same, or as it is translated.
     platform: Switched,
     iotlb: Arc<Iotlb>,
+    objects: Objects,
     options: VhostUserOptions,
     connection: Mutex<Connection>,
     /// Something has come to rest: the connection waits for it.
@@ -164,6 +173,7 @@ impl<D: VirtioDevice + 'static> VhostUser<D> {
             memory,
             platform,
             iotlb,
+            objects: Objects::default(),
             options,
             connection: Mutex::new(Connection {
                 session: None,
@@ -227,12 +237,15 @@ impl<D: VirtioDevice> VhostUser<D> {
             Some(session) if session.socket.is_full() => vec![Wait::Writable(session.socket.descriptor()), wake],
             // Its end is not seen before the request is done.
             Some(session) if session.begun.is_some() || !connection.settled => vec![wake],
-            Some(session) if self.translates() => vec![Wait::Readable(session.socket.descriptor()), wake],
+            Some(session) if self.translates() || session.has(protocol_feature::SHARED_OBJECT) => {
+                vec![Wait::Readable(session.socket.descriptor()), wake]
+            }
             Some(session) => vec![Wait::Readable(session.socket.descriptor())],
         };
         if let Some(session) = &connection.session {
             waits.extend(session.transfer.as_ref().and_then(Transfer::wait));
         }
+        waits.extend(self.lines.awaited().map(Wait::Readable));
         if self.translates() && self.iotlb.send() {
             waits.extend(self.lines.channel_descriptor().map(Wait::Writable));
         }

@@ -25,6 +25,7 @@ pub(super) const PROTOCOL: u64 = feature::MQ
     | feature::RESET_DEVICE
     | feature::CONFIGURE_MEM_SLOTS
     | feature::STATUS
+    | feature::SHARED_OBJECT
     | feature::DEVICE_STATE;
 
 /// Features of vhost's own.
@@ -60,6 +61,7 @@ pub(super) fn needs(request: FrontRequest) -> Option<u64> {
         SetStatus | GetStatus => feature::STATUS,
         GetInflightFd | SetInflightFd => feature::INFLIGHT_SHMFD,
         SetDeviceStateFd | CheckDeviceState => feature::DEVICE_STATE,
+        GetSharedObject => feature::SHARED_OBJECT,
         _ => return None,
     })
 }
@@ -211,8 +213,10 @@ impl<D: VirtioDevice> VhostUser<D> {
             SetBackendReqFd => {
                 let channel = one(&mut { descriptors })?;
                 self.lines.set_channel(Some(channel));
+                self.objects.tell(&self.lines);
                 Ok(Answer::Done)
             }
+            GetSharedObject => self.objects.get(payload),
             SetDeviceStateFd => self.begin_transfer(session, payload, &mut { descriptors }),
             CheckDeviceState => self.check_transfer(session),
             GetConfig => self.get_config(payload),
@@ -305,6 +309,8 @@ impl<D: VirtioDevice> VhostUser<D> {
         }
         session.protocol = features;
         self.lines.hear_config(session.has(feature::CONFIG));
+        self.lines.hear_answers(session.has(feature::REPLY_ACK));
+        self.objects.negotiated(session.has(feature::SHARED_OBJECT));
         Ok(Answer::Done)
     }
 

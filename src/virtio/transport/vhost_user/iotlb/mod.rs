@@ -5,9 +5,10 @@
 //! of it is translated. So what a ring that runs needs itself is always here: a translation of it is taken back when the ring has come
 //! to rest.
 
+mod table;
+
 use std::{
-    collections::BTreeMap,
-    ops::{Bound, RangeInclusive},
+    ops::Bound,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -17,6 +18,7 @@ use std::{
 use vm_memory::Permissions;
 
 use super::{
+    channel::Expected,
     lines::{Event, Lines},
     regions::Regions,
 };
@@ -29,11 +31,9 @@ use crate::{
         vhost_user::{BackRequest, Header, Iotlb as Told, IotlbKind},
     },
 };
+use table::{Entry, MAX_ASKED, Miss, PAGE, Table};
 
-/// So many translations are asked for at a time. What is beyond is asked for again when who needs it looks again.
-const MAX_ASKED: usize = 64;
-/// What is asked for is a page.
-const PAGE: u64 = 4096;
+pub(super) use table::Range;
 
 /// The translations of a device.
 pub(super) struct Iotlb {
@@ -48,113 +48,6 @@ pub(super) struct Iotlb {
     /// Lock order: this, then what a memory knows of translations, or the channel.
     table: Mutex<Table>,
 }
-
-#[derive(Default)]
-struct Table {
-    regions: Regions,
-    /// By their first address. None overlaps another.
-    entries: BTreeMap<u64, Entry>,
-    /// Pages that were asked for and have not come, with what is to be done there; and whether it was sent.
-    asked: BTreeMap<(u64, u8), bool>,
-    /// Where to look for one to forget.
-    hand: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
-    last: u64,
-    user: u64,
-    /// [`Permissions`], as a number.
-    access: u8,
-    /// What it does not allow was asked for, and this was the answer.
-    refuses: u8,
-}
-
-impl Entry {
-    fn leads(&self, start: u64, told: &Told) -> bool {
-        self.user.wrapping_sub(start) == told.user.wrapping_sub(told.address)
-    }
-}
-
-impl Table {
-    /// The entries in which some of these addresses are, from the last one down.
-    fn within(&self, addresses: &Range) -> impl Iterator<Item = (u64, Entry)> {
-        let (from, to) = (*addresses.start(), *addresses.end());
-        let downwards = self.entries.range(..=to).rev();
-        downwards
-            .map(|(&start, &entry)| (start, entry))
-            .take_while(move |(_, entry)| entry.last >= from)
-    }
-
-    fn at(&self, address: u64) -> Option<(u64, Entry)> {
-        self.within(&(address..=address)).next()
-    }
-
-    /// Takes these addresses out; the rest of an entry stays.
-    fn carve(&mut self, addresses: &Range) {
-        let touched: Vec<_> = self.within(addresses).collect();
-        for (start, entry) in touched {
-            self.entries.remove(&start);
-            if start < *addresses.start() {
-                let last = *addresses.start() - 1;
-                self.entries.insert(start, Entry { last, ..entry });
-            }
-            if entry.last > *addresses.end() {
-                let next = *addresses.end() + 1;
-                let user = entry.user + (next - start);
-                self.entries.insert(next, Entry { user, ..entry });
-            }
-        }
-    }
-
-    /// The first of these addresses that may not be accessed so, as far as is known, and what of the access is missing.
-    fn first_missing(&self, mut address: u64, len: u64, access: u8) -> Option<(u64, u8)> {
-        let Some(last) = len.checked_sub(1).and_then(|more| address.checked_add(more)) else {
-            return Some((address, access));
-        };
-        loop {
-            match self.at(address) {
-                None => return Some((address, access)),
-                Some((_, entry)) if entry.access & access != access => return Some((address, access & !entry.access)),
-                Some((_, entry)) if entry.last < last => address = entry.last + 1,
-                Some(_) => return None,
-            }
-        }
-    }
-
-    fn locate(&self, address: u64) -> Option<(u64, u64)> {
-        let (start, entry) = self.at(address)?;
-        let (physical, _, after) = self.regions.around(entry.user + (address - start))?;
-        Some((physical, after.min((entry.last - address).saturating_add(1))))
-    }
-
-    /// Whether these addresses lead to memory.
-    fn is_there(&self, mut address: u64, mut len: u64) -> bool {
-        while len != 0 {
-            let Some((_, here)) = self.locate(address) else {
-                return false;
-            };
-            len -= here.min(len);
-            address = address.wrapping_add(here);
-        }
-        true
-    }
-
-    /// Notes that a page is to be asked for.
-    fn ask(&mut self, address: u64, access: u8) {
-        let key = (address & !(PAGE - 1), access);
-        if self.asked.contains_key(&key) {
-            return;
-        }
-        if self.asked.len() >= MAX_ASKED {
-            self.asked.pop_first();
-        }
-        self.asked.insert(key, false);
-    }
-}
-
-/// Addresses that a message is about.
-pub(super) type Range = RangeInclusive<u64>;
 
 impl Iotlb {
     /// At most `max` translations.
@@ -261,7 +154,7 @@ impl Iotlb {
             table.entries.remove(&one);
         }
         let pages = (address & !(PAGE - 1), 0)..=(last, u8::MAX);
-        let answered: Vec<_> = table.asked.range(pages).map(|(&key, _)| key).collect();
+        let answered: Vec<_> = table.asked.range(pages.clone()).map(|(&key, _)| key).collect();
         // Of who was asked for both, one alone may be an answer.
         let refuses = answered
             .iter()
@@ -269,6 +162,7 @@ impl Iotlb {
             .fold(0, |all, (_, asked)| all | asked)
             & !access;
         answered.iter().for_each(|key| _ = table.asked.remove(key));
+        table.refused.retain(|key| !pages.contains(key));
         table.entries.insert(
             address,
             Entry {
@@ -315,7 +209,9 @@ impl Iotlb {
     pub fn forget(&self) {
         let nobody: Ticket = Arc::new(());
         self.take_back(&(0..=u64::MAX), &nobody);
-        lock(&self.table).asked.clear();
+        let mut table = lock(&self.table);
+        table.asked.clear();
+        table.refused.clear();
     }
 
     /// Whether something was asked for and has not come.
@@ -325,7 +221,10 @@ impl Iotlb {
 
     /// Asks again for what was asked for and has not come: a driver may have mapped it since, and kicks.
     pub fn ask_again(&self) {
-        lock(&self.table).asked.values_mut().for_each(|sent| *sent = false);
+        lock(&self.table)
+            .asked
+            .values_mut()
+            .for_each(|miss| *miss = Miss::ToSay);
         self.send();
     }
 
@@ -333,13 +232,44 @@ impl Iotlb {
     pub fn send(&self) -> bool {
         let mut table = lock(&self.table);
         self.unanswered.store(!table.asked.is_empty(), Ordering::Relaxed);
-        for (&(page, access), sent) in table.asked.iter_mut().filter(|(_, sent)| !**sent) {
+        for (&(page, access), miss) in table.asked.iter_mut().filter(|(_, miss)| **miss == Miss::ToSay) {
             match self.say(IotlbKind::MISS, page, access) {
-                true => *sent = true,
+                true => *miss = Miss::Said,
                 false => return true,
             }
         }
         false
+    }
+
+    /// The front end has done what there is to do for a page that was asked for. It may have said so on the connection, which is heard
+    /// first.
+    pub fn hear(&self, page: u64, access: u8) {
+        if self.lines.expects(page, access) {
+            return;
+        }
+        if let Some(miss) = lock(&self.table).asked.get_mut(&(page, access)) {
+            *miss = Miss::Answered;
+        }
+    }
+
+    /// What was answered, and has not come, is not to come. Whether there is any.
+    pub fn give_up(&self) -> bool {
+        let mut table = lock(&self.table);
+        let over: Vec<_> = table
+            .asked
+            .iter()
+            .filter(|(_, miss)| **miss == Miss::Answered)
+            .map(|(&key, _)| key)
+            .collect();
+        for key in &over {
+            table.asked.remove(key);
+            if table.refused.len() >= MAX_ASKED {
+                table.refused.pop_first();
+            }
+            table.refused.insert(*key);
+        }
+        self.unanswered.store(!table.asked.is_empty(), Ordering::Relaxed);
+        !over.is_empty()
     }
 
     /// Whether it was said, or nobody hears.
@@ -353,7 +283,18 @@ impl Iotlb {
         };
         let payload = told.to_bytes();
         let header = Header::request(BackRequest::IotlbMsg as u32, payload.len());
-        match self.lines.say(header, &payload) {
+        let is_asked = match kind {
+            IotlbKind::MISS => self
+                .lines
+                .ask(header, &payload, || Expected::Translation(address, access)),
+            _ => Ok(false),
+        };
+        let said = match is_asked {
+            Ok(true) => Ok(()),
+            Ok(false) => self.lines.say(header, &payload),
+            Err(error) => Err(error),
+        };
+        match said {
             Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
             Ok(()) => true,
         }
@@ -386,10 +327,16 @@ impl Translate for Iotlb {
                 Asked::Refused
             }
             other => {
-                table.ask(address, wanted & !other.map_or(0, |(_, entry)| entry.access));
+                let missing = wanted & !other.map_or(0, |(_, entry)| entry.access);
+                if table.refused.remove(&(address & !(PAGE - 1), missing)) {
+                    drop(table);
+                    self.say(IotlbKind::ACCESS_FAIL, address, missing);
+                    return Asked::Refused;
+                }
+                table.ask(address, missing);
                 drop(table);
-                if self.send() {
-                    // As soon as there is room.
+                if self.send() || self.lines.awaited().is_some() {
+                    // As soon as there is room, or an answer.
                     let _ = self.wake.trigger();
                 }
                 Asked::Later

@@ -1,0 +1,137 @@
+//! Objects that back ends share with each other, by way of their front ends.
+
+use std::{
+    fs::File,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use devisor::virtio::{
+    remote::{Remote, SharedObjects},
+    transport::vhost_user::VhostUser,
+};
+
+use crate::{
+    back::{Counter, FEATURE, World},
+    front::{Backs, connect_to, memfd, options, shared_memory},
+    machine::{Bus, Machine},
+    poll::poll,
+};
+
+const UUID: [u8; 16] = *b"a name of sorts!";
+
+fn number(file: OwnedFd) -> u64 {
+    File::from(file).metadata().unwrap().ino()
+}
+
+/// A machine with a device, whose back end is on a thread.
+struct Side {
+    machine: Machine<Remote>,
+    backs: Backs,
+}
+
+impl Side {
+    fn new(objects: Option<&SharedObjects>) -> Self {
+        let (connect, backs) = connect_to(&Arc::<World>::default());
+        let memory = shared_memory(1);
+        let mut options = options();
+        options.shared_objects = objects.cloned();
+        let device = Remote::new(connect, Arc::clone(&memory), options).unwrap();
+        let mut machine = Machine::in_memory(Bus::Mmio, device, memory);
+        machine.start(FEATURE);
+        Self { machine, backs }
+    }
+
+    fn back(&self) -> Arc<VhostUser<Counter>> {
+        Arc::clone(&self.backs.lock().unwrap().last().unwrap().device)
+    }
+}
+
+/// Looks at all devices until `done`, which is not long.
+fn work_until(sides: &[&Side], mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(Instant::now() < end, "it does not come");
+        sides.iter().for_each(|side| poll(&side.machine, Duration::ZERO));
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// What the back end of `by` finds.
+fn look_up(by: &Side, sides: &[&Side]) -> Option<u64> {
+    let (told, hears) = mpsc::channel();
+    by.back()
+        .look_up_object(UUID, move |found| told.send(found.map(number)).unwrap());
+    let mut found = None;
+    work_until(sides, || {
+        found = hears.try_recv().ok();
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+#[test]
+fn what_a_back_end_exports_another_one_finds_until_it_is_withdrawn() {
+    let objects = SharedObjects::new(8);
+    let sides = [(); 2].map(|()| Side::new(Some(&objects)));
+    let all = [&sides[0], &sides[1]];
+    assert_eq!(look_up(all[1], &all), None);
+    let file: OwnedFd = memfd(4096).into();
+    let expected = number(file.try_clone().unwrap());
+    all[0].back().export_object(UUID, file);
+    work_until(&all, || objects.count() == 1);
+    assert_eq!(look_up(all[1], &all), Some(expected));
+    assert_eq!(look_up(all[0], &all), None, "its own it knows");
+    assert_eq!(number(objects.get(UUID).unwrap()), expected);
+    assert!(objects.get([0; 16]).is_err());
+
+    // Who has not exported it cannot take it away, nor its name.
+    all[1].back().export_object(UUID, memfd(4096).into());
+    assert!(all[1].back().withdraw_object(UUID));
+    assert_eq!(look_up(all[1], &all), Some(expected));
+    assert!(all[0].back().withdraw_object(UUID));
+    work_until(&all, || objects.count() == 0);
+    assert_eq!(look_up(all[1], &all), None);
+    for side in all {
+        assert_eq!(side.machine.with_device(|device| device.host_failures().count), 0);
+    }
+}
+
+#[test]
+fn what_a_back_end_has_exported_goes_and_comes_with_its_connection() {
+    let objects = SharedObjects::new(8);
+    let sides = [(); 2].map(|()| Side::new(Some(&objects)));
+    let all = [&sides[0], &sides[1]];
+    all[0].back().export_object(UUID, memfd(4096).into());
+    work_until(&all, || objects.count() == 1);
+    sides[0].backs.lock().unwrap().clear();
+    // The next one exports nothing yet.
+    work_until(&all, || objects.count() == 0);
+    assert_eq!(look_up(all[1], &all), None);
+    work_until(&all, || {
+        // Whoever is kicked looks for its back end.
+        sides[0].machine.kick(0);
+        !sides[0].backs.lock().unwrap().is_empty()
+    });
+    let back = all[0].back();
+    back.export_object(UUID, memfd(4096).into());
+    work_until(&all, || objects.count() == 1);
+    drop(sides);
+    assert_eq!(objects.count(), 0, "devices that are gone export nothing");
+}
+
+#[test]
+fn a_table_has_a_bound_and_a_device_without_one_shares_nothing() {
+    let objects = SharedObjects::new(2);
+    let (some, none) = (Side::new(Some(&objects)), Side::new(None));
+    for name in 0..4 {
+        some.back().export_object([name; 16], memfd(4096).into());
+        none.back().export_object([name + 4; 16], memfd(4096).into());
+    }
+    work_until(&[&some, &none], || objects.count() == 2);
+    assert_eq!(look_up(&none, &[&some, &none]), None);
+    assert_eq!(look_up(&some, &[&some, &none]), None);
+    assert_eq!(objects.count(), 2);
+}
