@@ -6,6 +6,7 @@ mod construction;
 mod daemon;
 mod dpdk;
 mod entropy_daemon;
+mod evdev;
 mod files;
 mod front;
 mod fuse;
