@@ -159,6 +159,31 @@ fn a_buffer_is_programmed_once_it_is_confirmed() {
     assert_eq!(board.heard.lock().unwrap()[1..], [(0x3010, vec![1, 2, 3])]);
 }
 
+/// U-Boot takes two devices of 16 bits for one that it writes to with 16, and fills its buffer.
+#[test]
+fn a_device_of_16_bits_counts_the_words_of_its_buffer_with_16() {
+    let wide = Board::new(CfiFlashConfig::VIRT);
+    wide.words(0, &[0x0020_0020, 0x00d0_00d0]);
+    let write = |offset, value: u16| wide.flash.write(offset, &value.to_le_bytes());
+    write(0, 0xe8);
+    write(0, 0x3ff);
+    for word in 0..0x400 {
+        write(u64::from(word) * 2, !word);
+    }
+    write(0, 0xd0);
+    assert_eq!(wide.read(0), READY);
+    let contents = wide.flash.contents();
+    let words = contents.as_chunks().0.iter().map(|word| u16::from_le_bytes(*word));
+    assert!(words.take(0x401).eq((0..0x400).map(|word: u16| !word).chain([0xffff])));
+
+    wide.words(0, &[0x00e8_00e8, 0x0400_0400]);
+    assert_eq!(
+        wide.read(0),
+        READY | ERASE_ERROR | PROGRAM_ERROR,
+        "more than its buffer has"
+    );
+}
+
 #[test]
 fn a_buffer_that_leaves_its_part_of_the_flash_or_is_not_confirmed_is_an_error() {
     let board = Board::pc();

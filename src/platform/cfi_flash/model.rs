@@ -108,7 +108,9 @@ impl Model {
                 None
             }
             Expects::Count => {
-                self.begin_buffer(u32::from(value) + 1);
+                // As wide as a device: a buffer has more words of 16 bits than a byte can count.
+                let count = data.iter().take(self.config.device_width as usize).rev();
+                self.begin_buffer(count.fold(0, |count, byte| count << 8 | u32::from(*byte)) + 1);
                 None
             }
             Expects::Data { left, mut buffer } => {
