@@ -1,7 +1,8 @@
 //! The guest's accesses: the xAPIC page, the x2APIC MSRs, IA32_APIC_BASE and IA32_TSC_DEADLINE.
 
 use super::{
-    GeneralProtection, Vector,
+    Vector,
+    config::{GeneralProtection, LocalApicsConfig},
     model::Model,
     presence::Mode,
     registers::*,
@@ -220,7 +221,7 @@ impl Model {
     }
 }
 
-impl super::LocalApicsConfig {
+impl LocalApicsConfig {
     /// Whether this is a value that IA32_APIC_BASE can have.
     pub(super) fn has_base(&self, value: u64) -> bool {
         let extended = u64::from(self.x2apic) * BASE_EXTD;

@@ -2,7 +2,13 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::{ApicId, CpuEvent, GeneralProtection, Request, Shared, presence::Mode, registers::*};
+use super::{
+    Shared,
+    config::{ApicId, CpuEvent, GeneralProtection, Request},
+    model::Model,
+    presence::Mode,
+    registers::*,
+};
 use crate::bus::{BusDevice, read_le, write_le};
 
 /// The local APIC of one CPU, and its register page as a [`BusDevice`] of [`SIZE`](Self::SIZE) bytes at
@@ -68,11 +74,11 @@ impl LocalApic {
         Self { apics, cpu }
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut super::Model) -> T) -> T {
+    fn with<T>(&self, change: impl FnOnce(&mut Model) -> T) -> T {
         self.apics.with(self.cpu, false, change)
     }
 
-    fn with_time<T>(&self, change: impl FnOnce(&mut super::Model) -> T) -> T {
+    fn with_time<T>(&self, change: impl FnOnce(&mut Model) -> T) -> T {
         self.apics.with(self.cpu, true, change)
     }
 
@@ -212,7 +218,7 @@ impl LocalApic {
     }
 
     /// An access to a register, with the time if it is one of those that depend on it.
-    fn access<T>(&self, index: u32, access: impl FnOnce(&mut super::Model) -> T) -> T {
+    fn access<T>(&self, index: u32, access: impl FnOnce(&mut Model) -> T) -> T {
         let timed = matches!(
             Register::at(index),
             Some(

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use super::{CpuId, LocalApicError, LocalApics, Shared, Vector, inbox::signal};
+use super::{CpuId, LocalApics, Shared, Vector, config::LocalApicError, inbox::signal};
 use crate::{
     interrupt::{Interrupt, LevelInterrupt},
     sync::lock,

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    ApicId, CpuEvent, Lint, LocalApicsConfig, Request, Vector,
+    Lint, Vector,
+    config::{ApicId, CpuEvent, LocalApicsConfig, Request},
     inbox::{Mail, signal},
     presence::{Mode, Presence, x2apic_logical_id},
     registers::*,

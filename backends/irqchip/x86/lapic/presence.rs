@@ -1,7 +1,7 @@
 //! What senders know of a local APIC: whether it is there, and as whom it is addressed (SDM 12.6.2).
 
 use super::{
-    ApicId,
+    config::ApicId,
     logical::{self, Places},
     registers::{DFR_CLUSTER, DFR_FLAT},
 };

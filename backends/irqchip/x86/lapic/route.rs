@@ -6,7 +6,8 @@ use std::{
 };
 
 use super::{
-    ApicId, Shared, Vector,
+    Shared, Vector,
+    config::ApicId,
     inbox::signal,
     logical,
     presence::{Mode, Presence, matches_x2apic, x2apic_logical_id},

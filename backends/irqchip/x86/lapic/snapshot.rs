@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    ApicId, LocalApic, Vector,
+    LocalApic, Vector,
+    config::ApicId,
     lines::HookEvent,
     model::{Model, News},
     presence::Mode,
