@@ -256,7 +256,7 @@ impl Rows {
 mod tests {
     use super::*;
     use crate::{
-        arm64::board::{GIC_MESSAGES, VIRTIO, sources},
+        arm64::board::{CLOCK, GIC_MESSAGES, VIRTIO, sources},
         options::Gic,
     };
     use devisor::interrupt::{Interrupt, MsiSink};
@@ -266,7 +266,7 @@ mod tests {
             By::Line(Id::IntId(id)) => (source.name, id),
             _ => unreachable!("virtio-mmio has lines"),
         };
-        sources(Gic::V2, Transport::Mmio, &VIRTIO)
+        sources(Gic::V2, Transport::Mmio, &VIRTIO, CLOCK)
             .into_iter()
             .map(line)
             .collect()
@@ -320,7 +320,12 @@ mod tests {
                 .insert(Id::IntId(IntId(id)), counts);
         }
         let compare = |console: &str, recorder: &Recorder| {
-            interrupts(console, &seen, recorder, &sources(Gic::V2, Transport::Pci, &VIRTIO))
+            interrupts(
+                console,
+                &seen,
+                recorder,
+                &sources(Gic::V2, Transport::Pci, &VIRTIO, CLOCK),
+            )
         };
         let (console, recorder) = (table_of_messages(1, 2), recorder_of_messages());
         assert_eq!(compare(&console, &recorder).unwrap(), "5 of 5 kinds");
@@ -364,7 +369,7 @@ mod tests {
                 &table(guest),
                 &seen(4, 6),
                 &recorder(None),
-                &sources(Gic::V2, Transport::Mmio, &VIRTIO),
+                &sources(Gic::V2, Transport::Mmio, &VIRTIO, CLOCK),
             );
             assert_eq!(result.is_ok(), agree, "{guest}: {result:?}");
         }
@@ -377,7 +382,7 @@ mod tests {
                 &table(1),
                 &seen(1, 1),
                 &recorder(Some(name)),
-                &sources(Gic::V2, Transport::Mmio, &VIRTIO),
+                &sources(Gic::V2, Transport::Mmio, &VIRTIO, CLOCK),
             )
             .unwrap_err();
             assert!(error.starts_with(name), "{error}");
@@ -387,7 +392,7 @@ mod tests {
                 &table(0),
                 &seen(0, 0),
                 &recorder(None),
-                &sources(Gic::V2, Transport::Mmio, &VIRTIO)
+                &sources(Gic::V2, Transport::Mmio, &VIRTIO, CLOCK)
             )
             .is_err()
         );
@@ -400,7 +405,7 @@ mod tests {
                 "",
                 &seen(1, 1),
                 &recorder(None),
-                &sources(Gic::V2, Transport::Mmio, &VIRTIO)
+                &sources(Gic::V2, Transport::Mmio, &VIRTIO, CLOCK)
             )
             .is_err()
         );
@@ -409,7 +414,7 @@ mod tests {
                 "",
                 &Seen::default(),
                 &recorder(None),
-                &sources(Gic::V2, Transport::Mmio, &VIRTIO)
+                &sources(Gic::V2, Transport::Mmio, &VIRTIO, CLOCK)
             )
             .is_err()
         );

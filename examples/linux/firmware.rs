@@ -86,18 +86,18 @@ const SHELLS: [Shell; 2] = [
             ("poweroff", "poweroff ..."),
         ],
     },
-    // EDK2's.
+    // EDK2's. Under the GUID of UEFI's own variables it takes none that UEFI does not name.
     Shell {
         prompt: "Shell> ",
         commands: &[
             ("ver", "UEFI v2."),
             ("map", "BLK0: Alias(s):"),
             (
-                "setvar Greeting -guid 8be4df61-93ca-11d2-aa0d-00e098032b8c -bs -nv =0x68656c6c",
+                "setvar Greeting -guid 5d3a9c1e-7b42-4f0e-9a61-c0d1e2f3a4b5 -bs -nv =0x68656c6c",
                 "",
             ),
             (
-                "setvar Greeting -guid 8be4df61-93ca-11d2-aa0d-00e098032b8c",
+                "setvar Greeting -guid 5d3a9c1e-7b42-4f0e-9a61-c0d1e2f3a4b5",
                 "6C 6C 65 68",
             ),
             ("date", "01/01/2030"),

@@ -26,7 +26,7 @@
 //! | `../shared/completion.rs` | make of the disk one that completes late, out of order, or on another thread (`--completion`) |
 //! | `firmware.rs` | give a firmware its flash, and the device by which it gets the kernel (`--firmware`) |
 //! | `wing.rs` | what of a machine is not the same |
-//! | `measure.rs`, `peer.rs`, `accesses.rs` | not needed: compare with rsemu's own devices (`--measure yes`) |
+//! | `measure.rs`, `peer.rs`, `cost.rs`, `accesses.rs` | not needed: compare with rsemu's own devices (`--measure yes`) |
 //! | `watch.rs`, `counts.rs`, `verdict.rs` | not needed to run a guest: look whether all this is true |
 //!
 //! A wing for each, `arm64/` with a GICv2 and `x86_64/` with the chips of a PC:
@@ -35,7 +35,7 @@
 //! |---|---|
 //! | `mod.rs` | load the guest |
 //! | `board.rs` | make the devices and wire them up |
-//! | `devicetree.rs`, `acpi.rs` | tell the guest of the devices |
+//! | `parts.rs`, `devicetree.rs`, `acpi.rs` | tell the guest of the devices |
 //! | `machine.rs`; `controller.rs`, `clock.rs` | adapt the hypervisor, which is rsemu |
 //! | `gic.rs`, `vectors.rs` | not needed: see what the guest acknowledges |
 
@@ -43,6 +43,7 @@ mod accesses;
 mod arm64;
 #[path = "../shared/completion.rs"]
 mod completion;
+mod cost;
 mod counts;
 mod devices;
 mod disk;
@@ -65,14 +66,12 @@ use std::{
     error::Error,
     fs,
     process::ExitCode,
-    sync::Arc,
     time::{Instant, SystemTime},
 };
 
 use firmware::Typist;
 use options::{Options, USAGE};
-use watch::{Watch, Wire};
-use wing::Plan;
+use run::{Guest, Pace};
 
 fn main() -> ExitCode {
     let result = match Options::parse(std::env::args().skip(1)) {
@@ -103,29 +102,15 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let word = format!("{:016x}", since_epoch.as_nanos() as u64);
     let disk = options.disk.for_a_run()?;
 
-    for why in options.devices.skipped() {
+    let skipped = options.devices.skipped(run::room(options.arch));
+    for why in &skipped {
         println!("skipped: {why}");
     }
-    let watch = Arc::new(Watch::default());
-    let wire = Arc::new(Wire::default());
-    let plan = Plan {
-        options,
-        disk: &disk,
-        watch: &watch,
-        wire: &wire,
-    };
-    let wing = run::machine(&plan)?;
-
+    let guest = Guest::new(options, &disk)?;
     let (started, cpu_started) = (Instant::now(), spent::cpu_time());
     let typist = Typist::new(&word, options.shell);
-    let end = run::until_off(
-        &*wing,
-        &watch,
-        &wire,
-        run::CHARACTERS_AT_A_TIME,
-        typist,
-        options.timeout,
-    );
+    let end = run::until_off(&guest, Pace::CLOSE, typist, options.timeout);
+    let Guest { wing, watch, .. } = guest;
     let (host, cpu, guest) = (started.elapsed(), spent::cpu_time() - cpu_started, wing.time());
     println!("\n{host:.1?} of our time, {cpu:.1?} of our CPU's, {guest:.1?} of the guest's");
     if let Some(vcd) = &options.vcd {
@@ -159,7 +144,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
         recorder: wing.recorder(),
         guest_time: guest,
         more,
-        skipped: options.devices.skipped(),
+        skipped,
     });
     if disk.file() != Some(&*data) {
         let _ = fs::remove_file(&data);

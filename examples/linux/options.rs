@@ -29,6 +29,8 @@ usage: cargo run --release --example linux -- [OPTION VALUE]...
   --iommu yes        arm64 alone, with mmio or pci: all virtio devices are behind a virtio-iommu [no]
   --firmware FILE    runs first, and gets the kernel from a device that it asks for it: U-Boot and EDK2 for arm64,
                      OVMF's code for x86_64
+  --acpi yes         arm64 alone, with --firmware and pci: what there is, the guest gets told in ACPI tables, and not in
+                     the device tree [no]
   --shell yes        with --firmware: there is no kernel, and the firmware is to come to its shell [no]
   --cpus NUMBER      x86_64 alone: 1 to 4        [1]
   --chips NAME       x86_64 alone: apic, local APICs and IOAPIC; or pic, 8259s and 8254 [apic]
@@ -78,6 +80,7 @@ pub struct Options {
     pub devices: DeviceSet,
     pub iommu: bool,
     pub firmware: Option<PathBuf>,
+    pub acpi: bool,
     pub shell: bool,
     pub cpus: u32,
     pub chips: Chips,
@@ -113,7 +116,7 @@ impl Options {
         let (mut devices, mut measure, mut iommu) = (DeviceSet::Few, false, false);
         let (mut gic, mut of_arm, mut of_x86) = (Gic::V2, None, None);
         let (mut queues, mut runs) = (1, None);
-        let (mut firmware, mut shell) = (None, false);
+        let (mut firmware, mut shell, mut acpi) = (None, false, false);
         while let Some(option) = arguments.next() {
             if option == "--help" || option == "-h" {
                 return Ok(None);
@@ -135,6 +138,7 @@ impl Options {
                 "--devices" => devices = named(&DeviceSet::NAMES, &value)?,
                 "--iommu" => iommu = named(&[("yes", true), ("no", false)], &value)?,
                 "--firmware" => firmware = Some(PathBuf::from(value)),
+                "--acpi" => acpi = named(&[("yes", true), ("no", false)], &value)?,
                 "--shell" => shell = named(&[("yes", true), ("no", false)], &value)?,
                 "--cpus" => cpus = value.parse().ok().filter(|cpus| (1..=4).contains(cpus)).ok_or(USAGE)?,
                 "--chips" => chips = named(&[("apic", Chips::Apic), ("pic", Chips::Pic)], &value)?,
@@ -147,7 +151,7 @@ impl Options {
             }
             match option.as_str() {
                 "--cpus" | "--chips" => of_x86 = Some(option),
-                "--gic" => of_arm = Some(option),
+                "--gic" | "--acpi" => of_arm = Some(option),
                 _ => {}
             }
         }
@@ -158,7 +162,7 @@ impl Options {
         }
         if let (Arch::X86_64, Some(option)) = (arch, of_arm) {
             return Err(format!(
-                "{option} is for --arch arm64: a PC has other chips, see --chips"
+                "{option} is for --arch arm64: a PC has other chips, see --chips, and ACPI tables always"
             ));
         }
         let transport = transport.unwrap_or(match (arch, chips) {
@@ -196,6 +200,9 @@ impl Options {
         if shell && firmware.is_none() {
             return Err("--shell yes is for --firmware".into());
         }
+        if acpi && (firmware.is_none() || !transport.is_pci()) {
+            return Err("--acpi yes is for --firmware, with --transport pci or pci-intx".into());
+        }
         if firmware.is_some() && arch == Arch::X86_64 && !transport.is_pci() {
             return Err("--firmware finds a PC's disk by PCI: --transport pci or pci-intx".into());
         }
@@ -217,6 +224,7 @@ impl Options {
             devices,
             iommu,
             firmware,
+            acpi,
             shell,
             cpus,
             chips,

@@ -1,10 +1,6 @@
 //! The same kernels on machines whose devices are rsemu's, to compare what ours cost with what others do.
 
-use std::{
-    error::Error,
-    fs,
-    time::{Duration, Instant},
-};
+use std::{error::Error, fs, time::Instant};
 
 use rsemu::{
     core::device::ResetKind,
@@ -14,22 +10,17 @@ use rsemu::{
 
 use crate::{
     arm64,
+    cost::{Cost, last, said_at},
     options::{Arch, Options},
-    spent,
-    watch::Watch,
-    x86_64,
+    spent, x86_64,
 };
 
-/// What a kernel says last.
-const POWER_DOWN: &str = "reboot: Power down";
-
-/// What the CPU spends from the reset until the kernel powers off; on a PC, until its first process begins, for with that comes what
-/// the emulator's core does wrong (`x86_64/faults.rs`), and the reference has nothing against it.
-pub fn cpu_time(options: &Options) -> Result<Duration, Box<dyn Error>> {
+/// What it costs from the reset until the kernel says what is [`last`].
+pub fn cost(options: &Options) -> Result<Cost, Box<dyn Error>> {
     let arch = options.arch;
-    let (name, command_line, disk, last) = match arch {
-        Arch::Arm64 => ("arm64-virt", arm64::command_line(options), "disk", POWER_DOWN),
-        Arch::X86_64 => ("q35-linux", x86_64::command_line(options), "nvme0", Watch::INIT),
+    let (name, command_line, disk) = match arch {
+        Arch::Arm64 => ("arm64-virt", arm64::command_line(options), "disk"),
+        Arch::X86_64 => ("q35-linux", x86_64::command_line(options), "nvme0"),
     };
     let mut build_options = catalog::build_options()?
         .with_param("cmdline", command_line.as_str())
@@ -62,8 +53,9 @@ pub fn cpu_time(options: &Options) -> Result<Duration, Box<dyn Error>> {
             continue;
         }
         console.drain_into(&mut said);
-        if String::from_utf8_lossy(&said).contains(last) {
-            return Ok(spent::cpu_time() - before);
+        if let Some(guest) = said_at(&String::from_utf8_lossy(&said), last(arch)) {
+            let cpu = spent::cpu_time() - before;
+            return Ok(Cost { cpu, guest });
         }
         if said.ends_with(b"\n") {
             said.clear();

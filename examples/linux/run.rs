@@ -2,43 +2,78 @@
 
 use std::{
     error::Error,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use crate::{
-    arm64,
+    arm64, disk,
     firmware::Typist,
-    options::Arch,
+    more::Room,
+    options::{Arch, Options},
     watch::{Watch, Wire},
     wing::{Plan, PowerRequest, Stuck, Wing},
     x86_64,
 };
 
-/// The machine of the architecture that is asked for.
-pub fn machine(plan: &Plan<'_>) -> Result<Box<dyn Wing>, Box<dyn Error>> {
-    Ok(match plan.options.arch {
-        Arch::Arm64 => Box::new(arm64::Arm64::new(plan)?),
-        Arch::X86_64 => Box::new(x86_64::X86_64::new(plan)?),
-    })
+/// What the board of an architecture has for more devices.
+pub fn room(arch: Arch) -> &'static Room {
+    match arch {
+        Arch::Arm64 => &arm64::board::ROOM,
+        Arch::X86_64 => &x86_64::ROOM,
+    }
 }
 
-/// What the wire behind the UART takes each time that the cores have run a little.
-pub const CHARACTERS_AT_A_TIME: usize = 16;
+/// How often it is looked after a guest.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// For how much of its time it runs before.
+    pub quantum: Duration,
+    /// What the wire behind the UART takes each time.
+    pub characters: usize,
+}
+
+impl Pace {
+    /// Its devices answer soon, and the wire is slower than it is.
+    pub const CLOSE: Self = Self {
+        quantum: Duration::from_micros(100),
+        characters: 16,
+    };
+}
+
+/// A machine of the architecture that is asked for, and what the host sees of its guest.
+pub struct Guest {
+    pub wing: Box<dyn Wing>,
+    pub watch: Arc<Watch>,
+    wire: Arc<Wire>,
+}
+
+impl Guest {
+    /// One that has not run yet. `disk` is the one that it may write to.
+    pub fn new(options: &Options, disk: &disk::Source) -> Result<Self, Box<dyn Error>> {
+        let (watch, wire) = (Arc::new(Watch::default()), Arc::new(Wire::default()));
+        let plan = Plan {
+            options,
+            disk,
+            watch: &watch,
+            wire: &wire,
+        };
+        let wing: Box<dyn Wing> = match options.arch {
+            Arch::Arm64 => Box::new(arm64::Arm64::new(&plan)?),
+            Arch::X86_64 => Box::new(x86_64::X86_64::new(&plan)?),
+        };
+        Ok(Self { wing, watch, wire })
+    }
+}
 
 /// Runs the guest, then sees to what it has caused, until it powers off.
-pub fn until_off(
-    wing: &dyn Wing,
-    watch: &Watch,
-    wire: &Wire,
-    at_a_time: usize,
-    mut typist: Typist,
-    timeout: Duration,
-) -> Result<(), Box<dyn Error>> {
-    let started = Instant::now();
+pub fn until_off(guest: &Guest, pace: Pace, mut typist: Typist, timeout: Duration) -> Result<(), Box<dyn Error>> {
+    let Guest { wing, watch, wire } = guest;
+    let (wing, started) = (&**wing, Instant::now());
     let mut heard = 0;
     let devices = wing.devices();
     loop {
-        devices.with_cores(|| wing.forget_translations(), || wing.run());
+        devices.with_cores(|| wing.forget_translations(), || wing.run(pace.quantum));
         match wing.power_request() {
             Some(PowerRequest::Off) => return Ok(()),
             Some(PowerRequest::Reset) => {
@@ -51,7 +86,7 @@ pub fn until_off(
             devices.hear(&line)?;
         }
         typist.go_on(watch, |typed| wing.uart().type_in(typed));
-        wire.make_room(at_a_time);
+        wire.make_room(pace.characters);
         let sending = wing.uart().send()?;
         wing.let_time_pass();
         if !sending && wing.sleeps() {

@@ -30,8 +30,8 @@ pub struct Plan<'a> {
 
 /// A machine whose kernel is loaded, with all its devices.
 pub trait Wing {
-    /// Runs the cores a little. Devices are called on this thread.
-    fn run(&self);
+    /// Runs the cores for so much of the guest's time, or less. Devices are called on this thread.
+    fn run(&self, quantum: Duration);
 
     /// How long the guest has been running, in its own time.
     fn time(&self) -> Duration;
@@ -73,12 +73,33 @@ pub trait Wing {
 pub struct Facts {
     /// When the guest's time begins, counted from the Unix epoch.
     pub epoch: Duration,
-    /// What its kernel calls the clock.
-    pub clock: &'static str,
+    pub clock: Clock,
     /// What has to be in the disk's path below `/sys`.
     pub disk_parent: String,
     /// What interrupts it.
     pub sources: Vec<Source>,
+}
+
+/// By which it knows the time.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// What its kernel calls it.
+    pub name: &'static str,
+    /// Why no alarm of it goes off, if so.
+    pub no_alarm: Option<&'static str>,
+}
+
+impl Clock {
+    /// Ours in the firmware's hands. ACPI has no ID for a PL031.
+    pub const OF_UEFI: Self = Self {
+        name: "rtc-efi",
+        no_alarm: Some("UEFI, which has the clock for a kernel with ACPI, has no alarm on it"),
+    };
+
+    /// Ours, by a driver of the guest's.
+    pub const fn of_ours(name: &'static str) -> Self {
+        Self { name, no_alarm: None }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,6 +22,7 @@ use devisor::{
 };
 
 use super::{
+    acpi,
     gic::{self, Gic, id_of_lpi, id_of_spi},
     machine::{InterruptPins, Machine},
 };
@@ -34,7 +35,7 @@ use crate::{
     ram::Ram,
     virtio::{MESSAGE_LINE, Place, Slots, Transport, Window, pci_bus, recorded, window},
     watch::Console,
-    wing::{Facts, Plan},
+    wing::{Clock, Facts, Plan},
 };
 
 /// Of a GICv2 the first 0x1000 bytes.
@@ -105,7 +106,7 @@ pub const VIRTIO: [Place; 2] = [place(0, "virtio-blk", "virtio0"), place(1, "vir
 pub const ROOM: Room = Room {
     ram: RAM,
     pluggable: PLUGGABLE,
-    persistent: PERSISTENT,
+    persistent: Ok(PERSISTENT),
     place,
 };
 
@@ -189,19 +190,21 @@ pub const RTC_LINE: &str = "rtc";
 
 type RecordedLine = RecordedLevel<LevelLine>;
 
+/// The clock for a guest that a device tree tells of it.
+pub const CLOCK: Clock = Clock::of_ours("rtc-pl031");
+
 /// What interrupts the guest.
-pub fn sources(gic: GicVersion, transport: Transport, places: &[Place]) -> Vec<Source> {
+pub fn sources(gic: GicVersion, transport: Transport, places: &[Place], clock: Clock) -> Vec<Source> {
     let rows = |id: IntId| Rows::Input("GIC", id.0);
     let line = |name, id| Source {
         name,
         by: By::Line(Id::IntId(id)),
         rows: rows(id),
     };
-    let mut sources = vec![
-        line(TIMER, VIRTUAL_TIMER_PPI.into()),
-        line(UART_LINE, UART_SPI.into()),
-        line(RTC_LINE, RTC_SPI.into()),
-    ];
+    let mut sources = vec![line(TIMER, VIRTUAL_TIMER_PPI.into()), line(UART_LINE, UART_SPI.into())];
+    if clock.no_alarm.is_none() {
+        sources.push(line(RTC_LINE, RTC_SPI.into()));
+    }
     sources.extend(places.iter().map(|place| {
         let id = spi(place, transport).into();
         let id_of_message = match gic {
@@ -216,14 +219,15 @@ pub fn sources(gic: GicVersion, transport: Transport, places: &[Place]) -> Vec<S
 /// What the guest has to see of it.
 pub fn facts(options: &Options) -> Facts {
     let (transport, [disk, _]) = (options.transport, &VIRTIO);
+    let clock = if options.acpi { Clock::OF_UEFI } else { CLOCK };
     Facts {
         epoch: EPOCH,
-        clock: "rtc-pl031",
+        clock,
         disk_parent: match transport {
             Transport::Mmio => format!("/{:x}.virtio_mmio/", disk.mmio.base),
             Transport::Pci | Transport::PciIntx => disk.pci_parent(),
         },
-        sources: sources(options.gic, transport, &places(options)),
+        sources: sources(options.gic, transport, &places(options), clock),
     }
 }
 
@@ -292,6 +296,11 @@ impl Board {
             let settings = firmware::settings(image, SETTINGS, CfiFlashConfig::VIRT)?;
             bus.insert(SETTINGS.base, SETTINGS.len, Arc::new(settings))?;
             let fw_cfg = firmware::fw_cfg(plan.options, ram, &super::command_line(plan.options))?;
+            if plan.options.acpi {
+                for (name, bytes) in acpi::files(plan.options)? {
+                    fw_cfg.add_file(name, bytes)?;
+                }
+            }
             bus.insert(FW_CFG.base, FW_CFG.len, Arc::new(fw_cfg.mmio()))?;
         }
         machine.plug(bus, DEVICES.len)?;

@@ -1,26 +1,16 @@
-//! Tells the guest what there is, where, and with which interrupts: each part describes itself.
+//! Tells the guest what there is in a device tree.
 
 use std::ops::Range;
 
-use devisor::{
-    description::{
-        BoardError, Part, PciHost, Wire,
-        arm::{self, Conduit, TimerPpis},
-        fdt::{self, Boot},
-        memory,
-    },
-    pci,
-    platform::{
-        cfi_flash::{self, CfiFlashConfig},
-        fw_cfg, pl011, pl031,
-    },
-    virtio::transport::mmio,
+use devisor::description::{
+    BoardError,
+    fdt::{self, Boot},
 };
 
-use super::{board, gic};
-use crate::{options::Options, virtio::Window};
+use super::parts::parts;
+use crate::options::Options;
 
-/// The device tree of the [`board`], for a kernel with this command line and this initial RAM disk; or for firmware, which knows of
+/// The device tree of the board, for a kernel with this command line and this initial RAM disk; or for firmware, which knows of
 /// another way to both.
 pub fn build(options: &Options, kernel: Option<(String, Range<u64>)>) -> Result<Vec<u8>, BoardError> {
     let (command_line, initrd) = kernel.unzip();
@@ -31,55 +21,4 @@ pub fn build(options: &Options, kernel: Option<(String, Range<u64>)>) -> Result<
         initrd,
     };
     fdt::build(&parts(options), &boot)
-}
-
-fn parts(options: &Options) -> Vec<Part> {
-    let (version, transport) = (options.gic, options.transport);
-    let timer = TimerPpis {
-        physical: board::PHYSICAL_TIMER_PPI.0,
-        virtual_: board::VIRTUAL_TIMER_PPI.0,
-        ..TimerPpis::default()
-    };
-    let mut parts = vec![
-        memory(board::RAM.base, board::RAM.len),
-        arm::cpus("arm,cortex-a53", &[0]),
-        arm::psci(Conduit::Smc),
-        arm::timer(timer),
-        gic::describe(version),
-        pl011::describe(board::UART.base, Wire::level(board::UART_SPI)).console(),
-        pl031::describe(board::RTC.base, Wire::level(board::RTC_SPI)),
-    ];
-    if transport.is_pci() {
-        parts.push(gic::describe_messages(version));
-        let bus = pci::describe(PciHost {
-            ecam: Some(board::PCI_CONFIG.base),
-            config_ports: false,
-            buses: 0..=0,
-            memory: vec![(board::PCI_MEMORY.base, board::PCI_MEMORY.len)],
-            ports: Vec::new(),
-            wires: board::PCI_WIRES.map(Wire::level),
-        });
-        parts.push(match options.iommu {
-            true => bus.all_behind_iommu().has_iommu(board::IOMMU.requester().0),
-            false => bus,
-        });
-    } else {
-        for place in &board::places(options) {
-            let part = mmio::describe(place.mmio.base, Wire::level(board::mmio_spi(place)));
-            parts.push(match board::may_be_behind(place) {
-                true => part.behind_iommu(place.pci.into()),
-                false => part,
-            });
-        }
-        if options.iommu {
-            let place = board::IOMMU;
-            parts.push(mmio::describe(place.mmio.base, Wire::level(board::mmio_spi(&place))).is_iommu());
-        }
-    }
-    if options.firmware.is_some() {
-        let Window { base, len } = board::SETTINGS;
-        parts.push(cfi_flash::describe(&CfiFlashConfig::VIRT, base, len));
-        parts.push(fw_cfg::describe_in_memory(board::FW_CFG.base));
-    }
-    parts
 }

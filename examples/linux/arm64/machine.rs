@@ -41,8 +41,6 @@ use crate::{accesses::Accesses, ram::Ram, wing::PowerRequest};
 /// One tick of the core is one memory access, and one count of its generic timer.
 pub const TICKS_PER_SECOND: u64 = 62_500_000;
 
-/// How long the core runs before it looks up: 160 microseconds of the guest's time.
-const QUANTUM: u64 = 10_000;
 /// How long it runs before it is asked whether it sleeps, after it has slept: in WFI it takes ticks one by one, and each costs us as much
 /// as an instruction. While it does not sleep it is twice as long each time, as to begin a run costs too.
 const SLICE: u64 = 500;
@@ -172,22 +170,23 @@ impl Machine {
         self.accesses.counts()
     }
 
-    /// Runs a little, or until it sleeps. Devices are called on this thread.
-    pub fn run(&self) {
+    /// Runs for so long, or until it sleeps. Devices are called on this thread.
+    pub fn run(&self, quantum: Duration) {
         if self.sleeps() {
             // Has it see whether one of its timers is due.
             self.cpu.run_budget(1);
         }
-        let mut left = QUANTUM;
+        let mut left = time_to_ticks(quantum);
         while left != 0 {
-            let slice = self.slice.load(Ordering::Relaxed).min(left);
+            let longest = self.slice.load(Ordering::Relaxed);
+            let slice = longest.min(left);
             if self.sleeps() {
                 self.slice.store(SLICE, Ordering::Relaxed);
                 break;
             }
             self.advance(slice);
             left -= slice;
-            self.slice.store((2 * slice).min(QUANTUM), Ordering::Relaxed);
+            self.slice.store(longest.saturating_mul(2), Ordering::Relaxed);
         }
     }
 

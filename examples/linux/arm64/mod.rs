@@ -1,9 +1,11 @@
 //! Debian's kernel for arm64: one core, a GICv2, a PL011 and a PL031.
 
+mod acpi;
 pub mod board;
 mod devicetree;
 mod gic;
 mod machine;
+mod parts;
 
 use std::{error::Error, fs, path::Path, sync::Arc, time::Duration};
 
@@ -52,8 +54,8 @@ impl Arm64 {
 }
 
 impl Wing for Arm64 {
-    fn run(&self) {
-        self.machine.run();
+    fn run(&self, quantum: Duration) {
+        self.machine.run(quantum);
     }
 
     fn time(&self) -> Duration {

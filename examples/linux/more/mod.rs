@@ -54,7 +54,8 @@ pub struct Room {
     /// The guest's memory, and what it may have besides.
     pub ram: Window,
     pub pluggable: Window,
-    pub persistent: Window,
+    /// Or why there can be no persistent memory.
+    pub persistent: Result<Window, &'static str>,
     /// The place of the device with this number, of which the two on every board have 0 and 1; whose line has this name, and for
     /// which the guest has that one.
     pub place: fn(u8, &'static str, &'static str) -> Place,
@@ -67,11 +68,11 @@ pub type Plug = fn(Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<d
 struct Row {
     name: &'static str,
     plug: Plug,
-    is_possible: fn() -> Result<(), String>,
+    is_possible: fn(&Room) -> Result<(), String>,
 }
 
 const fn row(name: &'static str, plug: Plug) -> Row {
-    let is_possible = || Ok(());
+    let is_possible = |_: &Room| Ok(());
     Row {
         name,
         plug,
@@ -82,24 +83,28 @@ const fn row(name: &'static str, plug: Plug) -> Row {
 const TABLE: [Row; 7 + cfg!(feature = "vhost-user") as usize] = [
     row("virtio-balloon", balloon::plug),
     row("virtio-mem", memory::plug),
-    row("virtio-pmem", pmem::plug),
+    Row {
+        name: "virtio-pmem",
+        plug: pmem::plug,
+        is_possible: |room| room.persistent.map(|_| ()).map_err(str::to_owned),
+    },
     row("virtio-console", console::plug),
     row("virtio-vsock", vsock::plug),
     Row {
         name: "virtio-net on passt",
         plug: net::plug_passt,
-        is_possible: net::is_passt_here,
+        is_possible: |_| net::is_passt_here(),
     },
     Row {
         name: "virtio-net on TAP",
         plug: net::plug_tap,
-        is_possible: net::is_tap_here,
+        is_possible: |_| net::is_tap_here(),
     },
     #[cfg(feature = "vhost-user")]
     Row {
         name: "virtio-fs by virtiofsd",
         plug: files::plug,
-        is_possible: files::is_virtiofsd_here,
+        is_possible: |_| files::is_virtiofsd_here(),
     },
 ];
 
@@ -119,7 +124,7 @@ impl DeviceSet {
             Self::Few => &[][..],
             Self::All => &TABLE,
         };
-        let possible = rows.iter().filter(|row| (row.is_possible)().is_ok());
+        let possible = rows.iter().filter(|row| (row.is_possible)(room).is_ok());
         let places = (2..).zip(GUEST_NAMES).zip(possible);
         places
             .map(|((number, guest_name), row)| ((room.place)(number, row.name, guest_name), row.plug))
@@ -127,12 +132,12 @@ impl DeviceSet {
     }
 
     /// Which are left out, and why.
-    pub fn skipped(self) -> Vec<String> {
+    pub fn skipped(self, room: &Room) -> Vec<String> {
         let rows = match self {
             Self::Few => &[][..],
             Self::All => &TABLE,
         };
-        let why = |row: &Row| Some(format!("{}: {}", row.name, (row.is_possible)().err()?));
+        let why = |row: &Row| Some(format!("{}: {}", row.name, (row.is_possible)(room).err()?));
         rows.iter().filter_map(why).collect()
     }
 
@@ -146,10 +151,13 @@ impl DeviceSet {
     pub fn memory(self, room: &Room, beside: &Path) -> Result<Ram, Box<dyn Error>> {
         match self {
             Self::Few => Ram::new(&[room.ram], None),
-            Self::All => {
-                let file = pmem::persistent_file(beside, room.persistent.len)?;
-                Ram::new(&[room.ram, room.pluggable, room.persistent], Some(file))
-            }
+            Self::All => match room.persistent {
+                Err(_) => Ram::new(&[room.ram, room.pluggable], None),
+                Ok(persistent) => {
+                    let file = pmem::persistent_file(beside, persistent.len)?;
+                    Ram::new(&[room.ram, room.pluggable, persistent], Some(file))
+                }
+            },
         }
     }
 

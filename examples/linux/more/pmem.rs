@@ -34,7 +34,7 @@ pub fn plug(around: Around<'_>) -> Result<(Arc<dyn VirtioTransport>, More), Box<
     let file = around.persistent.ok_or("there is no persistent memory")?;
     // Kept, to look at what is in it.
     let kept = file.try_clone()?;
-    let window = around.room.persistent;
+    let window = around.room.persistent?;
     let region = window.base..window.base + window.len;
     let pmem = around.plug(Pmem::new(file.try_clone()?, PmemOptions::new(region))?)?;
     let (device, measured) = (pmem.transport(), Measured::default());

@@ -47,16 +47,15 @@ use crate::{
     ram::Ram,
     virtio::{Behind, MESSAGE_LINE, Place, Slots, Transport, Window, pci_bus, recorded, window},
     watch::Console,
-    wing::{Facts, Plan, PowerRequest},
+    wing::{Clock, Facts, Plan, PowerRequest},
 };
 
 pub const RAM: Window = window(0, 512 << 20);
 /// How much of it is below where a PC has its screen, and where it goes on.
 pub const CONVENTIONAL: u64 = 640 << 10;
 pub const HIGH: u64 = 1 << 20;
-/// What the guest may plug: a memory block of Linux's. And persistent memory.
+/// What the guest may plug: a memory block of Linux's.
 const PLUGGABLE: Window = window(0x8000_0000, 128 << 20);
-const PERSISTENT: Window = window(0xa000_0000, 16 << 20);
 /// Where the guest looks for its tables: past conventional memory, where a PC has its firmware.
 pub const TABLES: Window = window(0xe_0000, 0x1_0000);
 /// Where the guest may place BARs, and the configuration space of the one bus.
@@ -138,7 +137,7 @@ const VIRTIO: [Place; 2] = [place(0, "virtio-blk", "virtio0"), place(1, "virtio-
 pub const ROOM: Room = Room {
     ram: RAM,
     pluggable: PLUGGABLE,
-    persistent: PERSISTENT,
+    persistent: Err("rsemu's x86_64 core has no MOVNTI, by which Linux writes to persistent memory"),
     place,
 };
 
@@ -234,7 +233,7 @@ fn id_of_message(requester: RequesterId, _: MsiMessage) -> Result<Id, String> {
 pub fn facts(options: &Options) -> Facts {
     Facts {
         epoch: EPOCH,
-        clock: "rtc_cmos",
+        clock: Clock::of_ours("rtc_cmos"),
         disk_parent: match options.transport {
             Transport::Mmio => "/LNRO0005:00/".into(),
             Transport::Pci | Transport::PciIntx => VIRTIO[0].pci_parent(),

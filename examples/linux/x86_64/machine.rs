@@ -33,10 +33,9 @@ use super::{
 };
 use crate::{accesses::Accesses, ram::Ram, virtio::Window};
 
-/// How long a core runs before it looks up: 100 microseconds of the guest's time. Where there are others that it may wait for, and
-/// that wait for their turn meanwhile, it is less.
-const QUANTUM: u64 = 100_000;
-const SHARED_QUANTUM: u64 = 20_000;
+/// How long a core runs at most where there are others that it may wait for, and that wait for their turn meanwhile: 20 microseconds of
+/// the guest's time.
+const TURN: u64 = 20_000;
 
 /// Cores that nothing is connected to yet.
 pub struct Cores {
@@ -188,10 +187,15 @@ impl Machine {
         Ok(())
     }
 
-    /// Runs each core a little, and not past `deadline`. Devices are called on this thread.
-    pub fn run(&self, deadline: Option<Duration>) {
+    /// Runs each core for so long or less, and not past `deadline`. Devices are called on this thread.
+    pub fn run(&self, quantum: Duration, deadline: Option<Duration>) {
         let begin = self.clock.cores.iter().map(|core| core.ticks()).min().unwrap_or(0);
-        let quantum = if self.cores.len() == 1 { QUANTUM } else { SHARED_QUANTUM };
+        let quantum = ticks(quantum);
+        let quantum = if self.cores.len() == 1 {
+            quantum
+        } else {
+            quantum.min(TURN)
+        };
         let until = begin.saturating_add(quantum);
         let until = deadline.map_or(until, |deadline| until.min(ticks(deadline)).max(begin + 1));
         for (number, (core, position)) in self.cores.iter().zip(&self.clock.cores).enumerate() {

@@ -10,7 +10,7 @@ mod faults;
 mod machine;
 mod vectors;
 
-pub use board::HIGH;
+pub use board::{HIGH, ROOM};
 
 /// Bytes of RAM.
 pub const RAM: u64 = board::RAM.len;
@@ -72,8 +72,8 @@ impl X86_64 {
 }
 
 impl Wing for X86_64 {
-    fn run(&self) {
-        self.machine.run(self.board.deadline());
+    fn run(&self, quantum: Duration) {
+        self.machine.run(quantum, self.board.deadline());
     }
 
     fn time(&self) -> Duration {
