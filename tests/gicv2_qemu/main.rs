@@ -1,0 +1,62 @@
+//! The same random sequence to our GICv2 and to QEMU's: every read and every output compared.
+//!
+//! QEMU takes the accesses of the qtest protocol as those of CPU 0, and only while its GIC has one CPU, so one CPU is what
+//! is compared here. What differs by design is named where it is handled: search for "QEMU:". All of it was seen with
+//! QEMU 7.2.
+//!
+//! `DEVISOR_SEED` replaces the seeds. A failure prints its seed and the last steps.
+
+#![cfg(feature = "irqchip")]
+
+mod counts;
+mod ours;
+mod pair;
+#[path = "../support/qtest.rs"]
+mod qtest;
+mod random;
+mod registers;
+#[path = "../support/skip.rs"]
+mod skip;
+mod steps;
+mod view;
+
+use counts::Counts;
+use pair::Pair;
+use qtest::Qtest;
+
+const SEEDS: [u64; 6] = [1, 2, 3, 0x5eed, 0xdead_beef, 0x0123_4567_89ab_cdef];
+const STEPS: u32 = 5_000;
+
+#[test]
+fn behaves_as_qemus_model_does() {
+    let seeds = match std::env::var("DEVISOR_SEED") {
+        Ok(seed) => vec![seed.parse().expect("DEVISOR_SEED is a number")],
+        Err(_) => SEEDS.to_vec(),
+    };
+    let mut counts = Counts::default();
+    for seed in seeds {
+        let machine = ["-M", "virt,gic-version=2", "-cpu", "cortex-a57"];
+        let qemu = match Qtest::start("qemu-system-aarch64", &machine) {
+            Ok(qemu) => qemu,
+            Err(why) => return skip::skipped(why),
+        };
+        let mut pair = Pair::new(qemu, seed);
+        for step in 0..STEPS {
+            pair.step(step);
+        }
+        counts.add(&pair.counts);
+    }
+    let Counts {
+        steps,
+        reads,
+        outputs,
+        acknowledged,
+        excluded,
+    } = counts;
+    println!(
+        "GICv2 beside QEMU's: {steps} steps, {reads} reads and {outputs} outputs compared, \
+         {acknowledged} interrupts acknowledged, {excluded} comparisons excluded"
+    );
+    assert!(acknowledged > steps / 50, "the sequence is too dull to prove anything");
+    assert!(excluded < reads / 20, "too much is excluded to prove anything");
+}

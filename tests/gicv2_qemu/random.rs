@@ -1,0 +1,48 @@
+//! Where the sequence comes from.
+
+use crate::qtest::Qtest;
+use crate::{counts::Counts, ours::Ours, pair::Pair, random::Random, registers::*, view::View};
+use devisor::{
+    backends::irqchip::{
+        CpuId, Group, InterruptState, Ppi, Spi, TriggerMode,
+        gicv2::{CpuInterface, CpuOutputs, Distributor, EdgeLine, GicV2, GicV2Config, GicV2State, LevelLine},
+    },
+    bus::{BusDevice, read_le},
+    interrupt::{Interrupt, LevelInterrupt, level_from_fn},
+};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
+
+/// SplitMix64.
+pub struct Random(u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    pub fn below(&mut self, limit: u32) -> u32 {
+        (self.next() % u64::from(limit)) as u32
+    }
+
+    pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len() as u32) as usize]
+    }
+
+    /// Mostly one of a few, so that some are equal and some differ below the binary point only.
+    pub fn priority(&mut self) -> u32 {
+        match self.below(4) {
+            0 => self.below(256),
+            _ => self.pick(&[0x00, 0x20, 0x40, 0x41, 0x48, 0x60, 0x80, 0xa0, 0xf0, 0xff]),
+        }
+    }
+}
