@@ -24,15 +24,7 @@ use crate::{
 #[test]
 fn status_bits_come_in_the_order_of_the_specification() {
     let driver = Driver::silent();
-    for early in [
-        DRIVER,
-        FEATURES_OK,
-        DRIVER_OK,
-        DRIVER | FEATURES_OK,
-        DEVICE_NEEDS_RESET,
-        16,
-        32,
-    ] {
+    for early in [FEATURES_OK, DRIVER_OK, DEVICE_NEEDS_RESET, 16, 32] {
         driver.write(STATUS, early);
         assert_eq!(driver.status(), 0, "{early:#x}");
     }
@@ -49,6 +41,19 @@ fn status_bits_come_in_the_order_of_the_specification() {
     );
     driver.write(STATUS, 0);
     assert_eq!(driver.status(), 0);
+}
+
+#[test]
+fn a_driver_that_does_not_acknowledge_the_device_drives_it() {
+    // As U-Boot 2023.01 does, which resets the device that it has acknowledged.
+    let driver = Driver::silent();
+    driver.write(STATUS, DRIVER);
+    assert_eq!(driver.status(), DRIVER);
+    driver.accept(ALL);
+    for bit in [FEATURES_OK, DRIVER_OK] {
+        driver.write(STATUS, driver.status() | bit);
+    }
+    assert_eq!(driver.status(), DRIVER | FEATURES_OK | DRIVER_OK);
 }
 
 #[test]

@@ -199,7 +199,7 @@ fn read_only_registers_do_not_change() {
 #[test]
 fn status_bits_come_in_the_order_of_the_specification() {
     let driver = Driver::new();
-    for early in [DRIVER, FEATURES_OK, DRIVER_OK, DEVICE_NEEDS_RESET, 16, 32] {
+    for early in [FEATURES_OK, DRIVER_OK, DEVICE_NEEDS_RESET, 16, 32] {
         driver.set(DEVICE_STATUS, early.into());
         assert_eq!(driver.status(), 0, "{early:#x}");
     }

@@ -13,10 +13,11 @@ pub const DEVICE_NEEDS_RESET: u32 = 64;
 /// The driver has given up on the device.
 pub const FAILED: u32 = 128;
 
-/// Each bit that the driver sets on its way, and the one that comes before it.
+/// Each bit that the driver sets on its way, and the one that comes before it. DRIVER is taken without ACKNOWLEDGE: section 3.1.1 asks
+/// that of the driver alone, and U-Boot 2023.01 resets a device that it has acknowledged, and goes on from there.
 pub(super) const ORDER: [(u32, u32); 4] = [
     (ACKNOWLEDGE, 0),
-    (DRIVER, ACKNOWLEDGE),
+    (DRIVER, 0),
     (FEATURES_OK, DRIVER),
     (DRIVER_OK, FEATURES_OK),
 ];
