@@ -61,9 +61,11 @@ pub const TABLES: Window = window(0xe_0000, 0x1_0000);
 /// Where the guest may place BARs, and the configuration space of the one bus.
 pub const PCI_MEMORY: Window = window(0xc000_0000, 0x1000_0000);
 pub const PCI_CONFIG: Window = window(0xe000_0000, 0x10_0000);
+/// Where firmware has it that is older.
+pub const OLDER_PCI_CONFIG: Window = window(0xb000_0000, 0x10_0000);
 pub const IOAPIC: Window = window(0xfec0_0000, 0x1000);
 /// All of the above but for RAM, and nothing else.
-pub const DEVICES: Window = window(0xc000_0000, 0x3fff_0000);
+pub const DEVICES: Window = window(0xb000_0000, 0x4fff_0000);
 
 // Ports.
 pub const KEYBOARD_DATA: u64 = 0x60;
@@ -98,7 +100,7 @@ pub fn settings(code: u64) -> Option<Window> {
 }
 
 /// Where each device's part of an address space begins, ports and memory together: what is below the next one is its own.
-pub const REGIONS: [(u64, &str); 17] = [
+pub const REGIONS: [(u64, &str); 18] = [
     (0, "other ports"),
     (0x20, "8259"),
     (0x40, "8254"),
@@ -111,6 +113,7 @@ pub const REGIONS: [(u64, &str); 17] = [
     (0x400, "8259, ELCR"),
     (PM_EVENTS, "ACPI PM"),
     (PCI_PORTS, "PCI, ports"),
+    (OLDER_PCI_CONFIG.base, "PCI, older ECAM"),
     (PCI_MEMORY.base, "virtio-pci"),
     (PCI_MEMORY.base + PCI_MEMORY.len, "virtio-mmio"),
     (PCI_CONFIG.base, "PCI, ECAM"),
@@ -124,8 +127,8 @@ pub const RTC_IRQ: Irq = Irq(8);
 pub const SCI: Irq = Irq(9);
 pub const MOUSE_IRQ: Irq = Irq(12);
 
-/// What `\_S5` has as SLP_TYP.
-pub const POWER_OFF: u8 = 5;
+/// What `\_S5` has as SLP_TYP: what OVMF takes for granted.
+pub const POWER_OFF: u8 = 0;
 
 /// When the guest's time begins: 1 January 2030, counted from the Unix epoch.
 pub const EPOCH: Duration = Duration::from_secs(1_893_456_000);
@@ -373,12 +376,12 @@ impl Board {
                     recorded(wires(&pc, options.chips)?, &places(options), recorder),
                     recorder.wrap_sink(MESSAGE_LINE, messages),
                 )?;
-                in_memory.insert(PCI_CONFIG.base, PCI_CONFIG.len, Arc::new(root.ecam()))?;
                 for Window { base, len } in pci_memory(options) {
                     in_memory.insert(base, len, Arc::new(root.memory_window(base)))?;
                 }
-                if options.firmware.is_some() {
-                    chipset::plug(&root)?;
+                match options.firmware {
+                    None => in_memory.insert(PCI_CONFIG.base, PCI_CONFIG.len, Arc::new(root.ecam()))?,
+                    Some(_) => chipset::plug(&root, &mut in_memory)?,
                 }
                 ports.insert(PCI_PORTS, 8, Arc::new(root.config_ports().beside(reset)))?;
                 Slots::Pci(options.rings, root, Behind::new())

@@ -1,9 +1,15 @@
 //! What firmware of PCs with a Q35 knows them by: the host bridge (316966-002) and the bridge to ISA (ICH9, 316972-004), of which all
-//! registers keep what is written and change nothing. Where the firmware places things by them, they are already.
+//! registers keep what is written. Where the firmware places things by them, they are already; but for the configuration space, which is
+//! in memory where PCIEXBAR says.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use devisor::pci::{BarIndex, ConfigError, DeviceFunction, Endpoint, Function, HostBridge, Identity, RootBus, Slot};
+use devisor::{
+    bus::{Bus, BusDevice},
+    pci::{BarIndex, ConfigError, DeviceFunction, Ecam, Endpoint, Function, HostBridge, Identity, RootBus, Slot},
+};
+
+use super::board;
 
 const IDENTITY: Identity = Identity {
     vendor: 0x8086,
@@ -24,14 +30,47 @@ const ISA: Identity = Identity {
 };
 const ISA_DEVICE: u8 = 31;
 
-/// Puts them on the bus, in place of the bridge that is there.
-pub fn plug(root: &RootBus) -> Result<(), Box<dyn std::error::Error>> {
-    for (device, identity) in [(0, HOST), (ISA_DEVICE, ISA)] {
+/// Where OVMF wants configuration space: before 2023, and since.
+const ECAMS: [u64; 2] = [board::OLDER_PCI_CONFIG.base, board::PCI_CONFIG.base];
+
+/// Puts them on the bus, in place of the bridge that is there, and configuration space into `memory`.
+pub fn plug(root: &RootBus, memory: &mut Bus) -> Result<(), Box<dyn std::error::Error>> {
+    let bridge = |device, identity| -> Result<_, Box<dyn std::error::Error>> {
         let address = DeviceFunction::new(device, 0).ok_or("a PCI bus has 32 devices")?;
         root.remove(address);
-        root.insert(Arc::new(Bridge::new(root.slot(address)?, identity)?))?;
+        let bridge = Arc::new(Bridge::new(root.slot(address)?, identity)?);
+        root.insert(Arc::clone(&bridge) as _)?;
+        Ok(bridge)
+    };
+    bridge(ISA_DEVICE, ISA)?;
+    let host = bridge(0, HOST)?;
+    for base in ECAMS {
+        let (inner, host) = (root.ecam(), Arc::clone(&host));
+        memory.insert(base, Ecam::SIZE, Arc::new(MovedEcam { inner, host, base }))?;
     }
     Ok(())
+}
+
+/// Configuration space where it is while the host bridge has it there.
+struct MovedEcam {
+    inner: Ecam,
+    host: Arc<Bridge>,
+    base: u64,
+}
+
+impl BusDevice for MovedEcam {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        match self.host.ecam() == Some(self.base) {
+            true => self.inner.read(offset, data),
+            false => data.fill(0xff),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if self.host.ecam() == Some(self.base) {
+            self.inner.write(offset, data);
+        }
+    }
 }
 
 /// Registers of its own begin there.
@@ -49,6 +88,17 @@ impl Bridge {
             inner: HostBridge::with_identity(slot, identity)?,
             own: Mutex::new([0; (END - OWN) as usize]),
         })
+    }
+
+    /// Where PCIEXBAR has configuration space, if it is enabled.
+    fn ecam(&self) -> Option<u64> {
+        const PCIEXBAR: u64 = 0x60;
+        const ENABLE: u64 = 1;
+        const BASE: u64 = 0xf_f000_0000;
+        let mut value = [0; 8];
+        self.with_own(PCIEXBAR, value.len(), |own| value.copy_from_slice(own));
+        let value = u64::from_le_bytes(value);
+        (value & ENABLE != 0).then_some(value & BASE)
     }
 
     /// The registers at `offset`, if they are its own.
