@@ -1,21 +1,16 @@
 //! Our GICv2, with all that is plugged into it.
 
-use crate::qtest::Qtest;
-use crate::{counts::Counts, ours::Ours, pair::Pair, random::Random, registers::*, view::View};
+use crate::registers::*;
 use devisor::{
     backends::irqchip::{
-        CpuId, Group, InterruptState, Ppi, Spi, TriggerMode,
-        gicv2::{CpuInterface, CpuOutputs, Distributor, EdgeLine, GicV2, GicV2Config, GicV2State, LevelLine},
+        CpuId, Ppi, Spi,
+        gicv2::{CpuInterface, CpuOutputs, Distributor, EdgeLine, GicV2, GicV2Config, LevelLine},
     },
-    bus::{BusDevice, read_le},
-    interrupt::{Interrupt, LevelInterrupt, level_from_fn},
+    interrupt::{Interrupt, level_from_fn},
 };
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::SeqCst},
 };
 
 /// Our model, with all that is plugged into it.

@@ -1,21 +1,13 @@
 //! The two models side by side: how both are reached, and what is compared.
 
-use crate::qtest::Qtest;
-use crate::{counts::Counts, ours::Ours, pair::Pair, random::Random, registers::*, view::View};
+use crate::{counts::Counts, ours::Ours, qtest::Qtest, random::Random, registers::*, view::View};
 use devisor::{
-    backends::irqchip::{
-        CpuId, Group, InterruptState, Ppi, Spi, TriggerMode,
-        gicv2::{CpuInterface, CpuOutputs, Distributor, EdgeLine, GicV2, GicV2Config, GicV2State, LevelLine},
-    },
+    backends::irqchip::{InterruptState, gicv2::GicV2State},
     bus::{BusDevice, read_le},
-    interrupt::{Interrupt, LevelInterrupt, level_from_fn},
 };
 use std::{
     collections::{BTreeSet, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    sync::atomic::Ordering::SeqCst,
 };
 
 /// The two models, and what the generator remembers.

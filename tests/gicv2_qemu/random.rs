@@ -1,25 +1,7 @@
 //! Where the sequence comes from.
 
-use crate::qtest::Qtest;
-use crate::{counts::Counts, ours::Ours, pair::Pair, random::Random, registers::*, view::View};
-use devisor::{
-    backends::irqchip::{
-        CpuId, Group, InterruptState, Ppi, Spi, TriggerMode,
-        gicv2::{CpuInterface, CpuOutputs, Distributor, EdgeLine, GicV2, GicV2Config, GicV2State, LevelLine},
-    },
-    bus::{BusDevice, read_le},
-    interrupt::{Interrupt, LevelInterrupt, level_from_fn},
-};
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-};
-
 /// SplitMix64.
-pub struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
     pub fn next(&mut self) -> u64 {

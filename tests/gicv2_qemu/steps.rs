@@ -1,21 +1,10 @@
 //! What a step of the sequence can be.
 
-use crate::qtest::Qtest;
-use crate::{counts::Counts, ours::Ours, pair::Pair, random::Random, registers::*, view::View};
+use crate::{pair::Pair, registers::*};
 use devisor::{
-    backends::irqchip::{
-        CpuId, Group, InterruptState, Ppi, Spi, TriggerMode,
-        gicv2::{CpuInterface, CpuOutputs, Distributor, EdgeLine, GicV2, GicV2Config, GicV2State, LevelLine},
-    },
-    bus::{BusDevice, read_le},
-    interrupt::{Interrupt, LevelInterrupt, level_from_fn},
-};
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    backends::irqchip::{Group, TriggerMode},
+    bus::BusDevice,
+    interrupt::{Interrupt, LevelInterrupt},
 };
 
 /// All registers are compared after every so many steps.

@@ -1,22 +1,7 @@
 //! What decides whether QEMU is expected to differ.
 
-use crate::qtest::Qtest;
-use crate::{counts::Counts, ours::Ours, pair::Pair, random::Random, registers::*, view::View};
-use devisor::{
-    backends::irqchip::{
-        CpuId, Group, InterruptState, Ppi, Spi, TriggerMode,
-        gicv2::{CpuInterface, CpuOutputs, Distributor, EdgeLine, GicV2, GicV2Config, GicV2State, LevelLine},
-    },
-    bus::{BusDevice, read_le},
-    interrupt::{Interrupt, LevelInterrupt, level_from_fn},
-};
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-};
+use crate::registers::*;
+use devisor::backends::irqchip::Group;
 
 /// What decides whether QEMU is expected to differ.
 #[derive(Debug)]

@@ -1,20 +1,8 @@
 //! The bus that decodes addresses.
 
-use crate::heard::*;
-use std::{
-    io,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
-    },
-};
+use std::sync::{Arc, Mutex};
 
 use devisor::bus::{Bus, BusDevice, BusError, Unclaimed, read_le, write_le};
-use devisor::interrupt::{
-    EdgeToLevel, FnLevelInterrupt, Interrupt, LevelInterrupt, LevelOutput, LineSource, MsiMessage, MsiSink, MsiVectors,
-    NoInterrupt, RequesterId, SharedLine, SinkVectors, TooManySources, from_fn, level_from_fn,
-};
 use proptest::prelude::*;
 
 /// Answers every byte of a read with its name, and logs accesses as (offset, length).

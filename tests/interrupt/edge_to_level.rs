@@ -1,20 +1,14 @@
 //! An edge that stands for a level.
 
-use crate::heard::*;
 use std::{
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, OnceLock, Weak,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
 };
 
-use devisor::interrupt::{
-    EdgeToLevel, FnLevelInterrupt, Interrupt, LevelInterrupt, LevelOutput, LineSource, MsiMessage, MsiSink, MsiVectors,
-    NoInterrupt, RequesterId, SharedLine, SinkVectors, TooManySources, from_fn, level_from_fn,
-};
-use proptest::prelude::*;
+use devisor::interrupt::{EdgeToLevel, Interrupt, LevelInterrupt, LevelOutput, from_fn};
 
 /// An edge that counts, and refuses while it is told to.
 fn counted() -> (Arc<AtomicU64>, Arc<AtomicBool>, EdgeToLevel<impl Interrupt>) {

@@ -2,18 +2,13 @@
 
 use std::{
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
     },
 };
 
-use devisor::interrupt::{
-    EdgeToLevel, FnLevelInterrupt, Interrupt, LevelInterrupt, LevelOutput, LineSource, MsiMessage, MsiSink, MsiVectors,
-    NoInterrupt, RequesterId, SharedLine, SinkVectors, TooManySources, from_fn, level_from_fn,
-};
-use proptest::prelude::*;
+use devisor::interrupt::{FnLevelInterrupt, level_from_fn};
 
 /// Logs what it is told, and refuses while it is told to.
 #[derive(Clone, Default)]

@@ -2,19 +2,14 @@
 
 use crate::heard::*;
 use std::{
-    io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, Ordering::SeqCst},
     },
 };
 
-use devisor::interrupt::{
-    EdgeToLevel, FnLevelInterrupt, Interrupt, LevelInterrupt, LevelOutput, LineSource, MsiMessage, MsiSink, MsiVectors,
-    NoInterrupt, RequesterId, SharedLine, SinkVectors, TooManySources, from_fn, level_from_fn,
-};
-use proptest::prelude::*;
+use devisor::interrupt::{LevelInterrupt, LevelOutput, NoInterrupt, level_from_fn};
 
 #[test]
 fn is_up_while_any_cause_is_and_not_for_notes() {

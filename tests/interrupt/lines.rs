@@ -1,20 +1,9 @@
 //! What every line is.
 
 use crate::heard::*;
-use std::{
-    io,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
-    },
-};
+use std::sync::Arc;
 
-use devisor::interrupt::{
-    EdgeToLevel, FnLevelInterrupt, Interrupt, LevelInterrupt, LevelOutput, LineSource, MsiMessage, MsiSink, MsiVectors,
-    NoInterrupt, RequesterId, SharedLine, SinkVectors, TooManySources, from_fn, level_from_fn,
-};
-use proptest::prelude::*;
+use devisor::interrupt::LevelInterrupt;
 
 #[test]
 fn lines_behind_pointers_are_lines() {

@@ -1,20 +1,11 @@
 //! Messages, and the vectors that send them.
 
-use crate::heard::*;
 use std::{
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
-    },
+    sync::{Arc, Mutex},
 };
 
-use devisor::interrupt::{
-    EdgeToLevel, FnLevelInterrupt, Interrupt, LevelInterrupt, LevelOutput, LineSource, MsiMessage, MsiSink, MsiVectors,
-    NoInterrupt, RequesterId, SharedLine, SinkVectors, TooManySources, from_fn, level_from_fn,
-};
-use proptest::prelude::*;
+use devisor::interrupt::{Interrupt, MsiMessage, MsiSink, MsiVectors, RequesterId, SinkVectors};
 
 #[derive(Default)]
 struct Sent(Mutex<Vec<(u16, MsiMessage)>>);

@@ -1,19 +1,8 @@
 //! A wire that several devices share.
 
 use crate::heard::*;
-use std::{
-    io,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
-    },
-};
 
-use devisor::interrupt::{
-    EdgeToLevel, FnLevelInterrupt, Interrupt, LevelInterrupt, LevelOutput, LineSource, MsiMessage, MsiSink, MsiVectors,
-    NoInterrupt, RequesterId, SharedLine, SinkVectors, TooManySources, from_fn, level_from_fn,
-};
+use devisor::interrupt::{Interrupt, LevelInterrupt, LevelOutput, LineSource, NoInterrupt, SharedLine, TooManySources};
 use proptest::prelude::*;
 
 #[test]

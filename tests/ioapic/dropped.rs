@@ -4,19 +4,13 @@ use crate::guest::*;
 use devisor::{
     backends::irqchip::{
         Vector,
-        ioapic::{IoApic, IoApicConfig, IoApicError, IoApicState, IoApicStateError, Pin, PinState},
+        ioapic::{IoApic, IoApicConfig, Pin},
     },
-    bus::BusDevice,
-    interrupt::{Acceptance, EdgeToLevel, Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
+    interrupt::{Acceptance, Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
 };
-use proptest::prelude::*;
 use std::{
-    io, mem,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    thread,
+    io,
+    sync::{Arc, Mutex, atomic::Ordering::SeqCst},
 };
 
 #[test]

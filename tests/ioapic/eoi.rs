@@ -4,19 +4,17 @@ use crate::guest::*;
 use devisor::{
     backends::irqchip::{
         Vector,
-        ioapic::{IoApic, IoApicConfig, IoApicError, IoApicState, IoApicStateError, Pin, PinState},
+        ioapic::{IoApicError, Pin},
     },
     bus::BusDevice,
-    interrupt::{Acceptance, EdgeToLevel, Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
+    interrupt::{EdgeToLevel, Interrupt, LevelInterrupt},
 };
-use proptest::prelude::*;
 use std::{
-    io, mem,
+    mem,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
-    thread,
 };
 
 // EOI.

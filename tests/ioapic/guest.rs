@@ -1,21 +1,16 @@
 //! What plays the guest and the local APICs: a driver of the registers, and a sink that takes the messages.
 
 use devisor::{
-    backends::irqchip::{
-        Vector,
-        ioapic::{IoApic, IoApicConfig, IoApicError, IoApicState, IoApicStateError, Pin, PinState},
-    },
+    backends::irqchip::ioapic::{IoApic, IoApicConfig},
     bus::BusDevice,
-    interrupt::{Acceptance, EdgeToLevel, Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
+    interrupt::{Acceptance, MsiMessage, MsiSink, RequesterId},
 };
-use proptest::prelude::*;
 use std::{
     io, mem,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
-    thread,
 };
 
 pub const MASKED: u64 = 1 << 16;

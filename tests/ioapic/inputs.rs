@@ -2,22 +2,10 @@
 
 use crate::guest::*;
 use devisor::{
-    backends::irqchip::{
-        Vector,
-        ioapic::{IoApic, IoApicConfig, IoApicError, IoApicState, IoApicStateError, Pin, PinState},
-    },
-    bus::BusDevice,
-    interrupt::{Acceptance, EdgeToLevel, Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
+    backends::irqchip::{Vector, ioapic::Pin},
+    interrupt::{Interrupt, LevelInterrupt},
 };
-use proptest::prelude::*;
-use std::{
-    io, mem,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    thread,
-};
+use std::thread;
 
 // Edges.
 

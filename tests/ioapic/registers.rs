@@ -4,20 +4,13 @@ use crate::guest::*;
 use devisor::{
     backends::irqchip::{
         Vector,
-        ioapic::{IoApic, IoApicConfig, IoApicError, IoApicState, IoApicStateError, Pin, PinState},
+        ioapic::{IoApic, IoApicConfig, IoApicError, Pin},
     },
     bus::BusDevice,
-    interrupt::{Acceptance, EdgeToLevel, Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
+    interrupt::{Interrupt, LevelInterrupt, RequesterId},
 };
 use proptest::prelude::*;
-use std::{
-    io, mem,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    thread,
-};
+use std::sync::Arc;
 
 // Configuration.
 

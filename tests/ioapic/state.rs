@@ -4,20 +4,12 @@ use crate::guest::*;
 use devisor::{
     backends::irqchip::{
         Vector,
-        ioapic::{IoApic, IoApicConfig, IoApicError, IoApicState, IoApicStateError, Pin, PinState},
+        ioapic::{IoApic, IoApicState, IoApicStateError, Pin, PinState},
     },
     bus::BusDevice,
-    interrupt::{Acceptance, EdgeToLevel, Interrupt, LevelInterrupt, MsiMessage, MsiSink, RequesterId},
+    interrupt::{Interrupt, LevelInterrupt},
 };
-use proptest::prelude::*;
-use std::{
-    io, mem,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    thread,
-};
+use std::sync::Arc;
 
 fn restored(state: &IoApicState) -> (IoApic, Arc<Sink>) {
     let (ioapic, sink) = with_pins(state.pins.len() as u32);

@@ -1,21 +1,11 @@
 //! What plays the guest: a driver of the 8259 pair, and the CPU that acknowledges.
 
 use devisor::{
-    backends::irqchip::{
-        Vector,
-        pic::{ChipPorts, InitStep, Irq, LevelLine, Pic, PicError, PicState, PicStateError},
-    },
+    backends::irqchip::pic::{ChipPorts, Irq, LevelLine, Pic},
     bus::BusDevice,
-    interrupt::{Interrupt, LevelInterrupt, NoInterrupt, level_from_fn},
+    interrupt::{Interrupt, level_from_fn},
 };
-use proptest::prelude::*;
-use std::{
-    io,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-};
+use std::sync::{Arc, Mutex};
 
 pub const AEOI: u8 = 1 << 1;
 pub const SFNM: u8 = 1 << 4;

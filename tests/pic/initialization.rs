@@ -4,16 +4,15 @@ use crate::guest::*;
 use devisor::{
     backends::irqchip::{
         Vector,
-        pic::{ChipPorts, InitStep, Irq, LevelLine, Pic, PicError, PicState, PicStateError},
+        pic::{InitStep, Irq, Pic},
     },
     bus::BusDevice,
-    interrupt::{Interrupt, LevelInterrupt, NoInterrupt, level_from_fn},
+    interrupt::{Interrupt, level_from_fn},
 };
-use proptest::prelude::*;
 use std::{
     io,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
 };

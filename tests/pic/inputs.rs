@@ -4,18 +4,10 @@ use crate::guest::*;
 use devisor::{
     backends::irqchip::{
         Vector,
-        pic::{ChipPorts, InitStep, Irq, LevelLine, Pic, PicError, PicState, PicStateError},
+        pic::{Irq, PicError},
     },
     bus::BusDevice,
-    interrupt::{Interrupt, LevelInterrupt, NoInterrupt, level_from_fn},
-};
-use proptest::prelude::*;
-use std::{
-    io,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    interrupt::{Interrupt, LevelInterrupt},
 };
 
 // Inputs.

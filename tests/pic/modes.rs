@@ -1,22 +1,7 @@
 //! The modes that an OCW or ICW4 sets.
 
 use crate::guest::*;
-use devisor::{
-    backends::irqchip::{
-        Vector,
-        pic::{ChipPorts, InitStep, Irq, LevelLine, Pic, PicError, PicState, PicStateError},
-    },
-    bus::BusDevice,
-    interrupt::{Interrupt, LevelInterrupt, NoInterrupt, level_from_fn},
-};
-use proptest::prelude::*;
-use std::{
-    io,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-};
+use devisor::bus::BusDevice;
 
 #[test]
 fn in_automatic_eoi_mode_nothing_stays_in_service() {

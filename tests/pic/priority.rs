@@ -1,22 +1,6 @@
 //! Who comes first.
 
 use crate::guest::*;
-use devisor::{
-    backends::irqchip::{
-        Vector,
-        pic::{ChipPorts, InitStep, Irq, LevelLine, Pic, PicError, PicState, PicStateError},
-    },
-    bus::BusDevice,
-    interrupt::{Interrupt, LevelInterrupt, NoInterrupt, level_from_fn},
-};
-use proptest::prelude::*;
-use std::{
-    io,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-};
 
 #[test]
 fn a_lower_input_has_the_higher_priority_and_interrupts_only_lower_ones() {

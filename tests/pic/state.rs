@@ -4,19 +4,12 @@ use crate::guest::*;
 use devisor::{
     backends::irqchip::{
         Vector,
-        pic::{ChipPorts, InitStep, Irq, LevelLine, Pic, PicError, PicState, PicStateError},
+        pic::{Irq, Pic, PicState, PicStateError},
     },
     bus::BusDevice,
-    interrupt::{Interrupt, LevelInterrupt, NoInterrupt, level_from_fn},
+    interrupt::{Interrupt, LevelInterrupt, NoInterrupt},
 };
 use proptest::prelude::*;
-use std::{
-    io,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-};
 
 #[test]
 fn everything_that_the_guest_can_see_survives_save_and_restore() {

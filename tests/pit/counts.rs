@@ -1,21 +1,7 @@
 //! How counts are written, read and latched.
 
 use crate::machine::*;
-use devisor::{
-    backends::irqchip::pit::{CounterPorts, Pit, PitState},
-    bus::BusDevice,
-    interrupt::{NoInterrupt, level_from_fn},
-    time::{Alarm, Clock, ManualClock},
-};
-use proptest::prelude::*;
-use std::{
-    io, mem,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use devisor::bus::BusDevice;
 
 // Counts.
 

@@ -1,17 +1,11 @@
 //! Counter 0's line and its alarm.
 
 use crate::machine::*;
-use devisor::{
-    backends::irqchip::pit::{CounterPorts, Pit, PitState},
-    bus::BusDevice,
-    interrupt::{NoInterrupt, level_from_fn},
-    time::{Alarm, Clock, ManualClock},
-};
-use proptest::prelude::*;
+use devisor::{backends::irqchip::pit::Pit, interrupt::level_from_fn, time::Clock};
 use std::{
-    io, mem,
+    io,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::Duration,

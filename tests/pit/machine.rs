@@ -1,18 +1,14 @@
 //! An 8254 with what is around it: its clock, its line, its alarm and port B.
 
 use devisor::{
-    backends::irqchip::pit::{CounterPorts, Pit, PitState},
+    backends::irqchip::pit::{CounterPorts, Pit},
     bus::BusDevice,
-    interrupt::{NoInterrupt, level_from_fn},
-    time::{Alarm, Clock, ManualClock},
+    interrupt::level_from_fn,
+    time::{Alarm, ManualClock},
 };
-use proptest::prelude::*;
 use std::{
-    io, mem,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    mem,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -22,7 +18,7 @@ pub fn tick(ticks: u64) -> Duration {
 }
 
 #[derive(Default)]
-pub struct Deadline(Mutex<Option<Duration>>);
+pub struct Deadline(pub Mutex<Option<Duration>>);
 
 impl Alarm for Deadline {
     fn set(&self, deadline: Option<Duration>) {

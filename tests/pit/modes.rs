@@ -1,21 +1,7 @@
 //! The six modes. A count that is written within tick t is loaded with the CLK of t + 1.
 
 use crate::machine::*;
-use devisor::{
-    backends::irqchip::pit::{CounterPorts, Pit, PitState},
-    bus::BusDevice,
-    interrupt::{NoInterrupt, level_from_fn},
-    time::{Alarm, Clock, ManualClock},
-};
-use proptest::prelude::*;
-use std::{
-    io, mem,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use devisor::bus::BusDevice;
 
 #[test]
 fn mode_0_rises_when_the_count_has_run_out_and_stays_high() {

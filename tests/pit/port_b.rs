@@ -1,21 +1,8 @@
 //! Port B of a PC: GATE and OUT of counter 2.
 
 use crate::machine::*;
-use devisor::{
-    backends::irqchip::pit::{CounterPorts, Pit, PitState},
-    bus::BusDevice,
-    interrupt::{NoInterrupt, level_from_fn},
-    time::{Alarm, Clock, ManualClock},
-};
-use proptest::prelude::*;
-use std::{
-    io, mem,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use devisor::bus::BusDevice;
+use std::time::Duration;
 
 #[test]
 fn port_b_gates_counter_2_and_the_speaker() {

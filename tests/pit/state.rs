@@ -2,20 +2,13 @@
 
 use crate::machine::*;
 use devisor::{
-    backends::irqchip::pit::{CounterPorts, Pit, PitState},
+    backends::irqchip::pit::{Pit, PitState},
     bus::BusDevice,
-    interrupt::{NoInterrupt, level_from_fn},
-    time::{Alarm, Clock, ManualClock},
+    interrupt::NoInterrupt,
+    time::{Clock, ManualClock},
 };
 use proptest::prelude::*;
-use std::{
-    io, mem,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 #[test]
 fn a_restore_keeps_what_is_left_of_a_deadline_on_another_clock() {

@@ -1,42 +1,18 @@
 //! What the IOAPIC hears of local APICs: EOIs, and whether a message was accepted.
 
 use crate::machine::*;
-use std::{
-    io, iter,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-        mpsc,
-    },
-    thread,
-    time::Duration,
-};
+use std::time::Duration;
 
-use crate::skip::skipped;
 use devisor::{
     backends::{
-        irqchip::{
-            CpuId,
-            lapic::{ApicId, LocalApicParts, LocalApics, LocalApicsConfig},
-            pc::{Gsi, Pc, PcConfig},
-            pic::Irq,
-        },
-        kvm::{
-            self, KvmIrqs,
-            x86::{Exit, SplitIrqchip, VcpuWaker, X86Vcpu, prepare_software},
-        },
+        irqchip::pc::Gsi,
+        kvm::x86::{VcpuWaker, X86Vcpu},
     },
-    bus::{Bus, BusDevice},
-    interrupt::{Acceptance, Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
-    time::{ManualClock, alarm_from_fn},
+    bus::BusDevice,
+    interrupt::{Acceptance, Interrupt, LevelInterrupt, MsiSink, RequesterId},
 };
-use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_MAX_CPUID_ENTRIES, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_irqchip,
-    kvm_segment, kvm_userspace_memory_region,
-};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use kvm_bindings::kvm_segment;
+use vm_memory::{Bytes, GuestAddress};
 
 /// KVM tells of an EOI by its routes, which have to follow the redirection table.
 #[test]

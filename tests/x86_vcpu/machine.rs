@@ -1,10 +1,9 @@
 //! A VM with guest code, and what runs its vCPUs.
 
 use std::{
-    io, iter,
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicBool, Ordering},
         mpsc,
     },
     thread,
@@ -17,25 +16,20 @@ use devisor::{
         irqchip::{
             CpuId,
             lapic::{ApicId, LocalApicParts, LocalApics, LocalApicsConfig},
-            pc::{Gsi, Pc, PcConfig},
-            pic::Irq,
+            pc::{Pc, PcConfig},
         },
         kvm::{
-            self, KvmIrqs,
+            KvmIrqs,
             x86::{Exit, SplitIrqchip, VcpuWaker, X86Vcpu, prepare_software},
         },
     },
     bus::{Bus, BusDevice},
-    interrupt::{Acceptance, Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
-    time::{ManualClock, alarm_from_fn},
+    interrupt::{MsiMessage, NoInterrupt},
+    time::ManualClock,
 };
-use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_MAX_CPUID_ENTRIES, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_irqchip,
-    kvm_segment, kvm_userspace_memory_region,
-};
+use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 pub const MEMORY: usize = 1 << 16;
 

@@ -1,42 +1,17 @@
 //! PCI wires, which are active low.
 
 use crate::machine::*;
-use std::{
-    io, iter,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-        mpsc,
-    },
-    thread,
-    time::Duration,
-};
+use std::{iter, time::Duration};
 
-use crate::skip::skipped;
 use devisor::{
     backends::{
-        irqchip::{
-            CpuId,
-            lapic::{ApicId, LocalApicParts, LocalApics, LocalApicsConfig},
-            pc::{Gsi, Pc, PcConfig},
-            pic::Irq,
-        },
-        kvm::{
-            self, KvmIrqs,
-            x86::{Exit, SplitIrqchip, VcpuWaker, X86Vcpu, prepare_software},
-        },
+        irqchip::pc::{Gsi, Pc},
+        kvm::{self, x86::X86Vcpu},
     },
-    bus::{Bus, BusDevice},
-    interrupt::{Acceptance, Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
-    time::{ManualClock, alarm_from_fn},
+    bus::BusDevice,
+    interrupt::LevelInterrupt,
 };
-use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_MAX_CPUID_ENTRIES, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_irqchip,
-    kvm_segment, kvm_userspace_memory_region,
-};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, kvm_irqchip};
 
 /// As MP tables and a `_PRT` say of the wires of PCI, and guests program it: level-sensitive, active low.
 const PCI_ENTRY: u64 = 0xa055;

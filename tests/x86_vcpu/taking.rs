@@ -18,24 +18,17 @@ use devisor::{
         irqchip::{
             CpuId,
             lapic::{ApicId, LocalApicParts, LocalApics, LocalApicsConfig},
-            pc::{Gsi, Pc, PcConfig},
+            pc::{Pc, PcConfig},
             pic::Irq,
         },
-        kvm::{
-            self, KvmIrqs,
-            x86::{Exit, SplitIrqchip, VcpuWaker, X86Vcpu, prepare_software},
-        },
+        kvm::x86::{VcpuWaker, X86Vcpu, prepare_software},
     },
-    bus::{Bus, BusDevice},
-    interrupt::{Acceptance, Interrupt, LevelInterrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId},
+    bus::BusDevice,
+    interrupt::{Interrupt, LevelInterrupt, MsiSink, RequesterId},
     time::{ManualClock, alarm_from_fn},
 };
-use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_MAX_CPUID_ENTRIES, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_STI, kvm_irqchip,
-    kvm_segment, kvm_userspace_memory_region,
-};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use kvm_bindings::kvm_segment;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 /// A message asks for a vector of the 8259, which has none.
