@@ -66,6 +66,9 @@ impl Watch {
     /// What its kernel says when the first process begins.
     pub const INIT: &str = " as init process";
 
+    /// What its kernel says as the last thing that firmware prints for it: what was acknowledged by then was not by the kernel.
+    const FIRMWARE_ENDS: &str = "EFI stub: Exiting boot services...";
+
     /// What it prints when it wants to be answered.
     const QUESTION: &str = "guest: say a word";
 
@@ -124,6 +127,8 @@ impl Watch {
                     self.begun.get_or_init(cpu_time);
                 } else if line == Self::QUESTION.as_bytes() {
                     self.asked.store(true, Ordering::SeqCst);
+                } else if line.ends_with(Self::FIRMWARE_ENDS.as_bytes()) {
+                    seen.acknowledged.clear();
                 } else if line == Self::HEADING.as_bytes() {
                     seen.acknowledged_before = Some(seen.acknowledged.clone());
                 }
