@@ -30,20 +30,25 @@ const ISA: Identity = Identity {
 };
 const ISA_DEVICE: u8 = 31;
 
+// Bits of the command register.
+const IO: u8 = 1 << 0;
+const MEMORY: u8 = 1 << 1;
+const BUS_MASTER: u8 = 1 << 2;
+
 /// Where OVMF wants configuration space: before 2023, and since.
 const ECAMS: [u64; 2] = [board::OLDER_PCI_CONFIG.base, board::PCI_CONFIG.base];
 
 /// Puts them on the bus, in place of the bridge that is there, and configuration space into `memory`.
 pub fn plug(root: &RootBus, memory: &mut Bus) -> Result<(), Box<dyn std::error::Error>> {
-    let bridge = |device, identity| -> Result<_, Box<dyn std::error::Error>> {
+    let bridge = |device, identity, command| -> Result<_, Box<dyn std::error::Error>> {
         let address = DeviceFunction::new(device, 0).ok_or("a PCI bus has 32 devices")?;
         root.remove(address);
-        let bridge = Arc::new(Bridge::new(root.slot(address)?, identity)?);
+        let bridge = Arc::new(Bridge::new(root.slot(address)?, identity, command)?);
         root.insert(Arc::clone(&bridge) as _)?;
         Ok(bridge)
     };
-    bridge(ISA_DEVICE, ISA)?;
-    let host = bridge(0, HOST)?;
+    bridge(ISA_DEVICE, ISA, IO | MEMORY | BUS_MASTER)?;
+    let host = bridge(0, HOST, MEMORY | BUS_MASTER)?;
     for base in ECAMS {
         let (inner, host) = (root.ecam(), Arc::clone(&host));
         memory.insert(base, Ecam::SIZE, Arc::new(MovedEcam { inner, host, base }))?;
@@ -73,19 +78,23 @@ impl BusDevice for MovedEcam {
     }
 }
 
+const COMMAND: u64 = 0x04;
 /// Registers of its own begin there.
 const OWN: u64 = 0x40;
 const END: u64 = 0x100;
 
 struct Bridge {
     inner: HostBridge,
+    /// What is always set of its command: without, OVMF takes it for one that has nothing behind it.
+    command: u8,
     own: Mutex<[u8; (END - OWN) as usize]>,
 }
 
 impl Bridge {
-    fn new(slot: Slot, identity: Identity) -> Result<Self, ConfigError> {
+    fn new(slot: Slot, identity: Identity, command: u8) -> Result<Self, ConfigError> {
         Ok(Self {
             inner: HostBridge::with_identity(slot, identity)?,
+            command,
             own: Mutex::new([0; (END - OWN) as usize]),
         })
     }
@@ -126,6 +135,10 @@ impl Function for Bridge {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         if !self.with_own(offset, data.len(), |own| data.copy_from_slice(own)) {
             self.inner.read_config(offset, data);
+            let command = COMMAND.checked_sub(offset).and_then(|at| data.get_mut(at as usize));
+            if let Some(command) = command {
+                *command |= self.command;
+            }
         }
     }
 
