@@ -88,6 +88,12 @@ impl Cursor<'_> {
         let (mut first, mut second) = (self, self);
         first.remaining = len;
         while second.remaining > rest && second.step((second.remaining - rest) as usize).is_some() {}
+        // So that what comes next begins with its first segment.
+        if let [segment, others @ ..] = second.segments
+            && segment.len == second.offset
+        {
+            (second.segments, second.offset) = (others, 0);
+        }
         Ok((first, second))
     }
 }

@@ -92,7 +92,7 @@ impl SplitAvailable {
     /// Whether the driver kicks for whatever it adds to what was seen, if nothing was left of that when it was last looked.
     #[inline]
     pub fn is_asked(&self) -> bool {
-        self.kicks_stay && self.begun && self.asked
+        self.begun && self.asked && (self.kicks_stay || self.quiet == 0)
     }
 
     /// There was a full fence, after which the ring is looked at again.
@@ -113,11 +113,18 @@ impl SplitAvailable {
                 if idx == next {
                     return LookNear::Nothing;
                 }
-                if !self.announces || idx.wrapping_sub(next) > self.size || marks() {
+                if idx.wrapping_sub(next) > self.size {
                     return LookNear::Far;
                 }
-                ring.set_avail_event(idx);
-                self.asked = false;
+                match (self.announces, self.event_idx && !self.kicks_stay) {
+                    (true, _) if !marks() => {
+                        ring.set_avail_event(idx);
+                        self.asked = false;
+                    }
+                    // Nothing is to be written for that: see `suppress_kicks`.
+                    (false, true) => self.quiet = self.size,
+                    _ => return LookNear::Far,
+                }
             }
             self.seen = idx;
         }

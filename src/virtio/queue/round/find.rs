@@ -48,7 +48,7 @@ impl Round<'_> {
         }
         let head = match self.available.split.look_near(&view.ring, || self.view.pin.tracks()) {
             LookNear::Head(head) => head,
-            LookNear::Nothing if self.alone() => {
+            LookNear::Nothing if self.alone() || !self.shared.returns() => {
                 self.looked = Looked::Empty;
                 return false;
             }
