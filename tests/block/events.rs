@@ -148,3 +148,72 @@ fn a_disk_on_io_uring_is_paused_saved_and_reset_while_it_is_busy() {
         on_events(storage, &EventLoop::new().expect("a poller"), busy);
     }
 }
+
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+#[test]
+fn a_disk_whose_threads_wait_in_its_rings_is_paused_saved_and_reset_while_it_is_busy() {
+    use std::{
+        ops::ControlFlow,
+        os::unix::fs::OpenOptionsExt,
+        sync::atomic::{AtomicBool, Ordering::SeqCst},
+    };
+
+    use devisor::virtio::{
+        QueueIndex,
+        block::{FileStorage, UringOptions, UringStorage, UringWaiter},
+    };
+
+    for flags in [0, libc::O_DIRECT] {
+        let file = crate::host_file::Temporary::new(&pattern(SECTORS * 512));
+        let mut options = std::fs::OpenOptions::new();
+        let open = options
+            .read(true)
+            .write(true)
+            .custom_flags(flags)
+            .open(&file)
+            .expect("it is there");
+        let storage = UringStorage::new(FileStorage::new(open).expect("a storage"), UringOptions::default());
+        let made = storage.and_then(|storage| Ok((storage, UringWaiter::new()?, UringWaiter::new()?)));
+        let (storage, waiters) = match made {
+            Ok((storage, first, second)) => (storage, Arc::new([first, second])),
+            Err(error) => return crate::skip::skipped(format_args!("no io_uring: {error}")),
+        };
+        let options = BlockOptions {
+            queues: QUEUES,
+            ..BlockOptions::default()
+        };
+        let block = Block::with_async(storage, options).expect("valid options");
+        let memory = guest_memory();
+        let rings = Guest::rings(&memory, QUEUES);
+        let bells = Arc::clone(&waiters);
+        let ring = move |queue: QueueIndex| bells[usize::from(queue.0)].ring();
+        let mut guest = Guest::with_doorbell(block, memory, rings, ring);
+        let stopped = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let threads = [0, 1].map(|queue| {
+                let (device, waiter, stopped) = (guest.device.clone(), &waiters[usize::from(queue)], &stopped);
+                scope.spawn(move || {
+                    waiter.run(|| {
+                        while device.serve(QueueIndex(queue)) {}
+                        match stopped.load(SeqCst) {
+                            true => ControlFlow::Break(()),
+                            false => ControlFlow::Continue(None),
+                        }
+                    })
+                })
+            });
+            guest.start(u64::MAX >> 16);
+            busy(&mut guest);
+            // Another driver, on new rings of the same waiters.
+            fill(&guest.memory, 0x1000, &[0; 0x1_0000]);
+            guest.rings = Guest::rings(&guest.memory, QUEUES);
+            guest.start(u64::MAX >> 16);
+            busy(&mut guest);
+            stopped.store(true, SeqCst);
+            waiters.iter().for_each(|waiter| waiter.ring().expect("a bell"));
+            for thread in threads {
+                thread.join().expect("no panic").expect("the kernel waits");
+            }
+        });
+    }
+}

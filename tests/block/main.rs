@@ -35,4 +35,6 @@ mod transport;
 mod under_way;
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
 mod uring;
+#[cfg(all(target_os = "linux", feature = "io-uring"))]
+mod waiter;
 mod zones;

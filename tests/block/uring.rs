@@ -30,7 +30,7 @@ fn open(path: impl AsRef<Path>, flags: i32) -> File {
 }
 
 /// A guest with so many queues. `None` where the kernel has no such thing.
-fn over(file: File, queues: u16, options: UringOptions) -> Option<Guest> {
+pub fn over(file: File, queues: u16, options: UringOptions) -> Option<Guest> {
     over_told(file, queues, options).map(|(guest, _)| guest)
 }
 
@@ -85,7 +85,7 @@ pub fn wait(guest: &Guest, queues: u16) {
     (0..queues).for_each(|queue| guest.device.process(QueueIndex(queue)));
 }
 
-fn answer(guest: &Guest, queues: u16, asked: Asked) -> (u8, Vec<u8>) {
+pub fn answer(guest: &Guest, queues: u16, asked: Asked) -> (u8, Vec<u8>) {
     while guest.answer(asked).0 == 0xee {
         wait(guest, queues);
     }

@@ -35,7 +35,7 @@ pub use storage::{ImageError, ImageFormat, ImageOptions, ImageStorage, Reference
 #[cfg(all(unix, feature = "nbd"))]
 pub use storage::{NbdError, NbdOptions, NbdServer, NbdStatus, NbdStorage, NbdUri};
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
-pub use storage::{UringOptions, UringStatus, UringStorage};
+pub use storage::{UringOptions, UringStatus, UringStorage, UringWaiter};
 #[cfg(target_os = "linux")]
 pub use storage::{ZonedDevice, ZonedDeviceError};
 

@@ -133,17 +133,21 @@ impl QueueHandler for Later {
             // What is under way is from before the stop.
             self.cancel();
         }
-        self.reap(Some(round))?;
+        // Nothing has ended where nothing is under way: what the channel has to do for itself comes below.
+        let idle = self.requests.are_none();
+        if !idle {
+            self.reap(Some(round))?;
+        }
         while let Some(chain) = round.next()? {
             self.stopped = false;
             self.begin(chain)?;
         }
         self.channel.commit();
         // What has ended at once; what follows from that is committed too.
-        let mut again = false;
-        while !self.requests.are_none() && self.reap(Some(round))? {
+        let (mut again, mut look) = (false, idle || !self.requests.are_none());
+        while look && self.reap(Some(round))? {
             self.channel.commit();
-            again = true;
+            (again, look) = (true, !self.requests.are_none());
         }
         if again && self.stopped {
             // Some may have been given back after the round had looked, if the stop has ended by now.

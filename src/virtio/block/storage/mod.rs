@@ -88,7 +88,7 @@ pub use nbd::{NbdError, NbdOptions, NbdServer, NbdStatus, NbdStorage, NbdUri};
 pub use pool::{Pool, Pooled};
 pub use recorder::{Event, Recorder, Recording};
 #[cfg(all(target_os = "linux", feature = "io-uring"))]
-pub use uring::{UringOptions, UringStatus, UringStorage};
+pub use uring::{UringOptions, UringStatus, UringStorage, UringWaiter};
 #[cfg(target_os = "linux")]
 pub use zoned_device::{ZonedDevice, ZonedDeviceError};
 pub use zones::{Zone, ZoneAction, ZoneError, ZoneLimits, ZoneState, ZonedError, ZonedStorage, Zones};

@@ -377,7 +377,7 @@ impl Ring {
             lane.take(&mut completions);
         }
         for (index, result) in completions.drain(..) {
-            if index != NOBODY {
+            if index < NOBODY {
                 self.stepped(index as usize, result);
             }
         }
@@ -386,6 +386,14 @@ impl Ring {
 
     fn lanes(&mut self) -> impl Iterator<Item = &mut Lane> {
         std::iter::once(&mut self.plain).chain(&mut self.polled)
+    }
+
+    #[inline]
+    fn commit_lanes(&mut self) {
+        self.plain.commit();
+        if let Some(lane) = &mut self.polled {
+            lane.commit();
+        }
     }
 }
 
@@ -417,11 +425,14 @@ impl Channel for Ring {
     }
 
     fn commit(&mut self) {
-        self.lanes().for_each(Lane::commit);
+        if self.polled.is_none() {
+            self.plain.offer_seat(&self.waker);
+        }
+        self.commit_lanes();
     }
 
     fn reap(&mut self, ended: &mut dyn FnMut(Ended)) {
-        if self.lanes().any(|lane| lane.in_kernel() != 0) {
+        if self.plain.has_ended() || self.polled.as_mut().is_some_and(Lane::has_ended) {
             self.see();
         }
         if !self.waiting.is_empty() {
@@ -431,7 +442,10 @@ impl Channel for Ring {
             self.ended.drain(..).for_each(ended);
         }
         // What follows from it.
-        self.commit();
+        self.plain.listen();
+        if self.plain.has_pushed() || self.polled.as_ref().is_some_and(Lane::has_pushed) {
+            self.commit_lanes();
+        }
         if self.by_registered == 0 {
             let transfers = self.polled.as_ref().unwrap_or(&self.plain);
             self.registered.let_go_of_old(transfers.ring(), &self.shared);
@@ -448,9 +462,7 @@ impl Channel for Ring {
         }
         let never_seen: Vec<_> = self.lanes().flat_map(Lane::take_back).collect();
         for index in never_seen {
-            if index != NOBODY {
-                self.take(index as usize, Ended::canceled);
-            }
+            self.take(index as usize, Ended::canceled);
         }
         for request in self.requests.iter_mut().flatten() {
             request.canceled = true;
@@ -459,17 +471,19 @@ impl Channel for Ring {
     }
 
     fn waits(&mut self, wait: &mut dyn FnMut(Wait)) {
-        self.lanes().filter_map(|lane| lane.wait()).for_each(wait);
+        self.plain.wait().map(&mut *wait);
+        self.polled.as_ref().and_then(Lane::wait).map(wait);
     }
 }
 
 impl Drop for Ring {
     /// Nothing touches the memory of requests once this has returned.
     fn drop(&mut self) {
+        let seated = self.plain.end_seat();
         self.cancel();
         loop {
             self.see();
-            self.commit();
+            self.commit_lanes();
             match self.lanes().find(|lane| lane.in_kernel() != 0) {
                 Some(lane) => lane.block(),
                 None => break,
@@ -477,6 +491,9 @@ impl Drop for Ring {
         }
         let transfers = self.polled.as_ref().unwrap_or(&self.plain);
         self.registered.let_go(transfers.ring(), &self.shared);
+        if seated {
+            self.plain.keep_nobody();
+        }
         lock(&self.shared.status).rings -= 1;
     }
 }

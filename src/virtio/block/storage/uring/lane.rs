@@ -4,19 +4,24 @@ use std::{
     collections::VecDeque,
     io, mem,
     os::fd::{AsRawFd, RawFd},
+    sync::Arc,
+    task::Waker,
     time::Duration,
 };
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, SubmissionQueue, cqueue, opcode, squeue, types};
 
 use super::{
     super::{Buffers, FileStorage},
     UringOptions,
+    waiter::{self, Seat},
 };
 use crate::virtio::Wait;
 
-/// Of entries that are no request's.
-pub const NOBODY: u64 = u64::MAX;
+/// Of entries that are no request's, and of all above.
+pub const NOBODY: u64 = u64::MAX - 1;
+/// Of the one that tells of a bell.
+const BELL: u64 = u64::MAX;
 
 /// The file, as a ring knows it.
 pub const FILE: types::Fixed = types::Fixed(0);
@@ -31,7 +36,8 @@ pub enum Kind {
 }
 
 pub struct Lane {
-    ring: IoUring,
+    /// Its queues are this lane's; who waits in it uses neither.
+    ring: Arc<IoUring>,
     /// Entries that the kernel has or is about to get.
     in_kernel: usize,
     /// Entries for which the submission queue has had no room.
@@ -44,6 +50,14 @@ pub struct Lane {
     looked_for: bool,
     /// That was done since completions were taken last.
     entered: bool,
+    /// Where a thread waits in this ring.
+    seat: Option<Arc<Seat>>,
+    /// The ring listens to the bell there.
+    listens: bool,
+    /// Some are left to that thread to submit.
+    left: bool,
+    /// The turn of that thread in which all was to end soon: nothing is left to it then.
+    urgent: Option<u32>,
 }
 
 impl Lane {
@@ -63,14 +77,75 @@ impl Lane {
         let ring = builder.build(options.entries)?;
         ring.submitter().register_files(&[file.file().as_raw_fd()])?;
         Ok(Self {
-            ring,
+            ring: Arc::new(ring),
             in_kernel: 0,
             backlog: VecDeque::new(),
             pushed: false,
             by_thread: submissions.is_some(),
             looked_for: kind == Kind::Polled && submissions.is_none(),
             entered: false,
+            seat: None,
+            listens: false,
+            left: false,
+            urgent: None,
         })
+    }
+
+    fn submission(&mut self) -> SubmissionQueue<'_> {
+        // SAFETY: nobody else pushes, as this is borrowed.
+        unsafe { self.ring.submission_shared() }
+    }
+
+    /// This thread may wait in the ring, if it will and does so in no other; who has gone does not.
+    pub fn offer_seat(&mut self, waker: &Waker) {
+        match &self.seat {
+            None if self.by_thread || self.looked_for => return,
+            None => self.seat = waiter::sit_down(&self.ring, waker),
+            Some(seat) if seat.is_gone() => _ = self.end_seat(),
+            Some(_) => {}
+        }
+        self.listen();
+    }
+
+    /// Hears of the bell again, if that has ended: a cancel ends it too, and the thread that has begun with it, when it ends.
+    #[inline]
+    pub fn listen(&mut self) {
+        if let Some(seat) = &self.seat
+            && !self.listens
+        {
+            let entry = seat.listen(BELL);
+            self.listens = true;
+            // SAFETY: it points to nothing.
+            unsafe { self.push(entry) };
+        }
+    }
+
+    /// Nobody waits in the ring any more. Whether somebody could have.
+    pub fn end_seat(&mut self) -> bool {
+        let seated = self.seat.is_some();
+        if let Some(seat) = self.seat.take() {
+            seat.leave();
+            if self.listens {
+                let entry = opcode::AsyncCancel::new(BELL).build().user_data(NOBODY);
+                // SAFETY: it points to nothing.
+                unsafe { self.push(entry) };
+            }
+        }
+        seated
+    }
+
+    /// Whoever enters the ring from here on comes back at once.
+    pub fn keep_nobody(&mut self) {
+        let entry = opcode::Nop::new().build().user_data(NOBODY);
+        // SAFETY: it points to nothing.
+        unsafe { self.push(entry) };
+        self.commit();
+    }
+
+    /// What is pushed is submitted by the thread that waits in the ring, which is this one.
+    fn is_left(&self) -> bool {
+        let seat = self.seat.as_ref();
+        seat.is_some_and(|seat| waiter::waits_at(seat) && self.urgent != Some(seat.turn()))
     }
 
     pub fn ring(&self) -> &IoUring {
@@ -93,26 +168,49 @@ impl Lane {
 
     fn try_push(&mut self, entry: &squeue::Entry) -> bool {
         // SAFETY: who has pushed it keeps what it points to.
-        let pushed = |ring: &mut IoUring| unsafe { ring.submission().push(entry) }.is_ok();
+        let pushed = |lane: &mut Self| unsafe { lane.submission().push(entry) }.is_ok();
         self.pushed = true;
-        pushed(&mut self.ring) || self.ring.submit().is_ok() && pushed(&mut self.ring)
+        pushed(self) || self.ring.submit().is_ok() && pushed(self)
     }
 
-    /// Hands the kernel what it has room for.
+    /// Hands the kernel what it has room for, or leaves that to the thread that waits in the ring.
+    #[inline]
     pub fn commit(&mut self) {
+        if self.left || self.has_pushed() {
+            self.commit_now();
+        }
+    }
+
+    /// Whether entries have come since that was done last, or could not be handed over.
+    #[inline]
+    pub fn has_pushed(&self) -> bool {
+        self.pushed || !self.backlog.is_empty()
+    }
+
+    fn commit_now(&mut self) {
         while let Some(entry) = self.backlog.pop_front() {
             if !self.try_push(&entry) {
                 self.backlog.push_front(entry);
                 break;
             }
         }
-        if self.pushed {
+        if self.is_left() {
+            (self.pushed, self.left) = (false, true);
+        } else if self.pushed || self.left {
             // Refused, as when completions wait to be seen or the kernel has no memory: there is another round for what is left. A thread
             // of the kernel's takes its time.
             let submitted = self.ring.submit();
-            self.entered = true;
-            self.pushed = submitted.is_err() || !self.by_thread && !self.ring.submission().is_empty();
+            (self.entered, self.left) = (true, false);
+            self.pushed = submitted.is_err() || !self.by_thread && !self.submission().is_empty();
         }
+    }
+
+    /// Whether there may be something to [take](Self::take).
+    #[inline]
+    pub fn has_ended(&mut self) -> bool {
+        // SAFETY: nobody else takes, as this is borrowed.
+        let some = |ring: &IoUring| !unsafe { ring.completion_shared() }.is_empty();
+        self.in_kernel != 0 && (self.looked_for || some(&self.ring) || self.submission().cq_overflow())
     }
 
     /// Takes completions: whose they are, and with what result. Waits for none.
@@ -120,26 +218,39 @@ impl Lane {
         if self.in_kernel == 0 {
             return;
         }
-        let overflown = self.ring.submission().cq_overflow();
+        let overflown = self.submission().cq_overflow();
         if overflown || self.looked_for && !self.entered {
             // Interrupted, it is done again in the next round.
             let _ = self.ring.submit();
         }
         self.entered = false;
-        let before = completions.len();
-        completions.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
-        self.in_kernel -= completions.len() - before;
+        let mut ended = 0;
+        // SAFETY: nobody else takes, as this is borrowed.
+        for entry in unsafe { self.ring.completion_shared() } {
+            // The bell alone tells again and again.
+            if !cqueue::more(entry.flags()) {
+                ended += 1;
+                match entry.user_data() {
+                    BELL => self.listens = false,
+                    index => completions.push((index, entry.result())),
+                }
+            }
+        }
+        self.in_kernel -= ended;
     }
 
     /// Takes back what the kernel has never seen, by its user data.
     pub fn take_back(&mut self) -> impl Iterator<Item = u64> + use<> {
         let backlog = mem::take(&mut self.backlog);
         self.in_kernel -= backlog.len();
-        backlog.into_iter().map(|entry| entry.get_user_data())
+        self.listens &= !backlog.iter().any(|entry| entry.get_user_data() == BELL);
+        let indices = backlog.into_iter().map(|entry| entry.get_user_data());
+        indices.filter(|&index| index < NOBODY)
     }
 
     /// Has the kernel give back what it has not begun with. A device that is polled does not.
     pub fn cancel(&mut self) {
+        self.urgent = self.seat.as_ref().map(|seat| seat.turn());
         if self.in_kernel != 0 && !self.looked_for {
             let every = types::CancelBuilder::any().all();
             let entry = opcode::AsyncCancel2::new(every).build().user_data(NOBODY);
@@ -150,6 +261,9 @@ impl Lane {
 
     /// What tells that something has ended: at once, for who has to look, or has to submit again.
     pub fn wait(&self) -> Option<Wait> {
+        if self.seat.as_ref().is_some_and(|seat| seat.is_occupied()) {
+            return None;
+        }
         let again = self.looked_for || self.pushed || !self.backlog.is_empty();
         match (self.in_kernel, again) {
             (0, _) => None,

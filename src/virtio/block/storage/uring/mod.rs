@@ -7,6 +7,7 @@ mod registered;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod waiter;
 
 use std::{
     io,
@@ -20,6 +21,8 @@ use crate::sync::lock;
 use gate::Gate;
 use lane::{Kind, Lane};
 
+pub use waiter::UringWaiter;
+
 /// A [`FileStorage`] whose requests are under way in the kernel: a ring for each queue, with the file registered, and one system call
 /// for all requests of a round.
 ///
@@ -28,7 +31,8 @@ use lane::{Kind, Lane};
 /// through at most 64 KiB at a time; a write of a part of a block waits until no other change is under way on any queue, and is done
 /// on the thread that serves its queue.
 ///
-/// *What is waited for* is the ring's descriptor ([`Wait::Readable`](crate::virtio::Wait::Readable)). *Cancel* takes back what the
+/// *What is waited for* is the ring's descriptor ([`Wait::Readable`](crate::virtio::Wait::Readable)); a thread that serves one queue and nothing
+/// else waits [in the ring](UringWaiter), which costs less. *Cancel* takes back what the
 /// kernel has not begun. A channel that is dropped waits until the kernel has let go of the guest's memory.
 ///
 /// ```no_run

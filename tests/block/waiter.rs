@@ -1,0 +1,186 @@
+//! Threads that wait in the ring of their queue's requests.
+
+use std::{
+    cell::Cell,
+    ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+    time::{Duration, Instant},
+};
+
+use devisor::virtio::{
+    QueueIndex, VirtioTransport, Wait,
+    block::{UringOptions, UringWaiter},
+};
+
+use crate::{guest::Guest, skip::skipped, support::*, uring};
+
+const SECTORS: usize = 256;
+
+/// A disk of each kind, and what is to wait for its queue.
+fn disks(queues: u16) -> Vec<(Guest, UringWaiter, Box<dyn std::any::Any>)> {
+    let files = uring::files(SECTORS).into_iter();
+    let made = files.map_while(|(_, file, kept)| {
+        let guest = uring::over(file, queues, UringOptions::default())?;
+        match UringWaiter::new() {
+            Ok(waiter) => Some((guest, waiter, kept)),
+            Err(error) => {
+                skipped(format_args!("io_uring does not listen to a bell: {error}"));
+                None
+            }
+        }
+    });
+    made.collect()
+}
+
+/// Reads sectors from `at` on, and has the device begin with that.
+fn begin(guest: &mut Guest, queue: u16, at: u64) -> crate::guest::Asked {
+    let asked = guest.ask(queue.into(), T_IN, at, &[], 4096);
+    guest.write(0x50, queue.into());
+    while guest.device.serve(QueueIndex(queue)) {}
+    asked
+}
+
+fn has_it(answer: (u8, Vec<u8>), at: usize) -> bool {
+    answer == (OK, pattern(SECTORS * 512)[at * 512..][..4096].to_vec())
+}
+
+#[test]
+fn requests_are_begun_by_the_wait_and_nothing_else_has_to_be_waited_for() {
+    for (mut guest, waiter, _kept) in disks(1) {
+        let (mut asked, mut done) = (None, 0);
+        let run = waiter.run(|| {
+            while guest.device.serve(QueueIndex(0)) {}
+            match asked.take() {
+                Some(one) if guest.answer(one).0 == 0xee => asked = Some(one),
+                Some(one) => {
+                    assert!(has_it(guest.answer(one), done));
+                    done += 1;
+                }
+                None => {}
+            }
+            if asked.is_none() {
+                asked = Some(begin(&mut guest, 0, done as u64));
+                assert_eq!(guest.answer(asked.unwrap()).0, 0xee, "it is left to the wait");
+            }
+            assert_eq!(guest.waits(0), []);
+            match done {
+                100 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(None),
+            }
+        });
+        run.expect("it waits");
+    }
+}
+
+#[test]
+fn what_a_turn_has_begun_ends_though_the_thread_has_gone() {
+    for panics in [false, true] {
+        for (mut guest, waiter, _kept) in disks(1) {
+            let mut asked = None;
+            let run = || {
+                waiter.run(|| {
+                    asked = Some(begin(&mut guest, 0, 8));
+                    assert!(!panics, "on purpose");
+                    ControlFlow::Break(())
+                })
+            };
+            assert_eq!(catch_unwind(AssertUnwindSafe(run)).is_err(), panics);
+            let asked = asked.expect("it was asked");
+            // The device rings for somebody else to look, who is told then what to wait for.
+            assert!(guest.run_if_rung());
+            let waits = guest.waits(0);
+            assert!(
+                matches!(waits[..], [Wait::Readable(_)]) || guest.answer(asked).0 == OK,
+                "{waits:?}"
+            );
+            assert!(has_it(uring::answer(&guest, 1, asked), 8));
+            // And the same thread again.
+            let mut second = None;
+            let run = waiter.run(|| {
+                while guest.device.serve(QueueIndex(0)) {}
+                let second = *second.get_or_insert_with(|| begin(&mut guest, 0, 16));
+                match guest.answer(second).0 {
+                    OK => ControlFlow::Break(()),
+                    _ => ControlFlow::Continue(None),
+                }
+            });
+            run.expect("it waits");
+            guest.run_if_rung();
+            drop(waiter);
+            assert!(guest.run_if_rung(), "so that its bell is not listened to any more");
+            let third = begin(&mut guest, 0, 24);
+            assert!(has_it(uring::answer(&guest, 1, third), 24));
+        }
+    }
+}
+
+#[test]
+fn a_bell_ends_the_wait_and_so_does_time() {
+    for (guest, waiter, _kept) in disks(1) {
+        for with_ring in [false, true] {
+            let turns = Cell::new(0);
+            let run = |limit| {
+                turns.set(0);
+                let begun = Instant::now();
+                let run = waiter.run(|| {
+                    if with_ring {
+                        while guest.device.serve(QueueIndex(0)) {}
+                    }
+                    turns.set(turns.get() + 1);
+                    match begun.elapsed() < Duration::from_millis(30) {
+                        true => ControlFlow::Continue(limit),
+                        false => ControlFlow::Break(()),
+                    }
+                });
+                run.expect("it waits");
+            };
+            run(Some(Duration::from_millis(10)));
+            assert!(turns.get() <= 6, "nothing has happened, {} times", turns.get());
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    thread::sleep(Duration::from_millis(40));
+                    waiter.ring().expect("a bell");
+                });
+                run(None);
+            });
+            assert!(turns.get() <= 4, "it has rung once, not {} times", turns.get());
+        }
+        // What came before it is waited for is not lost.
+        waiter.ring().expect("a bell");
+        let mut turns = 0;
+        let run = waiter.run(|| {
+            turns += 1;
+            match turns {
+                1 => ControlFlow::Continue(None),
+                _ => ControlFlow::Break(()),
+            }
+        });
+        run.expect("it waits");
+        guest.reset();
+    }
+}
+
+#[test]
+fn a_thread_that_serves_two_queues_waits_for_one_and_is_told_of_the_other() {
+    for (mut guest, waiter, _kept) in disks(2) {
+        let mut asked = None;
+        let run = waiter.run(|| {
+            (0..2).for_each(|queue| while guest.device.serve(QueueIndex(queue)) {});
+            let [first, second] =
+                *asked.get_or_insert_with(|| [0, 1].map(|queue| begin(&mut guest, queue, 8 * u64::from(queue))));
+            assert_eq!(guest.waits(0), []);
+            let waits = guest.waits(1);
+            let done = guest.answer(second).0 == OK;
+            assert!(matches!(waits[..], [Wait::Readable(_)]) != done, "{waits:?}");
+            match done && guest.answer(first).0 == OK {
+                true => ControlFlow::Break(()),
+                // As an embedder that has no other thread for it.
+                false => ControlFlow::Continue(Some(Duration::from_millis(1))),
+            }
+        });
+        run.expect("it waits");
+        let [first, second] = asked.expect("they were asked");
+        assert!(has_it(guest.answer(first), 0) && has_it(guest.answer(second), 8));
+    }
+}
