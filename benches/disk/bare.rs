@@ -96,7 +96,7 @@ impl Side for Bare {
         let (mut asked, mut done) = (first, 0);
         let mut ended = Vec::new();
         while done < requests {
-            match &mut self.waiter {
+            match &self.waiter {
                 None => _ = self.ring.submit_and_wait(1).expect("submitted"),
                 Some(waiter) => {
                     if !self.ring.submission().is_empty() {

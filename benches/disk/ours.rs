@@ -1,8 +1,10 @@
-//! A guest that keeps as many requests in its ring as the depth is, and an embedder that waits where the device says.
+//! A guest that keeps as many requests in its ring as the depth is, and an embedder that waits in the ring of the kernel's, or where the device
+//! says.
 
 use std::{
     fs::File,
     io,
+    ops::ControlFlow,
     sync::{
         Arc,
         atomic::{AtomicI32, AtomicU16, Ordering, fence},
@@ -14,7 +16,7 @@ use devisor::{
     interrupt::NoInterrupt,
     virtio::{
         QueueIndex, VirtioMmio, VirtioTransport, Wait,
-        block::{Block, BlockOptions, FileStorage, UringOptions, UringStorage},
+        block::{Block, BlockOptions, FileStorage, UringOptions, UringStorage, UringWaiter},
         transport::{Doorbell, mmio::Line},
     },
 };
@@ -44,11 +46,17 @@ impl Doorbell for Waits {
     }
 }
 
+/// How the embedder waits.
+enum WaitsBy {
+    Ring(UringWaiter),
+    Descriptors(Waiter),
+}
+
 struct Guest {
     work: Work,
     device: Arc<VirtioMmio<Block>>,
     waits: Waits,
-    waiter: Waiter,
+    waits_by: Arc<WaitsBy>,
     index: QueueIndex,
     base: *mut u8,
     _memory: Arc<GuestMemoryMmap>,
@@ -60,7 +68,7 @@ struct Guest {
 // SAFETY: the pointer leads to guest memory, which is shared by its nature.
 unsafe impl Send for Guest {}
 
-pub fn new(work: Work, file: File, register_memory: bool) -> Vec<Box<dyn Side>> {
+pub fn new(work: Work, file: File, register_memory: bool, in_ring: bool) -> Vec<Box<dyn Side>> {
     let queues = work.queues;
     let memory = Arc::new(
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), (APART * u64::from(queues)) as usize)]).expect("guest memory"),
@@ -123,7 +131,10 @@ pub fn new(work: Work, file: File, register_memory: bool) -> Vec<Box<dyn Side>> 
             work,
             device: Arc::clone(&device),
             waits: waits.clone(),
-            waiter: Waiter::new(),
+            waits_by: Arc::new(match in_ring {
+                true => WaitsBy::Ring(UringWaiter::new().expect("io_uring")),
+                false => WaitsBy::Descriptors(Waiter::new()),
+            }),
             index: QueueIndex(index),
             base: memory.get_host_address(GuestAddress(base)).expect("in memory"),
             _memory: Arc::clone(&memory),
@@ -185,29 +196,68 @@ impl Guest {
     }
 }
 
+/// How far a run has come.
+struct Run {
+    requests: u32,
+    asked: u32,
+    done: u32,
+    /// The driver has kicked.
+    kicked: bool,
+}
+
+impl Guest {
+    /// The queue is served, and the driver sees what has ended and asks for more: until it does not kick.
+    fn turn(&mut self, run: &mut Run) {
+        loop {
+            while self.device.serve(self.index) {}
+            let before = self.avail;
+            while let Some(slot) = self.ended() {
+                run.done += 1;
+                if run.asked < run.requests {
+                    run.asked += 1;
+                    self.offer(slot);
+                }
+            }
+            run.kicked = before != self.avail && self.show(before);
+            if !run.kicked {
+                break;
+            }
+        }
+    }
+}
+
 impl Side for Guest {
     fn run(&mut self, requests: u32) {
         let first = requests.min(self.work.depth.into());
         let before = self.avail;
         (0..first as u16).for_each(|slot| self.offer(slot));
-        let mut kicked = self.show(before);
-        let (mut asked, mut done) = (first, 0);
-        while done < requests {
-            // The embedder: the doorbell has rung, or what the device waits for is there.
-            if !kicked {
-                let fd = self.waits.0[usize::from(self.index.0)].load(Ordering::SeqCst);
-                self.waiter.wait(fd);
+        let mut run = Run {
+            requests,
+            asked: first,
+            done: 0,
+            kicked: self.show(before),
+        };
+        let waits_by = Arc::clone(&self.waits_by);
+        match &*waits_by {
+            WaitsBy::Ring(waiter) => {
+                let turn = || {
+                    self.turn(&mut run);
+                    match run.done < requests {
+                        true => ControlFlow::Continue(None),
+                        false => ControlFlow::Break(()),
+                    }
+                };
+                waiter.run(turn).expect("it waits");
             }
-            while self.device.serve(self.index) {}
-            let before = self.avail;
-            while let Some(slot) = self.ended() {
-                done += 1;
-                if asked < requests {
-                    asked += 1;
-                    self.offer(slot);
+            WaitsBy::Descriptors(waiter) => {
+                while run.done < requests {
+                    // The embedder: the doorbell has rung, or what the device waits for is there.
+                    if !run.kicked {
+                        waiter.wait(self.waits.0[usize::from(self.index.0)].load(Ordering::SeqCst));
+                    }
+                    self.turn(&mut run);
                 }
             }
-            kicked = before != self.avail && self.show(before);
         }
     }
 }

@@ -1,11 +1,14 @@
 //! Waits as an event loop does: with one call for a ring and for a bell of its own, by which others would have it do something.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::{
+    cell::Cell,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+};
 
 pub struct Waiter {
     poller: OwnedFd,
     _bell: OwnedFd,
-    watched: RawFd,
+    watched: Cell<RawFd>,
 }
 
 impl Waiter {
@@ -21,7 +24,7 @@ impl Waiter {
         // SAFETY: they are new, and nobody else's.
         let (poller, bell) = unsafe { (OwnedFd::from_raw_fd(poller), OwnedFd::from_raw_fd(bell)) };
         let waiter = Self {
-            watched: -1,
+            watched: Cell::new(-1),
             poller,
             _bell: bell,
         };
@@ -42,10 +45,10 @@ impl Waiter {
 
     /// Until there is something at `descriptor`, which is always the same one, or the wait was interrupted: so it is by the kernel,
     /// when it has something to do for this thread's requests.
-    pub fn wait(&mut self, descriptor: RawFd) {
-        if self.watched != descriptor {
-            assert_eq!(self.watched, -1, "another ring");
-            self.watched = descriptor;
+    pub fn wait(&self, descriptor: RawFd) {
+        let watched = self.watched.replace(descriptor);
+        if watched != descriptor {
+            assert_eq!(watched, -1, "another ring");
             self.watch(descriptor);
         }
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 2];
