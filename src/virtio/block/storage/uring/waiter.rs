@@ -156,7 +156,7 @@ impl UringWaiter {
 
     /// Calls `turn`, which is to serve the queue; then submits what that has left and waits until a request has ended, the bell has rung,
     /// or the time is over that `turn` has said, if it has; and so on, until it says that it is over. It may also come back for
-    /// nothing. By one thread at a time.
+    /// nothing. By one thread at a time. A turn does not wait for requests itself: it may be the one to submit them.
     ///
     /// # Errors
     /// The kernel refuses to wait.
