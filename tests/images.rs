@@ -321,6 +321,28 @@ fn data_files_raw_images_and_flat_vmdk_are_read() {
 }
 
 #[test]
+fn a_range_of_nothing_and_one_behind_the_end_do_no_harm() {
+    let place = Place::new();
+    ImageStorage::create(place.path("image"), 65536, None).unwrap();
+    let image = place.open("image");
+    assert_eq!(read(&image, 0, 0).unwrap(), []);
+    for offset in [0, 512, 65536, 1 << 40] {
+        assert_eq!(image.read_at(offset, &[]).unwrap(), 0);
+        assert_eq!(image.write_at(offset, &[]).unwrap(), 0);
+    }
+    for offset in [65536, 1 << 40] {
+        let mut data = [1; 512];
+        assert_eq!(image.read_at(offset, &[(&mut data[..]).into()]).unwrap(), 0);
+        assert_eq!(image.write_at(offset, &[(&mut data[..]).into()]).unwrap(), 0);
+    }
+    image.discard(512, 0).unwrap();
+    image.write_zeroes(512, 0, true).unwrap();
+    image.write_zeroes(512, 0, false).unwrap();
+    write(&image, 0, &[7; 512]).unwrap();
+    assert_eq!(read(&image, 0, 512).unwrap(), [7; 512]);
+}
+
+#[test]
 fn what_is_not_taken_is_refused_in_a_sentence() {
     let place = Place::new();
     for (options, why) in [

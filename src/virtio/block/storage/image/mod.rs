@@ -259,7 +259,7 @@ impl ImageStorage {
         }
     }
 
-    /// How much of a range there is.
+    /// How much of a range there is. The format's code does not take a range of nothing.
     fn present(&self, image: &FormatAccess<File>, offset: u64, buffers: &[VolatileSlice<'_>]) -> u64 {
         let len = buffers.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
         len.min(image.size().saturating_sub(offset))
@@ -299,6 +299,9 @@ impl Storage for ImageStorage {
     fn read_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
         self.with(|image| {
             let len = self.present(image, offset, buffers);
+            if len == 0 {
+                return Ok(0);
+            }
             let (vector, _guard) = IoVectorMut::from_volatile_slice(buffers);
             image.readv(vector.split_at(len).0, offset)?;
             Ok(len as usize)
@@ -308,6 +311,9 @@ impl Storage for ImageStorage {
     fn write_at(&self, offset: u64, buffers: &[VolatileSlice<'_>]) -> io::Result<usize> {
         self.with(|image| {
             let len = self.present(image, offset, buffers);
+            if len == 0 {
+                return Ok(0);
+            }
             let (vector, _guard) = IoVector::from_volatile_slice(buffers);
             image.writev(vector.split_at(len).0, offset)?;
             Ok(len as usize)
@@ -325,11 +331,16 @@ impl Storage for ImageStorage {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
         self.with_mut(|image| image.discard_to_any(offset, len))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()> {
         match may_unmap {
+            // What the format's code does not take.
+            _ if len == 0 => Ok(()),
             true => self.with_mut(|image| image.discard_to_zero(offset, len)),
             false => self.with(|image| image.write_zeroes(offset, len)),
         }
