@@ -95,8 +95,9 @@ impl Event {
 
 impl Interrupt for Event {
     fn trigger(&self) -> io::Result<()> {
-        // The front end shares its flags, and may have made it one that is waited for. One that is as full as can be needs no more: the
-        // front end has not looked since.
+        // The front end shares its flags, and may have made it one that is waited for: and no eventfd takes a write that says for itself
+        // that it is not to be (`pwritev2` with RWF_NOWAIT). One that is as full as can be needs no more: the front end has not looked
+        // since.
         if !is_ready(&self.0, libc::POLLOUT) {
             return Ok(());
         }

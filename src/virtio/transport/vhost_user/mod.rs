@@ -45,8 +45,10 @@
 
 mod channel;
 mod connection;
+mod device_state;
 mod error;
 mod face;
+mod found;
 mod inflight;
 mod iotlb;
 mod lines;

@@ -4,11 +4,12 @@ use std::os::fd::OwnedFd;
 
 use super::{
     VhostUser,
+    found::{Found, Unstarted},
     inflight::Part,
     iotlb::Range,
     lines::Event,
     requests::{self, Outcome, one, parse},
-    ring::{Found, Kick, Ring, Unstarted, base_of},
+    ring::{Kick, Ring, base_of},
     session::{Answer, Session},
 };
 use crate::virtio::{

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    super::ring::{self, Unstarted},
+    super::found::{self, Unstarted},
     Words,
 };
 use crate::{
@@ -180,7 +180,7 @@ impl Packed {
     ///
     /// # Errors
     /// It contradicts itself.
-    pub fn recover(&self, begin: u16, size: u16, ring: u64, memory: &ring::Found<'_>) -> Result<Found, Unstarted> {
+    pub fn recover(&self, begin: u16, size: u16, ring: u64, memory: &found::Found<'_>) -> Result<Found, Unstarted> {
         let mut place = lock(&self.place);
         *place = Place {
             size,
@@ -239,7 +239,7 @@ impl Packed {
     }
 
     /// The chain whose first entry this is, and its ID.
-    fn chain(&self, first: u16, size: u16, memory: &ring::Found<'_>) -> Result<(u16, ChainState), Unstarted> {
+    fn chain(&self, first: u16, size: u16, memory: &found::Found<'_>) -> Result<(u16, ChainState), Unstarted> {
         let descriptors = self.get(first, state::NUM);
         if descriptors == 0 || descriptors > size {
             return Err(Unstarted::Wrong(format!(
@@ -293,7 +293,7 @@ impl Packed {
 }
 
 /// What is in a table of descriptors now; nothing, if that is none.
-fn indirect(table: u64, len: u32, memory: &ring::Found<'_>) -> Result<Vec<(u64, u32, u16)>, Unstarted> {
+fn indirect(table: u64, len: u32, memory: &found::Found<'_>) -> Result<Vec<(u64, u32, u16)>, Unstarted> {
     let count = len / 16;
     if !len.is_multiple_of(16) || count > MAX_INDIRECT.into() {
         return Ok(Vec::new());

@@ -33,8 +33,8 @@ const LAYOUT: QueueLayout = QueueLayout {
 const FEATURES: u64 = features::VERSION_1 | features::RING_PACKED | features::INDIRECT_DESC;
 const TABLES: u64 = 0x8000;
 
-fn found(space: &Memory) -> ring::Found<'_> {
-    ring::Found {
+fn found(space: &Memory) -> found::Found<'_> {
+    found::Found {
         pin: space.pin(),
         find: &|address| Some((address, u64::MAX)),
     }
