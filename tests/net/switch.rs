@@ -5,7 +5,10 @@ use devisor::virtio::{
     net::{Header, Mac, NetOptions, Offloads, Switch, SwitchOptions},
 };
 
-use crate::guest::*;
+use crate::{
+    guest::*,
+    ring::{readable, writable},
+};
 
 fn mac(n: u8) -> [u8; 6] {
     [0x52, 0x54, 0, 0, 0, n]
@@ -107,7 +110,7 @@ fn frames_to_several_stations_in_one_round_arrive_in_order() {
         bytes.extend(from(0, mac(to), 60 + n));
         let at = base + 0x100 * n as u64;
         guests[0].put(at, &bytes);
-        guests[0].rings[1].request(&[crate::ring::readable(at, bytes.len() as u32)]);
+        guests[0].rings[1].request(&[readable(at, bytes.len() as u32)]);
     }
     guests[0].kick(1);
     assert_eq!(guests[0].used(1).len(), to.len());
@@ -279,6 +282,106 @@ fn a_frame_for_which_there_are_not_enough_buffers_waits_for_the_rest() {
         .collect();
     assert_eq!(whole[10..12], [5, 0], "num_buffers");
     assert_eq!(whole[12..][..data.len()], data);
+}
+
+/// Makes a packet with a plain header available, in pieces that are cut there, and does not kick.
+fn offer(guest: &mut Guest, at: u64, data: &[u8], cuts: &[usize]) {
+    let mut bytes = vec![0; 12];
+    bytes.extend(data);
+    guest.put(at, &bytes);
+    let ends = cuts.iter().copied().chain([bytes.len()]);
+    let pieces = ends.scan(0, |begin, end| {
+        let piece = readable(at + *begin as u64, (end - *begin) as u32);
+        *begin = end;
+        Some(piece)
+    });
+    guest.rings[1].request(&pieces.collect::<Vec<_>>());
+}
+
+#[test]
+fn chains_of_all_kinds_come_and_go_in_order_in_one_round() {
+    let switch = Switch::new(SwitchOptions::default());
+    let mut sender = Guest::over([switch.port()], options(), 0);
+    let mut taker = Guest::over([switch.port()], options(), 0);
+    let base = 0x4_0000;
+    let cuts: [&[usize]; 9] = [&[], &[], &[12], &[], &[5, 40], &[], &[12], &[], &[]];
+    for (n, cuts) in cuts.into_iter().enumerate() {
+        offer(&mut sender, base + 0x400 * n as u64, &frame(BROADCAST, 60 + n), cuts);
+        match n {
+            // Too short, of the wrong direction, not in memory, and empty: among the others.
+            1 => _ = sender.rings[1].request(&[readable(base, 20)]),
+            3 => _ = sender.rings[1].request(&[writable(base, 80)]),
+            5 => _ = sender.rings[1].request(&[readable(1 << 40, 80)]),
+            7 => _ = sender.rings[1].request(&[readable(base, 0)]),
+            _ => {}
+        }
+    }
+    sender.kick(1);
+    assert_eq!(sender.used(1), [0; 13]);
+    assert_eq!(sender.malformed(1), 4);
+
+    // As many kinds of buffers.
+    let mut places = Vec::new();
+    for n in 0..9 {
+        let at = base + 0x1000 * n;
+        let body = at + 12;
+        let pieces = match n {
+            2 => vec![writable(at, 12), writable(body, 2000)],
+            4 => vec![writable(at, 30), writable(at + 30, 2000)],
+            _ => vec![writable(at, 2048)],
+        };
+        taker.rings[0].request(&pieces);
+        places.push(at);
+        match n {
+            1 => _ = taker.rings[0].request(&[writable(at, 11)]),
+            3 => _ = taker.rings[0].request(&[readable(at, 2048)]),
+            5 => _ = taker.rings[0].request(&[writable(1 << 40, 2048)]),
+            _ => {}
+        }
+    }
+    taker.kick(0);
+    let lens: Vec<_> = taker.used(0).into_iter().filter(|&len| len != 0).collect();
+    assert_eq!(lens, (0..9).map(|n| 12 + 60 + n).collect::<Vec<_>>());
+    assert_eq!(taker.malformed(0), 3);
+    for (n, at) in places.into_iter().enumerate() {
+        let packet = taker.get(at, 12 + 60 + n);
+        assert_eq!((&packet[..10], &packet[10..12]), (&[0; 10][..], &[1, 0][..]));
+        assert_eq!(packet[12..], frame(BROADCAST, 60 + n));
+    }
+}
+
+#[test]
+fn frames_of_one_round_are_spread_over_the_buffers_that_each_takes() {
+    let switch = Switch::new(SwitchOptions::default());
+    let mut sender = Guest::over([switch.port()], options(), 0);
+    let mut taker = Guest::over([switch.port()], options(), MRG_RXBUF);
+    let base = 0x4_0000;
+    // A buffer that cannot be one is among them, and the last frame lacks one.
+    let places: Vec<_> = (0..20).map(|_| taker.buffer_quietly(0, 512)).collect();
+    taker.rings[0].request(&[writable(base, 11)]);
+    let more: Vec<_> = (0..3).map(|_| taker.buffer_quietly(0, 512)).collect();
+    taker.kick(0);
+    let lens = [60, 500, 501, 1500, 60, 1500, 1524, 1525, 1500, 1500];
+    for (n, len) in lens.into_iter().enumerate() {
+        offer(&mut sender, base + 0x1000 * n as u64, &frame(BROADCAST, len), &[]);
+    }
+    sender.kick(1);
+    taker.nic.run();
+    let mut places = places.into_iter().chain(more);
+    let mut used = taker.used(0).into_iter().filter(|&len| len != 0);
+    for len in &lens[..9] {
+        let buffers = (12 + len).div_ceil(512);
+        let whole: Vec<u8> = places
+            .by_ref()
+            .zip(used.by_ref())
+            .take(buffers)
+            .flat_map(|(at, len)| taker.get(at, len as usize))
+            .collect();
+        assert_eq!(usize::from(whole[10]), buffers, "num_buffers of {len} bytes");
+        assert_eq!(whole[12..], frame(BROADCAST, *len), "{len} bytes");
+    }
+    assert_eq!(used.next(), None, "whole or not at all");
+    assert_eq!(taker.malformed(0), 1);
 }
 
 #[test]

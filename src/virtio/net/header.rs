@@ -52,6 +52,7 @@ impl Header {
     }
 
     /// The bytes in front of a frame.
+    #[inline]
     pub fn to_bytes(self) -> [u8; bits::LEN] {
         let Self {
             flags,
@@ -62,11 +63,14 @@ impl Header {
             csum_offset,
             num_buffers,
         } = self;
-        let mut bytes = [flags, gso_type, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        let numbers = [hdr_len, gso_size, csum_start, csum_offset, num_buffers];
-        for (place, number) in bytes[2..].chunks_exact_mut(2).zip(numbers) {
-            place.copy_from_slice(&number.to_le_bytes());
-        }
+        // Put together in registers: what is stored in parts and loaded as a whole at once waits for all stores before.
+        let [flags, gso_type] = [flags, gso_type].map(u64::from);
+        let [hdr_len, gso_size, csum_start] = [hdr_len, gso_size, csum_start].map(u64::from);
+        let low = flags | gso_type << 8 | hdr_len << 16 | gso_size << 32 | csum_start << 48;
+        let high = u32::from(csum_offset) | u32::from(num_buffers) << 16;
+        let mut bytes = [0; bits::LEN];
+        bytes[..8].copy_from_slice(&low.to_le_bytes());
+        bytes[8..].copy_from_slice(&high.to_le_bytes());
         bytes
     }
 

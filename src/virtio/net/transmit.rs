@@ -17,7 +17,7 @@ use super::{
 };
 use crate::virtio::{
     Fault, QueueHandler, QueueIndex, Round, Wait,
-    queue::{Chain, ChainError, QueueError, Slices},
+    queue::{Ahead, AheadRoom, Chain, ChainError, QueueError, Slices},
 };
 
 /// Serves `transmitqN`.
@@ -26,6 +26,7 @@ pub(super) struct Transmitter {
     pair: u16,
     seen: Seen,
     room: Slices,
+    ahead: AheadRoom,
     /// For packets that are copied before they are sent.
     scratch: Box<[u8]>,
     coalescer: Coalescer,
@@ -70,7 +71,33 @@ impl<'q> Outgoing<'_, 'q> {
     /// As [`each`](Self::each), of packets that are copied where `sink` has room. Where the guest is to complete a checksum that the
     /// port does not take, that is done on the way.
     pub(super) fn each_copied(&mut self, sink: &mut impl Sink) {
-        self.run(|by, chain| by.send_copied(chain, sink));
+        let mut room = mem::take(&mut self.by.ahead);
+        self.broken = self.run_ahead(&mut room, sink);
+        self.by.ahead = room;
+    }
+
+    fn run_ahead(&mut self, room: &mut AheadRoom, sink: &mut impl Sink) -> Result<(), QueueError> {
+        let Self { by, round, used, .. } = self;
+        loop {
+            let mut ahead = round.ahead(room, false);
+            while let Some(len) = ahead.next_len() {
+                match by.send_next(&ahead, len, sink) {
+                    Sent::Gone => ahead.put(0)?,
+                    Sent::Refused => ahead.refuse()?,
+                    Sent::Later(wait) => {
+                        ahead.leave();
+                        wait.into_iter().for_each(|wait| round.wait(wait));
+                        return Ok(());
+                    }
+                }
+                *used += 1;
+            }
+            // One that is something else.
+            if !by.one(round, &mut |by, chain| by.send_copied(chain, sink))? {
+                return Ok(());
+            }
+            *used += 1;
+        }
     }
 
     /// As [`each_copied`](Self::each_copied) of packets that are short, and as [`each`](Self::each) of others.
@@ -96,17 +123,7 @@ impl<'q> Outgoing<'_, 'q> {
     fn run(&mut self, mut send: impl FnMut(&mut Transmitter, &Chain<'_, 'q>) -> Result<Sent, ChainError>) {
         let Self { by, round, used, .. } = self;
         self.broken = (|| {
-            while let Some(chain) = round.next()? {
-                match send(by, &chain) {
-                    // Nothing is written into a chain of this queue.
-                    Ok(Sent::Gone) => chain.put(0)?,
-                    Ok(Sent::Refused) | Err(_) => chain.refuse()?,
-                    Ok(Sent::Later(wait)) => {
-                        // The frame stays where it is.
-                        wait.into_iter().for_each(|wait| round.wait(wait));
-                        return Ok(());
-                    }
-                }
+            while by.one(round, &mut send)? {
                 *used += 1;
             }
             Ok(())
@@ -130,15 +147,16 @@ impl Transmitter {
             shared,
             pair,
             room: Slices::default(),
+            ahead: AheadRoom::default(),
             scratch: Box::default(),
             coalescer: Coalescer::default(),
         }
     }
 
-    /// The length of the frame in a chain, if it can be one.
+    /// The length of the frame in a chain with so many readable bytes, if it can be one.
     #[inline]
-    fn frame_len(&self, chain: &Chain<'_, '_>) -> Option<usize> {
-        let len = (chain.readable_len() as usize).checked_sub(self.seen.header_len)?;
+    fn frame_len(&self, readable: u32) -> Option<usize> {
+        let len = (readable as usize).checked_sub(self.seen.header_len)?;
         (MIN_FRAME..=MAX_FRAME).contains(&len).then_some(len)
     }
 
@@ -152,8 +170,29 @@ impl Transmitter {
         down
     }
 
+    /// Sends the next frame by `send`. Whether there was one, and its chain was used.
+    #[inline(always)]
+    fn one<'q>(
+        &mut self,
+        round: &mut Round<'q>,
+        send: &mut impl FnMut(&mut Self, &Chain<'_, 'q>) -> Result<Sent, ChainError>,
+    ) -> Result<bool, QueueError> {
+        let Some(chain) = round.next()? else { return Ok(false) };
+        match send(self, &chain) {
+            // Nothing is written into a chain of this queue.
+            Ok(Sent::Gone) => chain.put(0)?,
+            Ok(Sent::Refused) | Err(_) => chain.refuse()?,
+            Ok(Sent::Later(wait)) => {
+                // The frame stays where it is.
+                wait.into_iter().for_each(|wait| round.wait(wait));
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn send_in_place(&mut self, chain: &Chain<'_, '_>, send: &mut Send<'_>) -> Result<Sent, ChainError> {
-        let Some(len) = self.frame_len(chain) else {
+        let Some(len) = self.frame_len(chain.readable_len()) else {
             return Ok(Sent::Refused);
         };
         let mut bytes = [0; LEN];
@@ -196,7 +235,7 @@ impl Transmitter {
 
     #[inline]
     fn send_copied(&mut self, chain: &Chain<'_, '_>, sink: &mut impl Sink) -> Result<Sent, ChainError> {
-        let Some(len) = self.frame_len(chain) else {
+        let Some(len) = self.frame_len(chain.readable_len()) else {
             return Ok(Sent::Refused);
         };
         let start = HEADROOM - self.seen.header_len;
@@ -205,19 +244,34 @@ impl Transmitter {
             [mut whole] => chain.pin().read_from(&mut whole, &mut packet[start..])?,
             _ => chain.reader().read(&mut packet[start..])?,
         }
-        let header = match packet[start..] {
-            // As nearly all are.
-            [0, bits::GSO_NONE, ..] if self.seen.settings.link_up && !self.seen.steers => Header::default(),
-            _ => match self.look_at(&mut packet[start..]) {
-                Ok(header) => header,
-                Err(sent) => return Ok(sent),
-            },
-        };
-        let sent = sink.send(&header, len);
-        Ok(self.came_to(sent))
+        let header = self.header_of(&mut packet[start..]);
+        Ok(header.map_or_else(|sent| sent, |header| self.came_to(sink.send(&header, len))))
     }
 
-    /// The header of a packet that was copied, checked; its checksum is completed if nobody else does. Or what becomes of it.
+    /// [`send_copied`](Self::send_copied), of the next chain, whose buffer has so many bytes.
+    #[inline(always)]
+    fn send_next(&self, ahead: &Ahead<'_, '_>, len: u32, sink: &mut impl Sink) -> Sent {
+        let Some(len) = self.frame_len(len) else {
+            return Sent::Refused;
+        };
+        let start = HEADROOM - self.seen.header_len;
+        let packet = &mut sink.room(HEADROOM + len)[start..HEADROOM + len];
+        ahead.read(packet);
+        let header = self.header_of(packet);
+        header.map_or_else(|sent| sent, |header| self.came_to(sink.send(&header, len)))
+    }
+
+    /// The header of a packet that was copied, checked; or what becomes of it.
+    #[inline(always)]
+    fn header_of(&self, packet: &mut [u8]) -> Result<Header, Sent> {
+        match packet {
+            // As nearly all are.
+            [0, bits::GSO_NONE, ..] if self.seen.settings.link_up && !self.seen.steers => Ok(Header::default()),
+            _ => self.look_at(packet),
+        }
+    }
+
+    /// The same of any header; the checksum is completed if nobody else does.
     #[inline(never)]
     fn look_at(&self, packet: &mut [u8]) -> Result<Header, Sent> {
         let (head, frame) = packet.split_at_mut(self.seen.header_len);

@@ -71,6 +71,12 @@ impl<'a, R> FlatView<'a, R> {
         self.span.has(address, len)
     }
 
+    /// That span.
+    #[inline]
+    pub fn span(&self) -> &'a Stretch {
+        self.span
+    }
+
     /// Puts a translated buffer that is elsewhere, and was found before, into `place`. Whether it is one.
     #[inline]
     pub fn place(&self, place: &mut Segment, address: u64, len: u32, writable: bool) -> bool {

@@ -60,6 +60,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod ahead;
 mod area;
 mod available;
 mod away;
@@ -107,6 +108,7 @@ pub use several::{Found, Several, SeveralRoom};
 pub use shared::Silent;
 pub use state::{ChainState, Ended, QueueState, QueueStateError};
 
+pub(crate) use ahead::{Ahead, AheadRoom};
 pub(crate) use inside::{Inside, is_inside};
 pub(crate) use stillness::Stillness;
 #[cfg_attr(

@@ -39,8 +39,14 @@ impl PackedAvailable {
     /// The short way of [`look`](Self::look): the first descriptor of the next chain, if nothing is to be done but to find it.
     #[inline(always)]
     pub fn look_near(&self, ring: &FlatPacked<'_>) -> Option<Descriptor> {
-        let first = ring.read(self.next.slot)?;
-        (self.next.is_available(first.packed_flags()) && self.told).then_some(first)
+        self.look_near_at(ring, self.next)
+    }
+
+    /// The same of what is at `spot`.
+    #[inline(always)]
+    pub fn look_near_at(&self, ring: &FlatPacked<'_>, spot: Spot) -> Option<Descriptor> {
+        let first = ring.read(spot.slot)?;
+        (spot.is_available(first.packed_flags()) && self.told).then_some(first)
     }
 
     /// The first descriptor of the next chain, which is not taken by this.

@@ -69,23 +69,23 @@ pub struct Round<'q> {
     pub(super) shared: &'q Shared,
     /// The same, for chains that are taken.
     pub(super) counted: &'q Arc<Shared>,
-    available: &'q mut Available,
+    pub(super) available: &'q mut Available,
     pub(super) view: &'q View,
     /// The same, if it has a short way.
-    flat: Option<Format<FlatView<'q, FlatRing<'q>>, FlatView<'q, FlatPacked<'q>>>>,
+    pub(super) flat: Option<Format<FlatView<'q, FlatRing<'q>>, FlatView<'q, FlatPacked<'q>>>>,
     pub(super) hands: &'q mut Hands,
     /// The chain that was looked at last.
     pub(super) outline: Outline,
     /// There as long as the round is alone, from when it has a short way.
-    ring: Option<Ring<'q>>,
+    pub(super) ring: Option<Ring<'q>>,
     /// How many bytes it may still come to before it ends. Wraps when it does.
-    bytes: u64,
+    pub(super) bytes: u64,
     /// How many of those that it came to are for descriptors that were read.
     reading: u64,
-    budget: u16,
+    pub(super) budget: u16,
     indirect: bool,
     short: Short,
-    company: Company,
+    pub(super) company: Company,
     looked: Looked,
     pub(super) taking: Taking,
     /// The driver is not told yet of what it is shown.
@@ -97,8 +97,8 @@ pub struct Round<'q> {
 }
 
 /// The used side, of a round that is alone.
-struct Ring<'q> {
-    used: Opened<'q, Used>,
+pub(super) struct Ring<'q> {
+    pub(super) used: Opened<'q, Used>,
     /// Entries from this one on are not marked as written yet; of a packed ring, descriptors after so many.
     unmarked: u32,
 }
@@ -281,9 +281,20 @@ impl<'q> Round<'q> {
     /// Takes the chain that was looked at from what the round may take.
     #[inline(always)]
     fn spend(&mut self) {
+        self.spend_for(self.outline.len());
+    }
+
+    /// Takes a chain of so many bytes from it.
+    #[inline(always)]
+    pub(super) fn spend_for(&mut self, bytes: u64) {
         self.budget -= 1;
-        self.spend_bytes(self.outline.len(), 0);
+        self.spend_bytes(bytes, 0);
         self.looked = Looked::Taken;
+    }
+
+    /// What comes next was looked at, and is left where it is.
+    pub(super) fn leave_next(&mut self) {
+        self.looked = Looked::Left;
     }
 
     /// If the round comes to its end with so many bytes, it takes `rest` more chains.

@@ -131,6 +131,15 @@ impl SplitAvailable {
         ring.head(ring.avail_entry(next)).map_or(LookNear::Far, LookNear::Head)
     }
 
+    /// How many chains are there for the taking, if nothing else is to be done for that.
+    #[inline]
+    pub fn look_ahead(&mut self, ring: &FlatRing<'_>, marks: impl FnOnce() -> bool) -> u16 {
+        match self.look_near(ring, marks) {
+            LookNear::Head(_) => self.seen.wrapping_sub(self.next),
+            LookNear::Nothing | LookNear::Far => 0,
+        }
+    }
+
     /// The head of the next chain, which is not taken by this.
     #[cold]
     pub fn look(&mut self, view: SplitView<'_>) -> Look<u16> {

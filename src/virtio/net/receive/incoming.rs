@@ -4,29 +4,19 @@ use std::{fmt, io};
 
 use vm_memory::VolatileSlice;
 
-use super::{OTHERS, Receiver, Taken, is_buffer, start_of};
-use crate::{
-    sync::lock,
-    virtio::{
-        Round,
-        net::{
-            Header, NetFrame, Progress, Received, checksum,
-            hash::Packet,
-            header::HEADROOM,
-            registers::{feature, header::LEN},
-            verdict::{Verdict, header_bytes, judge, report},
-        },
-        queue::{Chain, ChainError, QueueError},
-    },
+use super::{
+    OTHERS, Receiver, is_buffer,
+    taken::{Receive, Taken},
 };
-
-/// [`Port::receive`](crate::virtio::net::Port::receive).
-pub(super) type Receive<'a> = dyn FnMut(&[VolatileSlice<'_>], &mut [u8]) -> io::Result<Progress<Received>> + 'a;
+use crate::virtio::{
+    net::Progress,
+    queue::{Ahead, Chain, ChainError, QueueError},
+};
 
 /// The room that a receive queue has, for a [`Port`](crate::virtio::net::Port).
 pub struct Incoming<'a, 'q> {
     pub(super) by: &'a mut Receiver,
-    pub(super) round: &'a mut Round<'q>,
+    pub(super) ahead: Ahead<'a, 'q>,
     /// How many frames the guest has got in this round.
     pub(super) got: u32,
     /// How many were not for this queue.
@@ -75,7 +65,7 @@ impl Incoming<'_, '_> {
 
     /// Whether another frame may be received.
     #[inline]
-    fn goes_on(&mut self) -> bool {
+    pub(super) fn goes_on(&mut self) -> bool {
         self.again = self.by.waits();
         if self.again {
             return false;
@@ -97,7 +87,8 @@ impl Incoming<'_, '_> {
         if !self.goes_on() {
             return Ok(false);
         }
-        let Self { by, round, .. } = self;
+        let Self { by, ahead, .. } = self;
+        let round = ahead.round();
         let Some(chain) = round.next()? else {
             return Ok(false);
         };
@@ -150,106 +141,11 @@ impl Incoming<'_, '_> {
         }
         Ok(true)
     }
-
-    /// Delivers a frame that waits in memory, behind [`HEADROOM`] bytes for its header. `false`: there is no room for it now.
-    pub(in crate::virtio::net) fn deliver(&mut self, header: Header, packet: &mut [u8]) -> bool {
-        let taken = self.try_deliver(header, packet);
-        taken.unwrap_or_else(|error| {
-            self.broken = Err(error);
-            false
-        })
-    }
-
-    #[inline]
-    fn try_deliver(&mut self, mut header: Header, packet: &mut [u8]) -> Result<bool, QueueError> {
-        if !self.goes_on() {
-            return Ok(false);
-        }
-        let Self {
-            by, round, got, others, ..
-        } = self;
-        let len = packet.len() - HEADROOM;
-        let verdict = judge(
-            &by.shared,
-            &by.seen,
-            by.pair,
-            &header,
-            start_of(&packet[HEADROOM..]),
-            len,
-        );
-        let completes = matches!(verdict, Verdict::Checksum);
-        let (told, hash) = match verdict {
-            Verdict::Here(told, hash) => (told, hash),
-            Verdict::Checksum => {
-                let packet = Packet::parse(start_of(&packet[HEADROOM..]));
-                (Header::default(), report(&by.seen.settings, packet.as_ref()))
-            }
-            Verdict::To(other) => {
-                let mut data = lock(&by.shared.pairs[other].backlog).room();
-                data.clear();
-                data.extend_from_slice(&packet[HEADROOM..]);
-                by.keep(other, NetFrame { header, data });
-                *others += 1;
-                return Ok(true);
-            }
-            lost => {
-                by.count(lost);
-                *others += 1;
-                return Ok(true);
-            }
-        };
-        let header_len = by.seen.header_len;
-        let needed = header_len + len;
-        while let Some(chain) = round.next()? {
-            let room = chain.writable_len() as usize;
-            if !is_buffer(&chain, header_len) {
-                chain.refuse()?;
-                continue;
-            }
-            if room < needed && !by.seen.settings.has(feature::MRG_RXBUF) {
-                by.count(Verdict::Dropped);
-                *others += 1;
-                return Ok(true);
-            }
-            if completes {
-                // Not before there is room: once.
-                checksum::complete(&mut header, &mut packet[HEADROOM..]);
-            }
-            if room < needed {
-                by.held.push(chain.take());
-                by.merge(round, header, told, hash, packet)?;
-                *got += 1;
-                return Ok(true);
-            }
-            let start = HEADROOM - header_len;
-            let bytes = header_bytes(told, hash, 1);
-            match header_len {
-                LEN => packet[HEADROOM - LEN..HEADROOM].copy_from_slice(&bytes[..LEN]),
-                _ => packet[..HEADROOM].copy_from_slice(&bytes),
-            }
-            let written = match *chain.writable() {
-                [mut whole] => chain
-                    .pin()
-                    .write_to(&mut whole, &packet[start..])
-                    .map_err(ChainError::from),
-                _ => chain.writer().write(&packet[start..]),
-            };
-            match written {
-                Ok(()) => chain.put(needed as u32)?,
-                // Memory that is taken away takes the frame with it.
-                Err(_) => chain.refuse()?,
-            }
-            *got += 1;
-            return Ok(true);
-        }
-        Ok(false)
-    }
 }
 
 impl fmt::Debug for Incoming<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Incoming")
-            .field("round", &self.round)
             .field("got", &self.got)
             .finish_non_exhaustive()
     }

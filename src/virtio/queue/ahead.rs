@@ -1,0 +1,301 @@
+//! Chains of one buffer that a round looks at before their turn: what nearly all packets are. Looking at several in a row has the memory
+//! of each on its way while others are worked on, for all of it was last in another core's cache.
+
+use std::ptr::{self, NonNull};
+
+use super::{
+    Gone, QueueError, Round,
+    chain::Outline,
+    counters::Kind,
+    format::{FlatView, Format},
+    round::Company,
+    table::{Descriptor, INDIRECT, NEXT, WRITE},
+};
+use crate::memory::Stretch;
+
+/// How many are looked at together at most.
+const MOST: usize = 32;
+
+/// Bytes of a cache line.
+const LINE: u32 = 64;
+
+/// Room for what an [`Ahead`] looks at. A handler keeps one, so that none allocates.
+#[derive(Default)]
+pub(crate) struct AheadRoom {
+    buffers: Vec<Buffer>,
+    /// The first of them that is not given back.
+    at: usize,
+}
+
+/// A chain of one buffer.
+#[derive(Clone, Copy)]
+struct Buffer {
+    address: u64,
+    len: u32,
+    head: u16,
+}
+
+/// The chains of a round that come next, as far as they are one buffer each of plain memory, all readable or all writable. What else a
+/// chain may be is found [by the round](Self::round).
+pub(crate) struct Ahead<'r, 'q> {
+    round: &'r mut Round<'q>,
+    room: &'r mut AheadRoom,
+    /// All of them are in it.
+    span: &'q Stretch,
+    writable: bool,
+}
+
+impl<'q> Round<'q> {
+    /// Looks ahead for chains that are `writable`, or readable.
+    #[inline]
+    pub(crate) fn ahead<'r>(&'r mut self, room: &'r mut AheadRoom, writable: bool) -> Ahead<'r, 'q> {
+        room.forget();
+        Ahead {
+            round: self,
+            room,
+            span: &Stretch::NONE,
+            writable,
+        }
+    }
+}
+
+impl AheadRoom {
+    #[inline]
+    fn forget(&mut self) {
+        self.buffers.clear();
+        self.at = 0;
+    }
+}
+
+impl<'q> Ahead<'_, 'q> {
+    /// The length of the next chain, if it is what this is for, and nothing else is to be done for it.
+    #[inline(always)]
+    pub fn next_len(&mut self) -> Option<u32> {
+        match self.room.buffers.get(self.room.at) {
+            Some(buffer) => Some(buffer.len),
+            None => self.look(),
+        }
+    }
+
+    /// How many of the next chains have room for `len` bytes together, if so many are known of, each of them at least `least` long.
+    pub fn gather(&mut self, len: usize, least: usize) -> Option<u16> {
+        self.enough(len, least).or_else(|| {
+            // From the next one on.
+            self.look()?;
+            self.enough(len, least)
+        })
+    }
+
+    fn enough(&self, len: usize, least: usize) -> Option<u16> {
+        let mut left = len;
+        for (number, buffer) in (1..).zip(self.room.buffers.get(self.room.at..)?) {
+            let room = buffer.len as usize;
+            if room < least {
+                return None;
+            }
+            left = left.saturating_sub(room);
+            if left == 0 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    /// The round, for a chain that is something else.
+    #[inline]
+    pub fn round(&mut self) -> &mut Round<'q> {
+        self.room.forget();
+        self.round
+    }
+
+    /// Looks at those that come now.
+    #[inline(never)]
+    fn look(&mut self) -> Option<u32> {
+        self.room.forget();
+        // Otherwise a chain may be one that is out, or may have to be told of.
+        if self.round.company != Company::None || self.round.ring.is_none() {
+            return None;
+        }
+        let (round, writable) = (&mut *self.round, self.writable);
+        let mut found = Finding {
+            buffers: &mut self.room.buffers,
+            bytes: round.bytes,
+            writable,
+        };
+        let most = MOST.min(round.budget.into());
+        match &round.flat {
+            Some(Format::Split(view)) => {
+                self.span = view.span();
+                let split = &mut round.available.split;
+                let there = split.look_ahead(&view.ring, || round.view.pin.tracks());
+                for next in 0..most.min(there.into()) as u16 {
+                    let entry = view.ring.avail_entry(split.next.wrapping_add(next));
+                    let Some(head) = view.ring.head(entry) else { break };
+                    let first = view.ring.first(head);
+                    if !found.add(view, first, first.flags(), head.index()) {
+                        break;
+                    }
+                }
+            }
+            Some(Format::Packed(view)) => {
+                self.span = view.span();
+                let mut available = round.available.packed.next;
+                let size = round.available.packed.size;
+                for _ in 0..most {
+                    let first = round.available.packed.look_near_at(&view.ring, available);
+                    let Some(first) = first.filter(|first| view.ring.has(first.id())) else {
+                        break;
+                    };
+                    if !found.add(view, first, first.packed_flags(), first.id()) {
+                        break;
+                    }
+                    available = available.after(1, size);
+                }
+            }
+            None => {}
+        }
+        self.room.buffers.first().map(|buffer| buffer.len)
+    }
+
+    /// Reads the first bytes of the next chain, which has as many.
+    #[inline(always)]
+    pub fn read(&self, data: &mut [u8]) {
+        if let Some(host) = self.host(0, data.len()) {
+            // SAFETY: so many bytes of guest memory are there, which the round's pin keeps mapped, and `data` is none of it.
+            unsafe { ptr::copy_nonoverlapping(host.as_ptr(), data.as_mut_ptr(), data.len()) };
+        }
+    }
+
+    /// Writes `data` into the next chain, from byte `at` on. It has so many.
+    #[inline(always)]
+    pub fn write(&mut self, at: u32, data: &[u8]) {
+        if let Some(host) = self.host(at, data.len()) {
+            // SAFETY: as in `read`.
+            unsafe { ptr::copy_nonoverlapping(data.as_ptr(), host.as_ptr(), data.len()) };
+        }
+    }
+
+    /// The host address of `len` bytes of the next chain from byte `at` on, if it has so many.
+    #[inline(always)]
+    fn host(&self, at: u32, len: usize) -> Option<NonNull<u8>> {
+        let buffer = self.room.buffers.get(self.room.at)?;
+        let there = u64::from(at) + len as u64 <= buffer.len.into();
+        there
+            .then(|| self.span.find(buffer.address + u64::from(at), len as u64))?
+            .map(|(host, _)| host)
+    }
+
+    /// Gives the next chain back, as [`Chain::put`](super::Chain::put).
+    ///
+    /// # Errors
+    /// The ring is no longer in guest memory.
+    #[inline(always)]
+    pub fn put(&mut self, written: u32) -> Result<(), QueueError> {
+        let Some(&Buffer { address, len, head }) = self.room.buffers.get(self.room.at) else {
+            return Ok(());
+        };
+        self.room.at += 1;
+        let written = if self.writable { written.min(len) } else { 0 };
+        let round = &mut *self.round;
+        if written != 0 && round.view.pin.tracks() {
+            round.view.pin.mark_dirty(address, written.into());
+        }
+        let (Some(ring), Some(flat)) = (&mut round.ring, &round.flat) else {
+            return self.put_far(head, len, written);
+        };
+        let (available, used) = (&mut *round.available, &mut ring.used.ring);
+        match flat {
+            Format::Split(view) => {
+                available.split.advance();
+                used.split
+                    .use_near::<false>(&view.ring, head, written, &round.shared.counters);
+            }
+            Format::Packed(view) => {
+                available.packed.advance(1);
+                used.packed
+                    .use_near::<false>(&view.ring, head, 1, written, &round.shared.counters);
+            }
+        }
+        round.spend_for(len.into());
+        Ok(())
+    }
+
+    #[cold]
+    fn put_far(&mut self, head: u16, len: u32, written: u32) -> Result<(), QueueError> {
+        let lens = if self.writable { (0, len) } else { (len, 0) };
+        let round = self.round();
+        round.outline = Outline {
+            head,
+            descriptors: 1,
+            readable: (lens.0 != 0).into(),
+            count: 1,
+            readable_len: lens.0,
+            writable_len: lens.1,
+        };
+        round.give_back::<false>(written).map_err(|Gone| round.shared.gone())
+    }
+
+    /// Gives the next chain back as one that holds no request, as [`Chain::refuse`](super::Chain::refuse).
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn refuse(&mut self) -> Result<(), QueueError> {
+        self.round.shared.counters.malformed(Kind::Request);
+        self.put(0)
+    }
+
+    /// The next chain is left where it is.
+    pub fn leave(&mut self) {
+        self.room.forget();
+        self.round.leave_next();
+    }
+}
+
+/// What is looked at in a row.
+struct Finding<'a> {
+    buffers: &'a mut Vec<Buffer>,
+    /// How many bytes the round may still come to before it ends.
+    bytes: u64,
+    writable: bool,
+}
+
+impl Finding<'_> {
+    /// Adds a chain that begins with `first`, if it is of the kind. Whether another one may follow.
+    #[inline(always)]
+    fn add<R>(&mut self, view: &FlatView<'_, R>, first: Descriptor, flags: u16, head: u16) -> bool {
+        let wanted = if self.writable { WRITE } else { 0 };
+        let (address, len) = (first.address, first.len());
+        if flags & (NEXT | INDIRECT | WRITE) != wanted {
+            return false;
+        }
+        let Some(host) = view.span().host(address, len) else {
+            return false;
+        };
+        // A header, and a short packet or the beginning of a long one.
+        fetch(host.as_ptr());
+        if len > LINE {
+            fetch(host.as_ptr().wrapping_add(LINE as usize));
+        }
+        self.buffers.push(Buffer { address, len, head });
+        let spent;
+        (self.bytes, spent) = self.bytes.overflowing_sub(len.into());
+        !spent
+    }
+}
+
+/// Has the cache line of this address on its way here.
+#[inline(always)]
+fn fetch(address: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a hint, which is no access.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
+    let _ = address;
+}
