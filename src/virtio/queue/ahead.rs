@@ -272,9 +272,9 @@ impl Finding<'_> {
             return false;
         };
         // A header, and a short packet or the beginning of a long one.
-        fetch(host.as_ptr());
+        fetch(host.as_ptr(), self.writable);
         if len > LINE {
-            fetch(host.as_ptr().wrapping_add(LINE as usize));
+            fetch(host.as_ptr().wrapping_add(LINE as usize), self.writable);
         }
         self.buffers.push(Buffer { address, len, head });
         let spent;
@@ -283,19 +283,32 @@ impl Finding<'_> {
     }
 }
 
-/// Has the cache line of this address on its way here.
+/// Has the cache line of this address on its way here, to be read; or to be written, which takes it away from who has it.
 #[inline(always)]
-fn fetch(address: *const u8) {
+fn fetch(address: *const u8, to_write: bool) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: a hint, which is no access.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    match to_write {
+        // Processors without it do nothing.
+        // SAFETY: a hint, which is no access.
+        true => unsafe {
+            std::arch::asm!("prefetchw [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
+        },
+        // SAFETY: as above.
+        false => unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+        },
     }
     #[cfg(all(target_arch = "aarch64", not(miri)))]
-    // SAFETY: as above.
-    unsafe {
-        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
+    match to_write {
+        // SAFETY: as above.
+        true => unsafe {
+            std::arch::asm!("prfm pstl1keep, [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
+        },
+        // SAFETY: as above.
+        false => unsafe {
+            std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
+        },
     }
     #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
-    let _ = address;
+    let _ = (address, to_write);
 }
