@@ -56,7 +56,8 @@ struct Guest {
     work: Work,
     device: Arc<VirtioMmio<Block>>,
     waits: Waits,
-    waits_by: Arc<WaitsBy>,
+    /// There between two runs.
+    waits_by: Option<WaitsBy>,
     index: QueueIndex,
     base: *mut u8,
     _memory: Arc<GuestMemoryMmap>,
@@ -131,7 +132,7 @@ pub fn new(work: Work, file: File, register_memory: bool, in_ring: bool) -> Vec<
             work,
             device: Arc::clone(&device),
             waits: waits.clone(),
-            waits_by: Arc::new(match in_ring {
+            waits_by: Some(match in_ring {
                 true => WaitsBy::Ring(UringWaiter::new().expect("io_uring")),
                 false => WaitsBy::Descriptors(Waiter::new()),
             }),
@@ -237,8 +238,8 @@ impl Side for Guest {
             done: 0,
             kicked: self.show(before),
         };
-        let waits_by = Arc::clone(&self.waits_by);
-        match &*waits_by {
+        let waits_by = self.waits_by.take().expect("it is put back below");
+        match &waits_by {
             WaitsBy::Ring(waiter) => {
                 let turn = || {
                     self.turn(&mut run);
@@ -259,5 +260,6 @@ impl Side for Guest {
                 }
             }
         }
+        self.waits_by = Some(waits_by);
     }
 }
