@@ -86,7 +86,8 @@ impl TokenBucket {
 
     /// Takes `tokens`, whether they are there or not: what is missing is owed.
     pub fn owe(&mut self, now: Duration, tokens: u64) {
-        self.full_at = self.full_at.max(self.scaled(now)) + u128::from(tokens) * TOKEN;
+        let owed = u128::from(tokens) * TOKEN;
+        self.full_at = self.full_at.max(self.scaled(now)).saturating_add(owed);
     }
 
     /// Gives back what was taken and not used.
@@ -156,6 +157,16 @@ mod tests {
         let later = Duration::from_secs(1_000_000);
         assert_eq!(bucket.take(later, 10), Ok(()));
         assert!(bucket.take(later, 1).is_err());
+    }
+
+    #[test]
+    fn the_largest_rate_at_the_end_of_time_is_owed_as_much_as_there_can_be() {
+        let mut bucket = bucket(u64::MAX, u64::MAX);
+        let end = Duration::from_nanos(u64::MAX);
+        for _ in 0..4 {
+            bucket.owe(end, u64::MAX);
+        }
+        assert_eq!(bucket.take(end, u64::MAX), Err(end));
     }
 
     #[test]
