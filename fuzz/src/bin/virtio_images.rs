@@ -199,7 +199,7 @@ fn damaged(good: &[u8], damage: &[Damage], cut: Option<u32>) -> Vec<u8> {
             Value::Any(value) => value,
             Value::Cluster { number, flags } => {
                 let clusters = (good.len() / CLUSTER + 4) as u64;
-                u64::from(number) % clusters * CLUSTER as u64 | u64::from(flags & 0xf0) << 56 | u64::from(flags & 1)
+                (u64::from(number) % clusters * CLUSTER as u64) | (u64::from(flags & 0xf0) << 56) | u64::from(flags & 1)
             }
             Value::Bit(bit) => old ^ 1 << (bit % 64),
             Value::Ones { shift } => u64::MAX << (shift % 64),
