@@ -60,6 +60,7 @@ pub mod id {
     pub const REM_MEM_REG: u32 = 38;
     pub const SET_STATUS: u32 = 39;
     pub const GET_STATUS: u32 = 40;
+    pub const GET_SHARED_OBJECT: u32 = 41;
     pub const SET_DEVICE_STATE_FD: u32 = 42;
     pub const CHECK_DEVICE_STATE: u32 = 43;
 }

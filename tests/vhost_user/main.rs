@@ -12,6 +12,7 @@ mod inflight;
 mod iotlb;
 mod memory;
 mod migration;
+mod objects;
 #[path = "../support/packed.rs"]
 mod packed;
 mod qemu;

@@ -6,13 +6,7 @@ use std::{
     sync::Mutex,
 };
 
-use super::{
-    VhostUser,
-    channel::Expected,
-    lines::Lines,
-    requests::{Outcome, parse},
-    session::Answer,
-};
+use super::{VhostUser, channel::Expected, lines::Lines, session::Answer};
 use crate::{
     interrupt::Interrupt,
     sync::lock,
@@ -77,17 +71,19 @@ impl Objects {
         table.exported.values_mut().for_each(|exported| exported.told = false);
     }
 
-    /// GET_SHARED_OBJECT.
-    pub fn get(&self, payload: &[u8]) -> Outcome {
-        let uuid: Uuid = parse(payload.first_chunk().copied())?;
+    /// GET_SHARED_OBJECT. QEMU says that its payload is none, and drops what is refused: an object without a name is one that there is not.
+    pub fn get(&self, payload: &[u8]) -> Answer {
+        let Some(&uuid) = payload.first_chunk::<16>() else {
+            return Answer::Payload(vec![0; size_of::<Uuid>()]);
+        };
         let file = lock(&self.0)
             .exported
             .get(&uuid)
             .and_then(|exported| exported.file.as_fd().try_clone_to_owned().ok());
-        Ok(match file {
+        match file {
             Some(file) => Answer::WithDescriptor(uuid.into(), file),
             None => Answer::Payload(uuid.into()),
-        })
+        }
     }
 }
 

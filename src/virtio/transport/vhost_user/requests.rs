@@ -216,7 +216,7 @@ impl<D: VirtioDevice> VhostUser<D> {
                 self.objects.tell(&self.lines);
                 Ok(Answer::Done)
             }
-            GetSharedObject => self.objects.get(payload),
+            GetSharedObject => Ok(self.objects.get(payload)),
             SetDeviceStateFd => self.begin_transfer(session, payload, &mut { descriptors }),
             CheckDeviceState => self.check_transfer(session),
             GetConfig => self.get_config(payload),
