@@ -1,21 +1,26 @@
 //! Objects that a device shares with others: what a front end is told and asks for, and what is asked of it.
 
 use std::{
-    fs::File,
+    fs::{self, File},
+    io::{Read, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{fs::MetadataExt, net::UnixStream},
     },
+    sync::mpsc,
 };
 
-use devisor::virtio::{transport::vhost_user::VhostUserOptions, vhost_user::protocol_feature as feature};
+use devisor::virtio::{
+    features::ACCESS_PLATFORM, transport::vhost_user::VhostUserOptions, vhost_user::protocol_feature as feature,
+};
 
 use super::{
     devices::Device,
-    front::{Front, PROTOCOL_FEATURES, VERSION_1, id, memfd},
+    front::{Front, PROTOCOL_FEATURES, REPLY, VERSION, VERSION_1, bytes, id, memfd, message, send},
 };
 
 const UUID: [u8; 16] = *b"a name of sorts!";
+const LOOKUP: u32 = 8;
 
 /// A front end that shares objects, and the channel on which it is told and asked.
 fn sharing(features: u64) -> (Front, UnixStream) {
@@ -41,9 +46,31 @@ fn set_channel(front: &Front) -> UnixStream {
     channel
 }
 
+/// What was said on the channel: the requests and their payloads.
+fn said(mut channel: &UnixStream) -> Vec<(u32, Vec<u8>)> {
+    let mut all = Vec::new();
+    let mut header = [0; 12];
+    while let Ok(12) = channel.read(&mut header) {
+        let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
+        let mut payload = vec![0; word(8) as usize];
+        channel.read_exact(&mut payload).unwrap();
+        all.push((word(0), payload));
+    }
+    all
+}
+
 /// What file it is.
 fn number(file: OwnedFd) -> u64 {
     File::from(file).metadata().unwrap().ino()
+}
+
+/// Looks an object up: what is found is told there.
+fn look_up(front: &Front) -> mpsc::Receiver<Option<u64>> {
+    let (tells, hears) = mpsc::channel();
+    front
+        .device
+        .look_up_object(UUID, move |found| _ = tells.send(found.map(number)));
+    hears
 }
 
 #[test]
@@ -62,4 +89,54 @@ fn an_object_that_is_asked_for_comes_with_its_answer_and_one_without_a_name_is_n
         assert!(answer == [0; 16] && file.is_none());
     }
     front.ask(id::GET_FEATURES, &[], &[]);
+}
+
+#[test]
+fn answers_that_are_none_end_all_that_is_asked_and_keep_no_descriptor() {
+    let (front, channel) = sharing(0);
+    let asked: Vec<_> = (0..100).map(|_| look_up(&front)).collect();
+    assert_eq!(said(&channel).len(), 100);
+    let file = memfd(4096);
+    let mine = file.metadata().unwrap();
+    let held = || {
+        let all = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        all.filter(|entry| fs::metadata(entry.path()).is_ok_and(|it| (it.dev(), it.ino()) == (mine.dev(), mine.ino())))
+            .count()
+    };
+    // A byte of a message at a time, and as many descriptors with it as a whole one may have.
+    let answer = message(LOOKUP, VERSION | REPLY, &[0; 48]);
+    for byte in &answer {
+        send(&channel, &[*byte], &[file.as_raw_fd(); 8]).unwrap();
+        front.pump().unwrap();
+        assert!(held() <= 9, "{} are held", held());
+    }
+    for found in asked {
+        assert_eq!(found.try_recv(), Ok(None));
+    }
+    // Nobody is asked any more, and the connection stands.
+    assert_eq!(look_up(&front).try_recv(), Ok(None));
+    front.ask(id::GET_FEATURES, &[], &[]);
+}
+
+#[test]
+fn an_answer_is_to_what_it_names() {
+    let (mut front, mut channel) = sharing(ACCESS_PLATFORM);
+    // A translation is asked for first, which nobody answers.
+    let ring = front.ring(0);
+    front.describe(0, &ring, 0);
+    front.set_kick(0);
+    front.enable(0, true);
+    let found = look_up(&front);
+    let requests: Vec<_> = said(&channel).iter().map(|(request, _)| *request).collect();
+    assert_eq!(requests, [1, LOOKUP]);
+    let file = memfd(4096);
+    let answer = message(LOOKUP, VERSION | REPLY, &bytes(&[0]));
+    send(&channel, &answer, &[file.as_raw_fd()]).unwrap();
+    front.pump().unwrap();
+    assert_eq!(found.try_recv(), Ok(Some(number(file.into()))));
+    // A request is no answer.
+    let found = look_up(&front);
+    channel.write_all(&message(LOOKUP, VERSION, &bytes(&[0]))).unwrap();
+    front.pump().unwrap();
+    assert_eq!(found.try_recv(), Ok(None));
 }

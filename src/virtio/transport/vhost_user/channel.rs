@@ -9,10 +9,10 @@ use std::{
     },
 };
 
-use crate::virtio::vhost_user::{Header, Message, Received, Socket, Word, send_at_once};
+use crate::virtio::vhost_user::{BackRequest, Header, Message, Received, Socket, Word, send_at_once};
 
 /// So many answers are waited for at a time.
-const MOST: usize = 256;
+pub(super) const MOST: usize = 256;
 
 /// What an answer is for.
 pub(super) enum Expected {
@@ -22,9 +22,18 @@ pub(super) enum Expected {
     Object(Box<dyn FnOnce(Option<OwnedFd>) + Send>),
 }
 
+impl Expected {
+    fn request(&self) -> BackRequest {
+        match self {
+            Self::Translation(..) => BackRequest::IotlbMsg,
+            Self::Object(_) => BackRequest::SharedObjectLookup,
+        }
+    }
+}
+
 pub(super) struct Channel {
     descriptor: OwnedFd,
-    /// The same, to be read; if the system has had a descriptor left.
+    /// The same, to be read; if the system has had a descriptor left, and as long as what comes is answers.
     answers: Option<Socket>,
     /// In the order in which they are answered.
     expected: VecDeque<Expected>,
@@ -73,18 +82,31 @@ impl Channel {
         all.any(|other| matches!(other, Expected::Translation(at, what) if (*at, *what) == (page, access)))
     }
 
-    /// What was answered, and how, as far as the answer is one.
+    /// What was answered, and how. Without an answer: what is not to be answered any more.
     pub fn next_answer(&mut self) -> Option<(Expected, Option<Message>)> {
         if self.expected.is_empty() {
             return None;
         }
-        let message = match self.answers.as_mut()?.receive() {
-            Ok(Received::Nothing) => return None,
-            Ok(Received::Message(message)) => Some(message).filter(|message| message.header.is_reply()),
-            // Nobody answers.
-            Err(_) => None,
+        let answered = match self.answers.as_mut().map(Socket::receive) {
+            Some(Ok(Received::Nothing)) => return None,
+            Some(Ok(Received::Message(message))) => self.place_of(message.header).zip(Some(message)),
+            Some(Err(_)) | None => None,
         };
-        Some((self.expected.pop_front()?, message))
+        match answered {
+            Some((at, message)) => Some((self.expected.remove(at)?, Some(message))),
+            None => {
+                // With what it holds of a message: who has sent that is not listened to again.
+                self.answers = None;
+                Some((self.expected.pop_front()?, None))
+            }
+        }
+    }
+
+    /// What an answer is to: the first that it names.
+    fn place_of(&self, header: Header) -> Option<usize> {
+        let mut all = self.expected.iter();
+        let place = all.position(|expected| expected.request() as u32 == header.request);
+        place.filter(|_| header.is_reply())
     }
 }
 

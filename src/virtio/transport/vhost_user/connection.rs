@@ -4,7 +4,7 @@ use std::{io, sync::atomic::Ordering};
 
 use super::{
     Connection, VhostUser,
-    channel::{Expected, file_of},
+    channel::{self, Expected, file_of},
     error::ConnectionError,
     regions::Regions,
     requests,
@@ -45,9 +45,10 @@ impl<D: VirtioDevice> VhostUser<D> {
         result
     }
 
-    /// Hears what the front end answers to requests of the back end's own.
+    /// Hears what the front end answers to requests of the back end's own: all that may be, for of what nobody answers any more nothing
+    /// tells that there is more of it.
     fn hear(&self) {
-        for _ in 0..TURN {
+        for _ in 0..channel::MOST {
             match self.lines.next_answer() {
                 None => return,
                 Some((Expected::Object(found), message)) => found(message.and_then(file_of)),
