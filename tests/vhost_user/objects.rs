@@ -7,7 +7,9 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::{fs::MetadataExt, net::UnixStream},
     },
-    sync::mpsc,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
 };
 
 use devisor::virtio::{
@@ -16,7 +18,7 @@ use devisor::virtio::{
 
 use super::{
     devices::Device,
-    front::{Front, PROTOCOL_FEATURES, REPLY, VERSION, VERSION_1, bytes, id, memfd, message, send},
+    front::{Front, NEED_REPLY, PROTOCOL_FEATURES, REPLY, VERSION, VERSION_1, bytes, id, memfd, message, send},
 };
 
 const UUID: [u8; 16] = *b"a name of sorts!";
@@ -139,4 +141,39 @@ fn an_answer_is_to_what_it_names() {
     channel.write_all(&message(LOOKUP, VERSION, &bytes(&[0]))).unwrap();
     front.pump().unwrap();
     assert_eq!(found.try_recv(), Ok(None));
+}
+
+#[test]
+fn who_is_told_that_nothing_was_found_may_ask_for_the_connection() {
+    type End = fn(&Front);
+    let ends: [End; 5] = [
+        |front| front.socket.shutdown(std::net::Shutdown::Both).unwrap(),
+        |front| front.device.disconnect(),
+        |front| devisor::virtio::VirtioTransport::reset(&front.device),
+        |front| {
+            let (_, theirs) = UnixStream::pair().unwrap();
+            let request = message(id::SET_BACKEND_REQ_FD, VERSION | NEED_REPLY, &[]);
+            send(&front.socket, &request, &[theirs.as_raw_fd()]).unwrap();
+        },
+        |front| {
+            let answer = message(LOOKUP, VERSION | REPLY, &bytes(&[1]));
+            send(&set_channel(front), &answer, &[]).unwrap();
+        },
+    ];
+    for (at, end) in ends.into_iter().enumerate() {
+        let (front, _channel) = sharing(0);
+        let front = Arc::new(front);
+        let (tells, hears) = mpsc::channel();
+        let asks = Arc::downgrade(&front);
+        front.device.look_up_object(UUID, move |found| {
+            let connected = asks.upgrade().is_some_and(|front| front.device.is_connected());
+            let _ = tells.send((found.is_none(), connected));
+        });
+        thread::spawn(move || {
+            end(&front);
+            let _ = front.device.serve_connection();
+        });
+        let told = hears.recv_timeout(Duration::from_secs(10));
+        assert_eq!(told, Ok((true, at > 2)), "end {at}");
+    }
 }

@@ -14,12 +14,15 @@ use crate::virtio::vhost_user::{BackRequest, Header, Message, Received, Socket, 
 /// So many answers are waited for at a time.
 pub(super) const MOST: usize = 256;
 
+/// Who hears of an object that was looked up.
+pub(super) type Found = Box<dyn FnOnce(Option<OwnedFd>) + Send>;
+
 /// What an answer is for.
 pub(super) enum Expected {
     /// A translation that is missing: of which page, and what is to be done there.
     Translation(u64, u8),
     /// An object that another device may have.
-    Object(Box<dyn FnOnce(Option<OwnedFd>) + Send>),
+    Object(Found),
 }
 
 impl Expected {
@@ -102,6 +105,11 @@ impl Channel {
         }
     }
 
+    /// What is expected of a channel that is over.
+    pub fn into_expected(self) -> VecDeque<Expected> {
+        self.expected
+    }
+
     /// What an answer is to: the first that it names.
     fn place_of(&self, header: Header) -> Option<usize> {
         let mut all = self.expected.iter();
@@ -115,15 +123,4 @@ pub(super) fn file_of(message: Message) -> Option<OwnedFd> {
     let mut files = message.descriptors;
     let is_done = Word::from_bytes(&message.payload) == Some(Word(0));
     files.pop().filter(|_| is_done && files.is_empty())
-}
-
-/// Nobody answers any more.
-impl Drop for Channel {
-    fn drop(&mut self) {
-        for expected in self.expected.drain(..) {
-            if let Expected::Object(found) = expected {
-                found(None);
-            }
-        }
-    }
 }

@@ -30,9 +30,15 @@ impl<D: VirtioDevice> VhostUser<D> {
     pub fn serve_connection(&self) -> Result<bool, ConnectionError> {
         self.wake.take();
         self.objects.tell(&self.lines);
+        let result = self.advance_connection(&mut lock(&self.connection));
+        self.lines.tell_found();
+        result
+    }
+
+    fn advance_connection(&self, connection: &mut Connection) -> Result<bool, ConnectionError> {
+        // Before the connection is read, by whoever reads it: what is to come was said there before the answer.
         self.hear();
-        let mut connection = lock(&self.connection);
-        if !self.settle(&mut connection) {
+        if !self.settle(connection) {
             return Ok(false);
         }
         let Some(session) = &mut connection.session else {
@@ -40,7 +46,7 @@ impl<D: VirtioDevice> VhostUser<D> {
         };
         let result = self.advance(session);
         if result.is_err() {
-            self.end_connection(&mut connection);
+            self.end_connection(connection);
         }
         result
     }
@@ -51,7 +57,7 @@ impl<D: VirtioDevice> VhostUser<D> {
         for _ in 0..channel::MOST {
             match self.lines.next_answer() {
                 None => return,
-                Some((Expected::Object(found), message)) => found(message.and_then(file_of)),
+                Some((Expected::Object(found), message)) => self.lines.keep_found(found, message.and_then(file_of)),
                 Some((Expected::Translation(page, access), _)) => self.iotlb.hear(page, access),
             }
         }
@@ -96,7 +102,6 @@ impl<D: VirtioDevice> VhostUser<D> {
     fn advance(&self, session: &mut Session) -> Result<bool, ConnectionError> {
         let more = self.advance_transfer(session);
         let more = self.advance_requests(session)? || more;
-        // What is to come was said before the answer.
         let is_heard = !more && session.begun.is_none() && !session.socket.is_full();
         if is_heard && self.translates() && self.iotlb.give_up() {
             self.look_again(session);

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    channel::{Channel, Expected},
+    channel::{Channel, Expected, Found},
     options::VhostUserOptions,
 };
 use crate::{
@@ -129,6 +129,8 @@ pub(super) struct QueueLines {
 pub(super) struct Lines {
     queues: Box<[Mutex<QueueLines>]>,
     channel: Mutex<Option<Channel>>,
+    /// What has become of objects that were looked up, for who is to hear of it.
+    found: Mutex<Vec<(Found, Option<OwnedFd>)>>,
     /// The front end answers requests of the back end's own, if it is asked to.
     answers: AtomicBool,
     /// The front end hears of changes of the configuration.
@@ -142,6 +144,7 @@ impl Lines {
         Self {
             queues: (0..queues).map(|_| Mutex::default()).collect(),
             channel: Mutex::new(None),
+            found: Mutex::default(),
             answers: AtomicBool::new(false),
             hears_config: AtomicBool::new(false),
             doorbell: OnceLock::new(),
@@ -212,7 +215,25 @@ impl Lines {
     pub fn set_channel(&self, channel: Option<OwnedFd>) {
         let channel = channel.map(Channel::new);
         let before = std::mem::replace(&mut *lock(&self.channel), channel);
-        drop(before);
+        // Nobody answers there any more.
+        for expected in before.into_iter().flat_map(Channel::into_expected) {
+            if let Expected::Object(found) = expected {
+                self.keep_found(found, None);
+            }
+        }
+    }
+
+    /// Keeps what is to be told: who hears of it may call the device, which is in use.
+    pub fn keep_found(&self, found: Found, file: Option<OwnedFd>) {
+        lock(&self.found).push((found, file));
+    }
+
+    /// Tells all of it. No lock is held.
+    pub fn tell_found(&self) {
+        let all = std::mem::take(&mut *lock(&self.found));
+        for (found, file) in all {
+            found(file);
+        }
     }
 
     /// Lets go of all descriptors.

@@ -256,10 +256,13 @@ impl<D: VirtioDevice> VhostUser<D> {
 
     /// Ends the connection, if there is one.
     pub fn disconnect(&self) {
-        let mut connection = lock(&self.connection);
-        if connection.session.is_some() {
-            self.end_connection(&mut connection);
+        {
+            let mut connection = lock(&self.connection);
+            if connection.session.is_some() {
+                self.end_connection(&mut connection);
+            }
         }
+        self.lines.tell_found();
     }
 
     /// How often a request was refused, and why the last one was.
@@ -294,6 +297,7 @@ impl<D: VirtioDevice> Drop for VhostUser<D> {
     fn drop(&mut self) {
         self.core.abandon();
         self.lines.forget_all();
+        self.lines.tell_found();
     }
 }
 

@@ -6,7 +6,12 @@ use std::{
     sync::Mutex,
 };
 
-use super::{VhostUser, channel::Expected, lines::Lines, session::Answer};
+use super::{
+    VhostUser,
+    channel::{Expected, Found},
+    lines::Lines,
+    session::Answer,
+};
 use crate::{
     interrupt::Interrupt,
     sync::lock,
@@ -109,10 +114,11 @@ impl<D: VirtioDevice> VhostUser<D> {
     }
 
     /// Asks for what another device exports with this UUID. `found` is called with it by
-    /// [`serve_connection`](Self::serve_connection), or without if there is none; at once if the front end shares no objects, or answers
-    /// nothing (REPLY_ACK), or is asked for as much as it can be. It does not wait for the connection, nor end it.
+    /// [`serve_connection`](Self::serve_connection), or without if there is none; without by whoever ends the connection; at once if the front end shares no objects, or answers
+    /// nothing (REPLY_ACK), or is asked for as much as it can be. It may call the device; it does
+    /// not wait for the connection.
     pub fn look_up_object(&self, uuid: [u8; 16], found: impl FnOnce(Option<OwnedFd>) + Send + 'static) {
-        let mut found: Option<Box<dyn FnOnce(Option<OwnedFd>) + Send>> = Some(Box::new(found));
+        let mut found: Option<Found> = Some(Box::new(found));
         let negotiated = lock(&self.objects.0).negotiated;
         let asked = negotiated
             && self

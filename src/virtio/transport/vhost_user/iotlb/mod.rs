@@ -247,7 +247,8 @@ impl Iotlb {
         if self.lines.expects(page, access) {
             return;
         }
-        if let Some(miss) = lock(&self.table).asked.get_mut(&(page, access)) {
+        // What is to be said again is not answered yet.
+        if let Some(miss @ Miss::Said) = lock(&self.table).asked.get_mut(&(page, access)) {
             *miss = Miss::Answered;
         }
     }
