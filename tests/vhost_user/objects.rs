@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::{fs::MetadataExt, net::UnixStream},
     },
     sync::{Arc, mpsc},
@@ -13,7 +13,7 @@ use std::{
 };
 
 use devisor::virtio::{
-    features::ACCESS_PLATFORM, transport::vhost_user::VhostUserOptions, vhost_user::protocol_feature as feature,
+    Wait, features::ACCESS_PLATFORM, transport::vhost_user::VhostUserOptions, vhost_user::protocol_feature as feature,
 };
 
 use super::{
@@ -22,6 +22,7 @@ use super::{
 };
 
 const UUID: [u8; 16] = *b"a name of sorts!";
+const ADD: u32 = 6;
 const LOOKUP: u32 = 8;
 
 /// A front end that shares objects, and the channel on which it is told and asked.
@@ -59,6 +60,16 @@ fn said(mut channel: &UnixStream) -> Vec<(u32, Vec<u8>)> {
         all.push((word(0), payload));
     }
     all
+}
+
+fn is_writable(descriptor: RawFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: descriptor,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one structure, as is said.
+    (unsafe { libc::poll(&raw mut poll, 1, 0) }) == 1
 }
 
 /// What file it is.
@@ -176,4 +187,38 @@ fn who_is_told_that_nothing_was_found_may_ask_for_the_connection() {
         let told = hears.recv_timeout(Duration::from_secs(10));
         assert_eq!(told, Ok((true, at > 2)), "end {at}");
     }
+}
+
+#[test]
+fn what_the_channel_has_no_room_for_is_told_when_there_is() {
+    const COUNT: u128 = 1000;
+    let (front, channel) = sharing(0);
+    let file: OwnedFd = memfd(4096).into();
+    for at in 0..COUNT {
+        front.device.export_object(at.to_be_bytes(), file.try_clone().unwrap());
+    }
+    let awaited = || {
+        front.device.connection_waits().into_iter().find_map(|wait| match wait {
+            Wait::Writable(descriptor) => Some(descriptor),
+            _ => None,
+        })
+    };
+    front.pump().unwrap();
+    assert!(awaited().is_some(), "it waits for room");
+    let mut told = Vec::new();
+    while let Some(descriptor) = awaited() {
+        assert!(!is_writable(descriptor), "it is full");
+        told.extend(said(&channel));
+        assert!(is_writable(descriptor), "{} are told", told.len());
+        front.pump().unwrap();
+    }
+    told.extend(said(&channel));
+    let expected: Vec<_> = (0..COUNT).map(|at| (ADD, at.to_be_bytes().to_vec())).collect();
+    assert!(told == expected, "{} are told", told.len());
+    // Who has gone is not waited for.
+    front.device.withdraw_object([0; 16]);
+    drop(channel);
+    front.device.export_object([0; 16], file);
+    front.pump().unwrap();
+    assert_eq!(awaited(), None);
 }

@@ -248,7 +248,8 @@ impl<D: VirtioDevice> VhostUser<D> {
             waits.extend(session.transfer.as_ref().and_then(Transfer::wait));
         }
         waits.extend(self.lines.awaited().map(Wait::Readable));
-        if self.translates() && self.iotlb.send() {
+        let asks_more = self.translates() && self.iotlb.send();
+        if self.objects.tell(&self.lines) || asks_more {
             waits.extend(self.lines.channel_descriptor().map(Wait::Writable));
         }
         waits

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     os::fd::{AsFd, OwnedFd},
     sync::Mutex,
 };
@@ -45,17 +46,20 @@ fn header(request: BackRequest) -> Header {
 }
 
 impl Table {
-    /// Tells of what is exported, as far as there is room.
-    fn tell(&mut self, lines: &Lines) {
+    /// Tells of what is exported, as far as there is room. Whether there is room for no more.
+    fn tell(&mut self, lines: &Lines) -> bool {
         if !self.negotiated || lines.channel_descriptor().is_none() {
-            return;
+            return false;
         }
         for (uuid, exported) in self.exported.iter_mut().filter(|(_, exported)| !exported.told) {
-            exported.told = lines.say(header(BackRequest::SharedObjectAdd), uuid).is_ok();
-            if !exported.told {
-                return;
+            let said = lines.say(header(BackRequest::SharedObjectAdd), uuid);
+            if said.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+                return true;
             }
+            // Or nobody hears.
+            exported.told = true;
         }
+        false
     }
 }
 
@@ -64,9 +68,9 @@ impl Objects {
         lock(&self.0).negotiated = negotiated;
     }
 
-    /// Tells of what is exported and was not told of yet.
-    pub fn tell(&self, lines: &Lines) {
-        lock(&self.0).tell(lines);
+    /// Tells of what is exported and was not told of yet. Whether there is room for no more.
+    pub fn tell(&self, lines: &Lines) -> bool {
+        lock(&self.0).tell(lines)
     }
 
     /// The connection has ended.
@@ -99,7 +103,10 @@ impl<D: VirtioDevice> VhostUser<D> {
         let mut table = lock(&self.objects.0);
         let told = table.exported.get(&uuid).is_some_and(|before| before.told);
         table.exported.insert(uuid, Exported { file, told });
-        table.tell(&self.lines);
+        if table.tell(&self.lines) {
+            // Whoever waits for the connection is to wait for room too.
+            let _ = self.wake.trigger();
+        }
     }
 
     /// Exports it no longer. Whether it was.
