@@ -2,25 +2,32 @@
 
 use std::{
     fs::File,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::MetadataExt, net::UnixStream},
+    },
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
 use devisor::virtio::{
-    remote::{Remote, SharedObjects},
+    remote::{Connect, Remote, RemoteOptions, SharedObjects},
     transport::vhost_user::VhostUser,
 };
 
 use crate::{
-    back::{Counter, FEATURE, World},
+    back::{Back, Counter, FEATURE, World, pair},
     front::{Backs, connect_to, memfd, options, shared_memory},
     machine::{Bus, Machine},
     poll::poll,
+    wire::{Fate, Message, Way, between},
 };
 
 const UUID: [u8; 16] = *b"a name of sorts!";
+
+const GET_SHARED_OBJECT: u32 = 41;
 
 fn number(file: OwnedFd) -> u64 {
     File::from(file).metadata().unwrap().ino()
@@ -34,10 +41,13 @@ struct Side {
 
 impl Side {
     fn new(objects: Option<&SharedObjects>) -> Self {
-        let (connect, backs) = connect_to(&Arc::<World>::default());
-        let memory = shared_memory(1);
         let mut options = options();
         options.shared_objects = objects.cloned();
+        Self::by(connect_to(&Arc::<World>::default()), options)
+    }
+
+    fn by((connect, backs): (impl Connect + 'static, Backs), options: RemoteOptions) -> Self {
+        let memory = shared_memory(1);
         let device = Remote::new(connect, Arc::clone(&memory), options).unwrap();
         let mut machine = Machine::in_memory(Bus::Mmio, device, memory);
         machine.start(FEATURE);
@@ -134,4 +144,44 @@ fn a_table_has_a_bound_and_a_device_without_one_shares_nothing() {
     assert_eq!(look_up(&none, &[&some, &none]), None);
     assert_eq!(look_up(&some, &[&some, &none]), None);
     assert_eq!(objects.count(), 2);
+}
+
+/// Reaches back ends of ours by way of somebody who does `decide` to what is said.
+fn connect_by<F: Fn(Way, &mut Message) -> Fate + Clone + Send + Sync + 'static>(
+    world: &Arc<World>,
+    decide: F,
+) -> (impl FnMut() -> io::Result<UnixStream> + Send + use<F>, Backs) {
+    let backs = Backs::default();
+    let (world, made) = (Arc::clone(world), Arc::clone(&backs));
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        made.lock().unwrap().push(Back::new(&world, back));
+        let _ = between(middle, middle2, decide.clone());
+        Ok(front)
+    };
+    (connect, backs)
+}
+
+#[test]
+fn a_configuration_that_changes_while_something_is_asked_is_told() {
+    let objects = SharedObjects::new(8);
+    let mut options = options();
+    options.shared_objects = Some(objects.clone());
+    let world = Arc::<World>::default();
+    let slow = connect_by(&world, |way, message| {
+        if (way, message.request) == (Way::ToFront, GET_SHARED_OBJECT) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        Fate::Pass
+    });
+    let side = Side::by(slow, options);
+    side.back().export_object(UUID, memfd(4096).into());
+    work_until(&[&side], || objects.count() == 1);
+    let before = side.machine.config_generation();
+    let changed = || world.config.lock().unwrap()[7] = 77;
+    side.back().change_config(|_| changed());
+    objects.get(UUID).unwrap();
+    work_until(&[&side], || side.machine.read_config(7, 1) == [77]);
+    assert_ne!(side.machine.config_generation(), before);
 }

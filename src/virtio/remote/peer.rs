@@ -136,6 +136,11 @@ pub(super) trait Peer: Send {
     /// Looks at what comes unasked. Whether the configuration space has changed.
     fn look(&mut self) -> io::Result<bool>;
 
+    /// Whether [`look`](Self::look) is to say that the configuration space has changed: it was said while something else was asked.
+    fn config_changed(&self) -> bool {
+        false
+    }
+
     /// What to wait for.
     fn ends(&self) -> Arc<Ends>;
 

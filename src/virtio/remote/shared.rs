@@ -26,6 +26,9 @@ use crate::{
     virtio::{FailureLog, Fault, Handle, QueueIndex},
 };
 
+/// How often a configuration space is read that changes again while it is read. One that goes on is read again with the next event.
+const MOST_CHANGES: usize = 4;
+
 pub(super) struct Shared {
     pub options: RemoteOptions,
     pub link: Mutex<Link>,
@@ -45,6 +48,8 @@ pub(super) struct Shared {
     pub windows: Arc<Mutex<Windows>>,
     /// A state was restored, and the driver of a queue of ours not told yet.
     pub has_moved: AtomicBool,
+    /// The back end has said that its configuration space has changed, and nobody has looked at it yet.
+    pub config_changed: AtomicBool,
 }
 
 /// What came of an attempt to have the back end serve a ring.
@@ -86,20 +91,32 @@ impl Shared {
 
     /// Does something with the link; if it fails, that is the end of the connection.
     pub fn with_link<R>(&self, f: impl FnOnce(&mut Link) -> io::Result<R>) -> Option<R> {
-        let done = {
-            let mut link = lock(&self.link);
-            match f(&mut link) {
-                Ok(done) => Some(done),
-                Err(error) => {
-                    self.lost(&mut link, error);
-                    None
-                }
-            }
-        };
-        if done.is_none() {
+        let (done, changed) = self.try_with_link(f);
+        if done.is_none() || changed {
             self.look_at_all();
         }
         done
+    }
+
+    fn try_with_link<R>(&self, f: impl FnOnce(&mut Link) -> io::Result<R>) -> (Option<R>, bool) {
+        let mut link = lock(&self.link);
+        match f(&mut link) {
+            Ok(done) => (Some(done), self.note_config_changed(&link)),
+            Err(error) => {
+                self.lost(&mut link, error);
+                (None, false)
+            }
+        }
+    }
+
+    /// Whether the back end has said, while it was asked something else, that its configuration space has changed. Whoever asked may hold
+    /// what the driver is told under: a queue looks at it.
+    fn note_config_changed(&self, link: &Link) -> bool {
+        let changed = link.config_changed();
+        if changed {
+            self.config_changed.store(true, SeqCst);
+        }
+        changed
     }
 
     /// Sees that there is a connection which knows memory as it is, and that the ring is described in it.
@@ -109,7 +126,7 @@ impl Shared {
     pub fn raise(&self, ring: Described) -> Result<Raised, Fault> {
         let mut fault = None;
         let mut returned = None;
-        let mut lost = false;
+        let (mut lost, mut changed) = (false, false);
         let raised = {
             let mut link = lock(&self.link);
             let had = link.ends().is_some();
@@ -133,7 +150,10 @@ impl Shared {
                 Ok(link.ends())
             };
             match raise(&mut link) {
-                Ok(ends) => ends.map(|ends| (self.era(), ends)),
+                Ok(ends) => {
+                    changed = self.note_config_changed(&link);
+                    ends.map(|ends| (self.era(), ends))
+                }
                 Err(error) => {
                     lost = had;
                     self.lost(&mut link, error);
@@ -144,7 +164,7 @@ impl Shared {
         if let Some(config) = returned {
             self.show_config(config);
         }
-        if lost {
+        if lost || changed {
             self.look_at_all();
         }
         match (fault, raised) {
@@ -169,12 +189,21 @@ impl Shared {
 
     /// What comes unasked: the end of the connection, or that the configuration has changed.
     pub fn look(&self) {
-        let changed = self.with_link(|link| match link.look()? {
-            true => link.config_now(),
-            false => Ok(None),
+        self.config_changed.store(false, SeqCst);
+        let (looked, _) = self.try_with_link(|link| {
+            let mut config = None;
+            for _ in 0..MOST_CHANGES {
+                if !link.look()? {
+                    break;
+                }
+                config = link.config_now()?;
+            }
+            Ok(config)
         });
-        if let Some(Some(config)) = changed {
-            self.show_config(config);
+        match looked {
+            Some(Some(config)) => self.show_config(config),
+            Some(None) => {}
+            None => self.look_at_all(),
         }
     }
 
@@ -213,6 +242,7 @@ impl Shared {
             returns: AtomicU64::new(0),
             windows,
             has_moved: AtomicBool::new(false),
+            config_changed: AtomicBool::new(false),
         }
     }
 }
@@ -221,7 +251,7 @@ impl Export for Shared {
     /// Who looks up has its own link: two that look for what the other one exports are not to wait for each other.
     fn export(&self, uuid: Uuid) -> io::Result<OwnedFd> {
         let end = after(self.options.patience / 4);
-        let found = loop {
+        let (found, changed) = loop {
             let mut link = match self.link.try_lock() {
                 Ok(link) => link,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -231,13 +261,14 @@ impl Export for Shared {
                 }
                 Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::ResourceBusy.into()),
             };
-            break link.shared_object(uuid).map_err(|error| {
+            let found = link.shared_object(uuid).map_err(|error| {
                 let kind = error.kind();
                 self.lost(&mut link, error);
                 io::Error::from(kind)
             });
+            break (found, self.note_config_changed(&link));
         };
-        if found.is_err() {
+        if found.is_err() || changed {
             self.look_at_all();
         }
         found?.ok_or_else(|| io::ErrorKind::NotFound.into())

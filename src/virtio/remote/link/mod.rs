@@ -247,6 +247,13 @@ impl Link {
 
     // The configuration space.
 
+    /// Whether [`look`](Self::look) is to say that it has changed.
+    pub fn config_changed(&self) -> bool {
+        self.session
+            .as_ref()
+            .is_some_and(|session| session.peer.config_changed())
+    }
+
     /// The back end's, if it is the back end's.
     pub fn config_now(&mut self) -> io::Result<Option<Vec<u8>>> {
         let ConfigSpace::BackEnd(len @ 1..) = self.options.config else {

@@ -204,7 +204,7 @@ impl QueueHandler for RemoteRing {
             if error && events.error.take() {
                 return Err(Fault::Elsewhere("the back end has given the ring up".into()));
             }
-            if unasked {
+            if unasked || shared.config_changed.load(SeqCst) {
                 shared.look();
             }
         }

@@ -154,6 +154,11 @@ impl Channel {
         Ok(self.unasked.as_mut().is_some_and(Unasked::take_config_changed))
     }
 
+    /// Whether that was said already, while something was asked.
+    pub fn config_changed(&self) -> bool {
+        self.unasked.as_ref().is_some_and(Unasked::config_changed)
+    }
+
     fn serve_unasked(&mut self) -> io::Result<()> {
         match &mut self.unasked {
             Some(unasked) => unasked.serve(),

@@ -385,6 +385,10 @@ impl Peer for SocketPeer {
         self.channel.look()
     }
 
+    fn config_changed(&self) -> bool {
+        self.channel.config_changed()
+    }
+
     fn ends(&self) -> Arc<Ends> {
         self.channel.ends()
     }

@@ -50,6 +50,11 @@ impl Unasked {
         Ok(self.stream.try_clone()?.into())
     }
 
+    /// Whether the configuration space has changed, as [`take_config_changed`](Self::take_config_changed) is to say.
+    pub fn config_changed(&self) -> bool {
+        self.config_changed
+    }
+
     /// Whether the configuration space has changed since this was last asked.
     pub fn take_config_changed(&mut self) -> bool {
         std::mem::take(&mut self.config_changed)
