@@ -7,7 +7,11 @@ use std::{
         fd::OwnedFd,
         unix::{fs::MetadataExt, net::UnixStream},
     },
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -21,13 +25,18 @@ use crate::{
     back::{Back, Counter, FEATURE, World, pair},
     front::{Backs, connect_to, memfd, options, shared_memory},
     machine::{Bus, Machine},
+    middle::More,
     poll::poll,
     wire::{Fate, Message, Way, between},
 };
 
 const UUID: [u8; 16] = *b"a name of sorts!";
 
+const SET_BACKEND_REQ_FD: u32 = 21;
+const GET_CONFIG: u32 = 24;
 const GET_SHARED_OBJECT: u32 = 41;
+/// Of the back end.
+const LOOKUP: u32 = 8;
 
 fn number(file: OwnedFd) -> u64 {
     File::from(file).metadata().unwrap().ino()
@@ -161,6 +170,47 @@ fn connect_by<F: Fn(Way, &mut Message) -> Fate + Clone + Send + Sync + 'static>(
         Ok(front)
     };
     (connect, backs)
+}
+
+#[test]
+fn an_exporter_that_never_answers_costs_nobody_else_its_connection() {
+    let objects = SharedObjects::new(8);
+    let mut options = options();
+    options.patience = Duration::from_millis(800);
+    options.shared_objects = Some(objects.clone());
+    let silent = connect_by(&Arc::default(), |way, message| {
+        match (way, message.request) == (Way::ToFront, GET_SHARED_OBJECT) {
+            true => Fate::Drop,
+            false => Fate::Pass,
+        }
+    });
+    let silent = Side::by(silent, options.clone());
+    silent.back().export_object(UUID, memfd(4096).into());
+    work_until(&[&silent], || objects.count() == 1);
+
+    // It answers once it is answered itself.
+    let more = Arc::new(More::default());
+    let asks = Arc::new(AtomicBool::new(false));
+    let asking = connect_by(&Arc::default(), {
+        let (more, asks) = (Arc::clone(&more), Arc::clone(&asks));
+        move |way, message| {
+            if way == Way::ToBack && message.request == SET_BACKEND_REQ_FD {
+                let channel = message.descriptors[0].try_clone().unwrap();
+                *more.channel.lock().unwrap() = Some(channel.into());
+            }
+            if (way, message.request) == (Way::ToBack, GET_CONFIG) && asks.load(SeqCst) {
+                assert_eq!(more.ask(LOOKUP, UUID.into(), Vec::new()), Some(1));
+            }
+            Fate::Pass
+        }
+    });
+    let asking = Side::by(asking, options);
+    asks.store(true, SeqCst);
+    asking.machine.write_config(0, b"x");
+    let failures = |side: &Side| side.machine.with_device(|device| device.host_failures());
+    assert_eq!(failures(&asking).count, 0, "{:?}", failures(&asking).last);
+    assert_eq!(asking.machine.read_config(0, 1), b"x");
+    assert_eq!(failures(&silent).count, 1);
 }
 
 #[test]

@@ -62,7 +62,8 @@ impl SharedObjects {
         lock(&self.0.exporters).len()
     }
 
-    /// The object with this UUID, from the back end that exports it, which is waited for as [it says](super::RemoteOptions::patience).
+    /// The object with this UUID, from the back end that exports it, which is waited for a quarter as long as
+    /// [its patience](super::RemoteOptions::patience) lasts.
     ///
     /// # Errors
     /// Nobody exports it, or who does has not given it.

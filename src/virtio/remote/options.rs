@@ -45,7 +45,7 @@ pub struct RemoteOptions {
     /// Features of the back end that are not offered.
     pub without_features: u64,
     /// How long the back end may take to answer what it is asked to set up a connection, a queue or memory: so long a vCPU may be held.
-    /// One that takes longer has its connection closed.
+    /// One that takes longer has its connection closed. For an object that another back end waits for, it has a quarter of that.
     pub patience: Duration,
     /// How long it may take to end the requests of a queue that is stopped.
     pub drain: Duration,

@@ -248,7 +248,8 @@ impl Shared {
 }
 
 impl Export for Shared {
-    /// Who looks up has its own link: two that look for what the other one exports are not to wait for each other.
+    /// Who looks up has its own link, whose back end waits: two that look for what the other one exports are not to wait for each other, and
+    /// one that never answers is not to cost who asks the rest of its own patience.
     fn export(&self, uuid: Uuid) -> io::Result<OwnedFd> {
         let end = after(self.options.patience / 4);
         let (found, changed) = loop {
@@ -261,7 +262,7 @@ impl Export for Shared {
                 }
                 Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::ResourceBusy.into()),
             };
-            let found = link.shared_object(uuid).map_err(|error| {
+            let found = link.shared_object(uuid, end).map_err(|error| {
                 let kind = error.kind();
                 self.lost(&mut link, error);
                 io::Error::from(kind)

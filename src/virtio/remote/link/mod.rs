@@ -402,8 +402,7 @@ impl Link {
     }
 
     /// An object that the back end has exported, if it gives it.
-    pub fn shared_object(&mut self, uuid: Uuid) -> io::Result<Option<OwnedFd>> {
-        let deadline = self.deadline();
+    pub fn shared_object(&mut self, uuid: Uuid, deadline: Instant) -> io::Result<Option<OwnedFd>> {
         match &mut self.session {
             Some(session) => session.peer.shared_object(uuid, deadline),
             None => Ok(None),

@@ -60,7 +60,7 @@ impl Unasked {
         std::mem::take(&mut self.config_changed)
     }
 
-    /// Does a bounded number of requests. Who does not read answers is not heard.
+    /// Does a bounded number of requests, and one alone that others have to be asked for. Who does not read answers is not heard.
     pub fn serve(&mut self) -> io::Result<()> {
         for _ in 0..TURN {
             self.socket.flush()?;
@@ -84,6 +84,9 @@ impl Unasked {
                 let answer = Word(u64::from(!done)).to_bytes();
                 self.socket
                     .send(Header::reply(header.request, answer.len()), &answer, file)?;
+            }
+            if header.request == BackRequest::SharedObjectLookup as u32 {
+                return Ok(());
             }
         }
         Ok(())
