@@ -88,11 +88,16 @@ impl Behind {
 
     /// Says that all is done which was asked.
     fn say_done(&self, word: u64) {
+        self.say_done_later(word);
+        self.front.pump().unwrap();
+    }
+
+    /// The same, which is heard with what comes next.
+    fn say_done_later(&self, word: u64) {
         for _ in 0..self.owed.take() {
             let answer = [halves(&[1, 5, 8]), bytes(&[word])].concat();
             (&self.channel).write_all(&answer).unwrap();
         }
-        self.front.pump().unwrap();
     }
 
     /// Sends a message; what it was answered, if it was.
@@ -283,6 +288,53 @@ fn a_translation_that_is_not_to_come_costs_the_request_that_needs_it() {
         behind.say_done(0);
         behind.front.device.run();
         assert_eq!(heads(&mut ring), [head]);
+        assert_eq!(behind.asked(), []);
+    }
+}
+
+#[test]
+fn what_was_not_to_come_is_asked_for_anew_by_a_ring_that_starts_and_when_it_is_taken_back() {
+    type Way = fn(&mut Behind, &Ring);
+    let ways: [Way; 4] = [
+        |behind, ring| {
+            // Heard in the turn in which the ring stops.
+            behind.say_done_later(1);
+            let base = behind.front.base(0);
+            behind.start_at(0, ring, base);
+        },
+        |behind, ring| {
+            let base = behind.front.base(0);
+            behind.say_done(1);
+            behind.start_at(0, ring, base);
+        },
+        |behind, ring| {
+            let base = behind.front.base(0);
+            // Heard in the turn in which it starts.
+            behind.say_done_later(1);
+            behind.start_at(0, ring, base);
+        },
+        |behind, _| {
+            behind.say_done(1);
+            assert_eq!(behind.unmap(BUFFERS, 4 * PAGE), Some(0));
+        },
+    ];
+    for (at, way) in ways.into_iter().enumerate() {
+        let (device, _) = Device::new(1);
+        let mut behind = Behind::new(device, 64);
+        let mut ring = behind.start(0);
+        behind.map_ring(&ring);
+        behind.say_done(0);
+        let nowhere = BUFFERS + 2 * PAGE;
+        let head = request(&mut ring, nowhere, 1);
+        behind.front.kick(0);
+        assert_eq!(behind.asked(), [(IOVA + nowhere, R, MISS)]);
+        way(&mut behind, &ring);
+        behind.front.device.run();
+        assert_eq!(behind.asked(), [(IOVA + nowhere, R, MISS)], "way {at}");
+        behind.map(nowhere, PAGE, RW);
+        behind.say_done(0);
+        behind.front.device.run();
+        assert_eq!(ring.used(), [(head.into(), 1)]);
         assert_eq!(behind.asked(), []);
     }
 }

@@ -85,6 +85,7 @@ impl<D: VirtioDevice> VhostUser<D> {
                 Ok(state) => Ok(state),
             };
             let started = started.and_then(|state| {
+                self.iotlb.refuse_no_more();
                 let tracker = part.map(Part::tracker);
                 let started = self.core.start_ring(index, &state, tracker);
                 started.map_err(|error| error.to_string())

@@ -8,7 +8,7 @@
 mod table;
 
 use std::{
-    ops::Bound,
+    ops::{Bound, RangeInclusive},
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -99,6 +99,8 @@ impl Iotlb {
         {
             let mut table = lock(&self.table);
             table.carve(range);
+            let pages = pages(range);
+            table.refused.retain(|key| !pages.contains(key));
             // What was forgotten may be known to a memory.
             if let Some(memory) = memory {
                 memory.take_back(range, ticket, &mut over);
@@ -153,7 +155,7 @@ impl Iotlb {
             table.hand = one;
             table.entries.remove(&one);
         }
-        let pages = (address & !(PAGE - 1), 0)..=(last, u8::MAX);
+        let pages = pages(&range);
         let answered: Vec<_> = table.asked.range(pages.clone()).map(|(&key, _)| key).collect();
         // Of who was asked for both, one alone may be an answer.
         let refuses = answered
@@ -253,6 +255,17 @@ impl Iotlb {
         }
     }
 
+    /// Forgets what is not to come: it was so for requests of before, and may be there for those of a ring that starts.
+    pub fn refuse_no_more(&self) {
+        {
+            let mut table = lock(&self.table);
+            table.refused.clear();
+            let answered = table.asked.values_mut().filter(|miss| **miss == Miss::Answered);
+            answered.for_each(|miss| *miss = Miss::ToSay);
+        }
+        self.send();
+    }
+
     /// What was answered, and has not come, is not to come. Whether there is any.
     pub fn give_up(&self) -> bool {
         let mut table = lock(&self.table);
@@ -344,6 +357,11 @@ impl Translate for Iotlb {
             }
         }
     }
+}
+
+/// What may be asked for or refused of these addresses.
+fn pages(range: &Range) -> RangeInclusive<(u64, u8)> {
+    (range.start() & !(PAGE - 1), 0)..=(*range.end(), u8::MAX)
 }
 
 fn permissions(access: u8) -> Permissions {
