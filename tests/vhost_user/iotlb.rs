@@ -340,6 +340,56 @@ fn what_was_not_to_come_is_asked_for_anew_by_a_ring_that_starts_and_when_it_is_t
 }
 
 #[test]
+fn of_two_accesses_that_are_asked_for_by_themselves_an_answer_to_one_refuses_none() {
+    for first in [R, W] {
+        let (device, _) = Device::new(2);
+        let mut behind = Behind::new(device, 64);
+        let mut rings = [0, 1].map(|index| behind.start(index));
+        rings.iter().for_each(|ring| behind.map_ring(ring));
+        behind.map(BUFFERS, PAGE, RW);
+        behind.front.device.run();
+        behind.asked();
+        let shared = BUFFERS + 2 * PAGE;
+        rings[0].request(&[readable(IOVA + shared, 1), writable(IOVA + BUFFERS, 1)]);
+        rings[1].request(&[readable(IOVA + BUFFERS, 1), writable(IOVA + shared, 1)]);
+        behind.front.device.run();
+        assert_eq!(behind.asked(), [R, W].map(|access| (IOVA + shared, access, MISS)));
+        for (access, done) in [(first, 1), (RW & !first, 2)] {
+            behind.map(shared, PAGE, access);
+            behind.front.device.run();
+            let all = rings.each_mut().map(|ring| ring.used());
+            let used: Vec<_> = all.concat().iter().map(|(_, written)| *written).collect();
+            assert_eq!(used, [1], "{done} of them");
+            assert_eq!(behind.asked(), []);
+        }
+    }
+}
+
+#[test]
+fn an_access_that_is_not_allowed_is_refused_however_many_were_asked_for() {
+    let (device, _) = Device::new(2);
+    let mut behind = Behind::new(device, 64);
+    let mut rings = [0, 1].map(|index| behind.start(index));
+    rings.iter().for_each(|ring| behind.map_ring(ring));
+    behind.map(BUFFERS, PAGE, RW);
+    behind.front.device.run();
+    behind.asked();
+    let shared = BUFFERS + 2 * PAGE;
+    rings[0].request(&[readable(IOVA + shared, 1), writable(IOVA + BUFFERS, 1)]);
+    rings[1].request(&[readable(IOVA + BUFFERS, 1), writable(IOVA + shared, 1)]);
+    behind.front.device.run();
+    assert_eq!(behind.asked().len(), 2);
+    // Each is answered with what there is.
+    for _ in 0..2 {
+        behind.map(shared, PAGE, R);
+        behind.front.device.run();
+    }
+    assert_eq!(rings[0].used(), [(0, 1)]);
+    assert_eq!(rings[1].used(), [(0, 0)]);
+    assert_eq!(behind.asked(), [(IOVA + shared, W, FAIL)]);
+}
+
+#[test]
 fn an_indirect_table_is_missed_too() {
     let (device, _) = Device::new(1);
     let mut behind = Behind::new(device, 64);

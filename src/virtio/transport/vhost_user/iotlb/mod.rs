@@ -157,12 +157,15 @@ impl Iotlb {
         }
         let pages = pages(&range);
         let answered: Vec<_> = table.asked.range(pages.clone()).map(|(&key, _)| key).collect();
-        // Of who was asked for both, one alone may be an answer.
-        let refuses = answered
-            .iter()
-            .filter(|(_, asked)| asked.is_power_of_two())
-            .fold(0, |all, (_, asked)| all | asked)
-            & !access;
+        // Of who was asked for both, one alone may be an answer; and what is an answer to one who was asked for by itself is none to another.
+        let (met, unmet): (Vec<_>, Vec<_>) = answered.into_iter().partition(|(_, asked)| asked & access != 0);
+        let (answered, refuses) = match met.is_empty() {
+            true => {
+                let refuses = unmet.iter().fold(0, |all, (_, asked)| all | asked);
+                (unmet, refuses)
+            }
+            false => (met, 0),
+        };
         answered.iter().for_each(|key| _ = table.asked.remove(key));
         table.refused.retain(|key| !pages.contains(key));
         table.entries.insert(
