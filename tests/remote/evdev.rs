@@ -12,6 +12,9 @@ use std::{
 
 /// `EVIOCGNAME`, by the number of the request alone (`linux/input.h`).
 const GET_NAME: u32 = 0x4506;
+/// `EVIOCGBIT`, of the types of events; and of keys.
+const GET_TYPES: u32 = 0x4520;
+const GET_KEYS: u32 = 0x4521;
 /// `struct input_event`.
 const EVENT: usize = 24;
 
@@ -179,9 +182,12 @@ fn serve(mut file: &File, waiting: &Mutex<Waiting>, name: &str) {
             }
             IOCTL => {
                 let (asked, room) = (word(body, 12), word(body, 28) as usize);
-                // What it is called, and nothing of all others.
+                // What it is called, that it has the first keys there are, and nothing of all others.
                 let mut answer = match asked & 0xffff {
-                    GET_NAME => name.as_bytes().to_vec(),
+                    GET_NAME => [name.as_bytes(), &[0]].concat(),
+                    // EV_SYN and EV_KEY.
+                    GET_TYPES => vec![3],
+                    GET_KEYS => vec![0xff; 8],
                     _ => Vec::new(),
                 };
                 let len = answer.len();
