@@ -231,8 +231,9 @@ impl Shared {
         if !self.options.front_end_controls {
             return;
         }
-        let started = self.pairs.iter().take_while(|pair| pair.receives.load(SeqCst)).count();
         let changed = self.change(|settings| {
+            // With the settings locked: of two that come at a time, the later one counts both.
+            let started = self.pairs.iter().take_while(|pair| pair.receives.load(SeqCst)).count();
             let before = std::mem::replace(&mut settings.pairs, started.max(1) as u16);
             before != settings.pairs
         });
