@@ -112,8 +112,8 @@ impl<'q> Ahead<'_, 'q> {
     #[inline(never)]
     fn look(&mut self) -> Option<u32> {
         self.room.forget();
-        // Otherwise a chain may be one that is out, or may have to be told of.
-        if self.round.company != Company::None || self.round.ring.is_none() {
+        // Otherwise a chain may be one that is out, or may have to be told of; and a round that is over looks at nothing.
+        if self.round.company != Company::None || self.round.ring.is_none() || self.round.budget == 0 {
             return None;
         }
         let (round, writable) = (&mut *self.round, self.writable);
