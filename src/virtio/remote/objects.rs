@@ -49,7 +49,7 @@ struct Table {
 struct Exporter(OnceLock<Weak<dyn Export>>);
 
 impl SharedObjects {
-    /// A table of at most so many objects: back ends that would export more are refused.
+    /// A table of at most so many objects, of all back ends together: those that would export more are refused. One may take all of it.
     pub fn new(most: usize) -> Self {
         Self(Arc::new(Table {
             most,
