@@ -121,9 +121,9 @@ impl<D: VirtioDevice> VhostUser<D> {
     }
 
     /// Asks for what another device exports with this UUID. `found` is called with it by
-    /// [`serve_connection`](Self::serve_connection), or without if there is none; without by whoever ends the connection; at once if the front end shares no objects, or answers
-    /// nothing (REPLY_ACK), or is asked for as much as it can be. It may call the device; it does
-    /// not wait for the connection.
+    /// [`serve_connection`](Self::serve_connection), or without if there is none; without, too, by whoever ends the connection; and at
+    /// once if the front end shares no objects, or answers nothing (REPLY_ACK), or is asked for as much as it can be. It may call the
+    /// device. This neither waits for the connection nor ends it.
     pub fn look_up_object(&self, uuid: [u8; 16], found: impl FnOnce(Option<OwnedFd>) + Send + 'static) {
         let mut found: Option<Found> = Some(Box::new(found));
         let negotiated = lock(&self.objects.0).negotiated;
