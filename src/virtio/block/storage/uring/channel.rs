@@ -384,6 +384,11 @@ impl Ring {
         self.completions = completions;
     }
 
+    /// Whether requests are under way, or have not been handed over.
+    fn has_some(&self) -> bool {
+        self.requests.len() != self.free.len() || !self.ended.is_empty()
+    }
+
     fn lanes(&mut self) -> impl Iterator<Item = &mut Lane> {
         std::iter::once(&mut self.plain).chain(&mut self.polled)
     }
@@ -427,6 +432,7 @@ impl Channel for Ring {
     fn commit(&mut self) {
         if self.polled.is_none() {
             self.plain.offer_seat(&self.waker);
+            self.plain.tell_under_way(self.has_some());
         }
         self.commit_lanes();
     }
@@ -441,6 +447,7 @@ impl Channel for Ring {
         if !self.ended.is_empty() {
             self.ended.drain(..).for_each(ended);
         }
+        self.plain.tell_under_way(self.has_some());
         // What follows from it.
         self.plain.listen();
         if self.plain.has_pushed() || self.polled.as_ref().is_some_and(Lane::has_pushed) {

@@ -14,14 +14,12 @@ use io_uring::{IoUring, SubmissionQueue, cqueue, opcode, squeue, types};
 use super::{
     super::{Buffers, FileStorage},
     UringOptions,
-    waiter::{self, Seat},
+    waiter::{self, BELL, Seat},
 };
 use crate::virtio::Wait;
 
-/// Of entries that are no request's, and of all above.
+/// Of entries that are no request's, and of all above: [`BELL`] is one.
 pub const NOBODY: u64 = u64::MAX - 1;
-/// Of the one that tells of a bell.
-const BELL: u64 = u64::MAX;
 
 /// The file, as a ring knows it.
 pub const FILE: types::Fixed = types::Fixed(0);
@@ -98,11 +96,14 @@ impl Lane {
 
     /// This thread may wait in the ring, if it will and does so in no other; who has gone does not.
     pub fn offer_seat(&mut self, waker: &Waker) {
-        match &self.seat {
-            None if self.by_thread || self.looked_for => return,
-            None => self.seat = waiter::sit_down(&self.ring, waker),
-            Some(seat) if seat.is_gone() => _ = self.end_seat(),
-            Some(_) => {}
+        if self.by_thread || self.looked_for {
+            return;
+        }
+        if self.seat.as_ref().is_some_and(|seat| seat.is_gone()) {
+            self.end_seat();
+        }
+        if self.seat.is_none() {
+            self.seat = waiter::sit_down(&self.ring, waker);
         }
         self.listen();
     }
@@ -113,11 +114,17 @@ impl Lane {
         if let Some(seat) = &self.seat
             && !self.listens
         {
-            let entry = seat.listen(BELL);
+            let entry = seat.listen();
             self.listens = true;
             // SAFETY: it points to nothing.
             unsafe { self.push(entry) };
         }
+    }
+
+    /// Whether requests are under way, for who waits in the ring.
+    #[inline]
+    pub fn tell_under_way(&self, any: bool) {
+        self.seat.as_ref().inspect(|seat| seat.set_under_way(any));
     }
 
     /// Nobody waits in the ring any more. Whether somebody could have.
@@ -140,6 +147,12 @@ impl Lane {
         // SAFETY: it points to nothing.
         unsafe { self.push(entry) };
         self.commit();
+        while !self.backlog.is_empty() || !self.submission().is_empty() {
+            // The kernel has no memory for now. Somebody may be on the way in.
+            std::thread::yield_now();
+            self.pushed = true;
+            self.commit();
+        }
     }
 
     /// What is pushed is submitted by the thread that waits in the ring, which is this one.
@@ -202,6 +215,12 @@ impl Lane {
             let submitted = self.ring.submit();
             (self.entered, self.left) = (true, false);
             self.pushed = submitted.is_err() || !self.by_thread && !self.submission().is_empty();
+            if self.has_pushed()
+                && let Some(seat) = self.seat.as_ref().filter(|seat| seat.is_occupied())
+            {
+                // Who sleeps there has not seen these.
+                let _ = seat.ring_bell();
+            }
         }
     }
 
@@ -224,9 +243,11 @@ impl Lane {
             let _ = self.ring.submit();
         }
         self.entered = false;
-        let mut ended = 0;
+        let (mut ended, mut some, mut bell) = (0, false, false);
         // SAFETY: nobody else takes, as this is borrowed.
         for entry in unsafe { self.ring.completion_shared() } {
+            some = true;
+            bell |= entry.user_data() == BELL;
             // The bell alone tells again and again.
             if !cqueue::more(entry.flags()) {
                 ended += 1;
@@ -237,6 +258,9 @@ impl Lane {
             }
         }
         self.in_kernel -= ended;
+        if let Some(seat) = self.seat.as_ref().filter(|_| some) {
+            seat.took(bell);
+        }
     }
 
     /// Takes back what the kernel has never seen, by its user data.
@@ -261,10 +285,14 @@ impl Lane {
 
     /// What tells that something has ended: at once, for who has to look, or has to submit again.
     pub fn wait(&self) -> Option<Wait> {
-        if self.seat.as_ref().is_some_and(|seat| seat.is_occupied()) {
-            return None;
-        }
-        let again = self.looked_for || self.pushed || !self.backlog.is_empty();
+        let unheard = match &self.seat {
+            Some(seat) if seat.is_occupied() && self.pushed => false,
+            Some(seat) if seat.is_occupied() => return None,
+            // What it has rung for may have come behind the round's last look.
+            Some(seat) => seat.take_bell(),
+            None => false,
+        };
+        let again = self.looked_for || self.has_pushed() || unheard;
         match (self.in_kernel, again) {
             (0, _) => None,
             (_, true) => Some(Wait::Until(Duration::ZERO)),
@@ -316,3 +344,6 @@ pub fn try_polling(file: &FileStorage, options: &UringOptions) -> io::Result<()>
         code => Err(io::Error::from_raw_os_error(-code)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,10 +4,10 @@ use std::{
     cell::RefCell,
     io,
     ops::ControlFlow,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
     },
     task::Waker,
     time::Duration,
@@ -21,12 +21,14 @@ use crate::sync::lock;
 /// submitted and waited for by one call of the kernel, where a loop around epoll needs two, and one more for the bell.
 ///
 /// What else the thread is to wake for is the *bell*: an eventfd that a [`Doorbell`](crate::virtio::transport::Doorbell) rings, or that
-/// KVM itself does for the driver (an ioeventfd). Nobody else reads it: the ring sees it rise, so a bell costs no call either.
+/// KVM itself does for the driver (an ioeventfd). Nobody else reads it: the ring sees it rise, so a bell costs no call either. Whenever
+/// it has rung, another [turn](Self::run) begins after that, whoever has served the queue meanwhile.
 ///
 /// *One queue a waiter*: the first ring that is served in [`run`](Self::run) is the one that is waited in, until its queue is reset.
 /// A second one has its requests submitted at once, and says what it waits for as always. The queue may be served by others beside this
-/// thread; what they begin ends here all the same. A ring that is [polled for](super::UringOptions::poll_completions), or from whose
-/// submissions [a thread of the kernel's](super::UringOptions::poll_submissions) takes them, is not waited in.
+/// thread; what they begin ends here all the same. Another waiter takes a queue over once the one before it was dropped. A ring that is
+/// [polled for](super::UringOptions::poll_completions), or from whose submissions
+/// [a thread of the kernel's](super::UringOptions::poll_submissions) takes them, is not waited in.
 ///
 /// ```no_run
 /// use devisor::{
@@ -73,11 +75,29 @@ pub(super) struct Seat {
     taken: Mutex<Option<Taken>>,
     /// It is run.
     occupied: AtomicBool,
+    /// Its thread is [`AWAKE`], [`ASLEEP`] or [`AWAY`].
+    state: AtomicU8,
+    /// A completion has told of the bell, and no turn has begun since.
+    rung: AtomicBool,
+    /// Somebody has taken completions from the ring, of which the wait does not know yet.
+    taken_from: AtomicBool,
+    /// Requests are under way in the ring, as of the last round.
+    under_way: AtomicBool,
     /// How often it has waited. Wraps.
     turn: AtomicU32,
     /// The waiter is no more.
     gone: AtomicBool,
 }
+
+/// Of the entry that tells of a bell.
+pub(super) const BELL: u64 = u64::MAX;
+
+/// In its turn, or about to look whether it may sleep.
+const AWAKE: u8 = 0;
+/// It waits for a completion, or is about to.
+const ASLEEP: u8 = 1;
+/// It waits for the bell alone, or is about to: until somebody takes what lies in the ring.
+const AWAY: u8 = 2;
 
 #[derive(Clone)]
 struct Taken {
@@ -106,11 +126,17 @@ impl UringWaiter {
         Self::with_bell(unsafe { std::os::fd::FromRawFd::from_raw_fd(bell) })
     }
 
-    /// With `bell`, an eventfd that nobody else reads.
+    /// With `bell`, an eventfd that nobody else reads. It does not block from here on (`O_NONBLOCK`).
     ///
     /// # Errors
     /// The kernel has no `io_uring`, or none that sees a descriptor rise again and again (Linux 5.13).
     pub fn with_bell(bell: OwnedFd) -> io::Result<Self> {
+        // SAFETY: no memory is involved.
+        let flags = unsafe { libc::fcntl(bell.as_raw_fd(), libc::F_GETFL) };
+        // SAFETY: the same.
+        if flags < 0 || unsafe { libc::fcntl(bell.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
         let mut ring = IoUring::new(2)?;
         let listen = [listen(&bell, 0), opcode::Nop::new().build().user_data(1)];
         // SAFETY: they point to nothing.
@@ -125,6 +151,10 @@ impl UringWaiter {
                 bell,
                 taken: Mutex::default(),
                 occupied: AtomicBool::new(false),
+                state: AtomicU8::new(AWAKE),
+                rung: AtomicBool::new(false),
+                taken_from: AtomicBool::new(false),
+                under_way: AtomicBool::new(false),
                 turn: AtomicU32::new(0),
                 gone: AtomicBool::new(false),
             }))),
@@ -141,29 +171,20 @@ impl UringWaiter {
     /// # Errors
     /// It is no eventfd.
     pub fn ring(&self) -> io::Result<()> {
-        let one = 1_u64;
-        // SAFETY: eight bytes.
-        let written = unsafe { libc::write(self.0.bell.as_raw_fd(), (&raw const one).cast(), 8) };
-        match written {
-            8 => Ok(()),
-            _ => match io::Error::last_os_error() {
-                // It has been rung so often that it holds no more.
-                full if full.kind() == io::ErrorKind::WouldBlock => Ok(()),
-                error => Err(error),
-            },
-        }
+        self.0.ring_bell()
     }
 
     /// Calls `turn`, which is to serve the queue; then submits what that has left and waits until a request has ended, the bell has rung,
     /// or the time is over that `turn` has said, if it has; and so on, until it says that it is over. It may also come back for
-    /// nothing. By one thread at a time. A turn does not wait for requests itself: it may be the one to submit them.
+    /// nothing. A bell that rings while a turn runs is followed by another turn. A turn does not wait for requests itself: it may be the
+    /// one to submit them.
     ///
     /// # Errors
-    /// The kernel refuses to wait.
+    /// The kernel refuses to wait; [`ResourceBusy`](io::ErrorKind::ResourceBusy) if it is run already: that is for one thread at a time.
     pub fn run(&self, mut turn: impl FnMut() -> ControlFlow<(), Option<Duration>>) -> io::Result<()> {
-        let _here = Here::new(Arc::clone(&self.0));
+        let mut here = Here::new(Arc::clone(&self.0))?;
         while let ControlFlow::Continue(limit) = turn() {
-            self.0.wait(limit)?;
+            here.wait(limit)?;
         }
         Ok(())
     }
@@ -182,13 +203,140 @@ impl Drop for UringWaiter {
 struct Here {
     seat: Arc<Seat>,
     before: Option<Arc<Seat>>,
+    /// The turn was begun without the kernel.
+    at_once: bool,
+    /// The ring in which completions lay before the turn began.
+    lay_in: Weak<IoUring>,
 }
 
 impl Here {
-    fn new(seat: Arc<Seat>) -> Self {
-        seat.occupied.store(true, Ordering::SeqCst);
+    fn new(seat: Arc<Seat>) -> io::Result<Self> {
+        if seat.occupied.swap(true, Ordering::SeqCst) {
+            return Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "a waiter that is run is not run a second time meanwhile: one of its own for each thread is accepted",
+            ));
+        }
         let before = HERE.replace(Some(Arc::clone(&seat)));
-        Self { seat, before }
+        Ok(Self {
+            seat,
+            before,
+            at_once: false,
+            lay_in: Weak::new(),
+        })
+    }
+
+    fn wait(&mut self, limit: Option<Duration>) -> io::Result<()> {
+        self.seat.turn.fetch_add(1, Ordering::Relaxed);
+        self.seat.state.store(ASLEEP, Ordering::SeqCst);
+        let waited = self.sleep(limit);
+        self.seat.state.store(AWAKE, Ordering::SeqCst);
+        waited
+    }
+
+    /// Who takes a bell from the ring sets `rung`, then looks whether this thread is asleep; this one has said that it is, and looks at
+    /// `rung` then.
+    fn sleep(&mut self, limit: Option<Duration>) -> io::Result<()> {
+        let ring = self.seat.ring();
+        if self.seat.rung.swap(false, Ordering::SeqCst) {
+            // What it has rung for may have come behind the last look of this turn. The kernel is not needed for another; but if bells
+            // never end, what is left to this thread does not wait for that.
+            self.at_once = !self.at_once;
+            return match ring {
+                Some(ring) if !self.at_once => submit(&ring),
+                _ => Ok(()),
+            };
+        }
+        self.at_once = false;
+        match (ring, limit) {
+            (None, _) => self.seat.wait_for_bell(limit),
+            (Some(ring), Some(Duration::ZERO)) => submit(&ring),
+            (Some(ring), _) if self.seat.taken_from.swap(false, Ordering::SeqCst) => {
+                self.lay_in = Weak::new();
+                wait_in(&ring, limit)
+            }
+            (Some(ring), _) => self.wait_elsewhere(ring, limit),
+        }
+    }
+
+    /// Nobody has taken anything from the ring since the wait before. What lay there before this turn and lies there still is of a queue
+    /// that is stopped, and would end each wait: the bell alone is waited for then.
+    #[cold]
+    fn wait_elsewhere(&mut self, ring: Arc<IoUring>, limit: Option<Duration>) -> io::Result<()> {
+        if !is_readable(&ring)? {
+            return wait_in(&ring, limit);
+        }
+        submit(&ring)?;
+        if self.lay_in.as_ptr() != Arc::as_ptr(&ring) {
+            // It may have come since the turn has looked. Another one tells.
+            self.lay_in = Arc::downgrade(&ring);
+            return Ok(());
+        }
+        if self.seat.under_way.load(Ordering::SeqCst) {
+            // It may be of these: another thread is about to let go of the queue, which is served then although it is stopped.
+            std::thread::yield_now();
+            return Ok(());
+        }
+        // Bells do not pile up there meanwhile: who takes the end of this listens again. Linux has it since 6.0.
+        let bell = types::CancelBuilder::user_data(BELL);
+        let _ = ring
+            .submitter()
+            .register_sync_cancel(Some(types::Timespec::new()), bell);
+        drop(ring);
+        self.seat.state.store(AWAY, Ordering::SeqCst);
+        match self.seat.taken_from.load(Ordering::SeqCst) {
+            true => Ok(()),
+            false => self.seat.wait_for_bell(limit),
+        }
+    }
+}
+
+fn wait_in(ring: &IoUring, limit: Option<Duration>) -> io::Result<()> {
+    let waited = match limit {
+        None => ring.submitter().submit_and_wait(1),
+        Some(limit) => {
+            // More is not a time to the kernel.
+            let limit = types::Timespec::from(limit.min(Duration::from_secs(i32::MAX as u64)));
+            let args = types::SubmitArgs::new().timespec(&limit);
+            ring.submitter().submit_with_args(1, &args)
+        }
+    };
+    waited.map_or_else(again, |_| Ok(()))
+}
+
+fn submit(ring: &IoUring) -> io::Result<()> {
+    ring.submit().map_or_else(again, |_| Ok(()))
+}
+
+/// What the kernel refuses for now.
+#[cold]
+fn again(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        // The last two: completions are to be seen first, or the kernel has no memory for now.
+        Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+/// Whether there are completions to be taken: without a look at the queue, which is not this thread's.
+fn is_readable(ring: &IoUring) -> io::Result<bool> {
+    poll(ring.as_raw_fd(), 0)
+}
+
+/// Waits until `fd` is readable, for at most so many milliseconds. Not if it is interrupted.
+fn poll(fd: RawFd, limit: i32) -> io::Result<bool> {
+    let mut polled = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one structure.
+    match unsafe { libc::poll(&raw mut polled, 1, limit) } {
+        0.. => Ok(polled.revents != 0),
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            error => Err(error),
+        },
     }
 }
 
@@ -210,56 +358,68 @@ impl Seat {
         Some(Arc::clone(&lock(&self.taken).as_ref()?.ring))
     }
 
-    fn wait(&self, limit: Option<Duration>) -> io::Result<()> {
-        self.turn.fetch_add(1, Ordering::Relaxed);
-        let Some(ring) = self.ring() else {
-            return self.wait_for_bell(limit);
-        };
-        let waited = match limit {
-            None => ring.submitter().submit_and_wait(1),
-            Some(Duration::ZERO) => ring.submit(),
-            Some(limit) => {
-                let limit = types::Timespec::from(limit);
-                let args = types::SubmitArgs::new().timespec(&limit);
-                ring.submitter().submit_with_args(1, &args)
-            }
-        };
-        match waited {
-            Ok(_) => Ok(()),
-            Err(error) => match error.raw_os_error() {
-                // The last two: completions are to be seen first, or the kernel has no memory for now.
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
-                _ => Err(error),
-            },
-        }
-    }
-
-    /// No ring is there to wait in.
+    /// No ring is there to wait in, or it is not to be waited in.
     #[cold]
     fn wait_for_bell(&self, limit: Option<Duration>) -> io::Result<()> {
-        let mut polled = libc::pollfd {
-            fd: self.bell.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
         let limit = limit.map_or(-1, |limit| {
             let millis = limit.as_nanos().div_ceil(1_000_000);
             i32::try_from(millis).unwrap_or(i32::MAX)
         });
-        // SAFETY: one structure.
-        match unsafe { libc::poll(&raw mut polled, 1, limit) } {
-            0 => {}
-            1.. => {
-                let mut count = 0_u64;
-                // SAFETY: eight bytes. There is something to read, and nobody else does.
-                unsafe { libc::read(self.bell.as_raw_fd(), (&raw mut count).cast(), 8) };
-            }
-            _ => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => {}
-                error => return Err(error),
-            },
+        if poll(self.bell.as_raw_fd(), limit)? {
+            self.silence();
         }
         Ok(())
+    }
+
+    fn silence(&self) {
+        let mut count = 0_u64;
+        // SAFETY: eight bytes. If somebody has read it meanwhile there is nothing to do.
+        unsafe { libc::read(self.bell.as_raw_fd(), (&raw mut count).cast(), 8) };
+    }
+
+    pub fn ring_bell(&self) -> io::Result<()> {
+        let one = 1_u64;
+        loop {
+            // SAFETY: eight bytes.
+            let written = unsafe { libc::write(self.bell.as_raw_fd(), (&raw const one).cast(), 8) };
+            if written == 8 {
+                return Ok(());
+            }
+            match io::Error::last_os_error() {
+                // It has been rung so often that it holds no more: nobody would hear of it.
+                full if full.kind() == io::ErrorKind::WouldBlock => self.silence(),
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            }
+        }
+    }
+
+    /// Completions were taken from the ring, and one tells of the bell.
+    pub fn took(&self, bell: bool) {
+        self.taken_from.store(true, Ordering::SeqCst);
+        if bell {
+            self.rung.store(true, Ordering::SeqCst);
+        }
+        match self.state.load(Ordering::SeqCst) {
+            // It may not have seen it before it was taken.
+            ASLEEP if bell => _ = self.ring_bell(),
+            AWAY => _ = self.ring_bell(),
+            _ => {}
+        }
+    }
+
+    /// Whether requests are under way in the ring. What is begun after that, in the same round, is followed by a look at the ring.
+    #[inline]
+    pub fn set_under_way(&self, any: bool) {
+        // Nobody else sets it.
+        if self.under_way.load(Ordering::Relaxed) != any {
+            self.under_way.store(any, Ordering::SeqCst);
+        }
+    }
+
+    /// Nobody waits here: whether the bell has rung, for who has taken that from the ring.
+    pub fn take_bell(&self) -> bool {
+        self.rung.swap(false, Ordering::SeqCst)
     }
 
     /// How often the waiter has waited.
@@ -283,8 +443,8 @@ impl Seat {
     }
 
     /// An entry that tells each time that the bell has rung.
-    pub fn listen(&self, user_data: u64) -> squeue::Entry {
-        listen(&self.bell, user_data)
+    pub fn listen(&self) -> squeue::Entry {
+        listen(&self.bell, BELL)
     }
 }
 
