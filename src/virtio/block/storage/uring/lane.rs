@@ -14,7 +14,7 @@ use io_uring::{IoUring, SubmissionQueue, cqueue, opcode, squeue, types};
 use super::{
     super::{Buffers, FileStorage},
     UringOptions,
-    waiter::{self, BELL, Seat},
+    seat::{self, BELL, Seat},
 };
 use crate::virtio::Wait;
 
@@ -103,7 +103,7 @@ impl Lane {
             self.end_seat();
         }
         if self.seat.is_none() {
-            self.seat = waiter::sit_down(&self.ring, waker);
+            self.seat = seat::sit_down(&self.ring, waker);
         }
         self.listen();
     }
@@ -158,7 +158,7 @@ impl Lane {
     /// What is pushed is submitted by the thread that waits in the ring, which is this one.
     fn is_left(&self) -> bool {
         let seat = self.seat.as_ref();
-        seat.is_some_and(|seat| waiter::waits_at(seat) && self.urgent != Some(seat.turn()))
+        seat.is_some_and(|seat| seat::waits_at(seat) && self.urgent != Some(seat.turn()))
     }
 
     pub fn ring(&self) -> &IoUring {

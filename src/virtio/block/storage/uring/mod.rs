@@ -4,6 +4,7 @@ mod channel;
 mod gate;
 mod lane;
 mod registered;
+mod seat;
 #[cfg(test)]
 mod tests;
 mod transfer;
