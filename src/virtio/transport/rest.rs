@@ -96,8 +96,10 @@ impl<D: VirtioDevice> Core<D> {
         let mut since = lock(&self.stopping);
         if self.all_stopped_are_still() {
             *since = None;
+            return None;
         }
-        since.map(|since| since.elapsed())
+        // Who has looked between the note of a stop and the stop itself has forgotten it.
+        Some(since.get_or_insert_with(Instant::now).elapsed())
     }
 
     /// Asks the device again to have what is under way end, on queues that are to come to rest.
