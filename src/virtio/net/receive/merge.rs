@@ -28,20 +28,10 @@ impl Receiver {
             len,
         } = begun;
         let header_len = self.seen.header_len;
-        let mut room = header_len + here;
-        while room < header_len + len {
-            let Some(chain) = round.next()? else {
-                let data = self.begun(here, len);
-                self.put_back(NetFrame { header, data });
-                self.shared.pairs[self.pair].waits.store(true, SeqCst);
-                return Ok(());
-            };
-            if !is_buffer(&chain, header_len) {
-                chain.refuse()?;
-                continue;
-            }
-            room += chain.writable_len() as usize;
-            self.held.push(chain.take());
+        if !self.gather(round, header_len + here, header_len + len)? {
+            let data = self.begun(here, len);
+            self.wait_for_room(NetFrame { header, data });
+            return Ok(());
         }
         let overflow = mem::take(&mut self.overflow);
         let spread = self.spread(round, here, &overflow[..len - here], told, hash);
@@ -60,22 +50,35 @@ impl Receiver {
     ) -> Result<(), QueueError> {
         let header_len = self.seen.header_len;
         let frame = &packet[HEADROOM..];
-        let mut room: usize = self.held.iter().map(|chain| chain.writable_len() as usize).sum();
-        while room < header_len + frame.len() {
+        let room = self.held.iter().map(|chain| chain.writable_len() as usize).sum();
+        if !self.gather(round, room, header_len + frame.len())? {
+            let data = frame.to_vec();
+            self.wait_for_room(NetFrame { header, data });
+            return Ok(());
+        }
+        self.spread(round, 0, frame, told, hash)
+    }
+
+    /// Holds buffers, `room` bytes of which are held, until there are `needed`. Whether there are.
+    fn gather(&mut self, round: &mut Round<'_>, mut room: usize, needed: usize) -> Result<bool, QueueError> {
+        while room < needed {
             let Some(chain) = round.next()? else {
-                let data = frame.to_vec();
-                self.put_back(NetFrame { header, data });
-                self.shared.pairs[self.pair].waits.store(true, SeqCst);
-                return Ok(());
+                return Ok(false);
             };
-            if !is_buffer(&chain, header_len) {
+            if !is_buffer(&chain, self.seen.header_len) {
                 chain.refuse()?;
                 continue;
             }
             room += chain.writable_len() as usize;
             self.held.push(chain.take());
         }
-        self.spread(round, 0, frame, told, hash)
+        Ok(true)
+    }
+
+    /// There are not enough buffers for a frame: it waits, whole.
+    fn wait_for_room(&mut self, frame: NetFrame) {
+        self.put_back(frame);
+        self.shared.pairs[self.pair].waits.store(true, SeqCst);
     }
 
     /// All of a frame whose beginning is in the first buffer that is held.
