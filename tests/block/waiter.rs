@@ -239,22 +239,37 @@ impl Channel for EventfulChannel {
     }
 }
 
-/// A guest over `file`, what happens in its rounds, and who waits for its queue.
-fn eventful(file: File) -> Option<(Guest, Event, Arc<UringWaiter>)> {
+/// A disk over `file` on io_uring, and who waits for its queue.
+fn waited_for(file: File) -> Option<(UringStorage, Arc<UringWaiter>)> {
     let storage = UringStorage::new(FileStorage::new(file).expect("a storage"), UringOptions::default());
     let made = storage.and_then(|storage| Ok((storage, UringWaiter::new()?)));
     match made {
-        Ok((storage, waiter)) => {
-            let event = Event::default();
-            let storage = Eventful(storage, Arc::clone(&event));
-            let block = Block::with_async(storage, BlockOptions::default()).expect("valid options");
-            Some((Guest::new(block, 1, u64::MAX >> 16), event, Arc::new(waiter)))
-        }
+        Ok((storage, waiter)) => Some((storage, Arc::new(waiter))),
         Err(error) => {
             skipped(format_args!("no io_uring: {error}"));
             None
         }
     }
+}
+
+/// A guest over it, each of whose kicks rings the bell.
+fn rung_for(file: File) -> Option<(Guest, Arc<UringWaiter>)> {
+    let (storage, waiter) = waited_for(file)?;
+    let block = Block::with_async(storage, BlockOptions::default()).expect("valid options");
+    let (memory, bell) = (guest_memory(), Arc::clone(&waiter));
+    let rings = Guest::rings(&memory, 1);
+    let mut guest = Guest::with_doorbell(block, memory, rings, move |_| bell.ring());
+    guest.start(u64::MAX >> 16);
+    Some((guest, waiter))
+}
+
+/// A guest over `file`, what happens in its rounds, and who waits for its queue.
+fn eventful(file: File) -> Option<(Guest, Event, Arc<UringWaiter>)> {
+    let (storage, waiter) = waited_for(file)?;
+    let event = Event::default();
+    let storage = Eventful(storage, Arc::clone(&event));
+    let block = Block::with_async(storage, BlockOptions::default()).expect("valid options");
+    Some((Guest::new(block, 1, u64::MAX >> 16), event, waiter))
 }
 
 #[test]
@@ -376,17 +391,9 @@ fn is_read(guest: &mut Guest) {
 #[test]
 fn a_thread_that_waits_for_a_stopped_queue_sleeps_until_that_goes_on() {
     for (_, file, _kept) in uring::files(SECTORS) {
-        let storage = UringStorage::new(FileStorage::new(file).expect("a storage"), UringOptions::default());
-        let made = storage.and_then(|storage| Ok((storage, UringWaiter::new()?)));
-        let (storage, waiter) = match made {
-            Ok((storage, waiter)) => (storage, Arc::new(waiter)),
-            Err(error) => return skipped(format_args!("no io_uring: {error}")),
+        let Some((mut guest, waiter)) = rung_for(file) else {
+            return;
         };
-        let block = Block::with_async(storage, BlockOptions::default()).expect("valid options");
-        let (memory, bell) = (guest_memory(), Arc::clone(&waiter));
-        let rings = Guest::rings(&memory, 1);
-        let mut guest = Guest::with_doorbell(block, memory, rings, move |_| bell.ring());
-        guest.start(u64::MAX >> 16);
         attended(&mut guest, &waiter, |guest, still| {
             for _ in 0..2 {
                 is_read(guest);
@@ -421,17 +428,9 @@ fn a_thread_that_waits_for_a_stopped_queue_sleeps_until_that_goes_on() {
 #[test]
 fn no_kick_is_lost_beside_another_thread_that_serves_and_stops_the_queue() {
     for (_, file, _kept) in uring::files(SECTORS) {
-        let storage = UringStorage::new(FileStorage::new(file).expect("a storage"), UringOptions::default());
-        let made = storage.and_then(|storage| Ok((storage, UringWaiter::new()?)));
-        let (storage, waiter) = match made {
-            Ok((storage, waiter)) => (storage, Arc::new(waiter)),
-            Err(error) => return skipped(format_args!("no io_uring: {error}")),
+        let Some((mut guest, waiter)) = rung_for(file) else {
+            return;
         };
-        let block = Block::with_async(storage, BlockOptions::default()).expect("valid options");
-        let (memory, bell) = (guest_memory(), Arc::clone(&waiter));
-        let rings = Guest::rings(&memory, 1);
-        let mut guest = Guest::with_doorbell(block, memory, rings, move |_| bell.ring());
-        guest.start(u64::MAX >> 16);
         let (device, go, gone) = (Arc::clone(&guest.device), AtomicUsize::new(0), AtomicUsize::new(0));
         attended(&mut guest, &waiter, |guest, _| {
             thread::scope(|scope| {
