@@ -16,7 +16,7 @@ use std::{
 use devisor::{
     time::{Clock, HostClock},
     virtio::{
-        Wait,
+        QueueIndex, Wait,
         block::{AsyncStorage, Buffers, NbdOptions, NbdStorage, Operation, Outcome, Tag},
     },
 };
@@ -36,7 +36,7 @@ fn ours(socket: &Path, depth: usize, len: usize, random: bool, writes: bool) -> 
     let uri = format!("nbd+unix:///?socket={}", socket.display());
     let uri = uri.parse().expect("a URI");
     let storage = NbdStorage::connect(&uri, NbdOptions::default(), Arc::clone(&clock)).expect("a server");
-    let mut channel = storage.open(Waker::noop().clone()).expect("a channel");
+    let mut channel = storage.open(QueueIndex(0), Waker::noop().clone()).expect("a channel");
     let mut idle: Vec<_> = (0..depth as u64)
         .map(|tag| (Tag(tag), Buffers::zeroed(len, 4096)))
         .collect();

@@ -80,6 +80,11 @@ pub fn new(work: Work, file: File, register_memory: bool, in_ring: bool) -> Vec<
         ..UringOptions::default()
     };
     let storage = UringStorage::new(storage, options).expect("io_uring");
+    let waiters = (0..queues).map(|queue| match in_ring {
+        true => WaitsBy::Ring(UringWaiter::new(&storage, QueueIndex(queue)).expect("io_uring")),
+        false => WaitsBy::Descriptors(Waiter::new()),
+    });
+    let waiters: Vec<_> = waiters.collect();
     let options = BlockOptions {
         queues,
         queue_size: SIZE,
@@ -99,7 +104,7 @@ pub fn new(work: Work, file: File, register_memory: bool, in_ring: bool) -> Vec<
         write(0x20, features & if queues == 1 && sel == 0 { !(1 << 12) } else { !0 });
     }
     write(0x70, 11);
-    let guests = (0..queues).map(|index| {
+    let guests = (0..queues).zip(waiters).map(|(index, waits_by)| {
         let base = APART * u64::from(index);
         write(0x30, index.into());
         write(0x38, SIZE.into());
@@ -132,10 +137,7 @@ pub fn new(work: Work, file: File, register_memory: bool, in_ring: bool) -> Vec<
             work,
             device: Arc::clone(&device),
             waits: waits.clone(),
-            waits_by: Some(match in_ring {
-                true => WaitsBy::Ring(UringWaiter::new().expect("io_uring")),
-                false => WaitsBy::Descriptors(Waiter::new()),
-            }),
+            waits_by: Some(waits_by),
             index: QueueIndex(index),
             base: memory.get_host_address(GuestAddress(base)).expect("in memory"),
             _memory: Arc::clone(&memory),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use devisor::virtio::{
-    Wait,
+    QueueIndex, Wait,
     block::{Abilities, AsyncStorage, Buffers, Channel, Ended, Limits, Operation, Storage, Tag},
 };
 use vm_memory::VolatileSlice;
@@ -78,9 +78,9 @@ impl<S: Storage> Storage for Noted<S> {
 impl<S: AsyncStorage> AsyncStorage for Noted<S> {
     as_it_is!();
 
-    fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
+    fn open(&self, queue: QueueIndex, waker: Waker) -> io::Result<Box<dyn Channel>> {
         Ok(Box::new(NotedChannel {
-            channel: self.storage.open(waker)?,
+            channel: self.storage.open(queue, waker)?,
             reads: HashSet::new(),
             was_read: Arc::clone(&self.was_read),
         }))

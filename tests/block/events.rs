@@ -173,7 +173,11 @@ fn a_disk_whose_threads_wait_in_its_rings_is_paused_saved_and_reset_while_it_is_
             .open(&file)
             .expect("it is there");
         let storage = UringStorage::new(FileStorage::new(open).expect("a storage"), UringOptions::default());
-        let made = storage.and_then(|storage| Ok((storage, UringWaiter::new()?, UringWaiter::new()?)));
+        let made = storage.and_then(|storage| {
+            let waiter = |queue| UringWaiter::new(&storage, QueueIndex(queue));
+            let (first, second) = (waiter(0)?, waiter(1)?);
+            Ok((storage, first, second))
+        });
         let (storage, waiters) = match made {
             Ok((storage, first, second)) => (storage, Arc::new([first, second])),
             Err(error) => return crate::skip::skipped(format_args!("no io_uring: {error}")),

@@ -9,8 +9,9 @@ use std::{
     task::Waker,
 };
 
-use devisor::virtio::block::{
-    Abilities, AsyncStorage, Buffers, Channel, Ended, MemoryStorage, Operation, Storage, Tag,
+use devisor::virtio::{
+    QueueIndex,
+    block::{Abilities, AsyncStorage, Buffers, Channel, Ended, MemoryStorage, Operation, Storage, Tag},
 };
 
 use crate::support::pattern;
@@ -166,7 +167,7 @@ impl AsyncStorage for Late {
         }
     }
 
-    fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
+    fn open(&self, _: QueueIndex, waker: Waker) -> io::Result<Box<dyn Channel>> {
         if self.0.refuses.load(SeqCst) {
             return Err(io::Error::other("no channel today"));
         }

@@ -10,6 +10,7 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        mpsc,
     },
     task::Waker,
     thread,
@@ -29,18 +30,17 @@ use crate::{guest::Guest, skip::skipped, support::*, uring};
 
 const SECTORS: usize = 256;
 
-/// A disk of each kind, and what is to wait for its queue.
+/// A disk of each kind, and what is to wait for its first queue.
 fn disks(queues: u16) -> Vec<(Guest, UringWaiter, Box<dyn std::any::Any>)> {
     let files = uring::files(SECTORS).into_iter();
     let made = files.map_while(|(_, file, kept)| {
-        let guest = uring::over(file, queues, UringOptions::default())?;
-        match UringWaiter::new() {
-            Ok(waiter) => Some((guest, waiter, kept)),
-            Err(error) => {
-                skipped(format_args!("io_uring does not listen to a bell: {error}"));
-                None
-            }
-        }
+        let (storage, waiter) = waited_for(file)?;
+        let options = BlockOptions {
+            queues,
+            ..BlockOptions::default()
+        };
+        let block = Block::with_async(storage, options).expect("valid options");
+        Some((Guest::new(block, queues, u64::MAX >> 16), waiter, kept))
     });
     made.collect()
 }
@@ -210,8 +210,11 @@ impl AsyncStorage for Eventful {
         self.0.capacity()
     }
 
-    fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
-        Ok(Box::new(EventfulChannel(self.0.open(waker)?, Arc::clone(&self.1))))
+    fn open(&self, queue: QueueIndex, waker: Waker) -> io::Result<Box<dyn Channel>> {
+        Ok(Box::new(EventfulChannel(
+            self.0.open(queue, waker)?,
+            Arc::clone(&self.1),
+        )))
     }
 }
 
@@ -239,12 +242,15 @@ impl Channel for EventfulChannel {
     }
 }
 
-/// A disk over `file` on io_uring, and who waits for its queue.
-fn waited_for(file: File) -> Option<(UringStorage, Arc<UringWaiter>)> {
+/// A disk over `file` on io_uring, and who waits for its first queue.
+fn waited_for(file: File) -> Option<(UringStorage, UringWaiter)> {
     let storage = UringStorage::new(FileStorage::new(file).expect("a storage"), UringOptions::default());
-    let made = storage.and_then(|storage| Ok((storage, UringWaiter::new()?)));
+    let made = storage.and_then(|storage| {
+        let waiter = UringWaiter::new(&storage, QueueIndex(0))?;
+        Ok((storage, waiter))
+    });
     match made {
-        Ok((storage, waiter)) => Some((storage, Arc::new(waiter))),
+        Ok(made) => Some(made),
         Err(error) => {
             skipped(format_args!("no io_uring: {error}"));
             None
@@ -256,7 +262,8 @@ fn waited_for(file: File) -> Option<(UringStorage, Arc<UringWaiter>)> {
 fn rung_for(file: File) -> Option<(Guest, Arc<UringWaiter>)> {
     let (storage, waiter) = waited_for(file)?;
     let block = Block::with_async(storage, BlockOptions::default()).expect("valid options");
-    let (memory, bell) = (guest_memory(), Arc::clone(&waiter));
+    let (memory, waiter) = (guest_memory(), Arc::new(waiter));
+    let bell = Arc::clone(&waiter);
     let rings = Guest::rings(&memory, 1);
     let mut guest = Guest::with_doorbell(block, memory, rings, move |_| bell.ring());
     guest.start(u64::MAX >> 16);
@@ -269,7 +276,7 @@ fn eventful(file: File) -> Option<(Guest, Event, Arc<UringWaiter>)> {
     let event = Event::default();
     let storage = Eventful(storage, Arc::clone(&event));
     let block = Block::with_async(storage, BlockOptions::default()).expect("valid options");
-    Some((Guest::new(block, 1, u64::MAX >> 16), event, waiter))
+    Some((Guest::new(block, 1, u64::MAX >> 16), event, Arc::new(waiter)))
 }
 
 #[test]
@@ -342,6 +349,45 @@ fn a_bell_that_rings_during_a_turn_is_followed_by_another_turn() {
             run.expect("it waits");
             assert!(begun.elapsed() < Duration::from_secs(1), "by another: {by_another}");
         }
+    }
+}
+
+#[test]
+fn what_another_thread_begins_ends_though_who_waits_has_never_had_the_queue() {
+    for (_, file, _kept) in uring::files(SECTORS) {
+        let Some((mut guest, event, waiter)) = eventful(file) else {
+            return;
+        };
+        let asked = guest.ask(0, T_IN, 8, &[], 4096);
+        let ((begins, begun), (comes, come)) = (mpsc::channel(), mpsc::channel());
+        *event.lock().unwrap() = Some(Box::new(move || {
+            begins.send(()).expect("somebody listens");
+            come.recv().expect("somebody comes, and finds the queue taken");
+            thread::sleep(Duration::from_millis(20));
+        }));
+        let (guest, over) = (&guest, &AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| guest.device.process(QueueIndex(0)));
+            begun.recv().expect("it begins");
+            let waiting = scope.spawn(|| {
+                waiter.run(|| {
+                    while guest.device.serve(QueueIndex(0)) {}
+                    let _ = comes.send(());
+                    match over.load(SeqCst) {
+                        true => ControlFlow::Break(()),
+                        false => ControlFlow::Continue(None),
+                    }
+                })
+            });
+            let asked_at = Instant::now();
+            while guest.answer(asked).0 == 0xee && asked_at.elapsed() < Duration::from_secs(20) {
+                thread::yield_now();
+            }
+            over.store(true, SeqCst);
+            waiter.ring().expect("a bell");
+            waiting.join().expect("no panic").expect("it waits");
+        });
+        assert!(has_it(guest.answer(asked), 8));
     }
 }
 
@@ -547,5 +593,35 @@ fn a_waiter_is_run_by_one_thread_at_a_time() {
         run.expect("it waits");
         assert_eq!(refused.expect("it is run").kind(), io::ErrorKind::ResourceBusy);
         waiter.run(|| ControlFlow::Break(())).expect("nobody runs it any more");
+    }
+}
+
+#[test]
+fn a_queue_has_one_waiter_and_another_once_that_has_gone() {
+    for (_, file, _kept) in uring::files(SECTORS) {
+        let Some((storage, waiter)) = waited_for(file) else {
+            return;
+        };
+        let storage = Arc::new(storage);
+        let block = Block::with_async(Arc::clone(&storage), BlockOptions::default()).expect("valid options");
+        let mut guest = Guest::new(block, 1, u64::MAX >> 16);
+        let read = |waiter: &UringWaiter, guest: &mut Guest| {
+            let mut asked = None;
+            let run = waiter.run(|| {
+                while guest.device.serve(QueueIndex(0)) {}
+                let asked = *asked.get_or_insert_with(|| begin(guest, 0, 8));
+                match guest.answer(asked).0 {
+                    0xee => ControlFlow::Continue(None),
+                    _ => ControlFlow::Break(()),
+                }
+            });
+            run.expect("it waits");
+            assert!(has_it(guest.answer(asked.expect("it was asked")), 8));
+        };
+        read(&waiter, &mut guest);
+        let second = || UringWaiter::new(&storage, QueueIndex(0));
+        assert_eq!(second().expect_err("there is one").kind(), io::ErrorKind::ResourceBusy);
+        drop(waiter);
+        read(&second().expect("there is none"), &mut guest);
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use devisor::{
     time::{Clock, HostClock},
     virtio::{
-        Wait,
+        QueueIndex, Wait,
         block::{AsyncStorage, Buffers, Channel, Ended, NbdOptions, NbdStorage, Operation, Outcome, Tag},
     },
 };
@@ -57,7 +57,9 @@ pub struct Driver {
 impl Driver {
     pub fn open(storage: &NbdStorage, clock: &Arc<dyn Clock>) -> Self {
         let woken = Arc::new(Woken::default());
-        let channel = storage.open(Waker::from(Arc::clone(&woken))).expect("a channel");
+        let channel = storage
+            .open(QueueIndex(0), Waker::from(Arc::clone(&woken)))
+            .expect("a channel");
         Self {
             channel,
             woken,

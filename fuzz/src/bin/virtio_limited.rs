@@ -9,7 +9,7 @@ use devisor::{
     rate::Rate,
     time::{Clock, ManualClock},
     virtio::{
-        Wait,
+        QueueIndex, Wait,
         block::{
             Allowance, AsyncStorage, Buffers, Channel, Limited, MemoryStorage, Operation, Outcome, Synchronous, Tag,
         },
@@ -159,7 +159,7 @@ fuzz_target!(|input: Input| {
         return;
     };
     let mut queues = [(); 2].map(|()| Queue {
-        channel: limited.open(Waker::noop().clone()).unwrap(),
+        channel: limited.open(QueueIndex(0), Waker::noop().clone()).unwrap(),
         under_way: Vec::new(),
         canceled: false,
     });

@@ -13,7 +13,10 @@ use std::{
 use arbitrary::Arbitrary;
 use devisor::{
     time::ManualClock,
-    virtio::block::{AsyncStorage, Buffers, Ended, NbdOptions, NbdStorage, Operation, Outcome, Tag},
+    virtio::{
+        QueueIndex,
+        block::{AsyncStorage, Buffers, Ended, NbdOptions, NbdStorage, Operation, Outcome, Tag},
+    },
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -171,7 +174,7 @@ fuzz_target!(|input: Input| {
         }
     };
     let storage = NbdStorage::with_sockets(connect, "", options, clock.clone()).expect("it greets well at first");
-    let mut channel = storage.open(Waker::noop().clone()).unwrap();
+    let mut channel = storage.open(QueueIndex(0), Waker::noop().clone()).unwrap();
     // Each has its place in a page of its own, and what is around that is looked at.
     let mut under_way: Vec<(Tag, Buffers)> = Vec::new();
     let mut next = 0;

@@ -25,7 +25,7 @@ pub fn handler(disk: &Arc<Disk>, queue: QueueIndex, handle: Option<Handle>) -> B
         Some(handle) => Waker::from(Arc::new(Look { handle, queue })),
         None => Waker::noop().clone(),
     };
-    match disk.behind.storage.open(waker.clone()) {
+    match disk.behind.storage.open(queue, waker.clone()) {
         Ok(channel) => Box::new(Later {
             disk: Arc::clone(disk),
             requests: Requests::default(),

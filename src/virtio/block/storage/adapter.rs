@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, io, sync::Arc, task::Waker};
 
 use super::{AsyncStorage, Buffers, Channel, Ended, Operation, Storage, Tag, Zones};
+use crate::virtio::QueueIndex;
 
 /// A [`Storage`] as an [`AsyncStorage`]: each request has ended when it is committed. For what stacks on those.
 ///
@@ -39,7 +40,7 @@ impl<S: ?Sized> From<Arc<S>> for Synchronous<S> {
 impl<S: Storage + ?Sized + 'static> AsyncStorage for Synchronous<S> {
     as_told_by!(self => self.0);
 
-    fn open(&self, _: Waker) -> io::Result<Box<dyn Channel>> {
+    fn open(&self, _: QueueIndex, _: Waker) -> io::Result<Box<dyn Channel>> {
         Ok(Box::new(AtOnce {
             storage: self.clone(),
             ended: VecDeque::new(),

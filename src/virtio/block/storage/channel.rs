@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, task::Waker};
 
 use super::{Abilities, Buffers, Lifetime, Limits, ZoneAction, Zones};
-use crate::virtio::Wait;
+use crate::virtio::{QueueIndex, Wait};
 
 /// The data of a block device, whose requests end when they end: many under way at a time, in any order.
 ///
@@ -15,7 +15,7 @@ use crate::virtio::Wait;
 /// ended when it was submitted, whatever channel that was on.
 ///
 /// ```
-/// use devisor::virtio::{Wait, block::{AsyncStorage, Block, BlockOptions, Buffers, Channel, Ended, Operation, Tag}};
+/// use devisor::virtio::{QueueIndex, Wait, block::{AsyncStorage, Block, BlockOptions, Buffers, Channel, Ended, Operation, Tag}};
 /// use std::{io, task::Waker};
 ///
 /// /// A disk that reads as zeros, and answers when it is asked to.
@@ -29,7 +29,7 @@ use crate::virtio::Wait;
 ///         Ok(1 << 20)
 ///     }
 ///
-///     fn open(&self, _: Waker) -> io::Result<Box<dyn Channel>> {
+///     fn open(&self, _: QueueIndex, _: Waker) -> io::Result<Box<dyn Channel>> {
 ///         Ok(Box::new(Queue::default()))
 ///     }
 /// }
@@ -85,12 +85,12 @@ pub trait AsyncStorage: Send + Sync {
         None
     }
 
-    /// A channel for one queue. `waker` is to be called, from any thread, when there may be something to [reap](Channel::reap) that
+    /// A channel for this queue. `waker` is to be called, from any thread, when there may be something to [reap](Channel::reap) that
     /// neither a call of the channel has brought about nor one of its [waits](Channel::waits) tells of.
     ///
     /// # Errors
     /// The host cannot give what it needs: the device then needs a reset, and so says its driver.
-    fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>>;
+    fn open(&self, queue: QueueIndex, waker: Waker) -> io::Result<Box<dyn Channel>>;
 }
 
 /// Where the requests of one queue go.
@@ -241,8 +241,8 @@ macro_rules! forward {
         impl<S: AsyncStorage + ?Sized> AsyncStorage for $pointer {
             as_told_by!(self => (**self));
 
-            fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
-                (**self).open(waker)
+            fn open(&self, queue: QueueIndex, waker: Waker) -> io::Result<Box<dyn Channel>> {
+                (**self).open(queue, waker)
             }
         }
     )*};

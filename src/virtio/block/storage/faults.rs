@@ -12,7 +12,10 @@ use std::{
 };
 
 use super::{AsyncStorage, Buffers, Channel, Ended, Operation, Outcome, Tag};
-use crate::{time::Clock, virtio::Wait};
+use crate::{
+    time::Clock,
+    virtio::{QueueIndex, Wait},
+};
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,9 +96,9 @@ impl<S: AsyncStorage> Faulty<S> {
 impl<S: AsyncStorage> AsyncStorage for Faulty<S> {
     as_told_by!(self => self.storage);
 
-    fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
+    fn open(&self, queue: QueueIndex, waker: Waker) -> io::Result<Box<dyn Channel>> {
         Ok(Box::new(Queue {
-            inner: self.storage.open(waker)?,
+            inner: self.storage.open(queue, waker)?,
             shared: Arc::clone(&self.shared),
             delayed: Vec::new(),
             whole: HashMap::new(),

@@ -13,7 +13,7 @@ use crate::{
     rate::{NoRate, Rate, TokenBucket},
     sync::lock,
     time::Clock,
-    virtio::Wait,
+    virtio::{QueueIndex, Wait},
 };
 
 /// What a [`Limited`] storage lets pass, all queues together.
@@ -112,9 +112,9 @@ impl<S: AsyncStorage> Limited<S> {
 impl<S: AsyncStorage> AsyncStorage for Limited<S> {
     as_told_by!(self => self.storage);
 
-    fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
+    fn open(&self, queue: QueueIndex, waker: Waker) -> io::Result<Box<dyn Channel>> {
         Ok(Box::new(Queue {
-            inner: self.storage.open(waker)?,
+            inner: self.storage.open(queue, waker)?,
             shared: Arc::clone(&self.shared),
             held: VecDeque::new(),
             until: None,

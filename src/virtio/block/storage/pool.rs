@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{AsyncStorage, Buffers, Channel, Ended, Operation, Storage, Tag, adapter};
-use crate::sync::lock;
+use crate::{sync::lock, virtio::QueueIndex};
 
 /// Makes the calls of any [`Storage`], on as many threads as [`run`](Self::run) it: as many requests are under way at a time.
 /// Several storages may share a pool. Clones are the same one.
@@ -200,7 +200,7 @@ pub struct Pooled {
 impl AsyncStorage for Pooled {
     as_told_by!(self => self.storage);
 
-    fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
+    fn open(&self, _: QueueIndex, waker: Waker) -> io::Result<Box<dyn Channel>> {
         let lane = Lane {
             storage: Arc::clone(&self.storage),
             ended: Mutex::default(),

@@ -8,7 +8,10 @@ use std::{
 };
 
 use super::{AsyncStorage, Buffers, Channel, Ended, Operation, Outcome, Tag};
-use crate::{sync::lock, virtio::Wait};
+use crate::{
+    sync::lock,
+    virtio::{QueueIndex, Wait},
+};
 
 /// Any [`AsyncStorage`], with a [`Recording`] of what it is asked and how that ends. All of it is kept, data that is written too: for
 /// tests.
@@ -196,9 +199,9 @@ impl<S: AsyncStorage> Recorder<S> {
 impl<S: AsyncStorage> AsyncStorage for Recorder<S> {
     as_told_by!(self => self.storage);
 
-    fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
+    fn open(&self, queue: QueueIndex, waker: Waker) -> io::Result<Box<dyn Channel>> {
         Ok(Box::new(Queue {
-            inner: self.storage.open(waker)?,
+            inner: self.storage.open(queue, waker)?,
             recording: self.recording.clone(),
             numbers: HashMap::new(),
         }))

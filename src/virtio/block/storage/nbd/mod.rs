@@ -41,7 +41,7 @@ use super::{Abilities, AsyncStorage, Channel, Limits};
 use crate::{
     sync::lock,
     time::Clock,
-    virtio::{FailureLog, HostFailures},
+    virtio::{FailureLog, HostFailures, QueueIndex},
 };
 use handshake::Export;
 use journal::Agreed;
@@ -351,7 +351,7 @@ impl AsyncStorage for NbdStorage {
         }
     }
 
-    fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
+    fn open(&self, _: QueueIndex, waker: Waker) -> io::Result<Box<dyn Channel>> {
         let shared = &self.0.shared;
         let most = match shared.first.has(flag::CAN_MULTI_CONN) {
             true => shared.options.connections.get(),

@@ -11,7 +11,10 @@ use super::{
     registered::Registered,
     transfer::{are_whole, is_part, straight, transfer},
 };
-use crate::{sync::lock, virtio::Wait};
+use crate::{
+    sync::lock,
+    virtio::{QueueIndex, Wait},
+};
 
 /// Bytes that are bounced at a time, at least.
 const BOUNCE: u64 = 64 * 1024;
@@ -19,8 +22,10 @@ const BOUNCE: u64 = 64 * 1024;
 const ZEROS: u64 = 256 * 1024;
 /// The most pieces that one operation takes.
 const IOV_MAX: usize = 1024;
+
 pub struct Ring {
     shared: Arc<Shared>,
+    queue: QueueIndex,
     plain: Lane,
     /// For what is polled for.
     polled: Option<Lane>,
@@ -81,7 +86,7 @@ const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
 impl Ring {
-    pub fn new(shared: Arc<Shared>, waker: Waker) -> io::Result<Self> {
+    pub fn new(shared: Arc<Shared>, queue: QueueIndex, waker: Waker) -> io::Result<Self> {
         let lane = |kind| Lane::new(&shared.file, &shared.options, kind);
         let plain = lane(Kind::Plain)?;
         let polled = shared
@@ -95,6 +100,7 @@ impl Ring {
             registered: Registered::new(&shared, transfers.ring()),
             by_registered: 0,
             shared,
+            queue,
             plain,
             polled,
             waker,
@@ -431,7 +437,7 @@ impl Channel for Ring {
 
     fn commit(&mut self) {
         if self.polled.is_none() {
-            self.plain.offer_seat(&self.waker);
+            self.plain.sit_at(|| self.shared.seats.of(self.queue), &self.waker);
             self.plain.tell_under_way(self.has_some());
         }
         self.commit_lanes();

@@ -94,8 +94,8 @@ impl Lane {
         unsafe { self.ring.submission_shared() }
     }
 
-    /// This thread may wait in the ring, if it will and does so in no other; who has gone does not.
-    pub fn offer_seat(&mut self, waker: &Waker) {
+    /// Has who waits at `seat` wait in this ring, unless that is in another one; who has gone does not.
+    pub fn sit_at(&mut self, seat: impl FnOnce() -> Option<Arc<Seat>>, waker: &Waker) {
         if self.by_thread || self.looked_for {
             return;
         }
@@ -103,7 +103,7 @@ impl Lane {
             self.end_seat();
         }
         if self.seat.is_none() {
-            self.seat = seat::sit_down(&self.ring, waker);
+            self.seat = seat().filter(|seat| seat.take(&self.ring, waker));
         }
         self.listen();
     }
@@ -131,7 +131,7 @@ impl Lane {
     pub fn end_seat(&mut self) -> bool {
         let seated = self.seat.is_some();
         if let Some(seat) = self.seat.take() {
-            seat.leave();
+            seat.leave(&self.ring);
             if self.listens {
                 let entry = opcode::AsyncCancel::new(BELL).build().user_data(NOBODY);
                 // SAFETY: it points to nothing.

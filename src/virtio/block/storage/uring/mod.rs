@@ -5,6 +5,7 @@ mod gate;
 mod lane;
 mod registered;
 mod seat;
+mod seats;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -18,9 +19,10 @@ use std::{
 };
 
 use super::{Abilities, AsyncStorage, Channel, FileStorage, Limits, Storage};
-use crate::sync::lock;
+use crate::{sync::lock, virtio::QueueIndex};
 use gate::Gate;
 use lane::{Kind, Lane};
+use seats::Seats;
 
 pub use waiter::UringWaiter;
 
@@ -96,6 +98,8 @@ struct Shared {
     file: FileStorage,
     options: UringOptions,
     gate: Gate,
+    /// Who waits for its queues.
+    seats: Seats,
     status: Mutex<UringStatus>,
 }
 
@@ -125,6 +129,7 @@ impl UringStorage {
             file,
             options,
             gate: Gate::default(),
+            seats: Seats::default(),
             status: Mutex::default(),
         };
         // Tried once, so that it does not show when the guest runs.
@@ -162,7 +167,7 @@ impl AsyncStorage for UringStorage {
         self.0.file.limits()
     }
 
-    fn open(&self, waker: Waker) -> io::Result<Box<dyn Channel>> {
-        Ok(Box::new(channel::Ring::new(Arc::clone(&self.0), waker)?))
+    fn open(&self, queue: QueueIndex, waker: Waker) -> io::Result<Box<dyn Channel>> {
+        Ok(Box::new(channel::Ring::new(Arc::clone(&self.0), queue, waker)?))
     }
 }

@@ -325,9 +325,26 @@ impl Seat {
         self.gone.load(Ordering::SeqCst)
     }
 
-    /// The ring is not there to be waited in any more.
-    pub fn leave(&self) {
-        *lock(&self.taken) = None;
+    /// Has who waits here wait in `ring`, unless that is in another one: from any thread. Whether it does.
+    pub fn take(&self, ring: &Arc<IoUring>, waker: &Waker) -> bool {
+        {
+            let mut taken = lock(&self.taken);
+            if taken.is_some() {
+                return false;
+            }
+            let (ring, waker) = (Arc::clone(ring), waker.clone());
+            *taken = Some(Taken { ring, waker });
+        }
+        if self.state.load(Ordering::SeqCst) != AWAKE {
+            // It waits for the bell alone. One that holds no more wakes it too.
+            let _ = self.ring_bell();
+        }
+        true
+    }
+
+    /// `ring` is not there to be waited in any more.
+    pub fn leave(&self, ring: &Arc<IoUring>) {
+        lock(&self.taken).take_if(|taken| Arc::ptr_eq(&taken.ring, ring));
     }
 
     /// An entry that tells each time that the bell has rung.
@@ -351,22 +368,6 @@ impl std::fmt::Debug for Seat {
 /// Whether this thread will wait at `seat`.
 pub fn waits_at(seat: &Arc<Seat>) -> bool {
     HERE.with_borrow(|here| here.as_ref().is_some_and(|here| Arc::ptr_eq(here, seat)))
-}
-
-/// Has this thread wait in `ring`, if it will wait and has none yet.
-pub fn sit_down(ring: &Arc<IoUring>, waker: &Waker) -> Option<Arc<Seat>> {
-    HERE.with_borrow(|here| {
-        let seat = here.as_ref()?;
-        let mut taken = lock(&seat.taken);
-        if taken.is_some() {
-            return None;
-        }
-        *taken = Some(Taken {
-            ring: Arc::clone(ring),
-            waker: waker.clone(),
-        });
-        Some(Arc::clone(seat))
-    })
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::{
     channel::Ring,
     *,
 };
-use crate::virtio::Wait;
+use crate::virtio::{QueueIndex, Wait};
 
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 64;
@@ -56,9 +56,10 @@ impl Rig {
                 file,
                 options,
                 gate: Gate::default(),
+                seats: Seats::default(),
                 status: Mutex::default(),
             });
-            let ring = Ring::new(Arc::clone(&shared), Waker::noop().clone())?;
+            let ring = Ring::new(Arc::clone(&shared), QueueIndex(0), Waker::noop().clone())?;
             Ok((shared, ring))
         });
         match opened {

@@ -10,18 +10,22 @@ use std::{
 
 use io_uring::{IoUring, opcode};
 
-use super::seat::{Here, Seat, listen};
+use super::{
+    UringStorage,
+    seat::{Here, Seat, listen},
+};
+use crate::virtio::QueueIndex;
 
-/// A thread of the embedder's that serves one queue over a [`UringStorage`](super::UringStorage), and waits *in the ring* of its requests: they are
+/// A thread of the embedder's that serves one queue over a [`UringStorage`], and waits *in the ring* of its requests: they are
 /// submitted and waited for by one call of the kernel, where a loop around epoll needs two, and one more for the bell.
 ///
 /// What else the thread is to wake for is the *bell*: an eventfd that a [`Doorbell`](crate::virtio::transport::Doorbell) rings, or that
 /// KVM itself does for the driver (an ioeventfd). Nobody else reads it: the ring sees it rise, so a bell costs no call either. Whenever
 /// it has rung, another [turn](Self::run) begins after that, whoever has served the queue meanwhile.
 ///
-/// *One queue a waiter*: the first ring that is served in [`run`](Self::run) is the one that is waited in, until its queue is reset.
-/// A second one has its requests submitted at once, and says what it waits for as always. The queue may be served by others beside this
-/// thread; what they begin ends here all the same. Another waiter takes a queue over once the one before it was dropped. A ring that is
+/// *One queue a waiter*, and one waiter a queue. Others that the same thread serves have their requests submitted at once, and say what
+/// they wait for as always. The queue may be served by others beside this thread, from its first round on; what they begin ends here all
+/// the same. Another waiter takes a queue over once the one before it was dropped. A ring that is
 /// [polled for](super::UringOptions::poll_completions), or from whose submissions
 /// [a thread of the kernel's](super::UringOptions::poll_submissions) takes them, is not waited in.
 ///
@@ -38,9 +42,9 @@ use super::seat::{Here, Seat, listen};
 /// use vm_memory::{GuestAddress, GuestMemoryMmap};
 ///
 /// let storage = UringStorage::new(FileStorage::open("disk.img")?, UringOptions::default())?;
+/// let waiter = Arc::new(UringWaiter::new(&storage, QueueIndex(0))?);
 /// let disk = Block::with_async(storage, BlockOptions::default())?;
 /// let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
-/// let waiter = Arc::new(UringWaiter::new()?);
 /// let bell = Arc::clone(&waiter);
 /// let disk = VirtioMmio::new(disk, memory, Line::Edge(Arc::new(NoInterrupt)))?.with_doorbell(move |_: QueueIndex| bell.ring());
 /// let stopped = AtomicBool::new(false);
@@ -65,25 +69,26 @@ use super::seat::{Here, Seat, listen};
 pub struct UringWaiter(Arc<Seat>);
 
 impl UringWaiter {
-    /// With a bell of its own.
+    /// For a queue over `storage`, with a bell of its own.
     ///
     /// # Errors
     /// As [`with_bell`](Self::with_bell), or there is no descriptor to be had.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(storage: &UringStorage, queue: QueueIndex) -> io::Result<Self> {
         // SAFETY: no memory is involved.
         let bell = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if bell < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: it is new, and nobody else's.
-        Self::with_bell(unsafe { std::os::fd::FromRawFd::from_raw_fd(bell) })
+        Self::with_bell(storage, queue, unsafe { std::os::fd::FromRawFd::from_raw_fd(bell) })
     }
 
-    /// With `bell`, an eventfd that nobody else reads. It does not block from here on (`O_NONBLOCK`).
+    /// The same with `bell`, an eventfd that nobody else reads. It does not block from here on (`O_NONBLOCK`).
     ///
     /// # Errors
-    /// The kernel has no `io_uring`, or none that sees a descriptor rise again and again (Linux 5.13).
-    pub fn with_bell(bell: OwnedFd) -> io::Result<Self> {
+    /// The kernel has no `io_uring`, or none that sees a descriptor rise again and again (Linux 5.13);
+    /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) if another waits for that queue.
+    pub fn with_bell(storage: &UringStorage, queue: QueueIndex, bell: OwnedFd) -> io::Result<Self> {
         // SAFETY: no memory is involved.
         let flags = unsafe { libc::fcntl(bell.as_raw_fd(), libc::F_GETFL) };
         // SAFETY: the same.
@@ -95,13 +100,15 @@ impl UringWaiter {
         // SAFETY: they point to nothing.
         unsafe { ring.submission().push_multiple(&listen) }.map_err(io::Error::other)?;
         ring.submit()?;
-        match ring
+        if let Some(refused) = ring
             .completion()
             .find(|entry| entry.user_data() == 0 && entry.result() < 0)
         {
-            Some(refused) => Err(io::Error::from_raw_os_error(-refused.result())),
-            None => Ok(Self(Arc::new(Seat::new(bell)))),
+            return Err(io::Error::from_raw_os_error(-refused.result()));
         }
+        let seat = Arc::new(Seat::new(bell));
+        storage.0.seats.reserve(queue, Arc::clone(&seat))?;
+        Ok(Self(seat))
     }
 
     /// The bell: for the hypervisor to signal, say.

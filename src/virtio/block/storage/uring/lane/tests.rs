@@ -1,11 +1,11 @@
 //! Lanes from which the kernel takes nothing for now.
 
-use std::{env, fs::File, ops::ControlFlow, os::fd::AsFd, process, thread};
+use std::{env, fs::File, process, thread};
 
-use super::{super::UringWaiter, *};
+use super::*;
 
-/// One whose ring is not enabled yet, and a waiter. `None` where this cannot be tried.
-fn refused(name: &str) -> Option<(Lane, UringWaiter)> {
+/// One whose ring is not enabled yet, and where a thread may wait. `None` where this cannot be tried.
+fn refused(name: &str) -> Option<(Lane, Arc<Seat>)> {
     let path = env::temp_dir().join(format!("devisor-refused-{name}-{}", process::id()));
     let file = File::options()
         .read(true)
@@ -18,7 +18,11 @@ fn refused(name: &str) -> Option<(Lane, UringWaiter)> {
     let file = FileStorage::new(file).expect("a storage");
     let made = Lane::new(&file, &UringOptions::default(), Kind::Plain).and_then(|lane| {
         let ring = Arc::new(IoUring::builder().setup_r_disabled().build(4)?);
-        Ok((Lane { ring, ..lane }, UringWaiter::new()?))
+        // SAFETY: no memory is involved.
+        let bell = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK) };
+        // SAFETY: it is new, and nobody else's.
+        let seat = Seat::new(unsafe { std::os::fd::FromRawFd::from_raw_fd(bell) });
+        Ok((Lane { ring, ..lane }, Arc::new(seat)))
     });
     made.inspect_err(|error| println!("skipped: no io_uring: {error}")).ok()
 }
@@ -41,23 +45,20 @@ fn is_readable(fd: impl AsRawFd) -> bool {
 fn who_waits_in_the_ring_hears_of_what_the_kernel_has_refused_another_thread() {
     // What there is room for in the submission queue, and more.
     for entries in [1, 10] {
-        let Some((mut lane, waiter)) = refused("another") else {
+        let Some((mut lane, seat)) = refused("another") else {
             return;
         };
-        let run = waiter.run(|| {
-            lane.offer_seat(Waker::noop());
-            assert!(!is_readable(waiter.bell().as_fd()));
-            thread::scope(|scope| {
-                scope.spawn(|| {
-                    // SAFETY: they point to nothing.
-                    (0..entries).for_each(|_| unsafe { lane.push(nop()) });
-                    lane.commit();
-                });
+        let _here = seat::Here::new(Arc::clone(&seat)).expect("nobody is there");
+        lane.sit_at(|| Some(Arc::clone(&seat)), Waker::noop());
+        assert!(!is_readable(seat.bell()));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // SAFETY: they point to nothing.
+                (0..entries).for_each(|_| unsafe { lane.push(nop()) });
+                lane.commit();
             });
-            assert!(lane.has_pushed() && is_readable(waiter.bell().as_fd()));
-            ControlFlow::Break(())
         });
-        run.expect("it has not waited");
+        assert!(lane.has_pushed() && is_readable(seat.bell()));
     }
 }
 
