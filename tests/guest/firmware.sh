@@ -15,7 +15,7 @@ run() {
         echo "skipped: there is no $file"
         return
     fi
-    cargo run --release --quiet --features io-uring,nbd,images,vhost-user --example linux -- --firmware "$file" --timeout 900 "$@"
+    cargo run --release --quiet --all-features --example linux -- --firmware "$file" --timeout 900 "$@"
 }
 
 [ $# -gt 0 ] || set -- u-boot edk2 acpi ovmf

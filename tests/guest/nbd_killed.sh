@@ -39,7 +39,7 @@ serve() {
 }
 serve
 
-cargo run --release --quiet --features io-uring,nbd,images,vhost-user --example linux -- --disk "nbd+unix:///?socket=$work/socket" "$@" >"$work/log" 2>&1 &
+cargo run --release --quiet --all-features --example linux -- --disk "nbd+unix:///?socket=$work/socket" "$@" >"$work/log" 2>&1 &
 guest=$!
 
 # says LINE: whether the guest has said so.
