@@ -222,14 +222,17 @@ fn exchange(name: &str, queues: usize, ring: &str) -> Option<()> {
     testpmd.output.until("Bye", Duration::from_secs(20));
     let _ = testpmd.output.child().wait();
     let said = &testpmd.output.all;
-    let [to_second, to_first] = sent;
-    for (number, mut sent) in [(1, to_second), (0, to_first)] {
+    let got = [0, 1].map(|number| {
         let files = (0..queues).map(|queue| read_pcap(&folder.join(format!("out{number}-{queue}"))));
-        let by_queue: Vec<_> = files.collect();
-        assert!(
-            by_queue.iter().all(|got| !got.is_empty()),
-            "{name}: a queue of {number} got nothing:\n{said}"
-        );
+        files.collect::<Vec<_>>()
+    });
+    for queue in 0..queues {
+        // Of a flow both ways, the later frame comes to the queue that the earlier one was sent by. Which that is nobody knows.
+        let some = got.iter().any(|by_queue| !by_queue[queue].is_empty());
+        assert!(some, "{name}: queue {queue} got nothing:\n{said}");
+    }
+    let ([to_first, to_second], [to_second_sent, to_first_sent]) = (got, sent);
+    for (number, by_queue, mut sent) in [(1, to_second, to_second_sent), (0, to_first, to_first_sent)] {
         let mut got = by_queue.concat();
         if queues > 1 {
             // Of several queues, each has an order of its own.
