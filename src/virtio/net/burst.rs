@@ -47,6 +47,14 @@ impl Burst {
         &mut self.data[self.end..]
     }
 
+    /// The same, which begins in a cache line where `like` does.
+    #[inline]
+    pub fn room_like(&mut self, len: usize, like: u64) -> &mut [u8] {
+        let here = self.data.as_ptr().addr() + self.end;
+        self.end = (self.end + (like as usize).wrapping_sub(here) % ALIGN).min(self.data.len());
+        self.room(len)
+    }
+
     #[cold]
     fn grow(&mut self, len: usize) {
         let needed = (self.end + len + ALIGN).max(2 * self.data.len()).max(16 * 1024);
@@ -60,12 +68,6 @@ impl Burst {
     fn begin(&self) -> usize {
         let header = self.data.as_ptr().addr() + HEADROOM - LEN;
         header.next_multiple_of(ALIGN) - header
-    }
-
-    /// The frame that is in the room, and what may be after it.
-    #[inline]
-    pub fn last_room(&self) -> &[u8] {
-        self.data.get(self.end + HEADROOM..).unwrap_or_default()
     }
 
     /// The packet that is in the room is there from here on, its frame of `len` bytes behind [`HEADROOM`] others.

@@ -36,6 +36,17 @@ pub struct Header {
 pub struct BadHeader(pub &'static str);
 
 impl Header {
+    /// Of a frame that asks for nothing.
+    pub(super) const PLAIN: Self = Self {
+        flags: 0,
+        gso_type: bits::GSO_NONE,
+        hdr_len: 0,
+        gso_size: 0,
+        csum_start: 0,
+        csum_offset: 0,
+        num_buffers: 0,
+    };
+
     #[inline]
     /// From the bytes in front of a frame.
     pub fn from_bytes(bytes: &[u8; bits::LEN]) -> Self {

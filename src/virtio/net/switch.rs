@@ -23,10 +23,10 @@ use super::{
     cut::Cut,
     header::HEADROOM,
     port::{Attached, copy_from, copy_to, length},
-    transmit::Sink as _,
+    transmit::{Ends, Sink as _, ends},
 };
 use crate::sync::lock;
-use sending::{Ends, Sending};
+use sending::Sending;
 
 /// How a switch is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -372,8 +372,10 @@ impl Port for SwitchPort {
             *kept = frame_buffer();
         }
         let mut sending = Sending::new(&self.switch, &self.shared, &ports, std::mem::take(&mut kept));
-        copy_from(frame, &mut sending.room(HEADROOM + len)[HEADROOM..][..len]);
-        let sent = sending.send(header, len);
+        let packet = &mut sending.room(HEADROOM + len, 0)[..HEADROOM + len];
+        copy_from(frame, &mut packet[HEADROOM..]);
+        let ends = ends(packet);
+        let sent = sending.send(header, len, &ends);
         *kept = sending.end();
         sent
     }

@@ -18,7 +18,7 @@ use super::{
     header::HEADROOM,
     port::Attached,
     registers::header::LEN,
-    transmit::Sink,
+    transmit::{Ends, Sink},
     vectored::{gather, scatter, scatter_two, uninterrupted},
 };
 use crate::virtio::Wait;
@@ -319,12 +319,12 @@ struct Copied<'a> {
 
 impl Sink for Copied<'_> {
     #[inline]
-    fn room(&mut self, _: usize) -> &mut [u8] {
+    fn room(&mut self, _: usize, _: u64) -> &mut [u8] {
         &mut self.packet
     }
 
     #[inline]
-    fn send(&mut self, header: &Header, len: usize) -> io::Result<Progress<()>> {
+    fn send(&mut self, header: &Header, len: usize, _: &Ends) -> io::Result<Progress<()>> {
         self.packet[HEADROOM - LEN..HEADROOM].copy_from_slice(&header.to_bytes());
         let packet = &self.packet[HEADROOM - LEN..HEADROOM + len];
         // SAFETY: the packet is valid for reads of its length.

@@ -1,7 +1,10 @@
 //! Chains of one buffer that a round looks at before their turn: what nearly all packets are. Looking at several in a row has the memory
 //! of each on its way while others are worked on, for all of it was last in another core's cache.
 
-use std::ptr::{self, NonNull};
+use std::{
+    ptr::{self, NonNull},
+    sync::atomic::{Ordering, compiler_fence},
+};
 
 use super::{
     Gone, QueueError, Round,
@@ -15,6 +18,12 @@ use crate::memory::Stretch;
 
 /// How many are looked at together at most.
 const MOST: usize = 32;
+
+/// The beginnings of so many are on their way here at a time: a processor has about two lines for each of them under way.
+const SOON: usize = 8;
+
+/// Lines at most of the one that comes next: a packet of 1500 bytes. What is longer, processors see coming themselves.
+const LINES: usize = 25;
 
 /// Bytes of a cache line.
 const LINE: u32 = 64;
@@ -157,22 +166,69 @@ impl<'q> Ahead<'_, 'q> {
         self.room.buffers.first().map(|buffer| buffer.len)
     }
 
-    /// Reads the first bytes of the next chain, which has as many.
+    /// Reads the first bytes of the next chain, which has as many. The first of them are also returned, as they were read, once; zeros, if
+    /// there are not so many.
     #[inline(always)]
-    pub fn read(&self, data: &mut [u8]) {
-        if let Some(host) = self.host(0, data.len()) {
+    pub fn read<const N: usize>(&self, data: &mut [u8]) -> [[u8; N]; 2] {
+        self.fetch_ahead(data.len());
+        let mut start = [[0; N]; 2];
+        let Some(host) = self.host(0, data.len()) else {
+            return start;
+        };
+        let read = |from: usize, data: &mut [u8]| {
             // SAFETY: so many bytes of guest memory are there, which the round's pin keeps mapped, and `data` is none of it.
-            unsafe { ptr::copy_nonoverlapping(host.as_ptr(), data.as_mut_ptr(), data.len()) };
+            unsafe { ptr::copy_nonoverlapping(host.as_ptr().add(from), data.as_mut_ptr(), data.len()) };
+        };
+        match data.split_at_mut_checked(2 * N) {
+            Some((first, rest)) => {
+                start.iter_mut().zip([0, N]).for_each(|(part, at)| read(at, part));
+                // Nobody looks again: the driver may have changed it.
+                compiler_fence(Ordering::SeqCst);
+                read(2 * N, rest);
+                first.copy_from_slice(start.as_flattened());
+            }
+            None => read(0, data),
         }
+        start
     }
 
     /// Writes `data` into the next chain, from byte `at` on. It has so many.
     #[inline(always)]
     pub fn write(&mut self, at: u32, data: &[u8]) {
+        if at != 0 {
+            self.fetch_ahead(data.len());
+        }
         if let Some(host) = self.host(at, data.len()) {
             // SAFETY: as in `read`.
             unsafe { ptr::copy_nonoverlapping(data.as_ptr(), host.as_ptr(), data.len()) };
         }
+    }
+
+    /// The host address of a later chain, and its length.
+    #[inline(always)]
+    fn later(&self, by: usize) -> Option<(*const u8, u32)> {
+        let buffer = self.room.buffers.get(self.room.at + by)?;
+        let host = self.span.host(buffer.address, buffer.len)?;
+        Some((host.as_ptr(), buffer.len))
+    }
+
+    /// Has more of what comes after the next chain on its way: as much as this one takes, for most are alike.
+    #[inline(always)]
+    fn fetch_ahead(&self, len: usize) {
+        if len > 2 * LINE as usize
+            && let Some((host, most)) = self.later(1)
+        {
+            let lines = len.min(most as usize).div_ceil(LINE as usize).min(LINES);
+            for line in 2..lines {
+                fetch(host.wrapping_add(line * LINE as usize), self.writable);
+            }
+        }
+    }
+
+    /// The guest address of the next chain.
+    #[inline(always)]
+    pub fn address(&self) -> u64 {
+        self.room.buffers.get(self.room.at).map_or(0, |buffer| buffer.address)
     }
 
     /// The host address of `len` bytes of the next chain from byte `at` on, if it has so many.
@@ -194,6 +250,9 @@ impl<'q> Ahead<'_, 'q> {
         let Some(&Buffer { address, len, head }) = self.room.buffers.get(self.room.at) else {
             return Ok(());
         };
+        if let Some((host, len)) = self.later(SOON) {
+            fetch_start(host, len, self.writable);
+        }
         self.room.at += 1;
         let written = if self.writable { written.min(len) } else { 0 };
         let round = &mut *self.round;
@@ -271,15 +330,22 @@ impl Finding<'_> {
         let Some(host) = view.span().host(address, len) else {
             return false;
         };
-        // A header, and a short packet or the beginning of a long one.
-        fetch(host.as_ptr(), self.writable);
-        if len > LINE {
-            fetch(host.as_ptr().wrapping_add(LINE as usize), self.writable);
+        if self.buffers.len() < SOON {
+            fetch_start(host.as_ptr(), len, self.writable);
         }
         self.buffers.push(Buffer { address, len, head });
         let spent;
         (self.bytes, spent) = self.bytes.overflowing_sub(len.into());
         !spent
+    }
+}
+
+/// Has a header on its way here, and a short packet or the beginning of a long one.
+#[inline(always)]
+fn fetch_start(host: *const u8, len: u32, to_write: bool) {
+    fetch(host, to_write);
+    if len > LINE {
+        fetch(host.wrapping_add(LINE as usize), to_write);
     }
 }
 

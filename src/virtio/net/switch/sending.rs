@@ -8,7 +8,11 @@ use std::{
 use super::{AT_ONCE, Inner, Shared, Waiting};
 use crate::{
     sync::lock,
-    virtio::net::{Header, Mac, Progress, header::HEADROOM, transmit::Sink},
+    virtio::net::{
+        Header, Mac, Progress,
+        header::HEADROOM,
+        transmit::{Ends, Sink, ends},
+    },
 };
 
 /// A port to which several frames in a row go.
@@ -36,13 +40,6 @@ pub(super) struct Sending<'a> {
     in_place: bool,
     /// The source of frames to the target is known to be here.
     learned: bool,
-}
-
-/// Destination and source address of a frame.
-pub(super) type Ends = [u8; 12];
-
-fn ends(packet: &[u8]) -> Ends {
-    packet[HEADROOM..].first_chunk().copied().unwrap_or_default()
 }
 
 fn macs(ends: &Ends) -> (Mac, Mac) {
@@ -151,15 +148,14 @@ impl<'a> Sending<'a> {
 
     /// Has a frame wait where it is, if that is where it goes. Whether it is.
     #[inline]
-    fn send_in_place(&mut self, header: &Header, len: usize) -> bool {
+    fn send_in_place(&mut self, header: &Header, len: usize, ends: &Ends) -> bool {
         let (Some(open), Some((_, last))) = (&mut self.open, &self.target) else {
             return false;
         };
-        let burst = &mut open.waiting.burst;
-        if !self.in_place || header.is_large() || burst.last_room().first_chunk() != Some(last) {
+        if !self.in_place || header.is_large() || ends != last {
             return false;
         }
-        burst.push(*header, len);
+        open.waiting.burst.push(*header, len);
         open.frames -= 1;
         open.bytes = open.bytes.saturating_sub(len);
         if !self.learned {
@@ -211,21 +207,21 @@ impl<'a> Sending<'a> {
 
 impl Sink for Sending<'_> {
     #[inline]
-    fn room(&mut self, len: usize) -> &mut [u8] {
+    fn room(&mut self, len: usize, like: u64) -> &mut [u8] {
         self.in_place = self.has_open();
         if !self.in_place && self.target.is_some() {
             self.open_target();
             self.in_place = self.has_open();
         }
         match &mut self.open {
-            Some(open) if self.in_place => open.waiting.burst.room(len),
+            Some(open) if self.in_place => open.waiting.burst.room_like(len, like),
             _ => &mut self.scratch,
         }
     }
 
     #[inline(always)]
-    fn send(&mut self, header: &Header, len: usize) -> io::Result<Progress<()>> {
-        if !self.send_in_place(header, len) {
+    fn send(&mut self, header: &Header, len: usize, ends: &Ends) -> io::Result<Progress<()>> {
+        if !self.send_in_place(header, len, ends) {
             self.send_elsewhere(header, len);
         }
         Ok(Progress::Done(()))
