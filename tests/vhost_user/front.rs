@@ -13,7 +13,7 @@ use std::{
 };
 
 use devisor::virtio::{
-    QueueIndex, VirtioTransport, Wait,
+    QueueIndex, VirtioDevice, VirtioTransport, Wait,
     transport::vhost_user::{ConnectionError, VhostUser, VhostUserOptions},
 };
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
@@ -66,8 +66,8 @@ pub mod id {
 }
 
 /// Both ends: the device behind its socket, and the socket's other end.
-pub struct Front {
-    pub device: VhostUser<Device>,
+pub struct Front<D: VirtioDevice = Device> {
+    pub device: VhostUser<D>,
     pub socket: UnixStream,
     pub memory: Arc<GuestMemoryMmap>,
     pub file: Arc<File>,
@@ -168,19 +168,19 @@ pub fn receive(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Opti
     }
 }
 
-impl Front {
+impl<D: VirtioDevice + 'static> Front<D> {
     /// A front end that has said nothing yet.
-    pub fn new(device: Device) -> Self {
+    pub fn new(device: D) -> Self {
         Self::with_options(device, VhostUserOptions::default())
     }
 
-    pub fn with_options(device: Device, options: VhostUserOptions) -> Self {
+    pub fn with_options(device: D, options: VhostUserOptions) -> Self {
         let file = Arc::new(memfd(MEMORY));
         Self::with_memory(device, options, file)
     }
 
     /// One whose memory has been there before.
-    pub fn with_memory(device: Device, options: VhostUserOptions, file: Arc<File>) -> Self {
+    pub fn with_memory(device: D, options: VhostUserOptions, file: Arc<File>) -> Self {
         let offset = FileOffset::from_arc(Arc::clone(&file), 0);
         let memory = GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY as usize, Some(offset))]);
         let device = VhostUser::new(device, options).expect("a device");
@@ -314,7 +314,7 @@ impl Front {
     }
 
     /// With the features that most tests want.
-    pub fn ready(device: Device, protocol: u64) -> Self {
+    pub fn ready(device: D, protocol: u64) -> Self {
         let mut front = Self::new(device);
         front.negotiate(VERSION_1 | PROTOCOL_FEATURES, protocol);
         front.share_memory();

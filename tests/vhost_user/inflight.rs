@@ -12,10 +12,11 @@ use devisor::virtio::{
 
 use super::{
     devices::{Device, Seen},
-    front::{Front, PROTOCOL_FEATURES, VERSION_1, halves, id},
+    front::{Front, PROTOCOL_FEATURES, VERSION_1, bytes, halves, id},
     packed::PackedRing,
     ring::{NEXT, Ring, WRITE, readable, writable},
 };
+use vm_memory::{Bytes, GuestAddress};
 
 const BUFFERS: u64 = 0x8000;
 
@@ -74,6 +75,51 @@ fn what_was_taken_and_not_used_is_served_by_the_next_back_end_and_nothing_else()
     assert_eq!(used, [heads[0], heads[2], heads[4], heads[5], last]);
     assert_eq!(seen.requests.load(Ordering::SeqCst), 5);
     assert!(other.called(0) >= 1, "the driver hears of what it may have missed");
+    std::mem::forget(front);
+}
+
+#[test]
+fn a_device_that_was_reset_has_nothing_in_flight_and_keeps_a_table_that_is_given_again() {
+    let (device, seen) = Device::keeping(1);
+    let mut front = Front::new(device);
+    let protocol = feature::INFLIGHT_SHMFD | feature::RESET_DEVICE;
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, protocol);
+    front.share_memory();
+    let asked = [vec![0; 16], halves(&[1 | 64 << 16, 0])].concat();
+    let (description, table) = front.ask(id::GET_INFLIGHT_FD, &asked, &[]);
+    let table = table.unwrap();
+    let given = |front: &mut Front| {
+        front.tell(id::SET_INFLIGHT_FD, &description, &[table.as_raw_fd()]);
+        front.tell(id::SET_FEATURES, &bytes(&[VERSION_1 | PROTOCOL_FEATURES]), &[]);
+        front.start(0)
+    };
+    let mut ring = given(&mut front);
+    for _ in 0..3 {
+        request(&mut ring);
+    }
+    front.kick(0);
+    assert_eq!(seen.kept.lock().unwrap().len(), 3);
+    front.tell(id::RESET_DEVICE, &[], &[]);
+    seen.kept.lock().unwrap().clear();
+    front.pump().unwrap();
+    // Another driver, which has made one available in a ring that is empty.
+    front
+        .memory
+        .write_slice(&[0; 0x4000], GuestAddress(ring.layout.descriptor_area))
+        .unwrap();
+    let mut ring = given(&mut front);
+    let head = request(&mut ring);
+    front.kick(0);
+    let kept = std::mem::take(&mut *seen.kept.lock().unwrap());
+    assert_eq!(kept.len(), 1, "and none of before");
+    // It is in the table: whoever comes next serves it.
+    std::mem::forget(kept);
+    let (_other, seen) = second(&front, &ring, &description, &table);
+    assert_eq!(
+        ring.used().iter().map(|(head, _)| *head as u16).collect::<Vec<_>>(),
+        [head]
+    );
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 1);
     std::mem::forget(front);
 }
 

@@ -8,7 +8,8 @@ use std::{
 };
 
 use devisor::virtio::{
-    VirtioTransport,
+    QueueIndex, VirtioTransport,
+    net::{Header, Net, NetOptions, Port as _, Switch, SwitchOptions},
     reclaim::Reclaim,
     transport::vhost_user::{FrontEndMemory, VhostUserOptions},
     vhost_user::{protocol_feature as feature, vhost_feature},
@@ -192,6 +193,61 @@ fn what_is_written_is_logged_from_when_it_is_asked_for() {
     ring.request(&[readable(0x8000, 1), writable(0xd_0000, 4)]);
     front.kick(0);
     assert_eq!(marked(), [used, 0xc0], "it has ended");
+}
+
+/// Which pages a log of the front end's memory has, from its beginning.
+fn pages(log: &File) -> Vec<u64> {
+    let mut bits = [0u8; (MEMORY / 4096 / 8) as usize];
+    log.read_exact_at(&mut bits, 0).unwrap();
+    let marked = |page: &u64| bits[(page / 8) as usize] & 1 << (page % 8) != 0;
+    (0..MEMORY / 4096).filter(marked).collect()
+}
+
+#[test]
+fn packets_that_come_into_buffers_that_were_looked_at_ahead_are_logged_each_where_it_is() {
+    let switch = Switch::new(SwitchOptions::default());
+    let net = Net::new([switch.port()], NetOptions::default()).unwrap();
+    let other = switch.port();
+    let mut front = Front::new(net);
+    let plain = VERSION_1 | PROTOCOL_FEATURES;
+    front.negotiate(plain, feature::LOG_SHMFD);
+    front.share_memory();
+    // What is sent is not written, so only the receive queue's memory is.
+    let mut sends = front.start(1);
+    let mut ring = front.start(0);
+    let log = memfd(0x1000);
+    let (answer, _) = front.ask(id::SET_LOG_BASE, &bytes(&[MEMORY / 4096 / 8, 0]), &[log.as_raw_fd()]);
+    assert_eq!(answer, bytes(&[0]));
+    let buffer = |number: u64| 0x8_0000 + 0x2000 * number;
+    for number in 0..24 {
+        ring.request(&[writable(buffer(number), 0x800)]);
+    }
+    let send = |count: u64| {
+        let mut frame = vec![0x5a; 1500];
+        frame[..6].fill(0xff);
+        let frame = vm_memory::VolatileSlice::from(&mut frame[..]);
+        for _ in 0..count {
+            _ = other.send(&Header::default(), &[frame]).unwrap();
+        }
+    };
+    // Before anybody asks for a log, and more buffers are looked at than are used.
+    send(3);
+    while front.device.serve(QueueIndex(0)) {}
+    assert_eq!(ring.used().len(), 3);
+    assert!(pages(&log).is_empty());
+    front.tell(id::SET_FEATURES, &bytes(&[plain | vhost_feature::LOG_ALL]), &[]);
+    for already in [3, 10] {
+        send(7);
+        sends.request(&[readable(0x7_0000, 12 + 60)]);
+        while front.device.serve(QueueIndex(1)) {}
+        while front.device.serve(QueueIndex(0)) {}
+        assert_eq!((ring.used().len(), sends.used().len()), (7, 1));
+        let received = (3..already + 7).map(|number| buffer(number) / 4096);
+        let rings = [&ring, &sends].map(|ring| ring.layout.device_area / 4096);
+        let mut expected: Vec<_> = rings.into_iter().chain(received).collect();
+        expected.sort_unstable();
+        assert_eq!(pages(&log), expected);
+    }
 }
 
 #[test]

@@ -186,6 +186,10 @@ impl<D: VirtioDevice> VhostUser<D> {
             ring.base = 0;
             self.lines.forget_kick(index);
         }
+        if let Some(table) = session.inflight.take() {
+            // Heads of the rings as they were mean nothing in those that come.
+            table.clear();
+        }
         session.features = None;
         session.disagreed = false;
         self.iotlb.forget();

@@ -109,6 +109,20 @@ impl Table {
         })
     }
 
+    /// Nothing is in flight, nor has been: as it was made. No ring runs.
+    pub fn clear(&self) {
+        for index in 0..usize::from(self.queues) {
+            let len = region_size(self.queue_size, self.packed) as usize;
+            let words = Words {
+                map: Arc::clone(&self.map),
+                start: self.offset + index * len,
+            };
+            (0..len)
+                .step_by(8)
+                .for_each(|at| words.long(at).store(0, Ordering::SeqCst));
+        }
+    }
+
     /// The part of a queue of this size, if it has one.
     pub fn queue(&self, index: usize, size: u16) -> Option<Part> {
         let fits = index < usize::from(self.queues) && size <= self.queue_size;
