@@ -3,7 +3,9 @@
 use std::{
     io::Read,
     os::{fd::AsRawFd, unix::net::UnixStream},
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use devisor::virtio::{
@@ -213,4 +215,61 @@ fn what_the_device_keeps_is_saved_and_restored() {
     let restored = VhostUser::new(device, VhostUserOptions::default()).unwrap();
     restored.restore(&state).unwrap();
     assert_eq!(seen.config.lock().unwrap()[0], 200);
+}
+
+#[test]
+fn two_threads_that_serve_a_connection_answer_each_request_once_and_in_order() {
+    const BATCH: usize = 40;
+    let (device, seen) = Device::new(3);
+    let mut front = Front::new(device);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, feature::MQ | feature::REPLY_ACK);
+    let front = &front;
+    let served = [(); 2].map(|()| AtomicUsize::new(0));
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let threads = served.each_ref().map(|served| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::SeqCst) {
+                    let result = front.device.serve_connection();
+                    served.fetch_add(1, Ordering::SeqCst);
+                    result?;
+                }
+                Ok::<_, ConnectionError>(())
+            })
+        });
+        let begun = Instant::now();
+        let done = (0..100).try_for_each(|batch| {
+            let requests = (0..BATCH).map(|number| match (batch + number) % 3 {
+                0 => id::GET_FEATURES,
+                1 => id::GET_QUEUE_NUM,
+                // In two parts, which two threads may read.
+                _ => id::GET_PROTOCOL_FEATURES,
+            });
+            let sent: Vec<u8> = requests
+                .clone()
+                .flat_map(|request| message(request, VERSION, &[]))
+                .collect();
+            let (first, second) = sent.split_at(sent.len() - 5 - batch % 7);
+            send(&front.socket, first, &[]).expect("sent");
+            send(&front.socket, second, &[]).expect("sent");
+            requests.into_iter().try_for_each(|request| {
+                loop {
+                    match front.answer() {
+                        Some((answered, payload, _)) if answered == request && payload.len() == 8 => return Ok(()),
+                        Some((answered, ..)) => return Err(format!("{answered} where {request} was asked")),
+                        None if begun.elapsed() > Duration::from_secs(60) => return Err("no answer".into()),
+                        None => thread::yield_now(),
+                    }
+                }
+            })
+        });
+        ended.store(true, Ordering::SeqCst);
+        for served in threads {
+            served.join().expect("no panic").expect("a connection");
+        }
+        done.unwrap_or_else(|error| panic!("{error}"));
+    });
+    assert!(served.iter().all(|served| served.load(Ordering::SeqCst) != 0));
+    assert!(front.answer().is_none(), "each is answered once");
+    assert_eq!(seen.resets.load(Ordering::SeqCst), 0);
 }
