@@ -10,8 +10,10 @@ pub(super) struct Burst {
     frames: Vec<Entry>,
     /// How many of them were taken.
     taken: usize,
-    /// Where the next packet goes.
+    /// Where there is room for the next packet.
     end: usize,
+    /// Where the packet begins that is in the room.
+    at: usize,
     /// Bytes of frames that were not taken.
     bytes: usize,
 }
@@ -44,20 +46,30 @@ impl Burst {
         if self.data.len() - self.end < len {
             self.grow(len);
         }
-        &mut self.data[self.end..]
+        self.at = self.end;
+        &mut self.data[self.at..]
     }
 
     /// The same, which begins in a cache line where `like` does.
     #[inline]
     pub fn room_like(&mut self, len: usize, like: u64) -> &mut [u8] {
+        if self.data.len() - self.end < len + ALIGN {
+            self.grow(len);
+        }
         let here = self.data.as_ptr().addr() + self.end;
-        self.end = (self.end + (like as usize).wrapping_sub(here) % ALIGN).min(self.data.len());
-        self.room(len)
+        // Only what is pushed takes this from those that come.
+        self.at = self.end + (like as usize).wrapping_sub(here) % ALIGN;
+        &mut self.data[self.at..]
+    }
+
+    /// The packet of `len` bytes that is in the room.
+    pub fn in_room(&self, len: usize) -> &[u8] {
+        &self.data[self.at..][..len]
     }
 
     #[cold]
     fn grow(&mut self, len: usize) {
-        let needed = (self.end + len + ALIGN).max(2 * self.data.len()).max(16 * 1024);
+        let needed = (self.end + len + 2 * ALIGN).max(2 * self.data.len()).max(16 * 1024);
         self.data.resize(needed, 0);
         if self.frames.is_empty() {
             self.end = self.begin();
@@ -73,7 +85,7 @@ impl Burst {
     /// The packet that is in the room is there from here on, its frame of `len` bytes behind [`HEADROOM`] others.
     #[inline]
     pub fn push(&mut self, header: Header, len: usize) {
-        let start = self.end;
+        let start = self.at;
         self.end = (start + (HEADROOM + len).next_multiple_of(ALIGN)).min(self.data.len());
         self.bytes += len;
         self.frames.push(Entry { header, start, len });
@@ -106,6 +118,21 @@ impl Burst {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packets_that_are_not_pushed_take_no_room_wherever_they_begin() {
+        let mut burst = Burst::default();
+        burst.room_like(HEADROOM + 60, 0);
+        burst.push(Header::default(), 60);
+        let len = burst.data.len();
+        for like in 0..100_000 {
+            let room = burst.room_like(HEADROOM + 60, like * 37);
+            assert_eq!(room.as_ptr().addr() as u64 % 64, like * 37 % 64);
+        }
+        assert_eq!(burst.data.len(), len);
+        burst.push(Header::default(), 60);
+        assert_eq!(burst.waiting(), (2, 120));
+    }
 
     #[test]
     fn frames_come_out_as_they_went_in() {

@@ -169,11 +169,10 @@ impl<'a> Sending<'a> {
     /// Sends a frame that is not for where the last one went, or has to be looked at.
     #[cold]
     fn send_elsewhere(&mut self, header: &Header, len: usize) {
-        if let Some(open) = &mut self.open
+        if let Some(open) = &self.open
             && self.in_place
         {
-            let packet = &open.waiting.burst.room(HEADROOM + len)[..HEADROOM + len];
-            self.scratch[..HEADROOM + len].copy_from_slice(packet);
+            self.scratch[..HEADROOM + len].copy_from_slice(open.waiting.burst.in_room(HEADROOM + len));
         }
         let ends = ends(&self.scratch);
         self.learn(&ends);
