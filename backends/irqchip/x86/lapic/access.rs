@@ -1,12 +1,12 @@
 //! The guest's accesses: the xAPIC page, the x2APIC MSRs, IA32_APIC_BASE and IA32_TSC_DEADLINE.
 
 use super::{
-    Vector,
     config::{GeneralProtection, LocalApicsConfig},
+    message::{Message, Target},
     model::Model,
     presence::Mode,
     registers::*,
-    route::{Message, Target},
+    vectors::Vector,
 };
 
 impl Model {

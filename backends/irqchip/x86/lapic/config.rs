@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use super::super::vector::Vector;
+use super::vectors::Vector;
 use crate::{backends::irqchip::CpuId, interrupt::LevelInterrupt, time::Alarm};
 
 /// The ID that names a local APIC in messages: of its low 4 and high 28 bits, x2APIC's logical ID is made.
@@ -106,6 +106,24 @@ pub enum CpuEvent {
     /// Inject a non-maskable interrupt. There may be two in a row: a CPU takes one, and latches one more until the first is
     /// handled. A third is lost.
     Nmi,
+}
+
+/// A pin of a local APIC. On a PC the 8259's output is wired to LINT0 of every CPU, and NMI sources to LINT1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lint {
+    /// LINT0: INTR while the APIC is disabled.
+    Zero,
+    /// LINT1: NMI while the APIC is disabled.
+    One,
+}
+
+/// An interrupt source within a CPU that the embedder models. The timer and the error interrupt are devisor's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LocalSource {
+    /// The thermal sensor.
+    Thermal,
+    /// Performance counter overflow. Its vector table entry masks itself when it is delivered.
+    Performance,
 }
 
 /// What a CPU takes when its interrupts are enabled.

@@ -3,13 +3,16 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    Shared,
-    config::{ApicId, CpuEvent, GeneralProtection, Request},
+    config::{ApicId, CpuEvent, GeneralProtection, LocalApicError, Request},
     model::Model,
     presence::Mode,
     registers::*,
+    set::{LocalApics, Shared},
 };
-use crate::bus::{BusDevice, read_le, write_le};
+use crate::{
+    backends::irqchip::CpuId,
+    bus::{BusDevice, read_le, write_le},
+};
 
 /// The local APIC of one CPU, and its register page as a [`BusDevice`] of [`SIZE`](Self::SIZE) bytes at
 /// [`base_address`](Self::base_address).
@@ -65,14 +68,21 @@ pub struct Pending {
     pub request: bool,
 }
 
+impl LocalApics {
+    /// The local APIC of `cpu`, in the order in which they were given.
+    ///
+    /// # Errors
+    /// [`LocalApicError::NoSuchCpu`].
+    pub fn cpu(&self, cpu: CpuId) -> Result<LocalApic, LocalApicError> {
+        let cpu = self.shared.index(cpu)?;
+        let apics = Arc::clone(&self.shared);
+        Ok(LocalApic { apics, cpu })
+    }
+}
+
 impl LocalApic {
     /// Size of the register page in bytes.
     pub const SIZE: u64 = PAGE_SIZE;
-
-    pub(super) fn new(apics: &Arc<Shared>, cpu: usize) -> Self {
-        let apics = Arc::clone(apics);
-        Self { apics, cpu }
-    }
 
     fn with<T>(&self, change: impl FnOnce(&mut Model) -> T) -> T {
         self.apics.with(self.cpu, false, change)

@@ -1,6 +1,6 @@
 //! Local APICs as their guest is told of them.
 
-use super::{LocalApic, config::ApicId};
+use super::{config::ApicId, cpu::LocalApic};
 use crate::description::{Acpi, Part, Processor};
 
 /// Where they are until a guest moves its own.

@@ -6,7 +6,7 @@
 
 use std::io;
 
-use super::{Vector, vectors::Vectors};
+use super::vectors::{Vector, Vectors};
 use crate::{
     interrupt::{LevelInterrupt, LevelOutput},
     sync::{AtomicU64, Ordering},

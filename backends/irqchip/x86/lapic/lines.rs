@@ -5,29 +5,17 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use super::{CpuId, LocalApics, Shared, Vector, config::LocalApicError, inbox::signal};
-use crate::{
-    interrupt::{Interrupt, LevelInterrupt},
-    sync::lock,
+use super::{
+    config::{Lint, LocalApicError, LocalSource},
+    hooks::HookEvent,
+    inbox::signal,
+    set::{LocalApics, Shared},
+    vectors::Vector,
 };
-
-/// A pin of a local APIC. On a PC the 8259's output is wired to LINT0 of every CPU, and NMI sources to LINT1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Lint {
-    /// LINT0: INTR while the APIC is disabled.
-    Zero,
-    /// LINT1: NMI while the APIC is disabled.
-    One,
-}
-
-/// An interrupt source within a CPU that the embedder models. The timer and the error interrupt are devisor's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum LocalSource {
-    /// The thermal sensor.
-    Thermal,
-    /// Performance counter overflow. Its vector table entry masks itself when it is delivered.
-    Performance,
-}
+use crate::{
+    backends::irqchip::CpuId,
+    interrupt::{Interrupt, LevelInterrupt},
+};
 
 impl LocalApics {
     /// The line into a pin. It is one wire: for several sources on it, put a
@@ -76,39 +64,10 @@ impl LocalApics {
     }
 
     fn hook(&self, hook: impl Fn(HookEvent) + Send + Sync + 'static) -> LocalApicHook {
-        let mut hooks = lock(&self.shared.hooks);
-        let number = hooks.next;
-        hooks.next += 1;
-        let others = hooks.all.iter().cloned();
-        hooks.all = others.chain([(number, Arc::new(hook) as Hook)]).collect();
+        let number = self.shared.hooks.add(hook);
         LocalApicHook {
             apics: Arc::downgrade(&self.shared),
             number,
-        }
-    }
-}
-
-/// What a hook hears.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HookEvent {
-    Eoi(Vector),
-    AcceptsMore,
-}
-
-type Hook = Arc<dyn Fn(HookEvent) + Send + Sync>;
-
-/// Who wants to hear events, each with a number. Replaced as a whole, so that calling them takes no copy.
-#[derive(Default)]
-pub(super) struct Hooks {
-    all: Arc<[(u64, Hook)]>,
-    next: u64,
-}
-
-impl Shared {
-    pub(super) fn call_hooks(&self, event: HookEvent) {
-        let hooks = Arc::clone(&lock(&self.hooks).all);
-        for (_, hook) in hooks.iter() {
-            hook(event);
         }
     }
 }
@@ -122,14 +81,9 @@ pub struct LocalApicHook {
 
 impl Drop for LocalApicHook {
     fn drop(&mut self) {
-        let Some(apics) = self.apics.upgrade() else { return };
-        let mut hooks = lock(&apics.hooks);
-        let others = hooks.all.iter().filter(|(number, _)| *number != self.number);
-        let others = others.cloned().collect();
-        // The hook may own what takes this lock when it is dropped.
-        let dropped = std::mem::replace(&mut hooks.all, others);
-        drop(hooks);
-        drop(dropped);
+        if let Some(apics) = self.apics.upgrade() {
+            apics.hooks.remove(self.number);
+        }
     }
 }
 

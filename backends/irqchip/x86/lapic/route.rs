@@ -1,4 +1,4 @@
-//! Messages between local APICs and from devices: whom they are for (SDM 12.6.2), and how they are written (12.11).
+//! Messages on their way: whom they are for (SDM 12.6.2), and how they get there.
 
 use std::{
     cmp::Ordering::{Equal, Greater, Less},
@@ -6,91 +6,14 @@ use std::{
 };
 
 use super::{
-    Shared, Vector,
     config::ApicId,
     inbox::signal,
     logical,
-    presence::{Mode, Presence, matches_x2apic, x2apic_logical_id},
-    registers::{DeliveryMode, FIRST_VECTOR, ICR_ASSERT, ICR_LEVEL, ICR_LOGICAL, ICR_SHORTHAND_SHIFT},
+    message::{Message, Target},
+    presence::{Presence, matches_x2apic, x2apic_logical_id},
+    registers::{DeliveryMode, FIRST_VECTOR},
+    set::Shared,
 };
-use crate::interrupt::{Acceptance, MsiMessage, MsiSink, RequesterId};
-
-/// What is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Message {
-    pub mode: DeliveryMode,
-    pub vector: Vector,
-    pub level: bool,
-    pub target: Target,
-}
-
-/// Whom it is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target {
-    Own,
-    All,
-    Others,
-    Physical(ApicId),
-    Logical(u32),
-}
-
-impl Message {
-    /// The message of an Interrupt Command (12.6.1), to a destination of 8 bits or, in x2APIC mode, 32. `None` if the
-    /// command sends nothing.
-    pub fn command(low: u32, destination: u32, mode: Mode) -> Option<Self> {
-        let broadcast = match mode {
-            Mode::X2Apic => u32::MAX,
-            _ => 0xff,
-        };
-        let target = match low >> ICR_SHORTHAND_SHIFT & 3 {
-            // With a shorthand some delivery modes are invalid; the manual does not say what happens. They are sent.
-            1 => Target::Own,
-            2 => Target::All,
-            3 => Target::Others,
-            _ => Target::of(low & ICR_LOGICAL != 0, destination, broadcast),
-        };
-        // ExtINT is for messages and pins: here its code is reserved.
-        let mode = DeliveryMode::of(low).filter(|mode| *mode != DeliveryMode::ExtInt)?;
-        // The de-assertion of INIT once synchronised arbitration IDs. Others have none: see below.
-        if mode == DeliveryMode::Init && low & ICR_LEVEL != 0 && low & ICR_ASSERT == 0 {
-            return None;
-        }
-        Some(Self {
-            mode,
-            vector: Vector(low as u8),
-            // "The local APIC will override the bit setting and issue the interrupt as an edge" (table 12-3, note 1).
-            level: false,
-            target,
-        })
-    }
-
-    /// The message that a device or an IOAPIC writes, in the format of 12.11. `None` if its delivery mode is reserved.
-    /// Data bit 14, the level, is not looked at: a device that de-asserts has nothing to say.
-    fn written(address: u32, data: u32) -> Option<Self> {
-        const REDIRECTION_HINT: u32 = 1 << 3;
-        const LOGICAL: u32 = 1 << 2;
-        let mode = match DeliveryMode::of(data)? {
-            DeliveryMode::Fixed if address & REDIRECTION_HINT != 0 => DeliveryMode::LowestPriority,
-            mode => mode,
-        };
-        Some(Self {
-            mode,
-            vector: Vector(data as u8),
-            level: data & ICR_LEVEL != 0,
-            target: Target::of(address & LOGICAL != 0, address >> 12 & 0xff, 0xff),
-        })
-    }
-}
-
-impl Target {
-    fn of(logical: bool, destination: u32, broadcast: u32) -> Self {
-        match (logical, destination) {
-            (_, destination) if destination == broadcast => Self::All,
-            (true, destination) => Self::Logical(destination),
-            (false, destination) => Self::Physical(ApicId(destination)),
-        }
-    }
-}
 
 impl Shared {
     /// Delivers `message`, which the CPU `from` sends if any does, and says whether anyone has accepted it. The error is that
@@ -221,43 +144,5 @@ impl Shared {
             }),
         };
         told.map(|()| accepted)
-    }
-}
-
-/// The address that a message was sent to is not one of a local APIC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("message to {address:#x}: local APICs listen at 0xfee00000 to 0xfeefffff")]
-pub struct NoSuchDoorbell {
-    /// Where it was sent to.
-    pub address: u64,
-}
-
-/// Takes messages in the format of SDM 12.11: destination in address bits 12 to 19, redirection hint in bit 3, logical
-/// destination mode in bit 2; vector in data bits 0 to 7, delivery mode in bits 8 to 10, level-triggered in bit 15. The
-/// requester is not looked at.
-///
-/// A message for an APIC that is not there or not enabled is lost, as on the hardware, and that is `Ok`;
-/// [`offer`](MsiSink::offer) tells it, and [`LocalApics::on_accepting`](super::LocalApics::on_accepting) when it is worth another
-/// try. `Err` is an address outside of the range ([`NoSuchDoorbell`]), or a wake line's refusal; the interrupt is pending then all the
-/// same.
-impl MsiSink for super::LocalApics {
-    fn send(&self, requester: RequesterId, message: MsiMessage) -> io::Result<()> {
-        self.offer(requester, message)?;
-        Ok(())
-    }
-
-    fn offer(&self, _requester: RequesterId, message: MsiMessage) -> io::Result<Acceptance> {
-        let MsiMessage { address, data } = message;
-        if address >> 20 != 0xfee {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrNotAvailable,
-                NoSuchDoorbell { address },
-            ));
-        }
-        let accepted = match Message::written(address as u32, data) {
-            Some(message) => self.shared.deliver(None, &message)?,
-            None => false,
-        };
-        Ok(accepted.into())
     }
 }

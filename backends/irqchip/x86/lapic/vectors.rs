@@ -1,6 +1,6 @@
 //! A set of interrupt vectors, as IRR, ISR and TMR are.
 
-use super::super::Vector;
+pub use super::super::vector::Vector;
 
 impl Vector {
     /// The priority class, which is what priorities are compared by (SDM 12.8.3).
