@@ -1,8 +1,8 @@
 //! What a test does that a VMM cannot: it says what plays the guest, and when the virtual timer fires.
 
 use super::{
-    Process,
     guest::{GuestCpu, GuestEvent, GuestStep},
+    process::Process,
     vcpu::Vcpu,
 };
 use crate::{

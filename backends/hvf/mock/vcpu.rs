@@ -6,9 +6,9 @@ use std::{
 };
 
 use super::{
-    Process,
     guest::{Guest, GuestCpu, GuestEvent, GuestStep},
     model::Model,
+    process::Process,
     registers::Registers,
 };
 use crate::{
