@@ -3,17 +3,17 @@
 //! QEMU takes the accesses of the qtest protocol as those of CPU 0, and only while its GIC has one CPU, so one CPU is what
 //! is compared here. What differs by design is named where it is handled: search for "QEMU:". All of it was seen with
 //! QEMU 7.2.
-//!
-//! `DEVISOR_SEED` replaces the seeds. A failure prints its seed and the last steps.
 
 #![cfg(feature = "irqchip")]
 
+#[path = "../support/beside.rs"]
+mod beside;
 mod counts;
 mod ours;
 mod pair;
+mod priorities;
 #[path = "../support/qtest.rs"]
 mod qtest;
-mod random;
 mod registers;
 #[path = "../support/skip.rs"]
 mod skip;
@@ -22,29 +22,23 @@ mod view;
 
 use counts::Counts;
 use pair::Pair;
-use qtest::Qtest;
 
 const SEEDS: [u64; 6] = [1, 2, 3, 0x5eed, 0xdead_beef, 0x0123_4567_89ab_cdef];
 const STEPS: u32 = 5_000;
 
 #[test]
 fn behaves_as_qemus_model_does() {
-    let seeds = match std::env::var("DEVISOR_SEED") {
-        Ok(seed) => vec![seed.parse().expect("DEVISOR_SEED is a number")],
-        Err(_) => SEEDS.to_vec(),
-    };
     let mut counts = Counts::default();
-    for seed in seeds {
-        let machine = ["-M", "virt,gic-version=2", "-cpu", "cortex-a57"];
-        let qemu = match Qtest::start("qemu-system-aarch64", &machine) {
-            Ok(qemu) => qemu,
-            Err(why) => return skip::skipped(why),
-        };
+    let machine = ["-M", "virt,gic-version=2", "-cpu", "cortex-a57"];
+    let compared = beside::each(&SEEDS, &machine, |qemu, seed| {
         let mut pair = Pair::new(qemu, seed);
         for step in 0..STEPS {
             pair.step(step);
         }
         counts.add(&pair.counts);
+    });
+    if let Err(why) = compared {
+        return skip::skipped(why);
     }
     let Counts {
         steps,

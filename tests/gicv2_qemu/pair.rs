@@ -1,27 +1,30 @@
 //! The two models side by side: how both are reached, and what is compared.
 
-use crate::{counts::Counts, ours::Ours, qtest::Qtest, random::Random, registers::*, view::View};
+use crate::{
+    beside::{Random, Steps},
+    counts::Counts,
+    ours::Ours,
+    qtest::Qtest,
+    registers::*,
+    view::View,
+};
 use devisor::{
     backends::irqchip::{InterruptState, gicv2::GicV2State},
     bus::{BusDevice, read_le},
 };
-use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::atomic::Ordering::SeqCst,
-};
+use std::{collections::BTreeSet, sync::atomic::Ordering::SeqCst};
 
 /// The two models, and what the generator remembers.
 pub struct Pair {
     pub qemu: Qtest,
     pub ours: Ours,
     pub random: Random,
-    pub seed: u64,
     /// The interrupts that this episode plays with, so that they meet.
     pub favourites: Vec<u32>,
     pub acknowledged: Vec<u32>,
     /// SPIs that were made active by GICD_ISACTIVERn.
     pub forced_active: BTreeSet<u32>,
-    pub log: VecDeque<String>,
+    pub steps: Steps,
     pub counts: Counts,
 }
 
@@ -32,11 +35,10 @@ impl Pair {
             qemu,
             ours: Ours::new(),
             random: Random(seed),
-            seed,
             favourites: Vec::new(),
             acknowledged: Vec::new(),
             forced_active: BTreeSet::new(),
-            log: VecDeque::new(),
+            steps: Steps::new(seed),
             counts: Counts::default(),
         }
     }
@@ -119,15 +121,7 @@ impl Pair {
     }
 
     pub fn fail(&self, what: &str) -> ! {
-        for line in &self.log {
-            println!("  {line}");
-        }
-        panic!(
-            "{what}\nat step {} of DEVISOR_SEED={}\n{:?}",
-            self.counts.steps,
-            self.seed,
-            self.view()
-        );
+        self.steps.fail(what, self.counts.steps, &self.view())
     }
 
     // How the two are reached.
@@ -176,10 +170,7 @@ impl Pair {
     }
 
     pub fn note(&mut self, line: String) {
-        if self.log.len() == 60 {
-            self.log.pop_front();
-        }
-        self.log.push_back(line);
+        self.steps.note(line);
     }
 
     pub fn interrupt(&mut self) -> u32 {
