@@ -109,7 +109,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let guest = Guest::new(options, &disk)?;
     let (started, cpu_started) = (Instant::now(), spent::cpu_time());
     let typist = Typist::new(&word, options.shell);
-    let end = run::until_off(&guest, Pace::CLOSE, typist, options.timeout);
+    let end = run::until_off(&guest, Pace::CLOSE, typist, options.timeout, || ());
     let Guest { wing, watch, .. } = guest;
     let (host, cpu, guest) = (started.elapsed(), spent::cpu_time() - cpu_started, wing.time());
     println!("\n{host:.1?} of our time, {cpu:.1?} of our CPU's, {guest:.1?} of the guest's");

@@ -1,10 +1,11 @@
-//! `--measure yes`: what a boot costs on our devices and on the emulator's own, in turns; and how often our devices are accessed.
+//! `--measure yes`: what a boot costs on our devices and on the emulator's own, in turns of a millisecond of the guest's; and how often our
+//! devices are accessed.
 //!
 //! On both, the same kernel runs with the same command line on the same cores, whose clocks tick alike, and powers off with its first
 //! process; on a PC what comes before that process is compared. On neither is there a disk to be used; what the guest prints is taken at once. Ours has more in it: a keyboard and a mouse
 //! on a PC, and on each board what records interrupts. Theirs lets a core of arm64 that sleeps count its ticks one by one.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, thread, time::Duration};
 
 use crate::{
     cost::{Cost, last, said_at},
@@ -12,7 +13,7 @@ use crate::{
     options::{Arch, Options},
     peer,
     run::{self, Guest, Pace},
-    spent,
+    spent::{self, Turn, Turns},
 };
 
 const ROUNDS: usize = 3;
@@ -23,15 +24,21 @@ const PACE: Pace = Pace {
     characters: usize::MAX,
 };
 
-/// Whether ours costs no more. The cheapest of the rounds is the one that nobody else's work got into.
+/// Whether ours costs no more.
 pub fn compare(options: &Options) -> Result<bool, Box<dyn Error>> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let mut accesses = Vec::new();
     for _ in 0..ROUNDS {
+        let turns = Turns::new();
+        let (on_ours, on_theirs) = thread::scope(|scope| {
+            let on_ours = scope.spawn(|| on_ours(options, &turns.begin(0)).map_err(|error| error.to_string()));
+            let on_theirs = scope.spawn(|| peer::cost(options, &turns.begin(1)).map_err(|error| error.to_string()));
+            (on_ours.join(), on_theirs.join())
+        });
         let cost;
-        (cost, accesses) = on_ours(options)?;
+        (cost, accesses) = on_ours.expect("it has not panicked")?;
         ours.push(cost);
-        theirs.push(peer::cost(options)?);
+        theirs.push(on_theirs.expect("it has not panicked")?);
     }
     println!("\naccesses by device:");
     for (name, count) in accesses {
@@ -48,19 +55,19 @@ pub fn compare(options: &Options) -> Result<bool, Box<dyn Error>> {
             .map(|Cost { cpu, guest }| format!("{cpu:.2?} for {guest:.2} s"));
         println!("  {whose}: {}", costs.collect::<Vec<_>>().join(", "));
     }
-    let least = |of: &[Cost]| of.iter().map(|cost| cost.cpu).min().unwrap_or_default().as_secs_f64();
-    let ratio = least(&ours) / least(&theirs);
-    println!("least of each: {ratio:.3} of it, where at most 1 is wanted");
+    let total = |of: &[Cost]| of.iter().map(|cost| cost.cpu).sum::<Duration>().as_secs_f64();
+    let ratio = total(&ours) / total(&theirs);
+    println!("all together: {ratio:.3} of it, where at most 1 is wanted");
     Ok(ratio <= 1.0)
 }
 
 /// What the CPU has spent, and how often each device was accessed.
 #[expect(clippy::type_complexity, reason = "two things that one run brings")]
-fn on_ours(options: &Options) -> Result<(Cost, Vec<(&'static str, u64)>), Box<dyn Error>> {
+fn on_ours(options: &Options, turn: &Turn<'_>) -> Result<(Cost, Vec<(&'static str, u64)>), Box<dyn Error>> {
     let disk = options.disk.for_a_run()?;
     let guest = Guest::new(options, &disk)?;
     let before = spent::cpu_time();
-    run::until_off(&guest, PACE, Typist::new("", false), options.timeout)?;
+    run::until_off(&guest, PACE, Typist::new("", false), options.timeout, || turn.next())?;
     let end = match options.arch {
         Arch::Arm64 => spent::cpu_time(),
         Arch::X86_64 => guest.watch.begun().ok_or("the guest has no first process")?,

@@ -12,11 +12,12 @@ use crate::{
     arm64,
     cost::{Cost, last, said_at},
     options::{Arch, Options},
-    spent, x86_64,
+    spent::{self, Turn},
+    x86_64,
 };
 
-/// What it costs from the reset until the kernel says what is [`last`].
-pub fn cost(options: &Options) -> Result<Cost, Box<dyn Error>> {
+/// What it costs from the reset until the kernel says what is [`last`]. `turn` is over after each quantum.
+pub fn cost(options: &Options, turn: &Turn<'_>) -> Result<Cost, Box<dyn Error>> {
     let arch = options.arch;
     let (name, command_line, disk) = match arch {
         Arch::Arm64 => ("arm64-virt", arm64::command_line(options), "disk"),
@@ -48,6 +49,7 @@ pub fn cost(options: &Options) -> Result<Cost, Box<dyn Error>> {
     let mut said = Vec::new();
     let (started, before) = (Instant::now(), spent::cpu_time());
     while started.elapsed() < options.timeout {
+        turn.next();
         machine.run_quantum()?;
         if console.pending_output() == 0 {
             continue;

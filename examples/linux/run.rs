@@ -66,13 +66,20 @@ impl Guest {
     }
 }
 
-/// Runs the guest, then sees to what it has caused, until it powers off.
-pub fn until_off(guest: &Guest, pace: Pace, mut typist: Typist, timeout: Duration) -> Result<(), Box<dyn Error>> {
+/// Runs the guest, then sees to what it has caused, until it powers off. `between` is called each time before it runs.
+pub fn until_off(
+    guest: &Guest,
+    pace: Pace,
+    mut typist: Typist,
+    timeout: Duration,
+    between: impl Fn(),
+) -> Result<(), Box<dyn Error>> {
     let Guest { wing, watch, wire } = guest;
     let (wing, started) = (&**wing, Instant::now());
     let mut heard = 0;
     let devices = wing.devices();
     loop {
+        between();
         devices.with_cores(|| wing.forget_translations(), || wing.run(pace.quantum));
         match wing.power_request() {
             Some(PowerRequest::Off) => return Ok(()),

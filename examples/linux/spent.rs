@@ -1,9 +1,22 @@
 //! What a run costs.
 
-use std::time::Duration;
+use std::{
+    cell::Cell,
+    sync::{Condvar, Mutex, PoisonError},
+    time::Duration,
+};
 
-/// What this process has used of the CPU, all its threads together.
+thread_local! {
+    /// What others have spent in their turns.
+    static OTHERS: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// What this process has used of the CPU, all its threads together; but not in the turns of others than who asks: see [`Turns`].
 pub fn cpu_time() -> Duration {
+    of_process() - OTHERS.get()
+}
+
+fn of_process() -> Duration {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: there is room for what is written, and zeros are a valid value of it too.
     let usage = unsafe {
@@ -12,4 +25,112 @@ pub fn cpu_time() -> Duration {
     };
     let time = |of: libc::timeval| Duration::new(of.tv_sec as u64, of.tv_usec as u32 * 1_000);
     time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+/// Two that run in turns on one CPU, each on a thread of its own: what makes the machine slower makes it so for both.
+pub struct Turns {
+    /// The CPU that both are on.
+    cpu: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    whose: usize,
+    left: [bool; 2],
+}
+
+/// The place of one of the two. It is this one's turn from the beginning on, until it says [`next`](Self::next); dropped, it has no more.
+pub struct Turn<'a> {
+    turns: &'a Turns,
+    me: usize,
+}
+
+impl Turns {
+    pub fn new() -> Self {
+        // SAFETY: it is given nothing.
+        let cpu = unsafe { libc::sched_getcpu() };
+        Self {
+            cpu: cpu.try_into().unwrap_or(0),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Waits for the first turn of number 0 or 1.
+    pub fn begin(&self, me: usize) -> Turn<'_> {
+        stay_on(self.cpu);
+        let turn = Turn { turns: self, me };
+        turn.wait(|_| ());
+        turn
+    }
+}
+
+/// Has this thread run on this CPU alone. A host that refuses measures less well.
+fn stay_on(cpu: usize) {
+    // SAFETY: zeros are an empty set, a CPU that is in none is left out, and the set is there for the call.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set);
+    }
+}
+
+impl Turn<'_> {
+    /// The other one's turn, then it is this one's again.
+    pub fn next(&self) {
+        self.wait(|state| state.whose = 1 - self.me);
+    }
+
+    fn wait(&self, change: impl FnOnce(&mut State)) {
+        let before = of_process();
+        let mut state = self.turns.state.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut state);
+        self.turns.changed.notify_one();
+        let is_others = |state: &mut State| state.whose != self.me && !state.left[1 - self.me];
+        let state = self.turns.changed.wait_while(state, is_others);
+        drop(state.unwrap_or_else(PoisonError::into_inner));
+        OTHERS.set(OTHERS.get() + (of_process() - before));
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut state = self.turns.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.left[self.me] = true;
+        self.turns.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    fn spend(time: Duration) {
+        let begin = of_process();
+        while of_process() - begin < time {}
+    }
+
+    #[test]
+    fn each_is_told_what_it_has_spent_itself() {
+        let turns = Turns::new();
+        let spent = |me, rounds: u32, each: u64| {
+            let turn = turns.begin(me);
+            let begin = cpu_time();
+            for _ in 0..rounds {
+                spend(Duration::from_millis(each));
+                turn.next();
+            }
+            cpu_time() - begin
+        };
+        let (few, many) = thread::scope(|scope| {
+            let many = scope.spawn(|| spent(1, 20, 5));
+            let few = scope.spawn(|| spent(0, 5, 1));
+            (few.join().unwrap(), many.join().unwrap())
+        });
+        assert!((5..30).contains(&few.as_millis()), "{few:?}");
+        assert!((100..140).contains(&many.as_millis()), "{many:?}");
+    }
 }

@@ -150,12 +150,12 @@ impl DeviceSet {
     /// The memory of a machine: what is persistent of it is a file beside this one.
     pub fn memory(self, room: &Room, beside: &Path) -> Result<Ram, Box<dyn Error>> {
         match self {
-            Self::Few => Ram::new(&[room.ram], None),
+            Self::Few => Ram::private(&[room.ram]),
             Self::All => match room.persistent {
-                Err(_) => Ram::new(&[room.ram, room.pluggable], None),
+                Err(_) => Ram::shared(&[room.ram, room.pluggable], None),
                 Ok(persistent) => {
                     let file = pmem::persistent_file(beside, persistent.len)?;
-                    Ram::new(&[room.ram, room.pluggable, persistent], Some(file))
+                    Ram::shared(&[room.ram, room.pluggable, persistent], Some(file))
                 }
             },
         }
