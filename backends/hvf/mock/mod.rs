@@ -1,7 +1,7 @@
 //! The framework without macOS: it enforces the rules of the interrupt calls, and delivers interrupts with a controller
 //! of our own.
 //!
-//! A [`Process`] answers every call of [`HvGic`] and [`HvVcpus`](super::HvVcpus), and those that make a VM and its vCPUs,
+//! A [`Process`] answers every call of [`HvGic`](super::HvGic) and [`HvVcpus`](super::HvVcpus), and those that make a VM and its vCPUs,
 //! which are methods of the same names. What it refuses, the framework refuses: calls out of order, on the wrong thread
 //! or with arguments out of range. Where Apple does not say with which code, [`Codes`] lets you choose.
 //!
