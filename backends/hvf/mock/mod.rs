@@ -10,6 +10,7 @@
 //! The framework's GIC is our GICv3 here, so a guest finds what that one has. A host without it, as macOS 14 is, is
 //! [`Config::gic`]: then [`SoftwareVcpu`](super::SoftwareVcpu) puts our GICv3 in front of the vCPUs.
 
+mod calls;
 mod config;
 mod gic;
 mod guest;

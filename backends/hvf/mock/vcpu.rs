@@ -8,12 +8,11 @@ use std::{
 use super::{
     guest::{Guest, GuestCpu, GuestEvent, GuestStep},
     model::Model,
-    process::Process,
     registers::Registers,
 };
 use crate::{
     backends::{
-        hvf::{HvError, HvVcpus, InterruptType, Reg, SysReg, Trap, VcpuExit, VcpuHandle},
+        hvf::{InterruptType, Trap, VcpuExit, VcpuHandle},
         irqchip::{CpuId, gicv3::CpuOutputs},
     },
     interrupt::level_from_fn,
@@ -28,17 +27,17 @@ pub(super) struct Wires {
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     /// IRQ and FIQ: by the GIC, or by `hv_vcpu_set_pending_interrupt` where there is none.
-    signalled: [bool; 2],
+    pub(super) signalled: [bool; 2],
     /// `hv_vcpus_exit` was called, and has not ended a run yet.
-    exit: bool,
+    pub(super) exit: bool,
     /// The condition of the virtual timer.
-    timer: bool,
-    timer_masked: bool,
-    running: bool,
+    pub(super) timer: bool,
+    pub(super) timer_masked: bool,
+    pub(super) running: bool,
     /// The guest goes on after an instruction that trapped.
-    resumed: bool,
+    pub(super) resumed: bool,
 }
 
 enum Wake {
@@ -77,7 +76,7 @@ impl Seat {
     }
 
     /// False if another vCPU has it.
-    fn take(&self, vcpu: &Vcpu) -> bool {
+    pub(super) fn take(&self, vcpu: &Vcpu) -> bool {
         let mut taken = lock(&self.0);
         if taken.by.as_ref().is_some_and(|by| !Arc::ptr_eq(by, &vcpu.wires)) {
             return false;
@@ -88,7 +87,7 @@ impl Seat {
     }
 
     /// The vCPU has another one now.
-    fn forget(&self) {
+    pub(super) fn forget(&self) {
         lock(&self.0).by = None;
     }
 
@@ -101,7 +100,7 @@ impl Seat {
 }
 
 impl Wires {
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
@@ -115,7 +114,7 @@ impl Wires {
         self.change(|state| state.resumed = true);
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.state());
         self.changed.notify_all();
     }
@@ -147,9 +146,9 @@ impl Wires {
 pub(super) struct Vcpu {
     pub(super) handle: VcpuHandle,
     /// What the framework's GIC calls it: known once its `MPIDR_EL1` is set.
-    cpu: Mutex<Option<CpuId>>,
+    pub(super) cpu: Mutex<Option<CpuId>>,
     pub(super) registers: Arc<Mutex<Registers>>,
-    owner: ThreadId,
+    pub(super) owner: ThreadId,
     pub(super) wires: Arc<Wires>,
     pub(super) guest: Mutex<Option<Guest>>,
 }
@@ -180,7 +179,7 @@ impl Vcpu {
     }
 
     /// Runs `guest`, or sleeps, until the vCPU exits.
-    fn run(&self, guest: &mut Option<Guest>, cpu: &GuestCpu, timer_exits: bool) -> VcpuExit {
+    pub(super) fn run(&self, guest: &mut Option<Guest>, cpu: &GuestCpu, timer_exits: bool) -> VcpuExit {
         loop {
             let event = match self.wires.wait(timer_exits, guest.is_some()) {
                 Wake::Exit(exit) => return exit,
@@ -211,120 +210,5 @@ impl Vcpu {
             gic: model.zip(self.cpu()),
             registers: Arc::clone(&self.registers),
         }
-    }
-}
-
-impl Process {
-    /// The vCPU, if the thread that calls owns it.
-    pub(super) fn mine(&self, handle: VcpuHandle) -> Result<Arc<Vcpu>, HvError> {
-        let vcpu = self.vcpu(handle)?;
-        match vcpu.is_mine() {
-            true => Ok(vcpu),
-            false => Err(self.config().codes.foreign_thread),
-        }
-    }
-}
-
-impl HvVcpus for Process {
-    fn hv_vcpu_run(&self, vcpu: VcpuHandle) -> Result<VcpuExit, HvError> {
-        let vcpu = self.mine(vcpu)?;
-        self.about_to_run(&vcpu)?;
-        let model = self.model().ok();
-        let has_gic = model.is_some();
-        let cpu = vcpu.guest_cpu(model);
-        let timer_exits = !has_gic || self.config().vtimer_exits_with_gic;
-        if std::mem::replace(&mut vcpu.wires.state().running, true) {
-            // By the guest of this very run, for there is one owner.
-            return Err(HvError::Busy);
-        }
-        // Taken out, so that it may call anything of the process, and be replaced.
-        let mut guest = lock(&vcpu.guest).take();
-        let exit = vcpu.run(&mut guest, &cpu, timer_exits);
-        let mut slot = lock(&vcpu.guest);
-        *slot = slot.take().or(guest);
-        drop(slot);
-        vcpu.wires.change(|state| {
-            state.running = false;
-            if !has_gic {
-                state.signalled = [false; 2];
-            }
-        });
-        Ok(exit)
-    }
-
-    fn hv_vcpu_set_pending_interrupt(
-        &self,
-        vcpu: VcpuHandle,
-        kind: InterruptType,
-        pending: bool,
-    ) -> Result<(), HvError> {
-        let vcpu = self.mine(vcpu)?;
-        if self.model().is_ok() {
-            return Err(self.config().codes.pending_with_gic);
-        }
-        vcpu.wires.change(|state| state.signalled[kind as usize] = pending);
-        Ok(())
-    }
-
-    fn hv_vcpu_get_pending_interrupt(&self, vcpu: VcpuHandle, kind: InterruptType) -> Result<bool, HvError> {
-        Ok(self.mine(vcpu)?.wires.state().signalled[kind as usize])
-    }
-
-    fn hv_vcpu_set_vtimer_mask(&self, vcpu: VcpuHandle, masked: bool) -> Result<(), HvError> {
-        self.mine(vcpu)?.wires.change(|state| state.timer_masked = masked);
-        Ok(())
-    }
-
-    fn hv_vcpu_get_vtimer_mask(&self, vcpu: VcpuHandle) -> Result<bool, HvError> {
-        Ok(self.mine(vcpu)?.wires.state().timer_masked)
-    }
-
-    fn hv_vcpus_exit(&self, vcpus: &[VcpuHandle]) -> Result<(), HvError> {
-        // All or none.
-        let vcpus: Vec<_> = vcpus.iter().map(|vcpu| self.vcpu(*vcpu)).collect::<Result<_, _>>()?;
-        for vcpu in vcpus {
-            vcpu.wires.change(|state| state.exit = true);
-        }
-        Ok(())
-    }
-
-    fn hv_vcpu_get_reg(&self, vcpu: VcpuHandle, register: Reg) -> Result<u64, HvError> {
-        Ok(lock(&self.mine(vcpu)?.registers).get(register))
-    }
-
-    fn hv_vcpu_set_reg(&self, vcpu: VcpuHandle, register: Reg, value: u64) -> Result<(), HvError> {
-        lock(&self.mine(vcpu)?.registers).set(register, value);
-        Ok(())
-    }
-
-    fn hv_vcpu_get_sys_reg(&self, vcpu: VcpuHandle, register: SysReg) -> Result<u64, HvError> {
-        Ok(lock(&self.mine(vcpu)?.registers).system(register))
-    }
-
-    fn hv_vcpu_set_sys_reg(&self, vcpu: VcpuHandle, register: SysReg, value: u64) -> Result<(), HvError> {
-        let mine = self.mine(vcpu)?;
-        self.with_vm(|vm| {
-            let mut others = vm.vcpus.iter().filter(|other| other.handle != vcpu);
-            if register == SysReg::MPIDR_EL1 && others.any(|other| lock(&other.registers).mpidr() == Some(value)) {
-                return Err(HvError::BadArgument);
-            }
-            if register == SysReg::MPIDR_EL1
-                && let Some(gic) = &vm.gic
-            {
-                let cpu = gic.model.cpu(value).ok_or(HvError::BadArgument)?;
-                if !vm.seats[cpu.0 as usize].take(&mine) {
-                    return Err(HvError::BadArgument);
-                }
-                if let Some(old) = lock(&mine.cpu).replace(cpu).filter(|old| *old != cpu) {
-                    vm.seats[old.0 as usize].forget();
-                }
-            }
-            lock(&mine.registers).set_system(register, value);
-            Ok(())
-        })?;
-        if register == SysReg::CNTV_CTL_EL0 {
-            self.tell_timer(&mine);
-        }
-        Ok(())
     }
 }
