@@ -250,8 +250,10 @@ impl<'q> Ahead<'_, 'q> {
         let Some(&Buffer { address, len, head }) = self.room.buffers.get(self.room.at) else {
             return Ok(());
         };
-        if let Some((host, len)) = self.later(SOON) {
-            fetch_start(host, len, self.writable);
+        if let Some((host, later)) = self.later(SOON)
+            && !is_short(later)
+        {
+            fetch_start(host, later, self.writable);
         }
         self.room.at += 1;
         let written = if self.writable { written.min(len) } else { 0 };
@@ -330,7 +332,7 @@ impl Finding<'_> {
         let Some(host) = view.span().host(address, len) else {
             return false;
         };
-        if self.buffers.len() < SOON {
+        if self.buffers.len() < SOON || is_short(len) {
             fetch_start(host.as_ptr(), len, self.writable);
         }
         self.buffers.push(Buffer { address, len, head });
@@ -338,6 +340,12 @@ impl Finding<'_> {
         (self.bytes, spent) = self.bytes.overflowing_sub(len.into());
         !spent
     }
+}
+
+/// Whether all of it is on its way at once, without which more would be under way than a processor has room for.
+#[inline(always)]
+fn is_short(len: u32) -> bool {
+    len <= 2 * LINE
 }
 
 /// Has a header on its way here, and a short packet or the beginning of a long one.
