@@ -207,7 +207,8 @@ impl Lane {
                 break;
             }
         }
-        if self.is_left() {
+        // What there was no room for does not come to the kernel by that thread's wait.
+        if self.backlog.is_empty() && self.is_left() {
             (self.pushed, self.left) = (false, true);
         } else if self.pushed || self.left {
             // Refused, as when completions wait to be seen or the kernel has no memory: there is another round for what is left. A thread

@@ -63,6 +63,21 @@ fn who_waits_in_the_ring_hears_of_what_the_kernel_has_refused_another_thread() {
 }
 
 #[test]
+fn who_waits_in_the_ring_comes_back_for_what_there_was_no_room_for() {
+    for (entries, is_left) in [(1, true), (10, false)] {
+        let Some((mut lane, seat)) = refused("room") else {
+            return;
+        };
+        let _here = seat::Here::new(Arc::clone(&seat)).expect("nobody is there");
+        lane.sit_at(|| Some(Arc::clone(&seat)), Waker::noop());
+        // SAFETY: they point to nothing.
+        (0..entries).for_each(|_| unsafe { lane.push(nop()) });
+        lane.commit();
+        assert_eq!(is_readable(seat.bell()), !is_left, "{entries}");
+    }
+}
+
+#[test]
 fn a_ring_keeps_nobody_though_the_kernel_refuses_for_a_while() {
     let Some((mut lane, _)) = refused("keeps") else { return };
     let ring = Arc::clone(&lane.ring);
