@@ -3,9 +3,9 @@
 use std::{
     cell::Cell,
     fs::File,
-    io,
+    io::{self, Read},
     ops::ControlFlow,
-    os::fd::AsRawFd,
+    os::{fd::AsRawFd, unix::net::UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
@@ -623,5 +623,30 @@ fn a_queue_has_one_waiter_and_another_once_that_has_gone() {
         assert_eq!(second().expect_err("there is one").kind(), io::ErrorKind::ResourceBusy);
         drop(waiter);
         read(&second().expect("there is none"), &mut guest);
+    }
+}
+
+#[test]
+fn a_waiter_that_is_dropped_lets_go_of_its_bell() {
+    for (_, file, _kept) in uring::files(SECTORS) {
+        let storage = UringStorage::new(FileStorage::new(file).expect("a storage"), UringOptions::default());
+        let (bell, mut other) = UnixStream::pair().expect("sockets");
+        // What it is does not matter here: that it is closed shows at its other end.
+        let made = storage.and_then(|storage| {
+            let waiter = UringWaiter::with_bell(&storage, QueueIndex(0), bell.into())?;
+            Ok((storage, waiter))
+        });
+        let Ok((_storage, waiter)) = made.inspect_err(|error| skipped(format_args!("no io_uring: {error}"))) else {
+            return;
+        };
+        other.set_nonblocking(true).expect("a socket");
+        let mut byte = [0];
+        let open = other.read(&mut byte).expect_err("it is open");
+        assert_eq!(open.kind(), io::ErrorKind::WouldBlock);
+        drop(waiter);
+        // The kernel lets go of what it has listened to when it comes to that.
+        other.set_nonblocking(false).expect("a socket");
+        other.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
+        assert_eq!(other.read_to_end(&mut Vec::new()).expect("it is closed"), 0);
     }
 }

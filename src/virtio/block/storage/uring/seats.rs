@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -14,7 +14,8 @@ use crate::{sync::lock, virtio::QueueIndex};
 
 #[derive(Debug, Default)]
 pub struct Seats {
-    of: Mutex<BTreeMap<QueueIndex, Arc<Seat>>>,
+    /// Who has gone takes the bell along.
+    of: Mutex<BTreeMap<QueueIndex, Weak<Seat>>>,
     /// There has been one.
     any: AtomicBool,
 }
@@ -24,15 +25,15 @@ impl Seats {
     ///
     /// # Errors
     /// It is at another.
-    pub fn reserve(&self, queue: QueueIndex, seat: Arc<Seat>) -> io::Result<()> {
+    pub fn reserve(&self, queue: QueueIndex, seat: &Arc<Seat>) -> io::Result<()> {
         let mut of = lock(&self.of);
-        if of.get(&queue).is_some_and(|other| !other.is_gone()) {
+        if of.get(&queue).and_then(there).is_some() {
             return Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 "a queue that somebody waits for is not waited for by another: one waiter a queue is accepted, and another once that one is dropped",
             ));
         }
-        of.insert(queue, seat);
+        of.insert(queue, Arc::downgrade(seat));
         self.any.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -49,6 +50,11 @@ impl Seats {
     #[cold]
     fn look_up(&self, queue: QueueIndex) -> Option<Arc<Seat>> {
         let of = lock(&self.of);
-        of.get(&queue).filter(|seat| !seat.is_gone()).cloned()
+        of.get(&queue).and_then(there)
     }
+}
+
+/// If it has not gone.
+fn there(seat: &Weak<Seat>) -> Option<Arc<Seat>> {
+    seat.upgrade().filter(|seat| !seat.is_gone())
 }

@@ -107,7 +107,7 @@ impl UringWaiter {
             return Err(io::Error::from_raw_os_error(-refused.result()));
         }
         let seat = Arc::new(Seat::new(bell));
-        storage.0.seats.reserve(queue, Arc::clone(&seat))?;
+        storage.0.seats.reserve(queue, &seat)?;
         Ok(Self(seat))
     }
 
