@@ -650,3 +650,35 @@ fn a_waiter_that_is_dropped_lets_go_of_its_bell() {
         assert_eq!(other.read_to_end(&mut Vec::new()).expect("it is closed"), 0);
     }
 }
+
+#[test]
+fn a_device_whose_queue_was_not_waited_for_hears_of_it_when_that_of_another_goes() {
+    for (_, file, _kept) in uring::files(SECTORS) {
+        let Some((storage, waiter)) = waited_for(file) else {
+            return;
+        };
+        let storage = Arc::new(storage);
+        let [mut first, mut second] = [(); 2].map(|()| {
+            let block = Block::with_async(Arc::clone(&storage), BlockOptions::default()).expect("valid options");
+            let guest = Guest::new(block, 1, u64::MAX >> 16);
+            guest.device.process(QueueIndex(0));
+            guest
+        });
+        let asked = begin(&mut first, 0, 8);
+        assert!(has_it(uring::answer(&first, 1, asked), 8));
+        let asked = begin(&mut second, 0, 8);
+        second.run_if_rung();
+        drop(first);
+        assert!(second.run_if_rung(), "nobody else would have it sit there");
+        let run = waiter.run(|| {
+            while second.device.serve(QueueIndex(0)) {}
+            assert_eq!(second.waits(0), []);
+            match second.answer(asked).0 {
+                0xee => ControlFlow::Continue(None),
+                _ => ControlFlow::Break(()),
+            }
+        });
+        run.expect("it waits");
+        assert!(has_it(second.answer(asked), 8));
+    }
+}

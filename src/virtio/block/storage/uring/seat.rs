@@ -20,6 +20,8 @@ use crate::sync::lock;
 pub struct Seat {
     bell: OwnedFd,
     taken: Mutex<Option<Taken>>,
+    /// Of the queue whose ring was refused last, as another was taken.
+    refused: Mutex<Option<Waker>>,
     /// It is run.
     occupied: AtomicBool,
     /// Its thread is [`AWAKE`], [`ASLEEP`] or [`AWAY`].
@@ -237,6 +239,7 @@ impl Seat {
     /// Nobody will come any more.
     pub fn go(&self) {
         self.gone.store(true, Ordering::SeqCst);
+            refused: Mutex::default(),
         // So that the ring listens no more.
         let left = lock(&self.taken).take();
         left.inspect(|taken| taken.waker.wake_by_ref());
@@ -342,11 +345,16 @@ impl Seat {
         true
     }
 
-    /// `ring` is not there to be waited in any more.
+    /// `ring` is not there to be waited in any more: another may be.
     pub fn leave(&self, ring: &Arc<IoUring>) {
-        lock(&self.taken).take_if(|taken| Arc::ptr_eq(&taken.ring, ring));
+        let left = lock(&self.taken).take_if(|taken| Arc::ptr_eq(&taken.ring, ring));
+        if left.is_some() {
+            let refused = lock(&self.refused).take();
+            refused.inspect(Waker::wake_by_ref);
+        }
     }
 
+                *lock(&self.refused) = Some(waker.clone());
     /// An entry that tells each time that the bell has rung.
     pub fn listen(&self) -> squeue::Entry {
         listen(&self.bell, BELL)

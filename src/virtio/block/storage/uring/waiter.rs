@@ -23,7 +23,8 @@ use crate::virtio::QueueIndex;
 /// KVM itself does for the driver (an ioeventfd). Nobody else reads it: the ring sees it rise, so a bell costs no call either. Whenever
 /// it has rung, another [turn](Self::run) begins after that, whoever has served the queue meanwhile.
 ///
-/// *One queue a waiter*, and one waiter a queue. Others that the same thread serves have their requests submitted at once, and say what
+/// *One queue a waiter*, and one waiter a queue, of one device: where several use the storage, the one is waited for that has begun
+/// first, and another once that has let go of the queue. Others that the same thread serves have their requests submitted at once, and say what
 /// they wait for as always. The queue may be served by others beside this thread, from its first round on; what they begin ends here all
 /// the same. Another waiter takes a queue over once the one before it was dropped. A ring that is
 /// [polled for](super::UringOptions::poll_completions), or from whose submissions
