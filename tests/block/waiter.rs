@@ -682,3 +682,40 @@ fn a_device_whose_queue_was_not_waited_for_hears_of_it_when_that_of_another_goes
         assert!(has_it(second.answer(asked), 8));
     }
 }
+
+#[test]
+fn who_waits_does_not_spin_while_the_round_of_another_thread_takes_its_time() {
+    for (_, file, _kept) in uring::files(SECTORS) {
+        let Some((mut guest, event, waiter)) = eventful(file) else {
+            return;
+        };
+        for _ in 0..5 {
+            // It ends on a thread of the kernel's: some time around the look at the ring with which the round begins.
+            let flush = guest.ask(0, T_FLUSH, 0, &[], 0);
+            while guest.device.serve(QueueIndex(0)) {}
+            let (begins, begun) = mpsc::channel();
+            *event.lock().unwrap() = Some(Box::new(move || {
+                begins.send(()).expect("somebody listens");
+                thread::sleep(Duration::from_millis(100));
+            }));
+            let read = guest.ask(0, T_IN, 16, &[], 4096);
+            let guest = &guest;
+            thread::scope(|scope| {
+                scope.spawn(|| guest.device.process(QueueIndex(0)));
+                begun.recv().expect("it begins");
+                let mut turns = 0;
+                let run = waiter.run(|| {
+                    turns += 1;
+                    while guest.device.serve(QueueIndex(0)) {}
+                    match [flush, read].iter().any(|&asked| guest.answer(asked).0 == 0xee) {
+                        true => ControlFlow::Continue(Some(Duration::from_secs(10))),
+                        false => ControlFlow::Break(()),
+                    }
+                });
+                run.expect("it waits");
+                assert!(turns < 1000, "{turns} turns");
+            });
+            assert!(has_it(guest.answer(read), 16));
+        }
+    }
+}

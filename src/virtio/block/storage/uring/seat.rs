@@ -68,7 +68,13 @@ pub struct Here {
     at_once: bool,
     /// The ring in which completions lay before the turn began.
     lay_in: Weak<IoUring>,
+    /// How often in a row it was found that another thread has the queue.
+    yielded: u32,
 }
+
+/// So often it is believed that another thread is about to let go of the queue. Then this one sleeps for [`NAP`] at a time.
+const YIELDS: u32 = 100;
+const NAP: Duration = Duration::from_millis(1);
 
 impl Here {
     /// # Errors
@@ -86,6 +92,7 @@ impl Here {
             before,
             at_once: false,
             lay_in: Weak::new(),
+            yielded: 0,
         })
     }
 
@@ -133,12 +140,18 @@ impl Here {
         if self.lay_in.as_ptr() != Arc::as_ptr(&ring) {
             // It may have come since the turn has looked. Another one tells.
             self.lay_in = Arc::downgrade(&ring);
+            self.yielded = 0;
             return Ok(());
         }
         if self.seat.under_way.load(Ordering::SeqCst) {
             // It may be of these: another thread is about to let go of the queue, which is served then although it is stopped.
-            std::thread::yield_now();
-            return Ok(());
+            if self.yielded < YIELDS {
+                self.yielded += 1;
+                std::thread::yield_now();
+                return Ok(());
+            }
+            // Not so soon: its round may take as long as a disk does. Nobody tells when it ends, but if it takes what lies there.
+            return self.be_away(Some(limit.map_or(NAP, |limit| limit.min(NAP))));
         }
         // Bells do not pile up there meanwhile: who takes the end of this listens again. Linux has it since 6.0.
         let bell = types::CancelBuilder::user_data(BELL);
@@ -146,6 +159,10 @@ impl Here {
             .submitter()
             .register_sync_cancel(Some(types::Timespec::new()), bell);
         drop(ring);
+        self.be_away(limit)
+    }
+
+    fn be_away(&self, limit: Option<Duration>) -> io::Result<()> {
         self.seat.state.store(AWAY, Ordering::SeqCst);
         match self.seat.taken_from.load(Ordering::SeqCst) {
             true => Ok(()),
@@ -222,6 +239,7 @@ impl Seat {
         Self {
             bell,
             taken: Mutex::default(),
+            refused: Mutex::default(),
             occupied: AtomicBool::new(false),
             state: AtomicU8::new(AWAKE),
             rung: AtomicBool::new(false),
@@ -239,7 +257,6 @@ impl Seat {
     /// Nobody will come any more.
     pub fn go(&self) {
         self.gone.store(true, Ordering::SeqCst);
-            refused: Mutex::default(),
         // So that the ring listens no more.
         let left = lock(&self.taken).take();
         left.inspect(|taken| taken.waker.wake_by_ref());
@@ -333,6 +350,7 @@ impl Seat {
         {
             let mut taken = lock(&self.taken);
             if taken.is_some() {
+                *lock(&self.refused) = Some(waker.clone());
                 return false;
             }
             let (ring, waker) = (Arc::clone(ring), waker.clone());
@@ -354,7 +372,6 @@ impl Seat {
         }
     }
 
-                *lock(&self.refused) = Some(waker.clone());
     /// An entry that tells each time that the bell has rung.
     pub fn listen(&self) -> squeue::Entry {
         listen(&self.bell, BELL)
