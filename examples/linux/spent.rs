@@ -31,6 +31,8 @@ fn of_process() -> Duration {
 pub struct Turns {
     /// The CPU that both are on.
     cpu: usize,
+    /// What both have spent.
+    spent: fn() -> Duration,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -49,10 +51,15 @@ pub struct Turn<'a> {
 
 impl Turns {
     pub fn new() -> Self {
+        Self::counted_by(of_process)
+    }
+
+    fn counted_by(spent: fn() -> Duration) -> Self {
         // SAFETY: it is given nothing.
         let cpu = unsafe { libc::sched_getcpu() };
         Self {
             cpu: cpu.try_into().unwrap_or(0),
+            spent,
             state: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -84,14 +91,14 @@ impl Turn<'_> {
     }
 
     fn wait(&self, change: impl FnOnce(&mut State)) {
-        let before = of_process();
+        let before = (self.turns.spent)();
         let mut state = self.turns.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
         self.turns.changed.notify_one();
         let is_others = |state: &mut State| state.whose != self.me && !state.left[1 - self.me];
         let state = self.turns.changed.wait_while(state, is_others);
         drop(state.unwrap_or_else(PoisonError::into_inner));
-        OTHERS.set(OTHERS.get() + (of_process() - before));
+        OTHERS.set(OTHERS.get() + ((self.turns.spent)() - before));
     }
 }
 
@@ -106,31 +113,35 @@ impl Drop for Turn<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::thread;
+    use std::{
+        sync::atomic::{AtomicU64, Ordering::SeqCst},
+        thread,
+    };
 
-    fn spend(time: Duration) {
-        let begin = of_process();
-        while of_process() - begin < time {}
+    static SPENT: AtomicU64 = AtomicU64::new(0);
+
+    fn spent_by_both() -> Duration {
+        Duration::from_millis(SPENT.load(SeqCst))
     }
 
     #[test]
     fn each_is_told_what_it_has_spent_itself() {
-        let turns = Turns::new();
+        let turns = Turns::counted_by(spent_by_both);
         let spent = |me, rounds: u32, each: u64| {
             let turn = turns.begin(me);
-            let begin = cpu_time();
+            let own = || spent_by_both() - OTHERS.get();
+            let begin = own();
             for _ in 0..rounds {
-                spend(Duration::from_millis(each));
+                SPENT.fetch_add(each, SeqCst);
                 turn.next();
             }
-            cpu_time() - begin
+            own() - begin
         };
         let (few, many) = thread::scope(|scope| {
             let many = scope.spawn(|| spent(1, 20, 5));
             let few = scope.spawn(|| spent(0, 5, 1));
             (few.join().unwrap(), many.join().unwrap())
         });
-        assert!((5..30).contains(&few.as_millis()), "{few:?}");
-        assert!((100..140).contains(&many.as_millis()), "{many:?}");
+        assert_eq!([few, many], [5, 100].map(Duration::from_millis));
     }
 }
