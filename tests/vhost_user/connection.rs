@@ -263,9 +263,14 @@ fn two_threads_that_serve_a_connection_answer_each_request_once_and_in_order() {
                 }
             })
         });
+        // On a busy machine one of them may not have begun yet.
+        let all_serve = || served.iter().all(|served| served.load(Ordering::SeqCst) != 0);
+        while !all_serve() && begun.elapsed() < Duration::from_secs(60) {
+            thread::yield_now();
+        }
         ended.store(true, Ordering::SeqCst);
-        for served in threads {
-            served.join().expect("no panic").expect("a connection");
+        for thread in threads {
+            thread.join().expect("no panic").expect("a connection");
         }
         done.unwrap_or_else(|error| panic!("{error}"));
     });
