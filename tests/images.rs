@@ -349,7 +349,8 @@ fn what_is_not_taken_is_refused_in_a_sentence() {
         ("compat=0.10", "version 2"),
         ("extended_l2=on", "extended L2"),
         ("compression_type=zstd", "zlib"),
-        ("encrypt.format=luks,encrypt.key-secret=k", "encrypted"),
+        // Not with LUKS, for which qemu-img measures its own CPU time, and fails on a busy machine.
+        ("encrypt.format=aes,encrypt.key-secret=k", "encrypted"),
     ] {
         let _ = fs::remove_file(place.path("disk"));
         let secret = "secret,id=k,data=abc";
