@@ -132,7 +132,16 @@ impl<L: LevelInterrupt> LevelOutput<L> {
     ///
     /// # Errors
     /// What the line answered. The causes stand, and the next `settle` tells it again.
+    #[inline]
     pub fn settle(&self) -> io::Result<()> {
+        match self.is_settled() {
+            true => Ok(()),
+            false => self.settle_now(),
+        }
+    }
+
+    #[inline(never)]
+    fn settle_now(&self) -> io::Result<()> {
         let mut state = self.state.load(Ordering::SeqCst);
         loop {
             if Self::agrees(state) {

@@ -90,6 +90,8 @@ pub struct Round<'q> {
     pub(super) taking: Taking,
     /// The driver is not told yet of what it is shown.
     holds: bool,
+    /// The used ring may have what the driver was not shown: of a round that is not alone.
+    unshown: bool,
     /// The driver has been shown all that was put.
     ended: bool,
     /// No chain is to be taken any more.
@@ -162,6 +164,8 @@ impl<'q> Round<'q> {
             looked: Looked::Left,
             taking: shared.taking,
             holds: false,
+            // A round before it may have been left by a panic.
+            unshown: !alone,
             ended: false,
             closed,
         }
@@ -254,6 +258,7 @@ impl<'q> Round<'q> {
     #[cold]
     fn share_now(&mut self) {
         self.mark_used();
+        self.unshown |= self.ring.as_ref().is_some_and(|ring| !ring.used.ring.is_published());
         (self.ring, self.company) = (None, Company::Others);
     }
 
@@ -317,6 +322,8 @@ impl<'q> Round<'q> {
         match &self.ring {
             // And nothing is owed, or others had a part in it.
             Some(ring) if ring.used.ring.is_published() => Ok(()),
+            // Others show what they put at once.
+            None if !self.unshown && !self.shared.owes() => Ok(()),
             _ => self.publish_far(),
         }
     }
@@ -328,6 +335,7 @@ impl<'q> Round<'q> {
             Ok(false) => {}
             Err(Gone) => return Err(self.shared.gone()),
         }
+        self.unshown = false;
         Ok(())
     }
 
@@ -361,6 +369,7 @@ impl<'q> Round<'q> {
         pin.leave(segments.all(&outline));
         drop(pin);
         let view = self.view;
+        self.unshown = true;
         let put = self.with_used(|shared, used| shared.put_taken(used, view, &outline, segments, written));
         put.map_err(|Gone| self.shared.gone())
     }

@@ -255,6 +255,7 @@ impl Round<'_> {
         let Outline { head, descriptors, .. } = outline;
         let written = written.min(outline.writable_len);
         let (shared, view) = (self.shared, self.view);
+        self.unshown = !publish;
         let mut locked;
         let used = match &mut self.ring {
             Some(ring) => &mut *ring.used,
