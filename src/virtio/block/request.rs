@@ -150,13 +150,13 @@ pub fn finish_append(output: Writer<'_>, at: u64) -> Result<(), ChainError> {
 }
 
 /// Ends a request whose first `filled` device-writable bytes hold its answer: zeros up to the last, and that is the status.
-pub fn finish(output: Writer<'_>, filled: u32, status: Status) -> Result<(), ChainError> {
-    let (_, mut rest) = output.split_at(filled)?;
-    let unfilled = rest.remaining().saturating_sub(1);
+pub fn finish(mut output: Writer<'_>, filled: u32, status: Status) -> Result<(), ChainError> {
+    output.skip(filled)?;
+    let unfilled = output.remaining().saturating_sub(1);
     if unfilled != 0 {
-        rest.fill(0, unfilled)?;
+        output.fill(0, unfilled)?;
     }
-    rest.write(&[status as u8])
+    output.write(&[status as u8])
 }
 
 impl Disk {

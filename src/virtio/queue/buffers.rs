@@ -81,19 +81,31 @@ impl Cursor<'_> {
         Ok(())
     }
 
-    fn split_at(self, len: u32) -> Result<(Self, Self), ChainError> {
+    /// Steps over the next `len` bytes. What comes next begins with its first segment.
+    #[inline]
+    fn step_over(&mut self, len: u32) -> Result<(), ChainError> {
         let Some(rest) = self.remaining.checked_sub(len) else {
             return Err(ChainError::Short((len - self.remaining) as usize));
         };
-        let (mut first, mut second) = (self, self);
-        first.remaining = len;
-        while second.remaining > rest && second.step((second.remaining - rest) as usize).is_some() {}
-        // So that what comes next begins with its first segment.
-        if let [segment, others @ ..] = second.segments
-            && segment.len == second.offset
-        {
-            (second.segments, second.offset) = (others, 0);
+        let mut left = len;
+        while let [segment, others @ ..] = self.segments {
+            let here = segment.len - self.offset;
+            if left < here {
+                self.offset += left;
+                break;
+            }
+            left -= here;
+            (self.segments, self.offset) = (others, 0);
         }
+        self.remaining = rest;
+        Ok(())
+    }
+
+    #[inline]
+    fn split_at(self, len: u32) -> Result<(Self, Self), ChainError> {
+        let (mut first, mut second) = (self, self);
+        second.step_over(len)?;
+        first.remaining = len;
         Ok((first, second))
     }
 }
@@ -150,6 +162,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`ChainError::Short`] if fewer are left.
+    #[inline]
     pub fn split_at(self, len: u32) -> Result<(Self, Self), ChainError> {
         let (first, second) = self.0.split_at(len)?;
         Ok((Self(first), Self(second)))
@@ -208,6 +221,15 @@ impl<'a> Writer<'a> {
         self.write(object.as_slice())
     }
 
+    /// Steps over the next `len` bytes, which are left as they are.
+    ///
+    /// # Errors
+    /// [`ChainError::Short`] if fewer are left; none is stepped over then.
+    #[inline]
+    pub fn skip(&mut self, len: u32) -> Result<(), ChainError> {
+        self.0.step_over(len)
+    }
+
     /// Writes `len` bytes of `value`.
     ///
     /// # Errors
@@ -231,6 +253,7 @@ impl<'a> Writer<'a> {
     ///
     /// # Errors
     /// [`ChainError::Short`] if fewer are left.
+    #[inline]
     pub fn split_at(self, len: u32) -> Result<(Self, Self), ChainError> {
         let (first, second) = self.0.split_at(len)?;
         Ok((Self(first), Self(second)))

@@ -3,7 +3,7 @@
 mod work;
 
 use std::{
-    io,
+    io, mem,
     sync::{Arc, atomic::Ordering},
     task::{Wake, Waker},
 };
@@ -27,13 +27,15 @@ pub fn handler(disk: &Arc<Disk>, queue: QueueIndex, handle: Option<Handle>) -> B
     };
     match disk.behind.storage.open(queue, waker.clone()) {
         Ok(channel) => Box::new(Later {
-            disk: Arc::clone(disk),
-            requests: Requests::default(),
+            under_way: UnderWay {
+                disk: Arc::clone(disk),
+                requests: Requests::default(),
+                again: Vec::new(),
+                spare: Vec::new(),
+                stopped: false,
+            },
             channel,
             waker,
-            ended: Vec::new(),
-            spare: Vec::new(),
-            stopped: false,
         }),
         Err(error) => Box::new(Unopened(error)),
     }
@@ -69,12 +71,17 @@ impl QueueHandler for Unopened {
 
 /// Fields drop in this order: chains go back first, and what still touches their memory keeps that by itself.
 struct Later {
-    disk: Arc<Disk>,
-    requests: Requests,
+    under_way: UnderWay,
     channel: Box<dyn Channel>,
     waker: Waker,
-    /// What was reaped and not looked at yet.
-    ended: Vec<Ended>,
+}
+
+/// What is under way in a channel, as the device knows it.
+struct UnderWay {
+    disk: Arc<Disk>,
+    requests: Requests,
+    /// Those that go on with another operation.
+    again: Vec<(usize, Buffers)>,
     /// Room for the pieces of requests to come.
     spare: Vec<Buffers>,
     /// The queue was stopped, and no new request has been found since.
@@ -128,28 +135,28 @@ impl Requests {
 
 impl QueueHandler for Later {
     fn serve(&mut self, round: &mut Round<'_>) -> Result<(), Fault> {
-        let canceled = &self.disk.cancels[usize::from(round.index().0)];
-        if canceled.load(Ordering::Relaxed) && canceled.swap(false, Ordering::SeqCst) && self.stopped {
+        let canceled = &self.under_way.disk.cancels[usize::from(round.index().0)];
+        if canceled.load(Ordering::Relaxed) && canceled.swap(false, Ordering::SeqCst) && self.under_way.stopped {
             // What is under way is from before the stop.
             self.cancel();
         }
         // Nothing has ended where nothing is under way: what the channel has to do for itself comes below.
-        let idle = self.requests.are_none();
+        let idle = self.under_way.requests.are_none();
         if !idle {
             self.reap(Some(round))?;
         }
         while let Some(chain) = round.next()? {
-            self.stopped = false;
+            self.under_way.stopped = false;
             self.begin(chain)?;
         }
         self.channel.commit();
         // What has ended at once; what follows from that is committed too.
-        let (mut again, mut look) = (false, idle || !self.requests.are_none());
+        let (mut again, mut look) = (false, idle || !self.under_way.requests.are_none());
         while look && self.reap(Some(round))? {
             self.channel.commit();
-            (again, look) = (true, !self.requests.are_none());
+            (again, look) = (true, !self.under_way.requests.are_none());
         }
-        if again && self.stopped {
+        if again && self.under_way.stopped {
             // Some may have been given back after the round had looked, if the stop has ended by now.
             self.waker.wake_by_ref();
         }
@@ -158,7 +165,7 @@ impl QueueHandler for Later {
     }
 
     fn pause(&mut self) {
-        self.stopped = true;
+        self.under_way.stopped = true;
         self.cancel();
         // A ring that is gone shows in the next round.
         while let Ok(true) = self.reap(None) {
@@ -169,7 +176,7 @@ impl QueueHandler for Later {
 
 impl Later {
     fn cancel(&mut self) {
-        for request in self.requests.slots.iter_mut().flatten() {
+        for request in self.under_way.requests.slots.iter_mut().flatten() {
             request.canceled = true;
         }
         self.channel.cancel();
@@ -178,26 +185,28 @@ impl Later {
 
     /// A request that was found: refused, answered, or begun.
     fn begin(&mut self, chain: Chain<'_, '_>) -> Result<(), QueueError> {
+        let Self { under_way, channel, .. } = self;
+        let disk = &under_way.disk;
         let written = chain.writable_len();
-        let answered = match self.disk.parse(chain.reader(), written) {
+        let answered = match disk.parse(chain.reader(), written) {
             Err(error) => return chain.refuse_for(&error),
             Ok(Err(status)) => finish(chain.writer(), 0, status),
             Ok(Ok(Asked::Answer(answer))) => {
-                let put = answer.put(chain.writer(), &self.disk);
+                let put = answer.put(chain.writer(), disk);
                 put.and_then(|filled| finish(chain.writer(), filled, Status::Ok))
             }
             Ok(Ok(asked)) => {
                 let len = chain.readable_len().saturating_sub(HEADER as u32);
-                let mut work = Work::new(asked, len, &self.disk);
-                if !work.is_done(&self.disk) {
+                let mut work = Work::new(asked, len, disk);
+                if !work.is_done(disk) {
                     let chain = chain.take();
                     let canceled = false;
-                    let mut buffers = self.spare.pop().unwrap_or_default();
+                    let mut buffers = under_way.spare.pop().unwrap_or_default();
                     match work.prepare(&chain, &mut buffers) {
                         Ok(()) => {
                             let operation = work.operation();
-                            let index = self.requests.put(Request { chain, work, canceled });
-                            self.channel.submit(Tag(index as u64), operation, buffers);
+                            let index = under_way.requests.put(Request { chain, work, canceled });
+                            channel.submit(Tag(index as u64), operation, buffers);
                         }
                         Err(_) => chain.refuse(),
                     }
@@ -214,18 +223,40 @@ impl Later {
 
     /// Goes on with what has ended. Whether anything has.
     fn reap(&mut self, mut round: Option<&mut Round<'_>>) -> Result<bool, QueueError> {
-        let mut list = std::mem::take(&mut self.ended);
-        self.channel.reap(&mut |ended| list.push(ended));
-        let any = !list.is_empty();
-        let mut result = Ok(());
-        for ended in list.drain(..) {
-            // The others are gone through all the same.
-            result = result.and(self.ended(ended, round.as_deref_mut()));
+        let Self { under_way, channel, .. } = self;
+        let (mut any, mut result) = (false, Ok(()));
+        channel.reap(&mut |ended| {
+            any = true;
+            if let Err(error) = under_way.ended(ended, round.as_deref_mut()) {
+                // The others are gone through all the same.
+                result = Err(error);
+            }
+        });
+        if !under_way.again.is_empty() {
+            self.go_on(round.as_deref_mut())?;
         }
-        self.ended = list;
         result.map(|()| any)
     }
 
+    /// Submits what comes next of requests of which a part has ended.
+    #[cold]
+    fn go_on(&mut self, mut round: Option<&mut Round<'_>>) -> Result<(), QueueError> {
+        let Self { under_way, channel, .. } = self;
+        let mut result = Ok(());
+        for (index, mut buffers) in mem::take(&mut under_way.again) {
+            let Some(Request { chain, work, .. }) = under_way.requests.get(index) else {
+                continue;
+            };
+            match work.prepare(chain, &mut buffers) {
+                Ok(()) => channel.submit(Tag(index as u64), work.operation(), buffers),
+                Err(_) => result = result.and(under_way.end(index, buffers, None, round.as_deref_mut())),
+            }
+        }
+        result
+    }
+}
+
+impl UnderWay {
     fn ended(&mut self, ended: Ended, round: Option<&mut Round<'_>>) -> Result<(), QueueError> {
         let Ended {
             tag: Tag(tag),
@@ -244,15 +275,11 @@ impl Later {
             Outcome::Canceled => After::Fail(io::Error::other("the storage has canceled what it was not asked to")),
             Outcome::Done(result) => work.ended(result, chain, &mut buffers, &self.disk),
         };
-        if let After::Submit = after {
-            match work.prepare(chain, &mut buffers) {
-                Ok(()) => self.channel.submit(Tag(tag), work.operation(), buffers),
-                Err(_) => self.end(index, buffers, None, round)?,
-            }
-            return Ok(());
-        }
         match after {
-            After::Submit => Ok(()),
+            After::Submit => {
+                self.again.push((index, buffers));
+                Ok(())
+            }
             After::GiveBack => {
                 self.keep(buffers);
                 let request = self.requests.take(index);

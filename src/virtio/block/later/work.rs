@@ -1,6 +1,6 @@
 //! What a request has come to: one operation of the storage after the other.
 
-use std::{io, ptr::NonNull};
+use std::io;
 
 use super::super::{
     Buffers, Operation,
@@ -8,10 +8,7 @@ use super::super::{
     registers::{Status, request::HEADER},
     request::{Asked, Segment},
 };
-use crate::{
-    memory::{self, Pin},
-    virtio::{ChainError, queue::OwnedChain},
-};
+use crate::virtio::{ChainError, queue::OwnedChain};
 
 /// Bytes that are copied at a time where guest memory has no address that stays.
 const BOUNCE: u32 = 64 * 1024;
@@ -192,7 +189,7 @@ impl Work {
             Self::Transfer(transfer) => transfer.prepare(chain, buffers),
             Self::Append { len, .. } => {
                 let skip = HEADER as u32;
-                if !buffers.set_guest(chain.pin(), pieces(chain.pin(), chain.readable(), skip, *len)) {
+                if !buffers.set_guest(chain.pin(), chain.readable(), skip, *len) {
                     // At most what an append may have.
                     *buffers = copy(chain, skip, *len)?;
                 }
@@ -277,7 +274,7 @@ impl Transfer {
         match self.memory {
             // What was moved is behind already.
             Memory::Guest => return Ok(()),
-            Memory::Unknown if buffers.set_guest(chain.pin(), pieces(chain.pin(), segments, skip, self.len)) => {
+            Memory::Unknown if buffers.set_guest(chain.pin(), segments, skip, self.len) => {
                 self.memory = Memory::Guest;
                 return Ok(());
             }
@@ -314,27 +311,4 @@ fn copy(chain: &OwnedChain, skip: u32, len: u32) -> Result<Buffers, ChainError> 
     let buffers = Buffers::zeroed(data.len(), ALIGNMENT);
     buffers.write(0, &data);
     Ok(buffers)
-}
-
-/// Host addresses of the `len` bytes behind the first `skip` ones. `None` for those that have none which stays.
-fn pieces<'a>(
-    pin: &'a Pin,
-    segments: &'a [memory::Segment],
-    mut skip: u32,
-    mut len: u32,
-) -> impl Iterator<Item = Option<(NonNull<u8>, u32)>> + 'a {
-    segments.iter().map_while(move |segment| {
-        let before = skip.min(segment.len);
-        let here = len.min(segment.len - before);
-        if len == 0 {
-            return None;
-        }
-        (skip, len) = (skip - before, len - here);
-        // Within a segment, which does not wrap.
-        let mut piece = segment.at(segment.address + u64::from(before), here);
-        Some(match here {
-            0 => Some((NonNull::dangling(), 0)),
-            _ => pin.host(&mut piece).map(|host| (host, here)),
-        })
-    })
 }

@@ -9,7 +9,7 @@ use std::{
 
 use vm_memory::VolatileSlice;
 
-use crate::memory::Pin;
+use crate::memory::{Pin, Segment};
 
 /// The memory of a request, in order: of the guest, kept mapped, or of the storage's own.
 ///
@@ -121,26 +121,39 @@ impl Buffers {
         }
     }
 
-    /// Makes this guest memory. `pieces` gives host addresses and lengths; `None` if one is not known, and there is none then.
+    /// Makes this the `len` bytes of guest memory behind the first `skip` ones of `segments`. If some of them have no address that stays,
+    /// there is none, and this says so.
     pub(in crate::virtio::block) fn set_guest(
         &mut self,
         pin: &Pin,
-        pieces: impl Iterator<Item = Option<(NonNull<u8>, u32)>>,
+        segments: &[Segment],
+        mut skip: u32,
+        len: u32,
     ) -> bool {
         self.clear();
-        for piece in pieces {
-            let Some((base, len)) = piece else {
+        let mut left = len;
+        for segment in segments {
+            let before = skip.min(segment.len);
+            let here = left.min(segment.len - before);
+            skip -= before;
+            if here == 0 {
+                continue;
+            }
+            // Within a segment, which does not wrap.
+            let Some(host) = pin.host(&mut segment.at(segment.address + u64::from(before), here)) else {
                 self.clear();
                 return false;
             };
-            if len != 0 {
-                self.len += u64::from(len);
-                self.pieces.push(Piece {
-                    base: base.as_ptr(),
-                    len: len as usize,
-                });
+            self.pieces.push(Piece {
+                base: host.as_ptr(),
+                len: here as usize,
+            });
+            left -= here;
+            if left == 0 {
+                break;
             }
         }
+        self.len = (len - left).into();
         self.hold = Hold::Guest(pin.clone());
         true
     }

@@ -7,7 +7,7 @@ use io_uring::{opcode, types};
 use super::{
     super::{Buffers, Channel, Ended, Operation, Tag, adapter, file::is_refusal},
     Shared,
-    lane::{FILE, Kind, Lane, NOBODY},
+    lane::{FILE, Kind, Lane},
     registered::Registered,
     transfer::{are_whole, is_part, straight, transfer},
 };
@@ -34,10 +34,8 @@ pub struct Ring {
     free: Vec<usize>,
     /// Requests that wait at the gate.
     waiting: VecDeque<usize>,
-    /// Ended without the kernel, or reaped and not handed over yet.
+    /// Ended without the kernel, and not handed over yet.
     ended: Vec<Ended>,
-    /// Room for completions.
-    completions: Vec<(u64, i32)>,
     /// Zeros to write, once they are needed.
     zeros: Option<Buffers>,
     registered: Registered,
@@ -108,16 +106,13 @@ impl Ring {
             free: Vec::new(),
             waiting: VecDeque::new(),
             ended: Vec::new(),
-            completions: Vec::new(),
             zeros: None,
         })
     }
 
-    /// Begins with a request that was put at `index`, or has it wait.
-    fn start(&mut self, index: usize) {
-        let Some(request) = self.requests[index].as_mut() else {
-            return;
-        };
+    /// Begins with a request that was put at `index`, or has it wait. What has ended without the kernel is returned, here and below.
+    fn start(&mut self, index: usize) -> Option<Ended> {
+        let request = self.requests[index].as_mut()?;
         let gate = &self.shared.gate;
         if let Some((block, _)) = self.shared.file.direct_alignment()
             && request.operation.changes_data()
@@ -130,15 +125,15 @@ impl Ring {
             // Those that came before are first.
             if part || !self.waiting.is_empty() || !gate.share(&self.waker) {
                 self.waiting.push_back(index);
-                return;
+                return None;
             }
             request.inside = true;
         }
-        self.go(index);
+        self.go(index)
     }
 
     /// Lets in who may pass now.
-    fn let_in(&mut self) {
+    fn let_in(&mut self, ended: &mut dyn FnMut(Ended)) {
         while let Some(&index) = self.waiting.front() {
             let Some(request) = self.requests[index].as_mut() else {
                 self.waiting.pop_front();
@@ -153,24 +148,22 @@ impl Ring {
                     .alone(&self.waker, || adapter::perform(file, *operation, buffers));
                 let Some(result) = done else { return };
                 self.waiting.pop_front();
-                self.end(index, result);
+                self.end(index, result).map(&mut *ended);
             } else {
                 if !self.shared.gate.share(&self.waker) {
                     return;
                 }
                 request.inside = true;
                 self.waiting.pop_front();
-                self.go(index);
+                self.go(index).map(&mut *ended);
             }
         }
     }
 
     /// Hands a request to the kernel.
-    fn go(&mut self, index: usize) {
+    fn go(&mut self, index: usize) -> Option<Ended> {
         let direct = self.shared.file.direct_alignment();
-        let Some(request) = self.requests[index].as_mut() else {
-            return;
-        };
+        let request = self.requests[index].as_mut()?;
         match request.operation {
             Operation::Read { offset } | Operation::Write { offset, .. } => {
                 let count = match direct {
@@ -201,12 +194,12 @@ impl Ring {
             }
             _ => return self.end(index, Err(io::ErrorKind::Unsupported.into())),
         }
-        self.push_step(index);
+        self.push_step(index)
     }
 
     /// Puts the entry for the step of a request.
-    fn push_step(&mut self, index: usize) {
-        let Some(Request {
+    fn push_step(&mut self, index: usize) -> Option<Ended> {
+        let Request {
             operation,
             buffers,
             step,
@@ -214,10 +207,7 @@ impl Ring {
             may_poll,
             polled,
             ..
-        }) = self.requests[index].as_mut()
-        else {
-            return;
-        };
+        } = self.requests[index].as_mut()?;
         *polled = *may_poll
             && match (&*step, *operation) {
                 (_, Operation::Read { .. }) => true,
@@ -280,26 +270,23 @@ impl Ring {
         };
         // SAFETY: what the entry points to is kept in `requests` or `zeros` until its completion was seen, also when this is dropped.
         unsafe { lane.push(entry.user_data(index as u64)) };
+        None
     }
 
     /// The kernel has done with the step of a request.
-    fn stepped(&mut self, index: usize, result: i32) {
-        let Some(Some(request)) = self.requests.get_mut(index) else {
-            return;
-        };
+    fn stepped(&mut self, index: usize, result: i32) -> Option<Ended> {
+        let request = self.requests.get_mut(index)?.as_mut()?;
         // The device has no queue for that any more, or no room there.
         let unpolled = mem::take(&mut request.polled) && [-libc::EOPNOTSUPP, -libc::EAGAIN].contains(&result);
         let result = match result {
             code if request.canceled && (code == -libc::ECANCELED || unpolled) => {
-                self.take(index, Ended::canceled);
-                return;
+                return self.take(index, Ended::canceled);
             }
             _ if unpolled => {
                 request.may_poll = false;
                 self.by_registered -= usize::from(mem::take(&mut request.registered));
                 lock(&self.shared.status).unpolled += 1;
-                self.push_step(index);
-                return;
+                return self.push_step(index);
             }
             // The thread that has submitted it has gone.
             code if code == -libc::ECANCELED => Err(io::ErrorKind::Interrupted.into()),
@@ -312,7 +299,7 @@ impl Ring {
                 if !request.operation.changes_data() {
                     own.part(*head, len).copy_to(&request.buffers);
                 }
-                self.end(index, Ok(len));
+                self.end(index, Ok(len))
             }
             (Step::Whole { .. }, Err(error)) if is_refusal(&error) => self.whole_refused(index),
             (Step::Whole { .. }, Ok(_)) => match request.operation {
@@ -338,14 +325,12 @@ impl Ring {
     }
 
     /// The host does not do it so: in another way, if there is one.
-    fn whole_refused(&mut self, index: usize) {
-        let Some(Some(request)) = self.requests.get_mut(index) else {
-            return;
-        };
+    fn whole_refused(&mut self, index: usize) -> Option<Ended> {
+        let request = self.requests.get_mut(index)?.as_mut()?;
         match (&mut request.step, request.operation) {
             (Step::Whole { modes }, _) if modes.len() > 1 => {
                 *modes = &modes[1..];
-                self.push_step(index);
+                self.push_step(index)
             }
             (_, Operation::WriteZeroes { offset, len, .. }) => self.write_zeros(index, [offset..offset + len, 0..0]),
             // A discard may do nothing.
@@ -353,41 +338,33 @@ impl Ring {
         }
     }
 
-    fn write_zeros(&mut self, index: usize, ranges: [std::ops::Range<u64>; 2]) {
-        if let Some(Some(request)) = self.requests.get_mut(index) {
-            request.step = Step::Zeros(ranges);
-            self.push_step(index);
-        }
+    fn write_zeros(&mut self, index: usize, ranges: [std::ops::Range<u64>; 2]) -> Option<Ended> {
+        self.requests.get_mut(index)?.as_mut()?.step = Step::Zeros(ranges);
+        self.push_step(index)
     }
 
-    fn end(&mut self, index: usize, result: io::Result<u64>) {
-        self.take(index, |tag, buffers| Ended::done(tag, buffers, result));
+    fn end(&mut self, index: usize, result: io::Result<u64>) -> Option<Ended> {
+        self.take(index, |tag, buffers| Ended::done(tag, buffers, result))
     }
 
-    fn take(&mut self, index: usize, ended: impl FnOnce(Tag, Buffers) -> Ended) {
-        if let Some(request) = self.requests.get_mut(index).and_then(Option::take) {
-            self.free.push(index);
-            if request.inside {
-                self.shared.gate.leave();
-            }
-            self.by_registered -= usize::from(request.registered);
-            self.ended.push(ended(request.tag, request.buffers));
+    fn take(&mut self, index: usize, ended: impl FnOnce(Tag, Buffers) -> Ended) -> Option<Ended> {
+        let request = self.requests.get_mut(index)?.take()?;
+        self.free.push(index);
+        if request.inside {
+            self.shared.gate.leave();
         }
+        self.by_registered -= usize::from(request.registered);
+        Some(ended(request.tag, request.buffers))
     }
 
     /// Sees what the kernel has done with.
-    fn see(&mut self) {
-        let mut completions = mem::take(&mut self.completions);
-        self.plain.take(&mut completions);
-        if let Some(lane) = &mut self.polled {
-            lane.take(&mut completions);
+    fn see(&mut self, ended: &mut dyn FnMut(Ended)) {
+        while let Some((index, result)) = self.plain.take() {
+            self.stepped(index as usize, result).map(&mut *ended);
         }
-        for (index, result) in completions.drain(..) {
-            if index < NOBODY {
-                self.stepped(index as usize, result);
-            }
+        while let Some((index, result)) = self.polled.as_mut().and_then(Lane::take) {
+            self.stepped(index as usize, result).map(&mut *ended);
         }
-        self.completions = completions;
     }
 
     /// Whether requests are under way, or have not been handed over.
@@ -432,7 +409,8 @@ impl Channel for Ring {
                 self.requests.len() - 1
             }
         };
-        self.start(index);
+        let ended = self.start(index);
+        self.ended.extend(ended);
     }
 
     fn commit(&mut self) {
@@ -445,10 +423,10 @@ impl Channel for Ring {
 
     fn reap(&mut self, ended: &mut dyn FnMut(Ended)) {
         if self.plain.has_ended() || self.polled.as_mut().is_some_and(Lane::has_ended) {
-            self.see();
+            self.see(ended);
         }
         if !self.waiting.is_empty() {
-            self.let_in();
+            self.let_in(ended);
         }
         if !self.ended.is_empty() {
             self.ended.drain(..).for_each(ended);
@@ -471,11 +449,13 @@ impl Channel for Ring {
             if let Some(Some(Request { step: Step::Part, .. })) = self.requests.get(index) {
                 self.shared.gate.want_no_more();
             }
-            self.take(index, Ended::canceled);
+            let ended = self.take(index, Ended::canceled);
+            self.ended.extend(ended);
         }
         let never_seen: Vec<_> = self.lanes().flat_map(Lane::take_back).collect();
         for index in never_seen {
-            self.take(index as usize, Ended::canceled);
+            let ended = self.take(index as usize, Ended::canceled);
+            self.ended.extend(ended);
         }
         for request in self.requests.iter_mut().flatten() {
             request.canceled = true;
@@ -495,7 +475,7 @@ impl Drop for Ring {
         let seated = self.plain.end_seat();
         self.cancel();
         loop {
-            self.see();
+            self.see(&mut drop);
             self.commit_lanes();
             match self.lanes().find(|lane| lane.in_kernel() != 0) {
                 Some(lane) => lane.block(),

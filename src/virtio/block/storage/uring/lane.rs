@@ -33,6 +33,14 @@ pub enum Kind {
     Polled,
 }
 
+/// What was taken from a ring.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Took {
+    Some,
+    /// The bell among it.
+    Bell,
+}
+
 pub struct Lane {
     /// Its queues are this lane's; who waits in it uses neither.
     ring: Arc<IoUring>,
@@ -48,6 +56,8 @@ pub struct Lane {
     looked_for: bool,
     /// That was done since completions were taken last.
     entered: bool,
+    /// Completions were taken, of which who waits in the ring is still to hear.
+    took: Option<Took>,
     /// Where a thread waits in this ring.
     seat: Option<Arc<Seat>>,
     /// The ring listens to the bell there.
@@ -82,6 +92,7 @@ impl Lane {
             by_thread: submissions.is_some(),
             looked_for: kind == Kind::Polled && submissions.is_none(),
             entered: false,
+            took: None,
             seat: None,
             listens: false,
             left: false,
@@ -189,7 +200,8 @@ impl Lane {
     /// Hands the kernel what it has room for, or leaves that to the thread that waits in the ring.
     #[inline]
     pub fn commit(&mut self) {
-        if self.left || self.has_pushed() {
+        // What was left to that thread stays so, if it is this one.
+        if self.has_pushed() || self.left && !self.is_left() {
             self.commit_now();
         }
     }
@@ -233,35 +245,51 @@ impl Lane {
         self.in_kernel != 0 && (self.looked_for || some(&self.ring) || self.submission().cq_overflow())
     }
 
-    /// Takes completions: whose they are, and with what result. Waits for none.
-    pub fn take(&mut self, completions: &mut Vec<(u64, i32)>) {
-        if self.in_kernel == 0 {
-            return;
-        }
-        let overflown = self.submission().cq_overflow();
-        if overflown || self.looked_for && !self.entered {
-            // Interrupted, it is done again in the next round.
-            let _ = self.ring.submit();
-        }
-        self.entered = false;
-        let (mut ended, mut some, mut bell) = (0, false, false);
-        // SAFETY: nobody else takes, as this is borrowed.
-        for entry in unsafe { self.ring.completion_shared() } {
-            some = true;
-            bell |= entry.user_data() == BELL;
-            // The bell alone tells again and again.
-            if !cqueue::more(entry.flags()) {
-                ended += 1;
-                match entry.user_data() {
-                    BELL => self.listens = false,
-                    index => completions.push((index, entry.result())),
+    /// Takes a completion: whose it is, and with what result. Waits for none; to be called until there is none.
+    #[inline]
+    pub fn take(&mut self) -> Option<(u64, i32)> {
+        let mut asked = false;
+        while self.in_kernel != 0 {
+            // SAFETY: nobody else takes, as this is borrowed.
+            let Some(entry) = (unsafe { self.ring.completion_shared() }).next() else {
+                if mem::replace(&mut asked, true) || !self.ask_for_more() {
+                    break;
                 }
+                continue;
+            };
+            let index = entry.user_data();
+            if index == BELL {
+                self.took = Some(Took::Bell);
+                // It alone tells again and again.
+                if cqueue::more(entry.flags()) {
+                    continue;
+                }
+                self.listens = false;
+            }
+            self.took = self.took.or(Some(Took::Some));
+            self.in_kernel -= 1;
+            if index < NOBODY {
+                return Some((index, entry.result()));
             }
         }
-        self.in_kernel -= ended;
-        if let Some(seat) = self.seat.as_ref().filter(|_| some) {
-            seat.took(bell);
+        self.entered = false;
+        if let Some(took) = self.took.take()
+            && let Some(seat) = &self.seat
+        {
+            seat.took(took == Took::Bell);
         }
+        None
+    }
+
+    /// Has the kernel show what it does not show by itself, if there may be any. Whether it has.
+    #[inline]
+    fn ask_for_more(&mut self) -> bool {
+        let hidden = self.looked_for && !self.entered || self.submission().cq_overflow();
+        if hidden {
+            self.entered = true;
+        }
+        // Interrupted, it is done again in the next round.
+        hidden && self.ring.submit().is_ok()
     }
 
     /// Takes back what the kernel has never seen, by its user data.
@@ -330,12 +358,13 @@ pub fn try_polling(file: &FileStorage, options: &UringOptions) -> io::Result<()>
     let entry = opcode::Read::new(FILE, piece.as_ptr(), block as u32).build();
     // SAFETY: the buffers are there until it has ended.
     unsafe { lane.push(entry) };
-    let mut ended = Vec::new();
-    while ended.is_empty() {
+    let result = loop {
         lane.block();
-        lane.take(&mut ended);
-    }
-    match ended[0].1 {
+        if let Some((_, result)) = lane.take() {
+            break result;
+        }
+    };
+    match result {
         0.. => Ok(()),
         code if code == -libc::EOPNOTSUPP => Err(io::Error::new(
             io::ErrorKind::Unsupported,

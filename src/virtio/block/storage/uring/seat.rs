@@ -97,7 +97,10 @@ impl Here {
     }
 
     pub fn wait(&mut self, limit: Option<Duration>) -> io::Result<()> {
-        self.seat.turn.fetch_add(1, Ordering::Relaxed);
+        // Nobody else sets it.
+        self.seat
+            .turn
+            .store(self.seat.turn().wrapping_add(1), Ordering::Relaxed);
         self.seat.state.store(ASLEEP, Ordering::SeqCst);
         let waited = self.sleep(limit);
         self.seat.state.store(AWAKE, Ordering::SeqCst);
@@ -108,7 +111,7 @@ impl Here {
     /// `rung` then.
     fn sleep(&mut self, limit: Option<Duration>) -> io::Result<()> {
         let ring = self.seat.ring();
-        if self.seat.rung.swap(false, Ordering::SeqCst) {
+        if self.seat.take_bell() {
             // What it has rung for may have come behind the last look of this turn. The kernel is not needed for another; but if bells
             // never end, what is left to this thread does not wait for that.
             self.at_once = !self.at_once;
@@ -325,9 +328,9 @@ impl Seat {
         }
     }
 
-    /// Nobody waits here: whether the bell has rung, for who has taken that from the ring.
+    /// Whether a completion has told of the bell since this was asked last.
     pub fn take_bell(&self) -> bool {
-        self.rung.swap(false, Ordering::SeqCst)
+        self.rung.load(Ordering::SeqCst) && self.rung.swap(false, Ordering::SeqCst)
     }
 
     /// How often the waiter has waited.
