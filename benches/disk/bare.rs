@@ -1,15 +1,22 @@
 //! A ring, as many reads or writes in it as its depth, and nothing else: waited for in the ring, or as who waits for other things as well.
 
-use std::{fs::File, os::fd::AsRawFd};
+use std::{fs::File, os::fd::AsRawFd, sync::Arc};
 
 use io_uring::{IoUring, opcode, squeue, types};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::{Side, Work, waiter::Waiter};
+use super::{
+    Side, Work,
+    memory::{self, APART, DATA},
+    waiter::Waiter,
+};
 
 pub struct Bare {
     work: Work,
     ring: IoUring,
-    memory: Memory,
+    /// Where the data is.
+    base: *mut u8,
+    _memory: Arc<GuestMemoryMmap>,
     offsets: Box<dyn FnMut() -> u64 + Send>,
     /// Its memory is known to the kernel.
     registered: bool,
@@ -18,29 +25,8 @@ pub struct Bare {
     _file: File,
 }
 
-/// Memory at a page.
-pub struct Memory(pub *mut u8, usize);
-
-// SAFETY: memory, which whoever has this may use.
-unsafe impl Send for Memory {}
-
-impl Memory {
-    pub fn new(len: usize) -> Self {
-        let layout = std::alloc::Layout::from_size_align(len, 4096).expect("a layout");
-        // SAFETY: not of size zero.
-        let base = unsafe { std::alloc::alloc_zeroed(layout) };
-        assert!(!base.is_null());
-        Self(base, len)
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        let layout = std::alloc::Layout::from_size_align(self.1, 4096).expect("a layout");
-        // SAFETY: allocated so.
-        unsafe { std::alloc::dealloc(self.0, layout) };
-    }
-}
+// SAFETY: the pointer leads to memory that is kept, and is nobody else's.
+unsafe impl Send for Bare {}
 
 impl Bare {
     pub fn new(work: Work, file: File, seed: u64, registered: bool, waiter: Option<Waiter>) -> Self {
@@ -48,11 +34,12 @@ impl Bare {
         ring.submitter()
             .register_files(&[file.as_raw_fd()])
             .expect("registered");
-        let memory = Memory::new(usize::from(work.depth) * work.len as usize);
+        let memory = memory::new(1);
+        let host = |address| memory.get_host_address(GuestAddress(address)).expect("in memory");
         if registered {
             let all = libc::iovec {
-                iov_base: memory.0.cast(),
-                iov_len: memory.1,
+                iov_base: host(0).cast(),
+                iov_len: APART as usize,
             };
             // SAFETY: there as long as the ring is.
             unsafe { ring.submitter().register_buffers(&[all]) }.expect("room to register memory");
@@ -60,7 +47,8 @@ impl Bare {
         Self {
             work,
             ring,
-            memory,
+            base: host(DATA),
+            _memory: memory,
             registered,
             waiter,
             offsets: Box::new(work.offsets(seed)),
@@ -71,7 +59,7 @@ impl Bare {
     fn entry(&mut self, slot: u64) -> squeue::Entry {
         let (len, offset) = (self.work.len, (self.offsets)());
         // SAFETY: within the memory.
-        let buffer = unsafe { self.memory.0.add(slot as usize * len as usize) };
+        let buffer = unsafe { self.base.add(slot as usize * len as usize) };
         let file = types::Fixed(0);
         let entry = match (self.work.writes, self.registered) {
             (true, false) => opcode::Write::new(file, buffer, len).offset(offset).build(),

@@ -22,11 +22,13 @@ use devisor::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::{Side, Work, waiter::Waiter};
+use super::{
+    Side, Work,
+    memory::{self, APART, DATA},
+    waiter::Waiter,
+};
 
 const SIZE: u16 = 512;
-/// Memory of a queue.
-const APART: u64 = 32 << 20;
 
 /// What each queue waits for.
 #[derive(Clone, Default)]
@@ -71,9 +73,7 @@ unsafe impl Send for Guest {}
 
 pub fn new(work: Work, file: File, register_memory: bool, in_ring: bool) -> Vec<Box<dyn Side>> {
     let queues = work.queues;
-    let memory = Arc::new(
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), (APART * u64::from(queues)) as usize)]).expect("guest memory"),
-    );
+    let memory = memory::new(queues);
     let storage = FileStorage::new(file).expect("a storage");
     let options = UringOptions {
         register_memory,
@@ -113,7 +113,7 @@ pub fn new(work: Work, file: File, register_memory: bool, in_ring: bool) -> Vec<
         }
         write(0x44, 1);
         for slot in 0..u64::from(work.depth) {
-            let data = base + 0x10_0000 + slot * u64::from(work.len);
+            let data = base + DATA + slot * u64::from(work.len);
             let (header, status) = (base + 0x1_0000 + slot * 64, base + 0x1_0020 + slot * 64);
             let direction: u64 = if work.writes { 0 } else { 2 };
             let chain = [
