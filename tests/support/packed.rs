@@ -242,6 +242,11 @@ impl<B: Bitmap + Send + Sync + 'static> PackedRing<B> {
         is_used.then(|| (self.get(self.slot(at.slot) + 12), len))
     }
 
+    /// What is in a slot.
+    pub fn descriptor_at(&self, slot: u16) -> u128 {
+        self.get(self.slot(slot))
+    }
+
     /// What was used since this was last asked: IDs and lengths.
     pub fn used(&mut self) -> Vec<(u32, u32)> {
         let mut used = Vec::new();
@@ -251,6 +256,21 @@ impl<B: Bitmap + Send + Sync + 'static> PackedRing<B> {
             self.used = self.used.after(count, self.layout.size);
         }
         self.used_chains = self.used_chains.wrapping_add(used.len() as u16);
+        used
+    }
+
+    /// As [`used`](Self::used), where chains are used in order: a used descriptor is for all of those that were made available up to its own
+    /// (section 2.8.8). For how many each is; `made` are those that are not used.
+    pub fn used_in_order(&mut self, made: &mut Vec<u16>) -> Vec<usize> {
+        let mut used = Vec::new();
+        while let Some((last, _)) = self.peek(self.used) {
+            let all = 1 + made.iter().position(|id| *id == last).expect("in flight before");
+            for id in made.drain(..all) {
+                let count = self.descriptors.remove(&id).expect("in flight before");
+                self.used = self.used.after(count, self.layout.size);
+            }
+            used.push(all);
+        }
         used
     }
 

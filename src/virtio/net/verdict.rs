@@ -29,6 +29,12 @@ pub(super) enum Verdict {
 /// The value of a hash, and of which type it is.
 pub(super) type Hash = (u32, u32);
 
+/// Whether a frame of `len` bytes is for this queue, whatever it begins with, and there is nothing to say of it.
+#[inline]
+pub(super) fn is_plain(seen: &Seen, header: &Header, len: usize) -> bool {
+    seen.open && header.is_plain() && (MIN_FRAME..=seen.plain).contains(&len)
+}
+
 /// What is to become of a frame of `len` bytes that begins with `start`.
 #[inline]
 pub(super) fn judge(shared: &Shared, seen: &Seen, pair: usize, header: &Header, start: &[u8], len: usize) -> Verdict {

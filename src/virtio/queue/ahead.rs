@@ -150,7 +150,12 @@ impl<'q> Ahead<'_, 'q> {
                 self.span = view.span();
                 let mut available = round.available.packed.next;
                 let size = round.available.packed.size;
+                // What is used in order is written once, and what is only read stays where the driver can read it too.
+                let to_write = writable || !round.shared.in_order();
                 for _ in 0..most {
+                    if let Some(line) = view.ring.line_ahead(available.slot) {
+                        fetch(line, to_write);
+                    }
                     let first = round.available.packed.look_near_at(&view.ring, available);
                     let Some(first) = first.filter(|first| view.ring.has(first.id())) else {
                         break;
@@ -190,6 +195,20 @@ impl<'q> Ahead<'_, 'q> {
             None => read(0, data),
         }
         start
+    }
+
+    /// Writes what the next chain begins with, unless it does so already: a header is most often what it was when the buffer was used last,
+    /// and its cache line stays where the driver can read it too. It has so many bytes.
+    #[inline(always)]
+    pub fn write_start<const N: usize>(&mut self, data: &[u8; N]) {
+        let Some(host) = self.host(0, N) else { return };
+        let mut before = [0; N];
+        // SAFETY: as in `read`.
+        unsafe { ptr::copy_nonoverlapping(host.as_ptr(), before.as_mut_ptr(), N) };
+        if before != *data {
+            // SAFETY: as in `read`.
+            unsafe { ptr::copy_nonoverlapping(data.as_ptr(), host.as_ptr(), N) };
+        }
     }
 
     /// Writes `data` into the next chain, from byte `at` on. It has so many.
@@ -273,8 +292,12 @@ impl<'q> Ahead<'_, 'q> {
             }
             Format::Packed(view) => {
                 available.packed.advance(1);
-                used.packed
-                    .use_near::<false>(&view.ring, head, 1, written, &round.shared.counters);
+                let (used, counters) = (&mut used.packed, &round.shared.counters);
+                if !self.writable && round.shared.in_order() {
+                    used.join_near(&view.ring, head, counters);
+                } else {
+                    used.use_near::<false>(&view.ring, head, 1, written, counters);
+                }
             }
         }
         round.spend_for(len.into());
@@ -348,10 +371,12 @@ fn is_short(len: u32) -> bool {
     len <= 2 * LINE
 }
 
-/// Has a header on its way here, and a short packet or the beginning of a long one.
+/// Has a header on its way here, and a short packet or the beginning of a long one. Where little more than the header is in the first
+/// line, that is [most often](Ahead::write_start) not written.
 #[inline(always)]
 fn fetch_start(host: *const u8, len: u32, to_write: bool) {
-    fetch(host, to_write);
+    let in_first = LINE - host.addr() as u32 % LINE;
+    fetch(host, to_write && in_first > 16);
     if len > LINE {
         fetch(host.wrapping_add(LINE as usize), to_write);
     }

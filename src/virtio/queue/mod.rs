@@ -31,7 +31,7 @@
 //! flight is known by its segments, which are in the saved state.
 //!
 //! *In order* ([`IN_ORDER`](super::features::IN_ORDER)): each chain has a used element of its own; one that ends before an earlier one
-//! waits for that.
+//! waits for that. Packets that are sent from a packed ring share one, as far as they are one buffer each and are shown at once.
 //!
 //! A queue runs without a transport too:
 //!

@@ -14,6 +14,9 @@ use super::{
 };
 use crate::memory::Pin;
 
+/// Descriptors in a cache line.
+pub(super) const LINE: u16 = 4;
+
 /// Offset of the second half of a descriptor: length, ID and flags.
 const REST: u64 = 8;
 const FLAGS: u64 = 14;
@@ -124,6 +127,15 @@ impl FlatPacked<'_> {
     fn at(&self, slot: u16) -> Option<NonNull<[u64; 2]>> {
         // SAFETY: a descriptor of the ring.
         (u32::from(slot) <= self.flat.mask).then(|| unsafe { self.flat.descriptors.add(slot.into()) })
+    }
+
+    /// Where the cache line after that of `slot` is, if that one begins there.
+    #[inline(always)]
+    pub fn line_ahead(&self, slot: u16) -> Option<*const u8> {
+        if !slot.is_multiple_of(LINE) {
+            return None;
+        }
+        Some(self.at(slot + LINE)?.as_ptr().cast())
     }
 
     /// Whether a buffer ID is below the size.

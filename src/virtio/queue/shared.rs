@@ -423,6 +423,12 @@ impl Shared {
     pub fn is_packed(&self) -> bool {
         self.features & features::RING_PACKED != 0
     }
+
+    /// Whether chains are used in the order in which they were made available.
+    #[inline(always)]
+    pub fn in_order(&self) -> bool {
+        self.features & features::IN_ORDER != 0
+    }
 }
 
 /// A chain that was taken is done with when this is dropped, by a line that panics too.
