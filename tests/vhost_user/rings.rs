@@ -1,6 +1,7 @@
 //! When a ring runs, where it goes on, and who is told.
 
 use std::{
+    io::Write,
     os::fd::AsRawFd,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -9,7 +10,10 @@ use std::{
 use devisor::{
     time::ManualClock,
     virtio::{
-        QueueIndex, VirtioTransport, Wait, transport::vhost_user::VhostUserOptions,
+        QueueIndex, VirtioTransport, Wait,
+        features::{IN_ORDER, RING_PACKED},
+        net::{Net, NetOptions, Switch, SwitchOptions},
+        transport::{TransportOptions, vhost_user::VhostUserOptions},
         vhost_user::protocol_feature as feature,
     },
 };
@@ -199,6 +203,91 @@ fn in_a_packed_ring_too_requests_that_come_back_untouched_are_found_by_another_p
     let used: Vec<_> = ring.used().iter().map(|(id, _)| *id as u16).collect();
     assert_eq!(used, [ids[0], ids[1], ids[3]]);
     assert_eq!(seen.requests.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn packets_that_are_sent_in_order_share_a_used_descriptor_as_far_as_each_is_one_buffer() {
+    let options = VhostUserOptions {
+        transport: TransportOptions {
+            packed: true,
+            in_order: true,
+            ..TransportOptions::default()
+        },
+        ..VhostUserOptions::default()
+    };
+    let switch = Switch::new(SwitchOptions::default());
+    let net = Net::new([switch.port()], NetOptions::default()).unwrap();
+    let mut front = Front::with_options(net, options);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES | RING_PACKED | IN_ORDER, 0);
+    front.share_memory();
+    let mut ring = PackedRing::new(&front.memory, 0x2_0000, 8);
+    front.describe(1, &Ring::at(&front.memory, ring.layout), 0x8000_8000);
+    front.set_kick(1);
+    front.enable(1, true);
+    let (packet, parts) = (
+        [readable(BUFFERS, 12 + 60)],
+        [readable(BUFFERS, 12), readable(BUFFERS + 12, 60)],
+    );
+    // Over the end of the ring, and a ring full of them.
+    for count in [3, 4, 5, 8, 1, 8] {
+        let mut made: Vec<_> = (0..count).map(|_| ring.request(&packet)).collect();
+        let after = ring.descriptor_at(ring.used_place().after(1, 8).slot);
+        front.kick(1);
+        assert_eq!(ring.used_in_order(&mut made), [count]);
+        if count != 1 {
+            assert_eq!(
+                ring.descriptor_at(ring.used_place().after(8 - count as u16 + 1, 8).slot),
+                after,
+                "it is not written"
+            );
+        }
+    }
+    // What is more than one buffer has one of its own, and what comes after it.
+    let chains: [&[_]; 5] = [&packet, &packet, &parts, &packet, &packet];
+    for _ in 0..3 {
+        let mut made: Vec<_> = chains.iter().map(|chain| ring.request(chain)).collect();
+        front.kick(1);
+        assert_eq!(ring.used_in_order(&mut made), [2, 1, 1, 1]);
+        assert!(made.is_empty());
+    }
+    // It may be the first, whose ID is that of the last then.
+    for (chains, expected) in [(&[&packet[..]][..], [1]), (&[&parts, &packet], [2])] {
+        let mut made: Vec<_> = chains.iter().map(|chain| ring.request(chain)).collect();
+        front.kick(1);
+        assert_eq!(ring.used_in_order(&mut made), expected);
+    }
+}
+
+#[test]
+fn a_kick_that_comes_while_there_is_more_is_waited_for_until_it_is_taken() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::ready(device, 0);
+    let mut ring = front.start(0);
+    let kick = front.kicks[0].try_clone().unwrap();
+    let is_there = || {
+        let mut poll = libc::pollfd {
+            fd: kick.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one structure, as is said.
+        (unsafe { libc::poll(&raw mut poll, 1, 0) }) == 1
+    };
+    front.serve(0);
+    // As many as a round has.
+    let chain = [writable(BUFFERS + 8, 1)];
+    (0..ring.layout.size).for_each(|_| _ = ring.request(&chain));
+    (&kick).write_all(&1u64.to_ne_bytes()).unwrap();
+    assert!(front.device.serve(QueueIndex(0)));
+    assert_eq!((ring.used().len(), is_there()), (64, false));
+    // The embedder comes in any case: what is new is served, and the kick for it is there as long as it was not taken.
+    ring.request(&chain);
+    (&kick).write_all(&1u64.to_ne_bytes()).unwrap();
+    while front.device.serve(QueueIndex(0)) {}
+    assert_eq!((ring.used().len(), is_there()), (1, true));
+    assert_eq!(front.device.waits(QueueIndex(0)).len(), 1);
+    while front.device.serve(QueueIndex(0)) {}
+    assert!(!is_there());
 }
 
 #[test]

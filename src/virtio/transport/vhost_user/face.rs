@@ -87,6 +87,9 @@ impl<D: VirtioDevice> VirtioTransport for VhostUser<D> {
     fn serve(&self, queue: QueueIndex) -> bool {
         self.take_kick(queue);
         let more = self.core.serve_once(queue);
+        if more {
+            self.lines.will_come(queue.0.into());
+        }
         self.look_for_failure();
         self.lines.tell_again(queue.0.into());
         more

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
+    mem,
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
         unix::fs::FileTypeExt,
@@ -123,6 +124,8 @@ pub(super) struct QueueLines {
     handler: Vec<Wait>,
     /// The embedder knows what is waited for now.
     told: bool,
+    /// It comes for something else than a kick: it was rung for, or there was more.
+    due: bool,
 }
 
 /// Of the device. No lock is held while another is taken.
@@ -214,7 +217,7 @@ impl Lines {
 
     pub fn set_channel(&self, channel: Option<OwnedFd>) {
         let channel = channel.map(Channel::new);
-        let before = std::mem::replace(&mut *lock(&self.channel), channel);
+        let before = mem::replace(&mut *lock(&self.channel), channel);
         // Nobody answers there any more.
         for expected in before.into_iter().flat_map(Channel::into_expected) {
             if let Expected::Object(found) = expected {
@@ -230,7 +233,7 @@ impl Lines {
 
     /// Tells all of it. No lock is held.
     pub fn tell_found(&self) {
-        let all = std::mem::take(&mut *lock(&self.found));
+        let all = mem::take(&mut *lock(&self.found));
         for (found, file) in all {
             found(file);
         }
@@ -240,7 +243,7 @@ impl Lines {
     pub fn forget_all(&self) {
         for index in 0..self.queues.len() {
             self.stops(index);
-            let before = self.with(index, std::mem::take);
+            let before = self.with(index, mem::take);
             drop(before);
         }
         self.hears_config.store(false, Ordering::SeqCst);
@@ -248,16 +251,23 @@ impl Lines {
         self.set_channel(None);
     }
 
-    /// Takes a kick, before its queue is looked at. Whether there was one.
+    /// Takes a kick, before its queue is looked at. Whether there was one. Who comes for something else saves the system call: if there is
+    /// a kick too, that is still waited for.
     pub fn take_kick(&self, index: usize) -> bool {
         let taken = self.with(index, |lines| {
             lines.told = false;
             match &lines.kick {
+                _ if mem::take(&mut lines.due) => false,
                 Some(kick) if lines.runs => kick.take(),
                 _ => false,
             }
         });
         taken == Some(true)
+    }
+
+    /// The embedder will come for a queue, whether there is a kick or not.
+    pub fn will_come(&self, index: usize) {
+        self.with(index, |lines| lines.due = true);
     }
 
     /// A queue runs from here on.
@@ -320,7 +330,11 @@ pub(super) struct Bell(pub Arc<Lines>);
 impl Doorbell for Bell {
     fn ring(&self, queue: QueueIndex) -> io::Result<()> {
         match self.0.doorbell.get() {
-            Some(doorbell) => doorbell.ring(queue),
+            Some(doorbell) => {
+                // Before it comes.
+                self.0.will_come(queue.0.into());
+                doorbell.ring(queue)
+            }
             None => Err(io::ErrorKind::NotConnected.into()),
         }
     }
@@ -371,7 +385,7 @@ impl Lines {
     pub fn set_kick(&self, index: usize, kick: Option<Event>) {
         let before = self.with(index, |lines| {
             lines.polled = kick.is_none();
-            std::mem::replace(&mut lines.kick, kick)
+            mem::replace(&mut lines.kick, kick)
         });
         // The embedder hears of the new one before the old one is closed.
         self.tell(index);
@@ -388,12 +402,12 @@ impl Lines {
     }
 
     pub fn set_call(&self, index: usize, call: Option<Event>) {
-        let before = self.with(index, |lines| std::mem::replace(&mut lines.call, call));
+        let before = self.with(index, |lines| mem::replace(&mut lines.call, call));
         drop(before);
     }
 
     pub fn set_error(&self, index: usize, error: Option<Event>) {
-        let before = self.with(index, |lines| std::mem::replace(&mut lines.error, error));
+        let before = self.with(index, |lines| mem::replace(&mut lines.error, error));
         drop(before);
     }
 }
