@@ -8,17 +8,24 @@ use std::{
 };
 
 use devisor::virtio::{
-    QueueIndex, VirtioTransport,
+    QueueIndex, VirtioDevice, VirtioTransport,
+    features::RING_PACKED,
     net::{Header, Net, NetOptions, Port as _, Switch, SwitchOptions},
     reclaim::Reclaim,
-    transport::vhost_user::{FrontEndMemory, VhostUserOptions},
+    transport::{
+        TransportOptions,
+        vhost_user::{FrontEndMemory, VhostUserOptions},
+    },
     vhost_user::{protocol_feature as feature, vhost_feature},
 };
+
+use vm_memory::VolatileSlice;
 
 use super::{
     devices::Device,
     front::{Front, MEMORY, PROTOCOL_FEATURES, USER, VERSION_1, bytes, halves, id, memfd, region},
-    ring::{readable, writable},
+    packed::PackedRing,
+    ring::{Ring, readable, writable},
     rings::exchange,
 };
 
@@ -225,7 +232,7 @@ fn packets_that_come_into_buffers_that_were_looked_at_ahead_are_logged_each_wher
     let send = |count: u64| {
         let mut frame = vec![0x5a; 1500];
         frame[..6].fill(0xff);
-        let frame = vm_memory::VolatileSlice::from(&mut frame[..]);
+        let frame = VolatileSlice::from(&mut frame[..]);
         for _ in 0..count {
             _ = other.send(&Header::default(), &[frame]).unwrap();
         }
@@ -247,6 +254,83 @@ fn packets_that_come_into_buffers_that_were_looked_at_ahead_are_logged_each_wher
         let mut expected: Vec<_> = rings.into_iter().chain(received).collect();
         expected.sort_unstable();
         assert_eq!(pages(&log), expected);
+    }
+}
+
+/// A front end with a device behind packed rings, and the log of what is written from here on.
+fn logged<D: VirtioDevice + 'static>(device: D, queues: u32) -> (Front<D>, Vec<PackedRing>, File) {
+    let options = VhostUserOptions {
+        transport: TransportOptions {
+            packed: true,
+            ..TransportOptions::default()
+        },
+        ..VhostUserOptions::default()
+    };
+    let mut front = Front::with_options(device, options);
+    let features = VERSION_1 | PROTOCOL_FEATURES | RING_PACKED;
+    front.negotiate(features, feature::LOG_SHMFD);
+    front.share_memory();
+    let mut rings = Vec::new();
+    for index in 0..queues {
+        // Longer than a page, and its areas have others.
+        let ring = PackedRing::new(&front.memory, 0x1_0000 * u64::from(index + 1), 260);
+        front.describe(index, &Ring::at(&front.memory, ring.layout), 0x8000_8000);
+        front.set_kick(index);
+        front.enable(index, true);
+        rings.push(ring);
+    }
+    let log = memfd(0x1000);
+    let (answer, _) = front.ask(id::SET_LOG_BASE, &bytes(&[MEMORY / 4096 / 8, 0]), &[log.as_raw_fd()]);
+    assert_eq!(answer, bytes(&[0]));
+    front.tell(id::SET_FEATURES, &bytes(&[features | vhost_feature::LOG_ALL]), &[]);
+    (front, rings, log)
+}
+
+#[test]
+fn in_a_packed_ring_too_what_is_written_is_logged() {
+    let (device, _) = Device::new(1);
+    let (front, mut rings, log) = logged(device, 1);
+    let ring = &mut rings[0];
+    let [descriptors, events] = [ring.layout.descriptor_area, ring.layout.device_area].map(|area| area / 4096);
+    for number in 0..127 {
+        ring.request(&[readable(0x8000, 1), writable(0xc_0ffe, 4)]);
+        front.kick(0);
+        assert_eq!(ring.used().len(), 1);
+        assert_eq!(pages(&log), [descriptors, events, 0xc0], "{number}");
+    }
+    // The last descriptors of the first page, and the first of the second.
+    for expected in [
+        vec![descriptors, events, 0xc0, 0xd0],
+        vec![descriptors, descriptors + 1, events, 0xc0, 0xd0],
+    ] {
+        ring.request(&[readable(0x8000, 1), writable(0xd_0000, 4)]);
+        front.kick(0);
+        assert_eq!(ring.used().len(), 1);
+        assert_eq!(pages(&log), expected);
+    }
+}
+
+#[test]
+fn packets_that_come_into_a_packed_ring_are_logged_each_where_it_is() {
+    let switch = Switch::new(SwitchOptions::default());
+    let net = Net::new([switch.port()], NetOptions::default()).unwrap();
+    let other = switch.port();
+    let (front, mut rings, log) = logged(net, 1);
+    let ring = &mut rings[0];
+    let buffer = |number: u64| 0x8_0000 + 0x1000 * number;
+    (0..24).for_each(|number| _ = ring.request(&[writable(buffer(number), 0x800)]));
+    let mut frame = [0xff; 64];
+    for already in [0, 7, 14] {
+        for _ in 0..7 {
+            let frame = VolatileSlice::from(&mut frame[..]);
+            _ = other.send(&Header::default(), &[frame]).unwrap();
+        }
+        while front.device.serve(QueueIndex(0)) {}
+        assert_eq!(ring.used().len(), 7);
+        let received: Vec<_> = (0..already + 7).map(|number| buffer(number) / 4096).collect();
+        let marked = pages(&log);
+        assert!(marked.contains(&(ring.layout.descriptor_area / 4096)));
+        assert_eq!(marked[marked.len() - received.len()..], received);
     }
 }
 
