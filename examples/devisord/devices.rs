@@ -1,6 +1,11 @@
 //! The devices, and what stands behind them.
 
-use std::{error::Error, os::unix::net::UnixStream, sync::Arc};
+use std::{
+    error::Error,
+    fs::OpenOptions,
+    os::unix::{fs::OpenOptionsExt, net::UnixStream},
+    sync::Arc,
+};
 
 use devisor::{
     time::Clock,
@@ -38,10 +43,14 @@ fn block(arguments: &Arguments) -> Made {
         .image
         .as_ref()
         .ok_or("--image is needed: the file that is the disk")?;
-    let file = match arguments.read_only {
-        true => FileStorage::open_read_only(image),
-        false => FileStorage::open(image),
-    };
+    // Past the page cache of the host, which the guest has its own in front of.
+    let flags = if arguments.has("--direct") { libc::O_DIRECT } else { 0 };
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(!arguments.read_only)
+        .custom_flags(flags)
+        .open(image);
+    let file = opened.map_err(Into::into).and_then(FileStorage::new);
     let file = file.map_err(|error| format!("{}: {error}", image.display()))?;
     let options = BlockOptions {
         queues: arguments.queues,
@@ -53,7 +62,11 @@ fn block(arguments: &Arguments) -> Made {
         #[cfg(feature = "io-uring")]
         true => {
             use devisor::virtio::block::{UringOptions, UringStorage};
-            let storage = UringStorage::new(file, UringOptions::default())?;
+            let uring = UringOptions {
+                register_memory: arguments.has("--register-memory"),
+                ..UringOptions::default()
+            };
+            let storage = UringStorage::new(file, uring)?;
             Ok(Box::new(Block::with_async(storage, options)?))
         }
         #[cfg(not(feature = "io-uring"))]
