@@ -233,7 +233,7 @@ impl Later {
             }
         });
         if !under_way.again.is_empty() {
-            self.go_on(round.as_deref_mut())?;
+            self.go_on(round)?;
         }
         result.map(|()| any)
     }
