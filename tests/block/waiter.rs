@@ -37,7 +37,7 @@ const SECTORS: usize = 256;
 fn disks(queues: u16) -> Vec<(Guest, UringWaiter, Box<dyn std::any::Any>)> {
     let files = uring::files(SECTORS).into_iter();
     let made = files.map_while(|(_, file, kept)| {
-        let (storage, waiter) = waited_for(file)?;
+        let (storage, waiter) = waited_for(file, UringOptions::default())?;
         let options = BlockOptions {
             queues,
             ..BlockOptions::default()
@@ -200,9 +200,38 @@ fn a_thread_that_serves_two_queues_waits_for_one_and_is_told_of_the_other() {
     }
 }
 
+#[test]
+fn a_ring_that_the_kernel_takes_requests_from_is_not_waited_in_and_its_queue_says_what_is() {
+    for (_, file, _kept) in uring::files(SECTORS) {
+        let options = UringOptions {
+            poll_submissions: Some(Duration::from_millis(10)),
+            ..UringOptions::default()
+        };
+        let Some((storage, waiter)) = waited_for(file, options) else {
+            return;
+        };
+        let block = Block::with_async(storage, BlockOptions::default()).expect("valid options");
+        let mut guest = Guest::new(block, 1, u64::MAX >> 16);
+        let mut asked = None;
+        let run = waiter.run(|| {
+            while guest.device.serve(QueueIndex(0)) {}
+            let one = *asked.get_or_insert_with(|| begin(&mut guest, 0, 8));
+            let (waits, done) = (guest.waits(0), guest.answer(one).0 == OK);
+            assert!(matches!(waits[..], [Wait::Readable(_)]) != done, "{waits:?}");
+            match done {
+                true => ControlFlow::Break(()),
+                // As an embedder that has no other thread for it.
+                false => ControlFlow::Continue(Some(Duration::from_millis(1))),
+            }
+        });
+        run.expect("it waits");
+        assert!(has_it(guest.answer(asked.expect("it was asked")), 8));
+    }
+}
+
 /// A disk over `file` on io_uring, and who waits for its first queue.
-fn waited_for(file: File) -> Option<(UringStorage, UringWaiter)> {
-    let storage = UringStorage::new(FileStorage::new(file).expect("a storage"), UringOptions::default());
+fn waited_for(file: File, options: UringOptions) -> Option<(UringStorage, UringWaiter)> {
+    let storage = UringStorage::new(FileStorage::new(file).expect("a storage"), options);
     let made = storage.and_then(|storage| {
         let waiter = UringWaiter::new(&storage, QueueIndex(0))?;
         Ok((storage, waiter))
@@ -218,7 +247,7 @@ fn waited_for(file: File) -> Option<(UringStorage, UringWaiter)> {
 
 /// A guest over it, each of whose kicks rings the bell.
 fn rung_for(file: File) -> Option<(Guest, Arc<UringWaiter>)> {
-    let (storage, waiter) = waited_for(file)?;
+    let (storage, waiter) = waited_for(file, UringOptions::default())?;
     let block = Block::with_async(storage, BlockOptions::default()).expect("valid options");
     let (memory, waiter) = (guest_memory(), Arc::new(waiter));
     let bell = Arc::clone(&waiter);

@@ -49,7 +49,7 @@ impl Channel for EventfulChannel {
 
 /// A guest over `file`, what happens in its rounds, and who waits for its queue.
 fn eventful(file: File) -> Option<(Guest, Event, Arc<UringWaiter>)> {
-    let (storage, waiter) = waited_for(file)?;
+    let (storage, waiter) = waited_for(file, UringOptions::default())?;
     let event = Event::default();
     let storage = Eventful(storage, Arc::clone(&event));
     let block = Block::with_async(storage, BlockOptions::default()).expect("valid options");

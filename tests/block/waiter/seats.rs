@@ -19,7 +19,7 @@ fn a_waiter_is_run_by_one_thread_at_a_time() {
 #[test]
 fn a_queue_has_one_waiter_and_another_once_that_has_gone() {
     for (_, file, _kept) in uring::files(SECTORS) {
-        let Some((storage, waiter)) = waited_for(file) else {
+        let Some((storage, waiter)) = waited_for(file, UringOptions::default()) else {
             return;
         };
         let storage = Arc::new(storage);
@@ -74,7 +74,7 @@ fn a_waiter_that_is_dropped_lets_go_of_its_bell() {
 #[test]
 fn a_device_whose_queue_was_not_waited_for_hears_of_it_when_that_of_another_goes() {
     for (_, file, _kept) in uring::files(SECTORS) {
-        let Some((storage, waiter)) = waited_for(file) else {
+        let Some((storage, waiter)) = waited_for(file, UringOptions::default()) else {
             return;
         };
         let storage = Arc::new(storage);

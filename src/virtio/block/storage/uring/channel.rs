@@ -359,11 +359,16 @@ impl Ring {
 
     /// Sees what the kernel has done with.
     fn see(&mut self, ended: &mut dyn FnMut(Ended)) {
-        while let Some((index, result)) = self.plain.take() {
-            self.stepped(index as usize, result).map(&mut *ended);
+        for _ in 0..self.plain.there() {
+            if let Some((index, result)) = self.plain.take() {
+                self.stepped(index as usize, result).map(&mut *ended);
+            }
         }
-        while let Some((index, result)) = self.polled.as_mut().and_then(Lane::take) {
-            self.stepped(index as usize, result).map(&mut *ended);
+        self.plain.taken();
+        for _ in 0..self.polled.as_mut().map_or(0, Lane::there) {
+            if let Some((index, result)) = self.polled.as_mut().and_then(Lane::take) {
+                self.stepped(index as usize, result).map(&mut *ended);
+            }
         }
     }
 

@@ -245,51 +245,49 @@ impl Lane {
         self.in_kernel != 0 && (self.looked_for || some(&self.ring) || self.submission().cq_overflow())
     }
 
-    /// Takes a completion: whose it is, and with what result. Waits for none; to be called until there is none.
+    /// How many completions there are to be [taken](Self::take). Waits for none.
     #[inline]
-    pub fn take(&mut self) -> Option<(u64, i32)> {
-        let mut asked = false;
-        while self.in_kernel != 0 {
-            // SAFETY: nobody else takes, as this is borrowed.
-            let Some(entry) = (unsafe { self.ring.completion_shared() }).next() else {
-                if mem::replace(&mut asked, true) || !self.ask_for_more() {
-                    break;
-                }
-                continue;
-            };
-            let index = entry.user_data();
-            if index == BELL {
-                self.took = Some(Took::Bell);
-                // It alone tells again and again.
-                if cqueue::more(entry.flags()) {
-                    continue;
-                }
-                self.listens = false;
-            }
-            self.took = self.took.or(Some(Took::Some));
-            self.in_kernel -= 1;
-            if index < NOBODY {
-                return Some((index, entry.result()));
-            }
+    pub fn there(&mut self) -> usize {
+        if self.in_kernel == 0 {
+            return 0;
+        }
+        if self.looked_for && !self.entered || self.submission().cq_overflow() {
+            // Interrupted, it is done again in the next round.
+            let _ = self.ring.submit();
         }
         self.entered = false;
+        // SAFETY: nobody else takes, as this is borrowed.
+        unsafe { self.ring.completion_shared() }.len()
+    }
+
+    /// Takes one of those that [are there](Self::there): whose it is, and with what result, if it is a request's. What follows is
+    /// [`taken`](Self::taken).
+    #[inline]
+    pub fn take(&mut self) -> Option<(u64, i32)> {
+        // SAFETY: nobody else takes, as this is borrowed.
+        let entry = unsafe { self.ring.completion_shared() }.next()?;
+        let index = entry.user_data();
+        self.took.get_or_insert(Took::Some);
+        if index == BELL {
+            self.took = Some(Took::Bell);
+            // It alone tells again and again.
+            if cqueue::more(entry.flags()) {
+                return None;
+            }
+            self.listens = false;
+        }
+        self.in_kernel -= 1;
+        (index < NOBODY).then(|| (index, entry.result()))
+    }
+
+    /// Those that were there are taken: tells who waits in the ring.
+    #[inline]
+    pub fn taken(&mut self) {
         if let Some(took) = self.took.take()
             && let Some(seat) = &self.seat
         {
             seat.took(took == Took::Bell);
         }
-        None
-    }
-
-    /// Has the kernel show what it does not show by itself, if there may be any. Whether it has.
-    #[inline]
-    fn ask_for_more(&mut self) -> bool {
-        let hidden = self.looked_for && !self.entered || self.submission().cq_overflow();
-        if hidden {
-            self.entered = true;
-        }
-        // Interrupted, it is done again in the next round.
-        hidden && self.ring.submit().is_ok()
     }
 
     /// Takes back what the kernel has never seen, by its user data.
@@ -360,7 +358,8 @@ pub fn try_polling(file: &FileStorage, options: &UringOptions) -> io::Result<()>
     unsafe { lane.push(entry) };
     let result = loop {
         lane.block();
-        if let Some((_, result)) = lane.take() {
+        let taken = (lane.there() != 0).then(|| lane.take());
+        if let Some((_, result)) = taken.flatten() {
             break result;
         }
     };
