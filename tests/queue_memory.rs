@@ -533,6 +533,39 @@ fn every_write_into_a_packed_ring_is_marked_dirty() {
 }
 
 #[test]
+fn what_a_round_has_hidden_in_a_packed_ring_is_marked_when_another_shows_it() {
+    let ram = Arc::new(Tracked::from_ranges(&whole()).unwrap());
+    // Its first half is in one page, and the other in the next.
+    let layout = QueueLayout {
+        descriptor_area: 0x1000 - 16 * u64::from(SIZE) / 2,
+        ..layout(SIZE)
+    };
+    let mut ring = PackedRing::at(&ram, layout);
+    let memory = space(&ram, false);
+    let features = ALL | features::RING_PACKED;
+    let mut queue = Queue::new(QueueIndex(0), SIZE, layout, features, &memory, Arc::new(Silent)).unwrap();
+    let request = [writable(0x9000, 4)];
+    for _ in 0..SIZE / 2 - 1 {
+        ring.request(&request);
+        let mut round = queue.round().unwrap();
+        round.next().unwrap().unwrap().complete(4).unwrap();
+        let _ = round.end().unwrap();
+    }
+    // The last of one page, and the first of the other.
+    (0..2).for_each(|_| _ = ring.request(&request));
+    let mut round = queue.round().unwrap();
+    let [first, second] = [(); 2].map(|()| round.next().unwrap().unwrap().take());
+    let _ = round.end().unwrap();
+    let mut round = queue.round().unwrap();
+    round.put(first, 4).unwrap();
+    let _ = dirty(&ram);
+    second.complete(4);
+    assert_eq!(dirty(&ram), [0, 1]);
+    let _ = round.end().unwrap();
+    assert_eq!(ring.used().len(), usize::from(SIZE / 2) + 1);
+}
+
+#[test]
 fn what_a_panic_leaves_half_written_is_marked() {
     for translated in [false, true] {
         let ram = Arc::new(Tracked::from_ranges(&whole()).unwrap());

@@ -228,13 +228,20 @@ fn packets_that_are_sent_in_order_share_a_used_descriptor_as_far_as_each_is_one_
         [readable(BUFFERS, 12 + 60)],
         [readable(BUFFERS, 12), readable(BUFFERS + 12, 60)],
     );
-    // Over the end of the ring, and a ring full of them.
-    for count in [3, 4, 5, 8, 1, 8] {
+    // Over the end of the ring, whose first descriptor has one of its own, and a ring full of them.
+    for (count, expected) in [
+        (3, &[3][..]),
+        (4, &[4][..]),
+        (5, &[1; 5][..]),
+        (8, &[4, 1, 1, 1, 1][..]),
+        (1, &[1][..]),
+        (8, &[3, 1, 1, 1, 1, 1][..]),
+    ] {
         let mut made: Vec<_> = (0..count).map(|_| ring.request(&packet)).collect();
         let after = ring.descriptor_at(ring.used_place().after(1, 8).slot);
         front.kick(1);
-        assert_eq!(ring.used_in_order(&mut made), [count]);
-        if count != 1 {
+        assert_eq!(ring.used_in_order(&mut made), expected);
+        if expected == [count] && count != 1 {
             assert_eq!(
                 ring.descriptor_at(ring.used_place().after(8 - count as u16 + 1, 8).slot),
                 after,
@@ -256,6 +263,49 @@ fn packets_that_are_sent_in_order_share_a_used_descriptor_as_far_as_each_is_one_
         front.kick(1);
         assert_eq!(ring.used_in_order(&mut made), expected);
     }
+}
+
+#[test]
+fn who_is_told_no_place_finds_that_of_a_ring_whose_packets_share_used_descriptors() {
+    let options = || VhostUserOptions {
+        transport: TransportOptions {
+            packed: true,
+            in_order: true,
+            ..TransportOptions::default()
+        },
+        ..VhostUserOptions::default()
+    };
+    let net = |switch: &Switch| Net::new([switch.port()], NetOptions::default()).unwrap();
+    let features = VERSION_1 | PROTOCOL_FEATURES | RING_PACKED | IN_ORDER;
+    let switch = Switch::new(SwitchOptions::default());
+    let mut front = Front::with_options(net(&switch), options());
+    front.negotiate(features, 0);
+    front.share_memory();
+    let mut ring = PackedRing::new(&front.memory, 0x2_0000, 4);
+    let place = Ring::at(&front.memory, ring.layout);
+    front.describe(1, &place, 0x8000_8000);
+    front.set_kick(1);
+    front.enable(1, true);
+    let packet = [readable(BUFFERS, 12 + 60)];
+    // Two at the end of the second lap are sent at once, the last one in the ring's first descriptor.
+    for count in [1, 1, 1, 1, 3, 2, 3] {
+        let mut made: Vec<_> = (0..count).map(|_| ring.request(&packet)).collect();
+        front.kick(1);
+        ring.used_in_order(&mut made);
+        assert!(made.is_empty());
+    }
+    assert_eq!(front.base(1), 0);
+    let mut other = Front::with_memory(net(&switch), options(), Arc::clone(&front.file));
+    other.negotiate(features, 0);
+    other.share_memory();
+    other.describe(1, &place, 0);
+    other.set_kick(1);
+    other.enable(1, true);
+    other.kick(1);
+    assert_eq!(other.device.counters().requests, 0, "all of them were sent");
+    let mut made = vec![ring.request(&packet)];
+    other.kick(1);
+    assert_eq!(ring.used_in_order(&mut made), [1]);
 }
 
 #[test]

@@ -198,7 +198,8 @@ impl<'q> Ahead<'_, 'q> {
     }
 
     /// Writes what the next chain begins with, unless it does so already: a header is most often what it was when the buffer was used last,
-    /// and its cache line stays where the driver can read it too. It has so many bytes.
+    /// and its cache line stays where the driver can read it too. It has so many bytes. (That "a device SHOULD NOT read" what it may write,
+    /// section 2.7.5.1, is not kept for these: nothing but whether they are written hangs on what they were.)
     #[inline(always)]
     pub fn write_start<const N: usize>(&mut self, data: &[u8; N]) {
         let Some(host) = self.host(0, N) else { return };

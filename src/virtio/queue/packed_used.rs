@@ -82,6 +82,11 @@ impl PackedUsed {
         self.chains == 0
     }
 
+    /// The [total](Self::total) of what the driver has been shown: what comes after it is written by who shows it.
+    pub fn shown_total(&self) -> u32 {
+        self.published
+    }
+
     /// Adds a used descriptor for a chain of so many, which the driver does not see yet.
     pub fn put(&mut self, view: PackedView<'_>, id: u16, descriptors: u16, written: u32) -> Result<(), Gone> {
         let rest = self.next.used(id, written);
@@ -131,19 +136,20 @@ impl PackedUsed {
     }
 
     /// As [`use_near`](Self::use_near), of a chain of one descriptor that nothing is written into, where chains are used in order: one used
-    /// descriptor is for all of them (section 2.8.8).
+    /// descriptor is for all of them (section 2.8.8). But the ring's first descriptor is always written: by it, who takes a ring over and is
+    /// told no place sees how far it has come.
     #[inline(always)]
     pub fn join_near(&mut self, view: &FlatPacked<'_>, id: u16, counters: &Counters) {
         let (_, first) = &mut self.hidden.slots[0];
         let alone = self.chains == 1 && *first >> 48 & u64::from(WRITE) == 0;
         if self.chains == 0 {
             self.use_near::<false>(view, id, 1, 0, counters);
-        } else if alone || self.joined == self.total {
+        } else if self.next.slot != 0 && (alone || self.joined == self.total) {
             *first = *first & !(0xffff << 32) | u64::from(id) << 32;
             self.skip(1);
             self.chains += 1;
         } else {
-            // After one that is not of the kind: each has its own until they are shown.
+            // It is not of the kind, or comes after one that is not: each has its own until they are shown.
             self.use_near::<false>(view, id, 1, 0, counters);
             return;
         }

@@ -346,7 +346,8 @@ impl Shared {
         // As above.
         self.is_used(outline.head, outline.descriptors);
         let ring = &mut used.ring.packed;
-        let from = ring.total;
+        // What was put before and is hidden is written by this too.
+        let from = ring.shown_total();
         let wanted = ring.use_near::<true>(&flat, outline.head, outline.descriptors, written, &self.counters);
         if view.pin.tracks() {
             view.mark_packed(ring.next, ring.total.wrapping_sub(from));

@@ -50,10 +50,8 @@ impl Incoming<'_, '_> {
         let frame = &packet[HEADROOM..];
         let by = &*self.by;
         // As nearly all are: what they come to is not put together in memory, to be read again.
-        if by.seen.header_len == LEN
-            && is_plain(&by.seen, &header, frame.len())
-            && self.put_ahead(Header::PLAIN, frame)?
-        {
+        let plain = by.seen.header_len == LEN && is_plain(&by.seen, &header, frame.len());
+        if plain && self.put_ahead(Header::PLAIN, frame)? {
             self.got += 1;
             return Ok(true);
         }
@@ -74,7 +72,7 @@ impl Incoming<'_, '_> {
                 return Ok(true);
             }
         };
-        if !told.is_all(by) || !self.put_ahead(told.header, frame)? {
+        if plain || !told.is_all(by) || !self.put_ahead(told.header, frame)? {
             return self.deliver_further(header, told, packet);
         }
         self.got += 1;
