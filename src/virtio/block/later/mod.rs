@@ -239,11 +239,10 @@ impl Later {
     }
 
     /// Submits what comes next of requests of which a part has ended.
-    #[cold]
     fn go_on(&mut self, mut round: Option<&mut Round<'_>>) -> Result<(), QueueError> {
         let Self { under_way, channel, .. } = self;
-        let mut result = Ok(());
-        for (index, mut buffers) in mem::take(&mut under_way.again) {
+        let (mut again, mut result) = (mem::take(&mut under_way.again), Ok(()));
+        for (index, mut buffers) in again.drain(..) {
             let Some(Request { chain, work, .. }) = under_way.requests.get(index) else {
                 continue;
             };
@@ -252,6 +251,7 @@ impl Later {
                 Err(_) => result = result.and(under_way.end(index, buffers, None, round.as_deref_mut())),
             }
         }
+        under_way.again = again;
         result
     }
 }

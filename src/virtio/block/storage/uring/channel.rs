@@ -365,6 +365,7 @@ impl Ring {
             }
         }
         self.plain.taken();
+        // Nobody waits in that one.
         for _ in 0..self.polled.as_mut().map_or(0, Lane::there) {
             if let Some((index, result)) = self.polled.as_mut().and_then(Lane::take) {
                 self.stepped(index as usize, result).map(&mut *ended);

@@ -242,7 +242,9 @@ impl Lane {
     pub fn has_ended(&mut self) -> bool {
         // SAFETY: nobody else takes, as this is borrowed.
         let some = |ring: &IoUring| !unsafe { ring.completion_shared() }.is_empty();
-        self.in_kernel != 0 && (self.looked_for || some(&self.ring) || self.submission().cq_overflow())
+        // Or to be told of, if that was left by a panic.
+        self.took.is_some()
+            || self.in_kernel != 0 && (self.looked_for || some(&self.ring) || self.submission().cq_overflow())
     }
 
     /// How many completions there are to be [taken](Self::take). Waits for none.
