@@ -15,7 +15,7 @@ pub type Descriptor = std::os::windows::io::RawSocket;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Wait {
-    /// There is something to read, or the other end has gone.
+    /// There is something to read, or the other end has gone: a level, not an edge, as it may have come before this was said.
     Readable(Descriptor),
     /// There is room to write, or the other end has gone.
     Writable(Descriptor),
