@@ -364,13 +364,12 @@ impl Ring {
                 self.stepped(index as usize, result).map(&mut *ended);
             }
         }
-        self.plain.taken();
-        // Nobody waits in that one.
         for _ in 0..self.polled.as_mut().map_or(0, Lane::there) {
             if let Some((index, result)) = self.polled.as_mut().and_then(Lane::take) {
                 self.stepped(index as usize, result).map(&mut *ended);
             }
         }
+        self.lanes().for_each(Lane::taken);
     }
 
     /// Whether requests are under way, or have not been handed over.
