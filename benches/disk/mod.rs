@@ -101,8 +101,13 @@ impl Work {
         if self.direct { &files.direct } else { &files.tmpfs }
     }
 
-    fn open(&self, files: &Files) -> File {
-        let flags = if self.direct { libc::O_DIRECT } else { 0 };
+    /// A file in memory can be open so that the kernel waits for nothing of it, as ours has it.
+    fn open(&self, files: &Files, never_waits: bool) -> File {
+        let flags = match (self.direct, never_waits) {
+            (true, _) => libc::O_DIRECT,
+            (false, true) => libc::O_DIRECT | libc::O_NONBLOCK,
+            (false, false) => 0,
+        };
         let mut options = OpenOptions::new();
         options
             .read(true)
@@ -177,30 +182,33 @@ enum Who {
     /// Waits as who waits for other things as well.
     BareWaiting,
     OursWaiting,
+    /// Has a file in memory open so that no thread of the kernel's does what is asked of it.
+    BareAtOnce,
 }
 
 impl Who {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Bare,
         Self::Ours,
         Self::BareRegistered,
         Self::OursRegistered,
         Self::BareWaiting,
         Self::OursWaiting,
+        Self::BareAtOnce,
     ];
 
     fn sides(self, work: Work, files: &Files) -> Vec<Box<dyn Side>> {
         let registered = matches!(self, Self::BareRegistered | Self::OursRegistered);
         match self {
-            Self::Bare | Self::BareRegistered | Self::BareWaiting => (0..work.queues)
+            Self::Bare | Self::BareRegistered | Self::BareWaiting | Self::BareAtOnce => (0..work.queues)
                 .map(|queue| {
-                    let file = work.open(files);
+                    let file = work.open(files, self == Self::BareAtOnce);
                     let waiter = (self == Self::BareWaiting).then(waiter::Waiter::new);
                     Box::new(bare::Bare::new(work, file, queue.into(), registered, waiter)) as Box<dyn Side>
                 })
                 .collect(),
             Self::Ours | Self::OursRegistered | Self::OursWaiting => {
-                ours::new(work, work.open(files), registered, self != Self::OursWaiting)
+                ours::new(work, work.open(files, false), registered, self != Self::OursWaiting)
             }
         }
     }
@@ -329,7 +337,15 @@ pub fn main() {
             by_fio.extend(fio::turn(&work, work.path(&files)));
             beside_fio.push(turn(&mut sides[1], requests));
         }
-        let [bare, ours, bare_registered, ours_registered, bare_waiting, ours_waiting] = taken;
+        let [
+            bare,
+            ours,
+            bare_registered,
+            ours_registered,
+            bare_waiting,
+            ours_waiting,
+            bare_at_once,
+        ] = taken;
         let calls = |who| {
             if test {
                 None
@@ -364,6 +380,20 @@ pub fn main() {
             &bare_registered,
             None,
         );
+        if !work.direct {
+            compare(
+                "a bare loop whose file never waits, beside it",
+                &bare_at_once,
+                &bare,
+                calls(6),
+            );
+            compare(
+                "ours, which waits in its ring, beside that one",
+                &ours,
+                &bare_at_once,
+                None,
+            );
+        }
         if by_fio.len() == beside_fio.len() {
             compare("ours beside fio", &beside_fio, &by_fio, None);
             let calls = if test {

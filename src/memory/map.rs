@@ -225,12 +225,16 @@ impl Map {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, segment: &mut Segment, data: &[u8]) -> Result<(), Outside> {
         match self.find(segment, data.len() as u64, Permissions::Write) {
             Some((host, _)) => {
-                // SAFETY: as in `read`.
-                unsafe { VolatileSlice::new(host.as_ptr(), data.len()) }.copy_from(data);
+                match data {
+                    // SAFETY: as in `read`.
+                    [byte] => unsafe { host.as_ptr().write_volatile(*byte) },
+                    // SAFETY: as in `read`.
+                    _ => unsafe { VolatileSlice::new(host.as_ptr(), data.len()) }.copy_from(data),
+                }
                 if self.tracks {
                     self.backing.mark_dirty(segment.address, data.len() as u64);
                 }

@@ -345,9 +345,9 @@ impl Disk {
 }
 
 fn le32(bytes: &[u8], offset: usize) -> u32 {
-    u32::from_le_bytes(std::array::from_fn(|i| bytes[offset + i]))
+    bytes[offset..].first_chunk().copied().map_or(0, u32::from_le_bytes)
 }
 
 fn le64(bytes: &[u8], offset: usize) -> u64 {
-    u64::from_le_bytes(std::array::from_fn(|i| bytes[offset + i]))
+    bytes[offset..].first_chunk().copied().map_or(0, u64::from_le_bytes)
 }

@@ -43,7 +43,7 @@ impl Cursor<'_> {
     }
 
     /// Calls `access` for the pieces of the next `len` bytes, with the range of each within these.
-    #[inline]
+    #[inline(always)]
     fn each(
         &mut self,
         len: usize,

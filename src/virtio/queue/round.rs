@@ -225,10 +225,15 @@ impl<'q> Round<'q> {
     }
 
     pub(super) fn with_used<R>(&mut self, f: impl FnOnce(&Shared, &mut Used) -> R) -> R {
-        match &mut self.ring {
-            Some(ring) => f(self.shared, &mut ring.used),
-            None => f(self.shared, &mut self.shared.used.lock()),
-        }
+        let mut guard;
+        let used = match &mut self.ring {
+            Some(ring) => &mut ring.used,
+            None => {
+                guard = self.shared.used.lock();
+                &mut *guard
+            }
+        };
+        f(self.shared, used)
     }
 
     fn signal(&mut self) {

@@ -127,6 +127,7 @@ impl Work {
     }
 
     /// Whether nothing is left to do. What was written is made stable first, if the driver counts on that.
+    #[inline(always)]
     pub fn is_done(&mut self, disk: &Disk) -> bool {
         let (done, volatile) = match self {
             Self::Transfer(Transfer {
@@ -149,6 +150,7 @@ impl Work {
     }
 
     /// What the storage is to do next.
+    #[inline]
     pub fn operation(&self) -> Operation {
         match self {
             Self::Transfer(Transfer {
@@ -184,6 +186,7 @@ impl Work {
     }
 
     /// Makes `buffers` those of the next operation; they are new, or those of the last one.
+    #[inline(always)]
     pub fn prepare(&mut self, chain: &OwnedChain, buffers: &mut Buffers) -> Result<(), ChainError> {
         match self {
             Self::Transfer(transfer) => transfer.prepare(chain, buffers),
@@ -203,6 +206,7 @@ impl Work {
     }
 
     /// An operation has ended.
+    #[inline]
     pub fn ended(&mut self, result: io::Result<u64>, chain: &OwnedChain, buffers: &mut Buffers, disk: &Disk) -> After {
         let moved = match result {
             Ok(moved) => moved,
@@ -266,6 +270,7 @@ impl Work {
 }
 
 impl Transfer {
+    #[inline(always)]
     fn prepare(&mut self, chain: &OwnedChain, buffers: &mut Buffers) -> Result<(), ChainError> {
         let (segments, skip) = match self.writes {
             true => (chain.readable(), HEADER as u32),
@@ -289,6 +294,7 @@ impl Transfer {
     }
 
     /// So many bytes were moved, of those in `buffers`.
+    #[inline]
     fn advance(&mut self, chain: &OwnedChain, buffers: &mut Buffers, moved: u64) -> Result<(), ChainError> {
         if !self.writes && self.memory == Memory::Copied {
             // At most a piece.

@@ -14,7 +14,14 @@ use crate::memory::{Pin, Segment};
 /// The memory of a request, in order: of the guest, kept mapped, or of the storage's own.
 ///
 /// It is shared with the guest by its nature: it is copied, never referred to. Two pieces may be the same memory.
-pub struct Buffers {
+///
+/// It is as large as a pointer: it goes from hand to hand, from the device to a storage, through those that are stacked on it, and back.
+#[derive(Default)]
+pub struct Buffers(Box<Lent>);
+
+/// What they are.
+#[derive(Default)]
+struct Lent {
     pieces: Vec<Piece>,
     /// The pieces before this one are behind us.
     first: usize,
@@ -48,8 +55,9 @@ impl Piece {
 }
 
 /// What keeps the pieces where they are.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 enum Hold {
+    #[default]
     Nothing,
     #[cfg_attr(
         not(all(target_os = "linux", feature = "io-uring")),
@@ -88,17 +96,6 @@ unsafe impl Sync for Buffers {}
 /// Pieces for which room is kept from one request to the next.
 const KEPT: usize = 256;
 
-impl Default for Buffers {
-    fn default() -> Self {
-        Self {
-            pieces: Vec::new(),
-            first: 0,
-            len: 0,
-            hold: Hold::Nothing,
-        }
-    }
-}
-
 impl Buffers {
     /// `len` bytes of zeros, of this process, at an address that is a multiple of `align`, a power of two.
     pub fn zeroed(len: usize, align: usize) -> Self {
@@ -113,12 +110,12 @@ impl Buffers {
             base: base.as_ptr(),
             len: layout.size(),
         };
-        Self {
+        Self(Box::new(Lent {
             pieces: vec![piece],
             first: 0,
             len: layout.size() as u64,
             hold: Hold::Own(Arc::new(Own { base, layout })),
-        }
+        }))
     }
 
     /// Makes this the `len` bytes of guest memory behind the first `skip` ones of `segments`. If some of them have no address that stays,
@@ -144,7 +141,7 @@ impl Buffers {
                 self.clear();
                 return false;
             };
-            self.pieces.push(Piece {
+            self.0.pieces.push(Piece {
                 base: host.as_ptr(),
                 len: here as usize,
             });
@@ -153,51 +150,66 @@ impl Buffers {
                 break;
             }
         }
-        self.len = (len - left).into();
-        self.hold = Hold::Guest(pin.clone());
+        self.0.len = (len - left).into();
+        self.0.hold = Hold::Guest(pin.clone());
         true
     }
 
     /// The map of guest memory that it is in, if it is the guest's.
     #[cfg(all(target_os = "linux", feature = "io-uring"))]
     pub(super) fn guest(&self) -> Option<&Pin> {
-        match &self.hold {
+        match &self.0.hold {
             Hold::Guest(pin) => Some(pin),
             Hold::Nothing | Hold::Own(_) => None,
         }
     }
 
     /// Lets go of the memory, and keeps the room for some pieces.
+    #[inline]
     pub(in crate::virtio::block) fn clear(&mut self) {
-        self.pieces.clear();
+        let Lent {
+            pieces,
+            first,
+            len,
+            hold,
+        } = &mut *self.0;
+        pieces.clear();
         // What a long chain needed is not kept: in time each could have needed that.
-        self.pieces.shrink_to(KEPT);
-        (self.first, self.len, self.hold) = (0, 0, Hold::Nothing);
+        if pieces.capacity() > KEPT {
+            pieces.shrink_to(KEPT);
+        }
+        (*first, *len, *hold) = (0, 0, Hold::Nothing);
     }
 
     /// Bytes in all of it.
     pub fn len(&self) -> u64 {
-        self.len
+        self.0.len
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.0.len == 0
     }
 
     /// The pieces, in order; none is empty but that of no bytes at all. On Unix each is a `struct iovec`.
     ///
     /// The memory is there while these buffers, or [parts](Self::part) of them, are.
     pub fn pieces(&self) -> &[Piece] {
-        &self.pieces[self.first..]
+        &self.0.pieces[self.0.first..]
     }
 
     /// Drops the first `count` bytes, which were moved.
+    #[inline]
     pub fn advance(&mut self, count: u64) {
-        let mut left = count.min(self.len);
-        self.len -= left;
+        let lent = &mut *self.0;
+        if count >= lent.len {
+            (lent.first, lent.len) = (lent.pieces.len(), 0);
+            return;
+        }
+        let mut left = count;
+        lent.len -= left;
         while left != 0 {
-            let piece = &mut self.pieces[self.first];
+            let piece = &mut lent.pieces[lent.first];
             if left < piece.len as u64 {
                 // SAFETY: within the piece.
                 piece.base = unsafe { piece.base.add(left as usize) };
@@ -205,23 +217,21 @@ impl Buffers {
                 return;
             }
             left -= piece.len as u64;
-            self.first += 1;
+            lent.first += 1;
         }
     }
 
     /// The `len` bytes from `offset` on, as far as there are any, of the same memory.
     pub fn part(&self, offset: u64, len: u64) -> Self {
-        let mut part = Self {
-            pieces: Vec::new(),
-            first: 0,
-            len: 0,
-            hold: self.hold.clone(),
+        let mut part = Lent {
+            hold: self.0.hold.clone(),
+            ..Lent::default()
         };
         self.each(offset, len, |base, len| {
             part.pieces.push(Piece { base, len });
             part.len += len as u64;
         });
-        part
+        Self(Box::new(part))
     }
 
     /// Calls `each` for the pieces of the `len` bytes from `offset` on.
@@ -266,7 +276,7 @@ impl Buffers {
     /// Makes all bytes `value`.
     pub fn fill(&self, value: u8) {
         let block = [value; 4096];
-        self.each_slice(0, self.len, |_, slice| {
+        self.each_slice(0, self.len(), |_, slice| {
             let mut rest = slice;
             while !rest.is_empty() {
                 let now = rest.len().min(block.len());
@@ -279,7 +289,7 @@ impl Buffers {
     /// Copies as many bytes as both have.
     pub fn copy_to(&self, other: &Self) {
         let mut block = [0; 4096];
-        let (mut offset, len) = (0, self.len.min(other.len));
+        let (mut offset, len) = (0, self.len().min(other.len()));
         while offset < len {
             let now = (len - offset).min(block.len() as u64) as usize;
             self.read(offset, &mut block[..now]);
@@ -316,7 +326,7 @@ impl From<&[u8]> for Buffers {
 impl fmt::Debug for Buffers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Buffers")
-            .field("len", &self.len)
+            .field("len", &self.len())
             .field("pieces", &self.pieces().len())
             .finish_non_exhaustive()
     }

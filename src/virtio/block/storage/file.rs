@@ -31,7 +31,8 @@ use super::{Abilities, Limits, Storage, direct::Direct, write_zeros};
 ///
 /// *Direct I/O*: a file that is open with `O_DIRECT` is used with it. Buffers that are aligned as the host wants them go
 /// straight, others through at most 64 KiB (or one block) at a time. Writing a part of a block reads the block, and
-/// keeps other writes through the same storage waiting; a guest is told the host's block, so that it need not do so.
+/// keeps other writes through the same storage waiting; a guest is told the host's block, so that it need not do so. A file in
+/// memory (tmpfs, `memfd_create`) has no cache to go past: nothing of it is aligned.
 ///
 /// ```no_run
 /// use devisor::virtio::block::{Block, BlockOptions, FileStorage};
@@ -45,6 +46,12 @@ pub struct FileStorage {
     kind: Kind,
     read_only: bool,
     limits: Limits,
+    /// Its data is in memory and nowhere else.
+    #[cfg_attr(
+        not(all(target_os = "linux", feature = "io-uring")),
+        expect(dead_code, reason = "rings alone have a choice")
+    )]
+    in_memory: bool,
     /// If the file is open for direct I/O.
     direct: Option<Direct>,
 }
@@ -131,13 +138,18 @@ impl FileStorage {
             Kind::Regular => file_limits(metadata.blksize()),
             Kind::BlockDevice => sys::device_limits(&file),
         };
-        let direct = (flags & sys::O_DIRECT != 0).then(|| direct(&file, kind, &mut limits));
+        // The node of a device may well be in a file system in memory: its data is not.
+        let in_memory = kind == Kind::Regular && sys::is_in_memory(&file);
+        // There is no cache to go past then, and nothing to align.
+        let is_direct = flags & sys::O_DIRECT != 0 && !in_memory;
+        let direct = is_direct.then(|| direct(&file, kind, &mut limits));
         let read_only = access == libc::O_RDONLY || kind == Kind::BlockDevice && sys::refuses_writes(&file);
         let storage = Self {
             file,
             kind,
             read_only,
             limits,
+            in_memory,
             direct,
         };
         if let Some(direct) = &storage.direct
@@ -172,6 +184,15 @@ impl FileStorage {
         match self.kind {
             Kind::Regular => block.max(self.limits.minimum_io.into()),
             Kind::BlockDevice => block,
+        }
+    }
+
+    /// Has a ring move the data of a file in memory where it is asked to. The kernel would have a thread of its own do that, as anything might
+    /// be waited for, and to wake that thread costs more than the data.
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
+    pub(super) fn move_at_once(&self) {
+        if self.in_memory {
+            sys::set_never_waits(&self.file);
         }
     }
 

@@ -78,6 +78,38 @@ mod linux {
         })
     }
 
+    /// Whether a file is one of a file system in memory (tmpfs, which `memfd_create` has too).
+    pub fn is_in_memory(file: &File) -> bool {
+        // SAFETY: all of it is numbers, for which zero is a value.
+        let mut answer: libc::statfs = unsafe { mem::zeroed() };
+        // SAFETY: the file is open, and `answer` is what the kernel fills.
+        let result = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut answer) };
+        #[allow(
+            clippy::unnecessary_cast,
+            reason = "their types are other ones on other architectures"
+        )]
+        let is_tmpfs = answer.f_type as i64 == libc::TMPFS_MAGIC as i64;
+        result == 0 && is_tmpfs
+    }
+
+    /// Tells the kernel that who asks for something of an open file in memory does not wait for long, so that a ring has it done where it
+    /// is submitted. A write has to be a direct one besides, or it is one into a cache, for which the kernel has a thread. For the file system
+    /// both mean nothing. Before Linux 6.6 it knew no direct I/O: then it is reads alone.
+    #[cfg(feature = "io-uring")]
+    pub fn set_never_waits(file: &File) {
+        // SAFETY: reads the flags of a descriptor that is open; no memory is involved.
+        let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+        if flags < 0 {
+            return;
+        }
+        for more in [libc::O_NONBLOCK | O_DIRECT, libc::O_NONBLOCK] {
+            // SAFETY: as above, and sets them.
+            if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | more) } == 0 {
+                return;
+            }
+        }
+    }
+
     /// What direct I/O must be aligned to, if the kernel tells: offset and length, and memory.
     pub fn direct_alignment(file: &File) -> Option<(u32, u32)> {
         // SAFETY: all of it is numbers, for which zero is a value.
@@ -156,6 +188,10 @@ mod other {
 
     pub fn device_limits(_: &File) -> Limits {
         Limits::default()
+    }
+
+    pub fn is_in_memory(_: &File) -> bool {
+        false
     }
 
     pub fn direct_alignment(_: &File) -> Option<(u32, u32)> {

@@ -111,6 +111,7 @@ impl Ring {
     }
 
     /// Begins with a request that was put at `index`, or has it wait. What has ended without the kernel is returned, here and below.
+    #[inline(always)]
     fn start(&mut self, index: usize) -> Option<Ended> {
         let request = self.requests[index].as_mut()?;
         let gate = &self.shared.gate;
@@ -161,6 +162,7 @@ impl Ring {
     }
 
     /// Hands a request to the kernel.
+    #[inline(always)]
     fn go(&mut self, index: usize) -> Option<Ended> {
         let direct = self.shared.file.direct_alignment();
         let request = self.requests[index].as_mut()?;
@@ -320,7 +322,7 @@ impl Ring {
                 }
             }
             (Step::Zeros(_), Err(error)) if error.kind() == io::ErrorKind::Interrupted => self.push_step(index),
-            (_, result) => self.end(index, result),
+            (_, result) => self.take(index, |tag, buffers| Ended::done(tag, buffers, result)),
         }
     }
 
@@ -347,6 +349,7 @@ impl Ring {
         self.take(index, |tag, buffers| Ended::done(tag, buffers, result))
     }
 
+    #[inline(always)]
     fn take(&mut self, index: usize, ended: impl FnOnce(Tag, Buffers) -> Ended) -> Option<Ended> {
         let request = self.requests.get_mut(index)?.take()?;
         self.free.push(index);
@@ -414,8 +417,9 @@ impl Channel for Ring {
                 self.requests.len() - 1
             }
         };
-        let ended = self.start(index);
-        self.ended.extend(ended);
+        if let Some(ended) = self.start(index) {
+            self.ended.push(ended);
+        }
     }
 
     fn commit(&mut self) {

@@ -347,7 +347,7 @@ pub fn try_polling(file: &FileStorage, options: &UringOptions) -> io::Result<()>
     let Some((block, memory)) = file.direct_alignment() else {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "completions cannot be polled for on a file that is open without O_DIRECT: it must be open with it",
+            "completions cannot be polled for on a file in memory, nor on one that is open without O_DIRECT: it must be open with it",
         ));
     };
     // A file system waits itself for a write behind what it has noted of a file's length, and nobody polls meanwhile.

@@ -32,7 +32,10 @@ pub use waiter::UringWaiter;
 /// *What it does* is what [`FileStorage`] does; discard and write zeroes are `fallocate`, on block devices too. A write that is to be
 /// stable when it ends is one with `RWF_DSYNC`. *Direct I/O* (a file that is open with `O_DIRECT`): aligned buffers go straight, others
 /// through at most 64 KiB at a time; a write of a part of a block waits until no other change is under way on any queue, and is done
-/// on the thread that serves its queue.
+/// on the thread that serves its queue. *A file in memory* (tmpfs, `memfd_create`): its data is moved on the thread that serves the queue,
+/// within the system call for the round; the kernel would wake a thread for that, which costs more than the data. For this the
+/// file's open description is given `O_NONBLOCK` and `O_DIRECT`, which mean nothing to its file system. Pages that were swapped out keep
+/// the queue waiting, as they would its guest.
 ///
 /// *What is waited for* is the ring's descriptor ([`Wait::Readable`](crate::virtio::Wait::Readable)); a thread that serves one queue and nothing
 /// else waits [in the ring](UringWaiter), which costs less. *Cancel* takes back what the
@@ -132,6 +135,7 @@ impl UringStorage {
             seats: Seats::default(),
             status: Mutex::default(),
         };
+        shared.file.move_at_once();
         // Tried once, so that it does not show when the guest runs.
         Lane::new(&shared.file, &options, Kind::Plain)?;
         if options.poll_completions {
