@@ -7,7 +7,7 @@ use std::{
     task::Waker,
 };
 
-use super::{AsyncStorage, Buffers, Channel, Ended, Operation, Storage, Tag, adapter};
+use super::{AsyncStorage, Buffers, Channel, Ended, Operation, Outcome, Storage, Tag, adapter};
 use crate::{sync::lock, virtio::QueueIndex};
 
 /// Makes the calls of any [`Storage`], on as many threads as [`run`](Self::run) it: as many requests are under way at a time.
@@ -163,29 +163,27 @@ impl Job {
             operation,
             buffers,
         } = self;
+        let panicked = io::Error::other("the storage has panicked");
         let mut ending = Ending {
             lane: &lane,
-            tag,
-            buffers,
-            result: Some(Err(io::Error::other("the storage has panicked"))),
+            ended: Some(Ended::done(tag, buffers, Err(panicked))),
         };
-        ending.result = Some(adapter::perform(&*lane.storage, operation, &ending.buffers));
+        if let Some(ended) = &mut ending.ended {
+            ended.outcome = Outcome::Done(adapter::perform(&*lane.storage, operation, &ended.buffers));
+        }
     }
 }
 
 /// Ends a request when it is dropped, by a panic too.
 struct Ending<'a> {
     lane: &'a Lane,
-    tag: Tag,
-    buffers: Buffers,
-    result: Option<io::Result<u64>>,
+    ended: Option<Ended>,
 }
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        if let Some(result) = self.result.take() {
-            self.lane
-                .end(Ended::done(self.tag, mem::take(&mut self.buffers), result));
+        if let Some(ended) = self.ended.take() {
+            self.lane.end(ended);
         }
     }
 }
