@@ -125,7 +125,7 @@ const fn place(number: u8, name: &'static str) -> Place {
 pub fn places(options: &Options) -> Vec<Place> {
     let mut places = options.devices.places(VIRTIO, &ROOM);
     if options.iommu {
-        // The guest's first virtio device is the IOMMU: all others wait for it.
+        // On PCI the guest's first virtio device is the IOMMU, and all others wait for it; elsewhere they are not known by number.
         for place in &mut places {
             place.virtio += 1;
         }
