@@ -65,9 +65,9 @@ pub enum Rows {
     /// The input of that number of a controller whose name begins so.
     Input(&'static str, u32),
     /// The device of that name at a controller whose name begins so.
-    Device(&'static str, &'static str),
+    Device(&'static str, String),
     /// Each vector of the device of that name.
-    Vectors(&'static str),
+    Vectors(String),
     /// Those with these labels.
     Labels(&'static [&'static str]),
 }
@@ -76,7 +76,10 @@ impl Source {
     /// A virtio device whose line is `line` and is in `rows`, or whose messages are acknowledged as `id_of` says.
     pub fn virtio(place: &Place, transport: Transport, line: Id, rows: Rows, id_of: IdOf) -> Self {
         let (by, rows) = match transport {
-            Transport::Pci => (By::Messages(place.requester(), id_of), Rows::Vectors(place.guest_name)),
+            Transport::Pci => (
+                By::Messages(place.requester(), id_of),
+                Rows::Vectors(place.guest_name()),
+            ),
             Transport::Mmio | Transport::PciIntx => (By::Line(line), rows),
         };
         let name = place.name;
@@ -143,6 +146,11 @@ pub fn interrupts(console: &str, seen: &Seen, recorder: &Recorder, sources: &[So
             }
         }
         total += guest;
+    }
+    for (vector, devices) in table.vectors(sources) {
+        if devices != 1 {
+            wrong.push(format!("{vector} is a vector of {devices} of the devices"));
+        }
     }
     if wrong.is_empty() {
         Ok(format!("{total} of {} kinds", sources.len()))
@@ -232,6 +240,22 @@ impl<'a> Table<'a> {
         }
         Ok(rows.iter().map(|row| row.count).sum())
     }
+
+    /// The name of each vector, and of how many devices it is taken to be: more than one, and one of them is compared with the counts
+    /// of another.
+    fn vectors(&self, sources: &[Source]) -> impl Iterator<Item = (&str, usize)> {
+        self.0.iter().filter(|row| row.is_vector()).map(|row| {
+            let devices = sources.iter().filter(|source| source.rows.has(row)).count();
+            (row.rest.last().copied().unwrap_or_default(), devices)
+        })
+    }
+}
+
+impl Row<'_> {
+    /// Whether it is about messages.
+    fn is_vector(&self) -> bool {
+        self.rest.first().is_some_and(|chip| chip.contains("MSI"))
+    }
 }
 
 impl Rows {
@@ -239,9 +263,9 @@ impl Rows {
         let chip = |name: &str| row.rest.first().is_some_and(|chip| chip.starts_with(name));
         match self {
             Self::Input(of, input) => chip(of) && row.rest.get(1) == Some(&input.to_string().as_str()),
-            Self::Device(of, device) => chip(of) && row.rest.last() == Some(device),
+            Self::Device(of, device) => chip(of) && row.rest.last() == Some(&device.as_str()),
             Self::Vectors(device) => {
-                row.rest.first().is_some_and(|chip| chip.contains("MSI"))
+                row.is_vector()
                     && row
                         .rest
                         .last()
@@ -286,7 +310,7 @@ mod tests {
         let mut console = table(count).replace(Watch::END, "");
         for place in VIRTIO {
             for (vector, count) in [("config", 0), ("req.0", count)].iter().rev().take(vectors) {
-                console += &format!(" 21: {count:>10} MSI 16385 Edge      {}-{vector}\n", place.guest_name);
+                console += &format!(" 21: {count:>10} MSI 16385 Edge      {}-{vector}\n", place.guest_name());
             }
         }
         console + Watch::END + "\n"
@@ -338,6 +362,36 @@ mod tests {
         assert!(compare(&table(1), &recorder).is_err());
         let wired = self::recorder(None);
         assert!(compare(&console, &wired).is_err(), "no messages");
+    }
+
+    #[test]
+    fn a_vector_is_of_one_device() {
+        let console = table_of_messages(1, 2);
+        let table = Table::of(&console);
+        let devices = |places: &[Place]| {
+            let sources = sources(Gic::V2, Transport::Pci, places, CLOCK);
+            table.vectors(&sources).map(|(_, devices)| devices).collect::<Vec<_>>()
+        };
+        let [disk, entropy] = VIRTIO;
+        assert_eq!(devices(&[disk, entropy]), [1, 1, 1, 1]);
+        assert_eq!(devices(&[disk]), [1, 1, 0, 0], "of nobody");
+        let alike = Place {
+            virtio: disk.virtio,
+            ..entropy
+        };
+        assert_eq!(devices(&[disk, alike]), [2, 2, 0, 0]);
+        let recorder = recorder_of_messages();
+        let wrong = interrupts(
+            &console,
+            &seen(1, 1),
+            &recorder,
+            &sources(Gic::V2, Transport::Pci, &[disk, alike], CLOCK),
+        );
+        assert!(
+            wrong
+                .unwrap_err()
+                .contains("virtio0-req.0 is a vector of 2 of the devices")
+        );
     }
 
     /// What the host has seen of a guest that has acknowledged `before` and then `last` interrupts of each line.
@@ -430,10 +484,10 @@ mod tests {
             Watch::END
         );
         let table = Table::of(&console);
-        assert_eq!(table.count(&Rows::Device("IO-APIC", "ttyS0")), Ok(3));
-        assert_eq!(table.count(&Rows::Device("XT-PIC", "ttyS0")), Ok(0));
-        assert_eq!(table.count(&Rows::Vectors("virtio0")), Ok(18));
-        assert!(table.count(&Rows::Vectors("virtio1")).is_err());
+        assert_eq!(table.count(&Rows::Device("IO-APIC", "ttyS0".into())), Ok(3));
+        assert_eq!(table.count(&Rows::Device("XT-PIC", "ttyS0".into())), Ok(0));
+        assert_eq!(table.count(&Rows::Vectors("virtio0".into())), Ok(18));
+        assert!(table.count(&Rows::Vectors("virtio1".into())).is_err());
         assert_eq!(table.count(&Rows::Labels(&["LOC", "RES"])), Ok(15));
     }
 }

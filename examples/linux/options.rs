@@ -26,7 +26,8 @@ usage: cargo run --release --example linux -- [OPTION VALUE]...
                      or by another thread: round, late, shuffled, thread [round]
   --devices NAME     few: the disk and the entropy device; or all that there are, with pci, for arm64 with mmio too [few]
   --gic NUMBER       arm64 alone: 2, with a frame for messages; or 3, with an ITS [2]
-  --iommu yes        arm64 alone, with mmio or pci: all virtio devices are behind a virtio-iommu [no]
+  --iommu yes        arm64 alone, with mmio or pci: all virtio devices are behind a virtio-iommu, for which the kernel of
+                     tests/guest/fetch.sh backports has a driver [no]
   --firmware FILE    runs first, and gets the kernel from a device that it asks for it: U-Boot and EDK2 for arm64,
                      OVMF's code for x86_64
   --acpi yes         arm64 alone, with --firmware and pci: what there is, the guest gets told in ACPI tables, and not in
@@ -211,11 +212,13 @@ impl Options {
             Arch::Arm64 => build,
             Arch::X86_64 => build.join("x86_64"),
         };
+        let kernel = kernel.unwrap_or_else(|| build.join("kernel"));
+        let beside = |name| kernel.with_file_name(name);
         let options = Self {
             arch,
-            kernel: kernel.unwrap_or_else(|| build.join("kernel")),
-            initrd: initrd.unwrap_or_else(|| build.join("initrd.cpio")),
-            disk: disk.unwrap_or_else(|| Source::File(build.join("root.ext4"))),
+            initrd: initrd.unwrap_or_else(|| beside("initrd.cpio")),
+            disk: disk.unwrap_or_else(|| Source::File(beside("root.ext4"))),
+            kernel,
             queues,
             runs: runs.unwrap_or(Runs::Sync),
             transport,
@@ -261,6 +264,20 @@ mod tests {
     fn without_a_guest_one_line_says_what_to_run() {
         let message = parse(&["--kernel", "/nonexistent"]).unwrap_err();
         assert_eq!(message, "/nonexistent is missing: run tests/guest/fetch.sh");
+    }
+
+    #[test]
+    fn what_is_not_named_is_beside_the_kernel() {
+        let folder = std::env::temp_dir().join(format!("devisor-options-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let [kernel, initrd, disk] = ["kernel", "initrd.cpio", "root.ext4"].map(|name| folder.join(name));
+        for file in [&kernel, &initrd, &disk] {
+            std::fs::write(file, "").unwrap();
+        }
+        let options = parse(&["--kernel", kernel.to_str().unwrap()]);
+        std::fs::remove_dir_all(&folder).unwrap();
+        let options = options.unwrap().unwrap();
+        assert_eq!((options.initrd, options.disk), (initrd, Source::File(disk)));
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub struct Place {
     /// Its number on the PCI bus.
     pub pci: u8,
     /// The guest's number for it as a virtio device.
-    pub guest_name: &'static str,
+    pub virtio: u8,
 }
 
 impl Place {
@@ -100,6 +100,11 @@ impl Place {
     /// What is in its path below `/sys` where there is a PCI bus.
     pub fn pci_parent(&self) -> String {
         format!("/pci0000:00/0000:00:{}/", self.address())
+    }
+
+    /// What the guest calls it as a virtio device.
+    pub fn guest_name(&self) -> String {
+        format!("virtio{}", self.virtio)
     }
 
     /// Which of the four wires of the PCI bus its INTA is.

@@ -218,6 +218,12 @@ impl World {
 
     /// Gives so many buffers for reports of faults.
     pub fn take_reports(&mut self, count: u16) {
+        self.give_buffers(count);
+        self.iommu.kick(1);
+    }
+
+    /// The same, and tells nobody.
+    pub fn give_buffers(&mut self, count: u16) {
         const REPORT: u64 = 0xa_0000;
         for _ in 0..count {
             // The next descriptor is known by when the chain is made.
@@ -225,7 +231,6 @@ impl World {
             let buffer = ring::writable(REPORT + 24 * u64::from(head), 24);
             assert_eq!(self.iommu.ring(1).request(&[buffer]), head);
         }
-        self.iommu.kick(1);
     }
 }
 

@@ -113,6 +113,23 @@ fn faults_wait_for_buffers_in_their_order_up_to_a_bound() {
     }
 }
 
+/// Linux fills the queue after DRIVER_OK, and kicks for the first time when it has read a report.
+#[test]
+fn a_fault_is_told_in_a_buffer_that_came_without_a_kick() {
+    for kind in BOTH {
+        let mut world = World::new(kind);
+        let mut rng = world.run_behind(ONE, Entropy::seeded(1), &[0]);
+        world.iommu.transport().run();
+        world.give_buffers(2);
+        assert_eq!(rng.run(0, &[writable(0x1234, 1)]), 0);
+        world.iommu.transport().run();
+        assert_eq!(world.faults(), [(2, W, ONE, 0x1234)]);
+        // The other buffer was found with the first.
+        assert_eq!(rng.run(0, &[writable(0x5678, 1)]), 0);
+        assert_eq!(world.faults(), [(2, W, ONE, 0x5678)]);
+    }
+}
+
 #[test]
 fn a_buffer_that_is_no_place_for_a_report_comes_back_and_the_next_is_used() {
     for kind in BOTH {

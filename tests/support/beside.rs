@@ -3,7 +3,9 @@
 //! `DEVISOR_SEED` replaces the seeds. A failure prints its seed and the last steps.
 #![allow(dead_code, reason = "each test uses its own part of this")]
 
-use std::{collections::VecDeque, fmt::Debug};
+use std::{collections::VecDeque, fmt::Debug, ops::Range};
+
+use devisor::bus::BusDevice;
 
 use crate::qtest::Qtest;
 
@@ -70,5 +72,38 @@ impl Random {
 
     pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len() as u32) as usize]
+    }
+
+    /// An access to a region of `size` bytes that its architecture does not require to work. Those of `words` bytes do where they are
+    /// aligned, those of one within `bytes`: then there is none this time.
+    pub fn forbidden(&mut self, size: u32, words: &[usize], bytes: &[Range<u64>]) -> Option<Forbidden> {
+        let width = self.pick(&[1, 2, 4, 8]);
+        let mut offset = u64::from(self.below(size));
+        if width == 1 && bytes.iter().any(|range| range.contains(&offset)) {
+            return None;
+        }
+        if words.contains(&width) {
+            offset |= 1;
+        }
+        let value = self.next();
+        Some(Forbidden { offset, width, value })
+    }
+}
+
+/// An access that reads as zero, and writes nothing. QEMU: takes some of them, and cuts others in pieces. So they go to ours alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Forbidden {
+    offset: u64,
+    width: usize,
+    value: u64,
+}
+
+impl Forbidden {
+    /// Whether it is so where `face` shows what `state` says.
+    pub fn is_ignored<S: PartialEq>(&self, face: &dyn BusDevice, state: impl Fn() -> S) -> bool {
+        let (before, mut data) = (state(), [0xff; 8]);
+        face.write(self.offset, &self.value.to_le_bytes()[..self.width]);
+        face.read(self.offset, &mut data[..self.width]);
+        data[..self.width] == [0; 8][..self.width] && before == state()
     }
 }

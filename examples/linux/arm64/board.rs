@@ -61,7 +61,7 @@ pub const REGIONS: [(u64, &str); 12] = [
     (UART.base, "uart"),
     (RTC.base, "clock"),
     (FW_CFG.base, "fw_cfg"),
-    (place(0, "", "").mmio.base, "virtio-mmio"),
+    (place(0, "").mmio.base, "virtio-mmio"),
     (PCI_MEMORY.base, "virtio-pci"),
     (PCI_CONFIG.base, "PCI, ECAM"),
 ];
@@ -89,8 +89,9 @@ pub const UART_SPI: Spi = Spi(1);
 pub const RTC_SPI: Spi = Spi(2);
 /// Where INTA to INTD of the PCI bus end.
 pub const PCI_WIRES: [Spi; 4] = [Spi(3), Spi(4), Spi(5), Spi(6)];
-/// The first of the SPIs that are for messages, and how many they are.
-pub const MESSAGES: (Spi, u32) = (Spi(48), 32);
+/// The first of the SPIs that are for messages, and how many they are: all that a GIC has after those of lines. All devices together have
+/// more than 32 vectors.
+pub const MESSAGES: (Spi, u32) = (Spi(48), 48);
 pub const VIRTUAL_TIMER_PPI: Ppi = Ppi(11);
 pub const PHYSICAL_TIMER_PPI: Ppi = Ppi(14);
 
@@ -100,7 +101,7 @@ pub const EPOCH: Duration = Duration::from_secs(1_893_456_000);
 pub const CPU: CpuId = CpuId(0);
 
 /// The virtio devices of every board: the disk and the entropy device.
-pub const VIRTIO: [Place; 2] = [place(0, "virtio-blk", "virtio0"), place(1, "virtio-rng", "virtio1")];
+pub const VIRTIO: [Place; 2] = [place(0, "virtio-blk"), place(1, "virtio-rng")];
 
 /// What there is for more.
 pub const ROOM: Room = Room {
@@ -111,12 +112,12 @@ pub const ROOM: Room = Room {
 };
 
 /// The place of the virtio device with this number: it is at the one of the two or at the other.
-const fn place(number: u8, name: &'static str, guest_name: &'static str) -> Place {
+const fn place(number: u8, name: &'static str) -> Place {
     Place {
         name,
         mmio: window(0x0a00_0000 + 0x200 * number as u64, 0x200),
         pci: 1 + number,
-        guest_name,
+        virtio: number,
     }
 }
 
@@ -124,26 +125,25 @@ const fn place(number: u8, name: &'static str, guest_name: &'static str) -> Plac
 pub fn places(options: &Options) -> Vec<Place> {
     let mut places = options.devices.places(VIRTIO, &ROOM);
     if options.iommu {
-        // The guest's first virtio device is the IOMMU: all others wait for it.
-        for (place, guest_name) in places.iter_mut().zip(AFTER_IOMMU) {
-            place.guest_name = guest_name;
+        // On PCI the guest's first virtio device is the IOMMU, and all others wait for it; elsewhere they are not known by number.
+        for place in &mut places {
+            place.virtio += 1;
         }
+        places.push(IOMMU);
     }
     places
 }
 
-/// What the guest calls those that wait for an IOMMU.
-const AFTER_IOMMU: [&str; 9] = [
-    "virtio1", "virtio2", "virtio3", "virtio4", "virtio5", "virtio6", "virtio7", "virtio8", "virtio9",
-];
-
 /// The IOMMU of all others, if there is one.
-pub const IOMMU: Place = place(15, "virtio-iommu", "");
+pub const IOMMU: Place = Place {
+    virtio: 0,
+    ..place(15, "virtio-iommu")
+};
 
 /// Whether a device can be behind it: Linux's driver of the balloon does not accept ACCESS_PLATFORM, since its pages are physical ones, and
 /// a daemon is not told how memory is translated.
 pub fn may_be_behind(place: &Place) -> bool {
-    !["virtio-balloon", "virtio-fs by virtiofsd"].contains(&place.name)
+    !["virtio-balloon", "virtio-fs by virtiofsd", IOMMU.name].contains(&place.name)
 }
 
 /// By which the IOMMU knows a device.

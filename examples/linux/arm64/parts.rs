@@ -53,12 +53,9 @@ pub fn parts(options: &Options) -> Vec<Part> {
             let part = mmio::describe(place.mmio.base, Wire::level(board::mmio_spi(place)));
             parts.push(match board::may_be_behind(place) {
                 true => part.behind_iommu(place.pci.into()),
+                false if place.name == board::IOMMU.name => part.is_iommu(),
                 false => part,
             });
-        }
-        if options.iommu {
-            let place = board::IOMMU;
-            parts.push(mmio::describe(place.mmio.base, Wire::level(board::mmio_spi(&place))).is_iommu());
         }
     }
     if options.firmware.is_some() {

@@ -56,9 +56,8 @@ pub struct Room {
     pub pluggable: Window,
     /// Or why there can be no persistent memory.
     pub persistent: Result<Window, &'static str>,
-    /// The place of the device with this number, of which the two on every board have 0 and 1; whose line has this name, and for
-    /// which the guest has that one.
-    pub place: fn(u8, &'static str, &'static str) -> Place,
+    /// The place of the device with this number, of which the two on every board have 0 and 1, and whose line has this name.
+    pub place: fn(u8, &'static str) -> Place,
 }
 
 /// Plugs a device in. What it is to the board, and to whoever wants to know what came of it.
@@ -108,12 +107,6 @@ const TABLE: [Row; 7 + cfg!(feature = "vhost-user") as usize] = [
     },
 ];
 
-/// What the guest calls its virtio devices, after the two on every board.
-const GUEST_NAMES: [&str; 8] = [
-    "virtio2", "virtio3", "virtio4", "virtio5", "virtio6", "virtio7", "virtio8", "virtio9",
-];
-const _: () = assert!(TABLE.len() <= GUEST_NAMES.len());
-
 impl DeviceSet {
     /// By the names that the command line has for them.
     pub const NAMES: [(&str, Self); 2] = [("few", Self::Few), ("all", Self::All)];
@@ -125,9 +118,9 @@ impl DeviceSet {
             Self::All => &TABLE,
         };
         let possible = rows.iter().filter(|row| (row.is_possible)(room).is_ok());
-        let places = (2..).zip(GUEST_NAMES).zip(possible);
+        let places = (2..).zip(possible);
         places
-            .map(|((number, guest_name), row)| ((room.place)(number, row.name, guest_name), row.plug))
+            .map(|(number, row)| ((room.place)(number, row.name), row.plug))
             .collect()
     }
 

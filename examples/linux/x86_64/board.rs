@@ -134,7 +134,7 @@ pub const POWER_OFF: u8 = 0;
 pub const EPOCH: Duration = Duration::from_secs(1_893_456_000);
 
 /// The virtio devices of every board: the disk and the entropy device.
-const VIRTIO: [Place; 2] = [place(0, "virtio-blk", "virtio0"), place(1, "virtio-rng", "virtio1")];
+const VIRTIO: [Place; 2] = [place(0, "virtio-blk"), place(1, "virtio-rng")];
 
 /// What there is for more.
 pub const ROOM: Room = Room {
@@ -145,12 +145,12 @@ pub const ROOM: Room = Room {
 };
 
 /// The place of the virtio device with this number: it is at the one of the two or at the other.
-const fn place(number: u8, name: &'static str, guest_name: &'static str) -> Place {
+const fn place(number: u8, name: &'static str) -> Place {
     Place {
         name,
         mmio: window(0xd000_0000 + 0x200 * number as u64, 0x200),
         pci: 1 + number,
-        guest_name,
+        virtio: number,
     }
 }
 
@@ -187,15 +187,15 @@ fn sources(options: &Options) -> Vec<Source> {
         Chips::Apic => "IO-APIC",
         Chips::Pic => "XT-PIC",
     };
-    let line = |name, gsi, device| Source {
+    let line = |name, gsi, device: &str| Source {
         name,
         by: By::Line(Id::Gsi(gsi)),
-        rows: Rows::Device(controller, device),
+        rows: Rows::Device(controller, device.into()),
     };
     let timer = Source {
         name: TIMER,
         by: By::Cores(vec![Id::Gsi(TIMER_GSI)]),
-        rows: Rows::Device(controller, "timer"),
+        rows: Rows::Device(controller, "timer".into()),
     };
     let mut sources = vec![
         timer,
@@ -221,7 +221,7 @@ fn sources(options: &Options) -> Vec<Source> {
             Transport::Mmio => mmio_gsi(place, chips),
             Transport::Pci | Transport::PciIntx => wire_gsi(place.wire(), chips),
         };
-        let rows = Rows::Device(controller, place.guest_name);
+        let rows = Rows::Device(controller, place.guest_name());
         Source::virtio(place, transport, Id::Gsi(gsi), rows, id_of_message)
     }));
     sources

@@ -1,6 +1,7 @@
 //! `eventq` (virtio 1.2, section 5.13.6.9): faults, told to the driver by whoever meets them.
 //!
-//! Buffers are taken as they come, so that a fault is told at once, from the thread of the device that was refused.
+//! Buffers are taken as they come, so that a fault is told at once, from the thread of the device that was refused. Where there is none,
+//! the queue is looked at.
 
 use std::sync::Arc;
 

@@ -54,7 +54,7 @@ use std::{fmt, sync::Arc};
 use vm_memory::GuestAddressSpace;
 
 use super::{
-    DeviceId, DeviceState, DeviceStateError, QueueHandler, QueueIndex, VirtioDevice, device::read_config_bytes,
+    DeviceId, DeviceState, DeviceStateError, Handle, QueueHandler, QueueIndex, VirtioDevice, device::read_config_bytes,
 };
 use crate::{memory::Memory, sync::lock};
 use events::EventQueue;
@@ -170,6 +170,10 @@ impl VirtioDevice for Iommu {
 
     fn queue_sizes(&self) -> &[u16] {
         &self.options.queue_sizes
+    }
+
+    fn attach(&mut self, handle: Handle) {
+        self.shared.attach(handle);
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

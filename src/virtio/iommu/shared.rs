@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex, OnceLock, Weak},
 };
 
 use vm_memory::Permissions;
@@ -17,7 +17,11 @@ use super::{
 use crate::{
     memory::{Asked, Memory, Over, Piece, Ticket, Translate, Translated},
     sync::lock,
+    virtio::{Handle, QueueIndex},
 };
+
+/// `eventq`.
+const EVENTS: QueueIndex = QueueIndex(1);
 
 /// Lock order: `tables`, then what a memory knows of translations. Nothing is told to anybody under either.
 pub(super) struct Shared {
@@ -26,6 +30,7 @@ pub(super) struct Shared {
     pub max_faults: usize,
     // Plugged in.
     behind: BTreeMap<u32, Endpoint>,
+    handle: OnceLock<Handle>,
     // What the guest changes.
     pub tables: Mutex<Tables>,
     pub faults: Mutex<Faults>,
@@ -100,11 +105,17 @@ impl Shared {
                 probe_size: options.probe_size,
                 max_faults: options.max_faults,
                 behind: behind.collect(),
+                handle: OnceLock::new(),
                 tables: Mutex::new(Tables::new(options)),
                 faults: Mutex::default(),
                 pending: Mutex::default(),
             }
         })
+    }
+
+    pub fn attach(&self, handle: Handle) {
+        // Once: a device is put behind one transport.
+        let _ = self.handle.set(handle);
     }
 
     pub fn memory(&self, endpoint: u32) -> Option<Memory> {
@@ -158,6 +169,9 @@ impl Shared {
         let buffer = lock(&self.faults).add(fault, self.max_faults);
         if let Some(buffer) = buffer {
             fault.tell(buffer);
+        } else if let Some(handle) = self.handle.get() {
+            // A buffer may be in the ring all the same: Linux does not kick for those that it fills the queue with.
+            handle.look(EVENTS);
         }
     }
 }

@@ -533,7 +533,7 @@ pub const ROWS: &[Row] = &[
         assert_eq!(w.guest.used(0), [513]);
         Holds
     })),
-    Row("B0205", "memory that changes while requests come", elsewhere("tests/queue_memory.rs::a_round_goes_by_the_memory_map_as_it_is_then_and_lets_the_old_one_go")),
+    Row("B0205", "memory that changes while requests come", elsewhere("tests/queue_memory/replaced.rs::a_round_goes_by_the_memory_map_as_it_is_then_and_lets_the_old_one_go")),
     Row("B0210", "a header and data in one buffer", plays(YES, |w| {
         w.guest.put(REQUEST, &[&header(OUT, 1)[..], &text(512, 4)].concat());
         w.disk_says(0, &[readable(REQUEST, 528), writable(STATUS, 1)])

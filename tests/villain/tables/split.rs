@@ -272,7 +272,7 @@ pub const ROWS: &[Row] = &[
             (1..SIZE).for_each(|_| ring.offer(head));
         })
     })),
-    Row("T0075", "memory that goes while a request is offered", elsewhere("tests/queue_memory.rs::a_ring_that_is_unplugged_is_broken_and_a_buffer_that_is_costs_its_chain")),
+    Row("T0075", "memory that goes while a request is offered", elsewhere("tests/queue_memory/replaced.rs::a_ring_that_is_unplugged_is_broken_and_a_buffer_that_is_costs_its_chain")),
     Row("T0076", "a table across pages", differs(Refused, Served, |w| {
         let good = w.good(0);
         w.watch(0, |ring| {
