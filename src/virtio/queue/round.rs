@@ -41,7 +41,8 @@ pub enum Rest {
     Drained,
     /// More may be available; no kick will announce it.
     More,
-    /// The handler has left chains where they are: it waits for something else, and whoever has that for it looks again.
+    /// The handler has left chains where they are: it waits for something else, and whoever has that for it looks again. Or nothing is
+    /// available, and whoever polls the queue looks again.
     Left,
 }
 
