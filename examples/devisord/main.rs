@@ -85,7 +85,11 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         served.push(Served::new(number, device, meeting)?);
     }
     events.wait(Target::Signal, &[Wait::Readable(signals.as_raw_fd())]);
-    let polled = if arguments.poll { Poll::of(&served) } else { Poll::default() };
+    let polled = if arguments.poll {
+        Poll::of(&served)
+    } else {
+        Poll::default()
+    };
     let result = Daemon { served, events, polled }.run();
     for meeting in &arguments.meetings {
         if let Meeting::Listen(path) = meeting {

@@ -38,8 +38,9 @@ pub struct TransportOptions {
     /// VIRTIO_F_VERSION_1 is not accepted" (section 6.2), and ours does not let FEATURES_OK be set. A state of such a driver is restored
     /// by a transport that has this option too.
     pub without_version_1: bool,
-    /// Drivers are asked not to kick, since the embedder [serves](super::VirtioTransport::serve) each queue again and again by itself: on
-    /// a thread that has nothing else to do, where packets come faster than it could be woken for them.
+    /// Drivers are asked not to kick, since the embedder [serves](super::VirtioTransport::serve) each queue again and again by itself, on a
+    /// thread that has nothing else to do. A kick that comes all the same is heard, but behind vhost-user: there nobody waits for any. Not
+    /// by default.
     pub polled: bool,
 }
 
