@@ -141,7 +141,10 @@ impl Daemon {
             }
             for target in due.iter().chain(&self.polled.targets) {
                 let more = match *target {
-                    Target::Signal => return Ok(self.polled.say()),
+                    Target::Signal => {
+                        self.polled.say();
+                        return Ok(());
+                    }
                     // What is polled is served again in any case.
                     Target::Queue(number, index) => {
                         self.served[number].device.serve(QueueIndex(index)) && self.polled.is_empty()
