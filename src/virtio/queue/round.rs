@@ -323,13 +323,16 @@ impl<'q> Round<'q> {
         match &self.ring {
             // And nothing is owed, or others had a part in it.
             Some(ring) if ring.used.ring.is_published() => Ok(()),
-            // Others show what they put at once.
-            None if !self.unshown && !self.shared.owes() => Ok(()),
             _ => self.publish_far(),
         }
     }
 
+    #[inline(never)]
     fn publish_far(&mut self) -> Result<(), QueueError> {
+        // Others show what they put at once.
+        if self.ring.is_none() && !self.unshown && !self.shared.owes() {
+            return Ok(());
+        }
         let view = self.view;
         match self.with_used(|shared, used| shared.publish(&mut used.ring, view)) {
             Ok(true) => self.signal(),
