@@ -24,6 +24,8 @@ pub struct Arguments {
     pub queues: u16,
     pub packed: bool,
     pub in_order: bool,
+    /// Queues are served again and again, and what that costs is said in the end.
+    pub poll: bool,
     /// The front end may have an IOMMU.
     pub iommu: bool,
     /// What is behind a network interface, a console or a socket device: options by their names.
@@ -31,7 +33,7 @@ pub struct Arguments {
 }
 
 const USAGE: &str = "usage: devisord blk|net|console|vsock|rng|balloon \
-    (--socket-path PATH | --connect PATH | --fd N) [--print-capabilities] [--packed] [--in-order] [--iommu] [--queues N]\n\
+    (--socket-path PATH | --connect PATH | --fd N) [--print-capabilities] [--packed] [--in-order] [--iommu] [--queues N] [--poll]\n\
     blk: --image FILE [--read-only] [--direct] [--uring [--register-memory]]; \
     net: --tap NAME | --stream PATH | --switch (with --socket-path for each of its ports) [--mac MAC]; \
     console: [--stream PATH]; vsock: --cid N --uds-path PATH; balloon: [--pages N]";
@@ -47,6 +49,7 @@ impl Arguments {
             queues: 1,
             packed: false,
             in_order: false,
+            poll: false,
             iommu: false,
             others: Vec::new(),
         };
@@ -72,6 +75,7 @@ impl Arguments {
                 "--read-only" => parsed.read_only = true,
                 "--packed" => parsed.packed = true,
                 "--in-order" => parsed.in_order = true,
+                "--poll" => parsed.poll = true,
                 "--iommu" => parsed.iommu = true,
                 "--queues" => parsed.queues = number(value()?)? as u16,
                 "--uring" | "--direct" | "--register-memory" | "--switch" => parsed.others.push((name, String::new())),
@@ -105,6 +109,7 @@ impl Arguments {
         TransportOptions {
             packed: self.packed,
             in_order: self.in_order,
+            polled: self.poll,
             ..TransportOptions::default()
         }
     }

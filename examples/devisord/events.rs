@@ -145,13 +145,13 @@ impl Events {
         }
     }
 
-    /// Takes what is due, after waiting for it if there is nothing.
-    pub fn next(&self, due: &mut Vec<Target>) -> io::Result<()> {
+    /// Takes what is due; if there is nothing, after waiting for it if that is wanted.
+    pub fn next(&self, due: &mut Vec<Target>, patient: bool) -> io::Result<()> {
         due.clear();
         let timeout = {
             let state = self.state();
             let earliest = state.deadlines.values().min().copied();
-            match (state.due.is_empty(), earliest) {
+            match (state.due.is_empty() && patient, earliest) {
                 (false, _) => 0,
                 (true, None) => -1,
                 (true, Some(time)) => {
@@ -239,11 +239,15 @@ fn descriptor_of(wait: &Wait) -> Option<RawFd> {
 pub struct Bell {
     pub events: Arc<Events>,
     pub device: usize,
+    /// Its queues are served all the time.
+    pub polled: bool,
 }
 
 impl Doorbell for Bell {
     fn ring(&self, queue: QueueIndex) -> io::Result<()> {
-        self.events.make_due(Target::Queue(self.device, queue.0));
+        if !self.polled {
+            self.events.make_due(Target::Queue(self.device, queue.0));
+        }
         Ok(())
     }
 

@@ -12,6 +12,7 @@ mod arguments;
 mod devices;
 mod events;
 mod faults;
+mod poll;
 
 use std::{
     cell::Cell,
@@ -38,6 +39,7 @@ use devisor::{
 
 use arguments::{Arguments, Meeting};
 use events::{Bell, Events, Target};
+use poll::Poll;
 
 fn main() -> ExitCode {
     let result = Arguments::parse(std::env::args().skip(1))
@@ -77,12 +79,18 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         let bell = Bell {
             events: Arc::clone(&events),
             device: number,
+            polled: arguments.poll,
         };
         let device = VhostUser::new(device, options)?.with_doorbell(bell);
         served.push(Served::new(number, device, meeting)?);
     }
     events.wait(Target::Signal, &[Wait::Readable(signals.as_raw_fd())]);
-    let result = Daemon { served, events }.run();
+    let polled = if arguments.poll {
+        Poll::of(&served)
+    } else {
+        Poll::default()
+    };
+    let result = Daemon { served, events, polled }.run();
     for meeting in &arguments.meetings {
         if let Meeting::Listen(path) = meeting {
             let _ = fs::remove_file(path);
@@ -110,6 +118,7 @@ fn signals() -> io::Result<OwnedFd> {
 struct Daemon {
     served: Vec<Served>,
     events: Arc<Events>,
+    polled: Poll,
 }
 
 /// A device, and where its front ends come from.
@@ -122,15 +131,24 @@ struct Served {
 
 impl Daemon {
     /// Until it is told to end, or the last front end is gone of those that were given to it.
-    fn run(&self) -> Result<(), Box<dyn Error>> {
+    fn run(mut self) -> Result<(), Box<dyn Error>> {
         let (mut due, mut left) = (Vec::new(), self.served.len());
         self.served.iter().for_each(|served| served.say_waits(&self.events));
         loop {
-            self.events.next(&mut due)?;
-            for target in &due {
+            match self.polled.begin(&self.served) {
+                true => self.events.next(&mut due, self.polled.is_empty())?,
+                false => due.clear(),
+            }
+            for target in due.iter().chain(&self.polled.targets) {
                 let more = match *target {
-                    Target::Signal => return Ok(()),
-                    Target::Queue(number, index) => self.served[number].device.serve(QueueIndex(index)),
+                    Target::Signal => {
+                        self.polled.say();
+                        return Ok(());
+                    }
+                    // What is polled is served again in any case.
+                    Target::Queue(number, index) => {
+                        self.served[number].device.serve(QueueIndex(index)) && self.polled.is_empty()
+                    }
                     Target::Listener(number) => self.served[number].accept(&self.events),
                     Target::Connection(number) => match self.served[number].serve_connection(&self.events)? {
                         Some(more) => more,

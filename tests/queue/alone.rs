@@ -18,9 +18,10 @@ use devisor::{
     interrupt::NoInterrupt,
     memory::Memory,
     virtio::{
-        DeviceId, Fault, Queue, QueueError, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioMmio, features,
+        DeviceId, Fault, Queue, QueueError, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioMmio, VirtioTransport,
+        features,
         queue::{MAX_SEGMENTS, OwnedChain, QueueLayout, QueueState, QueueStateError, Rest, Silent},
-        transport::mmio::Line,
+        transport::{TransportOptions, mmio::Line},
     },
 };
 use proptest::prelude::*;
@@ -409,8 +410,19 @@ type Behind = (VirtioMmio<Front>, Arc<Mutex<Ring>>, Arc<AtomicU32>, Asked);
 /// The flags of the used ring and `avail_event` at each look.
 type Asked = Arc<Mutex<Vec<(u16, u16)>>>;
 
+/// Who looks at a queue, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kicks {
+    /// Who kicks.
+    Serve,
+    /// The embedder, when it has heard of a kick.
+    Ring,
+    /// The embedder, again and again.
+    Polled,
+}
+
 /// The device of [`Waiting`] behind virtio-mmio, with a driver that is ready.
-fn behind_mmio(features: u64, doorbell: bool, meanwhile: impl FnMut(&mut Ring) + Send + 'static) -> Behind {
+fn behind_mmio(features: u64, kicks: Kicks, meanwhile: impl FnMut(&mut Ring) + Send + 'static) -> Behind {
     let memory = memory();
     let ring = Arc::new(Mutex::new(Ring::new(&memory, 0x1000, SIZE)));
     let (answers, asked) = (Arc::new(AtomicU32::new(0)), Arc::default());
@@ -426,8 +438,13 @@ fn behind_mmio(features: u64, doorbell: bool, meanwhile: impl FnMut(&mut Ring) +
             move || meanwhile(&mut ring.lock().unwrap())
         }),
     };
-    let mut mmio = VirtioMmio::new(Front(Some(device)), memory, Line::Edge(Arc::new(NoInterrupt))).unwrap();
-    if doorbell {
+    let options = TransportOptions {
+        polled: kicks == Kicks::Polled,
+        ..TransportOptions::default()
+    };
+    let line = Line::Edge(Arc::new(NoInterrupt));
+    let mut mmio = VirtioMmio::with_options(Front(Some(device)), memory, line, &options).unwrap();
+    if kicks != Kicks::Serve {
         mmio = mmio.with_doorbell(|_| Ok(()));
     }
     let write = |register: u64, value: u32| mmio.write(register, &value.to_le_bytes());
@@ -460,15 +477,16 @@ fn kick(mmio: &VirtioMmio<Front>) {
 fn without_a_doorbell_kicks_stay_enabled_while_a_queue_is_served() {
     for features in [ALL, NO_EVENT_IDX] {
         let event_idx = features & features::EVENT_IDX != 0;
-        for doorbell in [false, true] {
-            let (mmio, ring, answers, asked) = behind_mmio(features, doorbell, |_| ());
+        for kicks in [Kicks::Serve, Kicks::Ring] {
+            let doorbell = kicks == Kicks::Ring;
+            let (mmio, ring, answers, asked) = behind_mmio(features, kicks, |_| ());
             answers.store(2, Ordering::SeqCst);
             for _ in 0..2 {
                 ring.lock().unwrap().request(&[writable(0x8000, 1)]);
             }
             kick(&mmio);
             if doorbell {
-                devisor::virtio::VirtioTransport::run(&mmio);
+                mmio.run();
             }
             let asked = asked.lock().unwrap().clone();
             // The flags of the used ring, and avail_event: up to the next entry, or not moved.
@@ -483,10 +501,35 @@ fn without_a_doorbell_kicks_stay_enabled_while_a_queue_is_served() {
 }
 
 #[test]
+fn the_driver_of_a_polled_queue_is_not_asked_to_kick_when_nothing_is_left_and_what_it_adds_is_found() {
+    for features in [ALL, NO_EVENT_IDX] {
+        let event_idx = features & features::EVENT_IDX != 0;
+        let (mmio, ring, answers, _) = behind_mmio(features, Kicks::Polled, |_| ());
+        answers.store(u32::MAX, Ordering::SeqCst);
+        for number in 1..=3 {
+            ring.lock().unwrap().request(&[writable(0x8000, 1)]);
+            assert!(!mmio.serve(QueueIndex(0)), "nothing is known to be left");
+            let ring = ring.lock().unwrap();
+            assert_eq!(ring.used_idx(), number);
+            // The event index is not moved.
+            let flags = if event_idx { 0 } else { 1 };
+            assert_eq!(
+                (ring.used_flags(), ring.avail_event()),
+                (flags, 0),
+                "event index {event_idx}"
+            );
+        }
+        // As a kick that comes all the same, this ends.
+        mmio.run();
+        assert!(!mmio.serve(QueueIndex(0)));
+    }
+}
+
+#[test]
 fn without_a_doorbell_a_chain_that_was_left_is_served_with_the_next_kick_that_the_driver_is_asked_for() {
     for features in [ALL, NO_EVENT_IDX] {
         let mut more = 1;
-        let (mmio, ring, answers, asked) = behind_mmio(features, false, move |ring| {
+        let (mmio, ring, answers, asked) = behind_mmio(features, Kicks::Serve, move |ring| {
             // Comes after the device has said up to where it knows, and before it could be heard.
             if more != 0 {
                 more -= 1;

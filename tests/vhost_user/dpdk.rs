@@ -181,18 +181,16 @@ impl Testpmd {
 /// Each polls with all that a core has.
 static ONE_BY_ONE: Mutex<()> = Mutex::new(());
 
-/// Sends frames both ways at once, and compares what has come out. `None`: it does not run here.
-fn exchange(name: &str, queues: usize, ring: &str) -> Option<()> {
+/// Sends frames both ways at once, to a daemon with `more` arguments, and compares what has come out. `None`: it does not run here.
+fn exchange(name: &str, queues: usize, ring: &str, more: &[&str]) -> Option<()> {
     let testpmd = program("dpdk-testpmd")?;
     let _alone = ONE_BY_ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = folder(&format!("dpdk-{name}"));
     let sockets = [folder.join("s0"), folder.join("s1")];
     let sockets = sockets.each_ref().map(|socket| &**socket);
     let count = queues.to_string();
-    let _daemon = devisord_at(
-        &["net", "--switch", "--packed", "--in-order", "--queues", &count],
-        &sockets,
-    )?;
+    let arguments = ["net", "--switch", "--packed", "--in-order", "--queues", &count];
+    let _daemon = devisord_at(&[&arguments, more].concat(), &sockets)?;
     let mut sent = [frames(1, 2), frames(2, 1)];
     if queues > 1 {
         // Some wait for another queue than the one that they have come to, in a device that lets fewer wait than the switch does.
@@ -254,7 +252,7 @@ fn dpdk_gets_from_one_interface_what_it_has_sent_by_the_other_in_each_ring_forma
             for mergeable in [0, 1] {
                 let name = format!("{packed}{in_order}{mergeable}");
                 let ring = format!("packed_vq={packed},in_order={in_order},mrg_rxbuf={mergeable}");
-                if exchange(&name, 1, &ring).is_none() {
+                if exchange(&name, 1, &ring, &[]).is_none() {
                     return;
                 }
             }
@@ -266,7 +264,17 @@ fn dpdk_gets_from_one_interface_what_it_has_sent_by_the_other_in_each_ring_forma
 fn dpdks_vectorized_drivers_get_what_they_have_sent() {
     for packed in [0, 1] {
         let ring = format!("packed_vq={packed},in_order=1,mrg_rxbuf=0,vectorized=1");
-        if exchange(&format!("v{packed}"), 1, &ring).is_none() {
+        if exchange(&format!("v{packed}"), 1, &ring, &[]).is_none() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn dpdk_gets_what_it_has_sent_from_a_daemon_that_polls() {
+    for packed in [0, 1] {
+        let ring = format!("packed_vq={packed},in_order=0,mrg_rxbuf=1");
+        if exchange(&format!("p{packed}"), 2, &ring, &["--poll"]).is_none() {
             return;
         }
     }
@@ -276,7 +284,7 @@ fn dpdks_vectorized_drivers_get_what_they_have_sent() {
 fn dpdk_sends_and_gets_by_two_pairs_of_queues_without_a_control_queue_of_ours() {
     for packed in [0, 1] {
         let ring = format!("packed_vq={packed},in_order=0,mrg_rxbuf=1");
-        if exchange(&format!("q{packed}"), 2, &ring).is_none() {
+        if exchange(&format!("q{packed}"), 2, &ring, &[]).is_none() {
             return;
         }
     }

@@ -2,11 +2,24 @@
 
 use super::{Gone, format::Format, packed::PackedAvailable, split::SplitAvailable, spot::Spot, view::View};
 
+/// When the driver is to kick.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Kicks {
+    /// At all times: there is nobody who looks without one.
+    Stay,
+    /// When it adds to a queue in which nothing was left.
+    #[default]
+    Drained,
+    /// Never: somebody looks again and again.
+    Polled,
+}
+
 /// The device's place among what is available: one of both, side by side so that nobody has to look which on the short way.
 pub(super) struct Available {
     pub split: SplitAvailable,
     pub packed: PackedAvailable,
     is_packed: bool,
+    kicks: Kicks,
 }
 
 impl Available {
@@ -16,6 +29,7 @@ impl Available {
             split: SplitAvailable::new(size, event_idx, next),
             packed: PackedAvailable::new(size, event_idx, Spot::new(next)),
             is_packed,
+            kicks: Kicks::default(),
         }
     }
 
@@ -44,9 +58,8 @@ impl Available {
         }
     }
 
-    /// Kicks are wanted at all times: there is nobody who looks without one.
-    pub fn kicks_stay(&self) -> bool {
-        self.split.kicks_stay()
+    pub fn kicks(&self) -> Kicks {
+        self.kicks
     }
 
     /// Whether the driver kicks for whatever it adds to what was seen, if nothing was left of that when it was last looked.
@@ -55,9 +68,11 @@ impl Available {
         !self.is_packed && self.split.is_asked()
     }
 
-    pub fn set_kicks_stay(&mut self, stay: bool) {
+    pub fn set_kicks(&mut self, kicks: Kicks) {
+        let stay = kicks == Kicks::Stay;
         self.split.keep_kicks(stay);
         self.packed.kicks_stay = stay;
+        self.kicks = kicks;
     }
 
     /// The chain that was looked at is taken, which has so many descriptors of a packed ring.

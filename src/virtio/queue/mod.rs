@@ -109,6 +109,7 @@ pub use shared::Silent;
 pub use state::{ChainState, Ended, QueueState, QueueStateError};
 
 pub(crate) use ahead::{Ahead, AheadRoom};
+pub(crate) use available::Kicks;
 pub(crate) use inside::{Inside, is_inside};
 pub(crate) use stillness::Stillness;
 #[cfg_attr(
@@ -227,9 +228,9 @@ impl Queue {
         }
     }
 
-    /// As [`new`](Self::new), with the word of who runs the queue. `kicks_stay`: nobody looks at it without a kick.
-    pub(crate) fn run_by(mut self, word: Arc<Word>, kicks_stay: bool) -> Self {
-        self.available.set_kicks_stay(kicks_stay);
+    /// As [`new`](Self::new), with the word of who runs the queue. `kicks`: when somebody looks at it without one.
+    pub(crate) fn run_by(mut self, word: Arc<Word>, kicks: Kicks) -> Self {
+        self.available.set_kicks(kicks);
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             shared.word = word;
         }

@@ -41,7 +41,8 @@ pub enum Rest {
     Drained,
     /// More may be available; no kick will announce it.
     More,
-    /// The handler has left chains where they are: it waits for something else, and whoever has that for it looks again.
+    /// The handler has left chains where they are: it waits for something else, and whoever has that for it looks again. Or nothing is
+    /// available, and whoever polls the queue looks again.
     Left,
 }
 
@@ -327,13 +328,16 @@ impl<'q> Round<'q> {
         match &self.ring {
             // And nothing is owed, or others had a part in it.
             Some(ring) if ring.used.ring.is_published() => Ok(()),
-            // Others show what they put at once.
-            None if !self.unshown && !self.shared.owes() => Ok(()),
             _ => self.publish_far(),
         }
     }
 
+    #[inline(never)]
     fn publish_far(&mut self) -> Result<(), QueueError> {
+        // Others show what they put at once.
+        if self.ring.is_none() && !self.unshown && !self.shared.owes() {
+            return Ok(());
+        }
         let view = self.view;
         match self.with_used(|shared, used| shared.publish(&mut used.ring, view)) {
             Ok(true) => self.signal(),

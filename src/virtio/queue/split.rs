@@ -84,11 +84,6 @@ impl SplitAvailable {
         self.quiet = if stay && !self.announces { self.size } else { 0 };
     }
 
-    #[inline]
-    pub fn kicks_stay(&self) -> bool {
-        self.kicks_stay
-    }
-
     /// Whether the driver kicks for whatever it adds to what was seen, if nothing was left of that when it was last looked.
     #[inline]
     pub fn is_asked(&self) -> bool {

@@ -63,6 +63,8 @@ pub(crate) struct Core<D> {
     pub(super) needed: u64,
     /// A driver without VERSION_1 is taken.
     pub(super) without_version_1: bool,
+    /// The embedder serves the queues again and again.
+    pub(super) polled: bool,
     // Plugged in.
     pub(super) memory: Memory,
     pub(super) interrupt: Arc<dyn VirtioInterrupt>,
@@ -154,6 +156,7 @@ impl<D: VirtioDevice + 'static> Core<D> {
             // What the transport brings, it can do without.
             needed: features::VERSION_1 | (options.features() | translated) & common & features::ACCESS_PLATFORM,
             without_version_1: options.without_version_1,
+            polled: options.polled,
             memory,
             interrupt,
             doorbell: OnceLock::new(),

@@ -3,12 +3,17 @@
 use std::ops::Range;
 
 use super::common::Core;
-use crate::virtio::{QueueIndex, VirtioDevice, Wait, run::Lane};
+use crate::virtio::{QueueIndex, VirtioDevice, Wait, queue::Kicks, run::Lane};
 
 impl<D: VirtioDevice> Core<D> {
-    /// Nobody looks at a queue but for a kick.
-    pub(super) fn kicks_stay(&self) -> bool {
-        self.doorbell.get().is_none()
+    /// When drivers are to kick.
+    pub(super) fn kicks(&self) -> Kicks {
+        match self.doorbell.get() {
+            _ if self.polled => Kicks::Polled,
+            Some(_) => Kicks::Drained,
+            // Nobody looks at a queue but for a kick.
+            None => Kicks::Stay,
+        }
     }
 
     /// The driver has kicked a queue. Before DRIVER_OK this means nothing: every queue is looked at when that is set.

@@ -38,6 +38,10 @@ pub struct TransportOptions {
     /// VIRTIO_F_VERSION_1 is not accepted" (section 6.2), and ours does not let FEATURES_OK be set. A state of such a driver is restored
     /// by a transport that has this option too.
     pub without_version_1: bool,
+    /// Drivers are asked not to kick, since the embedder [serves](super::VirtioTransport::serve) each queue again and again by itself, on a
+    /// thread that has nothing else to do. A kick that comes all the same is heard, but behind vhost-user: there nobody waits for any. Not
+    /// by default.
+    pub polled: bool,
 }
 
 impl Default for TransportOptions {
@@ -51,6 +55,7 @@ impl Default for TransportOptions {
             notification_data: false,
             access_platform: false,
             without_version_1: false,
+            polled: false,
         }
     }
 }
@@ -67,6 +72,7 @@ impl TransportOptions {
             notification_data,
             access_platform,
             without_version_1: _,
+            polled: _,
         } = self;
         [
             (packed, features::RING_PACKED),

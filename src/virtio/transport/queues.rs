@@ -28,7 +28,7 @@ impl<D: VirtioDevice> Core<D> {
         let (name, max) = (QueueIndex(index as u16), self.queue_sizes[index]);
         let interrupt = Arc::clone(&self.interrupt);
         let queue = Queue::new(name, max, layout, registers.driver_features, &self.memory, interrupt)?;
-        let queue = queue.run_by(Arc::clone(&lane.word), self.kicks_stay());
+        let queue = queue.run_by(Arc::clone(&lane.word), self.kicks());
         let handler = self.control().start(name);
         lane.start(Running { handler, queue });
         Ok(())

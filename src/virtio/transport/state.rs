@@ -106,7 +106,7 @@ impl<D: VirtioDevice> Core<D> {
         for (queue, (index, lane)) in queues.into_iter().zip(self.lanes.iter()) {
             if let Some(queue) = queue {
                 let handler = device.start(index);
-                let queue = queue.run_by(Arc::clone(&lane.word), self.kicks_stay());
+                let queue = queue.run_by(Arc::clone(&lane.word), self.kicks());
                 lane.start(Running { handler, queue });
             }
         }

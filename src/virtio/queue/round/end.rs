@@ -1,7 +1,11 @@
 //! How a round ends: what was put is shown, and the next kick is asked for.
 
 use super::{
-    super::{Gone, QueueError, available::Available, view::View},
+    super::{
+        Gone, QueueError,
+        available::{Available, Kicks},
+        view::View,
+    },
     Looked, ROUND_BYTES, Rest, Round,
 };
 
@@ -29,8 +33,9 @@ impl Round<'_> {
         match self.looked {
             _ if self.budget == 0 => Ok(Rest::More),
             Looked::Taken => Ok(Rest::More),
-            Looked::Left if !self.available.kicks_stay() => Ok(Rest::Left),
+            Looked::Left if self.available.kicks() != Kicks::Stay => Ok(Rest::Left),
             Looked::Empty if self.available.is_asked() => Ok(Rest::Drained),
+            Looked::Empty if self.available.kicks() == Kicks::Polled => Ok(Rest::Left),
             // A kick is all that has the queue looked at again.
             Looked::Left => self.rest(Rest::Left, Available::expect_kicks_for_more),
             Looked::Empty => self.rest(Rest::Drained, Available::expect_kicks),

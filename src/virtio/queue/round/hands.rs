@@ -63,10 +63,10 @@ impl Hands {
     pub fn is_still_away(&mut self, shared: &Shared, available: &mut Available) -> bool {
         let mut place = shared.away.lock();
         if let Where::Back(next) = *place {
-            let stay = available.kicks_stay();
+            let kicks = available.kicks();
             let event_idx = shared.features & features::EVENT_IDX != 0;
             *available = Available::new(shared.layout.size, event_idx, shared.is_packed(), next);
-            available.set_kicks_stay(stay);
+            available.set_kicks(kicks);
             self.away = false;
             *place = Where::Here;
         }

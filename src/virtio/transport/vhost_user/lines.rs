@@ -254,6 +254,9 @@ impl Lines {
     /// Takes a kick, before its queue is looked at. Whether there was one. Who comes for something else saves the system call: if there is
     /// a kick too, that is still waited for.
     pub fn take_kick(&self, index: usize) -> bool {
+        if self.is_polled() {
+            return false;
+        }
         let taken = self.with(index, |lines| {
             lines.told = false;
             match &lines.kick {
@@ -282,9 +285,17 @@ impl Lines {
         self.tell(index);
     }
 
+    /// Nobody waits for kicks: the embedder comes again and again.
+    fn is_polled(&self) -> bool {
+        self.options.transport.polled
+    }
+
     /// What a queue waits for: what its handler says, and its kick.
     pub fn waits(&self, index: usize, handler: &[Wait]) -> Vec<Wait> {
         let mut waits = handler.to_vec();
+        if self.is_polled() {
+            return waits;
+        }
         let kick = self.with(index, |lines| match &lines.kick {
             Some(kick) if lines.runs => Some(Wait::Readable(kick.descriptor())),
             None if lines.runs && lines.polled => {
@@ -311,7 +322,7 @@ impl Lines {
 
     /// Tells it, if it was not told since the kick was taken.
     pub fn tell_again(&self, index: usize) {
-        if self.with(index, |lines| !lines.told) == Some(true) {
+        if !self.is_polled() && self.with(index, |lines| !lines.told) == Some(true) {
             self.tell(index);
         }
     }
@@ -379,7 +390,7 @@ impl Lines {
 
     /// Whether queues without a kick are polled.
     pub fn polls(&self) -> bool {
-        self.options.polled.is_some()
+        self.is_polled() || self.options.polled.is_some()
     }
 
     pub fn set_kick(&self, index: usize, kick: Option<Event>) {

@@ -281,7 +281,7 @@ impl<D: VirtioDevice> Core<D> {
         let interrupt = Arc::clone(&self.interrupt);
         let max = self.queue_sizes[index].max(MAX_SIZE);
         let queue = Queue::restore(name, max, state, &self.memory, interrupt)?;
-        let queue = queue.run_by(Arc::clone(&lane.word), self.kicks_stay());
+        let queue = queue.run_by(Arc::clone(&lane.word), self.kicks());
         let queue = match tracker {
             Some(tracker) => queue.track(tracker),
             None => queue,
