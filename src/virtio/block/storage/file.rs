@@ -416,4 +416,4 @@ const REFUSALS: [libc::c_int; 9] = [
 ];
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

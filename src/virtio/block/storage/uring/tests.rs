@@ -1,7 +1,6 @@
 //! Polled rings where the device has no queue for that: some file systems end polled writes all the same, and refuse polled reads.
 
 use std::{
-    env,
     fs::{self, File, OpenOptions},
     os::{
         fd::{AsRawFd, FromRawFd},
@@ -13,7 +12,7 @@ use std::{
 };
 
 use super::{
-    super::{Buffers, Ended, Operation, Outcome, Tag},
+    super::{Buffers, Ended, Operation, Outcome, Tag, file::tests::folder_past_memory},
     channel::Ring,
     *,
 };
@@ -39,7 +38,7 @@ impl Rig {
     fn new(poll_submissions: Option<Duration>) -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = env::temp_dir().join(format!("devisor-polled-{}-{number}", process::id()));
+        let path = folder_past_memory().join(format!("devisor-polled-{}-{number}", process::id()));
         fs::write(&path, vec![0x11; BLOCKS * BLOCK]).expect("room");
         File::open(&path)
             .and_then(|file| file.sync_all())
