@@ -7,12 +7,15 @@ use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
     sync::Arc,
+    task::Waker,
 };
 
 use devisor::{
     memory::Memory,
     virtio::{
-        QueueIndex, features,
+        QueueIndex,
+        block::{AsyncStorage, Buffers, MemoryStorage, Operation, Outcome, Pool, Tag},
+        features,
         queue::{OwnedChain, Queue, Rest, Silent, Slices},
     },
 };
@@ -114,4 +117,23 @@ fn a_request_that_is_taken_and_completed_later_allocates_nothing() {
         });
         assert_eq!(count, 0, "a chain of {segments}");
     }
+}
+
+#[test]
+fn a_request_that_a_pool_makes_allocates_nothing() {
+    let pool = Pool::new();
+    let storage = pool.storage(MemoryStorage::new(1 << 20));
+    let mut channel = storage.open(QueueIndex(0), Waker::noop().clone()).unwrap();
+    let mut spare = vec![Buffers::zeroed(4096, 4096)];
+    let count = allocations(|| {
+        let buffers = spare.pop().unwrap();
+        channel.submit(Tag(0), Operation::Read { offset: 0 }, buffers);
+        channel.commit();
+        assert!(pool.run_one());
+        channel.reap(&mut |ended| {
+            assert!(matches!(ended.outcome, Outcome::Done(Ok(4096))));
+            spare.push(ended.buffers);
+        });
+    });
+    assert_eq!(count, 0);
 }

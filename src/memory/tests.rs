@@ -65,7 +65,7 @@ fn a_map_that_was_replaced_is_no_longer_current_and_counts_until_it_is_let_go() 
 
 #[test]
 fn writes_and_lent_slices_are_marked_and_reads_are_not() {
-    let ram = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+    let ram = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&[(GuestAddress(0), 0x5000)]).unwrap();
     let ram = Arc::new(ram);
     let pin = Memory::new(ram.clone()).pin();
     let dirty = |page: usize| {
@@ -76,7 +76,8 @@ fn writes_and_lent_slices_are_marked_and_reads_are_not() {
     };
     pin.read(0, &mut [0; 8]).unwrap();
     pin.write(0x1ffc, &[1; 8]).unwrap();
-    assert_eq!([0, 1, 2, 3].map(dirty), [false, true, true, false]);
+    pin.write(0x4fff, &[1]).unwrap();
+    assert_eq!([0, 1, 2, 3, 4].map(dirty), [false, true, true, false, true]);
     for (page, access) in [(0, Permissions::Read), (3, Permissions::Write)] {
         let mut segments = [Segment::new(0x1000 * page, 4)].into_iter();
         pin.lend(&mut segments, access, &mut Scratch::default(), |_| ())

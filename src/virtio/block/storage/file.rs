@@ -46,14 +46,11 @@ pub struct FileStorage {
     kind: Kind,
     read_only: bool,
     limits: Limits,
-    /// Its data is in memory and nowhere else.
-    #[cfg_attr(
-        not(all(target_os = "linux", feature = "io-uring")),
-        expect(dead_code, reason = "rings alone have a choice")
-    )]
-    in_memory: bool,
     /// If the file is open for direct I/O.
     direct: Option<Direct>,
+    /// The file as it is open for rings, if its data is in memory and nowhere else.
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
+    never_waits: Option<File>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,8 +146,9 @@ impl FileStorage {
             kind,
             read_only,
             limits,
-            in_memory,
             direct,
+            #[cfg(all(target_os = "linux", feature = "io-uring"))]
+            never_waits: None,
         };
         if let Some(direct) = &storage.direct
             && !storage.read_only
@@ -187,13 +185,19 @@ impl FileStorage {
         }
     }
 
-    /// Has a ring move the data of a file in memory where it is asked to. The kernel would have a thread of its own do that, as anything might
-    /// be waited for, and to wake that thread costs more than the data.
+    /// Has rings move the data of a file in memory where they are asked to. The kernel would have a thread of its own do that, as anything might
+    /// be waited for, and to wake that thread costs more than the data. Where the file cannot be opened once more, it is so still.
     #[cfg(all(target_os = "linux", feature = "io-uring"))]
-    pub(super) fn move_at_once(&self) {
-        if self.in_memory {
-            sys::set_never_waits(&self.file);
+    pub(super) fn move_at_once(&mut self) {
+        if self.kind == Kind::Regular && sys::is_in_memory(&self.file) {
+            self.never_waits = sys::open_never_waiting(&self.file, self.read_only).ok();
         }
+    }
+
+    /// The file as it is open for rings.
+    #[cfg(all(target_os = "linux", feature = "io-uring"))]
+    pub(super) fn for_rings(&self) -> &File {
+        self.never_waits.as_ref().unwrap_or(&self.file)
     }
 
     /// Whether the file is open for direct I/O.
@@ -412,4 +416,4 @@ const REFUSALS: [libc::c_int; 9] = [
 ];
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

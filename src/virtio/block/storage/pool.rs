@@ -7,7 +7,7 @@ use std::{
     task::Waker,
 };
 
-use super::{AsyncStorage, Buffers, Channel, Ended, Operation, Outcome, Storage, Tag, adapter};
+use super::{AsyncStorage, Buffers, Channel, Ended, Operation, Storage, Tag, adapter};
 use crate::{sync::lock, virtio::QueueIndex};
 
 /// Makes the calls of any [`Storage`], on as many threads as [`run`](Self::run) it: as many requests are under way at a time.
@@ -163,13 +163,13 @@ impl Job {
             operation,
             buffers,
         } = self;
-        let panicked = io::Error::other("the storage has panicked");
         let mut ending = Ending {
             lane: &lane,
-            ended: Some(Ended::done(tag, buffers, Err(panicked))),
+            request: Some((tag, buffers)),
+            result: None,
         };
-        if let Some(ended) = &mut ending.ended {
-            ended.outcome = Outcome::Done(adapter::perform(&*lane.storage, operation, &ended.buffers));
+        if let Some((_, buffers)) = &ending.request {
+            ending.result = Some(adapter::perform(&*lane.storage, operation, buffers));
         }
     }
 }
@@ -177,13 +177,16 @@ impl Job {
 /// Ends a request when it is dropped, by a panic too.
 struct Ending<'a> {
     lane: &'a Lane,
-    ended: Option<Ended>,
+    request: Option<(Tag, Buffers)>,
+    result: Option<io::Result<u64>>,
 }
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        if let Some(ended) = self.ended.take() {
-            self.lane.end(ended);
+        if let Some((tag, buffers)) = self.request.take() {
+            let panicked = || Err(io::Error::other("the storage has panicked"));
+            let result = self.result.take().unwrap_or_else(panicked);
+            self.lane.end(Ended::done(tag, buffers, result));
         }
     }
 }

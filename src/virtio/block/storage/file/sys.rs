@@ -13,6 +13,9 @@ mod linux {
         os::{fd::AsRawFd, unix::fs::MetadataExt},
     };
 
+    #[cfg(feature = "io-uring")]
+    use std::os::unix::fs::OpenOptionsExt;
+
     use crate::virtio::block::Limits;
 
     pub use libc::{EREMOTEIO, O_DIRECT};
@@ -92,22 +95,19 @@ mod linux {
         result == 0 && is_tmpfs
     }
 
-    /// Tells the kernel that who asks for something of an open file in memory does not wait for long, so that a ring has it done where it
-    /// is submitted. A write has to be a direct one besides, or it is one into a cache, for which the kernel has a thread. For the file system
-    /// both mean nothing. Before Linux 6.6 it knew no direct I/O: then it is reads alone.
+    /// Opens a file in memory once more, so that the kernel counts on it that nothing of it is waited for, and a ring has it done where it is
+    /// submitted. A write has to be a direct one besides, or it is one into a cache, for which the kernel has a thread. For the file system
+    /// both mean nothing; before Linux 6.6 it refuses the second.
+    ///
+    /// An open description of its own, as others may share the one that is there. What `memfd_create` gives takes no `O_DIRECT` later, and
+    /// with `O_NONBLOCK` alone Linux 5.12 to 5.14 ends writes with `EAGAIN`.
     #[cfg(feature = "io-uring")]
-    pub fn set_never_waits(file: &File) {
-        // SAFETY: reads the flags of a descriptor that is open; no memory is involved.
-        let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-        if flags < 0 {
-            return;
-        }
-        for more in [libc::O_NONBLOCK | O_DIRECT, libc::O_NONBLOCK] {
-            // SAFETY: as above, and sets them.
-            if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | more) } == 0 {
-                return;
-            }
-        }
+    pub fn open_never_waiting(file: &File, read_only: bool) -> io::Result<File> {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(!read_only);
+        options.custom_flags(O_DIRECT | libc::O_NONBLOCK);
+        // Of this thread: one may have descriptors of its own.
+        options.open(format!("/proc/thread-self/fd/{}", file.as_raw_fd()))
     }
 
     /// What direct I/O must be aligned to, if the kernel tells: offset and length, and memory.

@@ -83,7 +83,7 @@ impl Lane {
             builder.setup_iopoll();
         }
         let ring = builder.build(options.entries)?;
-        ring.submitter().register_files(&[file.file().as_raw_fd()])?;
+        ring.submitter().register_files(&[file.for_rings().as_raw_fd()])?;
         Ok(Self {
             ring: Arc::new(ring),
             in_kernel: 0,

@@ -33,9 +33,10 @@ pub use waiter::UringWaiter;
 /// stable when it ends is one with `RWF_DSYNC`. *Direct I/O* (a file that is open with `O_DIRECT`): aligned buffers go straight, others
 /// through at most 64 KiB at a time; a write of a part of a block waits until no other change is under way on any queue, and is done
 /// on the thread that serves its queue. *A file in memory* (tmpfs, `memfd_create`): its data is moved on the thread that serves the queue,
-/// within the system call for the round; the kernel would wake a thread for that, which costs more than the data. For this the
-/// file's open description is given `O_NONBLOCK` and `O_DIRECT`, which mean nothing to its file system. Pages that were swapped out keep
-/// the queue waiting, as they would its guest.
+/// within the system call for the round, or on the one that [looks for submissions](UringOptions::poll_submissions); the kernel would wake a
+/// thread for that, which costs more than the data. For this the file is opened once more, with `O_NONBLOCK` and `O_DIRECT`, which mean
+/// nothing to its file system; where that is refused (before Linux 6.6, without `/proc`, to who may not open it) all goes as with any file.
+/// Pages that were swapped out keep the queue waiting, as they would its guest.
 ///
 /// *What is waited for* is the ring's descriptor ([`Wait::Readable`](crate::virtio::Wait::Readable)); a thread that serves one queue and nothing
 /// else waits [in the ring](UringWaiter), which costs less. *Cancel* takes back what the
@@ -127,7 +128,8 @@ impl UringStorage {
     /// The kernel has no `io_uring`, or not for this process: so an embedder can take another way. Completions are to be
     /// [polled for](UringOptions::poll_completions), and the file or what it is on is not fit for that; it is
     /// flushed, and one block is read, to find out.
-    pub fn new(file: FileStorage, options: UringOptions) -> io::Result<Self> {
+    pub fn new(mut file: FileStorage, options: UringOptions) -> io::Result<Self> {
+        file.move_at_once();
         let shared = Shared {
             file,
             options,
@@ -135,7 +137,6 @@ impl UringStorage {
             seats: Seats::default(),
             status: Mutex::default(),
         };
-        shared.file.move_at_once();
         // Tried once, so that it does not show when the guest runs.
         Lane::new(&shared.file, &options, Kind::Plain)?;
         if options.poll_completions {

@@ -1,16 +1,18 @@
 //! Polled rings where the device has no queue for that: some file systems end polled writes all the same, and refuse polled reads.
 
 use std::{
-    env,
     fs::{self, File, OpenOptions},
-    os::{fd::FromRawFd, unix::fs::OpenOptionsExt},
+    os::{
+        fd::{AsRawFd, FromRawFd},
+        unix::fs::OpenOptionsExt,
+    },
     path::PathBuf,
     process,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use super::{
-    super::{Buffers, Ended, Operation, Outcome, Tag},
+    super::{Buffers, Ended, Operation, Outcome, Tag, file::tests::folder_past_memory},
     channel::Ring,
     *,
 };
@@ -36,7 +38,7 @@ impl Rig {
     fn new(poll_submissions: Option<Duration>) -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = env::temp_dir().join(format!("devisor-polled-{}-{number}", process::id()));
+        let path = folder_past_memory().join(format!("devisor-polled-{}-{number}", process::id()));
         fs::write(&path, vec![0x11; BLOCKS * BLOCK]).expect("room");
         File::open(&path)
             .and_then(|file| file.sync_all())
@@ -304,55 +306,85 @@ fn what_is_not_in_whole_blocks_of_the_file_system_is_not_polled_for() {
     );
 }
 
-/// Nobody waits for a file in memory: what is asked of it has ended when it is submitted, and no thread of the kernel's has a part in it.
-#[test]
-fn what_is_asked_of_a_file_in_memory_has_ended_when_it_is_submitted() {
-    const AT_A_TIME: usize = 16;
+/// Two files in memory: one that has never been opened by a name, and one in a file system.
+fn files_in_memory() -> Vec<File> {
     // SAFETY: the name is a C string.
     let fd = unsafe { libc::memfd_create(c"disk".as_ptr(), libc::MFD_CLOEXEC) };
     assert!(fd >= 0, "{}", io::Error::last_os_error());
     // SAFETY: it is open, and nobody else's.
-    let file = unsafe { File::from_raw_fd(fd) };
-    // Its last block is not whole, which nothing of it needs to be.
-    file.set_len((BLOCKS * BLOCK - 512) as u64).expect("room");
-    let storage = FileStorage::new(file.try_clone().expect("a descriptor")).expect("a storage");
-    let storage = match UringStorage::new(storage, UringOptions::default()) {
-        Ok(storage) => storage,
-        Err(error) => return println!("skipped: no io_uring: {error}"),
-    };
+    let mut files = vec![unsafe { File::from_raw_fd(fd) }];
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_TMPFILE);
+    match options.open("/dev/shm") {
+        Ok(file) => files.push(file),
+        Err(error) => println!("skipped: no files in /dev/shm: {error}"),
+    }
+    for file in &files {
+        // Its last block is not whole, which nothing of it needs to be.
+        file.set_len((BLOCKS * BLOCK - 512) as u64).expect("room");
+    }
+    files
+}
+
+fn flags(file: &File) -> i32 {
     // SAFETY: reads the flags of a descriptor that is open.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    assert_ne!(flags & libc::O_NONBLOCK, 0);
-    let mut channel = storage.open(QueueIndex(0), Waker::noop().clone()).expect("a ring");
-    for round in 0..200 {
-        for writes in [true, false] {
-            if writes && flags & libc::O_DIRECT == 0 {
-                println!("skipped: writes: this kernel knows no direct I/O in memory");
-                continue;
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) }
+}
+
+/// Before Linux 6.6 there is no direct I/O in memory: a thread of the kernel's writes.
+fn writes_at_once(file: &File) -> bool {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_DIRECT);
+    let known = options.open(format!("/proc/self/fd/{}", file.as_raw_fd())).is_ok();
+    if !known {
+        println!("skipped: writes: this kernel knows no direct I/O in memory");
+    }
+    known
+}
+
+/// Nobody waits for a file in memory: what is asked of it has ended when it is submitted, and no thread of the kernel's has a part in it.
+#[test]
+fn what_is_asked_of_a_file_in_memory_has_ended_when_it_is_submitted() {
+    const AT_A_TIME: usize = 16;
+    for file in files_in_memory() {
+        let before = flags(&file);
+        let storage = FileStorage::new(file.try_clone().expect("a descriptor")).expect("a storage");
+        let storage = match UringStorage::new(storage, UringOptions::default()) {
+            Ok(storage) => storage,
+            Err(error) => return println!("skipped: no io_uring: {error}"),
+        };
+        assert_eq!(flags(&file), before, "who shares the description has it as it was");
+        if !writes_at_once(&file) {
+            continue;
+        }
+        let mut channel = storage.open(QueueIndex(0), Waker::noop().clone()).expect("a ring");
+        for round in 0..200 {
+            for writes in [true, false] {
+                for number in 0..AT_A_TIME {
+                    let offset = (number * BLOCK + 512) as u64;
+                    let operation = match writes {
+                        true => Operation::Write {
+                            offset,
+                            fua: number % 2 != 0,
+                        },
+                        false => Operation::Read { offset },
+                    };
+                    // Aligned to nothing.
+                    let all = Buffers::zeroed(BLOCK + 1, 1);
+                    all.fill(if writes { round as u8 } else { 0xee });
+                    channel.submit(Tag(number as u64), operation, all.part(1, BLOCK as u64));
+                }
+                channel.commit();
+                let mut ended = 0;
+                channel.reap(&mut |Ended { buffers, outcome, .. }| {
+                    assert!(matches!(outcome, Outcome::Done(Ok(4096))), "{outcome:?}");
+                    let mut data = [0; BLOCK];
+                    buffers.read(0, &mut data);
+                    assert_eq!(data, [round as u8; BLOCK]);
+                    ended += 1;
+                });
+                assert_eq!(ended, AT_A_TIME, "round {round}, writes: {writes}");
             }
-            for number in 0..AT_A_TIME {
-                let offset = (number * BLOCK + 512) as u64;
-                let operation = match writes {
-                    true => Operation::Write { offset, fua: false },
-                    false => Operation::Read { offset },
-                };
-                // Aligned to nothing.
-                let all = Buffers::zeroed(BLOCK + 1, 1);
-                all.fill(if writes { round as u8 } else { 0xee });
-                channel.submit(Tag(number as u64), operation, all.part(1, BLOCK as u64));
-            }
-            channel.commit();
-            let mut ended = 0;
-            channel.reap(&mut |Ended { buffers, outcome, .. }| {
-                assert!(matches!(outcome, Outcome::Done(Ok(4096))), "{outcome:?}");
-                let mut data = [0; BLOCK];
-                buffers.read(0, &mut data);
-                assert!(flags & libc::O_DIRECT == 0 || data == [round as u8; BLOCK]);
-                ended += 1;
-            });
-            assert_eq!(ended, AT_A_TIME, "round {round}, writes: {writes}");
         }
     }
-    // Who opens it anew, or has the same description, has nothing to align.
-    FileStorage::new(file).expect("a storage");
 }

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use super::*;
+use super::{super::file::tests::folder_past_memory, *};
 
 const SIZE: u64 = 1 << 16;
 
@@ -70,7 +70,7 @@ fn stand() -> Arc<Stand> {
 fn over(stand: &Arc<Stand>, flags: i32) -> Result<ZonedDevice, ZonedDeviceError> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let path = env::temp_dir().join(format!("devisor-zoned-{}-{number}", process::id()));
+    let path = folder_past_memory().join(format!("devisor-zoned-{}-{number}", process::id()));
     fs::write(&path, vec![0; 4 * SIZE as usize]).expect("room");
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).custom_flags(flags).open(&path);
