@@ -351,6 +351,44 @@ fn chains_of_all_kinds_come_and_go_in_order_in_one_round() {
 }
 
 #[test]
+fn short_frames_and_long_ones_come_in_order_to_buffers_of_any_length() {
+    let switch = Switch::new(SwitchOptions::default());
+    let mut sender = Guest::over([switch.port()], options(), 0);
+    let mut taker = Guest::over([switch.port()], options(), 0);
+    let lens = |n: usize| 60 + n * 37 % 80;
+    // More than are looked at together; some have room for short ones alone.
+    let rooms = |n: usize| if n % 3 == 1 { 120 } else { 2048 };
+    let places: Vec<_> = (0..30).map(|n| taker.buffer_quietly(0, rooms(n))).collect();
+    taker.kick(0);
+    for n in 0..30 {
+        offer(
+            &mut sender,
+            0x4_0000 + 0x400 * n as u64,
+            &frame(BROADCAST, lens(n)),
+            &[],
+        );
+    }
+    sender.kick(1);
+    taker.nic.run();
+    let mut next = 0;
+    // A frame for which the next buffer has no room is lost, and the buffer is that of another.
+    let taken = |n: &usize| {
+        let fits = 12 + lens(*n) <= rooms(next) as usize;
+        next += usize::from(fits);
+        fits
+    };
+    let taken: Vec<_> = (0..30).filter(taken).collect();
+    assert!(taken.len() > 16 && taken.len() < 26, "{}", taken.len());
+    let used = taker.used(0);
+    assert_eq!(used, taken.iter().map(|&n| 12 + lens(n) as u32).collect::<Vec<_>>());
+    for (n, at) in taken.into_iter().zip(places) {
+        let packet = taker.get(at, 12 + lens(n));
+        assert_eq!((&packet[..10], &packet[10..12]), (&[0; 10][..], &[1, 0][..]));
+        assert_eq!(packet[12..], frame(BROADCAST, lens(n)), "frame {n}");
+    }
+}
+
+#[test]
 fn frames_of_one_round_are_spread_over_the_buffers_that_each_takes() {
     let switch = Switch::new(SwitchOptions::default());
     let mut sender = Guest::over([switch.port()], options(), 0);

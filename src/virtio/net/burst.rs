@@ -98,6 +98,13 @@ impl Burst {
         Some((header, &mut self.data[start..start + HEADROOM + len]))
     }
 
+    /// The frame that comes so many after the first that waits, and its header.
+    #[inline]
+    pub fn frame(&self, by: usize) -> Option<(Header, &[u8])> {
+        let &Entry { header, start, len } = self.frames.get(self.taken + by)?;
+        Some((header, &self.data[start + HEADROOM..][..len]))
+    }
+
     /// It is taken.
     #[inline]
     pub fn pop(&mut self) {

@@ -407,11 +407,16 @@ impl Port for SwitchPort {
         let shared = &*self.shared;
         let mut reading = lock(&shared.reading);
         while shared.read_on(&mut reading) {
-            while let Some((header, packet)) = reading.burst.first() {
-                if !frames.deliver(header, packet) {
-                    return;
+            loop {
+                if frames.deliver_short(&mut reading.burst) == 0 {
+                    let Some((header, packet)) = reading.burst.first() else {
+                        break;
+                    };
+                    if !frames.deliver(header, packet) {
+                        return;
+                    }
+                    reading.burst.pop();
                 }
-                reading.burst.pop();
                 shared.tell_left(&reading.burst);
             }
         }

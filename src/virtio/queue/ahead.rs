@@ -86,6 +86,12 @@ impl<'q> Ahead<'_, 'q> {
         }
     }
 
+    /// The length of the chain that comes so many after the next one, if that is known of.
+    #[inline(always)]
+    pub fn len_after(&self, by: usize) -> Option<u32> {
+        self.room.buffers.get(self.room.at + by).map(|buffer| buffer.len)
+    }
+
     /// How many of the next chains have room for `len` bytes together, if so many are known of, each of them at least `least` long.
     pub fn gather(&mut self, len: usize, least: usize) -> Option<u16> {
         self.enough(len, least).or_else(|| {
@@ -177,7 +183,7 @@ impl<'q> Ahead<'_, 'q> {
     pub fn read<const N: usize>(&self, data: &mut [u8]) -> [[u8; N]; 2] {
         self.fetch_ahead(data.len());
         let mut start = [[0; N]; 2];
-        let Some(host) = self.host(0, data.len()) else {
+        let Some(host) = self.host(0, 0, data.len()) else {
             return start;
         };
         let read = |from: usize, data: &mut [u8]| {
@@ -197,12 +203,12 @@ impl<'q> Ahead<'_, 'q> {
         start
     }
 
-    /// Writes what the next chain begins with, unless it does so already: a header is most often what it was when the buffer was used last,
+    /// Writes what the chain begins with that comes so many after the next one, unless it does so already: a header is most often what it was when the buffer was used last,
     /// and its cache line stays where the driver can read it too. It has so many bytes. (That "a device SHOULD NOT read" what it may write,
     /// section 2.7.5.1, is not kept for these: nothing but whether they are written hangs on what they were.)
     #[inline(always)]
-    pub fn write_start<const N: usize>(&mut self, data: &[u8; N]) {
-        let Some(host) = self.host(0, N) else { return };
+    pub fn write_start<const N: usize>(&mut self, by: usize, data: &[u8; N]) {
+        let Some(host) = self.host(by, 0, N) else { return };
         let mut before = [0; N];
         // SAFETY: as in `read`.
         unsafe { ptr::copy_nonoverlapping(host.as_ptr(), before.as_mut_ptr(), N) };
@@ -212,13 +218,13 @@ impl<'q> Ahead<'_, 'q> {
         }
     }
 
-    /// Writes `data` into the next chain, from byte `at` on. It has so many.
+    /// Writes `data` into the chain that comes so many after the next one, from byte `at` on. It has so many.
     #[inline(always)]
-    pub fn write(&mut self, at: u32, data: &[u8]) {
+    pub fn write(&mut self, by: usize, at: u32, data: &[u8]) {
         if at != 0 {
             self.fetch_ahead(data.len());
         }
-        if let Some(host) = self.host(at, data.len()) {
+        if let Some(host) = self.host(by, at, data.len()) {
             // SAFETY: as in `read`.
             unsafe { ptr::copy_nonoverlapping(data.as_ptr(), host.as_ptr(), data.len()) };
         }
@@ -251,10 +257,10 @@ impl<'q> Ahead<'_, 'q> {
         self.room.buffers.get(self.room.at).map_or(0, |buffer| buffer.address)
     }
 
-    /// The host address of `len` bytes of the next chain from byte `at` on, if it has so many.
+    /// The host address of `len` bytes of such a chain from byte `at` on, if it has so many.
     #[inline(always)]
-    fn host(&self, at: u32, len: usize) -> Option<NonNull<u8>> {
-        let buffer = self.room.buffers.get(self.room.at)?;
+    fn host(&self, by: usize, at: u32, len: usize) -> Option<NonNull<u8>> {
+        let buffer = self.room.buffers.get(self.room.at + by)?;
         let there = u64::from(at) + len as u64 <= buffer.len.into();
         there
             .then(|| self.span.find(buffer.address + u64::from(at), len as u64))?

@@ -67,7 +67,7 @@ impl Incoming<'_, '_> {
     #[inline]
     pub(super) fn goes_on(&mut self) -> bool {
         self.again = self.by.waits();
-        if self.again {
+        if self.again || self.broken.is_err() {
             return false;
         }
         if self.others >= OTHERS {
