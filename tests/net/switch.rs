@@ -1,9 +1,15 @@
 //! The switch in memory, between guests.
 
+use std::{io, sync::Arc};
+
 use devisor::virtio::{
     VirtioTransport,
-    net::{Header, Mac, NetOptions, Offloads, Switch, SwitchOptions},
+    net::{
+        Header, Holder, Incoming, Mac, NetOptions, Offloads, Port, Progress, Received, Switch, SwitchOptions,
+        SwitchPort, Waker, Wire,
+    },
 };
+use vm_memory::VolatileSlice;
 
 use crate::{
     guest::*,
@@ -386,6 +392,45 @@ fn short_frames_and_long_ones_come_in_order_to_buffers_of_any_length() {
         assert_eq!((&packet[..10], &packet[10..12]), (&[0; 10][..], &[1, 0][..]));
         assert_eq!(packet[12..], frame(BROADCAST, lens(n)), "frame {n}");
     }
+}
+
+/// Sends by a switch, and receives from it and from a cable.
+struct Both(SwitchPort, Arc<Wire>);
+
+impl Port for Both {
+    fn attach(&self, waker: Waker) {
+        self.0.attach(waker.clone());
+        self.1.attach(waker);
+    }
+
+    fn set_active(&self, by: Holder, active: bool) -> io::Result<()> {
+        self.0.set_active(by, active)?;
+        self.1.set_active(by, active)
+    }
+
+    fn send(&self, header: &Header, frame: &[VolatileSlice<'_>]) -> io::Result<Progress<()>> {
+        self.0.send(header, frame)
+    }
+
+    fn receive(&self, room: &[VolatileSlice<'_>], overflow: &mut [u8]) -> io::Result<Progress<Received>> {
+        self.0.receive(room, overflow)
+    }
+
+    fn receive_all(&self, frames: &mut Incoming<'_, '_>) {
+        self.0.receive_all(frames);
+        self.1.receive_all(frames);
+    }
+}
+
+#[test]
+fn a_ring_that_is_found_broken_stays_so_whoever_receives_next() {
+    let switch = Switch::new(SwitchOptions::default());
+    let mut sender = Guest::over([switch.port()], options(), 0);
+    let mut taker = Guest::over([Both(switch.port(), Arc::new(Wire::new(4)))], options(), 0);
+    taker.rings[0].set_avail_idx(1000);
+    sender.transmit(Header::default(), &frame(BROADCAST, 60));
+    taker.nic.run();
+    assert_eq!(taker.read(0x70) & 64, 64, "the device needs a reset");
 }
 
 #[test]
