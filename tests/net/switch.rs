@@ -434,6 +434,52 @@ fn a_ring_that_is_found_broken_stays_so_whoever_receives_next() {
 }
 
 #[test]
+fn a_short_frame_that_is_not_for_a_queue_is_not_seen_in_its_buffers() {
+    let with_mtu = NetOptions {
+        mtu: Some(90),
+        ..options()
+    };
+    let pairs = NetOptions { pairs: 2, ..options() };
+    let by_hash = |guest: &mut Guest| {
+        // UDP over IPv4 is for the second pair, whatever the hash; all else for the first.
+        let mut config = 4_u32.to_le_bytes().to_vec();
+        [0_u16, 0, 1, 2]
+            .iter()
+            .for_each(|word| config.extend(word.to_le_bytes()));
+        config.push(40);
+        config.extend([0x5a; 40]);
+        assert_eq!(guest.command(4, 1, &config), OK);
+    };
+    type Case = (NetOptions, u64, fn(&mut Guest), Vec<u8>, bool);
+    let cases: [Case; 3] = [
+        (options(), MAC | CTRL_VQ | CTRL_RX, |_| (), frame(mac(9), 60), false),
+        (with_mtu, MTU, |_| (), frame(BROADCAST, 14 + 91), false),
+        (pairs, CTRL_VQ | RSS, by_hash, packet(17, 1, 2), true),
+    ];
+    for (options, features, set_up, other, steered) in cases {
+        let switch = Switch::new(SwitchOptions::default());
+        let mut sender = Guest::over([switch.port()], crate::guest::options(), 0);
+        let mut taker = Guest::over([switch.port()], options, features);
+        set_up(&mut taker);
+        let places = [0; 3].map(|pair| taker.buffer_quietly(pair, 2048));
+        let elsewhere = steered.then(|| taker.buffer_quietly(1, 2048));
+        // One before it and one after it, in one round.
+        let all = [frame(BROADCAST, 60), other.clone(), frame(BROADCAST, 61)];
+        for (n, data) in all.iter().enumerate() {
+            offer(&mut sender, 0x4_0000 + 0x400 * n as u64, data, &[]);
+        }
+        sender.kick(1);
+        taker.kick(0);
+        assert_eq!(taker.used(0), [12 + 60, 12 + 61], "features {features:#x}");
+        assert_eq!(taker.get(places[1] + 12, 61), all[2]);
+        assert_eq!(taker.get(places[2], 2048), [0xee; 2048]);
+        if let Some(at) = elsewhere {
+            assert_eq!(taker.get(at + 12, other.len()), other);
+        }
+    }
+}
+
+#[test]
 fn frames_of_one_round_are_spread_over_the_buffers_that_each_takes() {
     let switch = Switch::new(SwitchOptions::default());
     let mut sender = Guest::over([switch.port()], options(), 0);
