@@ -1,9 +1,15 @@
 //! The switch in memory, between guests.
 
+use std::{io, sync::Arc};
+
 use devisor::virtio::{
     VirtioTransport,
-    net::{Header, Mac, NetOptions, Offloads, Switch, SwitchOptions},
+    net::{
+        Header, Holder, Incoming, Mac, NetOptions, Offloads, Port, Progress, Received, Switch, SwitchOptions,
+        SwitchPort, Waker, Wire,
+    },
 };
+use vm_memory::VolatileSlice;
 
 use crate::{
     guest::*,
@@ -385,6 +391,91 @@ fn short_frames_and_long_ones_come_in_order_to_buffers_of_any_length() {
         let packet = taker.get(at, 12 + lens(n));
         assert_eq!((&packet[..10], &packet[10..12]), (&[0; 10][..], &[1, 0][..]));
         assert_eq!(packet[12..], frame(BROADCAST, lens(n)), "frame {n}");
+    }
+}
+
+/// Sends by a switch, and receives from it and from a cable.
+struct Both(SwitchPort, Arc<Wire>);
+
+impl Port for Both {
+    fn attach(&self, waker: Waker) {
+        self.0.attach(waker.clone());
+        self.1.attach(waker);
+    }
+
+    fn set_active(&self, by: Holder, active: bool) -> io::Result<()> {
+        self.0.set_active(by, active)?;
+        self.1.set_active(by, active)
+    }
+
+    fn send(&self, header: &Header, frame: &[VolatileSlice<'_>]) -> io::Result<Progress<()>> {
+        self.0.send(header, frame)
+    }
+
+    fn receive(&self, room: &[VolatileSlice<'_>], overflow: &mut [u8]) -> io::Result<Progress<Received>> {
+        self.0.receive(room, overflow)
+    }
+
+    fn receive_all(&self, frames: &mut Incoming<'_, '_>) {
+        self.0.receive_all(frames);
+        self.1.receive_all(frames);
+    }
+}
+
+#[test]
+fn a_ring_that_is_found_broken_stays_so_whoever_receives_next() {
+    let switch = Switch::new(SwitchOptions::default());
+    let mut sender = Guest::over([switch.port()], options(), 0);
+    let mut taker = Guest::over([Both(switch.port(), Arc::new(Wire::new(4)))], options(), 0);
+    taker.rings[0].set_avail_idx(1000);
+    sender.transmit(Header::default(), &frame(BROADCAST, 60));
+    taker.nic.run();
+    assert_eq!(taker.read(0x70) & 64, 64, "the device needs a reset");
+}
+
+#[test]
+fn a_short_frame_that_is_not_for_a_queue_is_not_seen_in_its_buffers() {
+    let with_mtu = NetOptions {
+        mtu: Some(90),
+        ..options()
+    };
+    let pairs = NetOptions { pairs: 2, ..options() };
+    let by_hash = |guest: &mut Guest| {
+        // UDP over IPv4 is for the second pair, whatever the hash; all else for the first.
+        let mut config = 4_u32.to_le_bytes().to_vec();
+        [0_u16, 0, 1, 2]
+            .iter()
+            .for_each(|word| config.extend(word.to_le_bytes()));
+        config.push(40);
+        config.extend([0x5a; 40]);
+        assert_eq!(guest.command(4, 1, &config), OK);
+    };
+    type Case = (NetOptions, u64, fn(&mut Guest), Vec<u8>, bool);
+    let cases: [Case; 3] = [
+        (options(), MAC | CTRL_VQ | CTRL_RX, |_| (), frame(mac(9), 60), false),
+        (with_mtu, MTU, |_| (), frame(BROADCAST, 14 + 91), false),
+        (pairs, CTRL_VQ | RSS, by_hash, packet(17, 1, 2), true),
+    ];
+    for (options, features, set_up, other, steered) in cases {
+        let switch = Switch::new(SwitchOptions::default());
+        let mut sender = Guest::over([switch.port()], crate::guest::options(), 0);
+        let mut taker = Guest::over([switch.port()], options, features);
+        set_up(&mut taker);
+        let places = [0; 3].map(|pair| taker.buffer_quietly(pair, 2048));
+        let elsewhere = steered.then(|| taker.buffer_quietly(1, 2048));
+        // One before it and one after it, in one round.
+        let all = [frame(BROADCAST, 60), other.clone(), frame(BROADCAST, 61)];
+        for (n, data) in all.iter().enumerate() {
+            offer(&mut sender, 0x4_0000 + 0x400 * n as u64, data, &[]);
+        }
+        sender.kick(1);
+        taker.kick(0);
+        assert_eq!(taker.used(0), [12 + 60, 12 + 61], "features {features:#x}");
+        assert_eq!(taker.get(places[1] + 12, 61), all[2]);
+        assert_eq!(taker.get(places[2], 2048), [0xee; 2048]);
+        if let Some(at) = elsewhere {
+            assert_eq!(taker.get(at + 12, other.len()), other);
+        }
     }
 }
 

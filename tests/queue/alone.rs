@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    packed_ring::{DESC, DISABLE, ENABLE, PackedRing},
     ring::{self, Buffer, INDIRECT, NEXT, Ring, WRITE, memory, readable, writable},
     split::setup::{ALL, NO_EVENT_IDX, SIZE, Setup, Signals, setup},
 };
@@ -19,6 +20,7 @@ use devisor::{
     memory::Memory,
     virtio::{
         DeviceId, Fault, Queue, QueueError, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioMmio, VirtioTransport,
+        entropy::Entropy,
         features,
         queue::{MAX_SEGMENTS, OwnedChain, QueueLayout, QueueState, QueueStateError, Rest, Silent},
         transport::{TransportOptions, mmio::Line},
@@ -447,6 +449,12 @@ fn behind_mmio(features: u64, kicks: Kicks, meanwhile: impl FnMut(&mut Ring) + S
     if kicks != Kicks::Serve {
         mmio = mmio.with_doorbell(|_| Ok(()));
     }
+    drive(&mmio, features, layout);
+    (mmio, ring, answers, asked)
+}
+
+/// Brings a device up, and its first queue.
+fn drive(mmio: &impl BusDevice, features: u64, layout: QueueLayout) {
     let write = |register: u64, value: u32| mmio.write(register, &value.to_le_bytes());
     // ACKNOWLEDGE, DRIVER, features, FEATURES_OK, queue 0, DRIVER_OK.
     write(0x70, 1);
@@ -466,7 +474,6 @@ fn behind_mmio(features: u64, kicks: Kicks, meanwhile: impl FnMut(&mut Ring) + S
     }
     write(0x44, 1);
     write(0x70, 15);
-    (mmio, ring, answers, asked)
 }
 
 fn kick(mmio: &VirtioMmio<Front>) {
@@ -522,6 +529,46 @@ fn the_driver_of_a_polled_queue_is_not_asked_to_kick_when_nothing_is_left_and_wh
         // As a kick that comes all the same, this ends.
         mmio.run();
         assert!(!mmio.serve(QueueIndex(0)));
+    }
+}
+
+#[test]
+fn the_driver_of_a_packed_queue_that_is_polled_is_asked_to_kick_when_who_goes_on_with_it_does_not_poll() {
+    for event_idx in [0, features::EVENT_IDX] {
+        let features = features::VERSION_1 | features::RING_PACKED | event_idx;
+        let memory = memory();
+        let mut ring = PackedRing::new(&memory, 0x1000, SIZE);
+        let device = |polled| {
+            let options = TransportOptions {
+                packed: true,
+                polled,
+                ..TransportOptions::default()
+            };
+            let line = Line::Edge(Arc::new(NoInterrupt));
+            let device = VirtioMmio::with_options(Entropy::seeded(1), Arc::clone(&memory), line, &options);
+            device.unwrap().with_doorbell(|_| Ok(()))
+        };
+        let polled = device(true);
+        drive(&polled, features, ring.layout);
+        // More than a lap.
+        for _ in 0..SIZE + 2 {
+            ring.request(&[writable(0x8000, 1)]);
+            assert!(!polled.serve(QueueIndex(0)), "nothing is known to be left");
+            assert!(!polled.serve(QueueIndex(0)));
+            assert_eq!(ring.used().len(), 1);
+            assert_eq!(ring.get::<u16>(ring.layout.device_area + 2), DISABLE);
+        }
+        polled.pause();
+        let state = polled.save().unwrap();
+        let other = device(false);
+        other.restore(&state).unwrap();
+        other.resume();
+        other.run();
+        let asked = ring.get::<[u16; 2]>(ring.layout.device_area);
+        match event_idx {
+            0 => assert_eq!(asked[1], ENABLE),
+            _ => assert_eq!(asked, [ring.next.raw(), DESC]),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 use devisor::virtio::{
     QueueIndex, VirtioTransport, Wait,
     features::ACCESS_PLATFORM,
-    transport::vhost_user::VhostUserOptions,
+    transport::{TransportOptions, vhost_user::VhostUserOptions},
     vhost_user::{protocol_feature as feature, vhost_feature},
 };
 
@@ -52,7 +52,12 @@ struct Behind {
 
 impl Behind {
     fn new(device: Device, max_translations: u32) -> Self {
+        Self::with_options(device, max_translations, TransportOptions::default())
+    }
+
+    fn with_options(device: Device, max_translations: u32, transport: TransportOptions) -> Self {
         let options = VhostUserOptions {
+            transport,
             max_translations,
             ..VhostUserOptions::default()
         };
@@ -259,6 +264,34 @@ fn a_miss_in_the_middle_of_a_round_holds_up_what_comes_after_it_and_loses_nothin
     assert_eq!(ring.get::<u8>(BUFFERS + 2 * PAGE + 8), 8);
     assert_eq!(seen.requests.load(Ordering::SeqCst), 4);
     assert_eq!(behind.asked(), []);
+}
+
+#[test]
+fn what_a_polled_queue_has_missed_is_asked_for_again_for_a_kick_and_for_no_look() {
+    let (device, _) = Device::new(1);
+    let polled = TransportOptions {
+        polled: true,
+        ..TransportOptions::default()
+    };
+    let mut behind = Behind::with_options(device, 64, polled);
+    let mut ring = behind.start(0);
+    behind.map_ring(&ring);
+    behind.asked();
+    let head = request(&mut ring, BUFFERS, 7);
+    let look = || _ = behind.front.device.serve(QueueIndex(0));
+    look();
+    assert_eq!(behind.asked(), [(IOVA + BUFFERS, R, MISS)]);
+    look();
+    assert_eq!(behind.asked(), []);
+    // The driver has mapped it meanwhile.
+    (&behind.front.kicks[0]).write_all(&1u64.to_ne_bytes()).unwrap();
+    look();
+    assert_eq!(behind.asked(), [(IOVA + BUFFERS, R, MISS)]);
+    look();
+    assert_eq!(behind.asked(), []);
+    behind.map(BUFFERS, PAGE, RW);
+    look();
+    assert_eq!(heads(&mut ring), [head]);
 }
 
 #[test]

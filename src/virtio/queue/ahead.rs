@@ -203,9 +203,10 @@ impl<'q> Ahead<'_, 'q> {
         start
     }
 
-    /// Writes what the chain begins with that comes so many after the next one, unless it does so already: a header is most often what it was when the buffer was used last,
-    /// and its cache line stays where the driver can read it too. It has so many bytes. (That "a device SHOULD NOT read" what it may write,
-    /// section 2.7.5.1, is not kept for these: nothing but whether they are written hangs on what they were.)
+    /// Writes what the chain begins with that comes so many after the next one, unless it does so already: a header is most often what it
+    /// was when the buffer was used last, and its cache line stays where the driver can read it too. It has so many bytes. (That "a device
+    /// SHOULD NOT read" what it may write, section 2.7.5.1, is not kept for these: nothing but whether they are written hangs on what they
+    /// were.)
     #[inline(always)]
     pub fn write_start<const N: usize>(&mut self, by: usize, data: &[u8; N]) {
         let Some(host) = self.host(by, 0, N) else { return };

@@ -60,7 +60,8 @@ impl Incoming<'_, '_> {
                 Err(error) => break Err(error),
             }
         };
-        self.broken = ended;
+        // A port may receive in several ways, one after the other.
+        self.broken = self.broken.and(ended);
     }
 
     /// Whether another frame may be received.

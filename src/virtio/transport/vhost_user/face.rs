@@ -16,8 +16,11 @@ use crate::{
 };
 
 impl<D: VirtioDevice> VhostUser<D> {
-    /// Takes the kick of a queue that is looked at now.
+    /// Takes the kick of a queue that is looked at now. To who polls, it says no more than what is asked for then.
     fn take_kick(&self, queue: QueueIndex) {
+        if self.lines.is_polled() && !self.iotlb.is_unanswered() {
+            return;
+        }
         let kicked = self.lines.take_kick(queue.0.into());
         if kicked && self.iotlb.is_unanswered() {
             self.iotlb.ask_again();

@@ -254,9 +254,6 @@ impl Lines {
     /// Takes a kick, before its queue is looked at. Whether there was one. Who comes for something else saves the system call: if there is
     /// a kick too, that is still waited for.
     pub fn take_kick(&self, index: usize) -> bool {
-        if self.is_polled() {
-            return false;
-        }
         let taken = self.with(index, |lines| {
             lines.told = false;
             match &lines.kick {
@@ -286,7 +283,7 @@ impl Lines {
     }
 
     /// Nobody waits for kicks: the embedder comes again and again.
-    fn is_polled(&self) -> bool {
+    pub fn is_polled(&self) -> bool {
         self.options.transport.polled
     }
 

@@ -18,7 +18,7 @@ pub struct VhostUserOptions {
     /// IOMMU: user-mode Linux does so.
     pub max_translations: u32,
     /// A front end may have no kick descriptor, and have its queue polled: so often, by this clock. `None`: such a queue costs the
-    /// connection.
+    /// connection, unless all are [polled](TransportOptions::polled).
     pub polled: Option<(Arc<dyn Clock>, Duration)>,
     /// Who is told of the front end's memory, if somebody is.
     pub memory: Option<FrontEndMemory>,
