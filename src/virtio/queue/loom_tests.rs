@@ -18,7 +18,7 @@ use loom::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryBackend, GuestMemoryMmap};
 
-use super::{Fault, OwnedChain, Queue, QueueIndex, QueueLayout, Round, Stillness, Stop, VirtioInterrupt};
+use super::{Fault, Kicks, OwnedChain, Queue, QueueIndex, QueueLayout, Round, Stillness, Stop, VirtioInterrupt};
 use crate::{
     memory::Memory,
     sync::seen,
@@ -159,7 +159,7 @@ impl World {
         let space = GuestMemoryAtomic::from(ram.clone());
         let memory = Memory::new(space.clone());
         let queue = Queue::new(QueueIndex(0), 2, LAYOUT, features, &memory, line.clone()).unwrap();
-        let queue = queue.run_by(Arc::clone(&lane.word), true);
+        let queue = queue.run_by(Arc::clone(&lane.word), Kicks::Stay);
         lane.start(Running { handler, queue });
         let world = loom::sync::Arc::new(Self {
             ram,
