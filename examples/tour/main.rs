@@ -315,7 +315,8 @@ mod tests {
             );
             assert!(
                 error.ends_with("line"),
-                "the last event is the raise that nobody took: {error}"
+                "{}: the last event is the raise that nobody took: {error}",
+                device.name
             );
         };
         // Each waits for an interrupt in vain: all at once.
