@@ -91,6 +91,9 @@ pub enum RowError {
         /// The end of what the lines did.
         timeline: String,
     },
+    /// Neither of two guests is content: one may be waiting for what the other has not done.
+    #[error("{0}\n{1}")]
+    Guests(Box<RowError>, Box<RowError>),
     /// The guest is content, but the numbers contradict each other.
     #[error("{0}")]
     Numbers(String),

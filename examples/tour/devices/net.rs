@@ -66,7 +66,10 @@ pub fn run(setting: &Setting<'_>) -> Result<Row, RowError> {
         let other = scope.spawn(|| setting.guest("net, other", |_| interface(switch.port(), OTHER), other));
         let one = setting.guest("net", |_| interface(port, ONE), one);
         let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok(one?.and(other?))
+        match (one, other) {
+            (Err(one), Err(other)) => Err(RowError::Guests(Box::new(one), Box::new(other))),
+            (one, other) => Ok(one?.and(other?)),
+        }
     })
 }
 
