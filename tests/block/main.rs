@@ -16,6 +16,8 @@ mod host_file;
 #[cfg(target_os = "linux")]
 #[path = "../support/skip.rs"]
 mod skip;
+#[path = "../support/translated.rs"]
+mod translated;
 
 mod at_once;
 mod configuration;

@@ -11,41 +11,16 @@ use devisor::{
         queue::Silent,
     },
 };
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
-    Permissions,
-    bitmap::{AtomicBitmap, BS},
-    guest_memory::GuestMemorySliceIterator,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, bitmap::AtomicBitmap};
 
 use crate::{
     late::Late,
     ring::{Buffer, Ring, readable, writable},
     support::*,
+    translated::Translated,
 };
 
 type Tracked = GuestMemoryMmap<AtomicBitmap>;
-
-/// Memory as behind an IOMMU: no host address is stable.
-struct Translated(Arc<Tracked>);
-
-impl GuestMemory for Translated {
-    type PhysicalMemory = Tracked;
-    type Bitmap = AtomicBitmap;
-
-    fn check_range(&self, address: GuestAddress, count: usize, access: Permissions) -> bool {
-        GuestMemory::check_range(&*self.0, address, count, access)
-    }
-
-    fn get_slices<'a>(
-        &'a self,
-        address: GuestAddress,
-        count: usize,
-        access: Permissions,
-    ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>, GuestMemoryError> {
-        GuestMemory::get_slices(&*self.0, address, count, access)
-    }
-}
 
 /// The second region begins in the middle of a buffer at this address.
 const SEAM: u64 = 0x8_0000;

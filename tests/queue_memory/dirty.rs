@@ -15,9 +15,10 @@ use devisor::{
 use vm_memory::{GuestMemoryBackend, MmapRegion, bitmap::AtomicBitmap};
 
 use crate::{
-    ALL, NO_EVENT_IDX, SIZE, Tracked, Translated, layout,
+    ALL, NO_EVENT_IDX, SIZE, Tracked, layout,
     packed::PackedRing,
     ring::{Ring, readable, writable},
+    translated::Translated,
     whole,
 };
 

@@ -16,12 +16,13 @@ use vm_memory::{
 };
 
 use crate::{
-    ALL, NO_EVENT_IDX, SIZE, Tracked, Translated,
+    ALL, NO_EVENT_IDX, SIZE, Tracked,
     driver::Driver,
     layout,
     packed::PackedRing,
     parted,
     ring::{Buffer, Ring},
+    translated::Translated,
     whole,
 };
 

@@ -5,6 +5,8 @@
 mod packed;
 #[path = "../support/ring.rs"]
 mod ring;
+#[path = "../support/translated.rs"]
+mod translated;
 
 mod copied;
 mod dirty;
@@ -12,41 +14,14 @@ mod driver;
 mod kinds;
 mod replaced;
 
-use std::sync::Arc;
-
 use devisor::virtio::{features, queue::QueueLayout};
-use vm_memory::{
-    GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, Permissions,
-    bitmap::{AtomicBitmap, BS},
-    guest_memory::GuestMemorySliceIterator,
-};
+use vm_memory::{GuestAddress, GuestMemoryMmap, bitmap::AtomicBitmap};
 
 const SIZE: u16 = 8;
 const ALL: u64 = features::COMMON;
 const NO_EVENT_IDX: u64 = features::COMMON & !features::EVENT_IDX;
 
 type Tracked = GuestMemoryMmap<AtomicBitmap>;
-
-/// Memory as behind an IOMMU: accesses are translated one by one, and no host address is stable.
-struct Translated<M>(Arc<M>);
-
-impl<M: GuestMemoryBackend + 'static> GuestMemory for Translated<M> {
-    type PhysicalMemory = M;
-    type Bitmap = <M as GuestMemory>::Bitmap;
-
-    fn check_range(&self, address: GuestAddress, count: usize, access: Permissions) -> bool {
-        GuestMemory::check_range(&*self.0, address, count, access)
-    }
-
-    fn get_slices<'a>(
-        &'a self,
-        address: GuestAddress,
-        count: usize,
-        access: Permissions,
-    ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>, GuestMemoryError> {
-        GuestMemory::get_slices(&*self.0, address, count, access)
-    }
-}
 
 /// Where the areas of a ring are, of either format.
 const fn layout(size: u16) -> QueueLayout {

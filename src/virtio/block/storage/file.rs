@@ -185,8 +185,9 @@ impl FileStorage {
         }
     }
 
-    /// Has rings move the data of a file in memory where they are asked to. The kernel would have a thread of its own do that, as anything might
-    /// be waited for, and to wake that thread costs more than the data. Where the file cannot be opened once more, it is so still.
+    /// Has rings move the data of a file in memory where they are asked to. The kernel would have a thread of its own do that, as
+    /// anything might be waited for, and to wake that thread costs more than the data. Where the file cannot be opened once more, it is
+    /// so still.
     #[cfg(all(target_os = "linux", feature = "io-uring"))]
     pub(super) fn move_at_once(&mut self) {
         if self.kind == Kind::Regular && sys::is_in_memory(&self.file) {

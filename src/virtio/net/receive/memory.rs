@@ -41,8 +41,8 @@ const SHORT: usize = 128;
 
 impl Incoming<'_, '_> {
     /// Delivers the first frames of a burst, as far as they are short and there is nothing to say of them: first the bytes of all, and then
-    /// what else becomes of their buffers. So the lines that they go to are taken from another core at the same time: with what is stored for
-    /// each in between, few of them would be under way at a time. How many.
+    /// what else becomes of their buffers. So the lines that they go to are taken from another core at the same time: with what is
+    /// stored for each in between, few of them would be under way at a time. How many.
     #[inline]
     pub(in crate::virtio::net) fn deliver_short(&mut self, burst: &mut Burst) -> usize {
         if !self.goes_on() || self.by.seen.header_len != LEN || self.ahead.next_len().is_none() {

@@ -95,9 +95,9 @@ mod linux {
         result == 0 && is_tmpfs
     }
 
-    /// Opens a file in memory once more, so that the kernel counts on it that nothing of it is waited for, and a ring has it done where it is
-    /// submitted. A write has to be a direct one besides, or it is one into a cache, for which the kernel has a thread. For the file system
-    /// both mean nothing; before Linux 6.6 it refuses the second.
+    /// Opens a file in memory once more, so that the kernel counts on it that nothing of it is waited for, and a ring has it done where
+    /// it is submitted. A write has to be a direct one besides, or it is one into a cache, for which the kernel has a thread. For the
+    /// file system both mean nothing; before Linux 6.6 it refuses the second.
     ///
     /// An open description of its own, as others may share the one that is there. What `memfd_create` gives takes no `O_DIRECT` later, and
     /// with `O_NONBLOCK` alone Linux 5.12 to 5.14 ends writes with `EAGAIN`.
