@@ -34,7 +34,7 @@ pub struct Arguments {
 
 const USAGE: &str = "usage: devisord blk|net|console|vsock|rng|balloon \
     (--socket-path PATH | --connect PATH | --fd N) [--print-capabilities] [--packed] [--in-order] [--iommu] [--queues N] [--poll]\n\
-    blk: --image FILE [--read-only] [--direct] [--uring [--register-memory]]; \
+    blk: --image FILE [--read-only] [--direct] [--map | --uring [--register-memory]]; \
     net: --tap NAME | --stream PATH | --switch (with --socket-path for each of its ports) [--mac MAC]; \
     console: [--stream PATH]; vsock: --cid N --uds-path PATH; balloon: [--pages N]";
 
@@ -78,7 +78,9 @@ impl Arguments {
                 "--poll" => parsed.poll = true,
                 "--iommu" => parsed.iommu = true,
                 "--queues" => parsed.queues = number(value()?)? as u16,
-                "--uring" | "--direct" | "--register-memory" | "--switch" => parsed.others.push((name, String::new())),
+                "--map" | "--uring" | "--direct" | "--register-memory" | "--switch" => {
+                    parsed.others.push((name, String::new()))
+                }
                 "--tap" | "--stream" | "--mac" | "--cid" | "--uds-path" | "--pages" => {
                     let value = value()?;
                     parsed.others.push((name, value));

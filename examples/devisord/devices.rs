@@ -12,7 +12,7 @@ use devisor::{
     virtio::{
         VirtioDevice,
         balloon::{Balloon, BalloonOptions},
-        block::{Block, BlockOptions, FileStorage},
+        block::{Block, BlockOptions, FileStorage, MappedStorage},
         console::{Console, Port, SocketPeer, Stdio},
         entropy::Entropy,
         net::{Net, NetOptions, StreamSocket, Switch, Tap},
@@ -21,7 +21,7 @@ use devisor::{
     },
 };
 
-use super::arguments::Arguments;
+use super::{arguments::Arguments, faults};
 
 type Made = Result<Box<dyn VirtioDevice>, Box<dyn Error>>;
 
@@ -58,6 +58,12 @@ fn block(arguments: &Arguments) -> Made {
         ..BlockOptions::default()
     };
     match arguments.has("--uring") {
+        true if arguments.has("--map") => Err("--map or --uring, one of them: what is mapped is not asked for".into()),
+        false if arguments.has("--map") => {
+            let storage = MappedStorage::new(file)?;
+            faults::not_within(storage.as_ptr_range())?;
+            Ok(Box::new(Block::new(storage, options)?))
+        }
         false => Ok(Box::new(Block::new(file, options)?)),
         #[cfg(feature = "io-uring")]
         true => {

@@ -2,11 +2,19 @@
 //! zeros, for this process alone, until the connection is ended for it.
 
 use std::{
-    io, mem, ptr,
-    sync::atomic::{AtomicBool, Ordering},
+    io, mem,
+    ops::Range,
+    ptr,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 static FAULTED: AtomicBool = AtomicBool::new(false);
+
+/// Where the disk is mapped: its data is nothing that zeros could stand for.
+static DISK: OnceLock<Range<usize>> = OnceLock::new();
 
 /// Sizes of pages that a front end's file may have.
 const PAGES: [usize; 3] = [4096, 2 << 20, 1 << 30];
@@ -25,6 +33,12 @@ pub fn handle() -> io::Result<()> {
     }
 }
 
+/// Has a fault within these end the process, as it would without a handler.
+pub fn not_within(disk: Range<*mut u8>) -> io::Result<()> {
+    let set = DISK.set(disk.start as usize..disk.end as usize);
+    set.map_err(|_| io::Error::other("there is a disk that is mapped already"))
+}
+
 /// Whether there was a fault since this was asked last.
 pub fn take() -> bool {
     FAULTED.swap(false, Ordering::SeqCst)
@@ -35,9 +49,12 @@ extern "C" fn handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
     // SAFETY: the kernel has filled it in. The page at this address is one of a mapping that cannot be accessed: nothing is lost by
     // putting another in its place. What it is a part of is unmapped as before.
     unsafe {
+        let address = (*info).si_addr() as usize;
+        let is_disk = DISK.get().is_some_and(|disk| disk.contains(&address));
         let replaced = (*info).si_code == libc::BUS_ADRERR
+            && !is_disk
             && PAGES.iter().any(|page| {
-                let start = ((*info).si_addr() as usize & !(page - 1)) as *mut libc::c_void;
+                let start = (address & !(page - 1)) as *mut libc::c_void;
                 let prot = libc::PROT_READ | libc::PROT_WRITE;
                 let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
                 libc::mmap(start, *page, prot, flags, -1, 0) != libc::MAP_FAILED

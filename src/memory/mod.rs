@@ -5,6 +5,8 @@
 
 mod backing;
 mod map;
+#[cfg(unix)]
+mod mapping;
 #[cfg(all(target_os = "linux", feature = "vhost-user"))]
 mod replaceable;
 mod runs;
@@ -26,6 +28,8 @@ use vm_memory::{GuestAddressSpace, Permissions, VolatileSlice};
 use crate::sync::lock;
 use backing::Backing;
 use map::Map;
+#[cfg(unix)]
+pub(crate) use mapping::Mapping;
 #[cfg(all(target_os = "linux", feature = "vhost-user"))]
 pub(crate) use replaceable::Replaceable;
 pub(crate) use runs::{Asked, Piece, Translate};

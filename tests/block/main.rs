@@ -14,6 +14,9 @@ mod support;
 #[path = "../support/host_file.rs"]
 mod host_file;
 #[cfg(target_os = "linux")]
+#[path = "../support/residence.rs"]
+mod residence;
+#[cfg(target_os = "linux")]
 #[path = "../support/skip.rs"]
 mod skip;
 #[path = "../support/translated.rs"]
@@ -26,6 +29,8 @@ mod crash;
 mod host;
 #[allow(clippy::duplicate_mod, reason = "the same has to be so")]
 mod later;
+#[cfg(target_os = "linux")]
+mod mapped;
 mod memory;
 mod moved;
 mod pool;

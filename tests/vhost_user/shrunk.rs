@@ -1,9 +1,13 @@
-//! Memory that a front end makes shorter while it is in use: what it costs is its connection.
+//! Files that are made shorter while they are mapped: a front end's memory costs it its connection, a disk the daemon.
 
 use std::{
     fs::File,
     io::{Read, Write},
-    os::{fd::AsRawFd, unix::fs::FileExt, unix::net::UnixStream},
+    os::{
+        fd::AsRawFd,
+        unix::{fs::FileExt, net::UnixStream, process::ExitStatusExt},
+    },
+    path::Path,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -12,6 +16,7 @@ use std::{
 use super::{
     daemon::{Running, devisord, folder, wait_for},
     front::{MEMORY, USER, VERSION_1, bytes, eventfd, halves, id, memfd, message, region, send},
+    skip::skipped,
 };
 
 const DESC: u64 = 0x1000;
@@ -59,8 +64,13 @@ impl Remote {
 
     /// A buffer of eight bytes.
     fn offer(&mut self) {
-        let descriptor = [BUFFER.to_le_bytes(), (8 | 2u64 << 32).to_le_bytes()].concat();
-        self.file.write_all_at(&descriptor, DESC).unwrap();
+        self.offer_chain(&[descriptor(BUFFER, 8, 2, 0)]);
+    }
+
+    fn offer_chain(&mut self, descriptors: &[[u64; 2]]) {
+        self.file
+            .write_all_at(&bytes(descriptors.as_flattened()), DESC)
+            .unwrap();
         self.available += 1;
         self.file
             .write_all_at(&self.available.to_le_bytes(), AVAIL + 2)
@@ -76,6 +86,10 @@ impl Remote {
 
     fn is_answered(&mut self) -> bool {
         self.offer();
+        self.is_used()
+    }
+
+    fn is_used(&self) -> bool {
         let begun = Instant::now();
         while self.used() != self.available && begun.elapsed() < Duration::from_secs(10) {
             thread::sleep(Duration::from_millis(2));
@@ -90,6 +104,11 @@ impl Remote {
             (&self.socket).write_all(&message(id::GET_FEATURES, 1, &[])).is_err()
         }
     }
+}
+
+/// In the table.
+fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> [u64; 2] {
+    [address, u64::from(len) | u64::from(flags) << 32 | u64::from(next) << 48]
 }
 
 #[test]
@@ -119,5 +138,55 @@ fn a_file_that_becomes_shorter_costs_its_connection_and_not_the_daemon() {
     let mut said = String::new();
     running.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(said.matches("taken away memory").count(), 3, "{said}");
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
+#[test]
+fn a_mapped_disk_that_becomes_shorter_ends_the_daemon_and_nothing_is_made_up() {
+    let Some(program) = devisord() else { return };
+    let folder = folder("shorter");
+    let (socket, image) = (
+        folder.join("s"),
+        Path::new("/dev/shm").join(folder.file_name().unwrap()),
+    );
+    if let Err(why) = std::fs::write(&image, [0x77; 0x4000]) {
+        skipped(format!("no file in memory at {}: {why}", image.display()));
+        return;
+    }
+    let mut command = Command::new(program);
+    command.args(["blk", "--map", "--image"]).arg(&image);
+    let mut running = Running(command.arg("--socket-path").arg(&socket).spawn().unwrap());
+    wait_for(&socket);
+    let mut remote = Remote::connect(&socket);
+    // Sector 16 is read.
+    let read = [
+        descriptor(BUFFER, 16, 1, 1),
+        descriptor(BUFFER + 0x200, 512, 3, 2),
+        descriptor(BUFFER + 0x400, 1, 2, 0),
+    ];
+    let data = |remote: &Remote| {
+        let mut data = [0; 513];
+        remote.file.read_exact_at(&mut data, BUFFER + 0x200).unwrap();
+        data
+    };
+    remote.file.write_all_at(&bytes(&[0, 16]), BUFFER).unwrap();
+    remote.file.write_all_at(&[0xff], BUFFER + 0x400).unwrap();
+    remote.offer_chain(&read);
+    assert!(remote.is_used());
+    assert_eq!(data(&remote)[..512], [0x77; 512]);
+    assert_eq!(data(&remote)[512], 0);
+    remote.file.write_all_at(&[0x11; 513], BUFFER + 0x200).unwrap();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&image)
+        .unwrap()
+        .set_len(0x1000)
+        .unwrap();
+    remote.offer_chain(&read);
+    assert!(remote.is_over());
+    assert_eq!(running.0.wait().unwrap().signal(), Some(libc::SIGBUS));
+    assert_eq!(remote.used(), 1, "it has not ended");
+    assert_eq!(data(&remote), [0x11; 513]);
+    let _ = std::fs::remove_file(&image);
     let _ = std::fs::remove_dir_all(&folder);
 }

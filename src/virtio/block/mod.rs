@@ -21,6 +21,8 @@ use disk::{Behind, Disk, UNWRITTEN};
 use registers::{config, feature};
 
 pub use options::{BlockError, BlockOptions, Geometry, RangeLimits, Topology};
+#[cfg(target_os = "linux")]
+pub use storage::MappedStorage;
 #[cfg(all(unix, feature = "nbd-tls"))]
 pub use storage::NbdTls;
 pub use storage::{

@@ -2,13 +2,11 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io,
-    os::fd::AsRawFd,
     path::Path,
-    ptr::{self, NonNull},
 };
 
 use super::PmemError;
+use crate::memory::Mapping;
 
 /// A whole file, mapped shared and for reading and writing, as long as this is there.
 ///
@@ -28,14 +26,8 @@ use super::PmemError;
 #[derive(Debug)]
 pub struct FileMapping {
     file: File,
-    address: NonNull<u8>,
-    len: usize,
+    mapping: Mapping,
 }
-
-// SAFETY: the address leads to memory that is shared by its nature; nothing here follows it.
-unsafe impl Send for FileMapping {}
-// SAFETY: as above.
-unsafe impl Sync for FileMapping {}
 
 impl FileMapping {
     /// Opens a file for reading and writing, and maps it.
@@ -56,14 +48,8 @@ impl FileMapping {
             .ok()
             .filter(|_| bytes != 0 && bytes.is_multiple_of(4096));
         let len = len.ok_or(PmemError::FileLength(bytes))?;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping at an address that the system chooses: it is in nobody's way.
-        let address = unsafe { libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
-        let failed = ptr::eq(address, libc::MAP_FAILED);
-        match NonNull::new(address.cast()).filter(|_| !failed) {
-            Some(address) => Ok(Self { file, address, len }),
-            None => Err(io::Error::last_os_error().into()),
-        }
+        let mapping = Mapping::new(&file, len, true)?;
+        Ok(Self { file, mapping })
     }
 
     /// The file.
@@ -73,19 +59,12 @@ impl FileMapping {
 
     /// Where it is mapped. The guest changes what is there at any time: access it by volatile copies alone.
     pub fn as_ptr(&self) -> *mut u8 {
-        self.address.as_ptr()
+        self.mapping.as_ptr()
     }
 
     /// Bytes of the mapping: all of the file.
     #[allow(clippy::len_without_is_empty, reason = "none is empty")]
     pub fn len(&self) -> usize {
-        self.len
-    }
-}
-
-impl Drop for FileMapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and the embedder has ended all that uses it, as it was told to.
-        unsafe { libc::munmap(self.address.as_ptr().cast(), self.len) };
+        self.mapping.len()
     }
 }

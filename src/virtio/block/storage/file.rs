@@ -16,6 +16,8 @@ use std::{
 use vm_memory::VolatileSlice;
 
 use super::{Abilities, Limits, Storage, direct::Direct, write_zeros};
+#[cfg(target_os = "linux")]
+use crate::memory::Mapping;
 
 /// A storage in a regular file or on a block device: vectored I/O at a position, straight between the file and guest
 /// memory.
@@ -85,6 +87,12 @@ pub enum FileError {
         /// Bytes of a block.
         block: usize,
     },
+    /// It is to be mapped, and is not in a file system in memory.
+    #[error("the file is not in memory: it must be one of tmpfs or of memfd_create")]
+    NotInMemory,
+    /// It is to be mapped, has holes, and is open for reading alone.
+    #[error("the file has holes: it must have none, or be open for writing, so that they can be filled")]
+    Holes,
 }
 
 impl FileStorage {
@@ -135,8 +143,7 @@ impl FileStorage {
             Kind::Regular => file_limits(metadata.blksize()),
             Kind::BlockDevice => sys::device_limits(&file),
         };
-        // The node of a device may well be in a file system in memory: its data is not.
-        let in_memory = kind == Kind::Regular && sys::is_in_memory(&file);
+        let in_memory = is_in_memory(&file, kind);
         // There is no cache to go past then, and nothing to align.
         let is_direct = flags & sys::O_DIRECT != 0 && !in_memory;
         let direct = is_direct.then(|| direct(&file, kind, &mut limits));
@@ -185,12 +192,32 @@ impl FileStorage {
         }
     }
 
+    /// Whether its data is in memory, and nowhere else.
+    #[cfg(target_os = "linux")]
+    pub(super) fn is_in_memory(&self) -> bool {
+        is_in_memory(&self.file, self.kind)
+    }
+
+    /// All of it, in the memory of this process. Nothing of it is a hole then: a page that is not there yet might not be had once it is
+    /// accessed, and that ends a process.
+    #[cfg(target_os = "linux")]
+    pub(super) fn map(&self) -> Result<Mapping, FileError> {
+        let bytes = self.len()?;
+        let len = usize::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        match self.read_only {
+            true if sys::has_holes(&self.file, bytes)? => return Err(FileError::Holes),
+            true => {}
+            false => sys::fill_holes(&self.file, bytes)?,
+        }
+        Ok(Mapping::new(&self.file, len, !self.read_only)?)
+    }
+
     /// Has rings move the data of a file in memory where they are asked to. The kernel would have a thread of its own do that, as
     /// anything might be waited for, and to wake that thread costs more than the data. Where the file cannot be opened once more, it is
     /// so still.
     #[cfg(all(target_os = "linux", feature = "io-uring"))]
     pub(super) fn move_at_once(&mut self) {
-        if self.kind == Kind::Regular && sys::is_in_memory(&self.file) {
+        if self.is_in_memory() {
             self.never_waits = sys::open_never_waiting(&self.file, self.read_only).ok();
         }
     }
@@ -351,6 +378,11 @@ impl Storage for FileStorage {
 
 /// Something that a host can do to a range of a file, or not.
 type Operation = fn(&File, u64, u64) -> io::Result<()>;
+
+/// The node of a device may well be in a file system in memory: its data is not.
+fn is_in_memory(file: &File, kind: Kind) -> bool {
+    kind == Kind::Regular && sys::is_in_memory(file)
+}
 
 /// What is known of a regular file in a file system of such blocks.
 fn file_limits(file_system_block: u64) -> Limits {

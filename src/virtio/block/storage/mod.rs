@@ -5,7 +5,7 @@
 //! | this one | [`Storage`], which answers at once |
 //! | `channel`, `buffers` | [`AsyncStorage`], whose requests end later |
 //! | `adapter` | the one as the other |
-//! | `file`, `direct`, `memory` | what there is to keep data in |
+//! | `file`, `direct`, `mapped`, `memory` | what there is to keep data in |
 //! | `limits` | in what units it does so best |
 //! | `zones` | zoned storages, and one that emulates its zones |
 //! | `zoned_device` | a zoned block device of the host |
@@ -54,6 +54,8 @@ mod image;
 mod lifetime;
 mod limited;
 mod limits;
+#[cfg(target_os = "linux")]
+mod mapped;
 mod memory;
 #[cfg(all(unix, feature = "nbd"))]
 mod nbd;
@@ -80,6 +82,8 @@ pub use image::{ImageError, ImageFormat, ImageOptions, ImageStorage, References}
 pub use lifetime::Lifetime;
 pub use limited::{Allowance, Limited};
 pub use limits::Limits;
+#[cfg(target_os = "linux")]
+pub use mapped::MappedStorage;
 pub use memory::MemoryStorage;
 #[cfg(all(unix, feature = "nbd-tls"))]
 pub use nbd::NbdTls;

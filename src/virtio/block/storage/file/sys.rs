@@ -95,6 +95,25 @@ mod linux {
         result == 0 && is_tmpfs
     }
 
+    /// Has all of the first `len` bytes of a file be there: holes become zeros.
+    pub fn fill_holes(file: &File, len: u64) -> io::Result<()> {
+        match len {
+            0 => Ok(()),
+            _ => fallocate(file, 0, 0, len),
+        }
+    }
+
+    /// Whether a file has holes. Moves its position.
+    pub fn has_holes(file: &File, len: u64) -> io::Result<bool> {
+        // SAFETY: takes numbers alone; the file is open.
+        let hole = unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_HOLE) };
+        match hole {
+            _ if len == 0 => Ok(false),
+            ..0 => Err(io::Error::last_os_error()),
+            _ => Ok((hole as u64) < len),
+        }
+    }
+
     /// Opens a file in memory once more, so that the kernel counts on it that nothing of it is waited for, and a ring has it done where
     /// it is submitted. A write has to be a direct one besides, or it is one into a cache, for which the kernel has a thread. For the
     /// file system both mean nothing; before Linux 6.6 it refuses the second.
