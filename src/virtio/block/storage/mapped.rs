@@ -10,7 +10,7 @@ use crate::memory::Mapping;
 /// A file in memory (tmpfs, `memfd_create`), mapped: a request is a copy between it and guest memory, and no system call.
 ///
 /// For disks in memory that others are to see as files: who maps or reads the file sees what the guest writes, and the guest what
-/// they write. It is a [`Storage`], so that a request is done by the thread that handles its queue.
+/// they write. It is a [`Storage`]: the thread that handles a queue copies its requests, and waits for pages that the host has swapped out.
 ///
 /// *Capacity*: the size of the file as it was mapped. *Flush* does nothing: memory is where the file is. *Discard* does nothing, and *write
 /// zeroes* writes them: what there is of the file stays. So that this needs no memory later that there may not be then, **a
