@@ -2,11 +2,16 @@
 
 use std::{
     io,
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        mpsc,
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -404,12 +409,55 @@ fn calls_and_requests_without_end_hold_nobody() {
     assert!(longest.max(began.elapsed()) < Duration::from_secs(4), "{longest:?}");
 }
 
+#[test]
+fn eventfds_that_would_be_waited_for_hold_nobody() {
+    const SET_VRING_KICK: u32 = 12;
+    const SET_VRING_CALL: u32 = 13;
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        let (world, mut backs) = (Arc::new(World::default()), Vec::new());
+        let connect = move || {
+            let (front, middle) = pair();
+            let (middle2, back) = pair();
+            backs.push(Back::new(&world, back));
+            let _ = between(middle, middle2, move |way, message| {
+                if way == Way::ToBack && [SET_VRING_KICK, SET_VRING_CALL].contains(&message.request) {
+                    let event = &message.descriptors[0];
+                    let stream = UnixStream::from(event.try_clone().unwrap());
+                    // SAFETY: takes a descriptor and numbers.
+                    assert_eq!(unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, 0) }, 0);
+                    // As full as it gets, and nobody looks: the back end is kicked by another.
+                    if message.request == SET_VRING_KICK && message.payload[0] == 0 {
+                        io::Write::write_all(&mut AsFile(&stream), &(u64::MAX - 1).to_ne_bytes()).unwrap();
+                        // SAFETY: a new descriptor, which is nobody else's.
+                        message.descriptors[0] = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK)) };
+                    }
+                }
+                Fate::Pass
+            });
+            Ok(front)
+        };
+        let mut front = Front::started(Bus::Mmio, connect, FEATURE);
+        for _ in 0..3 {
+            // What is not kicked waits in its ring.
+            (0..3).for_each(|queue| _ = front.ask(queue));
+            (0..3).for_each(|queue| front.machine.transport().process(devisor::virtio::QueueIndex(queue)));
+        }
+        front.machine.set_status(0);
+        assert_eq!(front.machine.transport().status(), 0);
+        let _ = done.send(());
+    });
+    assert!(
+        is_done.recv_timeout(Duration::from_secs(30)).is_ok(),
+        "it is waited for, or has failed"
+    );
+}
+
 /// Written to as it is, a socket or not.
 struct AsFile<'a>(&'a UnixStream);
 
 impl io::Write for AsFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        use std::os::fd::AsRawFd;
         // SAFETY: the bytes outlive the call.
         let written = unsafe { libc::write(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
         usize::try_from(written).map_err(|_| io::Error::last_os_error())

@@ -2,13 +2,20 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     sync::{Arc, Mutex},
 };
 
-use crate::{sync::lock, virtio::Descriptor};
+use crate::{
+    sync::lock,
+    virtio::{
+        Descriptor,
+        vhost_user::{Foreign, signal},
+    },
+};
 
-pub(super) struct Event(OwnedFd);
+/// An eventfd that the other end has too.
+pub(super) struct Event(Foreign);
 
 impl Event {
     pub fn new() -> io::Result<Self> {
@@ -16,42 +23,32 @@ impl Event {
         unsafe {
             match libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) {
                 ..0 => Err(io::Error::last_os_error()),
-                descriptor => Ok(Self(OwnedFd::from_raw_fd(descriptor))),
+                descriptor => Ok(Self::of(OwnedFd::from_raw_fd(descriptor))),
             }
         }
     }
 
     /// One that somebody else has made.
     pub fn of(descriptor: OwnedFd) -> Self {
-        Self(descriptor)
+        Self(Foreign::eventfd(descriptor))
     }
 
     pub fn descriptor(&self) -> Descriptor {
-        self.0.as_raw_fd()
+        self.0.descriptor()
     }
 
     pub fn borrow(&self) -> BorrowedFd<'_> {
-        std::os::fd::AsFd::as_fd(&self.0)
+        self.0.as_fd()
     }
 
     /// The same event, for the other end.
     pub fn share(&self) -> io::Result<OwnedFd> {
-        self.0.try_clone()
-    }
-
-    /// It has come. One that is full has.
-    pub fn signal(&self) {
-        let one = 1_u64;
-        // SAFETY: eight bytes are read from a number that outlives the call.
-        let _ = unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
+        self.borrow().try_clone_to_owned()
     }
 
     /// Whether it has come since this was last asked.
     pub fn take(&self) -> bool {
-        let mut count = 0_u64;
-        // SAFETY: eight bytes are written to a number that outlives the call.
-        let read = unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
-        read == size_of::<u64>() as isize && count != 0
+        matches!(self.0.read(&mut [0; 8]), Ok(1..))
     }
 }
 
@@ -72,6 +69,14 @@ impl Events {
             error: Event::new()?,
             direct: Mutex::default(),
         })
+    }
+
+    /// Kicks the back end.
+    pub fn kick(&self) {
+        if signal(self.kick.descriptor()).is_err() {
+            // One that is as full as can be has been signaled.
+            let _ = self.kick.0.write(&1_u64.to_ne_bytes());
+        }
     }
 
     /// Has the back end call something else, once it is told.

@@ -1,17 +1,22 @@
-//! The vhost-user protocol, as both ends speak it: messages, and the socket that carries them with their descriptors.
+//! The vhost-user protocol, as both ends speak it: messages, the socket that carries them with their descriptors, and
+//! descriptors that the other end has too.
 //!
 //! Names and numbers are those of the specification (QEMU's `docs/interop/vhost-user.rst`). The back end is
 //! [`transport::vhost_user`](super::transport::vhost_user).
 
+mod foreign;
 mod message;
 mod payload;
+mod signal;
 mod socket;
 
+pub(crate) use foreign::Foreign;
 pub(crate) use message::{BackRequest, FrontRequest, Header, Message};
 pub(crate) use payload::{
     Config, DeviceStateTransfer, Inflight, Iotlb, IotlbKind, Log, MemoryMap, Region, ShmemConfig, Single, Table,
     VringAddress, VringFile, VringState, Word,
 };
+pub(crate) use signal::signal;
 pub(crate) use socket::{Received, Socket, send_at_once};
 
 /// Bits of the feature mask that mean something to vhost alone.

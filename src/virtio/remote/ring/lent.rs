@@ -153,7 +153,7 @@ impl Lent {
     pub fn kick(&mut self, events: &Events) {
         let avail = if self.is_packed() { None } else { self.avail() };
         if avail.is_none() || avail != self.kicked {
-            events.kick.signal();
+            events.kick();
             self.kicked = avail;
         }
     }

@@ -1,6 +1,6 @@
 //! What moves the device's own state to the front end, or from it (DEVICE_STATE).
 
-use std::{fs::File, os::fd::OwnedFd};
+use std::{io, os::fd::OwnedFd};
 
 use super::{
     VhostUser,
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::virtio::{
     DeviceState, VirtioDevice,
-    vhost_user::{DeviceStateTransfer, Word},
+    vhost_user::{DeviceStateTransfer, Foreign, Word},
 };
 
 /// No descriptor comes with the answer.
@@ -48,13 +48,14 @@ impl<D: VirtioDevice> VhostUser<D> {
         if phase != DeviceStateTransfer::STOPPED {
             return Err(format!("phase {phase} of a migration: 0 (stopped) is accepted"));
         }
-        let pipe = File::from(pipe);
+        let pipe_of = |pipe: io::Result<Foreign>| pipe.map_err(|error| format!("a state's descriptor: {error}"));
         match direction {
             DeviceStateTransfer::SAVE => {
+                let pipe = pipe_of(Foreign::to_write(pipe))?;
                 let state = self.core.with_control(|device| device.save());
                 Ok(Transfer::Saves(pipe, state.to_bytes()))
             }
-            DeviceStateTransfer::LOAD => Ok(Transfer::Loads(pipe, Vec::new())),
+            DeviceStateTransfer::LOAD => Ok(Transfer::Loads(pipe_of(Foreign::to_read(pipe))?, Vec::new())),
             _ => Err(format!("direction {direction}: 0 (save) and 1 (load) are accepted")),
         }
     }

@@ -1,13 +1,8 @@
 //! What a queue hears and says by: kick, call and error descriptors, and the channel for the back end's own requests.
 
 use std::{
-    fs::File,
-    io::{self, Read, Write},
-    mem,
-    os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
-        unix::fs::FileTypeExt,
-    },
+    io, mem,
+    os::fd::{OwnedFd, RawFd},
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -16,6 +11,7 @@ use std::{
 
 use super::{
     channel::{Channel, Expected, Found},
+    event::Event,
     options::VhostUserOptions,
 };
 use crate::{
@@ -28,87 +24,6 @@ use crate::{
         vhost_user::{BackRequest, Header, Message},
     },
 };
-
-/// An eventfd, or a pipe, of the front end's.
-pub(super) struct Event(File);
-
-/// Whether a descriptor can be read or written without waiting, as far as is known now: whoever shares it may come first.
-pub(super) fn is_ready(descriptor: &impl AsRawFd, events: libc::c_short) -> bool {
-    let mut poll = libc::pollfd {
-        fd: descriptor.as_raw_fd(),
-        events,
-        revents: 0,
-    };
-    // SAFETY: one structure, as is said, which outlives the call.
-    (unsafe { libc::poll(&raw mut poll, 1, 0) }) == 1
-}
-
-impl Event {
-    /// It is not waited for: a front end that has not made it so shares this.
-    ///
-    /// # Errors
-    /// It cannot be made so, or is one whose writes may be waited for whatever is said.
-    pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
-        let file = File::from(descriptor);
-        let kind = file.metadata()?.file_type();
-        if kind.is_file() || kind.is_dir() || kind.is_block_device() || kind.is_char_device() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "a file: an eventfd, a pipe or a socket is accepted",
-            ));
-        }
-        let descriptor = OwnedFd::from(file);
-        let raw = descriptor.as_raw_fd();
-        // SAFETY: a call that takes and gives numbers.
-        let flags = unsafe { libc::fcntl(raw, libc::F_GETFL) };
-        if flags < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: as above.
-        if flags & libc::O_NONBLOCK == 0 && unsafe { libc::fcntl(raw, libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self(descriptor.into()))
-    }
-
-    pub fn descriptor(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-
-    /// Takes what is there. Whether there was anything.
-    pub fn take(&self) -> bool {
-        let mut value = [0u8; 8];
-        let iov = libc::iovec {
-            iov_base: value.as_mut_ptr().cast(),
-            iov_len: value.len(),
-        };
-        // Whatever the front end has made of its flags.
-        // SAFETY: one buffer of the length that is said, which outlives the call.
-        let read = unsafe { libc::preadv2(self.0.as_raw_fd(), &raw const iov, 1, -1, libc::RWF_NOWAIT) };
-        match read {
-            ..0 if io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                is_ready(&self.0, libc::POLLIN) && matches!((&self.0).read(&mut value), Ok(1..))
-            }
-            read => read > 0,
-        }
-    }
-}
-
-impl Interrupt for Event {
-    fn trigger(&self) -> io::Result<()> {
-        // The front end shares its flags, and may have made it one that is waited for: and no eventfd takes a write that says for itself
-        // that it is not to be (`pwritev2` with RWF_NOWAIT). One that is as full as can be needs no more: the front end has not looked
-        // since.
-        if !is_ready(&self.0, libc::POLLOUT) {
-            return Ok(());
-        }
-        match (&self.0).write(&1u64.to_ne_bytes()) {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-}
 
 /// Of one queue.
 #[derive(Default)]
@@ -417,11 +332,5 @@ impl Lines {
     pub fn set_error(&self, index: usize, error: Option<Event>) {
         let before = self.with(index, |lines| mem::replace(&mut lines.error, error));
         drop(before);
-    }
-}
-
-impl AsRawFd for Event {
-    fn as_raw_fd(&self) -> RawFd {
-        self.descriptor()
     }
 }

@@ -13,7 +13,7 @@
 //! | `inflight` | the table of requests in flight |
 //! | `transfer` | the device's state on its way |
 //! | `objects`, `channel` | what is shared with other devices; what the back end asks, and is answered |
-//! | `lines` | kick, call and error descriptors |
+//! | `lines`, `event` | kick, call and error descriptors |
 //! | `face` | what an embedder sees of any transport |
 //!
 //! *Who runs it*: no thread and no loop is started. The connection makes progress when [`serve_connection`](VhostUser::serve_connection)
@@ -48,6 +48,7 @@ mod channel;
 mod connection;
 mod device_state;
 mod error;
+mod event;
 mod face;
 mod found;
 mod inflight;
@@ -87,8 +88,9 @@ use crate::{
         vhost_user::{Socket, protocol_feature},
     },
 };
+use event::Event;
 use iotlb::Iotlb;
-use lines::{Bell, Event, Lines};
+use lines::{Bell, Lines};
 use objects::Objects;
 use regions::Regions;
 use session::Session;
@@ -146,7 +148,7 @@ impl<D: VirtioDevice + 'static> VhostUser<D> {
                 descriptor => OwnedFd::from_raw_fd(descriptor),
             }
         };
-        let wake = Arc::new(Event::new(wake)?);
+        let wake = Arc::new(Event::said(wake)?);
         let max = options.max_translations as usize;
         let iotlb = Iotlb::new(max, Arc::clone(&lines), Arc::clone(&wake));
         let source: Weak<dyn Translate> = Arc::downgrade(&iotlb) as _;

@@ -4,10 +4,10 @@ use std::os::fd::OwnedFd;
 
 use super::{
     VhostUser,
+    event::Event,
     found::{Found, Unstarted},
     inflight::Part,
     iotlb::Range,
-    lines::Event,
     requests::{self, Outcome, one, parse},
     ring::{Kick, Ring, base_of},
     session::{Answer, Session},
@@ -153,7 +153,14 @@ impl<D: VirtioDevice> VhostUser<D> {
         let VringFile { index, has_descriptor } = parse(VringFile::from_bytes(payload))?;
         let (index, ring) = session.ring(index)?;
         let event = match has_descriptor {
-            true => Some(Event::new(one(&mut descriptors)?).map_err(|error| format!("an event descriptor: {error}"))?),
+            true => {
+                let descriptor = one(&mut descriptors)?;
+                let event = match request {
+                    FrontRequest::SetVringKick => Event::heard(descriptor),
+                    _ => Event::said(descriptor),
+                };
+                Some(event.map_err(|error| format!("an event descriptor: {error}"))?)
+            }
             false if descriptors.is_empty() => None,
             false => return Err("a descriptor that is said not to be there".into()),
         };

@@ -1,13 +1,8 @@
 //! The device's own state on its way through a pipe, to the front end or from it.
 
-use std::{
-    fs::File,
-    io::{self, Read, Write},
-    os::fd::AsRawFd,
-};
+use std::io;
 
-use super::lines::is_ready;
-use crate::virtio::Wait;
+use crate::virtio::{Wait, vhost_user::Foreign};
 
 /// The longest state that is taken. What devices here keep is bounded by their options, and far less.
 const MAX_STATE: usize = 64 << 20;
@@ -19,9 +14,9 @@ const TURN: usize = 64;
 /// A transfer, and what has come of it.
 pub(super) enum Transfer {
     /// To the front end: what is left.
-    Saves(File, Vec<u8>),
+    Saves(Foreign, Vec<u8>),
     /// From the front end: what there is.
-    Loads(File, Vec<u8>),
+    Loads(Foreign, Vec<u8>),
     Over(Result<(), String>),
 }
 
@@ -33,8 +28,8 @@ impl Transfer {
     /// What it waits for.
     pub fn wait(&self) -> Option<Wait> {
         match self {
-            Self::Saves(pipe, _) => Some(Wait::Writable(pipe.as_raw_fd())),
-            Self::Loads(pipe, _) => Some(Wait::Readable(pipe.as_raw_fd())),
+            Self::Saves(pipe, _) => Some(Wait::Writable(pipe.descriptor())),
+            Self::Loads(pipe, _) => Some(Wait::Readable(pipe.descriptor())),
             Self::Over(_) => None,
         }
     }
@@ -43,21 +38,15 @@ impl Transfer {
     pub fn advance(&mut self) -> (bool, Option<Vec<u8>>) {
         for _ in 0..TURN {
             let moved = match self {
-                Self::Saves(pipe, left) if !left.is_empty() => match is_ready(pipe, libc::POLLOUT) {
-                    false => return (false, None),
-                    true => pipe.write(&left[..left.len().min(PIECE)]).map(|sent| {
-                        left.drain(..sent);
-                    }),
-                },
+                Self::Saves(pipe, left) if !left.is_empty() => pipe.write(&left[..left.len().min(PIECE)]).map(|sent| {
+                    left.drain(..sent);
+                }),
                 // The end of it is the end of the pipe.
                 Self::Saves(..) => {
                     *self = Self::Over(Ok(()));
                     return (false, None);
                 }
                 Self::Loads(pipe, there) => {
-                    if !is_ready(pipe, libc::POLLIN) {
-                        return (false, None);
-                    }
                     let mut piece = [0; PIECE];
                     match pipe.read(&mut piece) {
                         Ok(0) => return (false, Some(std::mem::take(there))),

@@ -17,11 +17,7 @@ use std::{
 
 use vm_memory::Permissions;
 
-use super::{
-    channel::Expected,
-    lines::{Event, Lines},
-    regions::Regions,
-};
+use super::{channel::Expected, event::Event, lines::Lines, regions::Regions};
 use crate::{
     interrupt::Interrupt,
     memory::{Asked, Over, Piece, Ticket, Translate, Translated},

@@ -1,0 +1,123 @@
+//! Eventfds that others have too, signaled without waiting.
+//!
+//! A write to an eventfd waits where its count is as high as can be, unless its flags say otherwise, which belong to all who have it; and there is
+//! no write that says so for itself. But the kernel never waits where it signals an eventfd by itself, and it does so when asynchronous
+//! I/O (`io_submit(2)`) has ended: here of nothing, at once.
+
+use std::{
+    fs::File,
+    io, mem,
+    os::fd::{AsRawFd, FromRawFd, RawFd},
+    ptr,
+    sync::OnceLock,
+};
+
+/// `struct iocb` (linux/aio_abi.h). The two fields that change places with the order of bytes are zero.
+#[repr(C)]
+#[derive(Default)]
+struct Request {
+    data: u64,
+    key_and_flags: u64,
+    opcode: u16,
+    priority: i16,
+    file: u32,
+    buffer: u64,
+    len: u64,
+    offset: i64,
+    reserved: u64,
+    flags: u32,
+    eventfd: u32,
+}
+
+/// `IOCB_CMD_PREAD`.
+const PREAD: u16 = 0;
+/// `IOCB_FLAG_RESFD`: an eventfd is signaled.
+const SIGNALS: u32 = 1;
+/// Bytes of `struct io_event`, in words.
+const EVENT: usize = 4;
+/// So many ends are forgotten at a time.
+const ENDS: usize = 64;
+
+/// Signals an eventfd. One that is as full as can be stays so.
+///
+/// # Errors
+/// It is none, or the system has nothing to signal it by; nor has a process that was forked off since.
+pub(crate) fn signal(eventfd: RawFd) -> io::Result<()> {
+    // One for all: to end one takes the kernel milliseconds.
+    static CONTEXT: OnceLock<Option<Context>> = OnceLock::new();
+    match CONTEXT.get_or_init(|| Context::new().ok()) {
+        Some(context) => context.signal(eventfd),
+        None => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+/// Of requests.
+#[derive(Debug)]
+struct Context {
+    context: libc::c_ulong,
+    /// Nothing, to be read.
+    nothing: File,
+}
+
+impl Context {
+    fn new() -> io::Result<Self> {
+        // SAFETY: the name is a string, and the result is a descriptor that nobody else has, or none.
+        let nothing = unsafe {
+            match libc::memfd_create(c"nothing".as_ptr(), libc::MFD_CLOEXEC) {
+                ..0 => return Err(io::Error::last_os_error()),
+                descriptor => File::from_raw_fd(descriptor),
+            }
+        };
+        let mut context: libc::c_ulong = 0;
+        // SAFETY: the kernel writes one number, which outlives the call.
+        match unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) } {
+            0 => Ok(Self { context, nothing }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn signal(&self, eventfd: RawFd) -> io::Result<()> {
+        let request = Request {
+            opcode: PREAD,
+            file: self.nothing.as_raw_fd() as u32,
+            flags: SIGNALS,
+            eventfd: eventfd as u32,
+            ..Request::default()
+        };
+        match self.submit(&request) {
+            // The ends of others before it have not been looked at.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                self.forget_ends();
+                self.submit(&request)
+            }
+            result => result,
+        }
+    }
+
+    fn submit(&self, request: &Request) -> io::Result<()> {
+        let requests = [ptr::from_ref(request)];
+        // SAFETY: one request, which moves no bytes and has ended when the call returns.
+        match unsafe { libc::syscall(libc::SYS_io_submit, self.context, 1, requests.as_ptr()) } {
+            1 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn forget_ends(&self) {
+        let mut ends = [0_u64; ENDS * EVENT];
+        // SAFETY: all zeros are a time.
+        let at_once: libc::timespec = unsafe { mem::zeroed() };
+        // SAFETY: there is room for as many ends as are asked for, and both outlive the call, which does not wait.
+        unsafe {
+            let context = self.context;
+            libc::syscall(
+                libc::SYS_io_getevents,
+                context,
+                0,
+                ENDS,
+                ends.as_mut_ptr(),
+                &raw const at_once,
+            )
+        };
+    }
+}
