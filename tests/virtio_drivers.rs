@@ -34,7 +34,7 @@ use devisor::{
 };
 use guest::{Disk, GuestError, Rng, Sectors};
 use guest_cpu::{CallError, Cpu, RecorderCpu, barrier_before_sleep};
-use guest_drivers::{GuestDma, MmioTransport, acknowledge, dma_in_use, give_dma_memory};
+use guest_drivers::{GuestDma, MmioTransport, Sleeping, acknowledge, dma_in_use, give_dma_memory};
 use virtio_drivers::{Error, device::common::Feature, queue::VirtQueue, transport::Transport};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use worker::{Bell, Worker};
@@ -52,6 +52,8 @@ enum Wire {
 enum RunsOn {
     Kick,
     Worker,
+    /// A doorbell that nobody hears: the test runs the device.
+    Nobody,
 }
 
 /// A device behind virtio-mmio, the CPU that takes its interrupts, and memory for its drivers.
@@ -81,7 +83,7 @@ impl<D: VirtioDevice + 'static> Machine<D> {
         let bell = Bell::default();
         let device = match runs_on {
             RunsOn::Kick => Arc::new(device),
-            RunsOn::Worker => Arc::new(device.with_doorbell(bell.clone())),
+            RunsOn::Worker | RunsOn::Nobody => Arc::new(device.with_doorbell(bell.clone())),
         };
         let worker = (runs_on == RunsOn::Worker).then(|| {
             let device = Arc::clone(&device);
@@ -500,6 +502,32 @@ fn a_call_that_polled_is_an_error() {
     assert!(matches!(error, GuestError::Call(CallError::Polled)), "{error}");
 }
 
+#[test]
+fn a_request_that_the_device_finds_before_the_driver_asks_for_kicks_needs_none() {
+    let machine = Machine::new(Entropy::seeded(SEED), Wire::Edge, RunsOn::Nobody);
+    let mut queue = RawQueue::new(&machine);
+    let sleeper = queue.transport.sleeper();
+    let mut byte = [0; 1];
+    let found = sleeper.sleeping(&machine.cpu(), || {
+        let token = queue.add(&[], &mut byte);
+        // The look that is due since DRIVER_OK.
+        machine.device.run();
+        queue.kick();
+        Ok(queue.pop(token, &mut byte))
+    });
+    assert_eq!(found.unwrap(), 1);
+}
+
+#[test]
+fn a_driver_that_does_not_kick_although_it_is_asked_to_has_polled() {
+    let machine = Machine::new(Entropy::seeded(SEED), Wire::Edge, RunsOn::Nobody);
+    let mut queue = RawQueue::new(&machine);
+    machine.device.run();
+    let sleeper = queue.transport.sleeper();
+    let polled = sleeper.sleeping(&machine.cpu(), || Ok(queue.add(&[], &mut [0; 1])));
+    assert!(matches!(polled, Err(CallError::Polled)), "{polled:?}");
+}
+
 /// A queue of the drivers' without a driver on top, for what their interface cannot express.
 struct RawQueue {
     // In this order: the transport resets the device before the queue gives its memory back.
@@ -521,12 +549,21 @@ impl RawQueue {
 
     /// Puts in a request that ends in `output`, and kicks.
     fn submit(&mut self, inputs: &[&[u8]], output: &mut [u8]) -> u16 {
+        let token = self.add(inputs, output);
+        self.kick();
+        token
+    }
+
+    fn add(&mut self, inputs: &[&[u8]], output: &mut [u8]) -> u16 {
         // SAFETY: `GuestDma` bounces, so the device does not know the buffers; who calls `pop` gives the same again.
-        let token = unsafe { self.queue.add(inputs, &mut [output]) }.unwrap();
+        unsafe { self.queue.add(inputs, &mut [output]) }.unwrap()
+    }
+
+    /// Kicks, if the device asks for that.
+    fn kick(&mut self) {
         if self.queue.should_notify() {
             self.transport.notify(0);
         }
-        token
     }
 
     fn can_pop(&self) -> bool {

@@ -20,7 +20,7 @@ use crate::{
     board::{Bench, Board, Handler, PlugError, Trace, Wiring},
     completion::Completion,
     devices::Guest,
-    guest_drivers::give_dma_memory,
+    guest_drivers::{Sleeping, give_dma_memory},
     machine::{Machine, Plugged, plug},
     worker::Worker,
 };
@@ -193,6 +193,10 @@ fn with_guest<D: VirtioDevice + 'static, E: ToString, G: Guest>(
         device.resume();
         counters
     };
+    let sleeper = match &transport {
+        Plugged::Mmio(transport) => transport.sleeper(),
+        Plugged::Pci(transport) => transport.sleeper(),
+    };
     let work = match transport {
         Plugged::Mmio(transport) => guest.work(transport, cpu, &queues),
         Plugged::Pci(transport) => guest.work(transport, cpu, &queues),
@@ -202,6 +206,12 @@ fn with_guest<D: VirtioDevice + 'static, E: ToString, G: Guest>(
         timeline: end_of(&trace.recorder),
     })?;
     drop(worker);
+    let found = sleeper.found();
+    if runs_on == RunsOn::Kick && found != 0 {
+        return Err(RowError::Numbers(format!(
+            "{found} calls without a kick, in which the device runs"
+        )));
+    }
 
     let counts = line.counts();
     let row = Row {

@@ -2,16 +2,25 @@
 
 use std::sync::Arc;
 
-use devisor::virtio::{entropy::Entropy, features::RING_PACKED, iommu::Iommu};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion, bitmap::AtomicBitmap};
+use devisor::virtio::{
+    block::{Block, BlockOptions, MemoryStorage},
+    entropy::Entropy,
+    features::RING_PACKED,
+    iommu::Iommu,
+};
+use vm_memory::{
+    GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion,
+    bitmap::{AtomicBitmap, NewBitmap},
+};
 
 use crate::{
     behind::PLATFORM,
     both::{BOTH, Guest},
+    copied::{self, Copied},
     driver::*,
     late::{Late, Stopped},
     packed::{self, Packed},
-    ring::writable,
+    ring::{readable, writable},
 };
 
 type Tracked = Arc<GuestMemoryMmap<AtomicBitmap>>;
@@ -45,7 +54,7 @@ fn expected(own: &[u64], others: &[u64]) -> Vec<u64> {
 }
 
 /// A world whose IOMMU is before memory that keeps marks.
-fn world(kind: crate::both::Transport) -> (World, Tracked) {
+fn world<B: NewBitmap + Send + Sync + 'static>(kind: crate::both::Transport) -> (World, Arc<GuestMemoryMmap<B>>) {
     let mut world = World::untouched(kind, options());
     let tracked = world.ram.tracked();
     let iommu = Iommu::new(Arc::clone(&tracked), options()).expect("valid options");
@@ -57,7 +66,7 @@ fn world(kind: crate::both::Transport) -> (World, Tracked) {
 #[test]
 fn what_a_device_writes_is_marked_where_it_was_mapped_and_nothing_else_is() {
     for kind in BOTH {
-        let (mut world, tracked) = world(kind);
+        let (mut world, tracked): (_, Tracked) = world(kind);
         let mut rng = world.run_behind(TWO, Entropy::seeded(1), &[0]);
         marked(&tracked);
         assert_eq!(rng.run(0, &[writable(SHIFT + 0xc_0ff8, 16)]), 16);
@@ -86,7 +95,7 @@ fn what_a_device_writes_is_marked_where_it_was_mapped_and_nothing_else_is() {
 #[test]
 fn what_ends_late_and_in_a_packed_ring_is_marked_when_it_ends() {
     for kind in BOTH {
-        let (mut world, tracked) = world(kind);
+        let (mut world, tracked): (_, Tracked) = world(kind);
         let device = Late::new(&[64], Stopped::GoesOn);
         let held = device.held();
         assert_eq!(world.attach(TWO, TWO, 0), OK);
@@ -104,10 +113,7 @@ fn what_ends_late_and_in_a_packed_ring_is_marked_when_it_ends() {
             "{before:x?}"
         );
         world.iommu.put(crate::both::REQUEST, &unmap(TWO, (0x7000, PAGE)));
-        let request = [
-            crate::ring::readable(crate::both::REQUEST, 28),
-            writable(crate::both::ANSWER, 4),
-        ];
+        let request = [readable(crate::both::REQUEST, 28), writable(crate::both::ANSWER, 4)];
         assert_eq!(world.iommu.offer(0, &request), packed::NOTHING);
         held.complete_all();
         assert_eq!(world.iommu.used(0), [4]);
@@ -120,5 +126,33 @@ fn what_ends_late_and_in_a_packed_ring_is_marked_when_it_ends() {
         assert!(after.contains(&(OWN + PACKED[0])), "{after:x?}");
         let all = expected(&[&[0xc_0000][..], PACKED].concat(), &[0x5000]);
         assert!(after.iter().all(|page| all.contains(page)), "{after:x?}");
+    }
+}
+
+#[test]
+fn what_a_device_writes_is_there_when_it_is_marked() {
+    for kind in BOTH {
+        let (mut world, ram) = world::<Copied>(kind);
+        let storage = MemoryStorage::from(vec![7; 512]);
+        let disk = Block::new(storage, BlockOptions::default()).expect("valid options");
+        let mut disk = world.run_behind(TWO, disk, &[0]);
+        assert_eq!(world.map(TWO, (0x7000, PAGE), 0x5000, WRITE), OK);
+        assert_eq!(world.map(TWO, (0x8000, PAGE), 0x2000, WRITE), OK);
+        // In one mapping, and in two that lead elsewhere: a sector, and the name.
+        for data in [SHIFT + 0xc_0ff8, 0x7ff8] {
+            for (request, len) in [(0, 512), (8, 20)] {
+                disk.put(0xd_0000, &[[request, 0, 0, 0], [0; 4], [0; 4], [0; 4]].concat());
+                disk.put(0xe_0000, &[0xee]);
+                disk.ring(0).request(&[
+                    readable(SHIFT + 0xd_0000, 16),
+                    writable(data, len),
+                    writable(SHIFT + 0xe_0000, 1),
+                ]);
+                copied::begin(&ram);
+                disk.kick(0);
+                assert_eq!((disk.used(0), disk.get(0xe_0000, 1)), (vec![len + 1], vec![0]));
+                assert_eq!(copied::missing(&ram), [0_u64; 0], "request {request} at {data:#x}");
+            }
+        }
     }
 }

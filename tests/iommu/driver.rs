@@ -7,10 +7,7 @@ use devisor::virtio::{
     iommu::{EndpointId, Iommu, IommuEndpoint, IommuOptions},
     transport::TransportOptions,
 };
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryMmap,
-    bitmap::{AtomicBitmap, NewBitmap},
-};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, bitmap::NewBitmap};
 
 use crate::{
     both::{COMMON, Guest, Transport},
@@ -83,7 +80,7 @@ impl Ram {
     }
 
     /// The same memory as who keeps marks of what is written sees it.
-    pub fn tracked(&self) -> Arc<GuestMemoryMmap<AtomicBitmap>> {
+    pub fn tracked<B: NewBitmap>(&self) -> Arc<GuestMemoryMmap<B>> {
         regions(&self.file)
     }
 

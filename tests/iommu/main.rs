@@ -3,6 +3,8 @@
 
 #[path = "../support/both.rs"]
 mod both;
+#[path = "../support/copied.rs"]
+mod copied;
 #[path = "../support/late.rs"]
 mod late;
 #[path = "../support/packed.rs"]

@@ -233,20 +233,41 @@ pub trait Sleeping: Transport {
     fn sleeper(&self) -> Sleeper;
 }
 
-/// Guest physical addresses of the driver area and the device area of a queue.
+/// The two rings of a queue.
 #[derive(Clone, Copy)]
 pub struct Rings {
-    pub available: PhysAddr,
-    pub used: PhysAddr,
+    /// Guest physical addresses of the driver area and the device area.
+    available: PhysAddr,
+    used: PhysAddr,
+    size: u16,
 }
 
 impl Rings {
-    /// Whether the device has used all that was made available: `idx` of both rings (virtio 1.2, sections 2.7.6 and
-    /// 2.7.8).
+    /// Those of a queue of this size, with its driver area and its device area.
+    pub fn new(size: u32, available: PhysAddr, used: PhysAddr) -> Self {
+        let size = size.try_into().expect("a split ring's size has 16 bits");
+        Self { available, used, size }
+    }
+
+    fn load(address: PhysAddr) -> u16 {
+        let word = with_dma(|dma| dma.memory.load(GuestAddress(address), Ordering::Acquire));
+        word.expect("rings are in guest memory")
+    }
+
+    /// `idx` of the available ring (virtio 1.2, section 2.7.6).
+    pub fn made_available(self) -> u16 {
+        Self::load(self.available + 2)
+    }
+
+    /// `avail_event`: which entry of the available ring the device wants to be kicked for (section 2.7.8). All of the drivers
+    /// accept VIRTIO_F_EVENT_IDX.
+    pub fn kick_wanted_for(self) -> u16 {
+        Self::load(self.used + 4 + 8 * u64::from(self.size))
+    }
+
+    /// Whether the device has used all that was made available: `idx` of both rings.
     pub fn are_even(self) -> bool {
-        let index = |ring| with_dma(|dma| dma.memory.load::<u16>(GuestAddress(ring + 2), Ordering::Acquire));
-        index(self.available).expect("rings are in guest memory")
-            == index(self.used).expect("rings are in guest memory")
+        self.made_available() == Self::load(self.used + 2)
     }
 }
 
@@ -254,8 +275,6 @@ impl Rings {
 pub struct MmioTransport {
     device: Arc<dyn BusDevice>,
     device_type: DeviceType,
-    /// Where the two rings of each queue are that was set up.
-    rings: BTreeMap<u16, Rings>,
     sleeper: Sleeper,
     /// See [`GuestDma`].
     stays_on_its_thread: PhantomData<*const ()>,
@@ -280,7 +299,6 @@ impl MmioTransport {
         Ok(Self {
             device,
             device_type,
-            rings: BTreeMap::new(),
             sleeper: Sleeper::default(),
             stays_on_its_thread: PhantomData,
         })
@@ -333,8 +351,7 @@ impl Transport for MmioTransport {
 
     fn notify(&mut self, queue: u16) {
         self.write(QUEUE_NOTIFY, queue.into());
-        let rings = self.rings[&queue];
-        self.sleeper.kicked(|| rings.are_even());
+        self.sleeper.kicked(queue);
     }
 
     fn get_status(&self) -> DeviceStatus {
@@ -368,18 +385,15 @@ impl Transport for MmioTransport {
         self.write_address(QUEUE_DRIVER, driver_area);
         self.write_address(QUEUE_DEVICE, device_area);
         self.write(QUEUE_READY, 1);
-        let rings = Rings {
-            available: driver_area,
-            used: device_area,
-        };
-        self.rings.insert(queue, rings);
+        self.sleeper
+            .queue_set(queue, Rings::new(size, driver_area, device_area));
     }
 
     fn queue_unset(&mut self, queue: u16) {
         self.write(QUEUE_SEL, queue.into());
         self.write(QUEUE_READY, 0);
         assert_eq!(self.read(QUEUE_READY), 0, "QueueReady reads as written");
-        self.rings.remove(&queue);
+        self.sleeper.queue_unset(queue);
     }
 
     fn queue_used(&mut self, queue: u16) -> bool {

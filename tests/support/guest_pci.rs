@@ -133,8 +133,8 @@ pub struct PciTransport {
     offer: u64,
     /// Vectors for queues; vector 0 is for configuration changes.
     queue_vectors: u16,
-    /// Where each queue is kicked, and its rings.
-    queues: BTreeMap<u16, (u64, Rings)>,
+    /// Where each queue is kicked.
+    doorbells: BTreeMap<u16, u64>,
     sleeper: Sleeper,
     /// See [`GuestDma`](crate::guest_drivers::GuestDma).
     stays_on_its_thread: PhantomData<*const ()>,
@@ -203,7 +203,7 @@ impl PciTransport {
             notify_off_multiplier: multiplier,
             offer: u64::MAX,
             queue_vectors,
-            queues: BTreeMap::new(),
+            doorbells: BTreeMap::new(),
             sleeper: Sleeper::default(),
             stays_on_its_thread: PhantomData,
         })
@@ -323,9 +323,8 @@ impl Transport for PciTransport {
     }
 
     fn notify(&mut self, queue: u16) {
-        let (doorbell, rings) = self.queues[&queue];
-        store(&self.bus, doorbell, 2, queue.into());
-        self.sleeper.kicked(|| rings.are_even());
+        store(&self.bus, self.doorbells[&queue], 2, queue.into());
+        self.sleeper.kicked(queue);
     }
 
     fn get_status(&self) -> DeviceStatus {
@@ -369,15 +368,15 @@ impl Transport for PciTransport {
         }
         self.write(QUEUE_ENABLE, 2, 1);
         let doorbell = self.notify + self.read(QUEUE_NOTIFY_OFF, 2) * self.notify_off_multiplier;
-        let rings = Rings {
-            available: driver_area,
-            used: device_area,
-        };
-        self.queues.insert(queue, (doorbell, rings));
+        self.doorbells.insert(queue, doorbell);
+        self.sleeper
+            .queue_set(queue, Rings::new(size, driver_area, device_area));
     }
 
     /// There is no way back but a reset.
-    fn queue_unset(&mut self, _queue: u16) {}
+    fn queue_unset(&mut self, queue: u16) {
+        self.sleeper.queue_unset(queue);
+    }
 
     fn queue_used(&mut self, queue: u16) -> bool {
         self.write(QUEUE_SELECT, 2, queue.into());
