@@ -29,7 +29,8 @@
 //! show all since nothing was in flight. Beyond that nothing is lost if it uses requests in their order. A packed ring does not say where it ends: the device needs a reset then.
 //!
 //! *What a back end may do* to the guest's memory is anything: it is trusted as a device is. That includes to make its files shorter, which
-//! ends whoever uses it with SIGBUS: seal them (`F_SEAL_SHRINK`). A back end that is cut off while it still
+//! ends whoever uses it with SIGBUS: seal them (`F_SEAL_SHRINK`). Eventfds that it shares are not waited for, whatever it makes of their
+//! flags. A back end that is cut off while it still
 //! runs may still write there; an embedder that cannot have that ends its process.
 //!
 //! *Rings*: of the features of queues those are offered that the back end has, as far as the transport's options offer them too. Memory behind
