@@ -9,6 +9,7 @@
 //! | `requests`, `map`, `rings` | what each request does: in general, to memory, and to rings |
 //! | `ring` | a ring as it was described, and the queue that it becomes |
 //! | `regions`, `log`, `reclaim` | the front end's memory, the log of its dirty pages, and what is given back of it |
+//! | `shared` | a file of the front end's that is no memory, mapped |
 //! | `iotlb` | translations that the front end tells |
 //! | `inflight` | the table of requests in flight |
 //! | `transfer` | the device's state on its way |
@@ -63,6 +64,7 @@ mod requests;
 mod ring;
 mod rings;
 mod session;
+mod shared;
 mod transfer;
 
 use std::{
@@ -114,8 +116,6 @@ pub struct VhostUser<D: VirtioDevice> {
     when_still: Arc<Mutex<Told>>,
     /// Requests that were refused, and the last reason.
     refusals: FailureLog,
-    /// The embedder has paused the device.
-    paused: AtomicBool,
     /// The front end was told that the device has failed.
     told_failure: AtomicBool,
 }
@@ -185,7 +185,6 @@ impl<D: VirtioDevice + 'static> VhostUser<D> {
             wake,
             when_still,
             refusals: FailureLog::default(),
-            paused: AtomicBool::new(false),
             told_failure: AtomicBool::new(false),
         })
     }
