@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -404,12 +407,52 @@ fn calls_and_requests_without_end_hold_nobody() {
     assert!(longest.max(began.elapsed()) < Duration::from_secs(4), "{longest:?}");
 }
 
+#[test]
+fn a_back_end_that_makes_shared_descriptors_wait_holds_nobody() {
+    const SET_VRING_KICK: u32 = 12;
+    const SET_VRING_ERR: u32 = 14;
+    let world = Arc::new(World::default());
+    let mut backs = Vec::new();
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        backs.push(Back::new(&world, back));
+        let _ = between(middle, middle2, move |way, message| {
+            if way == Way::ToBack && (SET_VRING_KICK..=SET_VRING_ERR).contains(&message.request) {
+                let shared = UnixStream::from(message.descriptors[0].try_clone().unwrap());
+                if message.request == SET_VRING_KICK {
+                    // As full as can be, and nobody takes it.
+                    io::Write::write_all(&mut AsFile(&shared), &(u64::MAX - 1).to_ne_bytes()).unwrap();
+                    // SAFETY: the result is a new descriptor.
+                    let other = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) };
+                    message.descriptors = vec![other];
+                }
+                // SAFETY: a call that takes numbers.
+                unsafe { libc::fcntl(shared.as_raw_fd(), libc::F_SETFL, 0) };
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    let (told, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut front = Front::cold(Bus::Mmio, connect, shared_memory(1), options());
+        front.machine.start(FEATURE);
+        for queue in 0..3 {
+            front.ask(queue);
+            front.machine.transport().process(devisor::virtio::QueueIndex(queue));
+        }
+        front.machine.set_status(0);
+        told.send(front.machine.transport().status()).unwrap();
+    });
+    assert_eq!(done.recv_timeout(Duration::from_secs(30)), Ok(0));
+}
+
 /// Written to as it is, a socket or not.
 struct AsFile<'a>(&'a UnixStream);
 
 impl io::Write for AsFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        use std::os::fd::AsRawFd;
         // SAFETY: the bytes outlive the call.
         let written = unsafe { libc::write(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
         usize::try_from(written).map_err(|_| io::Error::last_os_error())

@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use crate::{sync::lock, virtio::Descriptor};
+use crate::{
+    sync::lock,
+    virtio::{Descriptor, vhost_user::event},
+};
 
 pub(super) struct Event(OwnedFd);
 
@@ -41,17 +44,13 @@ impl Event {
 
     /// It has come. One that is full has.
     pub fn signal(&self) {
-        let one = 1_u64;
-        // SAFETY: eight bytes are read from a number that outlives the call.
-        let _ = unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
+        // Who shares it and has closed it sees to that.
+        let _ = event::signal(&self.0);
     }
 
     /// Whether it has come since this was last asked.
     pub fn take(&self) -> bool {
-        let mut count = 0_u64;
-        // SAFETY: eight bytes are written to a number that outlives the call.
-        let read = unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
-        read == size_of::<u64>() as isize && count != 0
+        event::take(&self.0)
     }
 }
 

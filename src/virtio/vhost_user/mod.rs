@@ -1,8 +1,9 @@
-//! The vhost-user protocol, as both ends speak it: messages, and the socket that carries them with their descriptors.
+//! The vhost-user protocol, as both ends speak it: messages, the socket that carries them with their descriptors, and events.
 //!
 //! Names and numbers are those of the specification (QEMU's `docs/interop/vhost-user.rst`). The back end is
 //! [`transport::vhost_user`](super::transport::vhost_user).
 
+pub(crate) mod event;
 mod message;
 mod payload;
 mod socket;

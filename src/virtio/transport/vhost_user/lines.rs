@@ -2,8 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
-    mem,
+    io, mem,
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
         unix::fs::FileTypeExt,
@@ -25,23 +24,12 @@ use crate::{
         QueueIndex, Wait,
         queue::VirtioInterrupt,
         transport::Doorbell,
-        vhost_user::{BackRequest, Header, Message},
+        vhost_user::{BackRequest, Header, Message, event},
     },
 };
 
 /// An eventfd, or a pipe, of the front end's.
 pub(super) struct Event(File);
-
-/// Whether a descriptor can be read or written without waiting, as far as is known now: whoever shares it may come first.
-pub(super) fn is_ready(descriptor: &impl AsRawFd, events: libc::c_short) -> bool {
-    let mut poll = libc::pollfd {
-        fd: descriptor.as_raw_fd(),
-        events,
-        revents: 0,
-    };
-    // SAFETY: one structure, as is said, which outlives the call.
-    (unsafe { libc::poll(&raw mut poll, 1, 0) }) == 1
-}
 
 impl Event {
     /// It is not waited for: a front end that has not made it so shares this.
@@ -77,36 +65,13 @@ impl Event {
 
     /// Takes what is there. Whether there was anything.
     pub fn take(&self) -> bool {
-        let mut value = [0u8; 8];
-        let iov = libc::iovec {
-            iov_base: value.as_mut_ptr().cast(),
-            iov_len: value.len(),
-        };
-        // Whatever the front end has made of its flags.
-        // SAFETY: one buffer of the length that is said, which outlives the call.
-        let read = unsafe { libc::preadv2(self.0.as_raw_fd(), &raw const iov, 1, -1, libc::RWF_NOWAIT) };
-        match read {
-            ..0 if io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                is_ready(&self.0, libc::POLLIN) && matches!((&self.0).read(&mut value), Ok(1..))
-            }
-            read => read > 0,
-        }
+        event::take(self)
     }
 }
 
 impl Interrupt for Event {
     fn trigger(&self) -> io::Result<()> {
-        // The front end shares its flags, and may have made it one that is waited for: and no eventfd takes a write that says for itself
-        // that it is not to be (`pwritev2` with RWF_NOWAIT). One that is as full as can be needs no more: the front end has not looked
-        // since.
-        if !is_ready(&self.0, libc::POLLOUT) {
-            return Ok(());
-        }
-        match (&self.0).write(&1u64.to_ne_bytes()) {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error),
-        }
+        event::signal(self)
     }
 }
 

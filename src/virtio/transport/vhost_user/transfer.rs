@@ -6,8 +6,7 @@ use std::{
     os::fd::AsRawFd,
 };
 
-use super::lines::is_ready;
-use crate::virtio::Wait;
+use crate::virtio::{Wait, vhost_user::event::is_ready};
 
 /// The longest state that is taken. What devices here keep is bounded by their options, and far less.
 const MAX_STATE: usize = 64 << 20;
@@ -43,7 +42,7 @@ impl Transfer {
     pub fn advance(&mut self) -> (bool, Option<Vec<u8>>) {
         for _ in 0..TURN {
             let moved = match self {
-                Self::Saves(pipe, left) if !left.is_empty() => match is_ready(pipe, libc::POLLOUT) {
+                Self::Saves(pipe, left) if !left.is_empty() => match is_ready(pipe.as_raw_fd(), libc::POLLOUT) {
                     false => return (false, None),
                     true => pipe.write(&left[..left.len().min(PIECE)]).map(|sent| {
                         left.drain(..sent);
@@ -55,7 +54,7 @@ impl Transfer {
                     return (false, None);
                 }
                 Self::Loads(pipe, there) => {
-                    if !is_ready(pipe, libc::POLLIN) {
+                    if !is_ready(pipe.as_raw_fd(), libc::POLLIN) {
                         return (false, None);
                     }
                     let mut piece = [0; PIECE];
