@@ -30,6 +30,7 @@ impl<D: VirtioDevice> VhostUser<D> {
     pub fn serve_connection(&self) -> Result<bool, ConnectionError> {
         self.wake.take();
         self.objects.tell(&self.lines);
+        self.core.tell_config_if_owed();
         let result = self.advance_connection(&mut lock(&self.connection));
         self.lines.tell_found();
         result

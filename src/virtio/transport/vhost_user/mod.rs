@@ -138,7 +138,6 @@ impl<D: VirtioDevice + 'static> VhostUser<D> {
         let nothing = Regions::default().memory(None).map_err(io::Error::other)?;
         let memory = Replaceable::new(&nothing);
         let queues = device.queue_sizes().len();
-        let lines = Arc::new(Lines::new(queues, options.clone()));
         // SAFETY: the call takes numbers, and its result is a descriptor that nobody else has, or none.
         let wake = unsafe {
             match libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) {
@@ -147,6 +146,7 @@ impl<D: VirtioDevice + 'static> VhostUser<D> {
             }
         };
         let wake = Arc::new(Event::new(wake)?);
+        let lines = Arc::new(Lines::new(queues, options.clone(), Arc::clone(&wake)));
         let max = options.max_translations as usize;
         let iotlb = Iotlb::new(max, Arc::clone(&lines), Arc::clone(&wake));
         let source: Weak<dyn Translate> = Arc::downgrade(&iotlb) as _;
@@ -249,7 +249,7 @@ impl<D: VirtioDevice> VhostUser<D> {
         }
         waits.extend(self.lines.awaited().map(Wait::Readable));
         let asks_more = self.translates() && self.iotlb.send();
-        if self.objects.tell(&self.lines) || asks_more {
+        if self.objects.tell(&self.lines) || asks_more || self.core.owes_config() {
             waits.extend(self.lines.channel_descriptor().map(Wait::Writable));
         }
         waits
