@@ -169,3 +169,28 @@ fn it_connects_to_a_front_end_that_listens_and_ends_with_it() {
     assert!(path.exists(), "the socket is the front end's");
     let _ = std::fs::remove_dir_all(&folder);
 }
+
+#[test]
+fn a_front_end_of_several_that_does_wrong_costs_the_others_nothing() {
+    let Some(program) = devisord() else { return };
+    let folder = folder("several");
+    let paths = [folder.join("a"), folder.join("b")];
+    let listeners = paths.each_ref().map(|path| UnixListener::bind(path).unwrap());
+    let mut command = Command::new(program);
+    command.args(["net", "--switch"]);
+    for path in &paths {
+        command.arg("--connect").arg(path);
+    }
+    let mut running = Running(command.spawn().unwrap());
+    let [wrong, right] = listeners.map(|listener| listener.accept().unwrap().0);
+    // Of no version that there is.
+    super::front::send(&wrong, &super::front::message(1, 3, &[]), &[]).unwrap();
+    wrong.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let _ = std::io::Read::read(&mut &wrong, &mut [0]);
+    for _ in 0..3 {
+        assert_answers(&right);
+    }
+    drop(right);
+    assert!(running.0.wait().unwrap().success(), "the last one has ended in order");
+    let _ = std::fs::remove_dir_all(&folder);
+}
