@@ -34,9 +34,19 @@ struct State {
     due: VecDeque<Target>,
     is_due: HashSet<Target>,
     waits: HashMap<Target, Vec<Wait>>,
-    /// Who waits for a descriptor, and for what of it.
-    watched: HashMap<RawFd, Vec<(Target, u32)>>,
+    watched: HashMap<RawFd, Watched>,
+    /// How often the kernel was told what to look for.
+    told: u32,
     deadlines: HashMap<Target, Duration>,
+}
+
+/// A descriptor.
+#[derive(Default)]
+struct Watched {
+    /// Who waits for it, and for what of it.
+    by: Vec<(Target, u32)>,
+    /// What the kernel says with its events. Those of another descriptor that has had this number say something else.
+    name: u64,
 }
 
 impl State {
@@ -49,15 +59,8 @@ impl State {
 
 impl Events {
     pub fn new(clock: Arc<dyn Clock>) -> io::Result<Self> {
-        // SAFETY: the call takes a number, and its result is a descriptor that nobody else has, or none.
-        let epoll = unsafe {
-            match libc::epoll_create1(libc::EPOLL_CLOEXEC) {
-                ..0 => return Err(io::Error::last_os_error()),
-                descriptor => OwnedFd::from_raw_fd(descriptor),
-            }
-        };
         Ok(Self {
-            epoll,
+            epoll: new_epoll()?,
             clock,
             state: Mutex::default(),
         })
@@ -78,6 +81,7 @@ impl Events {
         let State {
             waits: all,
             watched,
+            told,
             deadlines,
             ..
         } = &mut *state;
@@ -86,7 +90,7 @@ impl Events {
             return;
         }
         let mut touched: Vec<(RawFd, u32)> = Vec::new();
-        let mut touch = |watched: &HashMap<RawFd, Vec<(Target, u32)>>, descriptor| {
+        let mut touch = |watched: &HashMap<RawFd, Watched>, descriptor| {
             if !touched.iter().any(|(other, _)| *other == descriptor) {
                 touched.push((descriptor, wanted_of(watched, descriptor)));
             }
@@ -94,7 +98,7 @@ impl Events {
         for descriptor in before.iter().filter_map(descriptor_of) {
             touch(watched, descriptor);
             if let Some(entry) = watched.get_mut(&descriptor) {
-                entry.retain(|(other, _)| *other != target);
+                entry.by.retain(|(other, _)| *other != target);
             }
         }
         deadlines.remove(&target);
@@ -110,7 +114,7 @@ impl Events {
                 _ => continue,
             };
             touch(watched, descriptor);
-            watched.entry(descriptor).or_default().push((target, bits));
+            watched.entry(descriptor).or_default().by.push((target, bits));
         }
         before.clear();
         before.extend_from_slice(waits);
@@ -118,8 +122,13 @@ impl Events {
         for (descriptor, had) in touched {
             // What nobody waits for any more stays with the kernel until it has an event: most is waited for again at once.
             let wanted = wanted_of(watched, descriptor);
-            if wanted != had && wanted != 0 {
-                hopeless |= !self.control(descriptor, wanted);
+            if let Some(entry) = watched.get_mut(&descriptor)
+                && wanted != had
+                && wanted != 0
+            {
+                *told = told.wrapping_add(1);
+                entry.name = u64::from(*told) << 32 | descriptor as u64;
+                hopeless |= !self.control(descriptor, wanted, entry.name);
             }
         }
         // A regular file is always ready.
@@ -129,10 +138,10 @@ impl Events {
     }
 
     /// Has the kernel look for this; whether it does.
-    fn control(&self, descriptor: RawFd, wanted: u32) -> bool {
+    fn control(&self, descriptor: RawFd, wanted: u32, name: u64) -> bool {
         let mut event = libc::epoll_event {
             events: wanted,
-            u64: descriptor as u64,
+            u64: name,
         };
         let control = |operation, event: &mut libc::epoll_event| {
             // SAFETY: the event outlives the call.
@@ -142,6 +151,19 @@ impl Events {
             // It may be closed already.
             0 => control(libc::EPOLL_CTL_DEL, &mut event),
             _ => control(libc::EPOLL_CTL_MOD, &mut event) || control(libc::EPOLL_CTL_ADD, &mut event),
+        }
+    }
+
+    /// Looks for what is waited for with another `epoll`. A front end may have a descriptor open that was closed here: the old one goes on
+    /// looking for it, and nobody can name it any more.
+    fn begin_anew(&self, watched: &HashMap<RawFd, Watched>) {
+        let Ok(other) = new_epoll() else { return };
+        // SAFETY: both are open, and this one is replaced in one step.
+        if unsafe { libc::dup3(other.as_raw_fd(), self.epoll.as_raw_fd(), libc::O_CLOEXEC) } < 0 {
+            return;
+        }
+        for (&descriptor, entry) in watched.iter().filter(|(_, entry)| !entry.by.is_empty()) {
+            self.control(descriptor, wanted_of(watched, descriptor), entry.name);
         }
     }
 
@@ -179,22 +201,29 @@ impl Events {
         }
         let mut state = self.state();
         let state = &mut *state;
+        let mut is_stale = false;
         for event in &events[..found as usize] {
             let gone = event.events & (libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0;
             let bits = event.events;
-            let Some(watching) = state.watched.get(&(event.u64 as RawFd)) else {
+            let name = event.u64;
+            let descriptor = name as u32 as RawFd;
+            let Some(watched) = state.watched.get(&descriptor).filter(|watched| watched.name == name) else {
+                is_stale = true;
                 continue;
             };
-            if watching.is_empty() {
-                state.watched.remove(&(event.u64 as RawFd));
-                self.control(event.u64 as RawFd, 0);
+            if watched.by.is_empty() {
+                state.watched.remove(&descriptor);
+                is_stale |= !self.control(descriptor, 0, name);
                 continue;
             }
-            for &(target, wanted) in watching {
+            for &(target, wanted) in &watched.by {
                 if (gone || bits & wanted != 0) && state.is_due.insert(target) {
                     state.due.push_back(target);
                 }
             }
+        }
+        if is_stale {
+            self.begin_anew(&state.watched);
         }
         if !state.deadlines.is_empty() {
             let now = self.clock.now();
@@ -222,9 +251,19 @@ impl Events {
 }
 
 /// All that is waited for of a descriptor.
-fn wanted_of(watched: &HashMap<RawFd, Vec<(Target, u32)>>, descriptor: RawFd) -> u32 {
+fn wanted_of(watched: &HashMap<RawFd, Watched>, descriptor: RawFd) -> u32 {
     let entry = watched.get(&descriptor);
-    entry.map_or(0, |entry| entry.iter().fold(0, |all, (_, bits)| all | bits))
+    entry.map_or(0, |entry| entry.by.iter().fold(0, |all, (_, bits)| all | bits))
+}
+
+fn new_epoll() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes a number, and its result is a descriptor that nobody else has, or none.
+    unsafe {
+        match libc::epoll_create1(libc::EPOLL_CLOEXEC) {
+            ..0 => Err(io::Error::last_os_error()),
+            descriptor => Ok(OwnedFd::from_raw_fd(descriptor)),
+        }
+    }
 }
 
 fn descriptor_of(wait: &Wait) -> Option<RawFd> {

@@ -129,10 +129,22 @@ struct Served {
     refusals: Cell<u64>,
 }
 
+/// How a connection has ended after which there is no other.
+type End = Result<(), String>;
+
 impl Daemon {
-    /// Until it is told to end, or the last front end is gone of those that were given to it.
+    /// Until it is told to end, or the last front end is gone of those that were given to it: one that does wrong ends itself alone.
     fn run(mut self) -> Result<(), Box<dyn Error>> {
         let (mut due, mut left) = (Vec::new(), self.served.len());
+        let mut has_ended = |end: End| {
+            left -= 1;
+            if left != 0
+                && let Err(error) = &end
+            {
+                eprintln!("devisord: {error}");
+            }
+            (left == 0).then_some(end)
+        };
         self.served.iter().for_each(|served| served.say_waits(&self.events));
         loop {
             match self.polled.begin(&self.served) {
@@ -150,15 +162,12 @@ impl Daemon {
                         self.served[number].device.serve(QueueIndex(index)) && self.polled.is_empty()
                     }
                     Target::Listener(number) => self.served[number].accept(&self.events),
-                    Target::Connection(number) => match self.served[number].serve_connection(&self.events)? {
-                        Some(more) => more,
-                        None => {
-                            left -= 1;
-                            if left == 0 {
-                                return Ok(());
-                            }
-                            false
-                        }
+                    Target::Connection(number) => match self.served[number].serve_connection(&self.events) {
+                        Ok(more) => more,
+                        Err(end) => match has_ended(end) {
+                            Some(end) => return Ok(end?),
+                            None => false,
+                        },
                     },
                 };
                 if more {
@@ -166,8 +175,10 @@ impl Daemon {
                 }
                 if faults::take()
                     && let Target::Queue(number, _) | Target::Connection(number) = *target
+                    && let Err(end) = self.served[number].end_for_fault(&self.events)
+                    && let Some(end) = has_ended(end)
                 {
-                    self.served[number].end_for_fault(&self.events)?;
+                    return Ok(end?);
                 }
             }
         }
@@ -198,34 +209,35 @@ impl Served {
         })
     }
 
-    /// Whether there is more to do at once; nothing, if the front end is gone and there will be no other.
-    fn serve_connection(&self, events: &Events) -> Result<Option<bool>, ConnectionError> {
+    /// Whether there is more to do at once; or how it has ended, if there will be no other front end.
+    fn serve_connection(&self, events: &Events) -> Result<bool, End> {
         let served = self.device.serve_connection();
         self.tell_refusals();
-        let more = match served {
-            Ok(more) => Some(more),
-            Err(error) if self.listener.is_some() => {
-                if !matches!(error, ConnectionError::Closed) {
-                    eprintln!("devisord: {error}");
-                }
-                Some(false)
-            }
-            Err(ConnectionError::Closed) => None,
-            Err(error) => return Err(error),
-        };
         self.say_waits(events);
-        Ok(more)
+        let end = match served {
+            Ok(more) => return Ok(more),
+            Err(ConnectionError::Closed) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        };
+        if self.listener.is_none() {
+            return Err(end);
+        }
+        if let Err(error) = end {
+            eprintln!("devisord: {error}");
+        }
+        Ok(false)
     }
 
     /// What was taken for its front end's memory was none.
-    fn end_for_fault(&self, events: &Events) -> Result<(), Box<dyn Error>> {
+    fn end_for_fault(&self, events: &Events) -> Result<(), End> {
         eprintln!("devisord: the front end has taken away memory that it shares");
+        let was_connected = self.device.is_connected();
         self.device.disconnect();
-        if self.listener.is_none() {
-            return Err("the connection has ended".into());
-        }
         self.say_waits(events);
-        Ok(())
+        match self.listener {
+            None if was_connected => Err(Err("the connection has ended".into())),
+            _ => Ok(()),
+        }
     }
 
     /// Says why a request was refused, if the front end is told no more than that: the first times.

@@ -10,7 +10,8 @@ use std::{
 };
 
 use devisor::virtio::{
-    DeviceId, Fault, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioTransport, Wait,
+    DeviceId, DeviceState, DeviceStateError, Fault, QueueHandler, QueueIndex, Round, VirtioDevice, VirtioTransport,
+    Wait,
     queue::OwnedChain,
     transport::vhost_user::{VhostUser, VhostUserOptions},
 };
@@ -30,6 +31,8 @@ pub struct World {
     /// The same for even numbers alone.
     pub holds_even: AtomicBool,
     pub config: Mutex<[u8; CONFIG]>,
+    /// What each of them keeps, and moves with its device.
+    pub kept: Mutex<Vec<u8>>,
 }
 
 /// Answers each number with the one after it.
@@ -73,6 +76,19 @@ impl VirtioDevice for Counter {
             world: Arc::clone(&self.0),
             held: Vec::new(),
         })
+    }
+
+    fn save(&self) -> DeviceState {
+        let data = self.0.kept.lock().unwrap().clone();
+        DeviceState::Other { version: 1, data }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let DeviceState::Other { version: 1, data } = state else {
+            return Err(DeviceStateError::kind(state, "one of this test's"));
+        };
+        *self.0.kept.lock().unwrap() = data.clone();
+        Ok(())
     }
 }
 

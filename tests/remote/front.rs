@@ -12,7 +12,7 @@ use std::{
 };
 
 use devisor::{
-    interrupt::Interrupt,
+    interrupt::{Interrupt, MsiVectors},
     time::{Clock, HostClock},
     virtio::{
         DeviceId,
@@ -106,15 +106,26 @@ impl Front {
         memory: Arc<GuestMemoryMmap>,
         options: RemoteOptions,
     ) -> Self {
-        let clock = HostClock::starting_at(Duration::ZERO);
         let device = Remote::new(connect, Arc::clone(&memory), options).unwrap();
         let device = device.with_clock(HostClock::starting_at(Duration::ZERO));
         let interrupts = Arc::new(Interrupts::default());
         let machine = Machine::with_interrupt(bus, device, memory, Arc::clone(&interrupts) as _);
+        Self::of(machine, interrupts)
+    }
+
+    /// Behind PCI, with vectors that somebody hears.
+    pub fn with_vectors(connect: impl Connect + 'static, vectors: Arc<dyn MsiVectors>) -> Self {
+        let memory = shared_memory(1);
+        let device = Remote::new(connect, Arc::clone(&memory), options()).unwrap();
+        let device = device.with_clock(HostClock::starting_at(Duration::ZERO));
+        Self::of(Machine::with_vectors(device, memory, vectors), Arc::default())
+    }
+
+    fn of(machine: Machine<Remote>, interrupts: Arc<Interrupts>) -> Self {
         Self {
             machine,
             interrupts,
-            clock,
+            clock: HostClock::starting_at(Duration::ZERO),
             next: 1000,
             asked: Vec::new(),
         }

@@ -369,7 +369,7 @@ fn calls_and_requests_without_end_hold_nobody() {
             if way == Way::ToBack && [SET_VRING_CALL, SET_BACKEND_REQ_FD].contains(&message.request) {
                 let descriptor = message.descriptors[0].try_clone().unwrap();
                 let (stop, calls) = (Arc::clone(&stop), message.request == SET_VRING_CALL);
-                std::thread::spawn(move || {
+                thread::spawn(move || {
                     let stream = UnixStream::from(descriptor);
                     // CONFIG_CHANGE_MSG, and one that nobody knows, without an answer.
                     let storm = [2_u32, 1, 0, 77, 1, 0].map(u32::to_ne_bytes).concat();
@@ -410,47 +410,44 @@ fn calls_and_requests_without_end_hold_nobody() {
 }
 
 #[test]
-fn eventfds_that_would_be_waited_for_hold_nobody() {
+fn a_back_end_that_makes_shared_descriptors_wait_holds_nobody() {
     const SET_VRING_KICK: u32 = 12;
-    const SET_VRING_CALL: u32 = 13;
-    let (done, is_done) = mpsc::channel();
-    thread::spawn(move || {
-        let (world, mut backs) = (Arc::new(World::default()), Vec::new());
-        let connect = move || {
-            let (front, middle) = pair();
-            let (middle2, back) = pair();
-            backs.push(Back::new(&world, back));
-            let _ = between(middle, middle2, move |way, message| {
-                if way == Way::ToBack && [SET_VRING_KICK, SET_VRING_CALL].contains(&message.request) {
-                    let event = &message.descriptors[0];
-                    let stream = UnixStream::from(event.try_clone().unwrap());
-                    // SAFETY: takes a descriptor and numbers.
-                    assert_eq!(unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, 0) }, 0);
-                    // As full as it gets, and nobody looks: the back end is kicked by another.
-                    if message.request == SET_VRING_KICK && message.payload[0] == 0 {
-                        io::Write::write_all(&mut AsFile(&stream), &(u64::MAX - 1).to_ne_bytes()).unwrap();
-                        // SAFETY: a new descriptor, which is nobody else's.
-                        message.descriptors[0] = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK)) };
-                    }
+    const SET_VRING_ERR: u32 = 14;
+    let world = Arc::new(World::default());
+    let mut backs = Vec::new();
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        backs.push(Back::new(&world, back));
+        let _ = between(middle, middle2, move |way, message| {
+            if way == Way::ToBack && (SET_VRING_KICK..=SET_VRING_ERR).contains(&message.request) {
+                let shared = UnixStream::from(message.descriptors[0].try_clone().unwrap());
+                if message.request == SET_VRING_KICK {
+                    // As full as can be, and nobody takes it.
+                    io::Write::write_all(&mut AsFile(&shared), &(u64::MAX - 1).to_ne_bytes()).unwrap();
+                    // SAFETY: the result is a new descriptor.
+                    let other = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) };
+                    message.descriptors = vec![other];
                 }
-                Fate::Pass
-            });
-            Ok(front)
-        };
-        let mut front = Front::started(Bus::Mmio, connect, FEATURE);
-        for _ in 0..3 {
-            // What is not kicked waits in its ring.
-            (0..3).for_each(|queue| _ = front.ask(queue));
-            (0..3).for_each(|queue| front.machine.transport().process(devisor::virtio::QueueIndex(queue)));
+                // SAFETY: a call that takes numbers.
+                unsafe { libc::fcntl(shared.as_raw_fd(), libc::F_SETFL, 0) };
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    let (told, done) = mpsc::channel();
+    thread::spawn(move || {
+        let mut front = Front::cold(Bus::Mmio, connect, shared_memory(1), options());
+        front.machine.start(FEATURE);
+        for queue in 0..3 {
+            front.ask(queue);
+            front.machine.transport().process(devisor::virtio::QueueIndex(queue));
         }
         front.machine.set_status(0);
-        assert_eq!(front.machine.transport().status(), 0);
-        let _ = done.send(());
+        told.send(front.machine.transport().status()).unwrap();
     });
-    assert!(
-        is_done.recv_timeout(Duration::from_secs(30)).is_ok(),
-        "it is waited for, or has failed"
-    );
+    assert_eq!(done.recv_timeout(Duration::from_secs(30)), Ok(0));
 }
 
 /// Written to as it is, a socket or not.

@@ -112,6 +112,32 @@ fn a_saved_device_goes_on_with_another_back_end() {
     }
 }
 
+/// Ours at both ends, which move the state through a pipe of the one that is longer than a pipe.
+#[test]
+fn what_a_back_end_of_ours_keeps_moves_with_its_device() {
+    let kept: Vec<u8> = (0..300_000_u32).map(|at| (at * 7) as u8).collect();
+    for bus in BUSES {
+        let world = Arc::new(World::default());
+        *world.kept.lock().unwrap() = kept.clone();
+        let (connect, _backs) = connect_to(&world);
+        let mut front = Front::started(bus, connect, FEATURE);
+        front.ask(0);
+        front.settle();
+        let state = front.machine.save();
+        let there = Arc::new(World::default());
+        let (connect, _backs2) = connect_to(&there);
+        let mut other = Front::cold(bus, connect, Arc::clone(&front.machine.memory), options());
+        other.machine.transport().restore(&state).unwrap();
+        assert_eq!(*there.kept.lock().unwrap(), kept);
+        other.machine.take_driver(&mut front.machine);
+        other.machine.transport().resume();
+        other.ask(0);
+        other.settle();
+        assert_eq!(*there.kept.lock().unwrap(), kept);
+        assert_eq!(other.failures().count, 0);
+    }
+}
+
 #[test]
 fn a_back_end_that_goes_in_the_middle_of_requests_is_followed_by_one_that_answers_them() {
     for bus in BUSES {

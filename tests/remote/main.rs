@@ -24,6 +24,7 @@ mod plugged;
 mod shared_memory;
 mod stand_in;
 mod storage_daemon;
+mod vectors;
 mod vsock_daemon;
 mod wire;
 

@@ -9,7 +9,7 @@ use std::{
 
 use devisor::{
     bus::BusDevice,
-    interrupt::{Interrupt, MsiMessage, MsiSink, NoInterrupt, RequesterId, SinkVectors},
+    interrupt::{Interrupt, MsiMessage, MsiSink, MsiVectors, NoInterrupt, RequesterId, SinkVectors},
     pci::{BarIndex, DeviceFunction, Function, Slot},
     virtio::{
         DeviceState, QueueIndex, VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport, Wait,
@@ -104,6 +104,21 @@ impl<D: VirtioDevice + 'static> Machine<D> {
 
     /// The same, where somebody hears interrupts. Behind PCI nobody does.
     pub fn with_interrupt(bus: Bus, device: D, memory: Arc<GuestMemoryMmap>, interrupt: Arc<dyn Interrupt>) -> Self {
+        Self::with_lines(bus, device, memory, interrupt, Arc::new(no_messages()))
+    }
+
+    /// Behind PCI, with vectors that somebody hears.
+    pub fn with_vectors(device: D, memory: Arc<GuestMemoryMmap>, vectors: Arc<dyn MsiVectors>) -> Self {
+        Self::with_lines(Bus::Pci, device, memory, Arc::new(NoInterrupt), vectors)
+    }
+
+    fn with_lines(
+        bus: Bus,
+        device: D,
+        memory: Arc<GuestMemoryMmap>,
+        interrupt: Arc<dyn Interrupt>,
+        vectors: Arc<dyn MsiVectors>,
+    ) -> Self {
         let bell = Bell::default();
         let registers = match bus {
             Bus::Mmio => {
@@ -112,7 +127,6 @@ impl<D: VirtioDevice + 'static> Machine<D> {
                 Registers::Mmio(Arc::new(device.with_doorbell(bell.clone())))
             }
             Bus::Pci => {
-                let vectors = Arc::new(no_messages());
                 let slot = Slot::new(DeviceFunction::new(3, 0).unwrap(), Box::new(NoInterrupt), vectors);
                 let device = VirtioPci::new(device, Arc::clone(&memory), slot).unwrap();
                 let device = Arc::new(device.with_doorbell(bell.clone()));
@@ -163,6 +177,14 @@ impl<D: VirtioDevice + 'static> Machine<D> {
         match &self.registers {
             Registers::Mmio(device) => &**device,
             Registers::Pci(device) => &**device,
+        }
+    }
+
+    /// The device behind PCI, if it is there.
+    pub fn pci(&self) -> &VirtioPci<D> {
+        match &self.registers {
+            Registers::Mmio(_) => panic!("it is behind virtio-mmio"),
+            Registers::Pci(device) => device,
         }
     }
 

@@ -3,7 +3,10 @@
 use std::{
     os::{
         fd::AsRawFd,
-        unix::{net::UnixStream, process::CommandExt},
+        unix::{
+            net::{UnixListener, UnixStream},
+            process::CommandExt,
+        },
     },
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -101,11 +104,9 @@ fn it_ends_cleanly_on_sigterm_and_takes_its_socket_with_it() {
     drop(connection);
 }
 
-#[test]
-fn it_takes_a_connection_by_its_descriptor_and_ends_with_it() {
-    let Some(program) = devisord() else { return };
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let descriptor = theirs.as_raw_fd();
+/// Entropy, with a descriptor of ours as its own.
+fn with_descriptor(program: PathBuf, descriptor: &impl AsRawFd) -> Running {
+    let descriptor = descriptor.as_raw_fd();
     let mut command = Command::new(program);
     command.args(["rng", "--fd=20"]);
     // SAFETY: a system call that may be made there.
@@ -115,12 +116,81 @@ fn it_takes_a_connection_by_its_descriptor_and_ends_with_it() {
             _ => Ok(()),
         });
     }
-    let mut running = Running(command.spawn().unwrap());
-    drop(theirs);
-    super::front::send(&ours, &super::front::message(1, 1, &[]), &[]).unwrap();
-    ours.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    Running(command.spawn().unwrap())
+}
+
+/// Whether it answers a front end.
+fn assert_answers(socket: &UnixStream) {
+    super::front::send(socket, &super::front::message(1, 1, &[]), &[]).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let mut answer = [0; 20];
-    std::io::Read::read_exact(&mut &ours, &mut answer).unwrap();
+    std::io::Read::read_exact(&mut &*socket, &mut answer).unwrap();
+}
+
+#[test]
+fn it_takes_a_connection_by_its_descriptor_and_ends_with_it() {
+    let Some(program) = devisord() else { return };
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut running = with_descriptor(program, &theirs);
+    drop(theirs);
+    assert_answers(&ours);
     drop(ours);
     assert!(running.0.wait().unwrap().success());
+}
+
+#[test]
+fn it_takes_a_socket_that_listens_by_its_descriptor_and_one_front_end_after_another() {
+    let Some(program) = devisord() else { return };
+    let folder = folder("listens");
+    let path = folder.join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut running = with_descriptor(program, &listener);
+    drop(listener);
+    for _ in 0..3 {
+        assert_answers(&UnixStream::connect(&path).unwrap());
+    }
+    assert!(running.0.try_wait().unwrap().is_none(), "it goes on");
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
+#[test]
+fn it_connects_to_a_front_end_that_listens_and_ends_with_it() {
+    let Some(program) = devisord() else { return };
+    let folder = folder("connects");
+    let path = folder.join("s");
+    let connect = || Command::new(&program).arg("rng").arg("--connect").arg(&path).spawn();
+    assert!(!connect().unwrap().wait().unwrap().success(), "nobody listens");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut running = Running(connect().unwrap());
+    let (socket, _) = listener.accept().unwrap();
+    assert_answers(&socket);
+    drop(socket);
+    assert!(running.0.wait().unwrap().success());
+    assert!(path.exists(), "the socket is the front end's");
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
+#[test]
+fn a_front_end_of_several_that_does_wrong_costs_the_others_nothing() {
+    let Some(program) = devisord() else { return };
+    let folder = folder("several");
+    let paths = [folder.join("a"), folder.join("b")];
+    let listeners = paths.each_ref().map(|path| UnixListener::bind(path).unwrap());
+    let mut command = Command::new(program);
+    command.args(["net", "--switch"]);
+    for path in &paths {
+        command.arg("--connect").arg(path);
+    }
+    let mut running = Running(command.spawn().unwrap());
+    let [wrong, right] = listeners.map(|listener| listener.accept().unwrap().0);
+    // Of no version that there is.
+    super::front::send(&wrong, &super::front::message(1, 3, &[]), &[]).unwrap();
+    wrong.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let _ = std::io::Read::read(&mut &wrong, &mut [0]);
+    for _ in 0..3 {
+        assert_answers(&right);
+    }
+    drop(right);
+    assert!(running.0.wait().unwrap().success(), "the last one has ended in order");
+    let _ = std::fs::remove_dir_all(&folder);
 }

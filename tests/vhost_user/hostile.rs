@@ -1,17 +1,29 @@
 //! Front ends that do wrong, or die: what it costs is their connection.
 
-use std::{fs, os::fd::AsRawFd};
+use std::{
+    fs,
+    os::{
+        fd::{AsRawFd, FromRawFd},
+        unix::fs::MetadataExt,
+    },
+    sync::atomic::Ordering,
+};
 
 use devisor::virtio::{
     VirtioTransport,
-    transport::vhost_user::{ConnectionError, VhostUserOptions},
-    vhost_user::protocol_feature as feature,
+    features::RING_PACKED,
+    transport::{
+        TransportOptions,
+        vhost_user::{ConnectionError, VhostUserOptions},
+    },
+    vhost_user::{protocol_feature as feature, vhost_feature::LOG_ALL},
 };
 
 use super::{
     devices::Device,
     front::{Front, PROTOCOL_FEATURES, VERSION, VERSION_1, bytes, eventfd, halves, id, memfd, message, region, send},
     rings::exchange,
+    skip::skipped,
 };
 
 /// How many descriptors of this process lead to `file`.
@@ -331,7 +343,7 @@ fn postcopy_is_not_offered_and_refused_cleanly() {
 fn logs_that_cannot_be_are_refused_and_the_one_before_stays() {
     let (device, _) = Device::new(1);
     let mut front = Front::new(device);
-    let features = VERSION_1 | PROTOCOL_FEATURES | devisor::virtio::vhost_user::vhost_feature::LOG_ALL;
+    let features = VERSION_1 | PROTOCOL_FEATURES | LOG_ALL;
     front.negotiate(features, feature::LOG_SHMFD | feature::REPLY_ACK);
     front.share_memory();
     let log = memfd(0x1000);
@@ -353,10 +365,92 @@ fn logs_that_cannot_be_are_refused_and_the_one_before_stays() {
         assert!(!refused, "{size:#x} at {offset:#x}");
     }
     assert!(!front.acknowledged(id::SET_LOG_BASE, &bytes(&[0x20, 0]), &[]));
+    // And stays when memory is mapped anew.
+    front.share_memory();
     exchange(&front, &mut ring, 2);
     let mut bits = [0; 32];
     std::os::unix::fs::FileExt::read_exact_at(&log, &mut bits, 0).unwrap();
     assert_ne!(bits, [0; 32], "the first one is in use");
+}
+
+#[test]
+fn features_that_are_refused_are_not_those_of_rings_that_start_later() {
+    let (device, seen) = Device::new(2);
+    let transport = TransportOptions {
+        packed: true,
+        ..TransportOptions::default()
+    };
+    let options = VhostUserOptions {
+        transport,
+        ..VhostUserOptions::default()
+    };
+    let mut front = Front::with_options(device, options);
+    let features = VERSION_1 | PROTOCOL_FEATURES;
+    front.negotiate(features, feature::REPLY_ACK | feature::LOG_SHMFD);
+    front.share_memory();
+    let mut ring = front.start(0);
+    exchange(&front, &mut ring, 2);
+    assert!(!front.acknowledged(id::SET_FEATURES, &bytes(&[features | RING_PACKED]), &[]));
+    // And those whose log ends before memory does.
+    let log = memfd(0x1000);
+    front.ask(id::SET_LOG_BASE, &bytes(&[1, 0]), &[log.as_raw_fd()]);
+    assert!(!front.acknowledged(id::SET_FEATURES, &bytes(&[features | LOG_ALL]), &[]));
+    front.share_memory();
+    let mut other = front.start(1);
+    other.request(&[super::ring::readable(0x8000, 1), super::ring::writable(0x8008, 1)]);
+    front.kick(1);
+    assert_eq!(other.used().len(), 1, "it is a split ring");
+    assert!(front.acknowledged(id::SET_FEATURES, &bytes(&[features]), &[]));
+    assert_eq!(*seen.features.lock().unwrap(), [VERSION_1]);
+}
+
+#[test]
+fn features_that_there_are_not_do_not_reset_the_device() {
+    let (device, seen) = Device::new(1);
+    let mut front = Front::ready(device, feature::REPLY_ACK);
+    let resets = seen.resets.load(Ordering::SeqCst);
+    assert!(!front.acknowledged(id::SET_FEATURES, &bytes(&[VERSION_1 | 1 << 63]), &[]));
+    assert_eq!(seen.resets.load(Ordering::SeqCst), resets);
+    let mut ring = front.start(0);
+    exchange(&front, &mut ring, 2);
+}
+
+/// Files of huge pages are mapped in whole ones, whatever length is said, and a part of one is never unmapped.
+#[test]
+fn a_part_of_a_huge_page_is_no_memory_and_leaves_no_mapping() {
+    // SAFETY: the name is a string, and the result is a new descriptor, or none.
+    let file = unsafe {
+        match libc::memfd_create(c"huge".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_HUGETLB) {
+            ..0 => return skipped("the kernel has no huge pages"),
+            descriptor => fs::File::from_raw_fd(descriptor),
+        }
+    };
+    let len = file.metadata().unwrap().blksize();
+    file.set_len(2 * len).unwrap();
+    let inode = file.metadata().unwrap().ino().to_string();
+    let maps = || {
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().filter(|line| line.contains(&inode)).count()
+    };
+    let (device, _) = Device::new(1);
+    let mut front = Front::new(device);
+    front.negotiate(
+        VERSION_1 | PROTOCOL_FEATURES,
+        feature::REPLY_ACK | feature::CONFIGURE_MEM_SLOTS | feature::LOG_SHMFD | feature::INFLIGHT_SHMFD,
+    );
+    for (size, offset) in [(0x1000, 0), (len + 0x1000, 0), (len, 0x1000)] {
+        let region = bytes(&[0, 0, size, super::front::USER, offset]);
+        assert!(
+            !front.acknowledged(id::ADD_MEM_REG, &region, &[file.as_raw_fd()]),
+            "{size:#x}"
+        );
+    }
+    // A log or a table may be a part of one, where there are any.
+    front.acknowledged(id::SET_LOG_BASE, &bytes(&[0x20, 0x40]), &[file.as_raw_fd()]);
+    let table = [bytes(&[0x1000, 0x2000]), halves(&[1 | 16 << 16, 0])].concat();
+    front.acknowledged(id::SET_INFLIGHT_FD, &table, &[file.as_raw_fd()]);
+    front.device.disconnect();
+    assert_eq!(maps(), 0);
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl Behind {
         let mut front = Front::with_options(device, options);
         front.negotiate(
             VERSION_1 | PROTOCOL_FEATURES | ACCESS_PLATFORM,
-            feature::REPLY_ACK | feature::BACKEND_REQ | feature::LOG_SHMFD,
+            feature::REPLY_ACK | feature::BACKEND_REQ | feature::LOG_SHMFD | feature::CONFIGURE_MEM_SLOTS,
         );
         let (channel, theirs) = UnixStream::pair().unwrap();
         channel.set_nonblocking(true).unwrap();
@@ -703,6 +703,54 @@ fn memory_that_is_taken_away_under_a_translated_ring_stops_it() {
     behind.front.share_memory();
     behind.front.device.run();
     assert_eq!(ring.used().len(), 1);
+}
+
+#[test]
+fn memory_that_is_added_under_a_translated_ring_does_not_stop_it() {
+    let (device, seen) = Device::keeping(1);
+    let mut behind = Behind::new(device, 64);
+    let mut ring = behind.start(0);
+    behind.map_ring(&ring);
+    behind.map(BUFFERS, PAGE, RW);
+    request(&mut ring, BUFFERS, 1);
+    behind.front.kick(0);
+    let more = memfd(MEMORY);
+    let region = bytes(&[0, 1 << 30, MEMORY, USER + (1 << 30), 0]);
+    assert!(behind.front.acknowledged(id::ADD_MEM_REG, &region, &[more.as_raw_fd()]));
+    seen.kept.lock().unwrap().pop().unwrap().complete(1);
+    assert_eq!(ring.used().len(), 1);
+    // A buffer that is there.
+    behind.map(1 << 30, PAGE, RW);
+    ring.request(&[readable(IOVA + (1 << 30), 1), writable(IOVA + (1 << 30) + 8, 1)]);
+    behind.front.kick(0);
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn what_is_left_of_a_translation_that_is_taken_back_in_pieces_is_no_more_than_is_kept() {
+    const MOST: u64 = 8;
+    const START: u64 = 0x8_0000;
+    let (device, _) = Device::new(1);
+    let mut behind = Behind::new(device, MOST as u32);
+    let mut ring = behind.start(0);
+    behind.map_ring(&ring);
+    behind.map(START, 32 * PAGE, RW);
+    for page in 0..16 {
+        behind.unmap(START + 2 * page * PAGE, PAGE);
+    }
+    let mut missed = 0;
+    for page in 0..16 {
+        request(&mut ring, START + (2 * page + 1) * PAGE, 1);
+        behind.front.kick(0);
+        let asked = behind.asked();
+        missed += asked.len() as u64;
+        for (address, access, _) in asked {
+            behind.map(address - IOVA, PAGE, access | W);
+        }
+        behind.front.device.run();
+    }
+    assert_eq!(heads(&mut ring).len(), 16, "nothing is lost");
+    assert!(missed >= 16 - MOST, "{missed}");
 }
 
 /// One that serves its queue on one thread, while translations come and go on another.

@@ -3,8 +3,11 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
-    os::{fd::AsRawFd, unix::fs::FileExt},
-    sync::Arc,
+    os::{
+        fd::AsRawFd,
+        unix::{fs::FileExt, net::UnixStream},
+    },
+    sync::{Arc, atomic::Ordering},
 };
 
 use devisor::virtio::{
@@ -23,7 +26,7 @@ use vm_memory::VolatileSlice;
 
 use super::{
     devices::Device,
-    front::{Front, MEMORY, PROTOCOL_FEATURES, USER, VERSION_1, bytes, halves, id, memfd, region},
+    front::{Front, MEMORY, NEED_REPLY, PROTOCOL_FEATURES, USER, VERSION_1, bytes, halves, id, memfd, region},
     packed::PackedRing,
     ring::{Ring, readable, writable},
     rings::exchange,
@@ -164,6 +167,53 @@ fn another_table_is_taken_when_no_request_holds_the_old_one() {
     ring.request(&[readable(0x8000, 1), writable(0x8008, 1)]);
     front.kick(0);
     assert_eq!(seen.kept.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn a_table_that_was_waited_for_when_the_connection_ended_holds_up_none_that_follows() {
+    let (device, seen) = Device::keeping(1);
+    let mut front = Front::ready(device, 0);
+    let mut ring = front.start(0);
+    ring.request(&[readable(0x8000, 1), writable(0x8008, 1)]);
+    front.kick(0);
+    front.share_memory();
+    front.device.disconnect();
+    seen.kept.lock().unwrap().pop().unwrap().complete(1);
+    let (socket, theirs) = UnixStream::pair().unwrap();
+    front.socket = socket;
+    front.pump().unwrap();
+    front.device.connect(theirs).unwrap();
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, 0);
+    front.share_memory();
+    let mut ring = front.ring(1);
+    front.describe(0, &ring, 0);
+    front.set_kick(0);
+    front.enable(0, true);
+    ring.request(&[readable(0x8000, 1), writable(0x8008, 1)]);
+    front.kick(0);
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_table_is_taken_though_the_device_was_resumed_while_it_was_waited_for() {
+    let (device, seen) = Device::keeping(1);
+    let mut front = Front::ready(device, feature::REPLY_ACK);
+    let mut ring = front.start(0);
+    ring.request(&[readable(0x8000, 1), writable(0x8008, 1)]);
+    front.kick(0);
+    let table = [halves(&[1, 0]), region()].concat();
+    let told = front.try_send(id::SET_MEM_TABLE, NEED_REPLY, &table, &[front.file.as_raw_fd()]);
+    told.unwrap();
+    front.device.pause();
+    front.device.resume();
+    ring.request(&[readable(0x8000, 1), writable(0x8008, 1)]);
+    front.kick(0);
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 1, "it comes to rest");
+    seen.kept.lock().unwrap().pop().unwrap().complete(1);
+    front.pump().unwrap();
+    assert_eq!(front.answer().unwrap().1, bytes(&[0]));
+    front.device.run();
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 2);
 }
 
 #[test]

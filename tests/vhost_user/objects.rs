@@ -35,7 +35,7 @@ fn sharing(features: u64) -> (Front, UnixStream) {
     let mut front = Front::with_options(device, options);
     front.negotiate(
         VERSION_1 | PROTOCOL_FEATURES | features,
-        feature::REPLY_ACK | feature::BACKEND_REQ | feature::SHARED_OBJECT,
+        feature::REPLY_ACK | feature::BACKEND_REQ | feature::SHARED_OBJECT | feature::CONFIG,
     );
     let channel = set_channel(&front);
     front.share_memory();
@@ -221,4 +221,40 @@ fn what_the_channel_has_no_room_for_is_told_when_there_is() {
     front.device.export_object([0; 16], file);
     front.pump().unwrap();
     assert_eq!(awaited(), None);
+}
+
+#[test]
+fn a_configuration_that_changes_when_the_channel_has_no_room_is_told_when_there_is() {
+    const CONFIG_CHANGE: u32 = 2;
+    let (mut front, channel) = sharing(0);
+    front.start(0);
+    let file: OwnedFd = memfd(4096).into();
+    for at in 0..1000u128 {
+        front.device.export_object(at.to_be_bytes(), file.try_clone().unwrap());
+    }
+    // By who has the device, and not by who waits for the connection.
+    front.device.change_config(|_| ());
+    let waits = front.device.connection_waits();
+    let room = waits.iter().any(|wait| matches!(wait, Wait::Writable(_)));
+    assert!(room, "{waits:?}");
+    let mut told = Vec::new();
+    while told.len() < 1000 {
+        told.extend(said(&channel));
+        front.pump().unwrap();
+    }
+    // No kick comes.
+    told.extend(said(&channel));
+    assert_eq!(told.iter().filter(|(request, _)| *request == CONFIG_CHANGE).count(), 1);
+    let waits = front.device.connection_waits();
+    assert!(!waits.iter().any(|wait| matches!(wait, Wait::Writable(_))), "{waits:?}");
+    // Who has gone is not waited for.
+    drop(channel);
+    front.device.change_config(|_| ());
+    assert!(
+        !front
+            .device
+            .connection_waits()
+            .iter()
+            .any(|wait| matches!(wait, Wait::Writable(_)))
+    );
 }

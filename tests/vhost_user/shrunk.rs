@@ -190,3 +190,50 @@ fn a_mapped_disk_that_becomes_shorter_ends_the_daemon_and_nothing_is_made_up() {
     let _ = std::fs::remove_file(&image);
     let _ = std::fs::remove_dir_all(&folder);
 }
+
+/// What a process has run so far.
+fn time_of(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let fields: Vec<_> = fields.split_whitespace().collect();
+    // User and system time, in hundredths of a second.
+    let ticks = [11, 12].map(|at: usize| fields[at].parse::<u64>().unwrap());
+    Duration::from_millis(10 * ticks.iter().sum::<u64>())
+}
+
+#[test]
+fn a_kick_that_outlives_its_connection_costs_the_daemon_nothing() {
+    let Some(program) = devisord() else { return };
+    let folder = folder("outlived");
+    let socket = folder.join("s");
+    let running = Running(
+        Command::new(program)
+            .arg("rng")
+            .arg("--socket-path")
+            .arg(&socket)
+            .spawn()
+            .unwrap(),
+    );
+    wait_for(&socket);
+    // Its number is that of the next one's kick, and what waits there is not for that.
+    let mut kicks = Vec::new();
+    for connection in 0..2 {
+        let mut remote = Remote::connect(&socket);
+        assert!(remote.is_answered(), "{connection}");
+        kicks.push(remote.kick.try_clone().unwrap());
+        drop(remote.socket);
+        thread::sleep(Duration::from_millis(50));
+        (&remote.kick).write_all(&1u64.to_ne_bytes()).unwrap();
+        let before = time_of(running.0.id());
+        thread::sleep(Duration::from_millis(600));
+        let spent = time_of(running.0.id()) - before;
+        assert!(spent < Duration::from_millis(100), "{connection}: {spent:?}");
+    }
+    let mut remote = Remote::connect(&socket);
+    assert!(remote.is_answered());
+    let before = time_of(running.0.id());
+    thread::sleep(Duration::from_millis(600));
+    let spent = time_of(running.0.id()) - before;
+    assert!(spent < Duration::from_millis(100), "while it is connected: {spent:?}");
+    let _ = std::fs::remove_dir_all(&folder);
+}

@@ -104,9 +104,15 @@ impl<D: VirtioDevice> Core<D> {
     /// kick.
     #[inline]
     pub(super) fn tell_config_if_owed(&self) {
-        if self.notice.is_owed() && self.has(DRIVER_OK) {
+        if self.owes_config() {
             self.tell_config();
         }
+    }
+
+    /// Whether a driver that is ready does not know of a configuration change yet, and may be told.
+    #[inline]
+    pub(super) fn owes_config(&self) -> bool {
+        self.notice.is_owed() && self.has(DRIVER_OK) && !self.notice.is_paused()
     }
 
     #[cold]

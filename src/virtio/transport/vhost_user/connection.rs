@@ -30,6 +30,7 @@ impl<D: VirtioDevice> VhostUser<D> {
     pub fn serve_connection(&self) -> Result<bool, ConnectionError> {
         self.wake.take();
         self.objects.tell(&self.lines);
+        self.core.tell_config_if_owed();
         let result = self.advance_connection(&mut lock(&self.connection));
         self.lines.tell_found();
         result
@@ -147,15 +148,13 @@ impl<D: VirtioDevice> VhostUser<D> {
             });
             if let Answer::Unused(ticket) = answer {
                 // Devices give back what they keep for later.
-                self.core.pause();
+                self.core.begin_bus_stop();
                 begun.rest = Rest::Unused(ticket);
                 session.begun = Some(begun);
                 continue;
             }
-            if let Rest::All | Rest::Unused(_) = begun.rest
-                && !self.paused.load(Ordering::SeqCst)
-            {
-                self.core.resume();
+            if let Rest::All | Rest::Unused(_) = begun.rest {
+                self.core.end_bus_stops();
             }
             let needed = session.has(protocol_feature::REPLY_ACK) && begun.message.header.needs_reply();
             self.start_rings(session);
@@ -180,7 +179,7 @@ impl<D: VirtioDevice> VhostUser<D> {
         match &rest {
             Rest::Nothing | Rest::Unused(_) | Rest::Transfer => {}
             Rest::Rings(rings) => rings.iter().for_each(|&index| self.core.begin_ring_stop(index)),
-            Rest::All => self.core.pause(),
+            Rest::All => self.core.begin_bus_stop(),
             Rest::Device => {
                 (0..session.rings.len()).for_each(|index| self.lines.stops(index));
                 session.rings.iter_mut().for_each(|ring| ring.runs = None);
@@ -198,7 +197,7 @@ impl<D: VirtioDevice> VhostUser<D> {
             Rest::Nothing | Rest::Transfer => true,
             Rest::Rings(rings) => rings.iter().all(|&index| self.core.is_ring_still(index)),
             Rest::Unused(ticket) => ticket.strong_count() == 0,
-            Rest::All => self.core.is_still(),
+            Rest::All => self.core.are_rings_still(),
             Rest::Device => {
                 self.core.finish_reset();
                 !self.core.is_resetting()

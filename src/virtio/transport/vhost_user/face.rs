@@ -1,9 +1,6 @@
 //! A device behind a socket as any transport's.
 
-use std::{
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     super::{NotStill, RestoreError, SavedDevice, SavedTransport, VirtioTransport},
@@ -103,12 +100,10 @@ impl<D: VirtioDevice> VirtioTransport for VhostUser<D> {
     }
 
     fn pause(&self) {
-        self.paused.store(true, Ordering::SeqCst);
         self.core.pause();
     }
 
     fn resume(&self) {
-        self.paused.store(false, Ordering::SeqCst);
         self.core.resume();
     }
 

@@ -53,18 +53,21 @@ pub(super) struct Lines {
     answers: AtomicBool,
     /// The front end hears of changes of the configuration.
     pub hears_config: AtomicBool,
+    /// The connection has something to send.
+    wake: Arc<Event>,
     doorbell: OnceLock<Box<dyn Doorbell>>,
     options: VhostUserOptions,
 }
 
 impl Lines {
-    pub fn new(queues: usize, options: VhostUserOptions) -> Self {
+    pub fn new(queues: usize, options: VhostUserOptions, wake: Arc<Event>) -> Self {
         Self {
             queues: (0..queues).map(|_| Mutex::default()).collect(),
             channel: Mutex::new(None),
             found: Mutex::default(),
             answers: AtomicBool::new(false),
             hears_config: AtomicBool::new(false),
+            wake,
             doorbell: OnceLock::new(),
             options,
         }
@@ -286,9 +289,17 @@ impl VirtioInterrupt for Lines {
     }
 
     fn config_changed(&self) -> io::Result<()> {
-        match self.hears_config.load(Ordering::SeqCst) {
-            true => self.say(Header::request(BackRequest::ConfigChangeMsg as u32, 0), &[]),
-            false => Ok(()),
+        if !self.hears_config.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        match self.say(Header::request(BackRequest::ConfigChangeMsg as u32, 0), &[]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // Whoever waits for the connection is to wait for room too.
+                let _ = self.wake.trigger();
+                Err(error)
+            }
+            // Or nobody hears.
+            _ => Ok(()),
         }
     }
 

@@ -1,19 +1,16 @@
 //! The log of dirty pages, in memory that the front end shares.
 
 use std::{
-    fs::File,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
 };
 
-use vm_memory::{
-    FileOffset, MmapRegion,
-    bitmap::{Bitmap, BitmapSlice, WithBitmapSlice},
-};
+use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
+use super::shared::Shared;
 use crate::virtio::vhost_user;
 
 /// `VHOST_LOG_PAGE`.
@@ -22,9 +19,7 @@ const PAGE: u64 = 4096;
 /// A bit a page, from guest address zero on.
 #[derive(Debug)]
 pub(super) struct Log {
-    map: MmapRegion<()>,
-    /// Where the log begins in the map.
-    offset: usize,
+    bits: Shared,
     len: usize,
 }
 
@@ -33,26 +28,9 @@ impl Log {
     /// It is not in its file.
     pub fn new(log: vhost_user::Log, descriptor: OwnedFd) -> Result<Self, String> {
         let vhost_user::Log { size, offset } = log;
-        let file = File::from(descriptor);
-        let inside = file.metadata().is_ok_and(|metadata| {
-            let end = offset.checked_add(size);
-            metadata.is_file() && size != 0 && end.is_some_and(|end| end <= metadata.size())
-        });
-        let len = usize::try_from(size).ok().filter(|_| inside);
-        let Some(len) = len else {
-            return Err(format!(
-                "a log of {size:#x} bytes at {offset:#x}: it is all of it in a file"
-            ));
-        };
-        // A mapping begins with a page.
-        let before = offset % PAGE;
-        let file = FileOffset::new(file, offset - before);
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let map = MmapRegion::build(Some(file), len + before as usize, prot, libc::MAP_SHARED);
         Ok(Self {
-            map: map.map_err(|error| format!("a log cannot be mapped: {error}"))?,
-            offset: before as usize,
-            len,
+            bits: Shared::new(descriptor, offset, size).map_err(|error| format!("a log: {error}"))?,
+            len: usize::try_from(size).map_err(|error| error.to_string())?,
         })
     }
 
@@ -86,7 +64,7 @@ impl Log {
     fn byte(&self, at: u64) -> Option<&AtomicU8> {
         let at = usize::try_from(at).ok().filter(|&at| at < self.len)?;
         // SAFETY: within the mapping, which lives as long as `self`; others access it atomically too.
-        Some(unsafe { AtomicU8::from_ptr(self.map.as_ptr().add(self.offset + at)) })
+        Some(unsafe { AtomicU8::from_ptr(self.bits.as_ptr().add(at)) })
     }
 }
 

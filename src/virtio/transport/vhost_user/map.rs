@@ -54,17 +54,19 @@ impl<D: VirtioDevice> VhostUser<D> {
     pub(super) fn add_mem_reg(&self, session: &mut Session, payload: &[u8], mut descriptors: Vec<OwnedFd>) -> Outcome {
         let Single(region) = parse(Single::from_bytes(payload))?;
         let region = Mapped::new(region, one(&mut descriptors)?)?;
-        let regions = session.regions.with(region, self.max_regions())?;
-        self.change_regions(session, regions)
+        // No ring is elsewhere then, and those that run go on.
+        self.replace_regions(session, session.regions.with(region, self.max_regions())?)?;
+        Ok(Answer::Done)
     }
 
     /// All or nothing.
-    pub(super) fn change_regions(&self, session: &mut Session, regions: Regions) -> Outcome {
+    fn replace_regions(&self, session: &mut Session, regions: Regions) -> Result<(), String> {
         let before = std::mem::replace(&mut session.regions, regions);
-        if let Err(error) = self.map(session) {
-            session.regions = before;
-            return Err(error);
-        }
+        self.map(session).inspect_err(|_| session.regions = before)
+    }
+
+    pub(super) fn change_regions(&self, session: &mut Session, regions: Regions) -> Outcome {
+        self.replace_regions(session, regions)?;
         // Rings that are elsewhere now begin there, and those that are nowhere end.
         for index in 0..session.rings.len() {
             let runs = session.rings[index].runs;
@@ -84,8 +86,11 @@ impl<D: VirtioDevice> VhostUser<D> {
         }
         let log = parse(protocol::Log::from_bytes(payload))?;
         let log = Log::new(log, one(&mut descriptors)?)?;
-        session.log = Some(Arc::new(log));
-        self.map(session)?;
+        let before = session.log.replace(Arc::new(log));
+        if let Err(reason) = self.map(session) {
+            session.log = before;
+            return Err(reason);
+        }
         Ok(Answer::Payload(Word(0).to_bytes()))
     }
 
@@ -112,7 +117,7 @@ impl<D: VirtioDevice> VhostUser<D> {
             let wake = Arc::new(Wake(Arc::clone(&self.wake)));
             used = Arc::downgrade(&wake);
             let ticket: Ticket = wake;
-            self.iotlb.take_back(&range, &ticket);
+            self.iotlb.take_back(&range, &ticket, &self.ring_addresses(session));
         }
         match told.kind {
             IotlbKind::INVALIDATE => {}

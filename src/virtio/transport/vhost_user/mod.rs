@@ -9,6 +9,7 @@
 //! | `requests`, `map`, `rings` | what each request does: in general, to memory, and to rings |
 //! | `ring` | a ring as it was described, and the queue that it becomes |
 //! | `regions`, `log`, `reclaim` | the front end's memory, the log of its dirty pages, and what is given back of it |
+//! | `shared` | a file of the front end's that is no memory, mapped |
 //! | `iotlb` | translations that the front end tells |
 //! | `inflight` | the table of requests in flight |
 //! | `transfer` | the device's state on its way |
@@ -66,6 +67,7 @@ mod requests;
 mod ring;
 mod rings;
 mod session;
+mod shared;
 mod transfer;
 
 use std::{
@@ -118,8 +120,6 @@ pub struct VhostUser<D: VirtioDevice> {
     when_still: Arc<Mutex<Told>>,
     /// Requests that were refused, and the last reason.
     refusals: FailureLog,
-    /// The embedder has paused the device.
-    paused: AtomicBool,
     /// The front end was told that the device has failed.
     told_failure: AtomicBool,
 }
@@ -142,7 +142,6 @@ impl<D: VirtioDevice + 'static> VhostUser<D> {
         let nothing = Regions::default().memory(None).map_err(io::Error::other)?;
         let memory = Replaceable::new(&nothing);
         let queues = device.queue_sizes().len();
-        let lines = Arc::new(Lines::new(queues, options.clone()));
         // SAFETY: the call takes numbers, and its result is a descriptor that nobody else has, or none.
         let wake = unsafe {
             match libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) {
@@ -151,6 +150,7 @@ impl<D: VirtioDevice + 'static> VhostUser<D> {
             }
         };
         let wake = Arc::new(Event::said(wake)?);
+        let lines = Arc::new(Lines::new(queues, options.clone(), Arc::clone(&wake)));
         let max = options.max_translations as usize;
         let iotlb = Iotlb::new(max, Arc::clone(&lines), Arc::clone(&wake));
         let source: Weak<dyn Translate> = Arc::downgrade(&iotlb) as _;
@@ -189,7 +189,6 @@ impl<D: VirtioDevice + 'static> VhostUser<D> {
             wake,
             when_still,
             refusals: FailureLog::default(),
-            paused: AtomicBool::new(false),
             told_failure: AtomicBool::new(false),
         })
     }
@@ -254,7 +253,7 @@ impl<D: VirtioDevice> VhostUser<D> {
         }
         waits.extend(self.lines.awaited().map(Wait::Readable));
         let asks_more = self.translates() && self.iotlb.send();
-        if self.objects.tell(&self.lines) || asks_more {
+        if self.objects.tell(&self.lines) || asks_more || self.core.owes_config() {
             waits.extend(self.lines.channel_descriptor().map(Wait::Writable));
         }
         waits

@@ -1,16 +1,15 @@
 //! The front end's memory: regions of files, mapped.
 
-use std::{
-    fs::File,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
-    sync::Arc,
-};
+use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, bitmap::Bitmap, mmap::MmapRegionBuilder,
 };
 
-use super::log::{Log, RegionLog};
+use super::{
+    log::{Log, RegionLog},
+    shared::{page_of, size_of_file},
+};
 use crate::{memory::Memory, virtio::vhost_user::Region};
 
 const PAGE: u64 = 4096;
@@ -37,9 +36,10 @@ impl Mapped {
         } = region;
         let file = File::from(descriptor);
         let refused = |what| Err(format!("a region of {size:#x} bytes at {guest:#x}: {what}"));
-        // Sizes are as front ends have them: what follows in the last page is out of reach.
-        if size == 0 || !offset.is_multiple_of(PAGE) {
-            return refused("it has bytes, and begins with a page of its file, of 4096 bytes");
+        let page = page_of(&file).map_err(|error| format!("the file of a region: {error}"))?;
+        // Sizes are as front ends have them: what follows in the last page is out of reach; but that of a huge page would be within.
+        if size == 0 || !offset.is_multiple_of(page) || page > PAGE && !size.is_multiple_of(page) {
+            return refused("it has bytes, and begins with a page of its file, of 4096 bytes, or is all of huge ones");
         }
         if [guest, user, offset]
             .iter()
@@ -48,10 +48,7 @@ impl Mapped {
         {
             return refused("it ends within 64 bits");
         }
-        let metadata = file.metadata();
-        let metadata = metadata.map_err(|error| format!("the file of a region: {error}"))?;
-        // What is no file has no size either.
-        if !metadata.is_file() || metadata.size() < offset + size {
+        if size_of_file(&file) < offset + size {
             return refused("it is all of it in a file");
         }
         Ok(Self {

@@ -132,7 +132,8 @@ impl<D: VirtioDevice> VhostUser<D> {
     }
 
     fn rest_for_features(&self, session: &Session, message: &Message) -> Rest {
-        let Some(Word(features)) = Word::from_bytes(&message.payload) else {
+        let features = Word::from_bytes(&message.payload).filter(|Word(features)| features & !self.offered() == 0);
+        let Some(Word(features)) = features else {
             return Rest::Nothing;
         };
         let broken = self.core.status() & DEVICE_NEEDS_RESET != 0;
@@ -271,13 +272,22 @@ impl<D: VirtioDevice> VhostUser<D> {
         if features & !offered != 0 {
             return Err(format!("features {features:#x}: of {offered:#x} there are"));
         }
-        let before = session.features.replace(features);
+        let before = session.features;
         let same = before.is_some_and(|before| (before ^ features) & !VHOST == 0) && self.has_agreed();
+        if !same && session.runs_any() {
+            return Err("other features than before: they are accepted when all rings are stopped".into());
+        }
+        session.features = Some(features);
+        let logged = |features: Option<u64>| features.unwrap_or(0) & vhost_feature::LOG_ALL != 0;
+        if session.log.is_some()
+            && logged(before) != logged(session.features)
+            && let Err(reason) = self.map(session)
+        {
+            session.features = before;
+            return Err(reason);
+        }
         session.disagreed = false;
         if !same {
-            if session.runs_any() {
-                return Err("other features than before: they are accepted when all rings are stopped".into());
-            }
             let translated = features & crate::virtio::features::ACCESS_PLATFORM != 0;
             if translated != self.translates() {
                 self.iotlb.forget();
@@ -290,14 +300,11 @@ impl<D: VirtioDevice> VhostUser<D> {
                 ));
             }
         }
-        let logged = |features: Option<u64>| features.unwrap_or(0) & vhost_feature::LOG_ALL != 0;
-        if session.log.is_some() && logged(before) != logged(Some(features)) {
-            self.map(session)?;
-        }
         Ok(Answer::Done)
     }
 
-    fn has_agreed(&self) -> bool {
+    /// Whether the device works with what SET_FEATURES has said.
+    pub(super) fn has_agreed(&self) -> bool {
         self.core.status() & FEATURES_OK != 0
     }
 

@@ -340,9 +340,21 @@ impl<D: VirtioDevice> Core<D> {
         state
     }
 
-    /// A device that was reset is not held back by how its rings were stopped.
+    /// Has all rings come to rest, which is not waited for. An embedder's pause is another reason, and ends by itself.
+    pub(super) fn begin_bus_stop(&self) {
+        self.stop(Stop::Bus);
+        self.cancel_all();
+    }
+
+    /// Whether all rings are at rest that are to be.
+    pub(super) fn are_rings_still(&self) -> bool {
+        self.lanes.are_still()
+    }
+
+    /// Rings that are stopped go on; and a device that was reset is not held back by how they were stopped.
     pub(super) fn end_bus_stops(&self) {
         self.lanes.resume(Stop::Bus);
+        self.look_again();
     }
 
     /// A ring cannot be where its driver has put it.

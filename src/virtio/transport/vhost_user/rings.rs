@@ -51,7 +51,7 @@ impl<D: VirtioDevice> VhostUser<D> {
 
     /// Starts each ring that is to run and does not.
     pub(super) fn start_rings(&self, session: &mut Session) {
-        let Some(features) = session.features.filter(|_| !session.disagreed) else {
+        let Some(features) = session.features.filter(|_| self.has_agreed()) else {
             return;
         };
         for index in 0..session.rings.len() {

@@ -9,18 +9,14 @@ mod split;
 use std::{
     fs::File,
     io,
-    os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
 };
 
-use vm_memory::{FileOffset, MmapRegion};
-
+use super::shared::Shared;
 use crate::virtio::{queue::Tracker, vhost_user};
 pub(super) use packed::Found;
 use packed::Packed;
@@ -66,12 +62,10 @@ pub(super) fn create(queues: u16, queue_size: u16, packed: bool) -> io::Result<(
 
 /// A table that the front end has given.
 pub(super) struct Table {
-    map: Arc<MmapRegion<()>>,
+    map: Arc<Shared>,
     queues: u16,
     queue_size: u16,
     packed: bool,
-    /// Where it begins in the map.
-    offset: usize,
 }
 
 impl Table {
@@ -85,27 +79,17 @@ impl Table {
             queue_size,
         } = description;
         let needed = region_size(queue_size, packed) * u64::from(queues);
-        let file = File::from(descriptor);
-        let inside = file.metadata().is_ok_and(|metadata| {
-            let end = mmap_offset.checked_add(mmap_size);
-            metadata.is_file() && end.is_some_and(|end| end <= metadata.size())
-        });
-        if mmap_size < needed || needed == 0 || !inside || !mmap_offset.is_multiple_of(8) {
+        if mmap_size < needed || needed == 0 || !mmap_offset.is_multiple_of(8) {
             return Err(format!(
-                "a table of {mmap_size} bytes at {mmap_offset:#x} for {queues} queues of {queue_size}: \
-                 {needed} bytes, all of them in a file, are needed"
+                "a table of {mmap_size} bytes at {mmap_offset:#x} for {queues} queues of {queue_size}: {needed} bytes are needed"
             ));
         }
-        let before = mmap_offset % PAGE;
-        let file = FileOffset::new(file, mmap_offset - before);
-        let len = usize::try_from(needed + before).map_err(|error| error.to_string())?;
-        let map = MmapRegion::build(Some(file), len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        let map = Shared::new(descriptor, mmap_offset, mmap_size);
         Ok(Self {
-            map: Arc::new(map.map_err(|error| format!("a table of requests in flight cannot be mapped: {error}"))?),
+            map: Arc::new(map.map_err(|error| format!("a table of requests in flight: {error}"))?),
             queues,
             queue_size,
             packed,
-            offset: before as usize,
         })
     }
 
@@ -115,7 +99,7 @@ impl Table {
             let len = region_size(self.queue_size, self.packed) as usize;
             let words = Words {
                 map: Arc::clone(&self.map),
-                start: self.offset + index * len,
+                start: index * len,
             };
             (0..len)
                 .step_by(8)
@@ -128,7 +112,7 @@ impl Table {
         let fits = index < usize::from(self.queues) && size <= self.queue_size;
         let words = fits.then(|| Words {
             map: Arc::clone(&self.map),
-            start: self.offset + index * region_size(self.queue_size, self.packed) as usize,
+            start: index * region_size(self.queue_size, self.packed) as usize,
         })?;
         Some(match self.packed {
             false => Part::Split(Arc::new(Split::new(words, self.queue_size))),
@@ -156,7 +140,7 @@ impl Part {
 /// The words of a part. Each offset that is asked for is in it, and a multiple of what is there. They are written by
 /// [`set`](Self::set), so that a test can look at what there is before each.
 struct Words {
-    map: Arc<MmapRegion<()>>,
+    map: Arc<Shared>,
     start: usize,
 }
 
@@ -168,7 +152,7 @@ impl Words {
     }
 
     fn word(&self, at: usize) -> &AtomicU16 {
-        // SAFETY: as in `byte`; the map is aligned to a page, the part to 8, and each of its words to two.
+        // SAFETY: as in `byte`; the table is aligned to 8, the part too, and each of its words to two.
         unsafe { AtomicU16::from_ptr(self.map.as_ptr().add(self.start + at).cast()) }
     }
 

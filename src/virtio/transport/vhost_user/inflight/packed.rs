@@ -228,10 +228,16 @@ impl Packed {
             place.first.insert(id, first);
             found.in_flight.push(id);
             found.chains.push(chain);
+            // Before what is beyond is read, which may be a lot.
+            if descriptors > size.into() {
+                return Err(Unstarted::Wrong(format!(
+                    "{descriptors} descriptors in flight, and more, in a ring of {size}"
+                )));
+            }
         }
-        if descriptors > size.into() || next_used & !WRAP >= size {
+        if next_used & !WRAP >= size {
             return Err(Unstarted::Wrong(format!(
-                "{descriptors} descriptors in flight from {next_used:#x} on, in a ring of {size}"
+                "a ring of {size} that was used up to {next_used:#x}"
             )));
         }
         found.next_avail = after(next_used, descriptors as u16, size);

@@ -8,7 +8,7 @@
 mod table;
 
 use std::{
-    ops::{Bound, RangeInclusive},
+    ops::RangeInclusive,
     sync::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -88,13 +88,14 @@ impl Iotlb {
         }
     }
 
-    /// Takes translations back. `ticket` is kept as long as one is in use.
-    pub fn take_back(&self, range: &Range, ticket: &Ticket) {
+    /// Takes translations back. `ticket` is kept as long as one is in use. What is left of one may be two: `kept` are not forgotten for it.
+    pub fn take_back(&self, range: &Range, ticket: &Ticket, kept: &[Range]) {
         let mut over = Over::default();
         let memory = self.memory.get();
         {
             let mut table = lock(&self.table);
             table.carve(range);
+            table.forget_beyond(self.max, kept);
             let pages = pages(range);
             table.refused.retain(|key| !pages.contains(key));
             // What was forgotten may be known to a memory.
@@ -137,19 +138,8 @@ impl Iotlb {
             .filter(|(start, entry)| entry.last >= last && entry.leads(*start, told));
         let access = access | whole.map_or(0, |(_, entry)| entry.access);
         table.carve(&range);
-        while table.entries.len() >= self.max {
-            let touches = |start: u64, entry: &Entry| {
-                kept.iter()
-                    .any(|kept| start <= *kept.end() && entry.last >= *kept.start())
-            };
-            let after = table.entries.range((Bound::Excluded(table.hand), Bound::Unbounded));
-            let around = after.chain(table.entries.range(..=table.hand));
-            let mut idle = around.filter(|(start, entry)| !touches(**start, entry));
-            let Some(one) = idle.next().map(|(&start, _)| start) else {
-                return Err(format!("{} translations are of rings: no more are taken", self.max));
-            };
-            table.hand = one;
-            table.entries.remove(&one);
+        if !table.forget_beyond(self.max.saturating_sub(1), kept) {
+            return Err(format!("{} translations are of rings: no more are taken", self.max));
         }
         let pages = pages(&range);
         let answered: Vec<_> = table.asked.range(pages.clone()).map(|(&key, _)| key).collect();
@@ -209,7 +199,7 @@ impl Iotlb {
     /// Forgets everything. What was told is told again.
     pub fn forget(&self) {
         let nobody: Ticket = Arc::new(());
-        self.take_back(&(0..=u64::MAX), &nobody);
+        self.take_back(&(0..=u64::MAX), &nobody, &[]);
         let mut table = lock(&self.table);
         table.asked.clear();
         table.refused.clear();

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ops::RangeInclusive,
+    ops::{Bound, RangeInclusive},
 };
 
 use super::super::regions::Regions;
@@ -83,6 +83,25 @@ impl Table {
                 self.entries.insert(next, Entry { user, ..entry });
             }
         }
+    }
+
+    /// Forgets what is more than `most`, but none of `kept`. Whether that is enough.
+    pub fn forget_beyond(&mut self, most: usize, kept: &[Range]) -> bool {
+        let touches = |start: u64, entry: &Entry| {
+            kept.iter()
+                .any(|kept| start <= *kept.end() && entry.last >= *kept.start())
+        };
+        while self.entries.len() > most {
+            let after = self.entries.range((Bound::Excluded(self.hand), Bound::Unbounded));
+            let around = after.chain(self.entries.range(..=self.hand));
+            let mut idle = around.filter(|(start, entry)| !touches(**start, entry));
+            let Some(one) = idle.next().map(|(&start, _)| start) else {
+                return false;
+            };
+            self.hand = one;
+            self.entries.remove(&one);
+        }
+        true
     }
 
     /// The first of these addresses that may not be accessed so, as far as is known, and what of the access is missing.

@@ -307,3 +307,35 @@ fn a_table_that_lies_leads_nowhere() {
         part.published(5);
     }
 }
+
+#[test]
+fn a_table_of_more_than_a_ring_holds_is_read_no_further_than_that() {
+    const ENTRIES: u16 = 256;
+    let (description, descriptor) = create(1, ENTRIES, true).unwrap();
+    let table = Table::new(description, descriptor, true).unwrap();
+    let Some(Part::Packed(part)) = table.queue(0, SIZE) else {
+        panic!("a packed ring's part");
+    };
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+    let memory = Memory::new(Arc::new(memory));
+    let read = std::cell::Cell::new(0);
+    let memory = found::Found {
+        pin: memory.pin(),
+        find: &|address| {
+            read.set(read.get() + 1);
+            Some((address, u64::MAX))
+        },
+    };
+    part.recover(WRAP, SIZE, 0, &memory).unwrap();
+    // All of them are in flight, each with a table of descriptors.
+    part.set_header(region::OLD_FREE_HEAD, ENTRIES);
+    for entry in 0..ENTRIES {
+        part.set_in_flight(entry, true);
+        part.set(entry, state::NUM, 1);
+        part.set(entry, state::ID, entry);
+        part.set(entry, state::FLAGS, INDIRECT);
+        part.words.set(part.words.half(part.at(entry, state::LEN)), 16);
+    }
+    assert!(part.recover(WRAP, SIZE, 0, &memory).is_err());
+    assert_eq!(read.get(), SIZE + 1, "tables");
+}
