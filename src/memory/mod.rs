@@ -4,6 +4,8 @@
 //! the host addresses of all regions. What has a pin may use the addresses: the map that they came from is alive.
 
 mod backing;
+#[cfg(target_os = "linux")]
+mod file_system;
 mod map;
 #[cfg(unix)]
 mod mapping;
@@ -27,6 +29,8 @@ use vm_memory::{GuestAddressSpace, Permissions, VolatileSlice};
 
 use crate::sync::lock;
 use backing::Backing;
+#[cfg(target_os = "linux")]
+pub(crate) use file_system::FileSystem;
 use map::Map;
 #[cfg(unix)]
 pub(crate) use mapping::Mapping;

@@ -1,10 +1,11 @@
 //! Memory that this process has mapped, on Linux.
 
-use std::{fs::File, io, mem, ops::Range, os::fd::AsRawFd, ptr};
+use std::{io, ops::Range, ptr};
 
 use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::{Discarded, Reclaim, overlap, whole_pages};
+use crate::memory::FileSystem;
 
 /// The guest's memory as `vm-memory` has mapped it (`GuestMemoryMmap`, or another with host addresses): it goes back to the kernel by
 /// `madvise(2)`, as the kind of mapping needs it.
@@ -120,7 +121,10 @@ impl<A: GuestAddressSpace> Madvise<A> {
 
     /// Bytes of a page of the host's in a region.
     fn page_size_of(&self, region: &impl GuestMemoryRegion) -> u64 {
-        let file = region.file_offset().and_then(|file| huge_page_size(file.file()));
+        let file = region.file_offset().and_then(|file| match FileSystem::of(file.file()) {
+            Ok(FileSystem::Hugetlbfs(page)) => Some(page),
+            _ => None,
+        });
         self.page_size.max(file.unwrap_or(0))
     }
 }
@@ -269,16 +273,4 @@ unsafe fn replace(pages: &Range<u64>) -> io::Result<()> {
         true => Err(io::Error::last_os_error()),
         false => Ok(()),
     }
-}
-
-/// The page size of the hugetlbfs that a file is in, if it is in one.
-fn huge_page_size(file: &File) -> Option<u64> {
-    // SAFETY: all of it is numbers, for which zero is a value.
-    let mut answer: libc::statfs = unsafe { mem::zeroed() };
-    // SAFETY: the file is open, and `answer` is what the kernel fills.
-    let result = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut answer) };
-    #[allow(clippy::unnecessary_cast, reason = "its type is another one on other architectures")]
-    let is_huge = result == 0 && answer.f_type as i64 == libc::HUGETLBFS_MAGIC as i64;
-    #[allow(clippy::unnecessary_cast, reason = "as above")]
-    is_huge.then_some(answer.f_bsize as u64)
 }

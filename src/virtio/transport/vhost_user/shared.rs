@@ -2,13 +2,12 @@
 
 use std::{
     fs::File,
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
 };
 
 use vm_memory::{FileOffset, MmapRegion};
+
+use crate::memory::FileSystem;
 
 /// A part of a file, mapped.
 #[derive(Debug)]
@@ -55,14 +54,9 @@ pub(super) fn size_of_file(file: &File) -> u64 {
 /// What a file is mapped in. Of huge pages the kernel maps no part, whatever length it is told, and unmaps none: a mapping of another
 /// length would stay for good.
 pub(super) fn page_of(file: &File) -> Result<u64, String> {
-    // SAFETY: all zeros are a valid `statfs`.
-    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: there is room for one.
-    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut found) } != 0 {
-        return Err(std::io::Error::last_os_error().to_string());
+    match FileSystem::of(file) {
+        Ok(FileSystem::Hugetlbfs(page)) => Ok(page),
+        Ok(_) => Ok(4096),
+        Err(error) => Err(error.to_string()),
     }
-    Ok(match found.f_type as u64 == libc::HUGETLBFS_MAGIC as u64 {
-        true => found.f_bsize as u64,
-        false => 4096,
-    })
 }

@@ -16,7 +16,7 @@ mod linux {
     #[cfg(feature = "io-uring")]
     use std::os::unix::fs::OpenOptionsExt;
 
-    use crate::virtio::block::Limits;
+    use crate::{memory::FileSystem, virtio::block::Limits};
 
     pub use libc::{EREMOTEIO, O_DIRECT};
 
@@ -81,18 +81,9 @@ mod linux {
         })
     }
 
-    /// Whether a file is one of a file system in memory (tmpfs, which `memfd_create` has too).
+    /// Whether a file is one of a file system in memory.
     pub fn is_in_memory(file: &File) -> bool {
-        // SAFETY: all of it is numbers, for which zero is a value.
-        let mut answer: libc::statfs = unsafe { mem::zeroed() };
-        // SAFETY: the file is open, and `answer` is what the kernel fills.
-        let result = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut answer) };
-        #[allow(
-            clippy::unnecessary_cast,
-            reason = "their types are other ones on other architectures"
-        )]
-        let is_tmpfs = answer.f_type as i64 == libc::TMPFS_MAGIC as i64;
-        result == 0 && is_tmpfs
+        matches!(FileSystem::of(file), Ok(FileSystem::Tmpfs))
     }
 
     /// Has all of the first `len` bytes of a file be there: holes become zeros.
