@@ -21,15 +21,12 @@ impl FileSystem {
         if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut answer) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        #[allow(
-            clippy::unnecessary_cast,
-            reason = "their types are other ones on other architectures"
-        )]
-        let (kind, block) = (answer.f_type as i64, answer.f_bsize as u64);
-        #[allow(clippy::unnecessary_cast, reason = "as above")]
+        // Numbers of 32 bits, in types that differ in their length and sign.
+        #[allow(clippy::unnecessary_cast, reason = "on one architecture or another")]
+        let (kind, block) = (answer.f_type as u32, answer.f_bsize as u64);
         let found = match kind {
-            _ if kind == libc::TMPFS_MAGIC as i64 => Self::Tmpfs,
-            _ if kind == libc::HUGETLBFS_MAGIC as i64 => Self::Hugetlbfs(block),
+            _ if kind == libc::TMPFS_MAGIC as u32 => Self::Tmpfs,
+            _ if kind == libc::HUGETLBFS_MAGIC as u32 => Self::Hugetlbfs(block),
             _ => Self::Other,
         };
         Ok(found)
