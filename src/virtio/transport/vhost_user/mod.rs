@@ -87,10 +87,7 @@ use crate::{
     interrupt::Interrupt,
     memory::{Replaceable, Switched, Translate, Translated},
     sync::lock,
-    virtio::{
-        FailureLog, HostFailures, VirtioDevice, Wait, features,
-        vhost_user::{Socket, protocol_feature},
-    },
+    virtio::{FailureLog, HostFailures, VirtioDevice, Wait, features, vhost_user::Socket},
 };
 use event::Event;
 use iotlb::Iotlb;
@@ -243,10 +240,7 @@ impl<D: VirtioDevice> VhostUser<D> {
             Some(session) if session.socket.is_full() => vec![Wait::Writable(session.socket.descriptor()), wake],
             // Its end is not seen before the request is done.
             Some(session) if session.begun.is_some() || !connection.settled => vec![wake],
-            Some(session) if self.translates() || session.has(protocol_feature::SHARED_OBJECT) => {
-                vec![Wait::Readable(session.socket.descriptor()), wake]
-            }
-            Some(session) => vec![Wait::Readable(session.socket.descriptor())],
+            Some(session) => vec![Wait::Readable(session.socket.descriptor()), wake],
         };
         if let Some(session) = &connection.session {
             waits.extend(session.transfer.as_ref().and_then(Transfer::wait));
