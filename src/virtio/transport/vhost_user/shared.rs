@@ -61,7 +61,8 @@ pub(super) fn page_of(file: &File) -> Result<u64, String> {
     if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut found) } != 0 {
         return Err(std::io::Error::last_os_error().to_string());
     }
-    Ok(match found.f_type as u64 == libc::HUGETLBFS_MAGIC as u64 {
+    // Numbers of 32 bits, in types that differ in their length and sign.
+    Ok(match found.f_type as u32 == libc::HUGETLBFS_MAGIC as u32 {
         true => found.f_bsize as u64,
         false => 4096,
     })
