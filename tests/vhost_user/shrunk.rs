@@ -238,6 +238,34 @@ fn a_kick_that_outlives_its_connection_costs_the_daemon_nothing() {
     let _ = std::fs::remove_dir_all(&folder);
 }
 
+#[test]
+fn a_kick_whose_other_end_is_closed_costs_the_daemon_nothing() {
+    let Some(program) = devisord() else { return };
+    let folder = folder("closed");
+    let socket = folder.join("s");
+    let mut command = Command::new(program);
+    let running = Running(command.arg("rng").arg("--socket-path").arg(&socket).spawn().unwrap());
+    wait_for(&socket);
+    let mut remote = Remote::connect(&socket);
+    assert!(remote.is_answered());
+    let (pipe, other_end) = std::io::pipe().unwrap();
+    let (one, other) = UnixStream::pair().unwrap();
+    drop((other_end, other));
+    for closed in [pipe.as_raw_fd(), one.as_raw_fd()] {
+        let kick = message(id::SET_VRING_KICK, 1, &bytes(&[0]));
+        send(&remote.socket, &kick, &[closed]).unwrap();
+        let before = time_of(running.0.id());
+        thread::sleep(Duration::from_millis(600));
+        let spent = time_of(running.0.id()) - before;
+        assert!(spent < Duration::from_millis(100), "{spent:?}");
+    }
+    // Another one is heard.
+    let kick = message(id::SET_VRING_KICK, 1, &bytes(&[0]));
+    send(&remote.socket, &kick, &[remote.kick.as_raw_fd()]).unwrap();
+    assert!(remote.is_answered());
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
 /// Has a process have so many descriptors at most. How many they were.
 fn limit_descriptors(process: u32, most: libc::rlim_t) -> libc::rlim_t {
     let resource = libc::RLIMIT_NOFILE;

@@ -30,7 +30,7 @@ impl<D: VirtioDevice> VhostUser<D> {
     pub fn serve_connection(&self) -> Result<bool, ConnectionError> {
         // It wakes if there is no room still, and that is waited for.
         self.core.tell_config_if_owed();
-        self.wake.take();
+        let _ = self.wake.take();
         self.objects.tell(&self.lines);
         let result = self.advance_connection(&mut lock(&self.connection));
         self.lines.tell_found();
