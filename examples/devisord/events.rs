@@ -137,6 +137,12 @@ impl Events {
         }
     }
 
+    /// `target` is to be served in a while, and waits for nothing else.
+    pub fn put_off(&self, target: Target) {
+        let later = self.clock.now() + Duration::from_millis(100);
+        self.wait(target, &[Wait::Until(later)]);
+    }
+
     /// Has the kernel look for this; whether it does.
     fn control(&self, descriptor: RawFd, wanted: u32, name: u64) -> bool {
         let mut event = libc::epoll_event {

@@ -51,14 +51,19 @@ extern "C" fn handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
     unsafe {
         let address = (*info).si_addr() as usize;
         let is_disk = DISK.get().is_some_and(|disk| disk.contains(&address));
+        let put = |page: &usize| {
+            let start = (address & !(page - 1)) as *mut libc::c_void;
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+            match libc::mmap(start, *page, prot, flags, -1, 0) {
+                libc::MAP_FAILED => *libc::__errno_location(),
+                _ => 0,
+            }
+        };
+        // A part of a huge page is invalid. What fails otherwise is of this size, and around it is what is nobody's to replace.
         let replaced = (*info).si_code == libc::BUS_ADRERR
             && !is_disk
-            && PAGES.iter().any(|page| {
-                let start = (address & !(page - 1)) as *mut libc::c_void;
-                let prot = libc::PROT_READ | libc::PROT_WRITE;
-                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-                libc::mmap(start, *page, prot, flags, -1, 0) != libc::MAP_FAILED
-            });
+            && PAGES.iter().map(put).find(|error| *error != libc::EINVAL) == Some(0);
         if !replaced {
             // It comes again, and ends the process.
             libc::signal(libc::SIGBUS, libc::SIG_DFL);

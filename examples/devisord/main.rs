@@ -253,11 +253,18 @@ impl Served {
     }
 
     fn accept(&self, events: &Events) -> bool {
-        let accepted = self.listener.as_ref().map(UnixListener::accept);
-        if let Some(Ok((stream, _))) = accepted
-            && self.device.connect(stream).is_ok()
-        {
-            events.make_due(Target::Connection(self.number));
+        match self.listener.as_ref().map(UnixListener::accept) {
+            Some(Ok((stream, _))) => {
+                if self.device.connect(stream).is_ok() {
+                    events.make_due(Target::Connection(self.number));
+                }
+            }
+            // There is no descriptor left: who is not taken stays in the listener's queue, which stays readable.
+            Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
+                events.put_off(Target::Listener(self.number));
+                return false;
+            }
+            Some(Err(_)) | None => {}
         }
         self.say_waits(events);
         false

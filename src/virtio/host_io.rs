@@ -93,13 +93,18 @@ fn again(call: impl Fn() -> isize) -> io::Result<usize> {
 
 /// Sets O_NONBLOCK. Returns the flags of before.
 pub(super) fn set_nonblocking(fd: RawFd) -> io::Result<libc::c_int> {
-    // SAFETY: no memory is involved.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    if flags < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let flags = flags(fd)?;
     set_flags(fd, flags | libc::O_NONBLOCK)?;
     Ok(flags)
+}
+
+/// The status flags of an open file, and how it is open.
+pub(super) fn flags(fd: RawFd) -> io::Result<libc::c_int> {
+    // SAFETY: no memory is involved.
+    match unsafe { libc::fcntl(fd, libc::F_GETFL) } {
+        ..0 => Err(io::Error::last_os_error()),
+        flags => Ok(flags),
+    }
 }
 
 /// Sets the status flags of an open file.

@@ -753,6 +753,29 @@ fn what_is_left_of_a_translation_that_is_taken_back_in_pieces_is_no_more_than_is
     assert!(missed >= 16 - MOST, "{missed}");
 }
 
+#[test]
+fn what_is_left_of_a_ring_that_does_not_run_is_no_more_than_is_kept_either() {
+    const RING: u64 = 0x4_0000;
+    let (device, _) = Device::new(1);
+    let mut behind = Behind::new(device, 8);
+    behind.front.tell(id::SET_VRING_NUM, &halves(&[0, 1024]), &[]);
+    let areas = [RING, RING + 0x4000, RING + 0x8000, 0].map(|area| IOVA + area);
+    let address = [halves(&[0, 0]), bytes(&areas)].concat();
+    behind.front.tell(id::SET_VRING_ADDR, &address, &[]);
+    behind.map(RING, 0x1_0000, RW);
+    // Its last page of descriptors, in pieces of a byte.
+    for piece in 0..32 {
+        behind.unmap(RING + 3 * PAGE + 2 * piece, 1);
+    }
+    behind.front.set_kick(0);
+    behind.front.enable(0, true);
+    assert_eq!(
+        behind.asked(),
+        [(IOVA + RING, R, MISS)],
+        "what was before them is forgotten"
+    );
+}
+
 /// One that serves its queue on one thread, while translations come and go on another.
 #[test]
 fn translations_that_come_and_go_while_requests_run_lose_and_repeat_none() {

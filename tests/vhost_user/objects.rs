@@ -63,9 +63,13 @@ fn said(mut channel: &UnixStream) -> Vec<(u32, Vec<u8>)> {
 }
 
 fn is_writable(descriptor: RawFd) -> bool {
+    is_ready(descriptor, libc::POLLOUT)
+}
+
+fn is_ready(descriptor: RawFd, events: libc::c_short) -> bool {
     let mut poll = libc::pollfd {
         fd: descriptor,
-        events: libc::POLLOUT,
+        events,
         revents: 0,
     };
     // SAFETY: one structure, as is said.
@@ -257,4 +261,39 @@ fn a_configuration_that_changes_when_the_channel_has_no_room_is_told_when_there_
             .iter()
             .any(|wait| matches!(wait, Wait::Writable(_)))
     );
+}
+
+/// Whether one of these is there.
+fn is_there(waits: &[Wait]) -> bool {
+    waits.iter().any(|wait| match *wait {
+        Wait::Readable(descriptor) => is_ready(descriptor, libc::POLLIN),
+        Wait::Writable(descriptor) => is_writable(descriptor),
+        _ => false,
+    })
+}
+
+#[test]
+fn who_waits_for_a_connection_hears_that_the_channel_has_no_room_and_then_waits_for_that_alone() {
+    for protocol in [0, feature::SHARED_OBJECT] {
+        let (device, _) = Device::new(1);
+        let mut front = Front::ready(device, protocol | feature::BACKEND_REQ | feature::CONFIG);
+        let channel = set_channel(&front);
+        front.start(0);
+        // Who waits has asked once, and is told of nothing but what is there.
+        let waits = front.device.connection_waits();
+        for _ in 0..10_000 {
+            front.device.change_config(|_| ());
+            if is_there(&waits) {
+                break;
+            }
+        }
+        assert!(is_there(&waits), "{protocol:#x}: {waits:?}");
+        front.pump().unwrap();
+        let waits = front.device.connection_waits();
+        assert!(!is_there(&waits), "{protocol:#x}: there is no room yet, {waits:?}");
+        said(&channel);
+        assert!(is_there(&waits), "{protocol:#x}: there is room");
+        front.pump().unwrap();
+        assert_eq!(said(&channel).len(), 1, "{protocol:#x}: it is told");
+    }
 }

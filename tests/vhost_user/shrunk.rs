@@ -237,3 +237,73 @@ fn a_kick_that_outlives_its_connection_costs_the_daemon_nothing() {
     assert!(spent < Duration::from_millis(100), "while it is connected: {spent:?}");
     let _ = std::fs::remove_dir_all(&folder);
 }
+
+#[test]
+fn a_kick_whose_other_end_is_closed_costs_the_daemon_nothing() {
+    let Some(program) = devisord() else { return };
+    let folder = folder("closed");
+    let socket = folder.join("s");
+    let mut command = Command::new(program);
+    let running = Running(command.arg("rng").arg("--socket-path").arg(&socket).spawn().unwrap());
+    wait_for(&socket);
+    let mut remote = Remote::connect(&socket);
+    assert!(remote.is_answered());
+    let (pipe, other_end) = std::io::pipe().unwrap();
+    let (one, other) = UnixStream::pair().unwrap();
+    drop((other_end, other));
+    for closed in [pipe.as_raw_fd(), one.as_raw_fd()] {
+        let kick = message(id::SET_VRING_KICK, 1, &bytes(&[0]));
+        send(&remote.socket, &kick, &[closed]).unwrap();
+        let before = time_of(running.0.id());
+        thread::sleep(Duration::from_millis(600));
+        let spent = time_of(running.0.id()) - before;
+        assert!(spent < Duration::from_millis(100), "{spent:?}");
+    }
+    // Another one is heard.
+    let kick = message(id::SET_VRING_KICK, 1, &bytes(&[0]));
+    send(&remote.socket, &kick, &[remote.kick.as_raw_fd()]).unwrap();
+    assert!(remote.is_answered());
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
+/// Has a process have so many descriptors at most. How many they were.
+fn limit_descriptors(process: u32, most: libc::rlim_t) -> libc::rlim_t {
+    let resource = libc::RLIMIT_NOFILE;
+    // SAFETY: a limit is numbers, for which zero is a value.
+    let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
+    // SAFETY: there is room for one.
+    let got = unsafe { libc::prlimit(process as i32, resource, std::ptr::null(), &raw mut limit) };
+    let before = std::mem::replace(&mut limit.rlim_cur, most);
+    // SAFETY: the limit outlives the call.
+    let set = unsafe { libc::prlimit(process as i32, resource, &raw const limit, std::ptr::null_mut()) };
+    assert_eq!((got, set), (0, 0), "{}", std::io::Error::last_os_error());
+    before
+}
+
+#[test]
+fn a_front_end_for_which_there_is_no_descriptor_waits_and_costs_the_daemon_nothing() {
+    let Some(program) = devisord() else { return };
+    let folder = folder("descriptors");
+    let socket = folder.join("s");
+    let mut command = Command::new(program);
+    let running = Running(command.arg("rng").arg("--socket-path").arg(&socket).spawn().unwrap());
+    wait_for(&socket);
+    let process = running.0.id();
+    // What it opens is open when it has taken one.
+    drop(Remote::connect(&socket));
+    let before = limit_descriptors(process, 3);
+    let (remote, connected) = std::sync::mpsc::channel();
+    let client = thread::spawn({
+        let socket = socket.clone();
+        move || remote.send(Remote::connect(&socket))
+    });
+    let spent = time_of(process);
+    thread::sleep(Duration::from_millis(600));
+    let spent = time_of(process) - spent;
+    limit_descriptors(process, before);
+    assert!(spent < Duration::from_millis(100), "{spent:?}");
+    let remote = connected.recv_timeout(Duration::from_secs(10));
+    assert!(remote.unwrap().is_answered());
+    client.join().unwrap().unwrap();
+    let _ = std::fs::remove_dir_all(&folder);
+}

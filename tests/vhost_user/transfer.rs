@@ -127,13 +127,15 @@ fn a_transfer_that_cannot_be_is_refused() {
         assert_eq!(begin(&front, direction, phase, Some(pipe().0)), 0x101);
     }
     assert_eq!(begin(&front, SAVE, 0, None), 0x101);
-    // A pipe that is closed already, or is for the other direction.
+    // A pipe that is closed already.
     let (read, write) = pipe();
     drop(read);
     assert_eq!(begin(&front, SAVE, 0, Some(write)), 0x100);
     assert_eq!(front.ask_word(id::CHECK_DEVICE_STATE, &[]), 1);
-    let (_read, write) = pipe();
-    assert_eq!(begin(&front, LOAD, 0, Some(write)), 0x100);
+    // Those of the other direction.
+    let (read, write) = pipe();
+    assert_eq!(begin(&front, LOAD, 0, Some(write)), 0x101);
+    assert_eq!(begin(&front, SAVE, 0, Some(read)), 0x101);
     // Not while the device works.
     let mut ring = front.start(0);
     assert_eq!(begin(&front, SAVE, 0, Some(pipe().1)), 0x101);

@@ -24,9 +24,11 @@ impl Notice {
         self.0.load(Ordering::SeqCst) & bit != 0
     }
 
+    /// Also while it is told, for it may be refused.
     #[inline]
     pub fn is_owed(&self) -> bool {
-        self.has(OWED)
+        let bits = self.0.load(Ordering::SeqCst);
+        bits & OWED != 0 || bits >= TELLING
     }
 
     pub fn owe(&self) {

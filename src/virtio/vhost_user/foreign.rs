@@ -31,12 +31,12 @@ enum How {
 impl Foreign {
     /// One that is read.
     pub fn to_read(descriptor: OwnedFd) -> io::Result<Self> {
-        Self::new(descriptor, OpenOptions::new().read(true))
+        Self::new(descriptor, libc::O_RDONLY)
     }
 
     /// One that is written.
     pub fn to_write(descriptor: OwnedFd) -> io::Result<Self> {
-        Self::new(descriptor, OpenOptions::new().write(true))
+        Self::new(descriptor, libc::O_WRONLY)
     }
 
     /// An eventfd. Its flags stay as they are.
@@ -47,12 +47,19 @@ impl Foreign {
         }
     }
 
-    fn new(descriptor: OwnedFd, options: &mut OpenOptions) -> io::Result<Self> {
+    fn new(descriptor: OwnedFd, access: libc::c_int) -> io::Result<Self> {
         let file = File::from(descriptor);
+        // To open it once more is not to be more than the other end may do.
+        let open_for = host_io::flags(file.as_raw_fd())? & (libc::O_ACCMODE | libc::O_PATH);
+        if open_for != access && open_for != libc::O_RDWR {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
         let kind = file.metadata()?.file_type();
         let how = match () {
             () if kind.is_fifo() => {
                 let path = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
+                let mut options = OpenOptions::new();
+                options.read(access == libc::O_RDONLY).write(access == libc::O_WRONLY);
                 // Refused to who is another user, and where there is no such folder.
                 if let Ok(own) = options.custom_flags(libc::O_NONBLOCK).open(path) {
                     return Ok(Self {

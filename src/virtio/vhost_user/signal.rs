@@ -45,7 +45,17 @@ const ENDS: usize = 64;
 pub(crate) fn signal(eventfd: RawFd) -> io::Result<()> {
     // One for all: to end one takes the kernel milliseconds.
     static CONTEXT: OnceLock<Option<Context>> = OnceLock::new();
-    match CONTEXT.get_or_init(|| Context::new().ok()) {
+    let context = match CONTEXT.get() {
+        Some(context) => context,
+        None => match Context::new() {
+            // There never will be one. What else is in the way may be gone the next time.
+            Err(error) if ![Some(libc::ENOSYS), Some(libc::EPERM)].contains(&error.raw_os_error()) => {
+                return Err(error);
+            }
+            context => CONTEXT.get_or_init(|| context.ok()),
+        },
+    };
+    match context {
         Some(context) => context.signal(eventfd),
         None => Err(io::ErrorKind::Unsupported.into()),
     }
@@ -77,27 +87,27 @@ impl Context {
     }
 
     fn signal(&self, eventfd: RawFd) -> io::Result<()> {
-        let request = Request {
+        let mut request = Request {
             opcode: PREAD,
             file: self.nothing.as_raw_fd() as u32,
             flags: SIGNALS,
             eventfd: eventfd as u32,
             ..Request::default()
         };
-        match self.submit(&request) {
+        match self.submit(&mut request) {
             // The ends of others before it have not been looked at.
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
                 self.forget_ends();
-                self.submit(&request)
+                self.submit(&mut request)
             }
             result => result,
         }
     }
 
-    fn submit(&self, request: &Request) -> io::Result<()> {
-        let requests = [ptr::from_ref(request)];
-        // SAFETY: one request, which moves no bytes and has ended when the call returns.
-        match unsafe { libc::syscall(libc::SYS_io_submit, self.context, 1, requests.as_ptr()) } {
+    fn submit(&self, request: &mut Request) -> io::Result<()> {
+        let (count, requests): (libc::c_long, _) = (1, [ptr::from_mut(request)]);
+        // SAFETY: one request, in which the kernel writes a key, and which moves no bytes and has ended when the call returns.
+        match unsafe { libc::syscall(libc::SYS_io_submit, self.context, count, requests.as_ptr()) } {
             1 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -107,17 +117,24 @@ impl Context {
         let mut ends = [0_u64; ENDS * EVENT];
         // SAFETY: all zeros are a time.
         let at_once: libc::timespec = unsafe { mem::zeroed() };
+        let (least, most): (libc::c_long, libc::c_long) = (0, ENDS as _);
         // SAFETY: there is room for as many ends as are asked for, and both outlive the call, which does not wait.
         unsafe {
-            let context = self.context;
             libc::syscall(
                 libc::SYS_io_getevents,
-                context,
-                0,
-                ENDS,
+                self.context,
+                least,
+                most,
                 ends.as_mut_ptr(),
                 &raw const at_once,
             )
         };
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: the context is ours, and nobody has it any more.
+        unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
     }
 }

@@ -125,7 +125,7 @@ impl Socket {
         if cut || self.descriptors.len() > MAX_DESCRIPTORS {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("more than {MAX_DESCRIPTORS} descriptors with a message"),
+                format!("more than {MAX_DESCRIPTORS} descriptors with a message, or than this process may have"),
             ));
         }
         match read {

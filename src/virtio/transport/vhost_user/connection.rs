@@ -28,9 +28,10 @@ impl<D: VirtioDevice> VhostUser<D> {
     /// # Errors
     /// The connection has ended. The device is reset, and takes [another](Self::connect).
     pub fn serve_connection(&self) -> Result<bool, ConnectionError> {
-        self.wake.take();
-        self.objects.tell(&self.lines);
+        // It wakes if there is no room still, and that is waited for.
         self.core.tell_config_if_owed();
+        let _ = self.wake.take();
+        self.objects.tell(&self.lines);
         let result = self.advance_connection(&mut lock(&self.connection));
         self.lines.tell_found();
         result

@@ -45,8 +45,15 @@ impl Event {
     }
 
     /// Takes what is there. Whether there was anything.
-    pub fn take(&self) -> bool {
-        matches!(self.0.read(&mut [0; 8]), Ok(1..))
+    ///
+    /// # Errors
+    /// Nothing comes any more: the other end is closed.
+    pub fn take(&self) -> io::Result<bool> {
+        match self.0.read(&mut [0; 8]) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(false),
+            result => result.map(|_| true),
+        }
     }
 }
 

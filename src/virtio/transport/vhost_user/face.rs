@@ -114,9 +114,9 @@ impl<D: VirtioDevice> VirtioTransport for VhostUser<D> {
 
     /// Ends the connection too: the rings are the front end's.
     fn reset(&self) {
-        self.disconnect();
-        self.core.begin_reset();
-        self.core.end_bus_stops();
+        // Whether there is one or not, and no other comes between.
+        self.end_connection(&mut lock(&self.connection));
+        self.lines.tell_found();
         self.core.wait_for_reset(None);
     }
 

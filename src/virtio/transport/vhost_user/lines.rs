@@ -31,6 +31,8 @@ pub(super) struct QueueLines {
     pub kick: Option<Event>,
     pub call: Option<Event>,
     pub error: Option<Event>,
+    /// The other end of the kick is closed: it is readable for ever, and not waited for.
+    kick_is_over: bool,
     /// There is no kick, and the queue is polled.
     pub polled: bool,
     /// It runs: its kick is waited for.
@@ -176,7 +178,11 @@ impl Lines {
             lines.told = false;
             match &lines.kick {
                 _ if mem::take(&mut lines.due) => false,
-                Some(kick) if lines.runs => kick.take(),
+                Some(kick) if lines.runs => {
+                    let taken = kick.take();
+                    lines.kick_is_over = taken.is_err();
+                    taken.unwrap_or(false)
+                }
                 _ => false,
             }
         });
@@ -212,7 +218,7 @@ impl Lines {
             return waits;
         }
         let kick = self.with(index, |lines| match &lines.kick {
-            Some(kick) if lines.runs => Some(Wait::Readable(kick.descriptor())),
+            Some(kick) if lines.runs && !lines.kick_is_over => Some(Wait::Readable(kick.descriptor())),
             None if lines.runs && lines.polled => {
                 let (clock, interval) = self.options.polled.as_ref()?;
                 Some(Wait::Until(clock.now() + *interval))
@@ -319,6 +325,7 @@ impl Lines {
     pub fn set_kick(&self, index: usize, kick: Option<Event>) {
         let before = self.with(index, |lines| {
             lines.polled = kick.is_none();
+            lines.kick_is_over = false;
             mem::replace(&mut lines.kick, kick)
         });
         // The embedder hears of the new one before the old one is closed.

@@ -94,7 +94,6 @@ impl<D: VirtioDevice> VhostUser<D> {
         Ok(Answer::Payload(Word(0).to_bytes()))
     }
 
-    /// What the front end's IOMMU does with addresses of the device.
     /// Has rings that miss a translation look again.
     pub(super) fn look_again(&self, session: &Session) {
         let rings = session.rings.iter().enumerate();
@@ -103,6 +102,7 @@ impl<D: VirtioDevice> VhostUser<D> {
             .for_each(|(index, _)| self.core.mark_and_ring(index));
     }
 
+    /// What the front end's IOMMU does with addresses of the device.
     pub(super) fn change_translations(&self, session: &mut Session, payload: &[u8]) -> Outcome {
         let told = parse(protocol::Iotlb::from_bytes(payload))?;
         if !self.translates() {
@@ -117,12 +117,14 @@ impl<D: VirtioDevice> VhostUser<D> {
             let wake = Arc::new(Wake(Arc::clone(&self.wake)));
             used = Arc::downgrade(&wake);
             let ticket: Ticket = wake;
-            self.iotlb.take_back(&range, &ticket, &self.ring_addresses(session));
+            // What is taken back is nowhere in them, so of these few pieces are left.
+            let kept = self.ring_addresses(session, |ring| ring.runs.is_some());
+            self.iotlb.take_back(&range, &ticket, &kept);
         }
         match told.kind {
             IotlbKind::INVALIDATE => {}
             IotlbKind::UPDATE => {
-                if self.iotlb.update(&told, &self.ring_addresses(session))? {
+                if self.iotlb.update(&told, &self.ring_addresses(session, |_| true))? {
                     self.look_again(session);
                 }
             }

@@ -43,6 +43,7 @@
 //! *What a front end may do wrong* costs its connection: [`ConnectionError`]. If it has asked for an answer, it is told instead, and
 //! nothing has changed. Files that it sends are mapped if they are as long as they have to be; one that it makes shorter afterwards
 //! raises SIGBUS where it is used. What a process does then is its own choice: seals can be asked for, or the signal be handled.
+//! A kick whose other end is closed is looked at no more.
 //! No descriptor of an event or of a state is waited for, whatever the front end makes of its flags: an eventfd is signaled by way of
 //! `io_submit(2)`, and a process whose system calls are filtered allows that, `io_setup` and `io_getevents`. Where there is none of it
 //! (and with a pipe of another user's, which cannot be opened once more), it is looked first whether there is room.
@@ -87,10 +88,7 @@ use crate::{
     interrupt::Interrupt,
     memory::{Replaceable, Switched, Translate, Translated},
     sync::lock,
-    virtio::{
-        FailureLog, HostFailures, VirtioDevice, Wait, features,
-        vhost_user::{Socket, protocol_feature},
-    },
+    virtio::{FailureLog, HostFailures, VirtioDevice, Wait, features, vhost_user::Socket},
 };
 use event::Event;
 use iotlb::Iotlb;
@@ -243,10 +241,7 @@ impl<D: VirtioDevice> VhostUser<D> {
             Some(session) if session.socket.is_full() => vec![Wait::Writable(session.socket.descriptor()), wake],
             // Its end is not seen before the request is done.
             Some(session) if session.begun.is_some() || !connection.settled => vec![wake],
-            Some(session) if self.translates() || session.has(protocol_feature::SHARED_OBJECT) => {
-                vec![Wait::Readable(session.socket.descriptor()), wake]
-            }
-            Some(session) => vec![Wait::Readable(session.socket.descriptor())],
+            Some(session) => vec![Wait::Readable(session.socket.descriptor()), wake],
         };
         if let Some(session) = &connection.session {
             waits.extend(session.transfer.as_ref().and_then(Transfer::wait));

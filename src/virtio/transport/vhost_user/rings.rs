@@ -24,10 +24,11 @@ impl<D: VirtioDevice> VhostUser<D> {
         session.rings.get(index)?.layout(&session.regions, self.translates())
     }
 
-    /// The addresses of all rings that were described, if they are translated.
-    pub(super) fn ring_addresses(&self, session: &Session) -> Vec<Range> {
+    /// The addresses of all rings of a kind that were described, if they are translated.
+    pub(super) fn ring_addresses(&self, session: &Session, kind: impl Fn(&Ring) -> bool) -> Vec<Range> {
         let packed = session.is_packed();
-        let layouts = (0..session.rings.len()).filter_map(|index| self.layout(session, index));
+        let rings = (0..session.rings.len()).filter(|&index| kind(&session.rings[index]));
+        let layouts = rings.filter_map(|index| self.layout(session, index));
         let addresses = layouts.flat_map(|layout| areas(&layout, packed));
         addresses
             .filter_map(|(address, len, _)| Some(address..=address.checked_add(len.checked_sub(1)?)?))

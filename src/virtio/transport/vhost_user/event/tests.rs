@@ -3,7 +3,7 @@ use std::{
     io::{self, Write},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::net::UnixDatagram,
+        unix::{fs::OpenOptionsExt, net::UnixDatagram},
     },
     sync::{
         Arc,
@@ -117,13 +117,13 @@ fn what_is_said_is_heard_whatever_it_goes_through() {
         shared.iter().for_each(make_waiting);
         ends(move || {
             for _ in 0..300 {
-                assert!(!hears.take());
+                assert!(!hears.take().unwrap());
                 says.trigger().unwrap();
-                assert!(hears.take());
+                assert!(hears.take().unwrap());
             }
             // Nobody hears, until there is no room.
             (0..100_000).for_each(|_| says.trigger().unwrap());
-            assert!(hears.take());
+            assert!(hears.take().unwrap());
         });
     }
 }
@@ -160,4 +160,21 @@ fn a_call_that_cannot_be_made_is_an_error() {
     for path in ["/dev/null", "/"] {
         assert!(Event::heard(File::open(path).unwrap().into()).is_err(), "{path}");
     }
+}
+
+#[test]
+fn what_the_other_end_may_not_do_is_not_done_for_it() {
+    let (mut reader, writer) = pipe();
+    assert!(Event::heard(writer.try_clone().unwrap().into()).is_err());
+    assert!(Event::said(reader.try_clone().unwrap().into()).is_err());
+    // Nor what it can name alone.
+    let named = |file: &File| {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let mut options = File::options();
+        options.read(true).custom_flags(libc::O_PATH).open(path).unwrap()
+    };
+    assert!(Event::heard(named(&reader).into()).is_err());
+    assert!(Event::said(named(&writer).into()).is_err());
+    drop(writer);
+    assert_eq!(io::Read::read(&mut reader, &mut [0; 8]).unwrap(), 0);
 }
