@@ -1,6 +1,7 @@
 //! Foreign front ends: user-mode Linux and QEMU, whose guests find our devices by `devisord`.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{BufRead, BufReader},
     os::unix::process::CommandExt,
@@ -343,7 +344,7 @@ pub fn qemu(folder: &Path, arch: &str, devices: &[String], script: &str) -> Opti
 }
 
 /// The same, with more for the kernel's command line.
-fn qemu_with(folder: &Path, arch: &str, kernel: &str, devices: &[String], script: &str) -> Option<Guest> {
+pub fn qemu_with(folder: &Path, arch: &str, kernel: &str, devices: &[String], script: &str) -> Option<Guest> {
     let mut guest = Guest::start(qemu_command(folder, arch, kernel, devices, script)?);
     guest.assert_says("guest: up", Duration::from_secs(120));
     Some(guest)
@@ -458,12 +459,37 @@ fn guests_of_qemu_write_and_read_a_disk_and_get_entropy() {
     }
 }
 
+pub const INTEL: &str = "intel-iommu,intremap=on,device-iotlb=on";
+pub const VIRTIO: &str = "virtio-iommu-pci";
+
+/// How the guest's kernel uses its IOMMU: one domain that leaves addresses as they are would do for a device that never asks.
+pub const GROUPS: &str =
+    "for type in /sys/kernel/iommu_groups/*/type; do [ -f $type ] && echo guest: domain $(busybox cat $type); done\n";
+
+/// QEMU writes down each translation that a back end asks it for.
+pub fn tracing_misses(trace: &Path) -> [String; 4] {
+    ["-trace", "vhost_iotlb_miss", "-D", trace.to_str().unwrap()].map(Into::into)
+}
+
+/// Each of so many devices has asked for translations, and has got them, of an IOMMU that its guest uses.
+pub fn assert_translated(guest: &Guest, trace: &Path, devices: usize) {
+    assert!(
+        guest.all.contains("guest: domain DMA") && !guest.all.contains("guest: domain identity"),
+        "{}",
+        guest.all
+    );
+    let trace = fs::read_to_string(trace).unwrap();
+    let answered: BTreeSet<_> = trace
+        .lines()
+        .filter_map(|line| line.split_once("vhost_iotlb_miss ")?.1.strip_suffix(" step 2"))
+        .collect();
+    assert_eq!(answered.len(), devices, "{}", guest.all);
+}
+
 /// What a driver behind an IOMMU does: each buffer is mapped for it, and taken back, in the strict mode at once and in the lazy one all
 /// together.
 #[test]
 fn guests_of_qemu_behind_an_iommu_write_and_read_a_disk() {
-    const INTEL: &str = "intel-iommu,intremap=on,device-iotlb=on";
-    const VIRTIO: &str = "virtio-iommu-pci";
     for (name, arch, iommu, kernel, packed) in [
         ("strict", "x86_64", INTEL, "intel_iommu=on iommu.strict=1", "off"),
         ("lazy", "x86_64", INTEL, "intel_iommu=on iommu.strict=0", "on"),
@@ -472,7 +498,7 @@ fn guests_of_qemu_behind_an_iommu_write_and_read_a_disk() {
         ("virtio-lazy", "backports", VIRTIO, "iommu.strict=0", "off"),
     ] {
         let folder = folder(&format!("qemu-iommu-{name}"));
-        let (disk, socket) = (folder.join("disk"), folder.join("s"));
+        let (disk, socket, trace) = (folder.join("disk"), folder.join("s"), folder.join("trace"));
         image(&disk, 16 << 20);
         let mut arguments = vec!["blk", "--image", disk.to_str().unwrap(), "--iommu", "--packed"];
         if packed == "off" {
@@ -484,7 +510,7 @@ fn guests_of_qemu_behind_an_iommu_write_and_read_a_disk() {
         let blk = format!(
             "vhost-user-blk-pci,bus=rp0,chardev=c0,num-queues=1,iommu_platform=on,ats=on,disable-legacy=on,packed={packed}"
         );
-        let devices = [
+        let mut devices = [
             device(iommu),
             // QEMU tells of what is unmapped only where the guest enables ATS, which a device of the root bus does not have.
             device("pcie-root-port,id=rp0,chassis=1"),
@@ -492,20 +518,20 @@ fn guests_of_qemu_behind_an_iommu_write_and_read_a_disk() {
             device(&blk),
         ]
         .concat();
-        let script = "ls /sys/class/iommu; for round in 1 2 3; do busybox dd if=/dev/vda of=/run/a bs=64k count=32 2>/dev/null\n\
+        devices.extend(tracing_misses(&trace));
+        let script = "for round in 1 2 3; do busybox dd if=/dev/vda of=/run/a bs=64k count=32 2>/dev/null\n\
             busybox dd if=/run/a of=/dev/vda bs=64k seek=128 conv=fsync 2>/dev/null; echo 3 > /proc/sys/vm/drop_caches\n\
             busybox dd if=/dev/vda bs=64k skip=128 count=32 2>/dev/null | busybox cmp - /run/a && echo guest: same $round; done\n\
-            echo guest: groups $(busybox ls /sys/kernel/iommu_groups | busybox wc -l)\necho guest: end\n";
-        let Some(mut guest) = qemu_with(&folder, arch, kernel, &devices, script) else {
+            features=$(busybox cat /sys/block/vda/device/features)\n\
+            echo guest: packed $(echo $features | busybox cut -c 35) platform $(echo $features | busybox cut -c 34)\necho guest: end\n";
+        let Some(mut guest) = qemu_with(&folder, arch, kernel, &devices, &format!("{GROUPS}{script}")) else {
             continue;
         };
         guest.assert_says("guest: end", Duration::from_secs(120));
         assert!(guest.all.contains("guest: same 3"), "{name}: {}", guest.all);
-        assert!(
-            !guest.all.contains("guest: groups 0"),
-            "its kernel uses the IOMMU: {}",
-            guest.all
-        );
+        let features = format!("guest: packed {} platform 1", u8::from(packed == "on"));
+        assert!(guest.all.contains(&features), "{name}: {}", guest.all);
+        assert_translated(&guest, &trace, 1);
         let disk = fs::read(&disk).unwrap();
         assert!(disk[..2 << 20] == disk[8 << 20..10 << 20], "{name}");
         let _ = fs::remove_dir_all(&folder);
