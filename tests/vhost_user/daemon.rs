@@ -19,6 +19,27 @@ use super::skip::skipped;
 /// A program that ends with its test.
 pub struct Running(pub Child);
 
+impl Running {
+    /// Holds it up; it has stopped when this returns.
+    pub fn stop(&self) {
+        let id = self.0.id();
+        // Its end is left for who drops it.
+        let options = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT;
+        // SAFETY: a child that has not been waited for; zeros are a `siginfo_t`, which outlives the call.
+        let stopped = unsafe {
+            let mut info = std::mem::zeroed::<libc::siginfo_t>();
+            libc::kill(id as i32, libc::SIGSTOP);
+            libc::waitid(libc::P_PID, id, &raw mut info, options) == 0 && info.si_code == libc::CLD_STOPPED
+        };
+        assert!(stopped, "it has ended by itself");
+    }
+
+    pub fn go_on(&self) {
+        // SAFETY: a child that has not been waited for.
+        unsafe { libc::kill(self.0.id() as i32, libc::SIGCONT) };
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();

@@ -1,6 +1,7 @@
 //! Foreign front ends: user-mode Linux and QEMU, whose guests find our devices by `devisord`.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{BufRead, BufReader},
     os::unix::process::CommandExt,
@@ -343,7 +344,7 @@ pub fn qemu(folder: &Path, arch: &str, devices: &[String], script: &str) -> Opti
 }
 
 /// The same, with more for the kernel's command line.
-fn qemu_with(folder: &Path, arch: &str, kernel: &str, devices: &[String], script: &str) -> Option<Guest> {
+pub fn qemu_with(folder: &Path, arch: &str, kernel: &str, devices: &[String], script: &str) -> Option<Guest> {
     let mut guest = Guest::start(qemu_command(folder, arch, kernel, devices, script)?);
     guest.assert_says("guest: up", Duration::from_secs(120));
     Some(guest)
@@ -458,12 +459,37 @@ fn guests_of_qemu_write_and_read_a_disk_and_get_entropy() {
     }
 }
 
+pub const INTEL: &str = "intel-iommu,intremap=on,device-iotlb=on";
+pub const VIRTIO: &str = "virtio-iommu-pci";
+
+/// How the guest's kernel uses its IOMMU: one domain that leaves addresses as they are would do for a device that never asks.
+pub const GROUPS: &str =
+    "for type in /sys/kernel/iommu_groups/*/type; do [ -f $type ] && echo guest: domain $(busybox cat $type); done\n";
+
+/// QEMU writes down each translation that a back end asks it for.
+pub fn tracing_misses(trace: &Path) -> [String; 4] {
+    ["-trace", "vhost_iotlb_miss", "-D", trace.to_str().unwrap()].map(Into::into)
+}
+
+/// Each of so many devices has asked for translations, and has got them, of an IOMMU that its guest uses.
+pub fn assert_translated(guest: &Guest, trace: &Path, devices: usize) {
+    assert!(
+        guest.all.contains("guest: domain DMA") && !guest.all.contains("guest: domain identity"),
+        "{}",
+        guest.all
+    );
+    let trace = fs::read_to_string(trace).unwrap();
+    let answered: BTreeSet<_> = trace
+        .lines()
+        .filter_map(|line| line.split_once("vhost_iotlb_miss ")?.1.strip_suffix(" step 2"))
+        .collect();
+    assert_eq!(answered.len(), devices, "{}", guest.all);
+}
+
 /// What a driver behind an IOMMU does: each buffer is mapped for it, and taken back, in the strict mode at once and in the lazy one all
 /// together.
 #[test]
 fn guests_of_qemu_behind_an_iommu_write_and_read_a_disk() {
-    const INTEL: &str = "intel-iommu,intremap=on,device-iotlb=on";
-    const VIRTIO: &str = "virtio-iommu-pci";
     for (name, arch, iommu, kernel, packed) in [
         ("strict", "x86_64", INTEL, "intel_iommu=on iommu.strict=1", "off"),
         ("lazy", "x86_64", INTEL, "intel_iommu=on iommu.strict=0", "on"),
@@ -472,7 +498,7 @@ fn guests_of_qemu_behind_an_iommu_write_and_read_a_disk() {
         ("virtio-lazy", "backports", VIRTIO, "iommu.strict=0", "off"),
     ] {
         let folder = folder(&format!("qemu-iommu-{name}"));
-        let (disk, socket) = (folder.join("disk"), folder.join("s"));
+        let (disk, socket, trace) = (folder.join("disk"), folder.join("s"), folder.join("trace"));
         image(&disk, 16 << 20);
         let mut arguments = vec!["blk", "--image", disk.to_str().unwrap(), "--iommu", "--packed"];
         if packed == "off" {
@@ -484,7 +510,7 @@ fn guests_of_qemu_behind_an_iommu_write_and_read_a_disk() {
         let blk = format!(
             "vhost-user-blk-pci,bus=rp0,chardev=c0,num-queues=1,iommu_platform=on,ats=on,disable-legacy=on,packed={packed}"
         );
-        let devices = [
+        let mut devices = [
             device(iommu),
             // QEMU tells of what is unmapped only where the guest enables ATS, which a device of the root bus does not have.
             device("pcie-root-port,id=rp0,chassis=1"),
@@ -492,20 +518,20 @@ fn guests_of_qemu_behind_an_iommu_write_and_read_a_disk() {
             device(&blk),
         ]
         .concat();
-        let script = "ls /sys/class/iommu; for round in 1 2 3; do busybox dd if=/dev/vda of=/run/a bs=64k count=32 2>/dev/null\n\
+        devices.extend(tracing_misses(&trace));
+        let script = "for round in 1 2 3; do busybox dd if=/dev/vda of=/run/a bs=64k count=32 2>/dev/null\n\
             busybox dd if=/run/a of=/dev/vda bs=64k seek=128 conv=fsync 2>/dev/null; echo 3 > /proc/sys/vm/drop_caches\n\
             busybox dd if=/dev/vda bs=64k skip=128 count=32 2>/dev/null | busybox cmp - /run/a && echo guest: same $round; done\n\
-            echo guest: groups $(busybox ls /sys/kernel/iommu_groups | busybox wc -l)\necho guest: end\n";
-        let Some(mut guest) = qemu_with(&folder, arch, kernel, &devices, script) else {
+            features=$(busybox cat /sys/block/vda/device/features)\n\
+            echo guest: packed $(echo $features | busybox cut -c 35) platform $(echo $features | busybox cut -c 34)\necho guest: end\n";
+        let Some(mut guest) = qemu_with(&folder, arch, kernel, &devices, &format!("{GROUPS}{script}")) else {
             continue;
         };
         guest.assert_says("guest: end", Duration::from_secs(120));
         assert!(guest.all.contains("guest: same 3"), "{name}: {}", guest.all);
-        assert!(
-            !guest.all.contains("guest: groups 0"),
-            "its kernel uses the IOMMU: {}",
-            guest.all
-        );
+        let features = format!("guest: packed {} platform 1", u8::from(packed == "on"));
+        assert!(guest.all.contains(&features), "{name}: {}", guest.all);
+        assert_translated(&guest, &trace, 1);
         let disk = fs::read(&disk).unwrap();
         assert!(disk[..2 << 20] == disk[8 << 20..10 << 20], "{name}");
         let _ = fs::remove_dir_all(&folder);
@@ -561,35 +587,68 @@ fn a_daemon_that_is_killed_and_started_again_in_the_middle_of_writes_loses_nothi
     }
 }
 
+/// Whether a request is in flight that was taken before another which is done: by the table that QEMU keeps, of a daemon that has stopped.
+/// The ring alone does not say then what is in flight; and of a packed one, descriptors of it are written over.
+fn is_overtaken(qemu: u32, packed: bool) -> bool {
+    let open = fs::read_dir(format!("/proc/{qemu}/fd")).unwrap().flatten();
+    let mut tables = open.map(|entry| entry.path()).filter(|path| {
+        let name = fs::read_link(path).unwrap_or_default();
+        name.to_string_lossy().starts_with("/memfd:inflight")
+    });
+    let Some(table) = tables.next().and_then(|path| fs::read(path).ok()) else {
+        return false;
+    };
+    // As `QueueRegionSplit` and `QueueRegionPacked` have it: as much before the entries as an entry has.
+    let size = if packed { 32 } else { 16 };
+    let count = u16::from_ne_bytes(table[10..12].try_into().unwrap());
+    let entries = table[size..].chunks_exact(size).take(count.into());
+    let counters = entries
+        .filter(|entry| entry[0] != 0)
+        .map(|entry| u64::from_ne_bytes(entry[8..16].try_into().unwrap()));
+    let counters: BTreeSet<_> = counters.collect();
+    match (counters.first(), counters.last()) {
+        (Some(first), Some(last)) => last - first >= counters.len() as u64,
+        _ => false,
+    }
+}
+
 /// fio writes blocks in any order and reads each of them back, with a checksum in it, while the daemon is killed and started again.
-#[test]
-fn fio_finds_all_that_it_has_written_though_its_daemon_is_killed_and_started_again() {
+fn fio_finds_all_though_its_daemon_is_killed(packed: bool) {
     let fio = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build/fio.ext4");
     if !fio.is_file() {
         skipped("no guest with fio: tests/guest/fetch.sh gets it");
         return;
     }
-    let folder = folder("qemu-fio");
-    let (disk, socket) = (folder.join("disk"), folder.join("s"));
+    let folder = folder(&format!("qemu-fio-{packed}"));
+    let socket = folder.join("s");
+    // Of a file in memory, requests end in the order in which they were made.
+    let name = format!("fio-{packed}-{}", std::process::id());
+    let disk = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     image(&disk, 16 << 20);
     // Requests end in another order than they were made, so that the used ring alone does not say which are in flight.
     let mut arguments = vec!["blk", "--image", disk.to_str().unwrap(), "--direct"];
-    if cfg!(feature = "io-uring") {
+    let in_any_order = cfg!(feature = "io-uring");
+    if in_any_order {
         arguments.push("--uring");
+    }
+    let ring = if packed { "on" } else { "off" };
+    if packed {
+        arguments.push("--packed");
     }
     let Some(mut daemon) = devisord_with(&arguments, &socket) else {
         return;
     };
     let devices = [
         chardev("c0", &socket, ",reconnect=1").to_vec(),
-        device("vhost-user-blk-pci,chardev=c0,num-queues=1").to_vec(),
+        device(&format!("vhost-user-blk-pci,chardev=c0,num-queues=1,packed={ring}")).to_vec(),
         vec![
             "-drive".into(),
             format!("if=virtio,format=raw,readonly=on,file={}", fio.display()),
         ],
     ]
     .concat();
-    let script = "ours=; for disk in vda vdb; do case $(busybox cat /sys/block/$disk/size) in 32768) ours=/dev/$disk ;;\n\
+    let script = "ours=; for disk in vda vdb; do case $(busybox cat /sys/block/$disk/size) in 32768) ours=/dev/$disk\n\
+        echo guest: packed $(busybox cut -c 35 /sys/block/$disk/device/features) ;;\n\
         *) busybox mount -t ext4 -o ro /dev/$disk /root ;; esac; done\n\
         busybox mount -t devtmpfs devtmpfs /root/dev; busybox mount -t proc proc /root/proc; busybox mount -t tmpfs tmpfs /root/run\n\
         cd /root/run; for round in 1 2 3 4 5 6 7 8; do\n\
@@ -600,16 +659,44 @@ fn fio_finds_all_that_it_has_written_though_its_daemon_is_killed_and_started_aga
     let Some(mut guest) = qemu(&folder, "arm64", &devices, script) else {
         return;
     };
-    let (mut kills, begun) = (0, Instant::now());
-    while !guest.until("guest: end", Duration::from_millis(1500)) {
+    let (mut kills, mut tries, begun) = (0, 0, Instant::now());
+    let mut wait = Duration::from_millis(1500);
+    while !guest.until("guest: end", wait) {
         assert!(begun.elapsed() < Duration::from_secs(150), "it hangs:\n{}", guest.all);
-        if kills < 10 {
-            drop(daemon);
-            daemon = devisord_with(&arguments, &socket).unwrap();
-            kills += 1;
+        if kills == 10 {
+            continue;
         }
+        if tries != 0 {
+            daemon.go_on();
+            thread::sleep(Duration::from_micros(200 * (tries % 16)));
+        }
+        daemon.stop();
+        if in_any_order && !is_overtaken(guest.child().id(), packed) {
+            // Held up for a moment, so that there are many requests at once when it goes on.
+            wait = Duration::from_millis(10);
+            tries += 1;
+            continue;
+        }
+        drop(daemon);
+        daemon = devisord_with(&arguments, &socket).unwrap();
+        kills += 1;
+        (wait, tries) = (Duration::from_millis(1500), 0);
     }
     assert!(kills > 2, "it was over before it began");
+    let accepted = format!("guest: packed {}", u8::from(packed));
+    assert!(guest.all.contains(&accepted), "{}", guest.all);
     assert_eq!(guest.all.matches("guest: verified 1").count(), 8, "{}", guest.all);
+    let _ = fs::remove_file(&disk);
     let _ = fs::remove_dir_all(&folder);
+}
+
+#[test]
+fn fio_finds_all_that_it_has_written_though_its_daemon_is_killed_and_started_again() {
+    fio_finds_all_though_its_daemon_is_killed(false);
+}
+
+/// Used descriptors are written over those of requests that are still in flight, which the table alone has then.
+#[test]
+fn fio_finds_all_that_it_has_written_with_a_packed_ring_though_its_daemon_is_killed_and_started_again() {
+    fio_finds_all_though_its_daemon_is_killed(true);
 }

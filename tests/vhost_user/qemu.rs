@@ -1,4 +1,4 @@
-//! Guests of QEMU whose network interfaces, sockets and entropy are ours.
+//! Guests of QEMU whose disk, network interfaces, sockets and entropy are ours; and such behind an IOMMU.
 
 use std::{
     fs,
@@ -12,16 +12,20 @@ use std::{
 
 use super::{
     daemon::folder,
-    guests::{chardev, device, devisord_at, devisord_with, qemu},
+    guests::{GROUPS, INTEL, VIRTIO, assert_translated, chardev, device, devisord_at, qemu_with, tracing_misses},
     skip::skipped,
 };
 
-/// Two interfaces on one switch, the second in a network namespace of its own: each gets a file from the other, over TCP. Then sockets,
-/// both ways, and entropy. Files are as long as they are so that all of it is done in less than a minute.
+/// Two interfaces on one switch, the second in a network namespace of its own: each gets a file from the other, over TCP. Then entropy, a
+/// file system of the disk's, and sockets, both ways. Files are as long as they are so that all of it is done in less than a minute.
 const SCRIPT: &str = r#"
+for virtio in /sys/bus/virtio/devices/*; do
+    features=$(busybox cat $virtio/features)
+    echo "guest: device $(busybox cat $virtio/device) packed $(echo $features | busybox cut -c 35) platform $(echo $features | busybox cut -c 34)"
+done
 for net in eth0 eth1; do
     features=$(busybox cat /sys/class/net/$net/device/features)
-    echo "guest: $net packed $(echo $features | busybox cut -c 35) mergeable $(echo $features | busybox cut -c 16)"
+    echo "guest: $net mergeable $(echo $features | busybox cut -c 16)"
 done
 busybox mkdir /run/www
 busybox dd if=/dev/urandom of=/run/www/file bs=64k count=48 2>/dev/null
@@ -74,87 +78,136 @@ fn call(uds: &Path) {
     }
 }
 
-fn talks(arch: &str, packed: bool) {
+/// An IOMMU of QEMU's, and how the guest's kernel is to use it.
+struct Iommu {
+    device: &'static str,
+    kernel: &'static str,
+}
+
+fn talks(arch: &str, packed: bool, iommu: Option<&Iommu>) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build");
-    let root = if arch == "x86_64" { root.join("x86_64") } else { root }.join("root.ext4");
+    let root = if arch == "arm64" { root } else { root.join(arch) }.join("root.ext4");
     if !root.is_file() {
-        skipped("no guest: tests/guest/fetch.sh gets it");
+        skipped(format_args!("no guest {arch}: tests/guest/fetch.sh gets it"));
         return;
     }
-    let folder = folder(&format!("qemu-net-{arch}-{packed}"));
+    let translated = iommu.is_some();
+    let folder = folder(&format!("qemu-net-{arch}-{packed}-{translated}"));
     let path = |name: &str| folder.join(name);
-    let (nets, rng, vsock, uds) = ([path("n0"), path("n1")], path("r"), path("v"), path("uds"));
-    let format: &[&'static str] = if packed { &["--packed"] } else { &[] };
-    let with = |arguments: &[&'static str]| [arguments, format].concat();
-    let Some(_nets) = devisord_at(&with(&["net", "--switch"]), &[&nets[0], &nets[1]]) else {
+    let (nets, disk, rng, vsock) = ([path("n0"), path("n1")], path("d"), path("r"), path("v"));
+    let (uds, trace) = (path("uds"), path("trace"));
+    let with = |arguments: &[&str], sockets: &[&Path]| {
+        let more = [(packed, "--packed"), (translated, "--iommu")];
+        let more = more.iter().filter(|(wanted, _)| *wanted).map(|(_, option)| *option);
+        devisord_at(&arguments.iter().copied().chain(more).collect::<Vec<_>>(), sockets)
+    };
+    let Some(_nets) = with(&["net", "--switch"], &[&nets[0], &nets[1]]) else {
         return;
     };
-    let _rng = devisord_with(&with(&["rng"]), &rng);
+    let _disk = with(&["blk", "--read-only", "--image", root.to_str().unwrap()], &[&disk]);
+    let _rng = with(&["rng"], &[&rng]);
     let host = UnixListener::bind(path("uds_1024")).unwrap();
     thread::spawn(move || host.incoming().flatten().for_each(echo));
-    let _vsock = devisord_with(
-        &[&["vsock", "--cid", "3", "--uds-path", uds.to_str().unwrap()], format].concat(),
-        &vsock,
-    );
-    let ring = if packed { "packed=on" } else { "packed=off" };
-    let mut devices = vec![
-        "-drive".to_owned(),
-        format!("if=virtio,format=raw,readonly=on,file={}", root.display()),
-    ];
-    for (number, socket) in nets.iter().enumerate() {
-        devices.extend(chardev(&format!("n{number}"), socket, ""));
-        devices.extend(["-netdev".into(), format!("vhost-user,id=net{number},chardev=n{number}")]);
-        // No MSI-X: QEMU 7.2 without an accelerator falls over the mask of a vector of such an interface.
-        devices.extend(device(&format!(
-            "virtio-net-pci,netdev=net{number},mac=52:54:00:00:00:0{number},romfile=,vectors=0,{ring}"
-        )));
+    let _vsock = with(&["vsock", "--cid", "3", "--uds-path", uds.to_str().unwrap()], &[&vsock]);
+    let mut devices = Vec::new();
+    let mut kernel = "";
+    if let Some(iommu) = iommu {
+        kernel = iommu.kernel;
+        devices.extend(device(iommu.device));
+        devices.extend(tracing_misses(&trace));
     }
-    devices.extend(chardev("r", &rng, ""));
-    devices.extend(device(&format!("vhost-user-rng-pci,chardev=r,{ring}")));
-    devices.extend(chardev("v", &vsock, ""));
-    devices.extend(device(&format!("vhost-user-vsock-pci,chardev=v,{ring}")));
-    let Some(mut guest) = qemu(&folder, arch, &devices, SCRIPT) else {
+    let mut add = |name: &str, socket: &Path, model: &str| {
+        devices.extend(chardev(name, socket, ""));
+        if model.starts_with("virtio-net") {
+            devices.extend(["-netdev".into(), format!("vhost-user,id=net-{name},chardev={name}")]);
+        }
+        let mut model = format!("{model},packed={}", if packed { "on" } else { "off" });
+        if translated {
+            // ATS, with which QEMU tells of what is unmapped, is for what is not of the root bus.
+            devices.extend(device(&format!(
+                "pcie-root-port,id=port-{name},chassis={}",
+                devices.len()
+            )));
+            model += &format!(",bus=port-{name},iommu_platform=on,ats=on");
+        }
+        devices.extend(device(&model));
+    };
+    add("d", &disk, "vhost-user-blk-pci,chardev=d,num-queues=1");
+    for (name, socket) in ["n0", "n1"].iter().zip(&nets) {
+        // No MSI-X: QEMU 7.2 without an accelerator falls over the mask of a vector of such an interface.
+        let model = format!("virtio-net-pci,netdev=net-{name},mac=52:54:00:00:00:{name},romfile=,vectors=0");
+        add(name, socket, &model.replace(":n", ":0"));
+    }
+    add("r", &rng, "vhost-user-rng-pci,chardev=r");
+    add("v", &vsock, "vhost-user-vsock-pci,chardev=v");
+    let script = format!("{GROUPS}{SCRIPT}");
+    let Some(mut guest) = qemu_with(&folder, arch, kernel, &devices, &script) else {
         return;
     };
     guest.assert_says("guest: listens", Duration::from_secs(90));
     thread::spawn(move || call(&uds));
     guest.assert_says("guest: end", Duration::from_secs(60));
-    let packed = u8::from(packed);
-    for line in [
-        &*format!("eth0 packed {packed} mergeable 1"),
-        &*format!("eth1 packed {packed} mergeable 1"),
+    let features = format!("packed {} platform {}", u8::from(packed), u8::from(translated));
+    let ids = ["0x0001", "0x0002", "0x0004", "0x0013"];
+    let lines = ids.map(|id| format!("device {id} {features}"));
+    for line in lines.iter().map(String::as_str).chain([
+        "eth0 mergeable 1",
+        "eth1 mergeable 1",
         "ping",
         "net to eth0",
         "net to eth1",
         "entropy",
         "vsock calls",
         "vsock was called",
-    ] {
+    ]) {
         assert!(
             guest.all.contains(&format!("guest: {line}")),
             "{arch}: {line}:\n{}",
             guest.all
         );
     }
+    assert_eq!(guest.all.matches(&features).count(), 5, "{arch}:\n{}", guest.all);
+    if translated {
+        assert_translated(&guest, &trace, 5);
+    }
     let _ = fs::remove_dir_all(&folder);
 }
 
 #[test]
 fn an_x86_64_guest_of_qemu_uses_network_sockets_and_entropy() {
-    talks("x86_64", false);
+    talks("x86_64", false, None);
 }
 
 #[test]
 fn an_x86_64_guest_of_qemu_uses_them_with_packed_rings() {
-    talks("x86_64", true);
+    talks("x86_64", true, None);
 }
 
 #[test]
 fn an_arm64_guest_of_qemu_uses_network_sockets_and_entropy() {
-    talks("arm64", false);
+    talks("arm64", false, None);
 }
 
 #[test]
 fn an_arm64_guest_of_qemu_uses_them_with_packed_rings() {
-    talks("arm64", true);
+    talks("arm64", true, None);
+}
+
+#[test]
+fn an_x86_64_guest_of_qemu_uses_them_behind_an_iommu() {
+    let iommu = Iommu {
+        device: INTEL,
+        kernel: "intel_iommu=on iommu.strict=1",
+    };
+    talks("x86_64", false, Some(&iommu));
+}
+
+/// Kernels of before have no driver of it.
+#[test]
+fn an_arm64_guest_of_qemu_uses_them_behind_virtio_iommu_with_packed_rings() {
+    let iommu = Iommu {
+        device: VIRTIO,
+        kernel: "iommu.strict=1",
+    };
+    talks("backports", true, Some(&iommu));
 }
