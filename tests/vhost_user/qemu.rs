@@ -6,6 +6,7 @@ use std::{
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
+    sync::mpsc,
     thread,
     time::Duration,
 };
@@ -52,11 +53,23 @@ socat VSOCK-LISTEN:1024 - < /run/www/file > /run/back && busybox cmp /run/back /
 echo guest: end
 "#;
 
-/// Says back what it hears.
+/// Says back what it hears. It goes on hearing while nobody hears it: a guest's program that is held by its own write reads nothing.
+fn say_back(mut hears: impl Read, mut back: UnixStream) {
+    let (heard, to_say) = mpsc::channel::<Vec<u8>>();
+    let says = thread::spawn(move || {
+        let _ = to_say.iter().try_for_each(|piece| back.write_all(&piece));
+        let _ = back.shutdown(Shutdown::Write);
+    });
+    let mut piece = [0; 8192];
+    while let Ok(len @ 1..) = hears.read(&mut piece) {
+        let _ = heard.send(piece[..len].to_vec());
+    }
+    drop(heard);
+    let _ = says.join();
+}
+
 fn echo(stream: UnixStream) {
-    let mut back = stream.try_clone().unwrap();
-    let _ = std::io::copy(&mut &stream, &mut back);
-    let _ = back.shutdown(Shutdown::Write);
+    say_back(stream.try_clone().unwrap(), stream);
 }
 
 /// Calls a guest that listens, and says back what it hears.
@@ -68,11 +81,7 @@ fn call(uds: &Path) {
         let mut heard = BufReader::new(stream.try_clone().unwrap());
         let mut line = String::new();
         if heard.read_line(&mut line).is_ok() && line.starts_with("OK") {
-            let mut back = stream;
-            let _ = std::io::copy(&mut heard, &mut back);
-            let _ = back.shutdown(Shutdown::Write);
-            let _ = back.read(&mut [0]);
-            return;
+            return say_back(heard, stream);
         }
         thread::sleep(Duration::from_millis(100));
     }
