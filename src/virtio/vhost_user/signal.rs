@@ -1,16 +1,11 @@
 //! Eventfds that others have too, signaled without waiting.
 //!
-//! A write to an eventfd waits where its count is as high as can be, unless its flags say otherwise, which belong to all who have it; and there is
-//! no write that says so for itself. But the kernel never waits where it signals an eventfd by itself, and it does so when asynchronous
-//! I/O (`io_submit(2)`) has ended: here of nothing, at once.
+//! A write to an eventfd waits where its count is as high as can be, unless its flags say otherwise, which belong to all who have it; and
+//! there is no write that says so for itself. But the kernel never waits where it signals an eventfd by itself, and it does so when
+//! asynchronous I/O (`io_submit(2)`) has ended, well or not: here a read of no bytes, which an eventfd refuses (since Linux 5.9; before,
+//! all of it is refused).
 
-use std::{
-    fs::File,
-    io, mem,
-    os::fd::{AsRawFd, FromRawFd, RawFd},
-    ptr,
-    sync::OnceLock,
-};
+use std::{io, mem, os::fd::RawFd, ptr, sync::OnceLock};
 
 /// `struct iocb` (linux/aio_abi.h). The two fields that change places with the order of bytes are zero.
 #[repr(C)]
@@ -63,25 +58,14 @@ pub(crate) fn signal(eventfd: RawFd) -> io::Result<()> {
 
 /// Of requests.
 #[derive(Debug)]
-struct Context {
-    context: libc::c_ulong,
-    /// Nothing, to be read.
-    nothing: File,
-}
+struct Context(libc::c_ulong);
 
 impl Context {
     fn new() -> io::Result<Self> {
-        // SAFETY: the name is a string, and the result is a descriptor that nobody else has, or none.
-        let nothing = unsafe {
-            match libc::memfd_create(c"nothing".as_ptr(), libc::MFD_CLOEXEC) {
-                ..0 => return Err(io::Error::last_os_error()),
-                descriptor => File::from_raw_fd(descriptor),
-            }
-        };
         let mut context: libc::c_ulong = 0;
         // SAFETY: the kernel writes one number, which outlives the call.
         match unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) } {
-            0 => Ok(Self { context, nothing }),
+            0 => Ok(Self(context)),
             _ => Err(io::Error::last_os_error()),
         }
     }
@@ -89,7 +73,7 @@ impl Context {
     fn signal(&self, eventfd: RawFd) -> io::Result<()> {
         let mut request = Request {
             opcode: PREAD,
-            file: self.nothing.as_raw_fd() as u32,
+            file: eventfd as u32,
             flags: SIGNALS,
             eventfd: eventfd as u32,
             ..Request::default()
@@ -107,7 +91,7 @@ impl Context {
     fn submit(&self, request: &mut Request) -> io::Result<()> {
         let (count, requests): (libc::c_long, _) = (1, [ptr::from_mut(request)]);
         // SAFETY: one request, in which the kernel writes a key, and which moves no bytes and has ended when the call returns.
-        match unsafe { libc::syscall(libc::SYS_io_submit, self.context, count, requests.as_ptr()) } {
+        match unsafe { libc::syscall(libc::SYS_io_submit, self.0, count, requests.as_ptr()) } {
             1 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -122,7 +106,7 @@ impl Context {
         unsafe {
             libc::syscall(
                 libc::SYS_io_getevents,
-                self.context,
+                self.0,
                 least,
                 most,
                 ends.as_mut_ptr(),
@@ -135,6 +119,6 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: the context is ours, and nobody has it any more.
-        unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
+        unsafe { libc::syscall(libc::SYS_io_destroy, self.0) };
     }
 }
