@@ -177,7 +177,7 @@ fn a_back_end_that_never_answers_holds_nobody_for_longer_than_its_patience() {
         Ok(front)
     };
     let mut options = options();
-    (options.patience, options.drain) = (Duration::from_millis(50), Duration::from_millis(200));
+    (options.patience, options.drain) = (Duration::from_millis(300), Duration::from_millis(200));
     let mut front = Front::cold(Bus::Mmio, connect, shared_memory(1), options);
     front.machine.start(FEATURE);
     front.ask(0);
