@@ -12,6 +12,7 @@ mod mapping;
 #[cfg(all(target_os = "linux", feature = "vhost-user"))]
 mod replaceable;
 mod runs;
+mod scattered;
 mod span;
 #[cfg(all(target_os = "linux", feature = "vhost-user"))]
 mod switched;

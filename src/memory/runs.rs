@@ -16,6 +16,7 @@ use vm_memory::{Permissions, VolatileSlice};
 use super::{
     Outside, Pin, Scratch, Segment,
     backing::Backing,
+    scattered::Scattered,
     span::Span,
     tally::{Tally, Ticket, VIEWERS},
 };
@@ -23,10 +24,8 @@ use super::{
 /// So many translations a pin finds again at once. A round that needs more looks the others up each time, and the next begins anew.
 const PLACES: usize = 64;
 
-/// Users of what is in several translations, or in one beyond the places.
-const SCATTERED: usize = VIEWERS + 1;
 /// Users of the first translation.
-const FIRST: usize = SCATTERED + 1;
+const FIRST: usize = VIEWERS + 1;
 
 /// A range of addresses that leads to as many physical ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,14 +110,15 @@ impl Learnt {
         old
     }
 
-    fn hit<'a>(&'a mut self, addresses: &'a RangeInclusive<u64>) -> impl Iterator<Item = (usize, &'a mut Run)> {
+    /// What is in these addresses, and by what its users are counted, if it has a place.
+    fn hit<'a>(&'a mut self, addresses: &'a RangeInclusive<u64>) -> impl Iterator<Item = (Option<usize>, &'a mut Run)> {
         let (&from, &to) = (addresses.start(), addresses.end());
         // All of them: a long one can begin before many that end sooner.
         let more = self.more.range_mut(..=to).map(|(_, run)| run);
         let first = self.first.iter_mut().enumerate();
         first
-            .map(|(at, run)| (FIRST + at, run))
-            .chain(more.map(|run| (SCATTERED, run)))
+            .map(|(at, run)| (Some(FIRST + at), run))
+            .chain(more.map(|run| (None, run)))
             .filter(move |(_, run)| run.start <= to && run.last >= from)
     }
 }
@@ -131,6 +131,8 @@ pub(crate) struct Runs {
     learnt: RwLock<Learnt>,
     /// Rounds that may look here, and chains that are out.
     tally: Tally,
+    /// What of these chains is in several translations, or in one beyond the places.
+    scattered: Scattered,
     /// Something was taken back.
     stale: AtomicBool,
     /// Something was asked for that comes later.
@@ -153,6 +155,7 @@ impl Runs {
             filled: AtomicUsize::new(0),
             learnt: RwLock::default(),
             tally: Tally::new(FIRST + places),
+            scattered: Scattered::default(),
             stale: AtomicBool::new(false),
             awaits: AtomicBool::new(false),
             base,
@@ -307,10 +310,10 @@ impl Runs {
         }
         self.stale.store(true, Ordering::SeqCst);
         self.tally.end(VIEWERS, ticket, over);
-        self.tally.end(SCATTERED, ticket, over);
+        self.scattered.end(addresses, ticket);
         for (thing, run) in learnt.hit(addresses) {
             run.is_over = true;
-            if thing != SCATTERED {
+            if let Some(thing) = thing {
                 self.tally.end(thing, ticket, over);
             }
         }
@@ -331,28 +334,31 @@ impl Runs {
     /// A chain with these segments is taken.
     #[inline(never)]
     pub fn enter(&self, segments: &[Segment]) {
-        self.each_thing(segments, |thing| self.tally.enter(thing));
+        let scattered = |range| self.scattered.enter(range);
+        self.each_use(segments, |thing| self.tally.enter(thing), scattered);
     }
 
     #[inline(never)]
     pub fn leave(&self, segments: &[Segment]) {
-        self.each_thing(segments, |thing| self.tally.leave(thing));
+        let scattered = |range| self.scattered.leave(range);
+        self.each_use(segments, |thing| self.tally.leave(thing), scattered);
     }
 
-    /// Calls `each` with by what these are counted, which is the same each time: a segment says where it was found, or that it was not in
-    /// one place. Several in a row that are in one place count once.
+    /// Calls one of both for each segment, the same each time: it says where it was found, or that it was not in one place. Several in a
+    /// row that are in one place count once.
     #[inline(always)]
-    fn each_thing(&self, segments: &[Segment], each: impl Fn(usize)) {
+    fn each_use(&self, segments: &[Segment], placed: impl Fn(usize), scattered: impl Fn(RangeInclusive<u64>)) {
         let places = self.spans.len();
-        // No hint is that.
-        let mut last = u64::MAX;
-        for segment in segments {
-            if last == u64::from(segment.hint) || segment.len == 0 {
-                continue;
-            }
-            last = segment.hint.into();
+        let mut last = None;
+        for segment in segments.iter().filter(|segment| segment.len != 0) {
             let place = segment.hint as usize;
-            each(if place < places { FIRST + place } else { SCATTERED });
+            if place >= places {
+                last = None;
+                scattered(segment.address..=segment.address.saturating_add(u64::from(segment.len) - 1));
+            } else if last != Some(place) {
+                last = Some(place);
+                placed(FIRST + place);
+            }
         }
     }
 }

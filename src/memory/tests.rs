@@ -254,3 +254,48 @@ fn who_uses_a_long_translation_beyond_the_places_is_waited_for_whatever_begins_i
     pin.leave(&[long]);
     assert!(in_use.upgrade().is_none(), "and now by nobody");
 }
+
+#[test]
+fn who_takes_one_translation_back_does_not_wait_for_a_chain_that_lies_across_others() {
+    let Behind {
+        pages, translated, pin, ..
+    } = behind();
+    for page in [0x1_0000, 0x1_1000, 0x3_0000] {
+        pages.map(page, 0x1000, page & 0x7000, Permissions::ReadWrite);
+        pin.write(page, b"x").unwrap();
+    }
+    let view = pin.clone().view();
+    let mut across = Segment::new(0x1_0f00, 0x200);
+    pin.check(&mut across, Permissions::ReadWrite).unwrap();
+    pin.enter(&[across]);
+    pin.enter(&[across]);
+    let [elsewhere, here] = [0x3_0000, 0x1_1000].map(|page| take_back(&translated, page..=page + 0xfff));
+    assert!(elsewhere.upgrade().is_some(), "somebody may come to use it");
+    drop(view);
+    assert!(elsewhere.upgrade().is_none(), "nobody uses it");
+    assert!(here.upgrade().is_some(), "it is used");
+    pin.leave(&[across]);
+    assert!(here.upgrade().is_some(), "it is used still");
+    pin.leave(&[across]);
+    assert!(here.upgrade().is_none(), "and now by nobody");
+}
+
+#[test]
+fn a_viewer_that_comes_to_use_what_was_taken_back_is_waited_for() {
+    let Behind {
+        pages, translated, pin, ..
+    } = behind();
+    for page in [0x1_0000, 0x1_1000] {
+        pages.map(page, 0x1000, page & 0x7000, Permissions::ReadWrite);
+        pin.write(page, b"x").unwrap();
+    }
+    let view = pin.clone().view();
+    let mut across = Segment::new(0x1_0f00, 0x200);
+    pin.check(&mut across, Permissions::ReadWrite).unwrap();
+    let taken = take_back(&translated, 0x1_1000..=0x1_1fff);
+    pin.enter(&[across]);
+    drop(view);
+    assert!(taken.upgrade().is_some(), "it is used");
+    pin.leave(&[across]);
+    assert!(taken.upgrade().is_none(), "and now by nobody");
+}
