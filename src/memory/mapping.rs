@@ -24,11 +24,10 @@ impl Mapping {
     /// Of `len` bytes, to read, and to write too if `writable`.
     pub fn new(file: &File, len: usize, writable: bool) -> io::Result<Self> {
         let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
-        // The system maps no nothing. SAFETY: a new mapping at an address that the system chooses: it is in nobody's way.
-        let address = unsafe {
-            let (fd, flags) = (file.as_raw_fd(), libc::MAP_SHARED);
-            libc::mmap(ptr::null_mut(), len.max(1), protection, flags, fd, 0)
-        };
+        // An empty mapping is refused; of an empty file this one is not accessed.
+        let (fd, flags, mapped) = (file.as_raw_fd(), libc::MAP_SHARED, len.max(1));
+        // SAFETY: a new mapping at an address that the system chooses: it is in nobody's way.
+        let address = unsafe { libc::mmap(ptr::null_mut(), mapped, protection, flags, fd, 0) };
         let failed = ptr::eq(address, libc::MAP_FAILED);
         match NonNull::new(address.cast()).filter(|_| !failed) {
             Some(address) => Ok(Self { address, len }),
