@@ -334,30 +334,39 @@ impl Runs {
     /// A chain with these segments is taken.
     #[inline(never)]
     pub fn enter(&self, segments: &[Segment]) {
-        let scattered = |range| self.scattered.enter(range);
-        self.each_use(segments, |thing| self.tally.enter(thing), scattered);
+        self.each_use(
+            segments,
+            |thing| self.tally.enter(thing),
+            |segment| self.scattered.enter(segment),
+        );
     }
 
     #[inline(never)]
     pub fn leave(&self, segments: &[Segment]) {
-        let scattered = |range| self.scattered.leave(range);
-        self.each_use(segments, |thing| self.tally.leave(thing), scattered);
+        self.each_use(
+            segments,
+            |thing| self.tally.leave(thing),
+            |segment| self.scattered.leave(segment),
+        );
     }
 
     /// Calls one of both for each segment, the same each time: it says where it was found, or that it was not in one place. Several in a
     /// row that are in one place count once.
     #[inline(always)]
-    fn each_use(&self, segments: &[Segment], placed: impl Fn(usize), scattered: impl Fn(RangeInclusive<u64>)) {
+    fn each_use(&self, segments: &[Segment], placed: impl Fn(usize), scattered: impl Fn(&Segment)) {
         let places = self.spans.len();
-        let mut last = None;
-        for segment in segments.iter().filter(|segment| segment.len != 0) {
+        // No place is that.
+        let mut last = usize::MAX;
+        for segment in segments {
             let place = segment.hint as usize;
-            if place >= places {
-                last = None;
-                scattered(segment.address..=segment.address.saturating_add(u64::from(segment.len) - 1));
-            } else if last != Some(place) {
-                last = Some(place);
+            if place == last || segment.len == 0 {
+                continue;
+            }
+            if place < places {
+                last = place;
                 placed(FIRST + place);
+            } else {
+                scattered(segment);
             }
         }
     }
