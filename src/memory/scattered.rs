@@ -176,13 +176,13 @@ mod loom_tests {
         });
     }
 
-    /// Two users of the same bytes that end together, and one of others, who goes on.
+    /// Two users of the same bytes that end together, and two of others, of whom one ends before them and one goes on.
     #[test]
     fn loom_the_last_of_two_scattered_uses_tells_and_one_elsewhere_is_not_waited_for() {
         loom::model(|| {
             let world = World::new();
             let (here, elsewhere) = (Segment::new(0x2000, 0x1000), Segment::new(0x3000, 0x1000));
-            for segment in [&here, &here, &elsewhere] {
+            for segment in [&here, &here, &elsewhere, &elsewhere] {
                 world.scattered.enter(segment);
             }
             let other = world.clone();
@@ -191,6 +191,7 @@ mod loom_tests {
                 other.scattered.leave(&here);
             });
             world.end(0x2000..=0x2fff);
+            world.scattered.leave(&elsewhere);
             world.is_there();
             world.scattered.leave(&here);
             user.join().unwrap();
