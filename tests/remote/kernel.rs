@@ -1,9 +1,14 @@
 //! vhost in the kernel, by ioctls: what stands in for it here, and the real one where there is one.
 
-use std::{os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 use devisor::virtio::{
-    DeviceId,
+    DeviceId, features,
     remote::{
         Connect, Remote, RemoteError, RemoteOptions,
         kernel::{VhostNet, VhostVdpa, VhostVsock},
@@ -205,6 +210,21 @@ fn a_device_in_the_kernel_whose_requests_fail_is_opened_anew_and_nothing_is_lost
             "{kind:?}"
         );
         assert!(front.returns() > 0);
+    }
+}
+
+#[test]
+fn the_kernel_has_a_log_no_longer_when_it_is_gone() {
+    for kind in [Kind::Net, Kind::Vsock] {
+        let (front, kernel, _world) = front(Bus::Mmio, kind);
+        let mut front = front;
+        front.machine.start(FEATURE);
+        // The log is set, and the ring that is to use it is not.
+        *kernel.fails.lock().unwrap() = Some(0x11);
+        let started = front.machine.with_device(|device| device.start_dirty_log());
+        assert!(started.is_err());
+        assert_eq!(kernel.arguments(0x04).len(), if kind == Kind::Net { 2 } else { 1 });
+        assert_eq!(kernel.logs_gone.load(SeqCst), 0, "{kind:?}");
     }
 }
 

@@ -316,8 +316,12 @@ impl Link {
         if let Some(log) = &mut self.log {
             if !log.covers(&regions) {
                 let longer = Log::new(&regions)?;
-                if session.knows_log {
-                    session.peer.set_log(&longer, deadline)?;
+                if session.knows_log
+                    && let Err(error) = session.peer.set_log(&longer, deadline)
+                {
+                    // It may have been told in part.
+                    self.lose();
+                    return Err(error);
                 }
                 longer.merge(log);
                 *log = longer;

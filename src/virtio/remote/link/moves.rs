@@ -47,6 +47,8 @@ impl Link {
             self.log = None;
         }
         set
+            // In this order: the kernel writes to one that it was told of.
+            self.lose();
     }
 
     fn try_logging(&mut self, regions: Option<Vec<SharedRegion>>) -> io::Result<()> {
