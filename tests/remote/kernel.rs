@@ -214,6 +214,17 @@ fn a_device_in_the_kernel_whose_requests_fail_is_opened_anew_and_nothing_is_lost
 }
 
 #[test]
+fn a_queue_of_a_device_that_stops_as_a_whole_is_not_reset_alone() {
+    for bus in BUSES {
+        for (kind, stops_alone) in [(Kind::Net, true), (Kind::Vsock, false), (Kind::Vdpa, false)] {
+            let (front, ..) = front(bus, kind);
+            let offered = front.machine.offered() & features::RING_RESET != 0;
+            assert_eq!(offered, stops_alone, "{kind:?}");
+        }
+    }
+}
+
+#[test]
 fn the_kernel_has_a_log_no_longer_when_it_is_gone() {
     for kind in [Kind::Net, Kind::Vsock] {
         let (front, kernel, _world) = front(Bus::Mmio, kind);

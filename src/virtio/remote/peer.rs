@@ -78,6 +78,11 @@ pub(super) trait Peer: Send {
         true
     }
 
+    /// Whether a queue stops alone: the others run meanwhile.
+    fn stops_alone(&self) -> bool {
+        true
+    }
+
     /// How many regions of memory it takes.
     fn most_regions(&mut self, deadline: Instant) -> io::Result<u64>;
 

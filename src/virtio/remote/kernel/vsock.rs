@@ -67,8 +67,7 @@ impl VsockPeer {
     fn new(device: Box<dyn VhostDevice>, cid: u64) -> io::Result<Self> {
         let mut calls = Calls(device);
         calls.set_owner()?;
-        // Queues run together, so none is reset alone.
-        let offered = calls.features()? & !features::RING_RESET;
+        let offered = calls.features()?;
         calls.set(numbers::VSOCK_SET_GUEST_CID, cid.to_ne_bytes())?;
         Ok(Self {
             calls,
@@ -107,6 +106,11 @@ impl Peer for VsockPeer {
     }
 
     fn most_regions(&mut self, _: Instant) -> io::Result<u64> {
+    /// They run together.
+    fn stops_alone(&self) -> bool {
+        false
+    }
+
         Ok(MOST_REGIONS)
     }
 

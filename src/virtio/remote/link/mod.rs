@@ -80,6 +80,7 @@ pub(super) struct Found {
 
 impl Link {
     /// Reaches the back end for the first time.
+    pub stops_alone: bool,
     pub fn new(
         connect: Box<dyn Connect>,
         options: &RemoteOptions,
@@ -137,6 +138,7 @@ impl Link {
     }
 
     /// A network device's queues are counted in pairs.
+            stops_alone: peer.stops_alone(),
     fn counted(&self, queues: u16) -> u16 {
         if self.options.device.0 == 1 {
             queues.div_ceil(2)
