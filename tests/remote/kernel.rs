@@ -225,6 +225,26 @@ fn a_queue_of_a_device_that_stops_as_a_whole_is_not_reset_alone() {
 }
 
 #[test]
+fn the_driver_of_a_socket_device_hears_that_its_connections_ended_when_it_is_opened_anew() {
+    let (mut front, kernel, _world) = front(Bus::Mmio, Kind::Vsock);
+    front.machine.start(FEATURE);
+    let event = front.machine.place(2, 8);
+    front.machine.fill(event, &[0xff; 8]);
+    front.machine.offer(2, &[writable(event, 8)]);
+    *kernel.fails.lock().unwrap() = Some(0x12);
+    front.machine.transport().pause();
+    assert!(front.machine.transport().wait_until_still(Some(LONG)));
+    *kernel.fails.lock().unwrap() = None;
+    front.machine.transport().resume();
+    assert!(front.work_until(LONG, |front| front.machine.used(2) == 1));
+    assert_eq!(front.machine.bytes(event, 8), [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    assert!(front.work_until(LONG, |front| front.returns() == 1));
+    // Once.
+    front.machine.offer(2, &[writable(event, 8)]);
+    assert!(!front.work_until(Duration::from_millis(20), |front| front.machine.used(2) == 1));
+}
+
+#[test]
 fn the_kernel_has_a_log_no_longer_when_it_is_gone() {
     for kind in [Kind::Net, Kind::Vsock] {
         let (front, kernel, _world) = front(Bus::Mmio, kind);

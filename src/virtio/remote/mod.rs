@@ -333,7 +333,7 @@ impl VirtioDevice for Remote {
     }
 
     fn reset(&mut self) {
-        self.shared.has_moved.store(false, SeqCst);
+        self.shared.has_ended.store(false, SeqCst);
         if let Some(Some(config)) = self.shared.with_link(Link::reset) {
             *lock(&self.shared.config) = config;
         }

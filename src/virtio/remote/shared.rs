@@ -1,7 +1,7 @@
 //! What the control face and the handlers of a device share: the link, and what has become of it.
 
 use std::{
-    io,
+    io, mem,
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, OnceLock, TryLockError, Weak,
@@ -46,8 +46,9 @@ pub(super) struct Shared {
     /// How often a back end was reached again.
     pub returns: AtomicU64,
     pub windows: Arc<Mutex<Windows>>,
-    /// A state was restored, and the driver of a queue of ours not told yet.
-    pub has_moved: AtomicBool,
+    /// What the back end kept for the driver has ended, since a state was restored or the connection lost; and the driver of a queue of ours
+    /// was not told yet.
+    pub has_ended: AtomicBool,
     /// The back end has said that its configuration space has changed, and nobody has looked at it yet.
     pub config_changed: AtomicBool,
 }
@@ -69,6 +70,9 @@ impl Shared {
     fn lost(&self, link: &mut Link, error: io::Error) {
         self.failures.record(error);
         link.lose();
+        if mem::take(&mut link.has_ended) {
+            self.has_ended.store(true, SeqCst);
+        }
         self.era.fetch_add(1, SeqCst);
     }
 
@@ -241,7 +245,7 @@ impl Shared {
             started: AtomicUsize::new(0),
             returns: AtomicU64::new(0),
             windows,
-            has_moved: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
             config_changed: AtomicBool::new(false),
         }
     }

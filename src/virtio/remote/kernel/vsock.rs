@@ -21,7 +21,8 @@ const QUEUES: u16 = 2;
 
 /// The socket device in the kernel: programs on this host reach the guest by AF_VSOCK.
 ///
-/// Its configuration space is the guest's address. When it has moved to another host its connections have ended, and the driver is told.
+/// Its configuration space is the guest's address. When it has moved to another host, or was opened anew, its
+/// connections have ended, and the driver is told.
 pub struct VhostVsock {
     cid: u64,
     open: OpenVhost,

@@ -55,6 +55,8 @@ pub(super) struct Link {
     /// The same of a log of what it writes, as long as there is one.
     can_log: bool,
     session: Option<Session>,
+    /// A connection has ended, and nobody looked at that yet.
+    pub has_ended: bool,
     inflight: Option<InflightTable>,
     log: Option<Log>,
     /// A state that the back end is to have before a ring starts.
@@ -96,6 +98,7 @@ impl Link {
             session: None,
             inflight: None,
             log: None,
+            has_ended: false,
             state: None,
             windows,
             objects: options
@@ -224,7 +227,7 @@ impl Link {
 
     /// The connection is over.
     pub fn lose(&mut self) {
-        self.session = None;
+        self.has_ended |= self.session.take().is_some();
         lock(&self.windows).clear();
         if let Some(objects) = &self.objects {
             objects.forget();
