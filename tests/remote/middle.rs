@@ -66,6 +66,8 @@ pub enum Fault {
     File,
     /// One of its own, which is well.
     OwnPipe,
+    /// An end of its own for the other direction.
+    OtherEnd,
     /// It closes its end before it has read anything.
     ReadsNothing,
 }
@@ -92,11 +94,19 @@ impl More {
                             (write.into(), Some(read.into()))
                         }
                     }
+                    Fault::OtherEnd => {
+                        let (read, write) = io::pipe().unwrap();
+                        let own: OwnedFd = if loads { read.into() } else { write.into() };
+                        (own.try_clone().unwrap(), Some(own))
+                    }
                     Fault::TwoDescriptors => (theirs.try_clone().unwrap(), Some(theirs)),
                     Fault::File => (theirs, Some(crate::front::memfd(4096).into())),
                     _ => (theirs, None),
                 };
-                let has_own = matches!(fault, Fault::OwnPipe | Fault::File | Fault::NoDescriptor);
+                let has_own = matches!(
+                    fault,
+                    Fault::OwnPipe | Fault::OtherEnd | Fault::File | Fault::NoDescriptor
+                );
                 let word = if has_own { 0 } else { 0x100 } | u64::from(fault == Fault::Refuses);
                 self.transfer(theirs, loads, fault);
                 Some(reply(word, own.into_iter().collect()))
