@@ -282,9 +282,13 @@ fn a_table_of_requests_in_flight_that_is_not_there_costs_the_connection() {
 fn a_back_end_that_comes_with_less_than_the_one_before_is_none() {
     const GET_FEATURES: u32 = 1;
     const GET_QUEUE_NUM: u32 = 17;
+    const GET_PROTOCOL_FEATURES: u32 = 15;
     type Change = fn(&mut Message);
-    let lies: [(u32, Change); 2] = [
+    let lies: [(u32, Change); 4] = [
         (GET_FEATURES, |message| message.payload[0] &= !(FEATURE as u8)),
+        // INFLIGHT_SHMFD, DEVICE_STATE.
+        (GET_PROTOCOL_FEATURES, |message| message.payload[1] &= !(1 << 4)),
+        (GET_PROTOCOL_FEATURES, |message| message.payload[2] &= !(1 << 3)),
         (GET_QUEUE_NUM, |message| message.payload[0] = 2),
     ];
     for (request, lie) in lies {
@@ -298,7 +302,7 @@ fn a_back_end_that_comes_with_less_than_the_one_before_is_none() {
         backs.lock().unwrap().clear();
         front.ask(0);
         assert!(!front.work_until(Duration::from_millis(20), Front::is_answered));
-        assert!(front.failures().count > 1);
+        assert!(front.failures().count > 1, "{request}");
         now.store(false, SeqCst);
         front.settle();
     }

@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use devisor::virtio::{QueueIndex, features};
+use devisor::virtio::{
+    QueueIndex, features,
+    transport::{TransportOptions, vhost_user::VhostUserOptions},
+};
 
 use crate::{
     back::{Back, FEATURE, World, pair},
@@ -24,6 +27,11 @@ use crate::{
 };
 
 const LONG: Duration = Duration::from_secs(10);
+
+fn eventfd() -> File {
+    // SAFETY: the call takes numbers, and its result is a descriptor that nobody else has.
+    unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK)) }
+}
 
 #[test]
 fn numbers_are_answered_on_all_queues_and_the_driver_is_interrupted() {
@@ -207,6 +215,100 @@ fn a_back_end_without_a_table_that_goes_with_later_requests_used_before_earlier_
 }
 
 #[test]
+fn a_back_end_with_a_table_that_comes_after_one_without_loses_none_on_any_queue() {
+    let world = Arc::new(World::default());
+    let (backs, came) = (Backs::default(), Arc::new(AtomicUsize::new(0)));
+    let (made, shared, count) = (Arc::clone(&backs), Arc::clone(&world), Arc::clone(&came));
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        made.lock().unwrap().push(Back::new(&shared, back));
+        let first = count.fetch_add(1, SeqCst) == 0;
+        let _ = between(middle, middle2, move |way, message| {
+            if first && way == Way::ToFront && message.request == PROTOCOL_FEATURES {
+                let all = u64::from_ne_bytes(message.payload[..].try_into().unwrap());
+                message.payload = (all & !INFLIGHT).to_ne_bytes().into();
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    let mut options = options();
+    options.retry = Duration::ZERO;
+    let mut front = Front::cold(Bus::Mmio, connect, shared_memory(1), options);
+    front.machine.start(FEATURE);
+    world.holds_even.store(true, SeqCst);
+    // On each, the second is used before the first.
+    let asked: Vec<_> = [0, 0, 1, 1, 2, 2].map(|queue| front.ask(queue)).into();
+    assert!(front.work_until(LONG, |_| world.answered.lock().unwrap().len() == 3));
+    backs.lock().unwrap().clear();
+    world.holds_even.store(false, SeqCst);
+    front.settle();
+    assert_eq!(came.load(SeqCst), 2);
+    let answered = world.answered.lock().unwrap().clone();
+    for number in asked {
+        let times = answered.iter().filter(|other| **other == number).count();
+        assert_eq!(times, 1, "{number} was answered {times} times");
+    }
+}
+
+#[test]
+fn a_back_end_that_goes_and_uses_in_order_has_entries_skipped_as_it_may() {
+    let transport = TransportOptions {
+        in_order: true,
+        ..TransportOptions::default()
+    };
+    let mut with = VhostUserOptions::default();
+    with.transport.in_order = true;
+    let world = Arc::new(World::default());
+    let backs = Backs::default();
+    let (made, shared) = (Arc::clone(&backs), Arc::clone(&world));
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        made.lock().unwrap().push(Back::with(&shared, back, with.clone()));
+        let _ = between(middle, middle2, |way, message| {
+            if way == Way::ToFront && message.request == PROTOCOL_FEATURES {
+                let all = u64::from_ne_bytes(message.payload[..].try_into().unwrap());
+                message.payload = (all & !INFLIGHT).to_ne_bytes().into();
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    let mut front = Front::cold_with(connect, shared_memory(1), options(), &transport);
+    front.machine.start(FEATURE | features::IN_ORDER);
+    front.ask(0);
+    front.settle();
+    world.holds_even.store(true, SeqCst);
+    // Of the first queue two that are used, one that is not, and one behind it.
+    let asked: Vec<_> = [0, 1, 0, 0, 0].map(|queue| front.ask(queue)).into();
+    assert_eq!(asked, [1001, 1002, 1003, 1004, 1005]);
+    let ring = &front.machine.rings[0];
+    let (layout, used) = (ring.layout, 3);
+    assert!(front.work_until(LONG, |front| front.machine.rings[0].used_idx() == used));
+    // As a batch: one entry for both, and whatever was in the other before.
+    let ring = &front.machine.rings[0];
+    let head = |position: u64| ring.get::<u16>(layout.driver_area + 4 + 2 * position);
+    for (position, of) in [(1, 2), (2, 3)] {
+        ring.put(layout.device_area + 4 + 8 * position, u32::from(head(of)));
+    }
+    backs.lock().unwrap().clear();
+    world.holds_even.store(false, SeqCst);
+    front.settle();
+    let answered = world.answered.lock().unwrap().clone();
+    for number in asked {
+        let times = answered.iter().filter(|other| **other == number).count();
+        // The last was answered once already, behind one that was not.
+        assert_eq!(
+            times,
+            if number == 1005 { 2 } else { 1 },
+            "{number} was answered {times} times"
+        );
+    }
+}
+
+#[test]
 fn without_a_back_end_requests_wait_and_the_device_can_be_stopped() {
     for bus in BUSES {
         let world = Arc::new(World::default());
@@ -308,8 +410,7 @@ fn a_back_end_calls_what_the_embedder_says_and_us_again_and_so_does_one_that_com
         let mut front = Front::started(bus, connect, FEATURE);
         front.ask(0);
         front.settle();
-        // SAFETY: the call takes numbers, and its result is a descriptor that nobody else has.
-        let other = unsafe { File::from_raw_fd(libc::eventfd(0, libc::EFD_NONBLOCK)) };
+        let other = eventfd();
         let direct = || Some(OwnedFd::from(other.try_clone().unwrap()));
         front
             .machine

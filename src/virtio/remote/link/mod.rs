@@ -227,6 +227,12 @@ impl Link {
 
     /// The connection is over.
     pub fn lose(&mut self) {
+        if self.inflight.is_some() && !peer.tracks_inflight() {
+            return Err(wrong("the back end that has come takes no table of requests in flight"));
+        }
+        if self.has_state && !peer.has_state() {
+            return Err(wrong("the back end that has come has no state of its own"));
+        }
         self.has_ended |= self.session.take().is_some();
         lock(&self.windows).clear();
         if let Some(objects) = &self.objects {

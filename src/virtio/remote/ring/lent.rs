@@ -12,7 +12,10 @@ use super::super::{
     event::{Ends, Events},
     peer::Described,
 };
-use crate::{memory::Pin, virtio::queue::AwayQueue};
+use crate::{
+    memory::Pin,
+    virtio::{features, queue::AwayQueue},
+};
 
 pub(super) struct Lent {
     pub away: AwayQueue,
@@ -21,6 +24,8 @@ pub(super) struct Lent {
     pub era: u64,
     /// It was the back end's before.
     pub was_up: bool,
+    /// There was a table of requests in flight then, which says what was.
+    pub was_tracked: bool,
     pub ends: Option<Arc<Ends>>,
     /// Those of the connection before: whoever was told to wait for them is told of others after this round.
     pub old_ends: Option<Arc<Ends>>,
@@ -38,6 +43,7 @@ impl Lent {
             away,
             era: 0,
             was_up: false,
+            was_tracked: false,
             ends: None,
             old_ends: None,
             kicked: None,
@@ -98,6 +104,10 @@ impl Lent {
     /// requests before earlier ones. It is done if all since nothing was in flight is still in the rings: drivers do not read there what
     /// they have made available.
     pub fn put_in_order(&mut self) -> Option<()> {
+        // Where all is used in its order, it is so; and entries of the used ring may be skipped (virtio 1.2, section 2.7.9).
+        if self.was_tracked || self.away.features() & features::IN_ORDER != 0 {
+            return Some(());
+        }
         let layout = self.away.layout();
         let (used, avail) = (self.used()?, self.avail()?);
         let waiting = avail.wrapping_sub(used);

@@ -65,8 +65,7 @@ impl RemoteRing {
         }
         if lent.was_up && !lent.is_packed() {
             // What cannot be is found by who serves it next.
-            let inflight = crate::sync::lock(&self.shared.link).tracks_inflight();
-            let _ = lent.note_used() && (inflight || lent.put_in_order().is_some());
+            let _ = lent.note_used() && lent.put_in_order().is_some();
         }
         if events.call.take() || lent.away.place() != before {
             lent.away.notifier().signal();
@@ -100,10 +99,12 @@ impl RemoteRing {
                 lent.away.came_to(place);
             }
         }
-        recover(lent, shared)?;
+        recover(lent)?;
         // What fails on the way may have been served for a while.
         lent.was_up |= !lent.is_packed();
-        match shared.raise(lent.described())? {
+        let raised = shared.raise(lent.described())?;
+        lent.was_tracked = crate::sync::lock(&shared.link).tracks_inflight();
+        match raised {
             Raised::Up(era, ends) => {
                 lent.old_ends = lent.ends.replace(ends);
                 lent.era = era;
@@ -163,7 +164,7 @@ fn used_too_far() -> Fault {
 }
 
 /// Where a ring goes on that another connection had.
-fn recover(lent: &mut Lent, shared: &Shared) -> Result<(), Fault> {
+fn recover(lent: &mut Lent) -> Result<(), Fault> {
     if !lent.was_up {
         return Ok(());
     }
@@ -176,9 +177,7 @@ fn recover(lent: &mut Lent, shared: &Shared) -> Result<(), Fault> {
     if !lent.note_used() {
         return Err(used_too_far());
     }
-    if !crate::sync::lock(&shared.link).tracks_inflight() {
-        let _ = lent.put_in_order();
-    }
+    let _ = lent.put_in_order();
     Ok(())
 }
 

@@ -245,6 +245,10 @@ impl Peer for SocketPeer {
         Ok(())
     }
 
+    fn tracks_inflight(&self) -> bool {
+        self.has(protocol::INFLIGHT_SHMFD)
+    }
+
     fn share_inflight(
         &mut self,
         table: &mut Option<InflightTable>,
@@ -252,7 +256,7 @@ impl Peer for SocketPeer {
         queue_size: u16,
         deadline: Instant,
     ) -> io::Result<()> {
-        if !self.has(protocol::INFLIGHT_SHMFD) {
+        if !self.tracks_inflight() {
             return Ok(());
         }
         let channel = &mut self.channel;
