@@ -337,6 +337,41 @@ fn a_ring_that_was_used_further_than_it_was_filled_costs_the_device_until_its_re
 }
 
 #[test]
+fn a_ring_that_the_back_end_has_given_up_more_than_once_is_revived_by_one_reset() {
+    const SET_VRING_ERR: u32 = 14;
+    let error = Arc::new(std::sync::Mutex::new(None));
+    let (world, kept, mut backs) = (Arc::default(), Arc::clone(&error), Vec::new());
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        backs.push(Back::new(&world, back));
+        let kept = Arc::clone(&kept);
+        let _ = between(middle, middle2, move |way, message| {
+            if way == Way::ToBack && message.request == SET_VRING_ERR && message.payload[0] == 0 {
+                *kept.lock().unwrap() = Some(UnixStream::from(message.descriptors[0].try_clone().unwrap()));
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    let mut front = Front::started(Bus::Mmio, connect, FEATURE);
+    front.ask(0);
+    front.settle();
+    let gives_up = || {
+        let error = error.lock().unwrap();
+        io::Write::write_all(&mut AsFile(error.as_ref().unwrap()), &1_u64.to_ne_bytes()).unwrap();
+    };
+    gives_up();
+    let needs_reset = |front: &mut Front| front.machine.transport().status() & NEEDS_RESET != 0;
+    assert!(front.work_until(Duration::from_secs(5), needs_reset));
+    gives_up();
+    front.restart(FEATURE);
+    front.ask(0);
+    front.settle();
+    assert!(!needs_reset(&mut front));
+}
+
+#[test]
 fn a_ring_that_says_the_same_request_was_used_twice_harms_nobody_else() {
     let (connect, backs) = connect_to(&Arc::default());
     let mut front = Front::started(Bus::Mmio, connect, FEATURE);

@@ -102,6 +102,8 @@ impl RemoteRing {
         recover(lent)?;
         // What fails on the way may have been served for a while.
         lent.was_up |= !lent.is_packed();
+        // What was said of it before, to whom it is no more.
+        shared.events[usize::from(lent.away.index().0)].error.take();
         let raised = shared.raise(lent.described())?;
         lent.was_tracked = crate::sync::lock(&shared.link).tracks_inflight();
         match raised {
