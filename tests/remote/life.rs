@@ -253,6 +253,41 @@ fn a_back_end_with_a_table_that_comes_after_one_without_loses_none_on_any_queue(
 }
 
 #[test]
+fn a_kick_after_as_many_requests_as_an_index_counts_is_passed_on() {
+    const SET_VRING_KICK: u32 = 12;
+    let (world, mut backs) = (Arc::default(), Vec::new());
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        backs.push(Back::new(&world, back));
+        // It looks by itself, as those do that poll: nobody takes its kicks.
+        let _ = between(middle, middle2, |way, message| {
+            if way == Way::ToBack && message.request == SET_VRING_KICK {
+                message.descriptors = vec![eventfd().into()];
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    let mut front = Front::started(Bus::Mmio, connect, FEATURE);
+    let kick = front.machine.with_device(|device| {
+        let kick = device.kick(QueueIndex(0)).unwrap();
+        File::from(kick.try_clone_to_owned().unwrap())
+    });
+    let kicked = || (&kick).read(&mut [0; 8]).is_ok();
+    front.ask(0);
+    front.settle();
+    assert!(kicked());
+    // What it has called is heard.
+    front.work_until(Duration::from_millis(20), |_| false);
+    assert!(!kicked());
+    // So many requests later the index is what it was.
+    front.machine.kick(0);
+    front.machine.run();
+    assert!(kicked());
+}
+
+#[test]
 fn a_back_end_that_goes_and_uses_in_order_has_entries_skipped_as_it_may() {
     let transport = TransportOptions {
         in_order: true,

@@ -159,10 +159,11 @@ impl Lent {
         }
     }
 
-    /// Passes a kick on, if anything was made available since the last.
-    pub fn kick(&mut self, events: &Events) {
+    /// Passes a kick on. One that may be none is passed on if anything was made available since the last; of one that is, the index does not
+    /// say: as many requests may have gone by as it counts.
+    pub fn kick(&mut self, events: &Events, may_be_none: bool) {
         let avail = if self.is_packed() { None } else { self.avail() };
-        if avail.is_none() || avail != self.kicked {
+        if !may_be_none || avail.is_none() || avail != self.kicked {
             events.kick();
             self.kicked = avail;
         }

@@ -198,13 +198,14 @@ impl QueueHandler for RemoteRing {
         let events = &shared.events[usize::from(self.index.0)];
 
         // What has come from there.
-        let mut called = false;
+        let (mut called, mut is_told) = (false, false);
         if let Some(ends) = lent.ends.as_ref().filter(|_| lent.era == shared.era()) {
             let (unasked, [call, error]) = ends.ready([events.call.descriptor(), events.error.descriptor()]);
             called = call && events.call.take();
             if error && events.error.take() {
                 return Err(Fault::Elsewhere("the back end has given the ring up".into()));
             }
+            is_told = called || unasked;
             if unasked || shared.config_changed.load(SeqCst) {
                 shared.look();
             }
@@ -213,7 +214,7 @@ impl QueueHandler for RemoteRing {
         let Some(is_new) = Self::see_that_it_is_served(lent, &shared, round)? else {
             return Ok(());
         };
-        lent.kick(events);
+        lent.kick(events, is_told);
         if called || is_new {
             if !lent.is_packed() {
                 lent.note_used();
