@@ -372,6 +372,45 @@ fn a_ring_that_the_back_end_has_given_up_more_than_once_is_revived_by_one_reset(
 }
 
 #[test]
+fn a_back_end_that_is_slow_in_all_that_it_is_asked_holds_nobody_for_longer_than_its_patience() {
+    let slow = Arc::new(AtomicBool::new(false));
+    let (is_slow, world, backs) = (Arc::clone(&slow), Arc::default(), Backs::default());
+    let made = Arc::clone(&backs);
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        *made.lock().unwrap() = vec![Back::new(&world, back)];
+        let is_slow = Arc::clone(&is_slow);
+        let _ = between(middle, middle2, move |way, _| {
+            if way == Way::ToFront && is_slow.load(SeqCst) {
+                thread::sleep(Duration::from_millis(100));
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    let mut options = options();
+    options.patience = Duration::from_millis(900);
+    let mut front = Front::cold(Bus::Mmio, connect, shared_memory(1), options);
+    front.machine.start(FEATURE);
+    front.ask(0);
+    front.settle();
+    // It goes, and who comes has a ring described: that is more than it has the time for.
+    slow.store(true, SeqCst);
+    backs.lock().unwrap().clear();
+    let mut held = Duration::ZERO;
+    while front.failures().count < 2 && front.returns() == 0 {
+        let began = Instant::now();
+        front.machine.transport().process(devisor::virtio::QueueIndex(0));
+        held = held.max(began.elapsed());
+    }
+    slow.store(false, SeqCst);
+    assert!(held < Duration::from_millis(1500), "{held:?}");
+    front.ask(0);
+    front.settle();
+}
+
+#[test]
 fn a_ring_that_says_the_same_request_was_used_twice_harms_nobody_else() {
     let (connect, backs) = connect_to(&Arc::default());
     let mut front = Front::started(Bus::Mmio, connect, FEATURE);

@@ -104,6 +104,7 @@ impl Shared {
 
     fn try_with_link<R>(&self, f: impl FnOnce(&mut Link) -> io::Result<R>) -> (Option<R>, bool) {
         let mut link = lock(&self.link);
+        link.begin_turn();
         match f(&mut link) {
             Ok(done) => (Some(done), self.note_config_changed(&link)),
             Err(error) => {
@@ -133,6 +134,7 @@ impl Shared {
         let (mut lost, mut changed) = (false, false);
         let raised = {
             let mut link = lock(&self.link);
+            link.begin_turn();
             let had = link.ends().is_some();
             let mut raise = |link: &mut Link| {
                 let Some(is_new) = link.ensure()? else { return Ok(None) };

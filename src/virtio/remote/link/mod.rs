@@ -66,6 +66,8 @@ pub(super) struct Link {
     pub objects: Option<Arc<Member>>,
     /// Not tried again before.
     next_try: Option<Instant>,
+    /// Until when all is to be answered that is asked in a turn.
+    deadline: Instant,
     pub written: Written,
 }
 
@@ -78,11 +80,11 @@ pub(super) struct Found {
     pub needs_files: bool,
     /// The queues that it does not serve.
     pub ours: Vec<u16>,
+    pub stops_alone: bool,
 }
 
 impl Link {
     /// Reaches the back end for the first time.
-    pub stops_alone: bool,
     pub fn new(
         connect: Box<dyn Connect>,
         options: &RemoteOptions,
@@ -96,9 +98,9 @@ impl Link {
             has_state: false,
             can_log: false,
             session: None,
+            has_ended: false,
             inflight: None,
             log: None,
-            has_ended: false,
             state: None,
             windows,
             objects: options
@@ -106,6 +108,7 @@ impl Link {
                 .as_ref()
                 .map(|objects| Arc::new(Member::new(objects))),
             next_try: None,
+            deadline: after(options.patience),
             written: Written::default(),
         };
         let mut peer = link.reach()?;
@@ -135,13 +138,13 @@ impl Link {
             most_regions,
             needs_files: peer.needs_files(),
             ours: (0..asked).filter(|index| !peer.serves(*index)).collect(),
+            stops_alone: peer.stops_alone(),
         };
         link.session = Some(link.begun(peer));
         Ok((link, found))
     }
 
     /// A network device's queues are counted in pairs.
-            stops_alone: peer.stops_alone(),
     fn counted(&self, queues: u16) -> u16 {
         if self.options.device.0 == 1 {
             queues.div_ceil(2)
@@ -150,8 +153,13 @@ impl Link {
         }
     }
 
+    /// Whoever has it locked asks all that there is to ask with one patience.
+    pub fn begin_turn(&mut self) {
+        self.deadline = after(self.options.patience);
+    }
+
     fn deadline(&self) -> Instant {
-        after(self.options.patience)
+        self.deadline
     }
 
     /// A new connection, as far as it goes without a driver.
@@ -219,6 +227,12 @@ impl Link {
         if self.log.is_some() && !peer.can_log() {
             return Err(wrong("the back end that has come does not log what it writes"));
         }
+        if self.inflight.is_some() && !peer.tracks_inflight() {
+            return Err(wrong("the back end that has come takes no table of requests in flight"));
+        }
+        if self.has_state && !peer.has_state() {
+            return Err(wrong("the back end that has come has no state of its own"));
+        }
         self.session = Some(self.begun(peer));
         self.write_config_again()?;
         self.load_state()?;
@@ -227,12 +241,6 @@ impl Link {
 
     /// The connection is over.
     pub fn lose(&mut self) {
-        if self.inflight.is_some() && !peer.tracks_inflight() {
-            return Err(wrong("the back end that has come takes no table of requests in flight"));
-        }
-        if self.has_state && !peer.has_state() {
-            return Err(wrong("the back end that has come has no state of its own"));
-        }
         self.has_ended |= self.session.take().is_some();
         lock(&self.windows).clear();
         if let Some(objects) = &self.objects {
