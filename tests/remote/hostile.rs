@@ -411,6 +411,25 @@ fn a_back_end_that_is_slow_in_all_that_it_is_asked_holds_nobody_for_longer_than_
 }
 
 #[test]
+fn a_ring_across_two_regions_of_memory_costs_the_device_until_its_reset_and_not_the_connection() {
+    // In the middle of the second ring's descriptors, and in that of its available ring.
+    for end in [0x1_4080, 0x1_5010_u64] {
+        let regions = [(0, end), (end, MEMORY - end)].map(|(at, len)| {
+            let file = vm_memory::FileOffset::new(memfd(len), 0);
+            (vm_memory::GuestAddress(at), len as usize, Some(file))
+        });
+        let memory = vm_memory::GuestMemoryMmap::from_ranges_with_files(regions).unwrap();
+        let (connect, _backs) = connect_to(&Arc::default());
+        let mut front = Front::cold(Bus::Mmio, connect, Arc::new(memory), options());
+        front.machine.start(FEATURE);
+        front.work_until(Duration::from_millis(50), |_| false);
+        let failures = front.failures();
+        assert_ne!(front.machine.transport().status() & NEEDS_RESET, 0);
+        assert_eq!(failures.count, 0, "{failures:?}");
+    }
+}
+
+#[test]
 fn a_ring_that_says_the_same_request_was_used_twice_harms_nobody_else() {
     let (connect, backs) = connect_to(&Arc::default());
     let mut front = Front::started(Bus::Mmio, connect, FEATURE);

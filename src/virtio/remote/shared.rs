@@ -127,7 +127,7 @@ impl Shared {
     /// Sees that there is a connection which knows memory as it is, and that the ring is described in it.
     ///
     /// # Errors
-    /// Memory cannot be shared.
+    /// Memory cannot be shared, or the ring not be found in it.
     pub fn raise(&self, ring: Described) -> Result<Raised, Fault> {
         let mut fault = None;
         let mut returned = None;
@@ -145,6 +145,12 @@ impl Shared {
                 }
                 link.begin(ring.features)?;
                 match (self.regions)() {
+                    Ok(regions) if ring.user_addresses(&regions).is_none() => {
+                        fault = Some(Fault::Elsewhere(
+                            "a part of its ring is in no region of guest memory as a whole".into(),
+                        ));
+                        return Ok(None);
+                    }
                     Ok(regions) => link.set_memory(regions)?,
                     Err(error) => {
                         fault = Some(Fault::Host(error.to_string()));

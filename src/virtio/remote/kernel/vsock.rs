@@ -14,7 +14,7 @@ use super::{
     device::{OpenVhost, VhostDevice, open},
     numbers,
 };
-use crate::virtio::{features, vhost_user::vhost_feature};
+use crate::virtio::vhost_user::vhost_feature;
 
 /// Receive and transmit; the event queue is not the kernel's.
 const QUEUES: u16 = 2;
@@ -106,12 +106,12 @@ impl Peer for VsockPeer {
         index < QUEUES
     }
 
-    fn most_regions(&mut self, _: Instant) -> io::Result<u64> {
     /// They run together.
     fn stops_alone(&self) -> bool {
         false
     }
 
+    fn most_regions(&mut self, _: Instant) -> io::Result<u64> {
         Ok(MOST_REGIONS)
     }
 
