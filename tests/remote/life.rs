@@ -429,6 +429,41 @@ fn a_back_end_that_dies_at_any_message_is_followed_by_one_that_answers() {
 }
 
 #[test]
+fn a_configuration_that_changes_again_and_again_while_it_is_read_is_the_last_in_the_end() {
+    const GET_CONFIG: u32 = 24;
+    let world = Arc::new(World::default());
+    let backs = Backs::default();
+    let (made, shared, left) = (Arc::clone(&backs), Arc::clone(&world), Arc::new(AtomicUsize::new(0)));
+    let changes = Arc::clone(&left);
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        made.lock().unwrap().push(Back::new(&shared, back));
+        let (made, shared, left) = (Arc::clone(&made), Arc::clone(&shared), Arc::clone(&changes));
+        let _ = between(middle, middle2, move |way, message| {
+            let is_left = || left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+            if way == Way::ToFront && message.request == GET_CONFIG && is_left() {
+                // The answer is of before.
+                let device = Arc::clone(&made.lock().unwrap()[0].device);
+                device.change_config(|_| shared.config.lock().unwrap()[0] += 1);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    let mut front = Front::started(Bus::Mmio, connect, FEATURE);
+    front.ask(0);
+    front.settle();
+    front.work_until(Duration::from_millis(20), |_| false);
+    left.store(40, SeqCst);
+    let device = Arc::clone(&backs.lock().unwrap()[0].device);
+    device.change_config(|_| world.config.lock().unwrap()[0] += 1);
+    let told = front.work_until(Duration::from_secs(2), |front| front.machine.read_config(0, 1) == [41]);
+    assert!(told, "{:?}", front.machine.read_config(0, 1));
+}
+
+#[test]
 fn memory_in_many_regions_is_told_one_by_one() {
     let (connect, _backs) = connect_to(&Arc::default());
     let mut front = Front::cold(Bus::Mmio, connect, shared_memory(16), options());

@@ -26,7 +26,7 @@ use crate::{
     virtio::{FailureLog, Fault, Handle, QueueIndex},
 };
 
-/// How often a configuration space is read that changes again while it is read. One that goes on is read again with the next event.
+/// How often a configuration space is read in a row that changes again while it is read.
 const MOST_CHANGES: usize = 4;
 
 pub(super) struct Shared {
@@ -199,10 +199,11 @@ impl Shared {
         kept == Some(true)
     }
 
-    /// What comes unasked: the end of the connection, or that the configuration has changed.
-    pub fn look(&self) {
+    /// What comes unasked: the end of the connection, or that the configuration has changed. Whether it has changed again since: to be looked
+    /// at later.
+    pub fn look(&self) -> bool {
         self.config_changed.store(false, SeqCst);
-        let (looked, _) = self.try_with_link(|link| {
+        let (looked, changed) = self.try_with_link(|link| {
             let mut config = None;
             for _ in 0..MOST_CHANGES {
                 if !link.look()? {
@@ -217,6 +218,7 @@ impl Shared {
             Some(None) => {}
             None => self.look_at_all(),
         }
+        changed
     }
 
     /// Shows the driver another configuration space, and tells it so, if it is one. Not with the link locked.

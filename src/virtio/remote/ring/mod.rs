@@ -117,12 +117,17 @@ impl RemoteRing {
             }
             Raised::Later(after) => {
                 lent.old_ends = lent.ends.take();
-                if let Some(clock) = &shared.clock {
-                    round.wait(Wait::Until(clock.now().saturating_add(after)));
-                }
+                wait_for(shared, after, round);
                 Ok(None)
             }
         }
+    }
+}
+
+/// Has the ring looked at again after so long, if there is a clock.
+fn wait_for(shared: &Shared, time: Duration, round: &mut Round<'_>) {
+    if let Some(clock) = &shared.clock {
+        round.wait(Wait::Until(clock.now().saturating_add(time)));
     }
 }
 
@@ -206,8 +211,9 @@ impl QueueHandler for RemoteRing {
                 return Err(Fault::Elsewhere("the back end has given the ring up".into()));
             }
             is_told = called || unasked;
-            if unasked || shared.config_changed.load(SeqCst) {
-                shared.look();
+            let looks = unasked || shared.config_changed.load(SeqCst);
+            if looks && shared.look() {
+                wait_for(&shared, shared.options.retry, round);
             }
         }
 
