@@ -20,6 +20,7 @@ use crate::{
 /// Protocol features that it adds.
 pub const DEVICE_STATE: u64 = 1 << 19;
 pub const SHMEM: u64 = 1 << 22;
+pub const SEND_FD: u64 = 1 << 10;
 
 const GET_PROTOCOL_FEATURES: u32 = 15;
 const SET_PROTOCOL_FEATURES: u32 = 16;
@@ -32,6 +33,8 @@ const GET_SHMEM_CONFIG: u32 = 44;
 #[derive(Default)]
 pub struct More {
     pub features: u64,
+    /// Protocol features that were agreed on.
+    pub agreed: AtomicU64,
     /// Its own state.
     pub state: Mutex<Vec<u8>>,
     /// What it does wrong when it is asked for its state.
@@ -190,7 +193,8 @@ pub fn connect(world: &Arc<World>, more: &Arc<More>) -> impl FnMut() -> io::Resu
                     message.payload = (word(message) | more.features).to_ne_bytes().into();
                 }
                 (Way::ToBack, SET_PROTOCOL_FEATURES) => {
-                    message.payload = (word(message) & !(DEVICE_STATE | SHMEM)).to_ne_bytes().into();
+                    more.agreed.store(word(message), SeqCst);
+                    message.payload = (word(message) & !(DEVICE_STATE | SHMEM | SEND_FD)).to_ne_bytes().into();
                 }
                 (Way::ToBack, SET_BACKEND_REQ_FD) => {
                     let channel = message.descriptors[0].try_clone().unwrap();
