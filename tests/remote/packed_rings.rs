@@ -1,7 +1,10 @@
 //! Packed rings, which a back end serves.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::{Duration, Instant},
 };
 
@@ -17,12 +20,13 @@ use devisor::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::{
-    back::FEATURE,
+    back::{Back, FEATURE, World, pair},
     front::{connect_with, options, shared_memory},
     machine::NEEDS_RESET,
     packed::PackedRing,
     plugged::start_with,
     ring::{readable, writable},
+    wire::{Fate, Way, between},
 };
 
 fn ask(device: &VirtioMmio<Remote>, ring: &mut PackedRing, memory: &GuestMemoryMmap) {
@@ -80,4 +84,77 @@ fn a_packed_ring_is_served_stopped_and_gone_on_with_and_needs_a_reset_when_its_b
         device.write(0x70, &0_u32.to_le_bytes());
         assert_eq!(device.status(), 0);
     }
+}
+
+#[test]
+fn a_packed_ring_that_was_used_before_its_back_end_said_that_it_has_it_needs_a_reset() {
+    const SET_VRING_ENABLE: u32 = 18;
+    // There is no table that says how far it has come.
+    const PROTOCOL_FEATURES: u32 = 15;
+    const INFLIGHT: u64 = 1 << 12;
+    let transport = TransportOptions {
+        packed: true,
+        ..TransportOptions::default()
+    };
+    let mut with = VhostUserOptions::default();
+    with.transport.packed = true;
+    let (world, mut backs, cuts) = (Arc::<World>::default(), Vec::new(), Arc::new(AtomicBool::new(false)));
+    let is_cut = Arc::clone(&cuts);
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        backs.push(Back::with(&world, back, with.clone()));
+        let (world, cuts) = (Arc::clone(&world), Arc::clone(&is_cut));
+        let _ = between(middle, middle2, move |way, message| {
+            if way == Way::ToFront && message.request == PROTOCOL_FEATURES {
+                let all = u64::from_ne_bytes(message.payload[..].try_into().unwrap());
+                message.payload = (all & !INFLIGHT).to_ne_bytes().into();
+            }
+            if way == Way::ToBack || message.request != SET_VRING_ENABLE || !cuts.swap(false, SeqCst) {
+                return Fate::Pass;
+            }
+            while world.answered.lock().unwrap().len() < 3 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Fate::Cut
+        });
+        Ok(front)
+    };
+    let memory = shared_memory(1);
+    let remote = Remote::new(connect, Arc::clone(&memory), options()).unwrap();
+    let line = Line::Edge(Arc::new(NoInterrupt));
+    let device = VirtioMmio::with_options(remote, Arc::clone(&memory), line, &transport).unwrap();
+    let at = 0x20_0000;
+    let mut ring = PackedRing::new(&memory, 0x1_0000, 16);
+    start_with(&device, &ring.layout, FEATURE | features::RING_PACKED);
+    ask(&device, &mut ring, &memory);
+    // It is handed over anew, with something in it.
+    device.pause();
+    assert!(device.wait_until_still(Some(Duration::from_secs(10))));
+    for _ in 0..2 {
+        ring.request(&[readable(at, 8), writable(at + 8, 8)]);
+    }
+    cuts.store(true, SeqCst);
+    device.resume();
+    let end = Instant::now() + Duration::from_secs(10);
+    let mut used = 0;
+    while device.status() & NEEDS_RESET == 0 && used < 3 {
+        assert!(
+            Instant::now() < end,
+            "{used} are used, and nobody says that there is something wrong"
+        );
+        device.process(QueueIndex(0));
+        let before = used;
+        used += ring.used().len();
+        // It goes on.
+        if before < 2 && used == 2 {
+            ring.request(&[readable(at, 8), writable(at + 8, 8)]);
+        }
+    }
+    // A reset revives.
+    device.write(0x70, &0_u32.to_le_bytes());
+    memory.write_slice(&[0; 0x4000], GuestAddress(0x1_0000)).unwrap();
+    let mut ring = PackedRing::new(&memory, 0x1_0000, 16);
+    start_with(&device, &ring.layout, FEATURE | features::RING_PACKED);
+    ask(&device, &mut ring, &memory);
 }

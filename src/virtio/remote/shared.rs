@@ -57,8 +57,13 @@ pub(super) struct Shared {
 pub(super) enum Raised {
     /// It does, since this era; these are the ends to wait for.
     Up(u64, Arc<Ends>),
-    /// There is none: to be tried again after so long.
-    Later(Duration),
+    /// There is none.
+    Later {
+        /// To be tried again after so long.
+        after: Duration,
+        /// It went while it was told of the ring, which it may have served for a while.
+        begun: bool,
+    },
 }
 
 impl Shared {
@@ -131,7 +136,7 @@ impl Shared {
     pub fn raise(&self, ring: Described) -> Result<Raised, Fault> {
         let mut fault = None;
         let mut returned = None;
-        let (mut lost, mut changed) = (false, false);
+        let (mut lost, mut changed, mut begun) = (false, false, false);
         let raised = {
             let mut link = lock(&self.link);
             link.begin_turn();
@@ -157,6 +162,7 @@ impl Shared {
                         return Ok(None);
                     }
                 }
+                begun = true;
                 let index = usize::from(ring.index);
                 link.start_ring(ring, &self.events[index], self.started.load(SeqCst))?;
                 Ok(link.ends())
@@ -182,7 +188,10 @@ impl Shared {
         match (fault, raised) {
             (Some(fault), _) => Err(fault),
             (None, Some((era, ends))) => Ok(Raised::Up(era, ends)),
-            (None, None) => Ok(Raised::Later(lock(&self.link).until_next_try())),
+            (None, None) => Ok(Raised::Later {
+                after: lock(&self.link).until_next_try(),
+                begun,
+            }),
         }
     }
 

@@ -100,8 +100,6 @@ impl RemoteRing {
             }
         }
         recover(lent)?;
-        // What fails on the way may have been served for a while.
-        lent.was_up |= !lent.is_packed();
         // What was said of it before, to whom it is no more.
         shared.events[usize::from(lent.away.index().0)].error.take();
         let raised = shared.raise(lent.described())?;
@@ -115,7 +113,9 @@ impl RemoteRing {
                 lent.was_up = true;
                 Ok(Some(true))
             }
-            Raised::Later(after) => {
+            Raised::Later { after, begun } => {
+                // A table may say of a packed one, too, how far it has come.
+                lent.was_up |= begun && !(lent.is_packed() && lent.was_tracked);
                 lent.old_ends = lent.ends.take();
                 wait_for(shared, after, round);
                 Ok(None)
