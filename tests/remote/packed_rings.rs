@@ -1,6 +1,8 @@
 //! Packed rings, which a back end serves.
 
 use std::{
+    io,
+    os::unix::net::UnixStream,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -21,12 +23,12 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::{
     back::{Back, FEATURE, World, pair},
-    front::{connect_with, options, shared_memory},
+    front::{Backs, connect_with, options, shared_memory},
     machine::NEEDS_RESET,
     packed::PackedRing,
     plugged::start_with,
     ring::{readable, writable},
-    wire::{Fate, Way, between},
+    wire::{Fate, Message, Way, between},
 };
 
 fn ask(device: &VirtioMmio<Remote>, ring: &mut PackedRing, memory: &GuestMemoryMmap) {
@@ -86,12 +88,38 @@ fn a_packed_ring_is_served_stopped_and_gone_on_with_and_needs_a_reset_when_its_b
     }
 }
 
+/// There is no table that says how far a ring has come, nor a state of its own.
+fn forget_table(way: Way, message: &mut Message) {
+    const PROTOCOL_FEATURES: u32 = 15;
+    const INFLIGHT_AND_STATE: u64 = 1 << 12 | 1 << 19;
+    if way == Way::ToFront && message.request == PROTOCOL_FEATURES {
+        let all = u64::from_ne_bytes(message.payload[..].try_into().unwrap());
+        message.payload = (all & !INFLIGHT_AND_STATE).to_ne_bytes().into();
+    }
+}
+
+/// A back end of packed rings.
+fn without_a_table() -> (impl FnMut() -> io::Result<UnixStream> + Send, Backs) {
+    let mut with = VhostUserOptions::default();
+    with.transport.packed = true;
+    let (world, backs) = (Arc::default(), Backs::default());
+    let made = Arc::clone(&backs);
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        made.lock().unwrap().push(Back::with(&world, back, with.clone()));
+        let _ = between(middle, middle2, |way, message| {
+            forget_table(way, message);
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    (connect, backs)
+}
+
 #[test]
 fn a_packed_ring_that_was_used_before_its_back_end_said_that_it_has_it_needs_a_reset() {
     const SET_VRING_ENABLE: u32 = 18;
-    // There is no table that says how far it has come.
-    const PROTOCOL_FEATURES: u32 = 15;
-    const INFLIGHT: u64 = 1 << 12;
     let transport = TransportOptions {
         packed: true,
         ..TransportOptions::default()
@@ -106,10 +134,7 @@ fn a_packed_ring_that_was_used_before_its_back_end_said_that_it_has_it_needs_a_r
         backs.push(Back::with(&world, back, with.clone()));
         let (world, cuts) = (Arc::clone(&world), Arc::clone(&is_cut));
         let _ = between(middle, middle2, move |way, message| {
-            if way == Way::ToFront && message.request == PROTOCOL_FEATURES {
-                let all = u64::from_ne_bytes(message.payload[..].try_into().unwrap());
-                message.payload = (all & !INFLIGHT).to_ne_bytes().into();
-            }
+            forget_table(way, message);
             if way == Way::ToBack || message.request != SET_VRING_ENABLE || !cuts.swap(false, SeqCst) {
                 return Fate::Pass;
             }
@@ -157,4 +182,38 @@ fn a_packed_ring_that_was_used_before_its_back_end_said_that_it_has_it_needs_a_r
     let mut ring = PackedRing::new(&memory, 0x1_0000, 16);
     start_with(&device, &ring.layout, FEATURE | features::RING_PACKED);
     ask(&device, &mut ring, &memory);
+}
+
+#[test]
+fn a_packed_ring_that_is_paused_when_its_back_end_has_gone_needs_a_reset_here_and_elsewhere() {
+    let transport = TransportOptions {
+        packed: true,
+        ..TransportOptions::default()
+    };
+    let memory = shared_memory(1);
+    let made = || {
+        let (connect, backs) = without_a_table();
+        let remote = Remote::new(connect, Arc::clone(&memory), options()).unwrap();
+        let line = Line::Edge(Arc::new(NoInterrupt));
+        let device = VirtioMmio::with_options(remote, Arc::clone(&memory), line, &transport).unwrap();
+        (device, backs)
+    };
+    let (device, backs) = made();
+    let mut ring = PackedRing::new(&memory, 0x1_0000, 16);
+    start_with(&device, &ring.layout, FEATURE | features::RING_PACKED);
+    ask(&device, &mut ring, &memory);
+    backs.lock().unwrap().clear();
+    device.pause();
+    assert!(device.wait_until_still(Some(Duration::from_secs(10))));
+    let state = device.save().unwrap();
+    let (other, _backs) = made();
+    other.restore(&state).unwrap();
+    for (device, whose) in [(device, "it"), (other, "another")] {
+        device.resume();
+        let end = Instant::now() + Duration::from_millis(500);
+        while device.status() & NEEDS_RESET == 0 {
+            assert!(Instant::now() < end, "{whose} goes on where it was handed over");
+            device.process(QueueIndex(0));
+        }
+    }
 }

@@ -57,11 +57,12 @@ impl RemoteRing {
         let Some(mut lent) = self.lent.take() else { return };
         let events = &self.shared.events[usize::from(self.index.0)];
         let before = lent.away.place();
+        let mut said = None;
         if lent.era == self.shared.era() {
-            let deadline = after(self.shared.options.drain);
-            if let Some(place) = stop(&lent, &self.shared, deadline) {
-                lent.away.came_to(place);
-            }
+            said = stop(&lent, &self.shared, after(self.shared.options.drain));
+        }
+        if let Some(place) = said {
+            lent.away.came_to(place);
         }
         if lent.was_up && !lent.is_packed() {
             // What cannot be is found by who serves it next.
@@ -70,8 +71,12 @@ impl RemoteRing {
         if events.call.take() || lent.away.place() != before {
             lent.away.notifier().signal();
         }
+        let is_lost = said.is_none() && lent.is_packed() && lent.was_up && !lent.was_tracked;
         let place = lent.away.place();
         lent.away.give_back(place);
+        if is_lost && let Some(handle) = self.shared.handle.get() {
+            handle.fail(PACKED_IS_LOST);
+        }
     }
 
     /// Sees to a back end that has gone or come back, and to memory that has changed. Whether the ring was handed over anew; `None`:
@@ -166,6 +171,9 @@ fn drain(lent: &Lent, base: u16, deadline: Instant) -> io::Result<u16> {
     }
 }
 
+const PACKED_IS_LOST: &str =
+    "the back end has gone, and a packed ring does not say how far it has come: it is set up anew after a reset";
+
 fn used_too_far() -> Fault {
     Fault::Elsewhere("the back end has left a ring that was used further than it was filled".into())
 }
@@ -177,9 +185,7 @@ fn recover(lent: &mut Lent) -> Result<(), Fault> {
     }
     if lent.is_packed() {
         // Which descriptors were used is not in the ring, and few tables of requests in flight know of packed ones.
-        return Err(Fault::Elsewhere(
-            "the back end has gone, and a packed ring does not say how far it has come: it is set up anew after a reset".into(),
-        ));
+        return Err(Fault::Elsewhere(PACKED_IS_LOST.into()));
     }
     if !lent.note_used() {
         return Err(used_too_far());
