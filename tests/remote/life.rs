@@ -253,6 +253,52 @@ fn a_back_end_with_a_table_that_comes_after_one_without_loses_none_on_any_queue(
 }
 
 #[test]
+fn a_device_that_is_saved_when_its_back_end_has_gone_takes_along_what_was_in_flight() {
+    const DEVICE_STATE: u64 = 1 << 19;
+    for forgotten in [DEVICE_STATE, DEVICE_STATE | INFLIGHT] {
+        let world = Arc::new(World::default());
+        let reach = || {
+            let (backs, shared) = (Backs::default(), Arc::clone(&world));
+            let made = Arc::clone(&backs);
+            let connect = move || {
+                let (front, middle) = pair();
+                let (middle2, back) = pair();
+                made.lock().unwrap().push(Back::new(&shared, back));
+                let _ = between(middle, middle2, move |way, message| {
+                    if way == Way::ToFront && message.request == PROTOCOL_FEATURES {
+                        let all = u64::from_ne_bytes(message.payload[..].try_into().unwrap());
+                        message.payload = (all & !forgotten).to_ne_bytes().into();
+                    }
+                    Fate::Pass
+                });
+                Ok(front)
+            };
+            (connect, backs)
+        };
+        let (connect, backs) = reach();
+        let mut front = Front::started(Bus::Mmio, connect, FEATURE);
+        world.holds_even.store(true, SeqCst);
+        // The second is used before the first.
+        let asked = [front.ask(0), front.ask(0), front.ask(0)];
+        assert!(front.work_until(LONG, |_| world.answered.lock().unwrap().len() == 1));
+        backs.lock().unwrap().clear();
+        let state = front.machine.save();
+        world.holds_even.store(false, SeqCst);
+        let (connect, _backs) = reach();
+        let mut other = Front::cold(Bus::Mmio, connect, Arc::clone(&front.machine.memory), options());
+        other.machine.transport().restore(&state).unwrap();
+        other.take_driver(&mut front);
+        other.machine.transport().resume();
+        other.settle();
+        let answered = world.answered.lock().unwrap().clone();
+        for number in asked {
+            let times = answered.iter().filter(|other| **other == number).count();
+            assert_eq!(times, 1, "{number} was answered {times} times");
+        }
+    }
+}
+
+#[test]
 fn a_kick_after_as_many_requests_as_an_index_counts_is_passed_on() {
     const SET_VRING_KICK: u32 = 12;
     let (world, mut backs) = (Arc::default(), Vec::new());

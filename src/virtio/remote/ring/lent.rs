@@ -24,7 +24,7 @@ pub(super) struct Lent {
     pub era: u64,
     /// It was the back end's before.
     pub was_up: bool,
-    /// There was a table of requests in flight then, which says what was.
+    /// There was a table of requests in flight then.
     pub was_tracked: bool,
     pub ends: Option<Arc<Ends>>,
     /// Those of the connection before: whoever was told to wait for them is told of others after this round.
@@ -102,10 +102,11 @@ impl Lent {
 
     /// Has what was not used come next in the available ring of a back end that has gone without saying what it was at, and has used later
     /// requests before earlier ones. It is done if all since nothing was in flight is still in the rings: drivers do not read there what
-    /// they have made available.
+    /// they have made available. To whoever goes on by a table of what was in flight it makes no difference: that comes first, and what
+    /// was not taken stays where it is. But the table does not move with the device.
     pub fn put_in_order(&mut self) -> Option<()> {
         // Where all is used in its order, it is so; and entries of the used ring may be skipped (virtio 1.2, section 2.7.9).
-        if self.was_tracked || self.away.features() & features::IN_ORDER != 0 {
+        if self.away.features() & features::IN_ORDER != 0 {
             return Some(());
         }
         let layout = self.away.layout();
