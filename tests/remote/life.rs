@@ -510,6 +510,33 @@ fn a_configuration_that_changes_again_and_again_while_it_is_read_is_the_last_in_
 }
 
 #[test]
+fn a_configuration_that_changes_when_the_device_is_paused_is_told_where_it_has_moved_to() {
+    for bus in BUSES {
+        let world = Arc::new(World::default());
+        let (connect, backs) = connect_to(&world);
+        let mut front = Front::started(bus, connect, FEATURE);
+        front.ask(0);
+        front.settle();
+        let generation = front.machine.config_generation();
+        let device = Arc::clone(&backs.lock().unwrap()[0].device);
+        device.change_config(|_| world.config.lock().unwrap()[0] = 7);
+        // Said, and not heard yet.
+        std::thread::sleep(Duration::from_millis(20));
+        let state = front.machine.save();
+        let (connect, _backs2) = connect_to(&world);
+        let mut other = Front::cold(bus, connect, Arc::clone(&front.machine.memory), options());
+        other.machine.transport().restore(&state).unwrap();
+        other.take_driver(&mut front);
+        other.machine.transport().resume();
+        other.work_until(Duration::from_millis(20), |_| false);
+        assert_eq!(other.machine.read_config(0, 1), [7]);
+        assert_ne!(other.machine.config_generation(), generation);
+        // That of the configuration.
+        assert_ne!(other.machine.interrupt_status() & 2, 0);
+    }
+}
+
+#[test]
 fn memory_in_many_regions_is_told_one_by_one() {
     let (connect, _backs) = connect_to(&Arc::default());
     let mut front = Front::cold(Bus::Mmio, connect, shared_memory(16), options());

@@ -320,6 +320,11 @@ impl<D: VirtioDevice + 'static> Machine<D> {
         self.transport().queue_counters(QueueIndex(queue)).expect("it runs")
     }
 
+    /// `InterruptStatus`, or ISR, which is read.
+    pub fn interrupt_status(&self) -> u64 {
+        self.get(0x60, 0x1000, 1)
+    }
+
     /// What a queue waits for.
     pub fn waits(&self, queue: u16) -> Vec<Wait> {
         self.transport().waits(QueueIndex(queue))

@@ -81,6 +81,10 @@ impl Shared {
         self.era.fetch_add(1, SeqCst);
     }
 
+    pub fn is_connected(&self) -> bool {
+        lock(&self.link).ends().is_some()
+    }
+
     /// Has every queue see for itself.
     fn look_at_all(&self) {
         if let Some(handle) = self.handle.get() {

@@ -248,6 +248,10 @@ impl QueueHandler for RemoteRing {
 
     fn pause(&mut self) {
         self.take_back();
+        // What was said before is told by whoever goes on with the device.
+        if self.shared.is_connected() {
+            self.shared.look();
+        }
     }
 }
 
