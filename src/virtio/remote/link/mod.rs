@@ -345,14 +345,16 @@ impl Link {
                 longer.merge(log);
                 *log = longer;
             }
-            if !session.knows_log {
-                session.peer.set_log(log, deadline)?;
-                session.knows_log = true;
-            }
         }
-        if session.regions != regions {
+        let changes = session.regions != regions;
+        if changes {
             session.peer.set_memory(&session.regions, &regions, deadline)?;
             session.regions = regions;
+        }
+        // Some log in what memory they know when they are told of the log.
+        if let Some(log) = self.log.as_ref().filter(|_| changes || !session.knows_log) {
+            session.peer.set_log(log, deadline)?;
+            session.knows_log = true;
         }
         Ok(())
     }
