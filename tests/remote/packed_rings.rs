@@ -19,11 +19,11 @@ use devisor::{
         transport::{TransportOptions, mmio::Line, vhost_user::VhostUserOptions},
     },
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::{
     back::{Back, FEATURE, World, pair},
-    front::{Backs, connect_with, options, shared_memory},
+    front::{Backs, MEMORY, connect_with, memfd, options, shared_memory},
     machine::NEEDS_RESET,
     packed::PackedRing,
     plugged::start_with,
@@ -216,4 +216,33 @@ fn a_packed_ring_that_is_paused_when_its_back_end_has_gone_needs_a_reset_here_an
             device.process(QueueIndex(0));
         }
     }
+}
+
+#[test]
+fn a_packed_ring_goes_on_when_its_memory_is_mapped_anew() {
+    let transport = TransportOptions {
+        packed: true,
+        ..TransportOptions::default()
+    };
+    let file = memfd(MEMORY);
+    let mapped = || {
+        let file = FileOffset::new(file.try_clone().unwrap(), 0);
+        GuestMemoryMmap::from_ranges_with_files([(GuestAddress(0), MEMORY as usize, Some(file))]).unwrap()
+    };
+    let memory = Arc::new(mapped());
+    let space = GuestMemoryAtomic::from(Arc::clone(&memory));
+    let (connect, _backs) = without_a_table();
+    let remote = Remote::new(connect, space.clone(), options()).unwrap();
+    let line = Line::Edge(Arc::new(NoInterrupt));
+    let device = VirtioMmio::with_options(remote, space.clone(), line, &transport).unwrap();
+    let mut ring = PackedRing::new(&memory, 0x1_0000, 16);
+    start_with(&device, &ring.layout, FEATURE | features::RING_PACKED);
+    for _ in 0..20 {
+        ask(&device, &mut ring, &memory);
+        space.lock().unwrap().replace(mapped());
+        device.memory_changed();
+        device.process(QueueIndex(0));
+        assert_eq!(device.fault(), None);
+    }
+    device.with_device(|device| assert_eq!((device.host_failures().count, device.returns()), (0, 0)));
 }

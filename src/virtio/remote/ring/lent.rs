@@ -60,6 +60,16 @@ impl Lent {
         }
     }
 
+    /// The back end has given it back at this place: nothing is in flight.
+    pub fn is_back(&mut self, place: u16) {
+        if place != self.away.place() {
+            // Who called for it may be gone before that is heard.
+            self.away.notifier().signal();
+        }
+        self.away.came_to(place);
+        (self.era, self.was_up, self.quiet) = (0, false, place);
+    }
+
     pub fn is_packed(&self) -> bool {
         self.described().is_packed()
     }

@@ -101,7 +101,7 @@ impl RemoteRing {
             // To be described anew.
             let deadline = after(shared.options.patience);
             if let Some(place) = stop(lent, shared, deadline) {
-                lent.away.came_to(place);
+                lent.is_back(place);
             }
         }
         recover(lent)?;
