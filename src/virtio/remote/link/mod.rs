@@ -332,19 +332,17 @@ impl Link {
         let deadline = self.deadline();
         let session = self.session.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         // A bit for each page comes before the page.
-        if let Some(log) = &mut self.log {
-            if !log.covers(&regions) {
-                let longer = Log::new(&regions)?;
-                if session.knows_log
-                    && let Err(error) = session.peer.set_log(&longer, deadline)
-                {
-                    // It may have been told in part.
-                    self.lose();
-                    return Err(error);
-                }
-                longer.merge(log);
-                *log = longer;
+        if let Some(log) = self.log.as_mut().filter(|log| !log.covers(&regions)) {
+            let longer = Log::new(&regions)?;
+            if session.knows_log
+                && let Err(error) = session.peer.set_log(&longer, deadline)
+            {
+                // It may have been told in part.
+                self.lose();
+                return Err(error);
             }
+            longer.merge(log);
+            *log = longer;
         }
         let changes = session.regions != regions;
         if changes {

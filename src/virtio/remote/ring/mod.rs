@@ -105,7 +105,7 @@ impl RemoteRing {
             }
         }
         recover(lent)?;
-        // What was said of it before, to whom it is no more.
+        // What was said before is not of the ring as it is handed over now.
         shared.events[usize::from(lent.away.index().0)].error.take();
         let raised = shared.raise(lent.described())?;
         lent.was_tracked = crate::sync::lock(&shared.link).tracks_inflight();

@@ -8,7 +8,7 @@ use crate::virtio::{Fault, QueueHandler, Round};
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.2, section 5.10.6.7).
 const TRANSPORT_RESET: u32 = 0;
 
-/// Tells the driver that all connections have ended, when the device has moved or the kernel's was opened anew: they are not those of the next.
+/// Tells the driver that all connections have ended, when the device has moved or the kernel's was opened anew: the next has none of them.
 pub(in super::super) struct OurRing(pub Arc<Shared>);
 
 impl QueueHandler for OurRing {
