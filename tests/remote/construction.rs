@@ -116,6 +116,34 @@ fn what_the_back_end_lacks_of_rings_is_not_offered() {
 }
 
 #[test]
+fn what_hangs_on_a_queue_that_the_back_end_does_not_serve_is_not_offered() {
+    // Net: DEVICE_STATS, HASH_TUNNEL, VQ_NOTF_COAL, NOTF_COAL, HASH_REPORT, RSS. Linux takes no device that has them without CTRL_VQ.
+    let net = 1 << 17 | 0b1111 << 50 | 1 << 57 | 1 << 60;
+    // Console: MULTIPORT, whose driver wants two queues more.
+    for (device, feature) in [(DeviceId::NET, net), (DeviceId::CONSOLE, 1 << 1)] {
+        let (made, world) = (Backs::default(), Arc::default());
+        let connect = move || {
+            let (front, middle) = crate::back::pair();
+            let (middle2, back) = crate::back::pair();
+            made.lock().unwrap().push(crate::back::Back::new(&world, back));
+            let _ = crate::wire::between(middle, middle2, move |way, message| {
+                if way == crate::wire::Way::ToFront && message.request == 1 {
+                    let all = u64::from_ne_bytes(message.payload[..].try_into().unwrap());
+                    message.payload = (all | feature).to_ne_bytes().into();
+                }
+                crate::wire::Fate::Pass
+            });
+            Ok(front)
+        };
+        let mut options = RemoteOptions::new(device);
+        options.config = ConfigSpace::Own(vec![0; 12]);
+        let front = Front::cold(BUSES[0], connect, shared_memory(1), options);
+        let offered = front.machine.offered();
+        assert_eq!(offered & (feature | FEATURE), FEATURE, "{offered:#x}");
+    }
+}
+
+#[test]
 fn an_own_configuration_space_is_shown_and_not_written() {
     for bus in BUSES {
         let (connect, _backs) = connect_to(&Arc::default());

@@ -17,7 +17,7 @@ use devisor::{
     virtio::{
         DeviceId,
         remote::{ConfigSpace, Connect, Remote, RemoteOptions},
-        transport::vhost_user::VhostUserOptions,
+        transport::{TransportOptions, vhost_user::VhostUserOptions},
     },
 };
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
@@ -111,6 +111,18 @@ impl Front {
         let interrupts = Arc::new(Interrupts::default());
         let machine = Machine::with_interrupt(bus, device, memory, Arc::clone(&interrupts) as _);
         Self::of(machine, interrupts)
+    }
+
+    /// Behind virtio-mmio, of these options.
+    pub fn cold_with(
+        connect: impl Connect + 'static,
+        memory: Arc<GuestMemoryMmap>,
+        options: RemoteOptions,
+        transport: &TransportOptions,
+    ) -> Self {
+        let device = Remote::new(connect, Arc::clone(&memory), options).unwrap();
+        let device = device.with_clock(HostClock::starting_at(Duration::ZERO));
+        Self::of(Machine::with_options(device, memory, transport), Arc::default())
     }
 
     /// Behind PCI, with vectors that somebody hears.

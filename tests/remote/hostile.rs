@@ -282,9 +282,13 @@ fn a_table_of_requests_in_flight_that_is_not_there_costs_the_connection() {
 fn a_back_end_that_comes_with_less_than_the_one_before_is_none() {
     const GET_FEATURES: u32 = 1;
     const GET_QUEUE_NUM: u32 = 17;
+    const GET_PROTOCOL_FEATURES: u32 = 15;
     type Change = fn(&mut Message);
-    let lies: [(u32, Change); 2] = [
+    let lies: [(u32, Change); 4] = [
         (GET_FEATURES, |message| message.payload[0] &= !(FEATURE as u8)),
+        // INFLIGHT_SHMFD, DEVICE_STATE.
+        (GET_PROTOCOL_FEATURES, |message| message.payload[1] &= !(1 << 4)),
+        (GET_PROTOCOL_FEATURES, |message| message.payload[2] &= !(1 << 3)),
         (GET_QUEUE_NUM, |message| message.payload[0] = 2),
     ];
     for (request, lie) in lies {
@@ -298,7 +302,7 @@ fn a_back_end_that_comes_with_less_than_the_one_before_is_none() {
         backs.lock().unwrap().clear();
         front.ask(0);
         assert!(!front.work_until(Duration::from_millis(20), Front::is_answered));
-        assert!(front.failures().count > 1);
+        assert!(front.failures().count > 1, "{request}");
         now.store(false, SeqCst);
         front.settle();
     }
@@ -329,6 +333,99 @@ fn a_ring_that_was_used_further_than_it_was_filled_costs_the_device_until_its_re
         front.restart(FEATURE);
         front.ask(0);
         front.settle();
+    }
+}
+
+#[test]
+fn a_ring_that_the_back_end_has_given_up_more_than_once_is_revived_by_one_reset() {
+    const SET_VRING_ERR: u32 = 14;
+    let error = Arc::new(std::sync::Mutex::new(None));
+    let (world, kept, mut backs) = (Arc::default(), Arc::clone(&error), Vec::new());
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        backs.push(Back::new(&world, back));
+        let kept = Arc::clone(&kept);
+        let _ = between(middle, middle2, move |way, message| {
+            if way == Way::ToBack && message.request == SET_VRING_ERR && message.payload[0] == 0 {
+                *kept.lock().unwrap() = Some(UnixStream::from(message.descriptors[0].try_clone().unwrap()));
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    let mut front = Front::started(Bus::Mmio, connect, FEATURE);
+    front.ask(0);
+    front.settle();
+    let gives_up = || {
+        let error = error.lock().unwrap();
+        io::Write::write_all(&mut AsFile(error.as_ref().unwrap()), &1_u64.to_ne_bytes()).unwrap();
+    };
+    gives_up();
+    let needs_reset = |front: &mut Front| front.machine.transport().status() & NEEDS_RESET != 0;
+    assert!(front.work_until(Duration::from_secs(5), needs_reset));
+    gives_up();
+    front.restart(FEATURE);
+    front.ask(0);
+    front.settle();
+    assert!(!needs_reset(&mut front));
+}
+
+#[test]
+fn a_back_end_that_is_slow_in_all_that_it_is_asked_holds_nobody_for_longer_than_its_patience() {
+    let slow = Arc::new(AtomicBool::new(false));
+    let (is_slow, world, backs) = (Arc::clone(&slow), Arc::default(), Backs::default());
+    let made = Arc::clone(&backs);
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        *made.lock().unwrap() = vec![Back::new(&world, back)];
+        let is_slow = Arc::clone(&is_slow);
+        let _ = between(middle, middle2, move |way, _| {
+            if way == Way::ToFront && is_slow.load(SeqCst) {
+                thread::sleep(Duration::from_millis(100));
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    let mut options = options();
+    options.patience = Duration::from_millis(900);
+    let mut front = Front::cold(Bus::Mmio, connect, shared_memory(1), options);
+    front.machine.start(FEATURE);
+    front.ask(0);
+    front.settle();
+    // It goes, and who comes has a ring described: that is more than it has the time for.
+    slow.store(true, SeqCst);
+    backs.lock().unwrap().clear();
+    let mut held = Duration::ZERO;
+    while front.failures().count < 2 && front.returns() == 0 {
+        let began = Instant::now();
+        front.machine.transport().process(devisor::virtio::QueueIndex(0));
+        held = held.max(began.elapsed());
+    }
+    slow.store(false, SeqCst);
+    assert!(held < Duration::from_millis(1500), "{held:?}");
+    front.ask(0);
+    front.settle();
+}
+
+#[test]
+fn a_ring_across_two_regions_of_memory_costs_the_device_until_its_reset_and_not_the_connection() {
+    // In the middle of the second ring's descriptors, and in that of its available ring.
+    for end in [0x1_4080, 0x1_5010_u64] {
+        let regions = [(0, end), (end, MEMORY - end)].map(|(at, len)| {
+            let file = vm_memory::FileOffset::new(memfd(len), 0);
+            (vm_memory::GuestAddress(at), len as usize, Some(file))
+        });
+        let memory = vm_memory::GuestMemoryMmap::from_ranges_with_files(regions).unwrap();
+        let (connect, _backs) = connect_to(&Arc::default());
+        let mut front = Front::cold(Bus::Mmio, connect, Arc::new(memory), options());
+        front.machine.start(FEATURE);
+        front.work_until(Duration::from_millis(50), |_| false);
+        let failures = front.failures();
+        assert_ne!(front.machine.transport().status() & NEEDS_RESET, 0);
+        assert_eq!(failures.count, 0, "{failures:?}");
     }
 }
 

@@ -1,9 +1,14 @@
 //! vhost in the kernel, by ioctls: what stands in for it here, and the real one where there is one.
 
-use std::{os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 use devisor::virtio::{
-    DeviceId,
+    DeviceId, features,
     remote::{
         Connect, Remote, RemoteError, RemoteOptions,
         kernel::{VhostNet, VhostVdpa, VhostVsock},
@@ -205,6 +210,52 @@ fn a_device_in_the_kernel_whose_requests_fail_is_opened_anew_and_nothing_is_lost
             "{kind:?}"
         );
         assert!(front.returns() > 0);
+    }
+}
+
+#[test]
+fn a_queue_of_a_device_that_stops_as_a_whole_is_not_reset_alone() {
+    for bus in BUSES {
+        for (kind, stops_alone) in [(Kind::Net, true), (Kind::Vsock, false), (Kind::Vdpa, false)] {
+            let (front, ..) = front(bus, kind);
+            let offered = front.machine.offered() & features::RING_RESET != 0;
+            assert_eq!(offered, stops_alone, "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn the_driver_of_a_socket_device_hears_that_its_connections_ended_when_it_is_opened_anew() {
+    let (mut front, kernel, _world) = front(Bus::Mmio, Kind::Vsock);
+    front.machine.start(FEATURE);
+    let event = front.machine.place(2, 8);
+    front.machine.fill(event, &[0xff; 8]);
+    front.machine.offer(2, &[writable(event, 8)]);
+    *kernel.fails.lock().unwrap() = Some(0x12);
+    front.machine.transport().pause();
+    assert!(front.machine.transport().wait_until_still(Some(LONG)));
+    *kernel.fails.lock().unwrap() = None;
+    front.machine.transport().resume();
+    assert!(front.work_until(LONG, |front| front.machine.used(2) == 1));
+    assert_eq!(front.machine.bytes(event, 8), [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    assert!(front.work_until(LONG, |front| front.returns() == 1));
+    // Once.
+    front.machine.offer(2, &[writable(event, 8)]);
+    assert!(!front.work_until(Duration::from_millis(20), |front| front.machine.used(2) == 1));
+}
+
+#[test]
+fn the_kernel_has_a_log_no_longer_when_it_is_gone() {
+    for kind in [Kind::Net, Kind::Vsock] {
+        let (front, kernel, _world) = front(Bus::Mmio, kind);
+        let mut front = front;
+        front.machine.start(FEATURE);
+        // The log is set, and the ring that is to use it is not.
+        *kernel.fails.lock().unwrap() = Some(0x11);
+        let started = front.machine.with_device(|device| device.start_dirty_log());
+        assert!(started.is_err());
+        assert_eq!(kernel.arguments(0x04).len(), if kind == Kind::Net { 2 } else { 1 });
+        assert_eq!(kernel.logs_gone.load(SeqCst), 0, "{kind:?}");
     }
 }
 

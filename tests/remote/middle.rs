@@ -20,6 +20,7 @@ use crate::{
 /// Protocol features that it adds.
 pub const DEVICE_STATE: u64 = 1 << 19;
 pub const SHMEM: u64 = 1 << 22;
+pub const SEND_FD: u64 = 1 << 10;
 
 const GET_PROTOCOL_FEATURES: u32 = 15;
 const SET_PROTOCOL_FEATURES: u32 = 16;
@@ -32,6 +33,8 @@ const GET_SHMEM_CONFIG: u32 = 44;
 #[derive(Default)]
 pub struct More {
     pub features: u64,
+    /// Protocol features that were agreed on.
+    pub agreed: AtomicU64,
     /// Its own state.
     pub state: Mutex<Vec<u8>>,
     /// What it does wrong when it is asked for its state.
@@ -66,6 +69,8 @@ pub enum Fault {
     File,
     /// One of its own, which is well.
     OwnPipe,
+    /// An end of its own for the other direction.
+    OtherEnd,
     /// It closes its end before it has read anything.
     ReadsNothing,
 }
@@ -92,11 +97,19 @@ impl More {
                             (write.into(), Some(read.into()))
                         }
                     }
+                    Fault::OtherEnd => {
+                        let (read, write) = io::pipe().unwrap();
+                        let own: OwnedFd = if loads { read.into() } else { write.into() };
+                        (own.try_clone().unwrap(), Some(own))
+                    }
                     Fault::TwoDescriptors => (theirs.try_clone().unwrap(), Some(theirs)),
                     Fault::File => (theirs, Some(crate::front::memfd(4096).into())),
                     _ => (theirs, None),
                 };
-                let has_own = matches!(fault, Fault::OwnPipe | Fault::File | Fault::NoDescriptor);
+                let has_own = matches!(
+                    fault,
+                    Fault::OwnPipe | Fault::OtherEnd | Fault::File | Fault::NoDescriptor
+                );
                 let word = if has_own { 0 } else { 0x100 } | u64::from(fault == Fault::Refuses);
                 self.transfer(theirs, loads, fault);
                 Some(reply(word, own.into_iter().collect()))
@@ -180,7 +193,8 @@ pub fn connect(world: &Arc<World>, more: &Arc<More>) -> impl FnMut() -> io::Resu
                     message.payload = (word(message) | more.features).to_ne_bytes().into();
                 }
                 (Way::ToBack, SET_PROTOCOL_FEATURES) => {
-                    message.payload = (word(message) & !(DEVICE_STATE | SHMEM)).to_ne_bytes().into();
+                    more.agreed.store(word(message), SeqCst);
+                    message.payload = (word(message) & !(DEVICE_STATE | SHMEM | SEND_FD)).to_ne_bytes().into();
                 }
                 (Way::ToBack, SET_BACKEND_REQ_FD) => {
                     let channel = message.descriptors[0].try_clone().unwrap();

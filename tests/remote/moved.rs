@@ -111,6 +111,7 @@ fn a_state_that_cannot_be_had_is_lost_and_restored_nowhere() {
         Fault::NoDescriptor,
         Fault::TwoDescriptors,
         Fault::File,
+        Fault::OtherEnd,
     ] {
         let source = stateful(b"mine");
         let mut options = options();
@@ -158,6 +159,7 @@ fn a_state_that_the_back_end_does_not_take_is_refused() {
         Fault::NeverEnds,
         Fault::ReadsNothing,
         Fault::File,
+        Fault::OtherEnd,
     ] {
         let target = stateful(b"");
         *target.fault.lock().unwrap() = fault;

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     io,
     os::unix::net::UnixStream,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,13 +22,16 @@ use vm_memory::{
 
 use crate::{
     back::{Back, FEATURE, pair},
-    front::{MEMORY, memfd, options, shared_memory},
+    front::{Backs, MEMORY, memfd, options, shared_memory},
     machine::VERSION_1,
     ring::{Ring, readable, writable},
     wire::{Fate, Way, between},
 };
 
 const PLUGGED: u64 = 1 << 32;
+
+const SET_MEM_TABLE: u32 = 5;
+const ADD_MEM_REG: u32 = 37;
 
 fn region(at: u64, len: u64) -> Arc<GuestRegionMmap> {
     let mapping = MmapRegion::from_file(FileOffset::new(memfd(len), 0), len as usize).unwrap();
@@ -109,9 +115,7 @@ fn counted(by_region: bool) -> (impl FnMut() -> io::Result<UnixStream> + Send, T
 
 #[test]
 fn memory_that_is_plugged_is_shared_and_memory_that_is_unplugged_is_let_go_of() {
-    const SET_MEM_TABLE: u32 = 5;
     const GET_VRING_BASE: u32 = 11;
-    const ADD_MEM_REG: u32 = 37;
     const REM_MEM_REG: u32 = 38;
     for by_region in [true, false] {
         let (connect, told) = counted(by_region);
@@ -146,6 +150,57 @@ fn memory_with_more_regions_than_the_back_end_takes_costs_its_connection_and_com
     space.lock().unwrap().replace((*memory).clone());
     device.memory_changed();
     ask(&device, &mut ring, &memory, 0x10_0000);
+}
+
+/// As those of the crate `vhost-user-backend` do: a region that comes later has none of the log that was told before.
+#[test]
+fn a_log_is_told_to_a_back_end_that_has_it_of_the_memory_it_knows_by_then() {
+    const SET_LOG_BASE: u32 = 6;
+    const SET_VRING_ENABLE: u32 = 18;
+    let (logged, starts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (has_log, count, backs) = (Arc::clone(&logged), Arc::clone(&starts), Backs::default());
+    let made = Arc::clone(&backs);
+    let connect = move || {
+        let (front, middle) = pair();
+        let (middle2, back) = pair();
+        made.lock().unwrap().push(Back::new(&Arc::default(), back));
+        let (logged, starts) = (Arc::clone(&has_log), Arc::clone(&count));
+        logged.store(false, SeqCst);
+        let _ = between(middle, middle2, move |way, message| {
+            match (way, message.request) {
+                (Way::ToBack, SET_MEM_TABLE | ADD_MEM_REG) => logged.store(false, SeqCst),
+                (Way::ToBack, SET_LOG_BASE) => logged.store(true, SeqCst),
+                (Way::ToBack, SET_VRING_ENABLE) if logged.load(SeqCst) => _ = starts.fetch_add(1, SeqCst),
+                _ => {}
+            }
+            Fate::Pass
+        });
+        Ok(front)
+    };
+    let memory = shared_memory(2);
+    let space = GuestMemoryAtomic::from(Arc::clone(&memory));
+    let remote = Remote::new(connect, space.clone(), options()).unwrap();
+    let device = VirtioMmio::new(remote, space.clone(), Line::Edge(Arc::new(NoInterrupt))).unwrap();
+    // Before there is a driver.
+    device.with_device(|device| device.start_dirty_log()).unwrap();
+    let mut ring = Ring::new(&memory, 0x1_0000, 16);
+    start_with(&device, &ring.layout, FEATURE);
+    ask(&device, &mut ring, &memory, 0x20_0000);
+    assert_eq!(starts.load(SeqCst), 1, "a ring runs whose writes are not logged");
+    // To one that comes later.
+    backs.lock().unwrap().clear();
+    ask(&device, &mut ring, &memory, 0x20_0000);
+    assert_eq!(starts.load(SeqCst), 2, "a ring runs whose writes are not logged");
+    // And of memory that comes later.
+    let plugged = memory.insert_region(region(2 * MEMORY, 1 << 20)).unwrap();
+    space.lock().unwrap().replace(plugged);
+    device.memory_changed();
+    device.process(QueueIndex(0));
+    assert!(logged.load(SeqCst), "what is written to a new region is not logged");
+    ask(&device, &mut ring, &space.memory(), 2 * MEMORY);
+    let mut pages = Vec::new();
+    device.with_device(|device| device.take_dirty(|page| pages.push(page)));
+    assert!(pages.contains(&(2 * MEMORY)), "{pages:x?}");
 }
 
 fn plug_and_unplug(connect: impl FnMut() -> io::Result<UnixStream> + Send + 'static) {

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering::SeqCst},
     thread,
     time::Duration,
 };
@@ -17,7 +17,7 @@ use crate::{
     back::{FEATURE, World},
     front::{memfd, options, shared_memory},
     machine::{BUSES, Bus, Machine},
-    middle::{self, More, SHMEM},
+    middle::{self, More, SEND_FD, SHMEM},
     poll::poll,
 };
 
@@ -69,7 +69,7 @@ fn more(len: u64) -> Arc<More> {
     let mut regions = vec![0; usize::from(ID)];
     regions.push(len);
     Arc::new(More {
-        features: SHMEM,
+        features: SHMEM | SEND_FD,
         regions,
         ..More::default()
     })
@@ -218,6 +218,12 @@ fn nothing_is_mapped_after_a_reset_or_once_the_back_end_is_gone() {
     setup
         .machine
         .with_device(|device| assert!(device.host_failures().count > 0));
+}
+
+#[test]
+fn a_back_end_may_send_the_files_that_it_has_mapped() {
+    let setup = Setup::new(Bus::Mmio);
+    assert_eq!(setup.more.agreed.load(SeqCst) & (SHMEM | SEND_FD), SHMEM | SEND_FD);
 }
 
 #[test]

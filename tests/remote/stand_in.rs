@@ -7,7 +7,10 @@ use std::{
         fd::{BorrowedFd, OwnedFd, RawFd},
         unix::net::UnixStream,
     },
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 use devisor::virtio::remote::kernel::{OpenVhost, VhostDevice};
@@ -53,6 +56,8 @@ pub struct Kernel {
     pub asked: Mutex<Vec<(u32, Vec<u8>)>>,
     /// The request of this number fails.
     pub fails: Mutex<Option<u32>>,
+    /// Devices that were closed when their log was no longer mapped.
+    pub logs_gone: AtomicUsize,
 }
 
 impl Kernel {
@@ -63,6 +68,7 @@ impl Kernel {
             memory: Arc::clone(memory),
             asked: Mutex::default(),
             fails: Mutex::default(),
+            logs_gone: AtomicUsize::new(0),
         })
     }
 
@@ -334,6 +340,16 @@ impl StandIn {
             _ => return self.common(number, argument),
         }
         Ok(())
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        let Some(log) = self.log else { return };
+        // SAFETY: a call that takes numbers, and says whether something is mapped there.
+        if unsafe { libc::msync(log as *mut _, 4096, libc::MS_ASYNC) } != 0 {
+            self.kernel.logs_gone.fetch_add(1, SeqCst);
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use devisor::{
     virtio::{
         DeviceState, QueueIndex, VirtioDevice, VirtioMmio, VirtioPci, VirtioTransport, Wait,
         queue::QueueCounters,
-        transport::{Doorbell, RestoreError, SavedDevice, mmio::Line},
+        transport::{Doorbell, RestoreError, SavedDevice, TransportOptions, mmio::Line},
     },
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -110,6 +110,21 @@ impl<D: VirtioDevice + 'static> Machine<D> {
     /// Behind PCI, with vectors that somebody hears.
     pub fn with_vectors(device: D, memory: Arc<GuestMemoryMmap>, vectors: Arc<dyn MsiVectors>) -> Self {
         Self::with_lines(Bus::Pci, device, memory, Arc::new(NoInterrupt), vectors)
+    }
+
+    /// Behind virtio-mmio, of these options.
+    pub fn with_options(device: D, memory: Arc<GuestMemoryMmap>, options: &TransportOptions) -> Self {
+        let bell = Bell::default();
+        let line = Line::Edge(Arc::new(NoInterrupt));
+        let device = VirtioMmio::with_options(device, Arc::clone(&memory), line, options).unwrap();
+        Self {
+            registers: Registers::Mmio(Arc::new(device.with_doorbell(bell.clone()))),
+            memory,
+            rings: Vec::new(),
+            next: Vec::new(),
+            bell,
+            bus: Bus::Mmio,
+        }
     }
 
     fn with_lines(
@@ -303,6 +318,11 @@ impl<D: VirtioDevice + 'static> Machine<D> {
 
     pub fn counters(&self, queue: u16) -> QueueCounters {
         self.transport().queue_counters(QueueIndex(queue)).expect("it runs")
+    }
+
+    /// `InterruptStatus`, or ISR, which is read.
+    pub fn interrupt_status(&self) -> u64 {
+        self.get(0x60, 0x1000, 1)
     }
 
     /// What a queue waits for.

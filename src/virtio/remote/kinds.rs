@@ -12,9 +12,12 @@ pub(super) struct Kind {
     pub without: u64,
 }
 
-/// Of a network device: GUEST_OFFLOADS, CTRL_VQ and what hangs on it, MQ. A back end serves receive and transmit queues alone; the control
-/// queue would be the front end's.
-const NET_CONTROL: u64 = 1 << 2 | 0x3f << 17 | 1 << 23;
+/// Of a network device: GUEST_OFFLOADS, CTRL_VQ and what hangs on it, MQ; DEVICE_STATS, HASH_TUNNEL, VQ_NOTF_COAL, NOTF_COAL, HASH_REPORT,
+/// RSS. A back end serves receive and transmit queues alone; the control queue would be the front end's.
+const NET_CONTROL: u64 = 1 << 2 | 0x3f << 17 | 1 << 23 | 0xf << 50 | 1 << 57 | 1 << 60;
+
+/// Of a console: MULTIPORT, whose driver wants control queues, and two for each port.
+const CONSOLE_PORTS: u64 = 1 << 1;
 
 /// The device type with this number.
 pub(super) fn of(device: DeviceId) -> Kind {
@@ -32,7 +35,10 @@ pub(super) fn of(device: DeviceId) -> Kind {
         // Block: up to and with `write_zeroes_may_unmap` and its padding (section 5.2.4); more is refused by some.
         2 => kind(None, 60),
         // Console: the first port.
-        3 => kind(Some(2), 12),
+        3 => Kind {
+            without: CONSOLE_PORTS,
+            ..kind(Some(2), 12)
+        },
         // Entropy.
         4 => kind(Some(1), 0),
         // Balloon: inflate and deflate.

@@ -128,6 +128,8 @@ pub struct Remote {
     queue_sizes: Box<[u16]>,
     /// The queues that the back end leaves to us.
     ours: Vec<u16>,
+    /// Whether one of its queues can stop while the others run.
+    stops_alone: bool,
     shared: Arc<Shared>,
 }
 
@@ -163,6 +165,7 @@ impl Remote {
             back_end: found.features,
             queue_sizes: vec![options.queue_size; found.queues.into()].into(),
             ours: found.ours,
+            stops_alone: found.stops_alone,
             shared: Arc::new(Shared::new(options, link, regions, events?, found.config, windows)),
         })
     }
@@ -270,7 +273,8 @@ impl VirtioDevice for Remote {
 
     fn queue_features(&self, features: u64) -> u64 {
         let ours = TRANSPORT | features::VERSION_1;
-        features & (ours | RINGS & self.back_end)
+        let not = if self.stops_alone { 0 } else { features::RING_RESET };
+        features & (ours | RINGS & self.back_end) & !not
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -329,7 +333,7 @@ impl VirtioDevice for Remote {
     }
 
     fn reset(&mut self) {
-        self.shared.has_moved.store(false, SeqCst);
+        self.shared.has_ended.store(false, SeqCst);
         if let Some(Some(config)) = self.shared.with_link(Link::reset) {
             *lock(&self.shared.config) = config;
         }
@@ -341,6 +345,7 @@ impl VirtioDevice for Remote {
             back_end: _,
             queue_sizes,
             ours: _,
+            stops_alone: _,
             shared,
         } = self;
         DeviceState::Remote(state::save(shared, queue_sizes))

@@ -44,7 +44,8 @@ pub struct RemoteOptions {
     pub more_features: u64,
     /// Features of the back end that are not offered.
     pub without_features: u64,
-    /// How long the back end may take to answer what it is asked to set up a connection, a queue or memory: so long a vCPU may be held.
+    /// How long the back end may take to answer all that it is asked in a row, to set up a connection, memory and a queue: so long a vCPU may
+    /// be held.
     /// One that takes longer has its connection closed. For an object that another back end waits for, it has a quarter of that.
     pub patience: Duration,
     /// How long it may take to end the requests of a queue that is stopped.

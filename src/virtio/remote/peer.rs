@@ -78,6 +78,11 @@ pub(super) trait Peer: Send {
         true
     }
 
+    /// Whether a queue stops alone: the others run meanwhile.
+    fn stops_alone(&self) -> bool {
+        true
+    }
+
     /// How many regions of memory it takes.
     fn most_regions(&mut self, deadline: Instant) -> io::Result<u64>;
 
@@ -95,6 +100,11 @@ pub(super) trait Peer: Send {
 
     /// Writes are logged there, once LOG_ALL is accepted.
     fn set_log(&mut self, log: &Log, deadline: Instant) -> io::Result<()>;
+
+    /// Whether it knows of a table of requests in flight.
+    fn tracks_inflight(&self) -> bool {
+        false
+    }
 
     /// Sees that there is a table of requests in flight, if it knows of any, and that it is its own. Before any ring starts.
     fn share_inflight(

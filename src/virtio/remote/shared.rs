@@ -1,7 +1,7 @@
 //! What the control face and the handlers of a device share: the link, and what has become of it.
 
 use std::{
-    io,
+    io, mem,
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, OnceLock, TryLockError, Weak,
@@ -26,7 +26,7 @@ use crate::{
     virtio::{FailureLog, Fault, Handle, QueueIndex},
 };
 
-/// How often a configuration space is read that changes again while it is read. One that goes on is read again with the next event.
+/// How often a configuration space is read in a row that changes again while it is read.
 const MOST_CHANGES: usize = 4;
 
 pub(super) struct Shared {
@@ -46,8 +46,9 @@ pub(super) struct Shared {
     /// How often a back end was reached again.
     pub returns: AtomicU64,
     pub windows: Arc<Mutex<Windows>>,
-    /// A state was restored, and the driver of a queue of ours not told yet.
-    pub has_moved: AtomicBool,
+    /// What the back end kept for the driver has ended, since a state was restored or the connection lost; and the driver of a queue of ours
+    /// was not told yet.
+    pub has_ended: AtomicBool,
     /// The back end has said that its configuration space has changed, and nobody has looked at it yet.
     pub config_changed: AtomicBool,
 }
@@ -56,8 +57,13 @@ pub(super) struct Shared {
 pub(super) enum Raised {
     /// It does, since this era; these are the ends to wait for.
     Up(u64, Arc<Ends>),
-    /// There is none: to be tried again after so long.
-    Later(Duration),
+    /// There is none.
+    Later {
+        /// To be tried again after so long.
+        after: Duration,
+        /// It went while it was told of the ring, which it may have served for a while.
+        begun: bool,
+    },
 }
 
 impl Shared {
@@ -69,7 +75,14 @@ impl Shared {
     fn lost(&self, link: &mut Link, error: io::Error) {
         self.failures.record(error);
         link.lose();
+        if mem::take(&mut link.has_ended) {
+            self.has_ended.store(true, SeqCst);
+        }
         self.era.fetch_add(1, SeqCst);
+    }
+
+    pub fn is_connected(&self) -> bool {
+        lock(&self.link).ends().is_some()
     }
 
     /// Has every queue see for itself.
@@ -100,6 +113,7 @@ impl Shared {
 
     fn try_with_link<R>(&self, f: impl FnOnce(&mut Link) -> io::Result<R>) -> (Option<R>, bool) {
         let mut link = lock(&self.link);
+        link.begin_turn();
         match f(&mut link) {
             Ok(done) => (Some(done), self.note_config_changed(&link)),
             Err(error) => {
@@ -122,13 +136,14 @@ impl Shared {
     /// Sees that there is a connection which knows memory as it is, and that the ring is described in it.
     ///
     /// # Errors
-    /// Memory cannot be shared.
+    /// Memory cannot be shared, or the ring not be found in it.
     pub fn raise(&self, ring: Described) -> Result<Raised, Fault> {
         let mut fault = None;
         let mut returned = None;
-        let (mut lost, mut changed) = (false, false);
+        let (mut lost, mut changed, mut begun) = (false, false, false);
         let raised = {
             let mut link = lock(&self.link);
+            link.begin_turn();
             let had = link.ends().is_some();
             let mut raise = |link: &mut Link| {
                 let Some(is_new) = link.ensure()? else { return Ok(None) };
@@ -139,12 +154,19 @@ impl Shared {
                 }
                 link.begin(ring.features)?;
                 match (self.regions)() {
+                    Ok(regions) if ring.user_addresses(&regions).is_none() => {
+                        fault = Some(Fault::Elsewhere(
+                            "a part of its ring is in no region of guest memory as a whole".into(),
+                        ));
+                        return Ok(None);
+                    }
                     Ok(regions) => link.set_memory(regions)?,
                     Err(error) => {
                         fault = Some(Fault::Host(error.to_string()));
                         return Ok(None);
                     }
                 }
+                begun = true;
                 let index = usize::from(ring.index);
                 link.start_ring(ring, &self.events[index], self.started.load(SeqCst))?;
                 Ok(link.ends())
@@ -170,7 +192,10 @@ impl Shared {
         match (fault, raised) {
             (Some(fault), _) => Err(fault),
             (None, Some((era, ends))) => Ok(Raised::Up(era, ends)),
-            (None, None) => Ok(Raised::Later(lock(&self.link).until_next_try())),
+            (None, None) => Ok(Raised::Later {
+                after: lock(&self.link).until_next_try(),
+                begun,
+            }),
         }
     }
 
@@ -187,10 +212,11 @@ impl Shared {
         kept == Some(true)
     }
 
-    /// What comes unasked: the end of the connection, or that the configuration has changed.
-    pub fn look(&self) {
+    /// What comes unasked: the end of the connection, or that the configuration has changed. Whether it has changed again since: to be looked
+    /// at later.
+    pub fn look(&self) -> bool {
         self.config_changed.store(false, SeqCst);
-        let (looked, _) = self.try_with_link(|link| {
+        let (looked, changed) = self.try_with_link(|link| {
             let mut config = None;
             for _ in 0..MOST_CHANGES {
                 if !link.look()? {
@@ -205,6 +231,7 @@ impl Shared {
             Some(None) => {}
             None => self.look_at_all(),
         }
+        changed
     }
 
     /// Shows the driver another configuration space, and tells it so, if it is one. Not with the link locked.
@@ -241,7 +268,7 @@ impl Shared {
             started: AtomicUsize::new(0),
             returns: AtomicU64::new(0),
             windows,
-            has_moved: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
             config_changed: AtomicBool::new(false),
         }
     }

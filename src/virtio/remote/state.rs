@@ -100,6 +100,6 @@ pub(super) fn restore(shared: &Shared, sizes: &[u16], state: &DeviceState) -> Re
         }
         None => {}
     }
-    shared.has_moved.store(true, SeqCst);
+    shared.has_ended.store(true, SeqCst);
     Ok(())
 }

@@ -39,6 +39,8 @@ pub mod protocol_feature {
     pub const BACKEND_REQ: u64 = 1 << 5;
     /// The configuration space is the back end's.
     pub const CONFIG: u64 = 1 << 9;
+    /// Requests of the back end's own may come with descriptors.
+    pub const BACKEND_SEND_FD: u64 = 1 << 10;
     /// Requests under way are tracked in shared memory.
     pub const INFLIGHT_SHMFD: u64 = 1 << 12;
     /// The device can be reset.

@@ -60,8 +60,7 @@ impl Connect for VhostVdpa {
         calls.set(numbers::SET_BACKEND_FEATURES, agreed.to_ne_bytes())?;
         // Whoever had it before is gone.
         calls.set(numbers::VDPA_SET_STATUS, [0])?;
-        // It stops as a whole, so none of its queues is reset alone.
-        let offered = calls.features()? & !features::RING_RESET;
+        let offered = calls.features()?;
         // Older kernels do not say.
         let queues = calls.get(numbers::VDPA_GET_VQS_COUNT).map(u32::from_ne_bytes).ok();
         let changed = Event::new()?;
@@ -180,6 +179,11 @@ impl Peer for VdpaPeer {
     }
 
     fn needs_files(&self) -> bool {
+        false
+    }
+
+    /// It is suspended as a whole.
+    fn stops_alone(&self) -> bool {
         false
     }
 

@@ -14,14 +14,15 @@ use super::{
     device::{OpenVhost, VhostDevice, open},
     numbers,
 };
-use crate::virtio::{features, vhost_user::vhost_feature};
+use crate::virtio::vhost_user::vhost_feature;
 
 /// Receive and transmit; the event queue is not the kernel's.
 const QUEUES: u16 = 2;
 
 /// The socket device in the kernel: programs on this host reach the guest by AF_VSOCK.
 ///
-/// Its configuration space is the guest's address. When it has moved to another host its connections have ended, and the driver is told.
+/// Its configuration space is the guest's address. When it has moved to another host, or was opened anew, its
+/// connections have ended, and the driver is told.
 pub struct VhostVsock {
     cid: u64,
     open: OpenVhost,
@@ -67,8 +68,7 @@ impl VsockPeer {
     fn new(device: Box<dyn VhostDevice>, cid: u64) -> io::Result<Self> {
         let mut calls = Calls(device);
         calls.set_owner()?;
-        // Queues run together, so none is reset alone.
-        let offered = calls.features()? & !features::RING_RESET;
+        let offered = calls.features()?;
         calls.set(numbers::VSOCK_SET_GUEST_CID, cid.to_ne_bytes())?;
         Ok(Self {
             calls,
@@ -104,6 +104,11 @@ impl Peer for VsockPeer {
 
     fn serves(&self, index: u16) -> bool {
         index < QUEUES
+    }
+
+    /// They run together.
+    fn stops_alone(&self) -> bool {
+        false
     }
 
     fn most_regions(&mut self, _: Instant) -> io::Result<u64> {

@@ -55,6 +55,8 @@ pub(super) struct Link {
     /// The same of a log of what it writes, as long as there is one.
     can_log: bool,
     session: Option<Session>,
+    /// A connection has ended, and nobody looked at that yet.
+    pub has_ended: bool,
     inflight: Option<InflightTable>,
     log: Option<Log>,
     /// A state that the back end is to have before a ring starts.
@@ -64,6 +66,8 @@ pub(super) struct Link {
     pub objects: Option<Arc<Member>>,
     /// Not tried again before.
     next_try: Option<Instant>,
+    /// Until when all is to be answered that is asked in a turn.
+    deadline: Instant,
     pub written: Written,
 }
 
@@ -76,6 +80,7 @@ pub(super) struct Found {
     pub needs_files: bool,
     /// The queues that it does not serve.
     pub ours: Vec<u16>,
+    pub stops_alone: bool,
 }
 
 impl Link {
@@ -93,6 +98,7 @@ impl Link {
             has_state: false,
             can_log: false,
             session: None,
+            has_ended: false,
             inflight: None,
             log: None,
             state: None,
@@ -102,6 +108,7 @@ impl Link {
                 .as_ref()
                 .map(|objects| Arc::new(Member::new(objects))),
             next_try: None,
+            deadline: after(options.patience),
             written: Written::default(),
         };
         let mut peer = link.reach()?;
@@ -131,6 +138,7 @@ impl Link {
             most_regions,
             needs_files: peer.needs_files(),
             ours: (0..asked).filter(|index| !peer.serves(*index)).collect(),
+            stops_alone: peer.stops_alone(),
         };
         link.session = Some(link.begun(peer));
         Ok((link, found))
@@ -145,8 +153,13 @@ impl Link {
         }
     }
 
+    /// Whoever has it locked asks all that there is to ask with one patience.
+    pub fn begin_turn(&mut self) {
+        self.deadline = after(self.options.patience);
+    }
+
     fn deadline(&self) -> Instant {
-        after(self.options.patience)
+        self.deadline
     }
 
     /// A new connection, as far as it goes without a driver.
@@ -214,6 +227,12 @@ impl Link {
         if self.log.is_some() && !peer.can_log() {
             return Err(wrong("the back end that has come does not log what it writes"));
         }
+        if self.inflight.is_some() && !peer.tracks_inflight() {
+            return Err(wrong("the back end that has come takes no table of requests in flight"));
+        }
+        if self.has_state && !peer.has_state() {
+            return Err(wrong("the back end that has come has no state of its own"));
+        }
         self.session = Some(self.begun(peer));
         self.write_config_again()?;
         self.load_state()?;
@@ -222,7 +241,7 @@ impl Link {
 
     /// The connection is over.
     pub fn lose(&mut self) {
-        self.session = None;
+        self.has_ended |= self.session.take().is_some();
         lock(&self.windows).clear();
         if let Some(objects) = &self.objects {
             objects.forget();
@@ -313,23 +332,27 @@ impl Link {
         let deadline = self.deadline();
         let session = self.session.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         // A bit for each page comes before the page.
-        if let Some(log) = &mut self.log {
-            if !log.covers(&regions) {
-                let longer = Log::new(&regions)?;
-                if session.knows_log {
-                    session.peer.set_log(&longer, deadline)?;
-                }
-                longer.merge(log);
-                *log = longer;
+        if let Some(log) = self.log.as_mut().filter(|log| !log.covers(&regions)) {
+            let longer = Log::new(&regions)?;
+            if session.knows_log
+                && let Err(error) = session.peer.set_log(&longer, deadline)
+            {
+                // It may have been told in part.
+                self.lose();
+                return Err(error);
             }
-            if !session.knows_log {
-                session.peer.set_log(log, deadline)?;
-                session.knows_log = true;
-            }
+            longer.merge(log);
+            *log = longer;
         }
-        if session.regions != regions {
+        let changes = session.regions != regions;
+        if changes {
             session.peer.set_memory(&session.regions, &regions, deadline)?;
             session.regions = regions;
+        }
+        // Some log in what memory they know when they are told of the log.
+        if let Some(log) = self.log.as_ref().filter(|_| changes || !session.knows_log) {
+            session.peer.set_log(log, deadline)?;
+            session.knows_log = true;
         }
         Ok(())
     }

@@ -37,13 +37,18 @@ impl Link {
         let (Some(session), Some(state)) = (&mut self.session, &self.state) else {
             return Ok(());
         };
-        session.peer.load(state, deadline)
+        session.peer.load(state, deadline)?;
+        // That had a time of its own.
+        self.begin_turn();
+        Ok(())
     }
 
     /// Writes to guest memory are logged from here on, or no longer.
     pub fn set_logging(&mut self, regions: Option<Vec<SharedRegion>>) -> io::Result<()> {
         let set = self.try_logging(regions);
         if set.is_err() {
+            // In this order: the kernel writes to one that it was told of.
+            self.lose();
             self.log = None;
         }
         set

@@ -12,7 +12,10 @@ use super::super::{
     event::{Ends, Events},
     peer::Described,
 };
-use crate::{memory::Pin, virtio::queue::AwayQueue};
+use crate::{
+    memory::Pin,
+    virtio::{features, queue::AwayQueue},
+};
 
 pub(super) struct Lent {
     pub away: AwayQueue,
@@ -21,6 +24,8 @@ pub(super) struct Lent {
     pub era: u64,
     /// It was the back end's before.
     pub was_up: bool,
+    /// There was a table of requests in flight then.
+    pub was_tracked: bool,
     pub ends: Option<Arc<Ends>>,
     /// Those of the connection before: whoever was told to wait for them is told of others after this round.
     pub old_ends: Option<Arc<Ends>>,
@@ -38,6 +43,7 @@ impl Lent {
             away,
             era: 0,
             was_up: false,
+            was_tracked: false,
             ends: None,
             old_ends: None,
             kicked: None,
@@ -52,6 +58,16 @@ impl Lent {
             features: self.away.features(),
             place: self.away.place(),
         }
+    }
+
+    /// The back end has given it back at this place: nothing is in flight.
+    pub fn is_back(&mut self, place: u16) {
+        if place != self.away.place() {
+            // Who called for it may be gone before that is heard.
+            self.away.notifier().signal();
+        }
+        self.away.came_to(place);
+        (self.era, self.was_up, self.quiet) = (0, false, place);
     }
 
     pub fn is_packed(&self) -> bool {
@@ -96,8 +112,13 @@ impl Lent {
 
     /// Has what was not used come next in the available ring of a back end that has gone without saying what it was at, and has used later
     /// requests before earlier ones. It is done if all since nothing was in flight is still in the rings: drivers do not read there what
-    /// they have made available.
+    /// they have made available. To whoever goes on by a table of what was in flight it makes no difference: that comes first, and what
+    /// was not taken stays where it is. But the table does not move with the device.
     pub fn put_in_order(&mut self) -> Option<()> {
+        // Where all is used in its order, it is so; and entries of the used ring may be skipped (virtio 1.2, section 2.7.9).
+        if self.away.features() & features::IN_ORDER != 0 {
+            return Some(());
+        }
         let layout = self.away.layout();
         let (used, avail) = (self.used()?, self.avail()?);
         let waiting = avail.wrapping_sub(used);
@@ -149,10 +170,11 @@ impl Lent {
         }
     }
 
-    /// Passes a kick on, if anything was made available since the last.
-    pub fn kick(&mut self, events: &Events) {
+    /// Passes a kick on. One that may be none is passed on if anything was made available since the last; of one that is, the index does not
+    /// say: as many requests may have gone by as it counts.
+    pub fn kick(&mut self, events: &Events, may_be_none: bool) {
         let avail = if self.is_packed() { None } else { self.avail() };
-        if avail.is_none() || avail != self.kicked {
+        if !may_be_none || avail.is_none() || avail != self.kicked {
             events.kick();
             self.kicked = avail;
         }

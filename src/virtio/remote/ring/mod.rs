@@ -57,22 +57,26 @@ impl RemoteRing {
         let Some(mut lent) = self.lent.take() else { return };
         let events = &self.shared.events[usize::from(self.index.0)];
         let before = lent.away.place();
+        let mut said = None;
         if lent.era == self.shared.era() {
-            let deadline = after(self.shared.options.drain);
-            if let Some(place) = stop(&lent, &self.shared, deadline) {
-                lent.away.came_to(place);
-            }
+            said = stop(&lent, &self.shared, after(self.shared.options.drain));
+        }
+        if let Some(place) = said {
+            lent.away.came_to(place);
         }
         if lent.was_up && !lent.is_packed() {
             // What cannot be is found by who serves it next.
-            let inflight = crate::sync::lock(&self.shared.link).tracks_inflight();
-            let _ = lent.note_used() && (inflight || lent.put_in_order().is_some());
+            let _ = lent.note_used() && lent.put_in_order().is_some();
         }
         if events.call.take() || lent.away.place() != before {
             lent.away.notifier().signal();
         }
+        let is_lost = said.is_none() && lent.is_packed() && lent.was_up && !lent.was_tracked;
         let place = lent.away.place();
         lent.away.give_back(place);
+        if is_lost && let Some(handle) = self.shared.handle.get() {
+            handle.fail(PACKED_IS_LOST);
+        }
     }
 
     /// Sees to a back end that has gone or come back, and to memory that has changed. Whether the ring was handed over anew; `None`:
@@ -97,13 +101,15 @@ impl RemoteRing {
             // To be described anew.
             let deadline = after(shared.options.patience);
             if let Some(place) = stop(lent, shared, deadline) {
-                lent.away.came_to(place);
+                lent.is_back(place);
             }
         }
-        recover(lent, shared)?;
-        // What fails on the way may have been served for a while.
-        lent.was_up |= !lent.is_packed();
-        match shared.raise(lent.described())? {
+        recover(lent)?;
+        // What was said before is not of the ring as it is handed over now.
+        shared.events[usize::from(lent.away.index().0)].error.take();
+        let raised = shared.raise(lent.described())?;
+        lent.was_tracked = crate::sync::lock(&shared.link).tracks_inflight();
+        match raised {
             Raised::Up(era, ends) => {
                 lent.old_ends = lent.ends.replace(ends);
                 lent.era = era;
@@ -112,14 +118,21 @@ impl RemoteRing {
                 lent.was_up = true;
                 Ok(Some(true))
             }
-            Raised::Later(after) => {
+            Raised::Later { after, begun } => {
+                // A table may say of a packed one, too, how far it has come.
+                lent.was_up |= begun && !(lent.is_packed() && lent.was_tracked);
                 lent.old_ends = lent.ends.take();
-                if let Some(clock) = &shared.clock {
-                    round.wait(Wait::Until(clock.now().saturating_add(after)));
-                }
+                wait_for(shared, after, round);
                 Ok(None)
             }
         }
+    }
+}
+
+/// Has the ring looked at again after so long, if there is a clock.
+fn wait_for(shared: &Shared, time: Duration, round: &mut Round<'_>) {
+    if let Some(clock) = &shared.clock {
+        round.wait(Wait::Until(clock.now().saturating_add(time)));
     }
 }
 
@@ -158,27 +171,26 @@ fn drain(lent: &Lent, base: u16, deadline: Instant) -> io::Result<u16> {
     }
 }
 
+const PACKED_IS_LOST: &str =
+    "the back end has gone, and a packed ring does not say how far it has come: it is set up anew after a reset";
+
 fn used_too_far() -> Fault {
     Fault::Elsewhere("the back end has left a ring that was used further than it was filled".into())
 }
 
 /// Where a ring goes on that another connection had.
-fn recover(lent: &mut Lent, shared: &Shared) -> Result<(), Fault> {
+fn recover(lent: &mut Lent) -> Result<(), Fault> {
     if !lent.was_up {
         return Ok(());
     }
     if lent.is_packed() {
         // Which descriptors were used is not in the ring, and few tables of requests in flight know of packed ones.
-        return Err(Fault::Elsewhere(
-            "the back end has gone, and a packed ring does not say how far it has come: it is set up anew after a reset".into(),
-        ));
+        return Err(Fault::Elsewhere(PACKED_IS_LOST.into()));
     }
     if !lent.note_used() {
         return Err(used_too_far());
     }
-    if !crate::sync::lock(&shared.link).tracks_inflight() {
-        let _ = lent.put_in_order();
-    }
+    let _ = lent.put_in_order();
     Ok(())
 }
 
@@ -197,22 +209,24 @@ impl QueueHandler for RemoteRing {
         let events = &shared.events[usize::from(self.index.0)];
 
         // What has come from there.
-        let mut called = false;
+        let (mut called, mut is_told) = (false, false);
         if let Some(ends) = lent.ends.as_ref().filter(|_| lent.era == shared.era()) {
             let (unasked, [call, error]) = ends.ready([events.call.descriptor(), events.error.descriptor()]);
             called = call && events.call.take();
             if error && events.error.take() {
                 return Err(Fault::Elsewhere("the back end has given the ring up".into()));
             }
-            if unasked || shared.config_changed.load(SeqCst) {
-                shared.look();
+            is_told = called || unasked;
+            let looks = unasked || shared.config_changed.load(SeqCst);
+            if looks && shared.look() {
+                wait_for(&shared, shared.options.retry, round);
             }
         }
 
         let Some(is_new) = Self::see_that_it_is_served(lent, &shared, round)? else {
             return Ok(());
         };
-        lent.kick(events);
+        lent.kick(events, is_told);
         if called || is_new {
             if !lent.is_packed() {
                 lent.note_used();
@@ -234,6 +248,10 @@ impl QueueHandler for RemoteRing {
 
     fn pause(&mut self) {
         self.take_back();
+        // What was said before is told by whoever goes on with the device.
+        if self.shared.is_connected() {
+            self.shared.look();
+        }
     }
 }
 

@@ -62,8 +62,11 @@ impl SocketPeer {
         let offered = channel.ask_word(FrontRequest::GetFeatures, deadline)?;
         let mut agreed = 0;
         if offered & vhost_feature::PROTOCOL_FEATURES != 0 {
-            // Mappings are made where there is room for them.
-            let shared_memory = if lock(windows).are_there() { protocol::SHMEM } else { 0 };
+            // Mappings are made where there is room for them, of files that come along.
+            let shared_memory = match lock(windows).are_there() {
+                true => protocol::SHMEM | protocol::BACKEND_SEND_FD,
+                false => 0,
+            };
             let shared_objects = objects.map_or(0, |_| protocol::SHARED_OBJECT);
             let wanted = WANTED | shared_memory | shared_objects;
             agreed = channel.ask_word(FrontRequest::GetProtocolFeatures, deadline)? & wanted;
@@ -245,6 +248,10 @@ impl Peer for SocketPeer {
         Ok(())
     }
 
+    fn tracks_inflight(&self) -> bool {
+        self.has(protocol::INFLIGHT_SHMFD)
+    }
+
     fn share_inflight(
         &mut self,
         table: &mut Option<InflightTable>,
@@ -252,7 +259,7 @@ impl Peer for SocketPeer {
         queue_size: u16,
         deadline: Instant,
     ) -> io::Result<()> {
-        if !self.has(protocol::INFLIGHT_SHMFD) {
+        if !self.tracks_inflight() {
             return Ok(());
         }
         let channel = &mut self.channel;

@@ -1,11 +1,11 @@
 //! The back end's own state, through a pipe (DEVICE_STATE).
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read, Write},
+    fs::File,
+    io,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::fs::{FileTypeExt, OpenOptionsExt},
+        fd::{FromRawFd, OwnedFd},
+        unix::fs::FileTypeExt,
     },
     time::Instant,
 };
@@ -14,14 +14,14 @@ use super::{
     super::peer::{timed_out, wrong},
     channel::Channel,
 };
-use crate::virtio::vhost_user::{DeviceStateTransfer, FrontRequest, Word};
+use crate::virtio::vhost_user::{DeviceStateTransfer, Foreign, FrontRequest, Word};
 
 /// How much is moved between two looks at the time.
 const PIECE: usize = 64 << 10;
 
 /// What the back end writes until it closes its end.
 pub(super) fn save(channel: &mut Channel, most: usize, deadline: Instant) -> io::Result<Vec<u8>> {
-    let mut ours = begin(channel, DeviceStateTransfer::SAVE, deadline)?;
+    let ours = begin(channel, DeviceStateTransfer::SAVE, deadline)?;
     let mut state = Vec::new();
     let mut piece = vec![0; PIECE];
     loop {
@@ -44,7 +44,7 @@ pub(super) fn save(channel: &mut Channel, most: usize, deadline: Instant) -> io:
 
 /// Gives it all that there is, and closes our end.
 pub(super) fn load(channel: &mut Channel, state: &[u8], deadline: Instant) -> io::Result<()> {
-    let mut ours = begin(channel, DeviceStateTransfer::LOAD, deadline)?;
+    let ours = begin(channel, DeviceStateTransfer::LOAD, deadline)?;
     let mut left = state;
     while !left.is_empty() {
         match ours.write(&left[..left.len().min(PIECE)]) {
@@ -59,9 +59,9 @@ pub(super) fn load(channel: &mut Channel, state: &[u8], deadline: Instant) -> io
     check(channel, deadline)
 }
 
-fn wait(channel: &mut Channel, ours: &File, events: i16, error: io::Error, deadline: Instant) -> io::Result<()> {
+fn wait(channel: &mut Channel, ours: &Foreign, events: i16, error: io::Error, deadline: Instant) -> io::Result<()> {
     match error.kind() {
-        io::ErrorKind::WouldBlock => channel.wait_for(ours.as_raw_fd(), events, deadline),
+        io::ErrorKind::WouldBlock => channel.wait_for(ours.descriptor(), events, deadline),
         io::ErrorKind::Interrupted => Ok(()),
         _ => Err(error),
     }
@@ -70,7 +70,7 @@ fn wait(channel: &mut Channel, ours: &File, events: i16, error: io::Error, deadl
 /// A pipe to it or from it: our end, which does not wait. It may have one of its own.
 ///
 /// Writing where nobody reads is an error, in a process that ignores SIGPIPE, as those of Rust do.
-fn begin(channel: &mut Channel, direction: u32, deadline: Instant) -> io::Result<File> {
+fn begin(channel: &mut Channel, direction: u32, deadline: Instant) -> io::Result<Foreign> {
     let [reads, writes] = pipe()?;
     let (ours, theirs) = match direction {
         DeviceStateTransfer::SAVE => (reads, writes),
@@ -85,27 +85,26 @@ fn begin(channel: &mut Channel, direction: u32, deadline: Instant) -> io::Result
     if word & DeviceStateTransfer::ERROR != 0 {
         return Err(wrong(format!("the back end does not move its state: {word:#x}")));
     }
-    let ours = match (word & DeviceStateTransfer::NO_DESCRIPTOR != 0, answer.descriptors.pop()) {
-        (true, None) => ours,
-        (false, Some(other)) if answer.descriptors.is_empty() => other,
-        _ => return Err(wrong("a descriptor for the state that is there and is not")),
+    let open = |end| match direction {
+        DeviceStateTransfer::SAVE => Foreign::to_read(end),
+        _ => Foreign::to_write(end),
     };
-    own(&ours, direction)
-}
-
-/// Opens a pipe's end once more: what the back end has of it, it can make wait.
-fn own(end: &OwnedFd, direction: u32) -> io::Result<File> {
-    let end = end.try_clone().map(File::from)?;
-    if !end.metadata()?.file_type().is_fifo() {
-        return Err(wrong("a state that comes through no pipe"));
+    match (word & DeviceStateTransfer::NO_DESCRIPTOR != 0, answer.descriptors.pop()) {
+        (true, None) => open(ours),
+        (false, Some(other)) if answer.descriptors.is_empty() => {
+            let other = File::from(other);
+            if !other.metadata()?.file_type().is_fifo() {
+                return Err(wrong("a state that comes through no pipe"));
+            }
+            // What the back end has of it, it can make wait.
+            let other = open(other.into())?;
+            match other.may_be_waited_for() {
+                true => Err(wrong("a pipe for the state that cannot be opened once more")),
+                false => Ok(other),
+            }
+        }
+        _ => Err(wrong("a descriptor for the state that is there and is not")),
     }
-    let (reads, path) = (
-        direction == DeviceStateTransfer::SAVE,
-        format!("/proc/self/fd/{}", end.as_raw_fd()),
-    );
-    let mut options = OpenOptions::new();
-    options.read(reads).write(!reads).custom_flags(libc::O_NONBLOCK);
-    options.open(path)
 }
 
 fn check(channel: &mut Channel, deadline: Instant) -> io::Result<()> {
