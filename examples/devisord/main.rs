@@ -12,6 +12,7 @@ mod arguments;
 mod devices;
 mod events;
 mod faults;
+mod log;
 mod poll;
 
 use std::{
@@ -39,6 +40,7 @@ use devisor::{
 
 use arguments::{Arguments, Meeting};
 use events::{Bell, Events, Target};
+use log::Log;
 use poll::Poll;
 
 fn main() -> ExitCode {
@@ -82,7 +84,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
             polled: arguments.poll,
         };
         let device = VhostUser::new(device, options)?.with_doorbell(bell);
-        served.push(Served::new(number, device, meeting)?);
+        served.push(Served::new(number, device, meeting, Arc::clone(&clock))?);
     }
     events.wait(Target::Signal, &[Wait::Readable(signals.as_raw_fd())]);
     let polled = if arguments.poll {
@@ -127,6 +129,7 @@ struct Served {
     device: VhostUser<Box<dyn VirtioDevice>>,
     listener: Option<UnixListener>,
     refusals: Cell<u64>,
+    log: Log,
 }
 
 /// How a connection has ended after which there is no other.
@@ -186,7 +189,12 @@ impl Daemon {
 }
 
 impl Served {
-    fn new(number: usize, device: VhostUser<Box<dyn VirtioDevice>>, meeting: &Meeting) -> Result<Self, Box<dyn Error>> {
+    fn new(
+        number: usize,
+        device: VhostUser<Box<dyn VirtioDevice>>,
+        meeting: &Meeting,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, Box<dyn Error>> {
         let listener = match meeting {
             Meeting::Listen(path) => {
                 let _ = fs::remove_file(path);
@@ -206,6 +214,7 @@ impl Served {
             device,
             listener,
             refusals: Cell::new(0),
+            log: Log::new(clock),
         })
     }
 
@@ -223,14 +232,14 @@ impl Served {
             return Err(end);
         }
         if let Err(error) = end {
-            eprintln!("devisord: {error}");
+            self.log.say(error);
         }
         Ok(false)
     }
 
     /// What was taken for its front end's memory was none.
     fn end_for_fault(&self, events: &Events) -> Result<(), End> {
-        eprintln!("devisord: the front end has taken away memory that it shares");
+        self.log.say("the front end has taken away memory that it shares");
         let was_connected = self.device.is_connected();
         self.device.disconnect();
         self.say_waits(events);
@@ -247,7 +256,7 @@ impl Served {
             .last
             .filter(|_| refusals.count > self.refusals.get() && self.refusals.get() < 16)
         {
-            eprintln!("devisord: refused: {last}");
+            self.log.say(format_args!("refused: {last}"));
         }
         self.refusals.set(refusals.count);
     }

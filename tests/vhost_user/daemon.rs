@@ -215,3 +215,28 @@ fn a_front_end_of_several_that_does_wrong_costs_the_others_nothing() {
     assert!(running.0.wait().unwrap().success(), "the last one has ended in order");
     let _ = std::fs::remove_dir_all(&folder);
 }
+
+#[test]
+fn front_ends_that_do_wrong_again_and_again_flood_no_log() {
+    let Some(program) = devisord() else { return };
+    let folder = folder("floods");
+    let path = folder.join("s");
+    let mut command = Command::new(program);
+    command.arg("rng").arg("--socket-path").arg(&path);
+    let mut running = Running(command.stderr(Stdio::piped()).spawn().unwrap());
+    wait_for(&path);
+    for _ in 0..300 {
+        let wrong = UnixStream::connect(&path).unwrap();
+        super::front::send(&wrong, &super::front::message(1, 3, &[]), &[]).unwrap();
+        wrong.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let _ = std::io::Read::read(&mut &wrong, &mut [0]);
+    }
+    // SAFETY: it is this test's child, which has not been waited for.
+    unsafe { libc::kill(running.0.id() as i32, libc::SIGTERM) };
+    assert!(running.0.wait().unwrap().success());
+    let mut said = String::new();
+    std::io::Read::read_to_string(running.0.stderr.as_mut().unwrap(), &mut said).unwrap();
+    let lines = said.lines().count();
+    assert!((1..60).contains(&lines), "{lines} lines");
+    let _ = std::fs::remove_dir_all(&folder);
+}
