@@ -254,6 +254,30 @@ fn a_call_or_kick_descriptor_that_the_front_end_has_made_blocking_since_holds_up
 }
 
 #[test]
+fn a_descriptor_that_is_no_eventfd_pipe_or_socket_is_no_kick_or_call() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::ready(device, feature::REPLY_ACK);
+    let mut ring = front.start(0);
+    // SAFETY: each call takes numbers; the results are new descriptors, which are this test's.
+    let others = unsafe {
+        [
+            // There is no read of these that says for itself that it is not to wait, on some kernels or on all.
+            libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC),
+            libc::inotify_init1(libc::IN_CLOEXEC),
+            libc::epoll_create1(libc::EPOLL_CLOEXEC),
+        ]
+        .map(|descriptor| std::os::fd::OwnedFd::from_raw_fd(descriptor))
+    };
+    for other in &others {
+        for request in [id::SET_VRING_KICK, id::SET_VRING_CALL, id::SET_VRING_ERR] {
+            let taken = front.acknowledged(request, &bytes(&[0]), &[other.as_raw_fd()]);
+            assert!(!taken, "request {request}: {other:?}");
+        }
+    }
+    exchange(&front, &mut ring, 2);
+}
+
+#[test]
 fn thousands_of_malformed_messages_with_descriptors_leak_none() {
     let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
     let file = memfd(0x3000);

@@ -1,7 +1,7 @@
 //! A descriptor that another process has too, and with it all flags: it is not waited for, whatever that process makes of them.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
@@ -57,11 +57,10 @@ impl Foreign {
         let kind = file.metadata()?.file_type();
         let how = match () {
             () if kind.is_fifo() => {
-                let path = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
                 let mut options = OpenOptions::new();
                 options.read(access == libc::O_RDONLY).write(access == libc::O_WRONLY);
                 // Refused to who is another user, and where there is no such folder.
-                if let Ok(own) = options.custom_flags(libc::O_NONBLOCK).open(path) {
+                if let Ok(own) = options.custom_flags(libc::O_NONBLOCK).open(path_of(file.as_fd())) {
                     return Ok(Self {
                         file: own,
                         how: How::Own,
@@ -83,10 +82,16 @@ impl Foreign {
         self.file.as_raw_fd()
     }
 
-    /// Whether it is a file, a folder or a device of a file system.
-    pub fn is_file(&self) -> io::Result<bool> {
+    /// Whether it is an eventfd, a pipe or a socket. Where there is nobody to ask for the name of what is in no file system, that is
+    /// taken for an eventfd.
+    pub fn is_event(&self) -> io::Result<bool> {
         let kind = self.file.metadata()?.file_type();
-        Ok(kind.is_file() || kind.is_dir() || kind.is_block_device() || kind.is_char_device())
+        if kind.is_fifo() || kind.is_socket() {
+            return Ok(true);
+        }
+        let is_file = kind.is_file() || kind.is_dir() || kind.is_block_device() || kind.is_char_device();
+        let name = fs::read_link(path_of(self.file.as_fd()));
+        Ok(name.map_or(!is_file, |name| name.as_os_str() == "anon_inode:[eventfd]"))
     }
 
     /// Whether a [`write`](Self::write) is still waited for if whoever shares this comes at the wrong time.
@@ -146,6 +151,11 @@ impl AsFd for Foreign {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Where it can be named.
+fn path_of(descriptor: BorrowedFd<'_>) -> String {
+    format!("/proc/thread-self/fd/{}", descriptor.as_raw_fd())
 }
 
 fn moved(result: libc::ssize_t) -> io::Result<usize> {

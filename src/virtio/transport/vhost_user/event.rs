@@ -31,11 +31,11 @@ impl Event {
     }
 
     fn checked(descriptor: Foreign) -> io::Result<Self> {
-        match descriptor.is_file()? {
-            false => Ok(Self(descriptor)),
-            true => Err(io::Error::new(
+        match descriptor.is_event()? {
+            true => Ok(Self(descriptor)),
+            false => Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "a file: an eventfd, a pipe or a socket is accepted",
+                "another descriptor: an eventfd, a pipe or a socket is accepted",
             )),
         }
     }
