@@ -217,6 +217,38 @@ fn a_table_is_taken_though_the_device_was_resumed_while_it_was_waited_for() {
 }
 
 #[test]
+fn requests_that_come_back_untouched_are_put_where_their_ring_was_and_found_where_it_is() {
+    let (device, seen) = Device::keeping(1);
+    seen.gives_back.store(true, Ordering::SeqCst);
+    let mut front = Front::new(device);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, feature::REPLY_ACK);
+    // Both halves of memory, and where each of them is for the guest.
+    let half = MEMORY / 2;
+    let halves_at = |first: u64, second: u64| {
+        let regions = [[first, half, USER, 0], [second, half, USER + half, half]];
+        let table = [halves(&[2, 0]), regions.map(|region| bytes(&region)).concat()].concat();
+        let file = front.file.as_raw_fd();
+        (table, [file, file])
+    };
+    let (table, files) = halves_at(0, half);
+    let (moved, _) = halves_at(half, 0);
+    front.tell(id::SET_MEM_TABLE, &table, &files);
+    let mut ring = front.start(0);
+    let heads = [(); 3].map(|()| ring.request(&[readable(0x8000, 1), writable(0x8008, 1)]));
+    front.kick(0);
+    seen.kept.lock().unwrap().remove(1).complete(1);
+    assert_eq!(ring.used(), [(heads[1].into(), 1)]);
+    assert!(front.acknowledged(id::SET_MEM_TABLE, &moved, &files));
+    front.device.run();
+    let kept = std::mem::take(&mut *seen.kept.lock().unwrap());
+    assert_eq!(
+        kept.iter().map(|chain| chain.head()).collect::<Vec<_>>(),
+        [heads[0], heads[2]]
+    );
+    kept.into_iter().for_each(|chain| chain.complete(1));
+}
+
+#[test]
 fn what_is_written_is_logged_from_when_it_is_asked_for() {
     let (device, _) = Device::new(1);
     let mut front = Front::new(device);

@@ -14,7 +14,7 @@ use super::{
     session::{Answer, Session},
 };
 use crate::{
-    memory::Ticket,
+    memory::{Memory, Ticket},
     virtio::{
         VirtioDevice,
         vhost_user::{self as protocol, IotlbKind, Single, Table, Word, protocol_feature as feature, vhost_feature},
@@ -24,17 +24,25 @@ use crate::{
 impl<D: VirtioDevice> VhostUser<D> {
     /// Maps the regions anew, with the log if it is wanted.
     pub(super) fn map(&self, session: &Session) -> Result<(), String> {
+        let memory = Self::mapped(session, &session.regions)?;
+        self.replace_memory(&session.regions, &memory);
+        Ok(())
+    }
+
+    fn mapped(session: &Session, regions: &Regions) -> Result<Memory, String> {
         let wanted = session
             .features
             .is_some_and(|features| features & vhost_feature::LOG_ALL != 0);
-        let memory = session.regions.memory(session.log.as_ref().filter(|_| wanted))?;
+        regions.memory(session.log.as_ref().filter(|_| wanted))
+    }
+
+    fn replace_memory(&self, regions: &Regions, memory: &Memory) {
         if let Some(told) = &self.options.memory {
-            told.set(&session.regions);
+            told.set(regions);
         }
-        self.iotlb.set_regions(&session.regions);
-        self.memory.replace(&memory);
+        self.iotlb.set_regions(regions);
+        self.memory.replace(memory);
         self.core.memory_changed();
-        Ok(())
     }
 
     pub(super) fn set_mem_table(&self, session: &mut Session, payload: &[u8], descriptors: Vec<OwnedFd>) -> Outcome {
@@ -55,28 +63,29 @@ impl<D: VirtioDevice> VhostUser<D> {
         let Single(region) = parse(Single::from_bytes(payload))?;
         let region = Mapped::new(region, one(&mut descriptors)?)?;
         // No ring is elsewhere then, and those that run go on.
-        self.replace_regions(session, session.regions.with(region, self.max_regions())?)?;
+        let regions = session.regions.with(region, self.max_regions())?;
+        let memory = Self::mapped(session, &regions)?;
+        session.regions = regions;
+        self.replace_memory(&session.regions, &memory);
         Ok(Answer::Done)
     }
 
-    /// All or nothing.
-    fn replace_regions(&self, session: &mut Session, regions: Regions) -> Result<(), String> {
-        let before = std::mem::replace(&mut session.regions, regions);
-        self.map(session).inspect_err(|_| session.regions = before)
-    }
-
+    /// All or nothing. Rings that are elsewhere then begin there, and those that are nowhere end.
     pub(super) fn change_regions(&self, session: &mut Session, regions: Regions) -> Outcome {
-        self.replace_regions(session, regions)?;
-        // Rings that are elsewhere now begin there, and those that are nowhere end.
+        let memory = Self::mapped(session, &regions)?;
+        let translates = self.translates();
         for index in 0..session.rings.len() {
-            let runs = session.rings[index].runs;
-            if runs.is_some() && (self.translates() || runs != self.layout(session, index)) {
+            let ring = &session.rings[index];
+            if ring.runs.is_some() && (translates || ring.runs != ring.layout(&regions, translates)) {
                 if !self.core.is_ring_still(index) {
                     return Err("a ring that runs is in no region any more".into());
                 }
+                // While what is in flight can be put back where it is still.
                 self.end(session, index);
             }
         }
+        session.regions = regions;
+        self.replace_memory(&session.regions, &memory);
         Ok(Answer::Done)
     }
 
