@@ -331,9 +331,9 @@ impl<D: VirtioDevice + 'static> Front<D> {
         self.serve(queue);
     }
 
-    /// As an embedder's loop does: what a queue waits for, and serves it.
-    pub fn serve(&self, queue: u16) {
-        let ready = |wait: &Wait| match *wait {
+    /// Whether what is waited for is there.
+    pub fn is_there(&self, wait: &Wait) -> bool {
+        match *wait {
             Wait::Readable(descriptor) => {
                 let mut poll = libc::pollfd {
                     fd: descriptor,
@@ -344,8 +344,17 @@ impl<D: VirtioDevice + 'static> Front<D> {
                 (unsafe { libc::poll(&raw mut poll, 1, 0) }) == 1
             }
             _ => false,
-        };
-        while self.device.waits(QueueIndex(queue)).iter().any(ready) {
+        }
+    }
+
+    /// As an embedder's loop does: what a queue waits for, and serves it.
+    pub fn serve(&self, queue: u16) {
+        while self
+            .device
+            .waits(QueueIndex(queue))
+            .iter()
+            .any(|wait| self.is_there(wait))
+        {
             while self.device.serve(QueueIndex(queue)) {}
         }
     }

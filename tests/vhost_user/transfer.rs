@@ -145,6 +145,38 @@ fn a_transfer_that_cannot_be_is_refused() {
 }
 
 #[test]
+fn a_front_end_that_dies_while_its_pipe_stays_open_is_followed_by_another() {
+    let (device, _) = Device::new(1);
+    let mut front = ready(device);
+    let (read, _write) = pipe();
+    assert_eq!(begin(&front, LOAD, 0, Some(read)), 0x100);
+    front.tell(id::CHECK_DEVICE_STATE, &[], &[]);
+    assert!(front.answer().is_none());
+    let (socket, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let before = std::mem::replace(&mut front.socket, socket);
+    assert!(front.device.connection_waits().iter().all(|wait| !front.is_there(wait)));
+    drop(before);
+    assert!(front.device.connection_waits().iter().any(|wait| front.is_there(wait)));
+    assert!(front.pump().is_err());
+    front.device.connect(theirs).unwrap();
+    assert_ne!(front.ask_word(id::GET_FEATURES, &[]), 0);
+}
+
+#[test]
+fn a_front_end_that_waits_no_more_for_its_state_has_none_and_goes_on() {
+    let (device, _) = Device::new(1);
+    let front = ready(device);
+    let (read, _write) = pipe();
+    assert_eq!(begin(&front, LOAD, 0, Some(read)), 0x100);
+    front.tell(id::CHECK_DEVICE_STATE, &[], &[]);
+    assert!(front.answer().is_none());
+    front.tell(id::GET_FEATURES, &[], &[]);
+    let (answered, payload, _) = front.answer().unwrap();
+    assert_eq!((answered, payload), (id::CHECK_DEVICE_STATE, bytes(&[1])));
+    assert_eq!(front.answer().unwrap().0, id::GET_FEATURES);
+}
+
+#[test]
 fn a_pipe_that_is_waited_for_and_full_holds_up_nobody() {
     let (device, seen) = Device::new(1);
     let front = ready(device);

@@ -119,20 +119,23 @@ impl<D: VirtioDevice> VhostUser<D> {
                 return Ok(false);
             }
             let Some(mut begun) = session.begun.take() else {
-                match session.socket.receive() {
-                    Ok(Received::Nothing) => return Ok(false),
-                    Ok(Received::Message(message)) => self.begin(session, message)?,
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
-                        return Err(ConnectionError::Closed);
-                    }
-                    Err(error) => return Err(error.into()),
+                match Self::next_message(session)? {
+                    None => return Ok(false),
+                    Some(message) => self.begin(session, message)?,
                 }
                 continue;
             };
-            let moved = session.transfer.as_ref().is_none_or(Transfer::is_over);
-            if !self.is_at_rest(&begun.rest) || matches!(begun.rest, Rest::Transfer) && !moved {
-                session.begun = Some(begun);
-                return Ok(false);
+            let mut next = None;
+            if !self.is_at_rest(session, &begun.rest) {
+                if let Rest::Transfer = begun.rest {
+                    // Its other end may stay open when the front end has gone.
+                    next = Self::next_message(session)?;
+                }
+                if next.is_none() {
+                    session.begun = Some(begun);
+                    return Ok(false);
+                }
+                session.transfer = Some(Transfer::Over(Err("a state that nobody waits for any more".into())));
             }
             let answer = match begun.rest {
                 // It was done before.
@@ -160,8 +163,20 @@ impl<D: VirtioDevice> VhostUser<D> {
             let needed = session.has(protocol_feature::REPLY_ACK) && begun.message.header.needs_reply();
             self.start_rings(session);
             session.answer(begun.request, needed, answer)?;
+            if let Some(message) = next {
+                self.begin(session, message)?;
+            }
         }
         Ok(true)
+    }
+
+    fn next_message(session: &mut Session) -> Result<Option<Message>, ConnectionError> {
+        match session.socket.receive() {
+            Ok(Received::Nothing) => Ok(None),
+            Ok(Received::Message(message)) => Ok(Some(message)),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Err(ConnectionError::Closed),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Notes why a request was refused.
@@ -193,9 +208,10 @@ impl<D: VirtioDevice> VhostUser<D> {
         Ok(())
     }
 
-    fn is_at_rest(&self, rest: &Rest) -> bool {
+    fn is_at_rest(&self, session: &Session, rest: &Rest) -> bool {
         match rest {
-            Rest::Nothing | Rest::Transfer => true,
+            Rest::Nothing => true,
+            Rest::Transfer => session.transfer.as_ref().is_none_or(Transfer::is_over),
             Rest::Rings(rings) => rings.iter().all(|&index| self.core.is_ring_still(index)),
             Rest::Unused(ticket) => ticket.strong_count() == 0,
             Rest::All => self.core.are_rings_still(),

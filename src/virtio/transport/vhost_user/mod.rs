@@ -95,7 +95,7 @@ use iotlb::Iotlb;
 use lines::{Bell, Lines};
 use objects::Objects;
 use regions::Regions;
-use session::Session;
+use session::{Begun, Session};
 use transfer::Transfer;
 
 pub use error::{AlreadyConnected, ConnectionError};
@@ -239,8 +239,10 @@ impl<D: VirtioDevice> VhostUser<D> {
             None if connection.settled => Vec::new(),
             None => vec![wake],
             Some(session) if session.socket.is_full() => vec![Wait::Writable(session.socket.descriptor()), wake],
-            // Its end is not seen before the request is done.
-            Some(session) if session.begun.is_some() || !connection.settled => vec![wake],
+            // Its end is not seen before the request is done, unless that hangs on what the front end has.
+            Some(session) if !connection.settled || session.begun.as_ref().is_some_and(Begun::hangs_on_device) => {
+                vec![wake]
+            }
             Some(session) => vec![Wait::Readable(session.socket.descriptor()), wake],
         };
         if let Some(session) = &connection.session {

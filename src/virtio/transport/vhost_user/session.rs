@@ -41,6 +41,13 @@ pub(super) enum Answer {
     /// It was not done. The connection stands if the front end has asked for an answer.
     Refused(String),
     /// A payload.
+impl Begun {
+    /// What it waits for is the device's to end.
+    pub fn hangs_on_device(&self) -> bool {
+        !matches!(self.rest, Rest::Transfer)
+    }
+}
+
     Payload(Vec<u8>),
     /// It was done, and is answered when nobody uses what was taken back, which this counts.
     Unused(Weak<dyn Any + Send + Sync>),
