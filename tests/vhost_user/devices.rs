@@ -22,7 +22,11 @@ pub struct Seen {
     /// What is kept goes back untouched when the queue is stopped.
     pub gives_back: std::sync::atomic::AtomicBool,
     pub handle: Mutex<Option<Handle>>,
+    /// What happens when a request is answered.
+    pub each: Mutex<Option<Each>>,
 }
+
+pub type Each = Box<dyn FnMut() + Send>;
 
 /// Answers with its request's first byte plus one; or keeps each request.
 pub struct Device {
@@ -133,6 +137,7 @@ impl QueueHandler for Handler {
             let mut byte = [0];
             chain.reader().read(&mut byte)?;
             chain.writer().write(&[byte[0].wrapping_add(1)])?;
+            self.seen.each.lock().unwrap().iter_mut().for_each(|each| each());
             Ok(1)
         })?;
         Ok(())

@@ -2,8 +2,11 @@
 
 use std::{
     io::Write,
-    os::fd::AsRawFd,
-    sync::{Arc, atomic::Ordering},
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,7 +16,10 @@ use devisor::{
         QueueIndex, VirtioTransport, Wait,
         features::{IN_ORDER, RING_PACKED},
         net::{Net, NetOptions, Switch, SwitchOptions},
-        transport::{TransportOptions, vhost_user::VhostUserOptions},
+        transport::{
+            Doorbell, TransportOptions,
+            vhost_user::{VhostUser, VhostUserOptions},
+        },
         vhost_user::protocol_feature as feature,
     },
 };
@@ -400,6 +406,80 @@ fn a_ring_where_no_ring_can_be_fails_the_device_and_not_the_process() {
     front.enable(0, true);
     assert_eq!(front.ask_word(id::GET_STATUS, &[]) & 64, 64);
     assert!(front.device.is_connected());
+}
+
+#[test]
+fn a_kick_that_nobody_has_looked_at_when_another_takes_its_place_is_not_lost() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::ready(device, 0);
+    let mut ring = front.start(0);
+    exchange(&front, &mut ring, 2);
+    let head = ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
+    (&front.kicks[0]).write_all(&1u64.to_ne_bytes()).unwrap();
+    front.set_kick(0);
+    front.serve(0);
+    assert_eq!(ring.used(), [(head.into(), 1)]);
+    exchange(&front, &mut ring, 2);
+}
+
+#[test]
+fn a_call_that_comes_after_what_it_is_for_says_so() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::ready(device, 0);
+    let mut ring = front.ring(0);
+    ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
+    front.tell(id::SET_VRING_NUM, &halves(&[0, 64]), &[]);
+    front.tell(id::SET_VRING_ADDR, &Front::<Device>::address(0, &ring), &[]);
+    front.set_kick(0);
+    front.enable(0, true);
+    front.device.run();
+    assert_eq!(ring.used().len(), 1);
+    let call = eventfd();
+    let again = || front.tell(id::SET_VRING_CALL, &bytes(&[0]), &[call.as_raw_fd()]);
+    let called = || std::io::Read::read(&mut &call, &mut [0; 8]).is_ok();
+    again();
+    assert!(called(), "the driver may sleep until it hears of it");
+    again();
+    assert!(!called(), "there is nothing more");
+}
+
+/// Hears that a queue is to be served.
+struct Rung(Arc<AtomicUsize>);
+
+impl Doorbell for Rung {
+    fn ring(&self, _: QueueIndex) -> std::io::Result<()> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_driver_that_never_ends_does_not_hold_who_is_told_of_another_call() {
+    let (device, seen) = Device::new(1);
+    let rung = Arc::new(AtomicUsize::new(0));
+    let mut front = Front::new(Device::new(1).0);
+    let device = VhostUser::new(device, VhostUserOptions::default()).unwrap();
+    front.device = device.with_doorbell(Rung(Arc::clone(&rung)));
+    let (socket, theirs) = UnixStream::pair().unwrap();
+    front.socket = socket;
+    front.device.connect(theirs).unwrap();
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, 0);
+    front.share_memory();
+    let mut ring = front.start(0);
+    // For each request that is answered the driver makes another.
+    ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
+    let mut more = 0..10_000;
+    *seen.each.lock().unwrap() = Some(Box::new(move || {
+        if more.next().is_some() {
+            ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
+        }
+    }));
+    let (call, before) = (eventfd(), rung.load(Ordering::SeqCst));
+    front.tell(id::SET_VRING_CALL, &bytes(&[0]), &[call.as_raw_fd()]);
+    assert!(seen.requests.load(Ordering::SeqCst) < 1000);
+    assert!(rung.load(Ordering::SeqCst) > before, "who serves it is told");
+    while front.device.serve(QueueIndex(0)) {}
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 10_001);
 }
 
 #[test]

@@ -30,6 +30,8 @@ use crate::{
 pub(super) struct QueueLines {
     pub kick: Option<Event>,
     pub call: Option<Event>,
+    /// There was no call when there was something to say.
+    untold: bool,
     pub error: Option<Event>,
     /// The other end of the kick is closed: it is readable for ever, and not waited for.
     kick_is_over: bool,
@@ -77,6 +79,10 @@ impl Lines {
 
     pub fn set_doorbell(&self, doorbell: Box<dyn Doorbell>) {
         let _ = self.doorbell.set(doorbell);
+    }
+
+    pub fn has_doorbell(&self) -> bool {
+        self.doorbell.get().is_some()
     }
 
     pub fn with<R>(&self, index: usize, f: impl FnOnce(&mut QueueLines) -> R) -> Option<R> {
@@ -286,8 +292,11 @@ impl VirtioInterrupt for Lines {
         for &QueueIndex(index) in queues {
             let called = self.with(index.into(), |lines| match &lines.call {
                 Some(call) => call.trigger(),
-                // The front end polls.
-                None => Ok(()),
+                // The front end polls, or has not come to that yet.
+                None => {
+                    lines.untold = true;
+                    Ok(())
+                }
             });
             result = result.and(called.unwrap_or(Ok(())));
         }
@@ -343,7 +352,13 @@ impl Lines {
     }
 
     pub fn set_call(&self, index: usize, call: Option<Event>) {
-        let before = self.with(index, |lines| mem::replace(&mut lines.call, call));
+        let before = self.with(index, |lines| {
+            let before = mem::replace(&mut lines.call, call);
+            if let Some(call) = lines.call.as_ref().filter(|_| lines.untold) {
+                lines.untold = call.trigger().is_err();
+            }
+            before
+        });
         drop(before);
     }
 

@@ -173,15 +173,25 @@ impl<D: VirtioDevice> VhostUser<D> {
                 ring.kick = Kick::Set;
                 ring.refused = false;
                 self.lines.set_kick(index, event);
+                // What the one before has said, and nobody has heard.
+                self.look_at(index);
             }
             FrontRequest::SetVringCall => {
                 self.lines.set_call(index, event);
-                // What was told to nobody.
-                self.core.process(QueueIndex(index as u16));
+                // What the one before has refused.
+                self.look_at(index);
             }
             _ => self.lines.set_error(index, event),
         }
         Ok(Answer::Done)
+    }
+
+    /// Has a ring looked at: by who serves it, which may take as long as its driver likes; or here if nobody hears of it.
+    fn look_at(&self, index: usize) {
+        match self.lines.has_doorbell() {
+            true => self.core.mark_and_ring(index),
+            false => self.core.process(QueueIndex(index as u16)),
+        }
     }
 
     /// The device was reset: all rings are disabled, and the front end describes them again.
