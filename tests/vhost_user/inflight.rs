@@ -7,7 +7,10 @@ use std::{
 };
 
 use devisor::virtio::{
-    VirtioTransport, transport::vhost_user::VhostUserOptions, vhost_user::protocol_feature as feature,
+    VirtioTransport,
+    features::RING_PACKED,
+    transport::{TransportOptions, vhost_user::VhostUserOptions},
+    vhost_user::protocol_feature as feature,
 };
 
 use super::{
@@ -261,6 +264,99 @@ fn in_a_packed_ring_back_ends_go_on_and_on_and_lose_and_repeat_nothing() {
     assert!(out.is_empty(), "{out:?} of {total} were lost");
     assert!(total > 300, "{total}");
     std::mem::forget(fronts);
+}
+
+#[test]
+fn a_table_for_more_rings_than_there_are_costs_no_memory_for_them() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::new(device);
+    let protocol = feature::INFLIGHT_SHMFD | feature::RESET_DEVICE | feature::REPLY_ACK;
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, protocol);
+    // It has no page yet. A front end could make it as large as it likes.
+    let len = 64 << 20;
+    let table = super::front::memfd(len);
+    let description = [bytes(&[len, 0]), halves(&[2048 | 1024 << 16, 0])].concat();
+    front.acknowledged(id::SET_INFLIGHT_FD, &description, &[table.as_raw_fd()]);
+    front.tell(id::RESET_DEVICE, &[], &[]);
+    let bytes = std::os::unix::fs::MetadataExt::blocks(&table.metadata().unwrap()) * 512;
+    assert!(bytes < 1 << 20, "{bytes} bytes for one ring");
+}
+
+#[test]
+fn the_table_of_a_ring_that_cannot_be_is_not_read() {
+    let (device, _) = Device::new(1);
+    let transport = TransportOptions {
+        packed: true,
+        ..TransportOptions::default()
+    };
+    let options = VhostUserOptions {
+        transport,
+        ..VhostUserOptions::default()
+    };
+    let mut front = Front::with_options(device, options);
+    let packed = VERSION_1 | PROTOCOL_FEATURES | RING_PACKED;
+    front.negotiate(packed, feature::INFLIGHT_SHMFD | feature::STATUS);
+    front.share_memory();
+    // Each chain in flight may have a table of descriptors: a ring without end would have as many of them read.
+    let len = 4 << 20;
+    let table = super::front::memfd(len);
+    let description = [bytes(&[len, 0]), halves(&[1 | 0x8000 << 16, 0])].concat();
+    front.tell(id::SET_INFLIGHT_FD, &description, &[table.as_raw_fd()]);
+    let ring = front.ring(0);
+    front.describe(0, &ring, 0);
+    front.tell(id::SET_VRING_NUM, &halves(&[0, 0x8000]), &[]);
+    front.set_kick(0);
+    front.enable(0, true);
+    assert_ne!(front.device.status() & 64, 0, "no ring is so large");
+    assert_eq!(std::os::unix::fs::MetadataExt::blocks(&table.metadata().unwrap()), 0);
+}
+
+#[test]
+fn a_table_of_rings_of_another_format_is_none_of_these() {
+    for (given, now) in [(0, RING_PACKED), (RING_PACKED, 0)] {
+        let (device, _) = Device::new(1);
+        let transport = TransportOptions {
+            packed: true,
+            ..TransportOptions::default()
+        };
+        let options = VhostUserOptions {
+            transport,
+            ..VhostUserOptions::default()
+        };
+        let mut front = Front::with_options(device, options);
+        let features = VERSION_1 | PROTOCOL_FEATURES;
+        front.negotiate(features | given, feature::INFLIGHT_SHMFD | feature::STATUS);
+        front.share_memory();
+        let asked = [vec![0; 16], halves(&[1 | 64 << 16, 0])].concat();
+        let (description, table) = front.ask(id::GET_INFLIGHT_FD, &asked, &[]);
+        front.tell(id::SET_INFLIGHT_FD, &description, &[table.unwrap().as_raw_fd()]);
+        front.tell(id::SET_FEATURES, &bytes(&[features | now]), &[]);
+        let mut packed = PackedRing::new(&front.memory, 0x1_0000, 64);
+        let mut split = front.ring(0);
+        let ring = match now {
+            0 => front.ring(0),
+            _ => Ring::at(&front.memory, packed.layout),
+        };
+        front.describe(0, &ring, 0);
+        front.set_kick(0);
+        front.enable(0, true);
+        let chain = [readable(BUFFERS, 1), writable(BUFFERS + 8, 1)];
+        for _ in 0..100 {
+            let used = match now {
+                0 => {
+                    split.request(&chain);
+                    front.kick(0);
+                    split.used().len()
+                }
+                _ => {
+                    packed.request(&chain);
+                    front.kick(0);
+                    packed.used().len()
+                }
+            };
+            assert_eq!(used, 1, "{:?}", front.device.fault());
+        }
+    }
 }
 
 #[test]

@@ -28,8 +28,8 @@
 //!
 //! *When the device is reset*: with RESET_DEVICE; with a status of zero if that was not negotiated; with other features than before;
 //! and when the connection ends. A driver that is stopped for a while (the front end asks for the base of all rings, and starts them
-//! again with it) finds the device as it was. What was in flight is forgotten with the device's state: the table is empty from there on,
-//! and the front end gives it again if it is to be kept.
+//! again with it) finds the device as it was. With RESET_DEVICE, and such a status, what was in flight is forgotten with the device's
+//! state: the table is empty from there on, and the front end gives it again if it is to be kept.
 //!
 //! *The device's state* goes through a pipe of the front end's. Have the process ignore SIGPIPE, as the runtime of a Rust program does:
 //! a pipe whose other end is closed is an error then, and costs the state alone.

@@ -19,7 +19,7 @@ use crate::virtio::{
 };
 
 /// The most entries of a ring, whatever the device says: a front end is not told. As in QEMU.
-pub(super) const MAX_SIZE: u16 = 1024;
+const MAX_SIZE: u16 = 1024;
 
 /// How the front end starts a ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -267,6 +267,11 @@ impl<D: VirtioDevice> Core<D> {
         })
     }
 
+    /// The most entries that a ring may have.
+    pub(super) fn max_ring_size(&self, index: usize) -> u16 {
+        self.queue_sizes.get(index).map_or(0, |&size| size.max(MAX_SIZE))
+    }
+
     /// Starts a ring. The first makes the device live.
     pub(super) fn start_ring(
         &self,
@@ -279,7 +284,7 @@ impl<D: VirtioDevice> Core<D> {
         };
         let mut registers = self.registers();
         let interrupt = Arc::clone(&self.interrupt);
-        let max = self.queue_sizes[index].max(MAX_SIZE);
+        let max = self.max_ring_size(index);
         let queue = Queue::restore(name, max, state, &self.memory, interrupt)?;
         let queue = queue.run_by(Arc::clone(&lane.word), self.kicks());
         let queue = match tracker {

@@ -71,11 +71,15 @@ impl<D: VirtioDevice> VhostUser<D> {
             }
             let ring = &session.rings[index];
             let accepted = features & !requests::VHOST;
-            let part = session
-                .inflight
-                .as_ref()
-                .and_then(|table| table.queue(index, layout.size));
-            let started = self.with_found(|memory| ring.start(layout, accepted, memory, part.as_ref()));
+            let part = session.part(index, layout.size);
+            let started = match self.core.max_ring_size(index) {
+                // Before its table is read, which may be a lot.
+                max if layout.size > max => Err(Unstarted::Wrong(format!(
+                    "a ring of {}: up to {max} is accepted",
+                    layout.size
+                ))),
+                _ => self.with_found(|memory| ring.start(layout, accepted, memory, part.as_ref())),
+            };
             let started = match started {
                 Err(Unstarted::Missing(address)) if self.translates() => {
                     self.iotlb.ask(address);
@@ -206,7 +210,7 @@ impl<D: VirtioDevice> VhostUser<D> {
         }
         if let Some(table) = session.inflight.take() {
             // Heads of the rings as they were mean nothing in those that come.
-            table.clear();
+            table.clear(session.rings.len());
         }
         session.features = None;
         session.disagreed = false;
@@ -215,15 +219,12 @@ impl<D: VirtioDevice> VhostUser<D> {
 
     /// Ends a ring that is at rest, and keeps what is to be kept of it.
     pub(super) fn end(&self, session: &mut Session, index: usize) {
-        let ring = &mut session.rings[index];
-        if ring.runs.take().is_none() {
+        if session.rings[index].runs.take().is_none() {
             return;
         }
         self.lines.stops(index);
         if let Some(mut state) = self.core.end_ring(index) {
-            let table = session.inflight.as_ref();
-            let part = table.and_then(|table| table.queue(index, state.layout.size));
-            match part {
+            match session.part(index, state.layout.size) {
                 None => self.with_found(|memory| Ring::rewind(&mut state, memory)),
                 // The base of a ring that is stopped is not beyond what was used: nothing is under way any more.
                 Some(Part::Split(part)) => {
@@ -236,6 +237,7 @@ impl<D: VirtioDevice> VhostUser<D> {
                 // It says how far the ring was used beside what was taken, and the table has what may be in the ring no more.
                 Some(Part::Packed(_)) => {}
             }
+            let ring = &mut session.rings[index];
             ring.base = base_of(&state);
             ring.kept = Some(state);
         }

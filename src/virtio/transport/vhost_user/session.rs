@@ -5,7 +5,14 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use super::{error::ConnectionError, inflight::Table, log::Log, regions::Regions, ring::Ring, transfer::Transfer};
+use super::{
+    error::ConnectionError,
+    inflight::{Part, Table},
+    log::Log,
+    regions::Regions,
+    ring::Ring,
+    transfer::Transfer,
+};
 use crate::virtio::{
     features,
     vhost_user::{FrontRequest, Header, Message, Socket},
@@ -34,13 +41,6 @@ pub(super) struct Begun {
     pub rest: Rest,
 }
 
-/// What a request comes to.
-pub(super) enum Answer {
-    /// Done; there is nothing to say but that, if it is asked.
-    Done,
-    /// It was not done. The connection stands if the front end has asked for an answer.
-    Refused(String),
-    /// A payload.
 impl Begun {
     /// What it waits for is the device's to end.
     pub fn hangs_on_device(&self) -> bool {
@@ -48,6 +48,13 @@ impl Begun {
     }
 }
 
+/// What a request comes to.
+pub(super) enum Answer {
+    /// Done; there is nothing to say but that, if it is asked.
+    Done,
+    /// It was not done. The connection stands if the front end has asked for an answer.
+    Refused(String),
+    /// A payload.
     Payload(Vec<u8>),
     /// It was done, and is answered when nobody uses what was taken back, which this counts.
     Unused(Weak<dyn Any + Send + Sync>),
@@ -108,6 +115,15 @@ impl Session {
             Some(ring) => Ok((index, ring)),
             None => Err(format!("queue {index} of {count}")),
         }
+    }
+
+    /// The part of a ring of this size in the table of requests in flight, if there is one: a table is of rings as they were when it was
+    /// given.
+    pub fn part(&self, index: usize, size: u16) -> Option<Part> {
+        let table = self.inflight.as_ref()?;
+        (table.is_packed() == self.is_packed())
+            .then(|| table.queue(index, size))
+            .flatten()
     }
 
     pub fn runs_any(&self) -> bool {

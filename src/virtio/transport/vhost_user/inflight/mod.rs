@@ -93,9 +93,14 @@ impl Table {
         })
     }
 
-    /// Nothing is in flight, nor has been: as it was made. No ring runs.
-    pub fn clear(&self) {
-        for index in 0..usize::from(self.queues) {
+    pub fn is_packed(&self) -> bool {
+        self.packed
+    }
+
+    /// Nothing is in flight, nor has been, in the `rings` that there are: as it was made. None of them runs. What a front end has given
+    /// beyond is not touched: pages that nobody needs would come to be.
+    pub fn clear(&self, rings: usize) {
+        for index in 0..rings.min(self.queues.into()) {
             let len = region_size(self.queue_size, self.packed) as usize;
             let words = Words {
                 map: Arc::clone(&self.map),
