@@ -64,9 +64,20 @@ pub fn folder(name: &str) -> PathBuf {
     path
 }
 
+/// Whether a socket listens there: it has its name before. One of another network namespace is not listed.
+fn listens(path: &std::path::Path) -> bool {
+    if !path.exists() {
+        return false;
+    }
+    let all = std::fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let same = all.lines().filter(|line| line.ends_with(&path.display().to_string()));
+    let flags: Vec<_> = same.filter_map(|line| line.split_whitespace().nth(3)).collect();
+    flags.is_empty() || flags.contains(&"00010000")
+}
+
 pub fn wait_for(path: &std::path::Path) {
     let begun = Instant::now();
-    while !path.exists() {
+    while !listens(path) {
         assert!(
             begun.elapsed() < Duration::from_secs(10),
             "no socket at {}",
