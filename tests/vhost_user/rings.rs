@@ -79,6 +79,27 @@ fn with_protocol_features_a_ring_waits_to_be_enabled_and_without_it_does_not() {
     }
 }
 
+/// "Upon receiving a SET_FEATURES message without VHOST_USER_F_PROTOCOL_FEATURES set, the back-end must enable all rings immediately";
+/// no such message disables one.
+#[test]
+fn features_without_protocol_features_enable_all_rings_and_none_disable_any() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::new(device);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, 0);
+    front.share_memory();
+    let mut ring = front.ring(0);
+    front.describe(0, &ring, 0);
+    front.set_kick(0);
+    front.enable(0, false);
+    front.tell(id::SET_FEATURES, &bytes(&[VERSION_1]), &[]);
+    exchange(&front, &mut ring, 2);
+    let base = front.base(0);
+    front.tell(id::SET_FEATURES, &bytes(&[VERSION_1 | PROTOCOL_FEATURES]), &[]);
+    front.describe(0, &ring, base);
+    front.set_kick(0);
+    exchange(&front, &mut ring, 2);
+}
+
 #[test]
 fn a_ring_that_is_disabled_rests_and_goes_on_where_it_was() {
     let (device, _) = Device::new(1);

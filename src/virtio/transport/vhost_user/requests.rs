@@ -200,7 +200,7 @@ impl<D: VirtioDevice> VhostUser<D> {
                     1 => true,
                     _ => return Err(format!("enable {num}: 0 and 1 are accepted")),
                 };
-                ring.enabled = Some(enabled);
+                ring.enabled = enabled;
                 if !enabled {
                     self.end(session, index);
                 }
@@ -285,6 +285,10 @@ impl<D: VirtioDevice> VhostUser<D> {
         {
             session.features = before;
             return Err(reason);
+        }
+        if features & vhost_feature::PROTOCOL_FEATURES == 0 {
+            // "The back-end must enable all rings immediately."
+            session.rings.iter_mut().for_each(|ring| ring.enabled = true);
         }
         session.disagreed = false;
         if !same {

@@ -39,8 +39,8 @@ pub(super) struct Ring {
     /// Where to begin, as SET_VRING_BASE has it.
     pub base: u32,
     pub kick: Kick,
-    /// What SET_VRING_ENABLE has said, if it has.
-    pub enabled: Option<bool>,
+    /// It may run: SET_VRING_ENABLE has said so, or SET_FEATURES.
+    pub enabled: bool,
     /// As it was when it was stopped last.
     pub kept: Option<QueueState>,
     /// It runs, there.

@@ -15,7 +15,7 @@ use super::{
 use crate::virtio::{
     QueueIndex, VirtioDevice,
     queue::{QueueLayout, areas},
-    vhost_user::{FrontRequest, VringAddress, VringFile, VringState, vhost_feature},
+    vhost_user::{FrontRequest, VringAddress, VringFile, VringState},
 };
 
 impl<D: VirtioDevice> VhostUser<D> {
@@ -57,9 +57,7 @@ impl<D: VirtioDevice> VhostUser<D> {
         };
         for index in 0..session.rings.len() {
             let ring = &session.rings[index];
-            // "If VHOST_USER_F_PROTOCOL_FEATURES has not been negotiated, the ring starts directly in the enabled state."
-            let enabled = ring.enabled.unwrap_or(features & vhost_feature::PROTOCOL_FEATURES == 0);
-            if ring.runs.is_some() || ring.kick == Kick::None || ring.refused || !enabled || ring.size == 0 {
+            if ring.runs.is_some() || ring.kick == Kick::None || ring.refused || !ring.enabled || ring.size == 0 {
                 continue;
             }
             let Some(layout) = self.layout(session, index) else {
@@ -204,7 +202,7 @@ impl<D: VirtioDevice> VhostUser<D> {
             ring.kept = None;
             ring.runs = None;
             ring.kick = Kick::None;
-            ring.enabled = None;
+            ring.enabled = false;
             ring.base = 0;
             self.lines.forget_kick(index);
         }
