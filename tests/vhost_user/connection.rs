@@ -9,7 +9,7 @@ use std::{
 };
 
 use devisor::virtio::{
-    VirtioTransport,
+    VirtioTransport, Wait,
     transport::vhost_user::{ConnectionError, VhostUser, VhostUserOptions},
     vhost_user::{protocol_feature as feature, vhost_feature},
 };
@@ -106,6 +106,53 @@ fn the_configuration_is_read_written_and_its_change_is_told() {
     channel.read_exact(&mut told).unwrap();
     assert_eq!(told[..], message(2, VERSION, &[]));
     assert_eq!(read(&front, 0, 1), [99]);
+}
+
+/// "While all vrings are stopped, the device is suspended": it sends no messages. A front end keeps what it has read.
+#[test]
+fn a_configuration_that_changes_while_no_ring_is_started_is_told_when_one_is() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::new(device);
+    let protocol = feature::CONFIG | feature::BACKEND_REQ | feature::RESET_DEVICE;
+    front.tell(id::SET_PROTOCOL_FEATURES, &bytes(&[protocol]), &[]);
+    let (channel, theirs) = UnixStream::pair().unwrap();
+    front.tell(id::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()]);
+    channel.set_nonblocking(true).unwrap();
+    let told = || {
+        let mut told = [0; 120];
+        (&channel).read(&mut told).map_or(0, |read| read / 12)
+    };
+    let read = [halves(&[0, 4, 0]), vec![0; 4]].concat();
+    front.ask(id::GET_CONFIG, &read, &[]);
+    let change = |front: &Front, when: &str| {
+        front.device.change_config(|_| ());
+        front.pump().unwrap();
+        assert_eq!(told(), 0, "{when}");
+        let waits = front.device.connection_waits();
+        assert!(!waits.iter().any(|wait| matches!(wait, Wait::Writable(_))), "{when}");
+    };
+    change(&front, "no driver has come");
+    front.tell(id::SET_FEATURES, &bytes(&[VERSION_1 | PROTOCOL_FEATURES]), &[]);
+    front.share_memory();
+    let ring = front.start(0);
+    front.pump().unwrap();
+    assert_eq!(told(), 1);
+    front.device.change_config(|_| ());
+    assert_eq!(told(), 1, "at once");
+    let base = front.base(0);
+    change(&front, "all are stopped");
+    front.describe(0, &ring, base);
+    front.set_kick(0);
+    front.pump().unwrap();
+    assert_eq!(told(), 1);
+    front.base(0);
+    change(&front, "all are stopped again");
+    front.tell(id::RESET_DEVICE, &[], &[]);
+    change(&front, "it was reset");
+    front.tell(id::SET_FEATURES, &bytes(&[VERSION_1 | PROTOCOL_FEATURES]), &[]);
+    front.start(0);
+    front.pump().unwrap();
+    assert_eq!(told(), 1, "what was not told before a reset");
 }
 
 #[test]

@@ -456,12 +456,23 @@ fn a_call_that_comes_after_what_it_is_for_says_so() {
     front.device.run();
     assert_eq!(ring.used().len(), 1);
     let call = eventfd();
-    let again = || front.tell(id::SET_VRING_CALL, &bytes(&[0]), &[call.as_raw_fd()]);
+    let again = |front: &Front| front.tell(id::SET_VRING_CALL, &bytes(&[0]), &[call.as_raw_fd()]);
     let called = || std::io::Read::read(&mut &call, &mut [0; 8]).is_ok();
-    again();
+    again(&front);
     assert!(called(), "the driver may sleep until it hears of it");
-    again();
+    again(&front);
     assert!(!called(), "there is nothing more");
+    // A device whose rings are all stopped says nothing.
+    front.tell(id::SET_VRING_CALL, &bytes(&[1 << 8]), &[]);
+    ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
+    front.kick(0);
+    assert_eq!(ring.used().len(), 1);
+    let base = front.base(0);
+    again(&front);
+    assert!(!called());
+    front.tell(id::SET_VRING_BASE, &halves(&[0, base]), &[]);
+    front.set_kick(0);
+    assert!(called());
 }
 
 /// Hears that a queue is to be served.

@@ -165,6 +165,12 @@ pub trait VirtioInterrupt: Send + Sync {
     /// [`settle`](Self::settle) is called.
     fn reset(&self);
 
+    /// Whether the configuration is read by who keeps it, and not by the driver: a change is told also if there has been no driver
+    /// since, or another one.
+    fn keeps_config(&self) -> bool {
+        false
+    }
+
     /// Tells the line what it should have heard and has not. Called after a reset and with every kick, without a lock.
     fn settle(&self) {}
 }

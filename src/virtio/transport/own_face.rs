@@ -71,6 +71,13 @@ impl<D: VirtioDevice> Core<D> {
         self.config_generation.fetch_or(CONFIG_CHANGED, Ordering::SeqCst);
     }
 
+    /// The driver is owed nothing of before its reset; who has read the configuration for it is.
+    pub(super) fn forget_notice(&self) {
+        if !self.interrupt.keeps_config() {
+            self.notice.forget();
+        }
+    }
+
     /// Lets the embedder change the device. If the change is one of the configuration space (`configuration` says so), it is noted
     /// for the generation and the driver is told.
     pub fn change_device<R>(&self, configuration: bool, change: impl FnOnce(&mut D) -> R) -> R {
@@ -79,8 +86,8 @@ impl<D: VirtioDevice> Core<D> {
             if configuration {
                 self.note_config_change();
                 // A driver on its way to DRIVER_OK may have read what changed now, and is told then. One that has not come yet
-                // will read it all.
-                if self.status.load(Ordering::SeqCst) != 0 {
+                // will read it all, unless somebody has for it.
+                if self.status.load(Ordering::SeqCst) != 0 || self.interrupt.keeps_config() {
                     self.notice.owe();
                 }
             }

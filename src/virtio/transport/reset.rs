@@ -15,7 +15,7 @@ impl<D: VirtioDevice> Core<D> {
             // In one step, or the end of another reset could come between.
             let _registers = self.registers();
             self.resetting.store(true, Ordering::SeqCst);
-            self.notice.forget();
+            self.forget_notice();
             self.interrupt.reset();
             self.begin_stop(Stop::Device)
         };
@@ -57,7 +57,7 @@ impl<D: VirtioDevice> Core<D> {
         {
             let mut fault = lock(&self.fault);
             *fault = None;
-            self.notice.forget();
+            self.forget_notice();
             self.status.store(0, Ordering::SeqCst);
             self.resetting.store(false, Ordering::SeqCst);
             for reason in [Stop::Queue, Stop::Broken, Stop::Device] {

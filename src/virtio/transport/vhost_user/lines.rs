@@ -47,6 +47,20 @@ pub(super) struct QueueLines {
     due: bool,
 }
 
+impl QueueLines {
+    /// Says what there was nobody to say to, unless the queue is stopped: it says nothing then.
+    fn call_if_untold(&mut self) {
+        if let Some(call) = self.call.as_ref().filter(|_| self.untold && self.runs) {
+            self.untold = call.trigger().is_err();
+        }
+    }
+
+    /// From its kick on to the end of that.
+    fn is_started(&self) -> bool {
+        self.kick.is_some() || self.polled
+    }
+}
+
 /// Of the device. No lock is held while another is taken.
 pub(super) struct Lines {
     queues: Box<[Mutex<QueueLines>]>,
@@ -202,7 +216,10 @@ impl Lines {
 
     /// A queue runs from here on.
     pub fn starts(&self, index: usize) {
-        self.with(index, |lines| lines.runs = true);
+        self.with(index, |lines| {
+            lines.runs = true;
+            lines.call_if_untold();
+        });
         self.tell(index);
     }
 
@@ -304,8 +321,11 @@ impl VirtioInterrupt for Lines {
     }
 
     fn config_changed(&self) -> io::Result<()> {
-        if !self.hears_config.load(Ordering::SeqCst) {
+        if !self.keeps_config() {
             return Ok(());
+        }
+        if self.is_suspended() {
+            return Err(io::ErrorKind::WouldBlock.into());
         }
         match self.say(Header::request(BackRequest::ConfigChangeMsg as u32, 0), &[]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -319,11 +339,20 @@ impl VirtioInterrupt for Lines {
     }
 
     fn reset(&self) {}
+
+    fn keeps_config(&self) -> bool {
+        self.hears_config.load(Ordering::SeqCst)
+    }
 }
 
 impl Lines {
     pub fn hear_config(&self, hears: bool) {
         self.hears_config.store(hears, Ordering::SeqCst);
+    }
+
+    /// No queue is started: nothing is said to the front end but what it asks for.
+    pub fn is_suspended(&self) -> bool {
+        (0..self.queues.len()).all(|index| self.with(index, |lines| lines.is_started()) != Some(true))
     }
 
     /// Whether queues without a kick are polled.
@@ -354,9 +383,7 @@ impl Lines {
     pub fn set_call(&self, index: usize, call: Option<Event>) {
         let before = self.with(index, |lines| {
             let before = mem::replace(&mut lines.call, call);
-            if let Some(call) = lines.call.as_ref().filter(|_| lines.untold) {
-                lines.untold = call.trigger().is_err();
-            }
+            lines.call_if_untold();
             before
         });
         drop(before);

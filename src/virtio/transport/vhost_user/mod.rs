@@ -23,8 +23,9 @@
 //! answered once it has, and no other request is read before.
 //!
 //! *When a ring runs*: it is described (size, addresses, base), the front end has set its kick, and it is enabled: by
-//! SET_VRING_ENABLE if VHOST_USER_F_PROTOCOL_FEATURES was negotiated, from the beginning if not. It does not wait for SET_STATUS:
-//! front ends kick without. GET_VRING_BASE stops it.
+//! SET_VRING_ENABLE, or by SET_FEATURES without VHOST_USER_F_PROTOCOL_FEATURES. It does not wait for SET_STATUS: front ends kick without.
+//! GET_VRING_BASE stops it. While all are stopped, nothing is told of the configuration: front ends do not hear it then. It is told
+//! when the next ring starts.
 //!
 //! *When the device is reset*: with RESET_DEVICE; with a status of zero if that was not negotiated; with other features than before;
 //! and when the connection ends. A driver that is stopped for a while (the front end asks for the base of all rings, and starts them
@@ -250,7 +251,8 @@ impl<D: VirtioDevice> VhostUser<D> {
         }
         waits.extend(self.lines.awaited().map(Wait::Readable));
         let asks_more = self.translates() && self.iotlb.send();
-        if self.objects.tell(&self.lines) || asks_more || self.core.owes_config() {
+        let owes_config = self.core.owes_config() && !self.lines.is_suspended();
+        if self.objects.tell(&self.lines) || asks_more || owes_config {
             waits.extend(self.lines.channel_descriptor().map(Wait::Writable));
         }
         waits
