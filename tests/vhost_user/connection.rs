@@ -156,6 +156,21 @@ fn a_configuration_that_changes_while_no_ring_is_started_is_told_when_one_is() {
 }
 
 #[test]
+fn a_configuration_that_changes_before_there_is_a_channel_is_told_when_there_is() {
+    let (device, _) = Device::new(1);
+    let mut front = Front::ready(device, feature::CONFIG | feature::BACKEND_REQ);
+    front.start(0);
+    front.device.change_config(|_| ());
+    let (channel, theirs) = UnixStream::pair().unwrap();
+    channel.set_nonblocking(true).unwrap();
+    for told in [true, false] {
+        front.tell(id::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()]);
+        front.pump().unwrap();
+        assert_eq!((&channel).read(&mut [0; 12]).is_ok(), told);
+    }
+}
+
+#[test]
 fn a_configuration_that_cannot_be_read_is_answered_with_nothing() {
     let (device, _) = Device::new(1);
     let mut front = Front::new(device);

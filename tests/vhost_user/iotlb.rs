@@ -231,6 +231,27 @@ fn a_ring_starts_when_all_of_it_is_translated() {
 }
 
 #[test]
+fn what_was_missed_before_there_was_a_channel_or_another_one_is_asked_for_on_that() {
+    let (device, _) = Device::new(1);
+    let mut behind = Behind::new(device, 64);
+    let mut ring = behind.start(0);
+    request(&mut ring, BUFFERS, 1);
+    let first = [(IOVA + ring.layout.descriptor_area, R, MISS)];
+    assert_eq!(behind.asked(), first);
+    let (channel, theirs) = UnixStream::pair().unwrap();
+    channel.set_nonblocking(true).unwrap();
+    // Nobody answers on the one before.
+    behind.channel = channel;
+    behind.owed.set(0);
+    behind.front.tell(id::SET_BACKEND_REQ_FD, &[], &[theirs.as_raw_fd()]);
+    assert_eq!(behind.asked(), first);
+    behind.map_ring(&ring);
+    behind.map(BUFFERS, PAGE, RW);
+    behind.front.device.run();
+    assert_eq!(heads(&mut ring), [0]);
+}
+
+#[test]
 fn a_miss_in_the_middle_of_a_round_holds_up_what_comes_after_it_and_loses_nothing() {
     let (device, seen) = Device::new(2);
     let mut behind = Behind::new(device, 64);

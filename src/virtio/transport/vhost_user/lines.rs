@@ -324,8 +324,8 @@ impl VirtioInterrupt for Lines {
         if !self.keeps_config() {
             return Ok(());
         }
-        if self.is_suspended() {
-            return Err(io::ErrorKind::WouldBlock.into());
+        if self.is_suspended() || self.channel_descriptor().is_none() {
+            return Err(io::ErrorKind::NotConnected.into());
         }
         match self.say(Header::request(BackRequest::ConfigChangeMsg as u32, 0), &[]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -48,6 +48,9 @@
 //! No descriptor of an event or of a state is waited for, whatever the front end makes of its flags: an eventfd is signaled by way of
 //! `io_submit(2)`, and a process whose system calls are filtered allows that, `io_setup` and `io_getevents`. Where there is none of it
 //! (and with a pipe of another user's, which cannot be opened once more), it is looked first whether there is room.
+//! One thing is left: the kernel locks a pipe, and a socket that is read, while it copies for whoever shares it, and a process whose memory
+//! is filled in by itself (userfaultfd, FUSE) can have that take as long as it lives. Nor does an eventfd help against memory that is a
+//! file of such a file system. Front ends that could do so and do not trust each other are each served by a process of their own.
 
 mod channel;
 mod connection;

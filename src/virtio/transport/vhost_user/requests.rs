@@ -214,7 +214,10 @@ impl<D: VirtioDevice> VhostUser<D> {
             SetBackendReqFd => {
                 let channel = one(&mut { descriptors })?;
                 self.lines.set_channel(Some(channel));
+                // What there was nobody to say to, or nobody has answered.
                 self.objects.tell(&self.lines);
+                self.iotlb.ask_again();
+                self.core.tell_config_if_owed();
                 Ok(Answer::Done)
             }
             GetSharedObject => Ok(self.objects.get(payload)),
@@ -319,7 +322,8 @@ impl<D: VirtioDevice> VhostUser<D> {
             return Err(format!("protocol features {features:#x}: of {offered:#x} there are"));
         }
         session.protocol = features;
-        self.lines.hear_config(session.has(feature::CONFIG));
+        self.lines
+            .hear_config(session.has(feature::CONFIG | feature::BACKEND_REQ));
         self.lines.hear_answers(session.has(feature::REPLY_ACK));
         self.objects.negotiated(session.has(feature::SHARED_OBJECT));
         Ok(Answer::Done)
