@@ -610,6 +610,14 @@ fn messages_that_cannot_be_are_refused_and_nothing_has_changed() {
         ("it wraps for the front end", told(IOVA, 7, u64::MAX - 5, RW, UPDATE)),
         ("it allows nothing", told(IOVA, PAGE, USER, 0, UPDATE)),
         ("it allows what there is not", told(IOVA, PAGE, USER, 4, UPDATE)),
+        (
+            "it leads elsewhere and allows nothing",
+            told(IOVA + BUFFERS, PAGE, USER, 0, UPDATE),
+        ),
+        (
+            "a ring is elsewhere, where it wraps",
+            told(IOVA + 0x1_0000, 7, u64::MAX - 5, RW, UPDATE),
+        ),
         ("it is a miss", told(IOVA, PAGE, USER, RW, MISS)),
         ("it is a failure", told(IOVA, PAGE, USER, RW, FAIL)),
         ("there is no such", told(IOVA, PAGE, USER, RW, 99)),

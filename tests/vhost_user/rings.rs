@@ -473,6 +473,17 @@ fn a_call_that_comes_after_what_it_is_for_says_so() {
     front.tell(id::SET_VRING_BASE, &halves(&[0, base]), &[]);
     front.set_kick(0);
     assert!(called());
+    // Nor does one that is paused.
+    front.tell(id::SET_VRING_CALL, &bytes(&[1 << 8]), &[]);
+    ring.request(&[readable(BUFFERS, 1), writable(BUFFERS + 8, 1)]);
+    front.kick(0);
+    front.device.pause();
+    again(&front);
+    front.base(0);
+    front.set_kick(0);
+    assert!(!called());
+    front.device.resume();
+    assert!(called());
 }
 
 /// Hears that a queue is to be served.

@@ -48,11 +48,9 @@ pub(super) struct QueueLines {
 }
 
 impl QueueLines {
-    /// Says what there was nobody to say to, unless the queue is stopped: it says nothing then.
-    fn call_if_untold(&mut self) {
-        if let Some(call) = self.call.as_ref().filter(|_| self.untold && self.runs) {
-            self.untold = call.trigger().is_err();
-        }
+    /// The call for what there was nobody to say to; unless the queue is stopped, which says nothing then.
+    fn overdue(&self) -> Option<&Event> {
+        self.call.as_ref().filter(|_| self.untold && self.runs)
     }
 
     /// From its kick on to the end of that.
@@ -71,6 +69,8 @@ pub(super) struct Lines {
     answers: AtomicBool,
     /// The front end hears of changes of the configuration.
     pub hears_config: AtomicBool,
+    /// A queue has a call for what there was nobody to say to.
+    overdue: AtomicBool,
     /// The connection has something to send.
     wake: Arc<Event>,
     doorbell: OnceLock<Box<dyn Doorbell>>,
@@ -85,6 +85,7 @@ impl Lines {
             found: Mutex::default(),
             answers: AtomicBool::new(false),
             hears_config: AtomicBool::new(false),
+            overdue: AtomicBool::new(false),
             wake,
             doorbell: OnceLock::new(),
             options,
@@ -218,9 +219,20 @@ impl Lines {
     pub fn starts(&self, index: usize) {
         self.with(index, |lines| {
             lines.runs = true;
-            lines.call_if_untold();
+            self.note_overdue(lines);
         });
         self.tell(index);
+    }
+
+    fn note_overdue(&self, lines: &QueueLines) {
+        if lines.overdue().is_some() {
+            self.overdue.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// A call is to be made when a queue is next looked at.
+    pub fn is_overdue(&self) -> bool {
+        self.overdue.load(Ordering::SeqCst)
     }
 
     /// A queue does not run any more: before its kick descriptor is closed.
@@ -340,6 +352,20 @@ impl VirtioInterrupt for Lines {
 
     fn reset(&self) {}
 
+    fn settle(&self) {
+        if !self.is_overdue() || !self.overdue.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        for index in 0..self.queues.len() {
+            self.with(index, |lines| {
+                if let Some(call) = lines.overdue() {
+                    lines.untold = call.trigger().is_err();
+                    self.note_overdue(lines);
+                }
+            });
+        }
+    }
+
     fn keeps_config(&self) -> bool {
         self.hears_config.load(Ordering::SeqCst)
     }
@@ -383,7 +409,7 @@ impl Lines {
     pub fn set_call(&self, index: usize, call: Option<Event>) {
         let before = self.with(index, |lines| {
             let before = mem::replace(&mut lines.call, call);
-            lines.call_if_untold();
+            self.note_overdue(lines);
             before
         });
         drop(before);

@@ -99,6 +99,9 @@ impl<D: VirtioDevice> VhostUser<D> {
                     ring.runs = Some(layout);
                     ring.kept = None;
                     self.lines.starts(index);
+                    if self.lines.is_overdue() {
+                        self.look_at(index);
+                    }
                 }
                 Err(reason) => {
                     ring.refused = true;
@@ -180,7 +183,7 @@ impl<D: VirtioDevice> VhostUser<D> {
             }
             FrontRequest::SetVringCall => {
                 self.lines.set_call(index, event);
-                // What the one before has refused.
+                // What the one before has refused, or there was none for.
                 self.look_at(index);
             }
             _ => self.lines.set_error(index, event),

@@ -73,13 +73,13 @@ impl Iotlb {
     }
 
     /// All addresses that a message takes back: those of an INVALIDATE, and those that an UPDATE maps elsewhere. Without end is as far as
-    /// there are addresses, which is what a length of all of them wraps to.
+    /// there are addresses, which is what a length of all of them wraps to. One that is refused takes none back.
     pub fn takes_back(&self, told: &Told) -> Option<Range> {
         let last = told.address.saturating_add(told.size.wrapping_sub(1));
         let range = told.address..=last;
         match told.kind {
             IotlbKind::INVALIDATE => Some(range),
-            IotlbKind::UPDATE if told.size != 0 => {
+            IotlbKind::UPDATE if last_of(told).is_some() => {
                 let table = lock(&self.table);
                 let contradicts = table.within(&range).any(|(start, entry)| !entry.leads(start, told));
                 contradicts.then_some(range)
@@ -123,8 +123,7 @@ impl Iotlb {
             access,
             kind: _,
         } = told;
-        let last = size.checked_sub(1).and_then(|more| address.checked_add(more));
-        let (Some(last), true, 1..=3) = (last, user.checked_add(size).is_some(), access) else {
+        let Some(last) = last_of(told) else {
             return Err(format!(
                 "a translation of {size:#x} bytes at {address:#x} to {user:#x} for access {access}: one that is not empty, \
                  ends within 64 bits and is for reading, writing or both is accepted"
@@ -351,6 +350,13 @@ impl Translate for Iotlb {
 /// What may be asked for or refused of these addresses.
 fn pages(range: &Range) -> RangeInclusive<(u64, u8)> {
     (range.start() & !(PAGE - 1), 0)..=(*range.end(), u8::MAX)
+}
+
+/// Where an UPDATE ends, if it says what can be.
+fn last_of(told: &Told) -> Option<u64> {
+    let last = told.address.checked_add(told.size.checked_sub(1)?)?;
+    let is_sound = told.user.checked_add(told.size).is_some() && matches!(told.access, 1..=3);
+    is_sound.then_some(last)
 }
 
 fn permissions(access: u8) -> Permissions {
