@@ -656,6 +656,22 @@ fn translations_beyond_what_is_kept_are_forgotten_and_those_of_rings_are_not() {
 }
 
 #[test]
+fn what_is_told_again_in_pieces_takes_no_more_room() {
+    let (device, _) = Device::new(1);
+    let mut behind = Behind::new(device, 2);
+    let mut ring = behind.start(0);
+    behind.map_ring(&ring);
+    behind.map(BUFFERS, PAGE, RW);
+    for page in 0..4 {
+        behind.map(ring.layout.descriptor_area + page * PAGE, PAGE, RW);
+        request(&mut ring, BUFFERS, 1);
+        behind.front.device.run();
+        assert_eq!(heads(&mut ring).len(), 1);
+        assert_eq!(behind.asked(), []);
+    }
+}
+
+#[test]
 fn a_front_end_that_reads_no_questions_is_asked_when_there_is_room() {
     let (device, _) = Device::new(1);
     let mut behind = Behind::new(device, 64);

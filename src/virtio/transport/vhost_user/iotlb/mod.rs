@@ -135,12 +135,17 @@ impl Iotlb {
         let whole = table
             .at(address)
             .filter(|(start, entry)| entry.last >= last && entry.leads(*start, told));
+        let pages = pages(&range);
+        let is_known = whole.is_some_and(|(_, entry)| entry.access & access == access && entry.refuses == 0);
+        if is_known && table.asked.range(pages.clone()).next().is_none() {
+            table.refused.retain(|key| !pages.contains(key));
+            return Ok(false);
+        }
         let access = access | whole.map_or(0, |(_, entry)| entry.access);
         table.carve(&range);
         if !table.forget_beyond(self.max.saturating_sub(1), kept) {
             return Err(format!("{} translations are of rings: no more are taken", self.max));
         }
-        let pages = pages(&range);
         let answered: Vec<_> = table.asked.range(pages.clone()).map(|(&key, _)| key).collect();
         // Of who was asked for both, one alone may be an answer; and what is an answer to one who was asked for by itself is none to another.
         let (met, unmet): (Vec<_>, Vec<_>) = answered.into_iter().partition(|(_, asked)| asked & access != 0);
