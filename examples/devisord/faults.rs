@@ -1,5 +1,6 @@
 //! Memory that a front end takes away under us: a file that it makes shorter raises SIGBUS where it is used. What is missing becomes
-//! zeros, for this process alone, until the connection is ended for it.
+//! zeros, for this process alone, until the connection is ended for it: from there on to the end, which is missing too, for there are
+//! only so many mappings, and each page that is another's would be one.
 
 use std::{
     io, mem,
@@ -51,11 +52,13 @@ extern "C" fn handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
     unsafe {
         let address = (*info).si_addr() as usize;
         let is_disk = DISK.get().is_some_and(|disk| disk.contains(&address));
+        let end = end_of_mapping(address);
         let put = |page: &usize| {
-            let start = (address & !(page - 1)) as *mut libc::c_void;
+            let start = address & !(page - 1);
+            let len = end.map_or(*page, |end| end - start);
             let prot = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-            match libc::mmap(start, *page, prot, flags, -1, 0) {
+            match libc::mmap(start as *mut libc::c_void, len, prot, flags, -1, 0) {
                 libc::MAP_FAILED => *libc::__errno_location(),
                 _ => 0,
             }
@@ -69,4 +72,42 @@ extern "C" fn handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
             libc::signal(libc::SIGBUS, libc::SIG_DFL);
         }
     }
+}
+
+/// Where the mapping ends in which an address is. It calls what a handler may.
+fn end_of_mapping(address: usize) -> Option<usize> {
+    // SAFETY: the name is a string.
+    let maps = unsafe { libc::open(c"/proc/self/maps".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    if maps < 0 {
+        return None;
+    }
+    let mut found = None;
+    // A line begins with two numbers: "7f0000000000-7f0000100000 rw-s".
+    let (mut numbers, mut number) = ([0; 2], 0);
+    let mut piece = [0; 4096];
+    while found.is_none() {
+        // SAFETY: there is room for as many bytes as are asked for.
+        let read = unsafe { libc::read(maps, piece.as_mut_ptr().cast(), piece.len()) };
+        let Some(bytes @ [_, ..]) = usize::try_from(read).ok().and_then(|read| piece.get(..read)) else {
+            break;
+        };
+        for &byte in bytes {
+            match (byte, number) {
+                (b'\n', _) => (numbers, number) = ([0; 2], 0),
+                (b'-', 0) => number = 1,
+                (b' ', 1) => {
+                    number = 2;
+                    found = found.or((numbers[0]..numbers[1]).contains(&address).then_some(numbers[1]));
+                }
+                (digit, 0 | 1) => {
+                    let digit = char::from(digit).to_digit(16).unwrap_or(0);
+                    numbers[number] = numbers[number] << 4 | digit as usize;
+                }
+                _ => {}
+            }
+        }
+    }
+    // SAFETY: it is open, and this function's own.
+    unsafe { libc::close(maps) };
+    found
 }

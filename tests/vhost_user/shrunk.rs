@@ -13,9 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use devisor::virtio::features::INDIRECT_DESC;
+
 use super::{
     daemon::{Running, devisord, folder, wait_for},
-    front::{MEMORY, USER, VERSION_1, bytes, eventfd, halves, id, memfd, message, region, send},
+    front::{MEMORY, USER, VERSION_1, bytes, eventfd, halves, id, memfd, message, send},
     skip::skipped,
 };
 
@@ -35,19 +37,24 @@ struct Remote {
 
 impl Remote {
     fn connect(path: &std::path::Path) -> Self {
+        Self::with_memory(path, MEMORY, 16)
+    }
+
+    /// With so many bytes of memory, and a ring of so many entries.
+    fn with_memory(path: &std::path::Path, len: u64, entries: u32) -> Self {
         let socket = UnixStream::connect(path).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let (file, kick, call) = (memfd(MEMORY), eventfd(), eventfd());
+        let (file, kick, call) = (memfd(len), eventfd(), eventfd());
         let tell = |request: u32, payload: &[u8], descriptors: &[i32]| {
             send(&socket, &message(request, 1, payload), descriptors).unwrap();
         };
-        tell(id::SET_FEATURES, &bytes(&[VERSION_1]), &[]);
+        tell(id::SET_FEATURES, &bytes(&[VERSION_1 | INDIRECT_DESC]), &[]);
         tell(
             id::SET_MEM_TABLE,
-            &[halves(&[1, 0]), region()].concat(),
+            &[halves(&[1, 0]), bytes(&[0, len, USER, 0])].concat(),
             &[file.as_raw_fd()],
         );
-        tell(id::SET_VRING_NUM, &halves(&[0, 16]), &[]);
+        tell(id::SET_VRING_NUM, &halves(&[0, entries]), &[]);
         tell(id::SET_VRING_BASE, &halves(&[0, 0]), &[]);
         let areas = bytes(&[USER + DESC, USER + USED, USER + AVAIL, 0]);
         tell(id::SET_VRING_ADDR, &[halves(&[0, 0]), areas].concat(), &[]);
@@ -138,6 +145,54 @@ fn a_file_that_becomes_shorter_costs_its_connection_and_not_the_daemon() {
     let mut said = String::new();
     running.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(said.matches("taken away memory").count(), 3, "{said}");
+    let _ = std::fs::remove_dir_all(&folder);
+}
+
+/// A process has 65,530 mappings at most.
+#[test]
+fn a_file_of_which_more_pages_are_used_than_can_be_mapped_apart_costs_its_connection_too() {
+    const CHAINS: u64 = 64;
+    const TABLE: u64 = 0x10_0000;
+    let Some(program) = devisord() else { return };
+    let folder = folder("apart");
+    let socket = folder.join("s");
+    let mut command = Command::new(program);
+    command.arg("rng").arg("--socket-path").arg(&socket);
+    let mut running = Running(command.stderr(Stdio::null()).spawn().unwrap());
+    wait_for(&socket);
+    let remote = Remote::with_memory(&socket, 1 << 30, CHAINS as u32);
+    // A byte of each other page, from 16 megabytes on, up or down.
+    let all = 1024 * CHAINS;
+    for at in 0..CHAINS {
+        let table: Vec<_> = (0..1024)
+            .map(|entry| {
+                let number = at * 1024 + entry;
+                let place = if number % 2 == 0 { number } else { all - number };
+                let (flags, next) = if entry < 1023 { (3, entry as u16 + 1) } else { (2, 0) };
+                descriptor((16 << 20) + place * 0x2000, 1, flags, next)
+            })
+            .collect();
+        let table_at = TABLE + at * 0x4000;
+        remote
+            .file
+            .write_all_at(&bytes(table.as_flattened()), table_at)
+            .unwrap();
+        let head = descriptor(table_at, 0x4000, 4, 0);
+        remote.file.write_all_at(&bytes(&head), DESC + 16 * at).unwrap();
+        remote
+            .file
+            .write_all_at(&(at as u16).to_le_bytes(), AVAIL + 4 + 2 * at)
+            .unwrap();
+    }
+    remote.file.set_len(16 << 20).unwrap();
+    remote
+        .file
+        .write_all_at(&(CHAINS as u16).to_le_bytes(), AVAIL + 2)
+        .unwrap();
+    (&remote.kick).write_all(&1u64.to_ne_bytes()).unwrap();
+    assert!(remote.is_over());
+    assert!(running.0.try_wait().unwrap().is_none(), "the daemon runs");
+    assert!(Remote::connect(&socket).is_answered());
     let _ = std::fs::remove_dir_all(&folder);
 }
 
