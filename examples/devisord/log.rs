@@ -1,6 +1,12 @@
 //! What is said of front ends on stderr: who does wrong again and again fills no disk with it.
 
-use std::{cell::Cell, fmt::Display, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    fmt::Display,
+    io::{self, Write},
+    sync::Arc,
+    time::Duration,
+};
 
 use devisor::time::Clock;
 
@@ -8,6 +14,11 @@ use devisor::time::Clock;
 const EACH: Duration = Duration::from_secs(1);
 /// So many more at once.
 const BURST: u32 = 16;
+
+/// Says this on stderr. That nobody hears it is no reason to end.
+pub fn say(what: impl Display) {
+    let _ = writeln!(io::stderr(), "devisord: {what}");
+}
 
 /// Lines on stderr.
 pub struct Log {
@@ -36,8 +47,8 @@ impl Log {
         }
         self.until.set(until + EACH);
         match self.unsaid.take() {
-            0 => eprintln!("devisord: {what}"),
-            more => eprintln!("devisord: {what} ({more} before it were not said)"),
+            0 => say(what),
+            more => say(format_args!("{what} ({more} before it were not said)")),
         }
     }
 }

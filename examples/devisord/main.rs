@@ -144,7 +144,7 @@ impl Daemon {
             if left != 0
                 && let Err(error) = &end
             {
-                eprintln!("devisord: {error}");
+                log::say(error);
             }
             (left == 0).then_some(end)
         };

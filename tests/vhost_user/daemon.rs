@@ -251,3 +251,24 @@ fn front_ends_that_do_wrong_again_and_again_flood_no_log() {
     assert!((1..60).contains(&lines), "{lines} lines");
     let _ = std::fs::remove_dir_all(&folder);
 }
+
+#[test]
+fn a_daemon_whose_stderr_nobody_reads_any_more_goes_on() {
+    let Some(program) = devisord() else { return };
+    let folder = folder("unheard");
+    let path = folder.join("s");
+    let mut command = Command::new(program);
+    command.arg("rng").arg("--socket-path").arg(&path);
+    let mut running = Running(command.stderr(Stdio::piped()).spawn().unwrap());
+    drop(running.0.stderr.take());
+    wait_for(&path);
+    for _ in 0..3 {
+        let wrong = UnixStream::connect(&path).unwrap();
+        super::front::send(&wrong, &super::front::message(1, 3, &[]), &[]).unwrap();
+        wrong.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let _ = std::io::Read::read(&mut &wrong, &mut [0]);
+        assert_answers(&UnixStream::connect(&path).unwrap());
+    }
+    assert!(running.0.try_wait().unwrap().is_none(), "it goes on");
+    let _ = std::fs::remove_dir_all(&folder);
+}
