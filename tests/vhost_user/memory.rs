@@ -141,6 +141,40 @@ fn there_are_so_many_regions_and_no_more() {
     assert_eq!(added, [true, true, false]);
 }
 
+/// A map is as many mappings as there are regions, of which a process has 65,530.
+#[test]
+fn regions_that_are_added_under_requests_have_few_maps_held_by_them() {
+    let (device, seen) = Device::keeping(1);
+    let mut front = Front::new(device);
+    front.negotiate(VERSION_1 | PROTOCOL_FEATURES, SLOTS);
+    front.share_memory();
+    let mut ring = front.start(0);
+    let mut added = 0;
+    for at in 0..25 {
+        ring.request(&[readable(0x8000, 1), writable(0x8008, 1)]);
+        front.kick(0);
+        let region = bytes(&[MEMORY * (at + 1), 0x1000, USER + MEMORY * (at + 1), 0]);
+        let sent = front.try_send(id::ADD_MEM_REG, NEED_REPLY, &single(&region), &[front.file.as_raw_fd()]);
+        sent.unwrap();
+        match front.answer() {
+            Some((_, answer, _)) => assert_eq!(answer, bytes(&[0])),
+            None => break,
+        }
+        added += 1;
+    }
+    let held = front.device.memory().old_maps_held();
+    assert!(added >= 4 && held <= 8, "{held} maps are held, of {added}");
+    // It is added when they have ended.
+    let kept = std::mem::take(&mut *seen.kept.lock().unwrap());
+    kept.into_iter().for_each(|chain| chain.complete(1));
+    front.pump().unwrap();
+    assert_eq!(front.answer().unwrap().1, bytes(&[0]));
+    assert_eq!(front.device.memory().old_maps_held(), 0);
+    ring.request(&[readable(0x8000, 1), writable(0x8008, 1)]);
+    front.kick(0);
+    assert_eq!(seen.kept.lock().unwrap().len(), 1);
+}
+
 #[test]
 fn another_table_is_taken_when_no_request_holds_the_old_one() {
     let (device, seen) = Device::keeping(1);

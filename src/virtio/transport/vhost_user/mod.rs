@@ -33,7 +33,8 @@
 //! state: the table is empty from there on, and the front end gives it again if it is to be kept.
 //!
 //! *The device's state* goes through a pipe of the front end's. Have the process ignore SIGPIPE, as the runtime of a Rust program does:
-//! a pipe whose other end is closed is an error then, and costs the state alone.
+//! a pipe whose other end is closed is an error then, and costs the state alone. Who asks what has come of it waits for that; another
+//! request before the answer ends it, and there is no state.
 //!
 //! *Behind an IOMMU* (ACCESS_PLATFORM, [if it is offered](VhostUserOptions::max_translations)), addresses of rings and buffers are
 //! the driver's, and the front end tells where they are when it is asked. A request whose translation is missing stays in its ring, and

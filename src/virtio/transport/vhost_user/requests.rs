@@ -36,6 +36,9 @@ pub(super) const DONE: [u8; 8] = [0; 8];
 /// The payload of one that says that it was not.
 const REFUSED: [u8; 8] = 1u64.to_ne_bytes();
 
+/// So many maps that requests hold are added to without waiting for these. Each has all regions mapped.
+const MOST_OLD_MAPS: usize = 8;
+
 pub(super) type Outcome = Result<Answer, String>;
 
 pub(super) fn parse<T>(found: Option<T>) -> Result<T, String> {
@@ -110,6 +113,7 @@ impl<D: VirtioDevice> VhostUser<D> {
                 of_ring(moved.map(|address| address.index))
             }
             SetMemTable | RemMemReg | SetLogBase if session.runs_any() => Rest::All,
+            AddMemReg if session.runs_any() && self.core.memory().old_maps_held() >= MOST_OLD_MAPS => Rest::All,
             SetFeatures => self.rest_for_features(session, message),
             IotlbMsg => {
                 let told = protocol::Iotlb::from_bytes(&message.payload).filter(|_| self.translates());
