@@ -136,6 +136,22 @@ fn a_transfer_that_cannot_be_is_refused() {
     let (read, write) = pipe();
     assert_eq!(begin(&front, LOAD, 0, Some(write)), 0x101);
     assert_eq!(begin(&front, SAVE, 0, Some(read)), 0x101);
+    // What is neither a pipe nor the like: a read of it may be waited for.
+    for direction in [SAVE, LOAD] {
+        // SAFETY: each call takes numbers; the results are new descriptors, which are this test's.
+        let others = unsafe {
+            [
+                libc::inotify_init1(libc::IN_CLOEXEC),
+                libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC),
+                libc::open(c"/dev/ptmx".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC),
+            ]
+        };
+        for other in others.into_iter().filter(|other| *other >= 0) {
+            // SAFETY: as above.
+            let other = unsafe { std::fs::File::from_raw_fd(other) };
+            assert_eq!(begin(&front, direction, 0, Some(other)), 0x101);
+        }
+    }
     // Not while the device works.
     let mut ring = front.start(0);
     assert_eq!(begin(&front, SAVE, 0, Some(pipe().1)), 0x101);

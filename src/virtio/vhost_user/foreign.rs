@@ -94,6 +94,12 @@ impl Foreign {
         Ok(name.map_or(!is_file, |name| name.as_os_str() == "anon_inode:[eventfd]"))
     }
 
+    /// Whether it is a pipe, a socket or a file.
+    pub fn is_stream(&self) -> io::Result<bool> {
+        let kind = self.file.metadata()?.file_type();
+        Ok(kind.is_fifo() || kind.is_socket() || kind.is_file())
+    }
+
     /// Whether a [`write`](Self::write) is still waited for if whoever shares this comes at the wrong time.
     pub fn may_be_waited_for(&self) -> bool {
         self.how == How::Other

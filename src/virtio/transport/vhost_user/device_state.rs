@@ -48,7 +48,11 @@ impl<D: VirtioDevice> VhostUser<D> {
         if phase != DeviceStateTransfer::STOPPED {
             return Err(format!("phase {phase} of a migration: 0 (stopped) is accepted"));
         }
-        let pipe_of = |pipe: io::Result<Foreign>| pipe.map_err(|error| format!("a state's descriptor: {error}"));
+        let pipe_of = |pipe: io::Result<Foreign>| match pipe.and_then(|pipe| Ok((pipe.is_stream()?, pipe))) {
+            Ok((true, pipe)) => Ok(pipe),
+            Ok((false, _)) => Err("a state's descriptor: a pipe, a socket or a file is accepted".to_owned()),
+            Err(error) => Err(format!("a state's descriptor: {error}")),
+        };
         match direction {
             DeviceStateTransfer::SAVE => {
                 let pipe = pipe_of(Foreign::to_write(pipe))?;
