@@ -25,13 +25,22 @@ use crate::{
     },
 };
 
+/// By what the front end hears of used buffers.
+#[derive(Default)]
+enum Call {
+    /// It has not said: what there is to say is owed until it does.
+    #[default]
+    Unsaid,
+    /// It looks.
+    Polled,
+    By(Event),
+}
+
 /// Of one queue.
 #[derive(Default)]
 pub(super) struct QueueLines {
     pub kick: Option<Event>,
-    pub call: Option<Event>,
-    /// There was no call when there was something to say.
-    untold: bool,
+    call: Call,
     pub error: Option<Event>,
     /// The other end of the kick is closed: it is readable for ever, and not waited for.
     kick_is_over: bool,
@@ -48,11 +57,6 @@ pub(super) struct QueueLines {
 }
 
 impl QueueLines {
-    /// The call for what there was nobody to say to; unless the queue is stopped, which says nothing then.
-    fn overdue(&self) -> Option<&Event> {
-        self.call.as_ref().filter(|_| self.untold && self.runs)
-    }
-
     /// From its kick on to the end of that.
     fn is_started(&self) -> bool {
         self.kick.is_some() || self.polled
@@ -69,8 +73,6 @@ pub(super) struct Lines {
     answers: AtomicBool,
     /// The front end hears of changes of the configuration.
     pub hears_config: AtomicBool,
-    /// A queue has a call for what there was nobody to say to.
-    overdue: AtomicBool,
     /// The connection has something to send.
     wake: Arc<Event>,
     doorbell: OnceLock<Box<dyn Doorbell>>,
@@ -85,7 +87,6 @@ impl Lines {
             found: Mutex::default(),
             answers: AtomicBool::new(false),
             hears_config: AtomicBool::new(false),
-            overdue: AtomicBool::new(false),
             wake,
             doorbell: OnceLock::new(),
             options,
@@ -217,22 +218,8 @@ impl Lines {
 
     /// A queue runs from here on.
     pub fn starts(&self, index: usize) {
-        self.with(index, |lines| {
-            lines.runs = true;
-            self.note_overdue(lines);
-        });
+        self.with(index, |lines| lines.runs = true);
         self.tell(index);
-    }
-
-    fn note_overdue(&self, lines: &QueueLines) {
-        if lines.overdue().is_some() {
-            self.overdue.store(true, Ordering::SeqCst);
-        }
-    }
-
-    /// A call is to be made when a queue is next looked at.
-    pub fn is_overdue(&self) -> bool {
-        self.overdue.load(Ordering::SeqCst)
     }
 
     /// A queue does not run any more: before its kick descriptor is closed.
@@ -320,12 +307,9 @@ impl VirtioInterrupt for Lines {
         let mut result = Ok(());
         for &QueueIndex(index) in queues {
             let called = self.with(index.into(), |lines| match &lines.call {
-                Some(call) => call.trigger(),
-                // The front end polls, or has not come to that yet.
-                None => {
-                    lines.untold = true;
-                    Ok(())
-                }
+                Call::By(call) => call.trigger(),
+                Call::Polled => Ok(()),
+                Call::Unsaid => Err(io::ErrorKind::NotConnected.into()),
             });
             result = result.and(called.unwrap_or(Ok(())));
         }
@@ -351,20 +335,6 @@ impl VirtioInterrupt for Lines {
     }
 
     fn reset(&self) {}
-
-    fn settle(&self) {
-        if !self.is_overdue() || !self.overdue.swap(false, Ordering::SeqCst) {
-            return;
-        }
-        for index in 0..self.queues.len() {
-            self.with(index, |lines| {
-                if let Some(call) = lines.overdue() {
-                    lines.untold = call.trigger().is_err();
-                    self.note_overdue(lines);
-                }
-            });
-        }
-    }
 
     fn keeps_config(&self) -> bool {
         self.hears_config.load(Ordering::SeqCst)
@@ -407,11 +377,8 @@ impl Lines {
     }
 
     pub fn set_call(&self, index: usize, call: Option<Event>) {
-        let before = self.with(index, |lines| {
-            let before = mem::replace(&mut lines.call, call);
-            self.note_overdue(lines);
-            before
-        });
+        let call = call.map_or(Call::Polled, Call::By);
+        let before = self.with(index, |lines| mem::replace(&mut lines.call, call));
         drop(before);
     }
 

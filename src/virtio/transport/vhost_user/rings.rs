@@ -99,9 +99,6 @@ impl<D: VirtioDevice> VhostUser<D> {
                     ring.runs = Some(layout);
                     ring.kept = None;
                     self.lines.starts(index);
-                    if self.lines.is_overdue() {
-                        self.look_at(index);
-                    }
                 }
                 Err(reason) => {
                     ring.refused = true;
