@@ -394,6 +394,42 @@ fn short_frames_and_long_ones_come_in_order_to_buffers_of_any_length() {
     }
 }
 
+/// What is told of a slot of the used ring is of the lap in which it is told, though it is most often what was told of it before.
+#[test]
+fn each_lap_of_a_ring_tells_its_own_heads_and_lengths() {
+    let switch = Switch::new(SwitchOptions::default());
+    let [mut sender, mut taker] = [0, 1].map(|_| Guest::over([switch.port()], options(), 0));
+    // The same as before; the same heads; the same lengths; nothing.
+    let laps = [(0, 0), (0, 0), (0, 3), (1, 3), (1, 3), (3, 5), (0, 0)];
+    for (lap, (turn, more)) in laps.into_iter().enumerate() {
+        let heads: Vec<_> = (0..SIZE).map(|n| n ^ turn).collect();
+        let lens = heads.iter().map(|&head| 60 + usize::from(head) + more);
+        let frames: Vec<_> = lens.map(|len| frame(BROADCAST, len)).collect();
+        for (&head, frame) in heads.iter().zip(&frames) {
+            let at = 0x4_0000 + 0x400 * u64::from(head);
+            taker.rings[0].descriptor(head, at, 0x400, 2, 0);
+            taker.rings[0].offer(head);
+            sender.put(at, &[&[0; 12], &frame[..]].concat());
+            sender.rings[1].descriptor(head, at, 12 + frame.len() as u32, 0, 0);
+            sender.rings[1].offer(head);
+        }
+        taker.kick(0);
+        sender.kick(1);
+        taker.nic.run();
+        let expected = |len: &dyn Fn(&Vec<u8>) -> u32| -> Vec<_> {
+            let heads = heads.iter().map(|&head| u32::from(head));
+            heads.zip(frames.iter().map(len)).collect()
+        };
+        assert_eq!(sender.rings[1].used(), expected(&|_| 0), "lap {lap}");
+        assert_eq!(
+            taker.rings[0].used(),
+            expected(&|frame| 12 + frame.len() as u32),
+            "lap {lap}"
+        );
+        assert!(taker.received(0).is_empty());
+    }
+}
+
 /// Sends by a switch, and receives from it and from a cable.
 struct Both(SwitchPort, Arc<Wire>);
 

@@ -295,8 +295,7 @@ impl<'q> Ahead<'_, 'q> {
         match flat {
             Format::Split(view) => {
                 available.split.advance();
-                used.split
-                    .use_near::<false>(&view.ring, head, written, &round.shared.counters);
+                used.split.renew_near(&view.ring, head, written);
             }
             Format::Packed(view) => {
                 available.packed.advance(1);

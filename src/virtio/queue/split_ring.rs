@@ -196,6 +196,20 @@ impl<'a> FlatRing<'a> {
         }
     }
 
+    /// As [`set_used_entry`](Self::set_used_entry), unless it says so already: its cache line, which nobody else writes, stays where the
+    /// driver can read it too.
+    #[inline]
+    pub fn renew_used_entry(&self, index: u16, id: u32, len: u32) {
+        let offset = RING_HEADER + USED_ENTRY * self.slot(index);
+        // SAFETY: as in `set_used_entry`.
+        let entry = unsafe { self.flat.device.add(offset as usize) }.cast::<u32>();
+        // SAFETY: as in `set_used_entry`.
+        let before = unsafe { [entry.read_volatile(), entry.add(1).read_volatile()] };
+        if before != [id.to_le(), len.to_le()] {
+            self.set_used_entry(index, id, len);
+        }
+    }
+
     /// As [`SplitView::set_used_idx`], but for the mark; and a full fence after it.
     #[inline]
     pub fn set_used_idx_and_fence(&self, idx: u16) {

@@ -67,6 +67,14 @@ impl SplitUsed {
         wanted
     }
 
+    /// As `use_near` without `PUBLISH`, of packets: most drivers of many take their descriptors in turn, and have an entry used for the
+    /// same again. It is left as it is then.
+    #[inline(always)]
+    pub fn renew_near(&mut self, view: &FlatRing<'_>, head: u16, written: u32) {
+        view.renew_used_entry(self.next, head.into(), written);
+        self.next = self.next.wrapping_add(1);
+    }
+
     /// Shows the driver what was [put](Self::put), which is something, and decides whether it is to be told (sections 2.7.7 and
     /// 2.7.10): how many chains it is shown, and that.
     #[inline]
