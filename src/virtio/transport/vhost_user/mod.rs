@@ -24,8 +24,9 @@
 //!
 //! *When a ring runs*: it is described (size, addresses, base), the front end has set its kick, and it is enabled: by
 //! SET_VRING_ENABLE, or by SET_FEATURES without VHOST_USER_F_PROTOCOL_FEATURES. It does not wait for SET_STATUS: front ends kick without.
-//! GET_VRING_BASE stops it. While all are stopped, nothing is told of the configuration: front ends do not hear it then. It is told
-//! when the next ring starts.
+//! GET_VRING_BASE stops it. One that is disabled rests, and what is in it waits until it is enabled: nothing is thrown away, as the
+//! specification would have it of what a network device sends; other back ends rest, too. While all are stopped, nothing is told of the
+//! configuration: front ends do not hear it then. It is told when the next ring starts.
 //!
 //! *When the device is reset*: with RESET_DEVICE; with a status of zero if that was not negotiated; with other features than before;
 //! and when the connection ends. A driver that is stopped for a while (the front end asks for the base of all rings, and starts them
