@@ -22,8 +22,9 @@ const MOST: usize = 32;
 /// The beginnings of so many are on their way here at a time: a processor has about two lines for each of them under way.
 const SOON: usize = 8;
 
-/// Lines at most of the one that comes next: a packet of 1500 bytes. What is longer, processors see coming themselves.
-const LINES: usize = 25;
+/// Lines at most of the one that comes next. The rest of a long one processors see coming themselves; to ask for that too costs them more
+/// than it saves, in packets of 1500 bytes.
+const LINES: usize = 8;
 
 /// Bytes of a cache line.
 const LINE: u32 = 64;
