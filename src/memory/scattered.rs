@@ -108,25 +108,14 @@ impl Scattered {
 mod loom_tests {
     //! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --lib loom_`
 
-    use loom::sync::atomic::{AtomicBool, Ordering};
-
     use super::*;
-    use crate::memory::tally::{Tally, VIEWERS};
-
-    /// What is taken away: used, and then not there any more.
-    struct Gone(loom::sync::Arc<AtomicBool>);
-
-    impl Drop for Gone {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::SeqCst);
-        }
-    }
+    use crate::memory::tally::{Tally, VIEWERS, loom_tests::Taken};
 
     /// A pin's, with the viewers that it counts elsewhere.
     struct World {
         tally: Tally,
         scattered: Scattered,
-        gone: loom::sync::Arc<AtomicBool>,
+        taken: Taken,
     }
 
     impl World {
@@ -134,23 +123,18 @@ mod loom_tests {
             loom::sync::Arc::new(Self {
                 tally: Tally::new(VIEWERS + 1),
                 scattered: Scattered::default(),
-                gone: loom::sync::Arc::new(AtomicBool::new(false)),
+                taken: Taken::new(),
             })
         }
 
-        fn is_gone(&self) -> bool {
-            self.gone.load(Ordering::SeqCst)
-        }
-
         fn is_there(&self) {
-            assert!(!self.is_gone(), "it was taken away from who uses it");
+            self.taken.assert_is_there();
         }
 
         /// In the order of [`Runs::take_back`](super::super::runs::Runs::take_back).
         fn end(&self, addresses: Range) {
-            let ticket: Ticket = Arc::new(Gone(self.gone.clone()));
-            let mut over = Vec::new();
-            self.tally.end(VIEWERS, &ticket, &mut over);
+            let ticket = self.taken.ticket();
+            self.tally.end(VIEWERS, &ticket, &mut Vec::new());
             self.scattered.end(&addresses, &ticket);
         }
     }
@@ -172,7 +156,7 @@ mod loom_tests {
             });
             world.end(0x2000..=0x2fff);
             user.join().unwrap();
-            assert!(world.is_gone(), "nobody was told");
+            world.taken.assert_is_gone();
         });
     }
 
@@ -195,7 +179,7 @@ mod loom_tests {
             world.is_there();
             world.scattered.leave(&here);
             user.join().unwrap();
-            assert!(world.is_gone(), "nobody was told");
+            world.taken.assert_is_gone();
             world.scattered.leave(&elsewhere);
         });
     }
@@ -219,7 +203,7 @@ mod loom_tests {
             world.scattered.end(&(0x2000..=0x2fff), &first);
             world.end(0x3000..=0x3fff);
             user.join().unwrap();
-            assert!(world.is_gone(), "nobody was told");
+            world.taken.assert_is_gone();
             assert_eq!(Arc::strong_count(&first), 1, "it is kept for nobody");
         });
     }

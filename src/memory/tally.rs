@@ -81,7 +81,7 @@ impl Tally {
 }
 
 #[cfg(all(test, loom))]
-mod loom_tests {
+pub(super) mod loom_tests {
     //! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --lib loom_`
 
     use loom::sync::atomic::AtomicBool;
@@ -90,33 +90,53 @@ mod loom_tests {
 
     const RUN: usize = 1;
 
-    /// What is taken away: used, and then not there any more.
-    struct Gone(loom::sync::Arc<AtomicBool>);
+    /// What is taken away: used, and then, when its ticket is dropped, not there any more.
+    #[derive(Clone)]
+    pub struct Taken(loom::sync::Arc<AtomicBool>);
 
-    impl Drop for Gone {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::SeqCst);
+    impl Taken {
+        pub fn new() -> Self {
+            Self(loom::sync::Arc::new(AtomicBool::new(false)))
+        }
+
+        pub fn ticket(&self) -> Ticket {
+            struct Gone(Taken);
+
+            impl Drop for Gone {
+                fn drop(&mut self) {
+                    self.0.0.store(true, Ordering::SeqCst);
+                }
+            }
+
+            Shared::new(Gone(self.clone()))
+        }
+
+        pub fn assert_is_there(&self) {
+            assert!(!self.0.load(Ordering::SeqCst), "it was taken away from who uses it");
+        }
+
+        pub fn assert_is_gone(&self) {
+            assert!(self.0.load(Ordering::SeqCst), "nobody was told");
         }
     }
 
     struct World {
         tally: Tally,
-        gone: loom::sync::Arc<AtomicBool>,
+        taken: Taken,
     }
 
     impl World {
         fn new() -> loom::sync::Arc<Self> {
-            let (tally, gone) = (Tally::new(2), loom::sync::Arc::new(AtomicBool::new(false)));
-            loom::sync::Arc::new(Self { tally, gone })
+            let (tally, taken) = (Tally::new(2), Taken::new());
+            loom::sync::Arc::new(Self { tally, taken })
         }
 
         fn is_there(&self) {
-            assert!(!self.gone.load(Ordering::SeqCst), "it was taken away from who uses it");
+            self.taken.assert_is_there();
         }
 
         fn end(&self) {
-            let ticket: Ticket = Shared::new(Gone(self.gone.clone()));
-            let mut over = Vec::new();
+            let (ticket, mut over) = (self.taken.ticket(), Vec::new());
             for thing in [VIEWERS, RUN] {
                 self.tally.end(thing, &ticket, &mut over);
             }
@@ -139,7 +159,7 @@ mod loom_tests {
             });
             world.end();
             user.join().unwrap();
-            assert!(world.gone.load(Ordering::SeqCst), "nobody was told");
+            world.taken.assert_is_gone();
         });
     }
 
@@ -162,7 +182,7 @@ mod loom_tests {
             world.is_there();
             world.tally.leave(RUN);
             users.into_iter().for_each(|user| user.join().unwrap());
-            assert!(world.gone.load(Ordering::SeqCst), "nobody was told");
+            world.taken.assert_is_gone();
         });
     }
 
@@ -181,7 +201,7 @@ mod loom_tests {
             world.tally.end(RUN, &first, &mut Vec::new());
             world.end();
             user.join().unwrap();
-            assert!(world.gone.load(Ordering::SeqCst), "nobody was told");
+            world.taken.assert_is_gone();
             assert_eq!(Shared::strong_count(&first), 1);
         });
     }
