@@ -35,6 +35,16 @@ pub struct World {
     pub kept: Mutex<Vec<u8>>,
 }
 
+impl World {
+    pub fn assert_each_answered_once(&self, asked: impl IntoIterator<Item = u64>) {
+        let answered = self.answered.lock().unwrap();
+        for number in asked {
+            let times = answered.iter().filter(|other| **other == number).count();
+            assert_eq!(times, 1, "{number} was answered {times} times");
+        }
+    }
+}
+
 /// Answers each number with the one after it.
 pub struct Counter(pub Arc<World>);
 

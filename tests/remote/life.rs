@@ -23,6 +23,7 @@ use crate::{
     back::{Back, FEATURE, World, pair},
     front::*,
     machine::{BUSES, Bus, NEEDS_RESET},
+    moved::connect_without,
     wire::{Fate, Way, between},
 };
 
@@ -162,11 +163,7 @@ fn a_back_end_that_goes_in_the_middle_of_requests_is_followed_by_one_that_answer
             world.holds.store(false, SeqCst);
             front.settle();
             assert_eq!(front.returns(), round);
-            let answered = world.answered.lock().unwrap().clone();
-            for number in asked {
-                let times = answered.iter().filter(|other| **other == number).count();
-                assert_eq!(times, 1, "{number} was answered {times} times");
-            }
+            world.assert_each_answered_once(asked);
         }
     }
 }
@@ -204,11 +201,7 @@ fn a_back_end_without_a_table_that_goes_with_later_requests_used_before_earlier_
             backs.lock().unwrap().clear();
             world.holds_even.store(false, SeqCst);
             front.settle();
-            let answered = world.answered.lock().unwrap().clone();
-            for number in asked {
-                let times = answered.iter().filter(|other| **other == number).count();
-                assert_eq!(times, 1, "{number} was answered {times} times");
-            }
+            world.assert_each_answered_once(asked);
             assert_eq!(front.returns(), round as u64);
         }
     }
@@ -245,11 +238,7 @@ fn a_back_end_with_a_table_that_comes_after_one_without_loses_none_on_any_queue(
     world.holds_even.store(false, SeqCst);
     front.settle();
     assert_eq!(came.load(SeqCst), 2);
-    let answered = world.answered.lock().unwrap().clone();
-    for number in asked {
-        let times = answered.iter().filter(|other| **other == number).count();
-        assert_eq!(times, 1, "{number} was answered {times} times");
-    }
+    world.assert_each_answered_once(asked);
 }
 
 #[test]
@@ -257,24 +246,7 @@ fn a_device_that_is_saved_when_its_back_end_has_gone_takes_along_what_was_in_fli
     const DEVICE_STATE: u64 = 1 << 19;
     for forgotten in [DEVICE_STATE, DEVICE_STATE | INFLIGHT] {
         let world = Arc::new(World::default());
-        let reach = || {
-            let (backs, shared) = (Backs::default(), Arc::clone(&world));
-            let made = Arc::clone(&backs);
-            let connect = move || {
-                let (front, middle) = pair();
-                let (middle2, back) = pair();
-                made.lock().unwrap().push(Back::new(&shared, back));
-                let _ = between(middle, middle2, move |way, message| {
-                    if way == Way::ToFront && message.request == PROTOCOL_FEATURES {
-                        let all = u64::from_ne_bytes(message.payload[..].try_into().unwrap());
-                        message.payload = (all & !forgotten).to_ne_bytes().into();
-                    }
-                    Fate::Pass
-                });
-                Ok(front)
-            };
-            (connect, backs)
-        };
+        let reach = || connect_without(forgotten, Arc::clone(&world));
         let (connect, backs) = reach();
         let mut front = Front::started(Bus::Mmio, connect, FEATURE);
         world.holds_even.store(true, SeqCst);
@@ -290,11 +262,7 @@ fn a_device_that_is_saved_when_its_back_end_has_gone_takes_along_what_was_in_fli
         other.take_driver(&mut front);
         other.machine.transport().resume();
         other.settle();
-        let answered = world.answered.lock().unwrap().clone();
-        for number in asked {
-            let times = answered.iter().filter(|other| **other == number).count();
-            assert_eq!(times, 1, "{number} was answered {times} times");
-        }
+        world.assert_each_answered_once(asked);
     }
 }
 

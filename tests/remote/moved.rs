@@ -177,7 +177,7 @@ fn a_state_that_the_back_end_does_not_take_is_refused() {
         assert!(began.elapsed() < Duration::from_secs(5), "{fault:?}");
     }
     // And one that has none does not forget it in silence.
-    let (connect, _backs) = connect_without(DEVICE_STATE);
+    let (connect, _backs) = connect_without(DEVICE_STATE, Arc::default());
     let other = Front::cold(Bus::Mmio, connect, shared_memory(1), options());
     assert!(other.machine.transport().restore(&state).is_err());
 }
@@ -208,15 +208,16 @@ fn a_state_is_given_again_to_a_back_end_that_comes_before_any_ring_has_started()
 }
 
 /// A back end of ours that does not say that it has these protocol features.
-fn connect_without(
+pub fn connect_without(
     features: u64,
+    world: Arc<crate::back::World>,
 ) -> (
     impl FnMut() -> std::io::Result<std::os::unix::net::UnixStream> + Send,
     Backs,
 ) {
     const GET_PROTOCOL_FEATURES: u32 = 15;
     let backs = Backs::default();
-    let (made, world) = (Arc::clone(&backs), Arc::default());
+    let made = Arc::clone(&backs);
     let connect = move || {
         let (front, middle) = crate::back::pair();
         let (middle2, back) = crate::back::pair();
@@ -304,7 +305,7 @@ fn a_log_that_is_asked_for_before_the_driver_is_there_begins_with_it() {
 #[test]
 fn a_back_end_that_does_not_log_is_none_for_a_migration() {
     const LOG_SHMFD: u64 = 1 << 1;
-    let (connect, _backs) = connect_without(LOG_SHMFD);
+    let (connect, _backs) = connect_without(LOG_SHMFD, Arc::default());
     let device = Remote::new(connect, shared_memory(1), options()).unwrap();
     assert!(matches!(device.start_dirty_log(), Err(RemoteError::NoLog)));
 }

@@ -14,7 +14,10 @@ use std::{
 
 use devisor::virtio::{
     QueueIndex, VirtioDevice, VirtioTransport, Wait,
-    transport::vhost_user::{ConnectionError, VhostUser, VhostUserOptions},
+    transport::{
+        TransportOptions,
+        vhost_user::{ConnectionError, VhostUser, VhostUserOptions},
+    },
 };
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
@@ -74,6 +77,17 @@ pub struct Front<D: VirtioDevice = Device> {
     pub kicks: Vec<File>,
     pub calls: Vec<File>,
     pub protocol: u64,
+}
+
+/// Those of a device that takes packed rings, too.
+pub fn packed_options() -> VhostUserOptions {
+    VhostUserOptions {
+        transport: TransportOptions {
+            packed: true,
+            ..TransportOptions::default()
+        },
+        ..VhostUserOptions::default()
+    }
 }
 
 pub fn memfd(len: u64) -> File {

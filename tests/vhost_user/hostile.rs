@@ -12,16 +12,16 @@ use std::{
 use devisor::virtio::{
     VirtioTransport,
     features::RING_PACKED,
-    transport::{
-        TransportOptions,
-        vhost_user::{ConnectionError, VhostUserOptions},
-    },
+    transport::vhost_user::{ConnectionError, VhostUserOptions},
     vhost_user::{protocol_feature as feature, vhost_feature::LOG_ALL},
 };
 
 use super::{
     devices::Device,
-    front::{Front, PROTOCOL_FEATURES, VERSION, VERSION_1, bytes, eventfd, halves, id, memfd, message, region, send},
+    front::{
+        Front, PROTOCOL_FEATURES, VERSION, VERSION_1, bytes, eventfd, halves, id, memfd, message, packed_options,
+        region, send,
+    },
     rings::exchange,
     skip::skipped,
 };
@@ -400,15 +400,7 @@ fn logs_that_cannot_be_are_refused_and_the_one_before_stays() {
 #[test]
 fn features_that_are_refused_are_not_those_of_rings_that_start_later() {
     let (device, seen) = Device::new(2);
-    let transport = TransportOptions {
-        packed: true,
-        ..TransportOptions::default()
-    };
-    let options = VhostUserOptions {
-        transport,
-        ..VhostUserOptions::default()
-    };
-    let mut front = Front::with_options(device, options);
+    let mut front = Front::with_options(device, packed_options());
     let features = VERSION_1 | PROTOCOL_FEATURES;
     front.negotiate(features, feature::REPLY_ACK | feature::LOG_SHMFD);
     front.share_memory();

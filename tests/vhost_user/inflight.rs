@@ -7,15 +7,13 @@ use std::{
 };
 
 use devisor::virtio::{
-    VirtioTransport,
-    features::RING_PACKED,
-    transport::{TransportOptions, vhost_user::VhostUserOptions},
+    VirtioTransport, features::RING_PACKED, transport::vhost_user::VhostUserOptions,
     vhost_user::protocol_feature as feature,
 };
 
 use super::{
     devices::{Device, Seen},
-    front::{Front, PROTOCOL_FEATURES, VERSION_1, bytes, halves, id},
+    front::{Front, PROTOCOL_FEATURES, VERSION_1, bytes, halves, id, packed_options},
     packed::PackedRing,
     ring::{NEXT, Ring, WRITE, readable, writable},
 };
@@ -198,15 +196,8 @@ fn one_that_comes_back_untouched_is_in_the_ring_again_whose_base_is_what_was_use
 #[test]
 fn in_a_packed_ring_back_ends_go_on_and_on_and_lose_and_repeat_nothing() {
     let packed = VERSION_1 | PROTOCOL_FEATURES | devisor::virtio::features::RING_PACKED;
-    let options = || VhostUserOptions {
-        transport: devisor::virtio::transport::TransportOptions {
-            packed: true,
-            ..Default::default()
-        },
-        ..VhostUserOptions::default()
-    };
     let (device, mut seen) = Device::keeping(1);
-    let mut front = Front::with_options(device, options());
+    let mut front = Front::with_options(device, packed_options());
     front.negotiate(packed, feature::INFLIGHT_SHMFD);
     front.share_memory();
     let asked = [vec![0; 16], halves(&[1 | 32 << 16, 0])].concat();
@@ -246,7 +237,7 @@ fn in_a_packed_ring_back_ends_go_on_and_on_and_lose_and_repeat_nothing() {
         }
         std::mem::forget(std::mem::take(&mut *seen.kept.lock().unwrap()));
         let (device, next) = Device::keeping(1);
-        let mut other = Front::with_memory(device, options(), Arc::clone(&front.file));
+        let mut other = Front::with_memory(device, packed_options(), Arc::clone(&front.file));
         other.negotiate(packed, feature::INFLIGHT_SHMFD);
         other.share_memory();
         other.tell(id::SET_INFLIGHT_FD, &description, &[table.as_raw_fd()]);
@@ -285,15 +276,7 @@ fn a_table_for_more_rings_than_there_are_costs_no_memory_for_them() {
 #[test]
 fn the_table_of_a_ring_that_cannot_be_is_not_read() {
     let (device, _) = Device::new(1);
-    let transport = TransportOptions {
-        packed: true,
-        ..TransportOptions::default()
-    };
-    let options = VhostUserOptions {
-        transport,
-        ..VhostUserOptions::default()
-    };
-    let mut front = Front::with_options(device, options);
+    let mut front = Front::with_options(device, packed_options());
     let packed = VERSION_1 | PROTOCOL_FEATURES | RING_PACKED;
     front.negotiate(packed, feature::INFLIGHT_SHMFD | feature::STATUS);
     front.share_memory();
@@ -315,15 +298,7 @@ fn the_table_of_a_ring_that_cannot_be_is_not_read() {
 fn a_table_of_rings_of_another_format_is_none_of_these() {
     for (given, now) in [(0, RING_PACKED), (RING_PACKED, 0)] {
         let (device, _) = Device::new(1);
-        let transport = TransportOptions {
-            packed: true,
-            ..TransportOptions::default()
-        };
-        let options = VhostUserOptions {
-            transport,
-            ..VhostUserOptions::default()
-        };
-        let mut front = Front::with_options(device, options);
+        let mut front = Front::with_options(device, packed_options());
         let features = VERSION_1 | PROTOCOL_FEATURES;
         front.negotiate(features | given, feature::INFLIGHT_SHMFD | feature::STATUS);
         front.share_memory();

@@ -15,10 +15,7 @@ use devisor::virtio::{
     features::RING_PACKED,
     net::{Header, Net, NetOptions, Port as _, Switch, SwitchOptions},
     reclaim::Reclaim,
-    transport::{
-        TransportOptions,
-        vhost_user::{FrontEndMemory, VhostUserOptions},
-    },
+    transport::vhost_user::{FrontEndMemory, VhostUserOptions},
     vhost_user::{protocol_feature as feature, vhost_feature},
 };
 
@@ -26,7 +23,9 @@ use vm_memory::VolatileSlice;
 
 use super::{
     devices::Device,
-    front::{Front, MEMORY, NEED_REPLY, PROTOCOL_FEATURES, USER, VERSION_1, bytes, halves, id, memfd, region},
+    front::{
+        Front, MEMORY, NEED_REPLY, PROTOCOL_FEATURES, USER, VERSION_1, bytes, halves, id, memfd, packed_options, region,
+    },
     packed::PackedRing,
     ring::{Ring, readable, writable},
     rings::exchange,
@@ -375,14 +374,7 @@ fn packets_that_come_into_buffers_that_were_looked_at_ahead_are_logged_each_wher
 
 /// A front end with a device behind packed rings, and the log of what is written from here on.
 fn logged<D: VirtioDevice + 'static>(device: D, queues: u32) -> (Front<D>, Vec<PackedRing>, File) {
-    let options = VhostUserOptions {
-        transport: TransportOptions {
-            packed: true,
-            ..TransportOptions::default()
-        },
-        ..VhostUserOptions::default()
-    };
-    let mut front = Front::with_options(device, options);
+    let mut front = Front::with_options(device, packed_options());
     let features = VERSION_1 | PROTOCOL_FEATURES | RING_PACKED;
     front.negotiate(features, feature::LOG_SHMFD);
     front.share_memory();

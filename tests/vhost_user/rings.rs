@@ -26,7 +26,7 @@ use devisor::{
 
 use super::{
     devices::Device,
-    front::{Front, PROTOCOL_FEATURES, VERSION_1, bytes, eventfd, halves, id},
+    front::{Front, PROTOCOL_FEATURES, VERSION_1, bytes, eventfd, halves, id, packed_options},
     packed::PackedRing,
     ring::{Ring, readable, writable},
 };
@@ -189,16 +189,9 @@ fn requests_that_come_back_untouched_are_found_by_whoever_goes_on_from_the_base(
 #[test]
 fn in_a_packed_ring_too_requests_that_come_back_untouched_are_found_by_another_process() {
     let packed = VERSION_1 | PROTOCOL_FEATURES | devisor::virtio::features::RING_PACKED;
-    let options = || VhostUserOptions {
-        transport: devisor::virtio::transport::TransportOptions {
-            packed: true,
-            ..Default::default()
-        },
-        ..VhostUserOptions::default()
-    };
     let (device, seen) = Device::keeping(1);
     seen.gives_back.store(true, Ordering::SeqCst);
-    let mut front = Front::with_options(device, options());
+    let mut front = Front::with_options(device, packed_options());
     front.negotiate(packed, 0);
     front.share_memory();
     let mut ring = PackedRing::new(&front.memory, 0x1_0000, 8);
@@ -220,7 +213,7 @@ fn in_a_packed_ring_too_requests_that_come_back_untouched_are_found_by_another_p
     let base = front.base(0);
     assert_eq!(base & 0xffff, base >> 16, "as far as was used");
     let (device, seen) = Device::new(1);
-    let mut other = Front::with_memory(device, options(), Arc::clone(&front.file));
+    let mut other = Front::with_memory(device, packed_options(), Arc::clone(&front.file));
     other.negotiate(packed, 0);
     other.share_memory();
     other.describe(0, &place, base);
